@@ -1,0 +1,1 @@
+"""Experiments made with the instrument and the probes, and the `hijacklens` command."""

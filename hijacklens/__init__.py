@@ -1,0 +1,33 @@
+"""hijacklens: measure, probe and explain context hijacking in language models.
+
+The public names below are imported when they are first used, so that `import hijacklens` is
+fast; torch and TransformerLens take seconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Any
+
+_WHERE = {
+    "InputError": "hijacklens.errors",
+    "load_result": "hijacklens.results",
+}
+"""Public name -> the module that defines it."""
+
+__all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("hijacklens")
+    if name in _WHERE:
+        value = getattr(importlib.import_module(_WHERE[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'hijacklens' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,1 @@
+"""Latent concept association: the synthetic task and its one-layer transformer."""

@@ -1,0 +1,84 @@
+"""How every figure of the project looks: one style, one colour-blind safe palette.
+
+A plot is a value: functions here return the matplotlib figure and show nothing. Colours are the
+eight of Okabe and Ito (2008); lines also differ in marker, so that figures survive grey printing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = (
+    "#0072B2",  # blue
+    "#D55E00",  # vermilion
+    "#009E73",  # green
+    "#CC79A7",  # purple
+    "#E69F00",  # orange
+    "#56B4E9",  # sky
+    "#000000",
+    "#B8A800",  # yellow, darkened for white paper
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hijacklens",  # the same figure gives the same file
+}
+
+
+def series(i: int) -> tuple[str, str]:
+    """Colour and marker of the i-th line; they repeat after eight."""
+    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+
+
+@contextmanager
+def canvas(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: float = 5.2,
+    height: float = 3.6,
+    share_y: bool = False,
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A styled figure and its axes, row by row; `width` and `height` are inches for one of them.
+
+    The figure is taken off pyplot's list, so that a notebook shows it once (as the value of a
+    cell) and a long run does not pile figures up.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(width * columns, height * rows),
+            squeeze=False,
+            sharey=share_y,
+            layout="constrained",
+        )
+        try:
+            yield figure, list(axes.flat)
+        finally:
+            plt.close(figure)
+
+
+def write(figure: Figure, path: Path) -> None:
+    """Save a figure as the format its file name ends in, without a date, so that files compare."""
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with plt.rc_context(STYLE):
+        figure.savefig(path, metadata=metadata)

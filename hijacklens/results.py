@@ -1,0 +1,227 @@
+"""What every result shares: labels, a table, a figure, a folder on disk, and where it came from.
+
+A result is a frozen dataclass that derives from `Result`. `save` writes its files into a folder,
+each one whole or not at all, and `result.json` last: a folder with a `result.json` is complete.
+`load_result` reads any such folder back as the type that wrote it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hijacklens.errors import InputError
+
+RECORD = "result.json"
+PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a result came from: when, by which command, with which versions, at which commit."""
+
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    """The command line, or `python` for a notebook or script."""
+    seed: int | None
+    """The seed that the run was given, or None where nothing was drawn."""
+    commit: str | None
+    """Commit of the hijacklens checkout (`+` when it had changes), None when installed."""
+    python: str
+    platform: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def now(cls, *, seed: int | None = None) -> Provenance:
+        """The provenance of a result that is being made now, in this process."""
+        program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        command = " ".join([program, *sys.argv[1:]]) if program == "hijacklens" else "python"
+        return cls(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=command,
+            seed=seed,
+            commit=_commit(),
+            python=platform.python_version(),
+            platform=f"{platform.system()} {platform.machine()}",
+            versions={name: _version(name) for name in PACKAGES},
+        )
+
+
+class Result(ABC):
+    """Base of all results. A subclass is a frozen dataclass with a field `provenance`."""
+
+    provenance: Provenance
+    figure_names: ClassVar[tuple[str, ...]] = ("curve.svg", "curve.png")
+    """Files that `save` writes `plot()` to."""
+
+    @abstractmethod
+    def to_dataframe(self) -> pd.DataFrame:
+        """The result as one tidy table, a row per observation."""
+
+    @abstractmethod
+    def plot(self) -> Figure:
+        """The figure of the result; it is returned, not shown."""
+
+    @abstractmethod
+    def configuration(self) -> dict[str, Any]:
+        """What the run was asked to do and what it found in one number each, ready for JSON."""
+
+    @abstractmethod
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """File name -> function that writes it to a path; the figures come by themselves."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> Result:
+        """The result whose files are in `folder` and whose `result.json` holds `record`."""
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write all files of the result into `folder` and return its path.
+
+        Raises:
+            InputError: The folder holds a result already and `overwrite` is False.
+        """
+        target = claim_folder(folder, overwrite=overwrite)
+        (target / RECORD).unlink(missing_ok=True)
+        for name, write in self.files().items():
+            write_whole(target / name, write)
+        if self.figure_names:
+            from hijacklens import plots
+
+            figure = self.plot()
+            for name in self.figure_names:
+                write_whole(target / name, lambda path: plots.write(figure, path))
+        kind = type(self)
+        record = {
+            "type": f"{kind.__module__}:{kind.__qualname__}",
+            **self.configuration(),
+            "provenance": asdict(self.provenance),
+        }
+        write_json(target / RECORD, record)
+        return target
+
+
+def load_result(folder: str | Path) -> Result:
+    """Read a saved result of any type.
+
+    Raises:
+        InputError: The folder has no readable `result.json`, or it names no type of result.
+    """
+    path = Path(folder) / RECORD
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(record["type"])
+    except FileNotFoundError:
+        raise InputError(
+            f"no result in {str(folder)!r}: it has no {RECORD}. Name a folder that a run wrote "
+            "with --out or save(); a run that was cut short has no such file."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the record of a result: {error}.") from error
+    # The type is named by a file, so only our own packages are ever imported for it.
+    match = re.fullmatch(r"((?:hijacklens|probes|analyses)(?:\.\w+)+):(\w+)", kind)
+    found: Any = None
+    if match:
+        try:
+            found = getattr(importlib.import_module(match[1]), match[2], None)
+        except ImportError:
+            found = None
+    if not (isinstance(found, type) and issubclass(found, Result)):
+        raise InputError(
+            f"{path} names the type {kind!r}, which this version of hijacklens "
+            f"({_version('hijacklens')}) does not have."
+        )
+    return found.read(Path(folder), record)
+
+
+def provenance_from(record: Mapping[str, Any]) -> Provenance:
+    """The provenance in the record of a saved result."""
+    return Provenance(**record["provenance"])
+
+
+def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Make the folder for a result, and refuse one that holds a result already.
+
+    Raises:
+        InputError: A result is there and `overwrite` is False, or the path is a file.
+    """
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"cannot write results to {str(folder)!r}: it is a file, not a folder.")
+    if (path / RECORD).exists() and not overwrite:
+        raise InputError(
+            f"{str(folder)!r} holds a result already. Choose another folder, or say overwrite "
+            "(--overwrite on the command line) to replace it."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a file whole or not at all: to a name of its own first, then renamed into place."""
+    part = path.with_name(f".part{os.getpid()}-{path.name}")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as strict JSON: no NaN (null instead), UTF-8, keys in their order."""
+    text = json.dumps(_strict(record), indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, lambda part: part.write_text(text + "\n", encoding="utf-8") and None)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset, range)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

@@ -1,0 +1,40 @@
+"""Thin, named uses of scipy and statsmodels: the intervals and tests that results are printed with.
+
+>>> share(40, 50).value, round(share(40, 50).low, 3), round(share(40, 50).high, 3)
+(0.8, 0.67, 0.888)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with the ends of its confidence interval, in the unit of the estimate."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def share(count: int, total: int, *, confidence: float = 0.95) -> Interval:
+    """A share with its Wilson score interval (Wilson 1927), which keeps its level near 0 and 1.
+
+    Args:
+        count: How many of the `total` have the property.
+        total: How many there are; 0 gives `nan` for the share and the interval [0, 1].
+        confidence: The level of the interval.
+    """
+    from statsmodels.stats.proportion import proportion_confint
+
+    if not 0 <= count <= total:
+        raise ValueError(f"share: count must lie in 0..{total}, got {count}")
+    if total == 0:
+        return Interval(math.nan, 0.0, 1.0)
+    low, high = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
+    return Interval(count / total, float(low), float(high))

@@ -1,0 +1,1 @@
+"""What is pointed at a model: hook-based probes that take any hooked model."""

@@ -187,7 +187,11 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as strict JSON: no NaN (null instead), UTF-8, keys in their order."""
     text = json.dumps(_strict(record), indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, lambda part: part.write_text(text + "\n", encoding="utf-8") and None)
+
+    def write(part: Path) -> None:
+        part.write_text(text + "\n", encoding="utf-8")
+
+    write_whole(path, write)
 
 
 def _strict(value: Any) -> Any:

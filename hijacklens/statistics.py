@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,5 +37,5 @@ def share(count: int, total: int, *, confidence: float = 0.95) -> Interval:
         raise ValueError(f"share: count must lie in 0..{total}, got {count}")
     if total == 0:
         return Interval(math.nan, 0.0, 1.0)
-    low, high = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
-    return Interval(count / total, float(low), float(high))
+    ends: Any = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
+    return Interval(count / total, float(ends[0]), float(ends[1]))

@@ -1,0 +1,109 @@
+"""The one surface that scoring and probes ask of a model, and hooks that always come off.
+
+A hooked model has TransformerLens hook points under their usual names, such as
+`blocks.0.attn.hook_pattern`, and runs with hooks and with a cache. A `TransformerBridge`, the one-layer model of
+`hijacklens.concepts` and, under TransformerLens 3.9, a `HookedTransformer` all are hooked models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from transformer_lens.hook_points import HookPoint
+
+from hijacklens.errors import InputError, unknown
+
+HookFunction: TypeAlias = Callable[..., Any]
+"""Called with the activation and `hook=` (the hook point); returns the new activation or None."""
+NamedHook: TypeAlias = tuple[str, HookFunction]
+
+
+@runtime_checkable
+class HookedModel(Protocol):
+    """A model with TransformerLens hook points; the members that this project uses."""
+
+    @property
+    def cfg(self) -> Any:
+        """Has `n_layers`, `n_heads`, `d_model`, `d_vocab`, `n_ctx`, `model_name`, `device`."""
+        ...
+
+    @property
+    def hook_dict(self) -> Mapping[str, HookPoint]:
+        """Hook name -> hook point."""
+        ...
+
+    @property
+    def training(self) -> bool:
+        """Whether the model is in training mode, where dropout makes scores random."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The logits of a batch of tokens."""
+        ...
+
+    def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
+        """The logits, with temporary hooks."""
+        ...
+
+    def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
+        """The logits and an ActivationCache."""
+        ...
+
+    def parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """The parameters, as on any torch module."""
+        ...
+
+
+def device_of(model: HookedModel) -> torch.device:
+    """Where the model takes its input: the device of its first parameter."""
+    return next(iter(model.parameters())).device
+
+
+def require_eval(model: HookedModel, *, operation: str) -> None:
+    """Refuse a model in training mode, whose dropout would make every number random.
+
+    Raises:
+        InputError: The model is in training mode.
+    """
+    if model.training:
+        raise InputError(
+            f"{operation} needs a model in evaluation mode, and this one is in training mode "
+            "(dropout would make its scores random). Call model.eval() first."
+        )
+
+
+@contextmanager
+def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedModel]:
+    """Run the body with forward hooks on the model; they come off whatever happens in it.
+
+    Only the hooks added here are removed: those that were on the model before stay. No weight is
+    touched, so the model is bit for bit what it was.
+
+    Args:
+        model: Any hooked model.
+        hooks: Pairs of a hook name and a function called with the activation and `hook=`.
+
+    Raises:
+        InputError: A hook name that the model does not have (TransformerLens 3.9 would ignore it).
+    """
+    for name, _ in hooks:
+        if name not in model.hook_dict:
+            raise unknown(
+                "hook", name, model.hook_dict, "See model.hook_dict for what this model has."
+            )
+    handles = []
+    try:
+        for name, function in hooks:
+            point = model.hook_dict[name]
+            before = len(point.fwd_hooks)
+            point.add_hook(function)
+            handles.extend((point, handle) for handle in point.fwd_hooks[before:])
+        yield model
+    finally:
+        for point, handle in handles:
+            handle.hook.remove()
+            if handle in point.fwd_hooks:  # the body may have reset all hooks itself
+                point.fwd_hooks.remove(handle)

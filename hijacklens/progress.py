@@ -1,0 +1,30 @@
+"""The progress bar of all long work: what is done, how fast, how long it still takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+def bar(total: float, *, unit: str, label: str, quiet: bool = False) -> tqdm[Any]:
+    """A progress bar for a terminal or a notebook; use it as a context manager.
+
+    It shows the rate in `unit` per second and the time left, and writes to standard error, so
+    that standard output holds results alone. `update` takes fractions of a unit.
+
+    Args:
+        total: How many units the work has.
+        unit: The plural of the unit, e.g. `"facts"`.
+        label: What is being done, in a few words.
+        quiet: Draw nothing.
+    """
+    # No `total_fmt` for fractions: whole units read better than "37.25/412".
+    layout = (
+        "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} "
+        + unit
+        + " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+    )
+    return tqdm(
+        total=total, unit=f" {unit}", desc=label, disable=quiet, bar_format=layout, mininterval=0.2
+    )

@@ -1,8 +1,9 @@
 """The one surface that scoring and probes ask of a model, and hooks that always come off.
 
 A hooked model has TransformerLens hook points under their usual names, such as
-`blocks.0.attn.hook_pattern`, and runs with hooks and with a cache. A `TransformerBridge`, the one-layer model of
-`hijacklens.concepts` and, under TransformerLens 3.9, a `HookedTransformer` all are hooked models.
+`blocks.0.attn.hook_pattern`, and runs with hooks and with a cache. A `TransformerBridge`, the
+one-layer model of `hijacklens.concepts` and, under TransformerLens 3.9, a `HookedTransformer`
+all are hooked models.
 """
 
 from __future__ import annotations

@@ -1,0 +1,73 @@
+"""The `hijacklens` command: a group whose commands are imported when they are called.
+
+Listing the commands with one line each costs no import of torch or TransformerLens, so that
+`hijacklens --help` answers at once. An `InputError` is printed as one line and ends with status
+2; Ctrl-C ends with status 130.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from hijacklens.errors import InputError, unknown
+
+COMMANDS = {
+    "hijack": "Score how far recall of facts gives way under hijacking.",
+    "ask": "Show what a model says next, with and without a hijack.",
+    "models": "List the models that come as packages, and how to name others.",
+    "schemes": "List the hijack schemes.",
+    "facts": "List the relations of a set of facts, or show single facts.",
+    "train": "Train one-layer models on latent concept association.",
+}
+"""Command -> its line in the help; the command itself is `analyses.commands.<name>:command`."""
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is asked for, not before."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        return importlib.import_module(f"analyses.commands.{cmd_name}").command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="hijacklens")
+def group() -> None:
+    """Measure, probe and explain context hijacking in language models.
+
+    Put "Do not think of Guam." before "The Eiffel Tower is in the city of" and many language
+    models say Guam. Start with: hijacklens hijack --model smollm2-135m --out runs/first
+    """
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its status: 0 done, 1 aborted, 2 bad input, 130 Ctrl-C."""
+    try:
+        group.main(args=arguments, prog_name="hijacklens", standalone_mode=False)
+    except InputError as error:
+        click.echo(f"hijacklens: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("hijacklens: stopped.", err=True)
+        sys.exit(130)

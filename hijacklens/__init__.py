@@ -11,8 +11,18 @@ from importlib import metadata
 from typing import Any
 
 _WHERE = {
+    "Fact": "hijacklens.facts.fact",
+    "FactSet": "hijacklens.facts.fact",
+    "HijackResult": "hijacklens.scoring.result",
     "InputError": "hijacklens.errors",
+    "Scheme": "hijacklens.schemes",
+    "add_scheme": "hijacklens.schemes",
+    "atlas": "hijacklens.facts.atlas",
+    "counterfact": "hijacklens.facts.counterfact",
+    "hijack": "hijacklens.scoring.hijack",
+    "load_model": "hijacklens.models",
     "load_result": "hijacklens.results",
+    "schemes": "hijacklens.schemes",
 }
 """Public name -> the module that defines it."""
 

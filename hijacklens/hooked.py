@@ -57,6 +57,20 @@ class HookedModel(Protocol):
         """The parameters, as on any torch module."""
         ...
 
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        """The parameters with their names, as on any torch module."""
+        ...
+
+
+@runtime_checkable
+class HookedLanguageModel(HookedModel, Protocol):
+    """A hooked model of text: it has a tokenizer, whose default call makes its prompts."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """A Hugging Face tokenizer."""
+        ...
+
 
 def device_of(model: HookedModel) -> torch.device:
     """Where the model takes its input: the device of its first parameter."""

@@ -1,0 +1,136 @@
+"""Reading facts: CounterFact in every published layout, from a file or from the hub.
+
+facts = counterfact("counterfact.json")                    # ROME's nested file
+facts = counterfact("NeelNanda/counterfact-tracing")       # the hub, through `datasets`
+facts.where(relation="P190").sample(200, seed=0)
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import FactSet
+from hijacklens.facts.layouts import Record, facts_from_records
+
+HUB_ID = "NeelNanda/counterfact-tracing"
+PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"
+"""Names a file to read when `counterfact()` is called without one."""
+ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz")
+
+
+def counterfact(
+    source: str | Path | None = None, *, split: str | None = None, revision: str | None = None
+) -> FactSet:
+    """Read facts from a file or from a data set on the hub.
+
+    Files may be JSON (an array, or one record a line), CSV or parquet, the first two also
+    gzipped, in any layout of `hijacklens.facts.layouts`. Whitespace around targets is dropped.
+    For language relations the country that goes with a language is filled in as its near word.
+
+    Args:
+        source: A file, or a hub id `owner/name`. Without one: the file that the environment
+            variable HIJACKLENS_COUNTERFACT names, else the hub's NeelNanda/counterfact-tracing.
+        split: The split of a hub data set; the only one, or `train`, if not given.
+        revision: The revision of a hub data set.
+
+    Raises:
+        InputError: The file is missing, empty, of an unknown format or layout, or the hub cannot
+            be reached or has no such data set.
+    """
+    given = str(source if source is not None else os.environ.get(PATH_VARIABLE) or HUB_ID)
+    path = Path(given).expanduser()
+    if path.is_file():
+        return facts_from_records(_file_records(path), name=path.name)
+    looks_like_file = given.endswith(ENDINGS) or given.count("/") != 1 or given.startswith(".")
+    if looks_like_file or path.exists():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(
+            f"facts file {given!r} {what}. Give a file that ends in "
+            f"{', '.join(ENDINGS)}, a hub id such as {HUB_ID}, or use the embedded atlas."
+        )
+    return facts_from_records(_hub_records(given, split, revision), name=given)
+
+
+def _file_records(path: Path) -> Iterator[Record]:
+    if path.suffix == ".parquet":
+        return iter(_parquet_records(path))
+    text = _text(path)
+    stem = path.name.removesuffix(".gz")
+    if stem.endswith(".csv"):
+        return iter(csv.DictReader(io.StringIO(text)))
+    if stem.endswith((".json", ".jsonl")):
+        return iter(_json_records(text, path))
+    raise InputError(
+        f"facts file {str(path)!r} has an unknown ending; allowed are {', '.join(ENDINGS)}."
+    )
+
+
+def _text(path: Path) -> str:
+    data = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError) as error:
+            raise InputError(f"facts file {str(path)!r} is not whole gzip: {error}.") from error
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"facts file {str(path)!r} is not UTF-8 text: {error}. Save it as UTF-8."
+        ) from error
+
+
+def _json_records(text: str, path: Path) -> list[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            records = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"facts file {str(path)!r} is not valid JSON: {error}.") from error
+        return records
+    records = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(
+                    f"facts file {str(path)!r}, line {number}, is not valid JSON: {error}. "
+                    "A .json or .jsonl file holds one array, or one record a line."
+                ) from error
+    return records
+
+
+def _parquet_records(path: Path) -> Iterable[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"facts file {str(path)!r} is not whole parquet: {error}.") from error
+
+
+def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable[Record]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, revision=revision)
+    except Exception as error:  # datasets raises a different type for each way to fail
+        raise InputError(
+            f"cannot read the data set {name!r} from the hub: {error}. Check the name and the "
+            "network (HF_TOKEN for a private one), name a local file instead, or use the "
+            "embedded atlas (--facts atlas, hl.atlas()), which needs no network."
+        ) from error
+    splits = list(loaded)
+    chosen = split or (splits[0] if len(splits) == 1 else "train")
+    if chosen not in splits:
+        raise InputError(f"{name} has no split {chosen!r}; it has {', '.join(map(str, splits))}.")
+    return cast(Iterable[Record], loaded[chosen])

@@ -1,0 +1,163 @@
+"""The layouts in which CounterFact is published, and how a record of each becomes a `Fact`.
+
+| layout | known by | used by |
+|---|---|---|
+| nested | `requested_rewrite` | ROME, MEMIT (`counterfact.json`) |
+| tracing | `target_false` or `target_new` beside `target_true` | NeelNanda/counterfact-tracing |
+| EasyEdit | `ground_truth` | EasyEdit (no relation ids) |
+| own | `template` | the embedded atlas, and files written by users |
+
+All fields that a layout has beyond these are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.facts.relations import LANGUAGE_RELATIONS, country_of_language
+
+Record = Mapping[str, Any]
+
+ALLOWED = (
+    "Allowed layouts: nested (requested_rewrite {prompt, relation_id, target_new, target_true, "
+    "subject}), tracing (subject, relation or prompt, target_true, target_false), EasyEdit "
+    "(prompt, subject, ground_truth, target_new), or hijacklens' own (subject, template, "
+    "target_true, target_false)."
+)
+RECONSTRUCTED = (
+    "target ids are missing from every record: a reconstructed CounterFact, whose relation ids "
+    "are reconstructed too. The original counterfact.json replaces them."
+)
+
+
+class _UnknownLayout(InputError):
+    """A record that is of none of the layouts."""
+
+
+def facts_from_records(records: Iterable[Record], *, name: str) -> FactSet:
+    """Read records of any one layout.
+
+    A record that cannot be read (an empty target, a duplicate case id) is listed in `skipped`
+    with its place and the reason.
+
+    Raises:
+        InputError: There is no record, no record has a known layout, or none can be used.
+    """
+    facts: dict[int, Fact] = {}
+    skipped: list[Skipped] = []
+    count, has_ids, is_counterfact = 0, False, False
+    for place, record in enumerate(records):
+        count += 1
+        try:
+            fields = _fields(record)
+        except InputError as error:
+            if place == 0 and isinstance(error, _UnknownLayout):
+                raise InputError(f"{name}: {error} {ALLOWED}") from None
+            skipped.append(Skipped(None, "", "", f"record {place + 1}: {error}"))
+            continue
+        has_ids = has_ids or bool(fields.pop("target_true_id", None))
+        is_counterfact = is_counterfact or "template" not in record
+        try:
+            fact = Fact(**_checked(fields, place))
+        except InputError as error:
+            text = str(fields.get("subject") or "")
+            relation = str(fields.get("relation_id") or "")
+            skipped.append(Skipped(None, relation, text, f"record {place + 1}: {error}"))
+            continue
+        if fact.case_id in facts:
+            same = "identical" if facts[fact.case_id] == fact else "different"
+            reason = f"record {place + 1} repeats case {fact.case_id} with {same} content"
+            skipped.append(Skipped(fact.case_id, fact.relation_id, fact.subject, reason))
+            continue
+        facts[fact.case_id] = fact
+    if count == 0:
+        raise InputError(f"{name} holds no record. {ALLOWED}")
+    if not facts:
+        raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
+    note = RECONSTRUCTED if is_counterfact and not has_ids else ""
+    return FactSet(tuple(facts.values()), name=name, note=note, skipped=tuple(skipped))
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """The fields of a `Fact`, unchecked, whatever the layout of the record."""
+    if not isinstance(record, Mapping):
+        raise _UnknownLayout(f"a record must be an object with named fields, not {record!r:.60}.")
+    if "requested_rewrite" in record:
+        rewrite = record["requested_rewrite"]
+        if not isinstance(rewrite, Mapping):
+            raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.")
+        true, false = rewrite.get("target_true"), rewrite.get("target_new")
+        return {
+            "case_id": record.get("case_id"),
+            "relation_id": rewrite.get("relation_id"),
+            "subject": rewrite.get("subject"),
+            "template": rewrite.get("prompt"),
+            "target_true": true.get("str") if isinstance(true, Mapping) else true,
+            "target_false": false.get("str") if isinstance(false, Mapping) else false,
+            "target_true_id": true.get("id") if isinstance(true, Mapping) else None,
+        }
+    if "template" in record:
+        template, true, false = (record.get(k) for k in ("template", "target_true", "target_false"))
+    elif "ground_truth" in record:
+        true, false = record["ground_truth"], record.get("target_new")
+        template = _template(record.get("prompt"), record.get("subject"))
+    elif "target_true" in record and ("target_false" in record or "target_new" in record):
+        true = record["target_true"]
+        false = record.get("target_false", record.get("target_new"))
+        template = record.get("relation") or _template(record.get("prompt"), record.get("subject"))
+    else:
+        columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
+        raise _UnknownLayout(f"the fields ({columns}) are those of no known layout.")
+    return {
+        "case_id": record.get("case_id"),
+        "relation_id": record.get("relation_id"),
+        "subject": record.get("subject"),
+        "template": template,
+        "target_true": true,
+        "target_false": false,
+        "near_true": record.get("near_true"),
+        "near_false": record.get("near_false"),
+        "target_true_id": record.get("target_true_id"),
+    }
+
+
+def _template(prompt: Any, subject: Any) -> Any:
+    """The template behind a filled-in prompt; a prompt that is a template already stays."""
+    if not isinstance(prompt, str) or not isinstance(subject, str) or not subject:
+        return prompt
+    if "{}" in prompt:
+        return prompt
+    if prompt.count(subject) != 1:
+        raise InputError(
+            f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt "
+            f"{prompt!r}; it must occur once."
+        )
+    return prompt.replace(subject, "{}")
+
+
+def _checked(fields: dict[str, Any], place: int) -> dict[str, Any]:
+    """The fields with their types checked, texts stripped, and near words filled in."""
+    case_id = place if fields["case_id"] is None else fields["case_id"]
+    if isinstance(case_id, str) and case_id.strip().isdigit():  # every cell of a CSV file is text
+        case_id = int(case_id)
+    if isinstance(case_id, bool) or not isinstance(case_id, int):
+        raise InputError(f"case_id must be a whole number, not {case_id!r}.")
+    checked: dict[str, Any] = {"case_id": case_id}
+    for name in ("subject", "template", "target_true", "target_false"):
+        if not isinstance(fields.get(name), str):
+            raise InputError(f"{name} must be text, not {fields.get(name)!r}.")
+        checked[name] = fields[name].strip()
+    for name in ("near_true", "near_false", "relation_id"):
+        value = fields.get(name)
+        if not (value is None or isinstance(value, str)):
+            raise InputError(f"{name} must be text or empty, not {value!r}.")
+        checked[name] = (value or "").strip() or None
+    checked["relation_id"] = checked["relation_id"] or ""
+    if checked["relation_id"] in LANGUAGE_RELATIONS:
+        for side in ("true", "false"):
+            country = country_of_language().get(checked[f"target_{side}"])
+            checked[f"near_{side}"] = checked[f"near_{side}"] or country
+    return checked

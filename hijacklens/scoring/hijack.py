@@ -1,0 +1,147 @@
+"""The main job: score how far a model's recall of facts gives way, by scheme and dose."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import FactSet
+from hijacklens.hooked import HookedLanguageModel
+from hijacklens.models import identify
+from hijacklens.progress import bar
+from hijacklens.results import Provenance
+from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.scoring.engine import read
+from hijacklens.scoring.items import (
+    SKIPPED_COLUMNS,
+    Unscored,
+    make_items,
+    make_prompts,
+    score_items,
+    wanted,
+)
+from hijacklens.scoring.result import HijackResult
+
+DEFAULT_DOSES = tuple(range(6))
+
+
+def hijack(
+    model: HookedLanguageModel,
+    facts: FactSet,
+    *,
+    schemes: Sequence[str | Scheme] = ("do-not-think",),
+    doses: Iterable[int] = DEFAULT_DOSES,
+    seed: int = 0,
+    batch_tokens: int | None = None,
+    quiet: bool = False,
+) -> HijackResult:
+    """Score every fact under every scheme at every dose.
+
+    All doses of a scheme score the same facts, and dose 0 (the bare query) is always among them,
+    so that shifts are paired.
+
+    Args:
+        model: A hooked language model, as `load_model` gives it.
+        facts: The facts, e.g. `atlas()` or `counterfact(...).sample(200)`.
+        schemes: Names of registered schemes, or schemes.
+        doses: How many sentences stand before the query.
+        seed: Seeds what a scheme draws (`do-not-think-other`).
+        batch_tokens: Size of a batch in tokens; by default what suits the device.
+        quiet: Draw no progress bar.
+
+    Returns:
+        The result; `summary()` is its table, `plot()` its curve.
+
+    Raises:
+        InputError: No facts, an unknown or repeated scheme, a dose that is not a whole number
+            from 0, or not one fact that could be scored.
+
+    Note:
+        Costs one forward pass over every distinct prompt, a longer one where a target has several
+        tokens; equal prompts (dose 0 of several schemes) are run once.
+    """
+    chosen = [get_scheme(scheme) for scheme in schemes]
+    names = [scheme.name for scheme in chosen]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"name at least one scheme, and each once; given: {names or 'none'}.")
+    counts = _doses(doses)
+    if len(facts) == 0:
+        raise InputError(f"there are no facts to score in {facts.name}.")
+    identity = identify(model)
+    prompts, unscored = [], []
+    for scheme in chosen:
+        made, left_out = make_prompts(facts, scheme, counts, seed=seed)
+        prompts.extend(made)
+        unscored.extend(left_out)
+    items, too_long = make_items(prompts, model.tokenizer, context_length=identity.context_length)
+    unscored.extend(too_long)
+    n_facts = len({item.fact.case_id for item in items})
+    with bar(total=n_facts, unit="facts", label=identity.name, quiet=quiet) as progress:
+        readings = read(
+            model,
+            wanted(items),
+            batch_tokens=batch_tokens,
+            advance=lambda share: progress.update(share * n_facts),
+        )
+    table, not_finite = score_items(items, readings, model=identity.name, tokenizer=model.tokenizer)
+    unscored.extend(not_finite)
+    if table.empty:
+        raise InputError(
+            f"none of the {len(facts)} facts could be scored; the first reason: "
+            f"{unscored[0].reason}."
+        )
+    return HijackResult(
+        items=table,
+        skipped=_skipped(facts, unscored, identity.name),
+        settings={
+            "models": [asdict(identity)],
+            "facts": {
+                "name": facts.name,
+                "n": len(facts),
+                "hash": facts.content_hash(),
+                "note": facts.note,
+            },
+            "schemes": [_record(scheme) for scheme in chosen],
+            "doses": list(counts),
+            "seed": seed,
+        },
+        provenance=Provenance.now(seed=seed),
+    )
+
+
+def _doses(doses: Iterable[int]) -> tuple[int, ...]:
+    counts = set()
+    for dose in doses:
+        try:
+            count = operator.index(dose)
+        except TypeError:
+            count = -1
+        if count < 0:
+            raise InputError(f"a dose counts sentences: 0, 1, 2, ...; {dose!r} is not one.")
+        counts.add(count)
+    return tuple(sorted({0, *counts}))
+
+
+def _skipped(facts: FactSet, unscored: Sequence[Unscored], model: str) -> pd.DataFrame:
+    unread = [
+        (model, row.case_id, row.relation_id, row.subject, "all", row.reason)
+        for row in facts.skipped
+    ]
+    left_out = [
+        (model, row.fact.case_id, row.fact.relation_id, row.fact.subject, row.scheme, row.reason)
+        for row in unscored
+    ]
+    return pd.DataFrame([*unread, *left_out], columns=list(SKIPPED_COLUMNS))
+
+
+def _record(scheme: Scheme) -> dict[str, Any]:
+    return {
+        "name": scheme.name,
+        "direction": scheme.direction,
+        "text": scheme.template or "one sentence per relation, in our wording",
+    }

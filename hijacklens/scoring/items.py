@@ -1,0 +1,186 @@
+"""Items: one fact under one scheme at one dose, from its text to the two scores.
+
+Fact --scheme--> Prompt --tokens--> what is to be read --engine--> one row of items
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.prompts import Prompt, make_prompt
+from hijacklens.schemes import Scheme, Unusable
+from hijacklens.scoring.engine import Reading
+from hijacklens.tokens import Continuation, TokenIds, continuation, encode
+
+ITEM_COLUMNS = (
+    "model",
+    "case_id",
+    "relation_id",
+    "subject",
+    "scheme",
+    "dose",
+    "first_true",
+    "first_false",
+    "sum_true",
+    "sum_false",
+    "n_tokens_true",
+    "n_tokens_false",
+    "top_token",
+    "top_logprob",
+    "same_first_token",
+)
+SKIPPED_COLUMNS = ("model", "case_id", "relation_id", "subject", "scheme", "reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt of a fact in tokens, with both targets read in its context."""
+
+    fact: Fact
+    prompt: Prompt
+    ids: TokenIds
+    true: Continuation
+    false: Continuation
+
+    @property
+    def reads(self) -> Iterable[tuple[TokenIds, int | None]]:
+        """Prefixes and the token wanted behind each; None where only the top one is."""
+        yield self.ids, None
+        yield from self.true.steps
+        yield from self.false.steps
+
+
+@dataclass(frozen=True, slots=True)
+class Unscored:
+    """A fact that a scheme, tokenizer or model could not serve at some dose, and why."""
+
+    fact: Fact
+    scheme: str
+    reason: str
+
+
+def make_prompts(
+    facts: FactSet, scheme: Scheme, doses: Sequence[int], *, seed: int
+) -> tuple[list[tuple[Fact, Prompt]], list[Unscored]]:
+    """The prompts of all facts at all doses, and the facts the scheme has no sentence for."""
+    pools: dict[str, list[str]] = {}
+    for fact in facts:
+        pools.setdefault(fact.relation_id, []).append(fact.target_false)
+    prompts: list[tuple[Fact, Prompt]] = []
+    unscored: list[Unscored] = []
+    for fact in facts:
+        try:
+            sentence = scheme.sentence(fact, pool=pools[fact.relation_id], seed=seed)
+        except Unusable as reason:
+            unscored.append(Unscored(fact, scheme.name, str(reason)))
+            continue
+        prompts.extend(
+            (fact, make_prompt(fact, sentence=sentence, dose=dose, scheme=scheme.name))
+            for dose in doses
+        )
+    return prompts, unscored
+
+
+def make_items(
+    prompts: Sequence[tuple[Fact, Prompt]], tokenizer: Any, *, context_length: int
+) -> tuple[list[Item], list[Unscored]]:
+    """Tokenise prompts and read both targets in context.
+
+    A fact is scored at all doses of a scheme or at none, so that doses compare the same facts: if
+    the prompt of one dose is longer than the context window, the fact is listed with that reason.
+    """
+    texts = list(
+        dict.fromkeys(
+            text
+            for fact, prompt in prompts
+            for text in (
+                prompt.text,
+                f"{prompt.text} {fact.target_true}",
+                f"{prompt.text} {fact.target_false}",
+            )
+        )
+    )
+    ids = dict(zip(texts, encode(tokenizer, texts), strict=True))
+    items: list[Item] = []
+    unscored: dict[tuple[int, str], Unscored] = {}
+    for fact, prompt in prompts:
+        whole = ids[prompt.text]
+        try:
+            true, false = (
+                continuation(whole, ids[f"{prompt.text} {target}"])
+                for target in (fact.target_true, fact.target_false)
+            )
+            # The last token of a target is read, not run.
+            longest = max(len(side.context) + len(side.target) - 1 for side in (true, false))
+            longest = max(longest, len(whole))
+            if longest > context_length:
+                raise ValueError(
+                    f"the prompt at dose {prompt.dose} has {longest} tokens, more than the "
+                    f"model's context window of {context_length}"
+                )
+        except ValueError as reason:
+            unscored.setdefault(
+                (fact.case_id, prompt.scheme), Unscored(fact, prompt.scheme, str(reason))
+            )
+            continue
+        items.append(Item(fact, prompt, whole, true, false))
+    kept = [item for item in items if (item.fact.case_id, item.prompt.scheme) not in unscored]
+    return kept, list(unscored.values())
+
+
+def wanted(items: Iterable[Item]) -> dict[TokenIds, set[int]]:
+    """What the engine has to read for all items, each prefix once."""
+    asked: dict[TokenIds, set[int]] = {}
+    for item in items:
+        for prefix, token in item.reads:
+            asked.setdefault(prefix, set()).update(() if token is None else (token,))
+    return asked
+
+
+def score_items(
+    items: Sequence[Item], readings: Mapping[TokenIds, Reading], *, model: str, tokenizer: Any
+) -> tuple[pd.DataFrame, list[Unscored]]:
+    """The rows of `items.parquet`; facts whose scores are not finite are listed apart."""
+    names: dict[int, str] = {}
+    rows: list[dict[str, Any]] = []
+    unscored: dict[tuple[int, str], Unscored] = {}
+    for item in items:
+        sides = {
+            name: [readings[prefix].logprobs[token] for prefix, token in side.steps]
+            for name, side in (("true", item.true), ("false", item.false))
+        }
+        here = readings[item.ids]
+        if not all(math.isfinite(value) for values in sides.values() for value in values):
+            reason = f"the model gave no finite log-probability at dose {item.prompt.dose}"
+            key = (item.fact.case_id, item.prompt.scheme)
+            unscored.setdefault(key, Unscored(item.fact, item.prompt.scheme, reason))
+            continue
+        if here.top_token not in names:
+            names[here.top_token] = tokenizer.decode([here.top_token])
+        rows.append(
+            {
+                "model": model,
+                "case_id": item.fact.case_id,
+                "relation_id": item.fact.relation_id,
+                "subject": item.fact.subject,
+                "scheme": item.prompt.scheme,
+                "dose": item.prompt.dose,
+                "first_true": sides["true"][0],
+                "first_false": sides["false"][0],
+                "sum_true": math.fsum(sides["true"]),
+                "sum_false": math.fsum(sides["false"]),
+                "n_tokens_true": len(sides["true"]),
+                "n_tokens_false": len(sides["false"]),
+                "top_token": names[here.top_token],
+                "top_logprob": here.top_logprob,
+                "same_first_token": item.true.steps[0] == item.false.steps[0],
+            }
+        )
+    kept = [row for row in rows if (row["case_id"], row["scheme"]) not in unscored]
+    return pd.DataFrame(kept, columns=list(ITEM_COLUMNS)), list(unscored.values())

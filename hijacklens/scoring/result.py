@@ -1,0 +1,196 @@
+"""The result of a hijack run: items, summary, rules, skipped facts, curve, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hijacklens import plots
+from hijacklens.errors import InputError, unknown
+from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.scoring import efficacy
+from hijacklens.scoring.items import ITEM_COLUMNS
+
+
+@dataclass(frozen=True)
+class HijackResult(Result):
+    """Scores of facts under schemes and doses, for one or several models.
+
+    `result.summary()` is the table to look at, `to_dataframe()` has a row per item. Scores and
+    shifts are in nats; what each rule and share means is in `hijacklens.scoring.efficacy`.
+    """
+
+    items: pd.DataFrame
+    """A row per model, fact, scheme and dose; see the design of `items.parquet`."""
+    skipped: pd.DataFrame
+    """Facts that could not be scored, with the reason: model, case_id, ..., scheme, reason."""
+    settings: Mapping[str, Any]
+    """What was run: models, facts, schemes with their texts, doses, seed, notes."""
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The items: one row per model, fact, scheme and dose."""
+        return self.items.copy()
+
+    @cached_property
+    def full_summary(self) -> pd.DataFrame:
+        """Every row of `summary.csv`: all rules, relations, and known facts apart."""
+        return efficacy.summarise(self.items)
+
+    def summary(
+        self, *, rule: efficacy.Rule = "first", relation: str = "all", known_only: bool = False
+    ) -> pd.DataFrame:
+        """One row per model, scheme and dose: efficacy with its interval, retention, ties, shift.
+
+        Args:
+            rule: How targets are scored: `first`, `sum` or `mean`.
+            relation: `all`, or one relation id.
+            known_only: Only the facts whose true target wins on the bare query.
+
+        Raises:
+            InputError: An unknown rule or relation.
+        """
+        table = self.full_summary
+        if rule not in efficacy.RULES:
+            raise unknown("rule", rule, efficacy.RULES)
+        if relation not in set(table["relation"]):
+            raise unknown("relation", relation, set(table["relation"]))
+        chosen = (
+            (table["rule"] == rule)
+            & (table["relation"] == relation)
+            & (table["facts"] == ("known" if known_only else efficacy.ALL))
+        )
+        columns = [name for name in table.columns if name not in ("rule", "relation", "facts")]
+        return table.loc[chosen, columns].reset_index(drop=True)
+
+    def disagreement(self) -> pd.DataFrame:
+        """Share of facts on which the three rules decide differently, by model, scheme and dose."""
+        return efficacy.disagreement(self.items)
+
+    def known(self) -> pd.DataFrame:
+        """How many facts each model knows on the bare query under each rule."""
+        table = self.full_summary
+        pooled = (table["relation"] == efficacy.ALL) & (table["facts"] == efficacy.ALL)
+        bare = table.loc[pooled & (table["dose"] == 0), ["model", "scheme", "rule", "n"]]
+        bare["known"] = (bare["n"] * table.loc[bare.index, "retention"]).round().astype(int)
+        return bare.reset_index(drop=True)
+
+    def plot(self, *, rule: efficacy.Rule = "first") -> Figure:
+        """Efficacy against dose with 95% intervals: a line per scheme, a panel per model.
+
+        With one scheme, all models share a panel, a line each.
+        """
+        table = self.summary(rule=rule)
+        models, schemes = list(table["model"].unique()), list(table["scheme"].unique())
+        panel, line = ("model", "scheme") if len(schemes) > 1 else ("scheme", "model")
+        panels = models if panel == "model" else schemes
+        lines = schemes if line == "scheme" else models
+        with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
+            for ax, name in zip(axes, panels, strict=True):
+                for i, label in enumerate(lines):
+                    rows = table.loc[(table[panel] == name) & (table[line] == label)]
+                    if rows.empty:
+                        continue
+                    colour, marker = plots.series(i)
+                    counts = rows["n"].iloc[0]
+                    ax.plot(
+                        rows["dose"],
+                        rows["efficacy"],
+                        color=colour,
+                        marker=marker,
+                        label=f"{label} (n = {counts})",
+                    )
+                    ax.fill_between(
+                        rows["dose"],
+                        rows["efficacy_low"],
+                        rows["efficacy_high"],
+                        color=colour,
+                        alpha=0.15,
+                        linewidth=0,
+                    )
+                ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
+                ax.set(title=name, xlabel="dose (hijacking sentences)", ylim=(-0.02, 1.02))
+                ax.set_xticks(sorted(table["dose"].unique()))
+                ax.legend(fontsize=8)
+            axes[0].set_ylabel(f"efficacy: share with false > true\n(rule: {rule}, 95% interval)")
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        """The settings, the counts, and how often targets share their first token."""
+        return {
+            **self.settings,
+            "items": len(self.items),
+            "skipped": len(self.skipped),
+            "same_first_token": sorted(
+                {int(case) for case in self.items.loc[self.items["same_first_token"], "case_id"]}
+            ),
+        }
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """items.parquet, summary.csv, rules.csv and skipped.csv."""
+        return {
+            "items.parquet": lambda path: self.items.to_parquet(path, index=False),
+            "summary.csv": lambda path: self.full_summary.to_csv(path, index=False),
+            "rules.csv": lambda path: self.disagreement().to_csv(path, index=False),
+            "skipped.csv": lambda path: self.skipped.to_csv(path, index=False),
+        }
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> HijackResult:
+        """Read items and skipped facts back; everything else is computed from them."""
+        try:
+            items = pd.read_parquet(folder / "items.parquet")
+            # Only an empty cell is missing: a subject may be called "NA" or "null".
+            skipped = pd.read_csv(folder / "skipped.csv", keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
+        missing = set(ITEM_COLUMNS) - set(items.columns)
+        if missing:
+            raise InputError(f"{folder / 'items.parquet'} lacks columns: {sorted(missing)}.")
+        derived = {"type", "provenance", "items", "skipped", "same_first_token"}
+        settings = {key: value for key, value in record.items() if key not in derived}
+        return cls(items, skipped, settings, provenance_from(record))
+
+    @classmethod
+    def join(cls, results: Sequence[HijackResult]) -> HijackResult:
+        """One result of several runs on the same facts, schemes and doses, a model each.
+
+        Raises:
+            InputError: No result is given, the runs differ in more than the model, or a model
+                occurs twice.
+        """
+        if not results:
+            raise InputError("join needs at least one result.")
+        first = results[0]
+        shared = {key: value for key, value in first.settings.items() if key != "models"}
+        models: list[Any] = []
+        for result in results:
+            other = {key: value for key, value in result.settings.items() if key != "models"}
+            if other != shared:
+                keys = sorted(key for key in shared if shared[key] != other.get(key))
+                raise InputError(f"results differ in {', '.join(keys)}; only models may differ.")
+            models.extend(result.settings["models"])
+        names = [model["name"] for model in models]
+        if len(set(names)) < len(names):
+            raise InputError(f"a model occurs twice in {names}; results of one model cannot join.")
+        return cls(
+            items=pd.concat([result.items for result in results], ignore_index=True),
+            skipped=pd.concat([result.skipped for result in results], ignore_index=True),
+            settings={"models": models, **shared},
+            provenance=first.provenance,
+        )
+
+    def __repr__(self) -> str:
+        models = ", ".join(model["name"] for model in self.settings["models"])
+        schemes = ", ".join(scheme["name"] for scheme in self.settings["schemes"])
+        return (
+            f"HijackResult({models}; {self.settings['facts']['name']}, "
+            f"{self.items['case_id'].nunique()} facts; {schemes}; "
+            f"doses {self.settings['doses']}; {len(self.skipped)} skipped)"
+        )

@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hijacklens.concepts import walsh
 from hijacklens.errors import InputError
 
 ROUNDING = 1e-12
@@ -80,7 +81,7 @@ class GramSpectrum:
 
     bits: int
     constant: float
-    """Level 0, once: the mean of the Gram matrix' rows, summed."""
+    """Level 0, once: what each row of the Gram matrix sums to."""
     linear: float
     """Level 1, `bits` times: one for each bit of a token."""
     bulk: float
@@ -167,14 +168,12 @@ def hamming_geometry(
             f"d_model={d_model} is below it. Use a d_model of at least {spectrum.rank}, or b0 = b "
             "for a rank of bits + 1."
         )
-    token = torch.arange(vocab)
-    level = _count_bits(token, bits)
-    eigenvalue = spectrum.levels()[level]
-    kept = (eigenvalue > slack).nonzero().flatten()
-    kept = kept[level[kept].argsort(stable=True)]
-    signs = 1 - 2 * (_count_bits(token[:, None] & kept, bits) & 1).double()
+    level = walsh.weight(torch.arange(vocab), bits)
+    sets = level.argsort(stable=True)
+    eigenvalue = spectrum.levels()[level[sets]]
+    sets, eigenvalue = sets[eigenvalue > slack], eigenvalue[eigenvalue > slack]
     embedding = torch.zeros(vocab, d_model, dtype=torch.float64)
-    embedding[:, : len(kept)] = signs * (eigenvalue[kept] / vocab).sqrt()
+    embedding[:, : len(sets)] = walsh.signs(sets, bits) * (eigenvalue / vocab).sqrt()
     return embedding.to(dtype)
 
 
@@ -182,7 +181,3 @@ def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     return torch.randn(
         rows, columns, generator=generator, device=generator.device, dtype=torch.float64
     )
-
-
-def _count_bits(values: Tensor, bits: int) -> Tensor:
-    return ((values[..., None] >> torch.arange(bits)) & 1).sum(-1)

@@ -27,6 +27,7 @@ drawn once), in one sweep or in two.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -37,11 +38,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.concepts.architecture import DTYPES, OneLayerConfig
+from hijacklens.concepts.checkpoint import Checkpoint
 from hijacklens.concepts.gradients import NAMES, Batch, Weights, loss_and_gradients
 from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.token_tables import log_counts
 from hijacklens.errors import InputError
+from hijacklens.progress import bar
 
 CYCLE = 64
 """Most steps that a stream draws ahead. All streams are empty after each multiple of it, so that a
@@ -283,3 +286,49 @@ def _check(runs: Sequence[Run], steps: int, batch: int) -> None:
             "runs of one sweep have the same (vocab, d_model, d_attn, dtype), these have "
             f"{sorted(shapes)}; train each shape in a sweep of its own."
         )
+
+
+def train_runs(
+    runs: Sequence[Run],
+    *,
+    steps: int,
+    batch: int = 128,
+    device: torch.device | str = "cpu",
+    checkpoint: Checkpoint | None = None,
+    checkpoint_seconds: float = 30.0,
+    label: str = "training",
+    quiet: bool = False,
+) -> Sweep:
+    """Train runs to their end, with a progress bar, and go on from a checkpoint if there is one.
+
+    A run that was killed and is started again ends as if it had never stopped: the state holds
+    the weights, the optimiser and the generators.
+
+    Args:
+        runs: The runs; see `Sweep`.
+        steps: Steps of each run.
+        batch: Contexts per step and run.
+        device: Where to train.
+        checkpoint: Where the state is kept; None keeps none.
+        checkpoint_seconds: Least time between two checkpoints, in seconds.
+        label: What the progress bar says.
+        quiet: Draw no bar.
+
+    Raises:
+        InputError: Bad runs (see `Sweep`), or a checkpoint of another run.
+    """
+    sweep = Sweep(runs, steps=steps, batch=batch, device=device)
+    state = checkpoint.load() if checkpoint else None
+    if state is not None:
+        sweep.load_state(state)
+    saved = time.monotonic()
+    with bar(steps, unit="steps", label=label, quiet=quiet) as progress:
+        progress.update(sweep.done)
+        while sweep.done < steps:
+            sweep.advance(1)
+            progress.update(1)
+            whole = sweep.done % CYCLE == 0 or sweep.done == steps
+            if checkpoint and whole and time.monotonic() - saved >= checkpoint_seconds:
+                checkpoint.save(sweep.state())
+                saved = time.monotonic()
+    return sweep

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hijacklens.concepts import supports
+from hijacklens.concepts import supports, walsh
 from hijacklens.concepts.alias import AliasTable
 from hijacklens.concepts.supports import Support
 from hijacklens.errors import InputError, unknown
@@ -161,7 +161,7 @@ class ConceptTask:
     def hamming(self) -> Int[Tensor, "vocab vocab"]:
         """D_H between all pairs of tokens."""
         token = torch.arange(self.vocab)
-        return _count_bits(token[:, None] ^ token, self.bits)
+        return walsh.weight(token[:, None] ^ token, self.bits)
 
     def neighbours(self) -> Bool[Tensor, "vocab vocab"]:
         """The support: N(z) in row z. It is symmetric for the named ones, not for every rule."""
@@ -282,7 +282,7 @@ class ConceptTask:
     def _informative(self, neighbours: Tensor) -> Tensor:
         """The first rows of pi, as many as `neighbours` has."""
         token = torch.arange(self.vocab)
-        distance = _count_bits(token[: len(neighbours), None] ^ token, self.bits)
+        distance = walsh.weight(token[: len(neighbours), None] ^ token, self.bits)
         # A softmax, so that a tiny beta does not underflow to an empty row.
         score = (-distance.double() / self.beta).masked_fill(~neighbours, -torch.inf)
         return score.softmax(1)
@@ -317,11 +317,13 @@ class ConceptTask:
         return self._tables[device]
 
 
-def _count_bits(values: Tensor, bits: int) -> Tensor:
-    count = torch.zeros_like(values)
-    for bit in range(bits):
-        count += (values >> bit) & 1
-    return count
+def token_counts(
+    tokens: Int[Tensor, "batch pos"], vocab: int, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "batch vocab"]:
+    """How often each token occurs in each context: all that uniform attention sees of it."""
+    counts = torch.zeros(len(tokens), vocab, dtype=dtype, device=tokens.device)
+    one = torch.ones((), dtype=dtype, device=tokens.device)
+    return counts.scatter_add_(1, tokens.long(), one.expand(tokens.shape))
 
 
 def _check_draw(batch: int, generator: torch.Generator, device: torch.device | str | None) -> None:

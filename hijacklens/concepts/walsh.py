@@ -1,0 +1,49 @@
+"""Walsh functions on the tokens: the basis in which everything of the task is diagonal.
+
+A token t and a set S of bits are both numbers of m bits; chi_S(t) = (-1)^|S & t|. Matrices whose
+entries depend on t xor t' alone (Gram matrices of equation 5.2, the hypercube, pi for the named
+supports) have these functions as eigenvectors, and where they depend on the Hamming distance
+alone, the eigenvalue depends on the level |S| alone, through the Krawtchouk polynomials
+K_j(k) = sum of chi_S(t) over |S| = j, for any t with |t| = k.
+
+>>> signs(torch.tensor([0, 1, 3]), 2).int().tolist()
+[[1, 1, 1], [1, -1, -1], [1, 1, -1], [1, -1, 1]]
+>>> krawtchouk(2).int().tolist()
+[[1, 1, 1], [2, 0, -2], [1, -1, 1]]
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def weight(values: Int[Tensor, "*axes"], bits: int) -> Int[Tensor, "*axes"]:
+    """How many of the lowest `bits` bits are set; of a xor b it is the Hamming distance."""
+    count = torch.zeros_like(values)
+    for bit in range(bits):
+        count += (values >> bit) & 1
+    return count
+
+
+def signs(sets: Int[Tensor, " set"], bits: int) -> Float[Tensor, "vocab set"]:
+    """chi_S(t) for all tokens t and the given S, in float64. chi_S(t) = chi_t(S)."""
+    token = torch.arange(1 << bits, device=sets.device)
+    return 1 - 2 * (weight(token[:, None] & sets, bits) & 1).double()
+
+
+def krawtchouk(bits: int) -> Float[Tensor, "level distance"]:
+    """K_j(k) for levels j and distances k in 0..bits, in float64 (exact up to 12 bits and more).
+
+    Column k holds the coefficients of the polynomial (1 + x)^(bits - k) (1 - x)^k.
+    """
+    table = torch.zeros(bits + 1, bits + 1, dtype=torch.float64)
+    for k in range(bits + 1):
+        polynomial = torch.zeros(bits + 1, dtype=torch.float64)
+        polynomial[0] = 1
+        for factor in range(bits):
+            sign = -1 if factor < k else 1
+            polynomial[1:] = polynomial[1:] + sign * polynomial[:-1]
+        table[:, k] = polynomial
+    return table

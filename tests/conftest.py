@@ -1,0 +1,25 @@
+"""Shared fixtures. Nothing in the tests may reach the network."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+SHARED = Path(os.environ.get("HIJACKLENS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The whole CounterFact and the GPT-2 tokenizer; a test that lacks them says so."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the shared data folder (set HIJACKLENS_SHARED); {SHARED} is not there")
+    return SHARED

@@ -6,12 +6,11 @@ loss is the cross-entropy of the scores, in nats.
 
 Cost: that of the functions, in blocks of 4,096 contexts.
 
+>>> from hijacklens.concepts.bayes import BayesRule
 >>> from hijacklens.concepts.task import ConceptTask
 >>> task = ConceptTask(bits=3, length=64)
->>> scores = evaluate(
-...     {"bayes": partial(log_posterior, task)}, task, torch.Generator().manual_seed(0), count=512
-... )
->>> scores["bayes"].accuracy.value > 0.9
+>>> draw = torch.Generator().manual_seed(0)
+>>> evaluate({"bayes": BayesRule(task)}, task, draw, count=512)["bayes"].accuracy.value > 0.9
 True
 """
 
@@ -19,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from hijacklens.concepts.bayes import TIE_NATS, hits
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
 from hijacklens.statistics import Interval, share
@@ -44,3 +43,41 @@ class Score:
     """Share of right answers with its 95% Wilson interval; ties split evenly."""
     loss: float
     """Mean cross-entropy of the label, in nats."""
+
+
+def evaluate(
+    ways: Mapping[Name, Callable[[Tensor], Tensor]],
+    task: ConceptTask,
+    generator: torch.Generator,
+    *,
+    count: int,
+) -> dict[Name, Score]:
+    """Score every way of answering on the same fresh contexts.
+
+    Args:
+        ways: Name -> tokens [batch, pos] to scores [batch, vocab].
+        task: What the contexts are drawn from.
+        generator: Where they come from; the functions get them on its device.
+        count: How many contexts.
+
+    Raises:
+        InputError: `count` is below 1.
+    """
+    if count < 1:
+        raise InputError(f"evaluation is {count}; give at least 1 context to evaluate on.")
+    right, loss = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
+    for start in range(0, count, BLOCK):
+        contexts = task.sample(min(BLOCK, count - start), generator)
+        for name, scores_of in ways.items():
+            with torch.no_grad():
+                scores = scores_of(contexts.tokens)
+            # The tolerance is for log posteriors, whose ties are sums in another order.
+            right[name] += float(hits(scores, contexts.labels, tolerance=TIE_NATS).sum())
+            loss[name] += float(cross_entropy(scores, contexts.labels, reduction="sum"))
+    return {name: Score(interval(right[name], count), loss[name] / count) for name in ways}
+
+
+def interval(right: float, count: int) -> Interval:
+    """An accuracy with its interval, which is that of the nearest whole number of right answers."""
+    ends = share(round(right), count)
+    return Interval(right / count, ends.low, ends.high)

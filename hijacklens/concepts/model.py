@@ -35,8 +35,7 @@ position alone and much faster, without hooks.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +50,11 @@ from transformer_lens.hook_points import HookPoint
 from hijacklens.concepts import token_tables
 from hijacklens.concepts.architecture import DTYPES, HookedConfig, OneLayerConfig
 from hijacklens.concepts.attention import Block, Embedding, Head, Inlet
+from hijacklens.concepts.memory import OneLayerWeights
 from hijacklens.errors import InputError, unknown
 from hijacklens.results import write_json, write_whole
 
+NAMES = ("W_E", "W_Q", "W_K", "W_V")
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 KIND = "hijacklens one-layer transformer"
@@ -94,39 +95,26 @@ class OneLayerTransformer(HookedRootModule):
 
     @classmethod
     def from_weights(
-        cls,
-        W_E: Float[Tensor, "vocab d_model"],
-        W_V: Float[Tensor, "d_model d_model"],
-        W_Q: Float[Tensor, "d_model d_attn"] | None = None,
-        W_K: Float[Tensor, "d_model d_attn"] | None = None,
-        *,
-        length: int = 256,
-        freeze: tuple[str, ...] = (),
+        cls, weights: OneLayerWeights, *, length: int = 256, freeze: tuple[str, ...] = ()
     ) -> OneLayerTransformer:
-        """A model with given weights, which are copied; all act on row vectors.
+        """A model with given weights, which are copied, on their device.
 
-        Without W_Q and W_K both are zero, so that attention is uniform over the context, as in
-        Theorem 1.
+        `OneLayerTransformer.from_weights(memory.theorem_1(task))` is the model of Theorem 1.
 
         Raises:
-            InputError: Only one of W_Q and W_K is given, or shapes or dtypes do not agree.
+            InputError: The shapes or dtypes of the matrices do not agree.
         """
-        vocab, d_model = W_E.shape
-        if (W_Q is None) != (W_K is None):
-            raise InputError("one-layer model: give both W_Q and W_K, or neither for zeros.")
-        query = W_E.new_zeros(d_model, d_model) if W_Q is None else W_Q
-        key = W_E.new_zeros(d_model, d_model) if W_K is None else W_K
-        dtype = str(W_E.dtype).removeprefix("torch.")
+        vocab, d_model = weights.W_E.shape
         config = OneLayerConfig(
             vocab=vocab,
             d_model=d_model,
-            d_attn=query.shape[-1],
+            d_attn=weights.W_Q.shape[-1],
             length=length,
             freeze=freeze,
-            dtype=dtype,
+            dtype=str(weights.W_E.dtype).removeprefix("torch."),
         )
-        model = cls(config).to(W_E.device)
-        model.fill({"W_E": W_E, "W_Q": query, "W_K": key, "W_V": W_V}, source="from_weights")
+        model = cls(config).to(weights.W_E.device)
+        model.fill(weights, source="from_weights")
         return model
 
     @property
@@ -214,18 +202,17 @@ class OneLayerTransformer(HookedRootModule):
         """
         self._check(tokens)
         counts = token_tables.log_counts(tokens, self.config.vocab, dtype=self.W_E.dtype)
-        return token_tables.last_logits(counts, tokens[:, -1], **self.weights())
+        return token_tables.last_logits(counts, tokens[:, -1], self.weights())
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> OneLayerWeights:
         """W_E, W_Q, W_K and W_V as plain matrices, without layer and head axes; not copies."""
-        attn = self.attention
-        return {"W_E": self.W_E, "W_Q": attn.W_Q[0], "W_K": attn.W_K[0], "W_V": attn.W_V[0]}
+        head = self.attention
+        return OneLayerWeights(W_E=self.W_E, W_Q=head.W_Q[0], W_K=head.W_K[0], W_V=head.W_V[0])
 
     def with_value(self, W_V: Float[Tensor, "d_model d_model"]) -> OneLayerTransformer:
         """A copy of the model with another value matrix; this one stays as it is."""
-        weights = {name: weight.detach() for name, weight in self.weights().items()}
-        W_V = W_V.detach().to(self.W_E)
-        return self.from_weights(**{**weights, "W_V": W_V}, length=self.config.length)
+        weights = replace(self.weights(), W_V=W_V.to(self.W_E))
+        return self.from_weights(weights, length=self.config.length, freeze=self.config.freeze)
 
     def run_with_cache(
         self, *args: Any, return_cache_object: bool = True, **kwargs: Any
@@ -264,7 +251,8 @@ class OneLayerTransformer(HookedRootModule):
 
     def write_weights(self, path: Path) -> None:
         """Write W_E, W_Q, W_K and W_V to one safetensors file."""
-        tensors = {k: w.detach().cpu().contiguous() for k, w in self.weights().items()}
+        weights = self.weights()
+        tensors = {name: getattr(weights, name).detach().cpu().contiguous() for name in NAMES}
         save_file(tensors, path, metadata={"format": "pt", "kind": KIND})
 
     def write_config(self, path: Path) -> None:
@@ -291,36 +279,35 @@ class OneLayerTransformer(HookedRootModule):
                 f"no one-layer model in {str(folder)!r}: {WEIGHTS_FILE} cannot be read ({error}). "
                 "Name a folder that OneLayerTransformer.save or `hijacklens train` wrote."
             ) from error
+        if set(weights) != set(NAMES):
+            raise InputError(
+                f"{path} holds the weights {sorted(weights)}; a one-layer model has {NAMES}."
+            )
         model = cls(config)
-        model.fill(weights, source=str(path))
+        model.fill(OneLayerWeights(**weights), source=str(path))
         return model if device is None else model.to(device)
 
-    def fill(self, weights: Mapping[str, Tensor], *, source: str = "fill") -> None:
-        """Overwrite W_E, W_Q, W_K and W_V in place with plain matrices of the same shapes.
+    def fill(self, weights: OneLayerWeights, *, source: str = "fill") -> None:
+        """Overwrite the weights in place.
 
         Args:
-            weights: Name -> matrix, as `weights()` gives them.
+            weights: Matrices of the same shapes and dtype.
             source: Where they come from, for the error.
 
         Raises:
-            InputError: A name is missing or too many, or a shape or dtype is another.
+            InputError: A matrix has another shape or dtype.
         """
         own = self.weights()
-        if set(weights) != set(own):
-            raise InputError(
-                f"{source} holds the weights {sorted(weights)}; a one-layer model has "
-                f"{sorted(own)}."
-            )
-        for name, weight in weights.items():
-            want = own[name]
+        for name in NAMES:
+            weight, want = getattr(weights, name), getattr(own, name)
             if weight.shape != want.shape or weight.dtype != want.dtype:
                 raise InputError(
                     f"{source}: {name} is {tuple(weight.shape)} {weight.dtype}; this model's "
                     f"configuration says {tuple(want.shape)} {want.dtype}."
                 )
         with torch.no_grad():
-            for name, weight in weights.items():
-                own[name].copy_(weight)
+            for name in NAMES:
+                getattr(own, name).copy_(getattr(weights, name))
 
     def _check(self, tokens: Tensor) -> None:
         # A negative id would silently count from the end of the embedding.

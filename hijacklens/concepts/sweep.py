@@ -40,6 +40,7 @@ from torch import Tensor
 from hijacklens.concepts.architecture import DTYPES, OneLayerConfig
 from hijacklens.concepts.checkpoint import Checkpoint
 from hijacklens.concepts.gradients import NAMES, Batch, Weights, loss_and_gradients
+from hijacklens.concepts.memory import OneLayerWeights
 from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.token_tables import log_counts
@@ -140,7 +141,7 @@ class Sweep:
         self.device, self.done = torch.device(device), 0
         starts = [OneLayerTransformer(run.model).weights() for run in runs]
         self.weights = Weights(
-            **{name: torch.stack([w[name].detach() for w in starts]).to(device) for name in NAMES}
+            **{n: torch.stack([getattr(w, n).detach() for w in starts]).to(device) for n in NAMES}
         )
         self.gradients = Weights(**{n: torch.zeros_like(w) for n, w in self.weights.items()})
         streams: dict[tuple[ConceptTask, int], Stream] = {}
@@ -166,7 +167,7 @@ class Sweep:
         models = []
         for i, run in enumerate(self.runs):
             model = OneLayerTransformer(run.model).to(self.device)
-            model.fill({name: stack[i] for name, stack in self.weights.items()})
+            model.fill(OneLayerWeights(**{name: stack[i] for name, stack in self.weights.items()}))
             models.append(model)
         return models
 

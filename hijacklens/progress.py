@@ -7,7 +7,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 
-def bar(total: float, *, unit: str, label: str, quiet: bool = False) -> tqdm[Any]:
+def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tqdm[Any]:
     """A progress bar for a terminal or a notebook; use it as a context manager.
 
     It shows the rate in `unit` per second and the time left, and writes to standard error, so
@@ -23,7 +23,7 @@ def bar(total: float, *, unit: str, label: str, quiet: bool = False) -> tqdm[Any
     layout = (
         "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} "
         + unit
-        + " [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+        + " [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
     )
     return tqdm(
         total=total, unit=f" {unit}", desc=label, disable=quiet, bar_format=layout, mininterval=0.2

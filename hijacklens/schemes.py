@@ -97,10 +97,12 @@ class Scheme:
                 named = repr(fact.relation_id) if fact.relation_id else "(none)"
                 raise Unusable(f"{self.name} has no sentence for relation {named}")
         # Replaced piece by piece, so that braces in a subject or target stay text.
-        return "".join(
+        text = "".join(
             text + (_VALUES[field](fact, pool, seed) if field else "")
             for text, field, _, _ in Formatter().parse(template)
         )
+        # An article before the subject ("the United Kingdom") begins the sentence.
+        return f"The {text[4:]}" if text.startswith("the ") else text
 
 
 def _near(side: Literal["true", "false"]) -> Callable[[Fact, Sequence[str], int], str]:

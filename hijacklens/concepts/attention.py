@@ -1,4 +1,4 @@
-"""The modules of the one-layer model: embedding, block and its one attention head, with hook points.
+"""The parts of the one-layer model: embedding, block and its one head, with hook points.
 
 Their attributes have the names that TransformerLens gives them, since hook names and the paths
 that probes take (`model.blocks[0].attn.W_V`) are made of those. Shapes and maths are in

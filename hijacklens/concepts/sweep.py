@@ -279,8 +279,8 @@ def _check(runs: Sequence[Run], steps: int, batch: int) -> None:
     if not runs:
         raise InputError("a sweep needs at least one run, and got none.")
     for name, value in {"steps": steps, "batch": batch}.items():
-        if value < 1:
-            raise InputError(f"{name} is {value}; give a whole number of at least 1.")
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
     shapes = {(r.model.vocab, r.model.d_model, r.model.d_a, r.model.dtype) for r in runs}
     if len(shapes) > 1:
         raise InputError(
@@ -328,8 +328,8 @@ def train_runs(
         while sweep.done < steps:
             sweep.advance(1)
             progress.update(1)
-            whole = sweep.done % CYCLE == 0 or sweep.done == steps
-            if checkpoint and whole and time.monotonic() - saved >= checkpoint_seconds:
+            due = sweep.done % CYCLE == 0 and time.monotonic() - saved >= checkpoint_seconds
+            if checkpoint and (due or sweep.done == steps):
                 checkpoint.save(sweep.state())
                 saved = time.monotonic()
     return sweep

@@ -38,7 +38,7 @@ from transformers import (
 )
 
 FAMILIES = ("gpt2", "llama", "gemma", "gemma2", "gemma3")
-CONTEXT = 128
+CONTEXT = 160
 TEXTS = [
     "The Eiffel Tower is in the city of Paris",
     "Rome is the capital of Italy and the Colosseum is in the city of Rome",

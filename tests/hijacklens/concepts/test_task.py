@@ -22,7 +22,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def larger_or_next(a, b):
-    """A rule that is not symmetric and does not depend on a xor b: N(0) has 15 tokens, N(15) one."""
+    """A rule that is not symmetric, nor one on a xor b: N(0) has 15 tokens, N(15) one."""
     return (b > a) | ((b == 0) & (a == 15))
 
 

@@ -63,7 +63,7 @@ def test_readings_equal_plain_forward_passes(pair):
     check(plain, read(model, wanted), wanted)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 7, 40, 10_000])
+@pytest.mark.parametrize("batch_tokens", [1, 40])
 def test_any_batch_size_gives_the_same_numbers(pair, batch_tokens):
     plain, model = pair
     wanted = wanted_for(model.tokenizer)
@@ -89,7 +89,7 @@ ids = st.lists(st.integers(0, 255), min_size=1, max_size=12).map(tuple)
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.dictionaries(ids, st.sets(st.integers(0, 255), max_size=3), min_size=1, max_size=8))
 def test_random_sets_of_prefixes(gpt2_pair, wanted):

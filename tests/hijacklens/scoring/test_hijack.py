@@ -1,0 +1,270 @@
+"""The main job against brute force: single Hugging Face forward passes, token by token."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sample_facts import sample_facts
+from tiny_models import CONTEXT, FAMILIES, tiny_model, tiny_tokenizer
+from type_checks import unchecked
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.models import load_model
+from hijacklens.results import load_result
+from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.scoring import hijack as hijack_module
+from hijacklens.scoring.hijack import hijack
+from hijacklens.scoring.items import ITEM_COLUMNS
+from hijacklens.scoring.result import HijackResult
+
+SCHEMES = ("do-not-think", "relation", "near-word")
+DOSES = (0, 2)
+
+
+def plain_scores(plain, tokenizer, prompt, target):
+    """Log-probability of each token of a target: one plain forward pass of one sequence."""
+    before = tokenizer(prompt).input_ids
+    after = tokenizer(f"{prompt} {target}").input_ids
+    n = 0
+    while n < len(before) and before[n] == after[n]:
+        n += 1
+    with torch.no_grad():
+        logprobs = plain(torch.tensor([after])).logits[0].double().log_softmax(-1)
+    return [float(logprobs[i - 1, after[i]]) for i in range(n, len(after))]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def run(request):
+    plain = tiny_model(request.param)
+    tokenizer = tiny_tokenizer(request.param)
+    model = load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+    result = hijack(model, sample_facts(), schemes=SCHEMES, doses=DOSES, quiet=True)
+    return plain, tokenizer, model, result
+
+
+def test_every_item_equals_single_plain_forward_passes(run):
+    plain, tokenizer, _, result = run
+    facts = {fact.case_id: fact for fact in sample_facts()}
+    assert len(result.items) == 50
+    for item in result.items.to_dict("records"):
+        fact = facts[item["case_id"]]
+        sentence = get_scheme(item["scheme"]).sentence(fact)
+        prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
+        for side, target in (("true", fact.target_true), ("false", fact.target_false)):
+            expected = plain_scores(plain, tokenizer, prompt, target)
+            assert item[f"n_tokens_{side}"] == len(expected)
+            assert item[f"first_{side}"] == pytest.approx(expected[0], abs=1e-4)
+            assert item[f"sum_{side}"] == pytest.approx(sum(expected), abs=1e-4)
+        with torch.no_grad():
+            logits = plain(torch.tensor([tokenizer(prompt).input_ids])).logits[0, -1]
+        assert item["top_logprob"] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
+        assert item["top_token"] == tokenizer.decode([int(logits.argmax())])
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100_000])
+def test_any_batch_size_gives_the_same_items(run, batch_tokens):
+    _, _, model, result = run
+    other = hijack(
+        model,
+        sample_facts(),
+        schemes=SCHEMES,
+        doses=DOSES,
+        batch_tokens=batch_tokens,
+        quiet=True,
+    )
+    pd.testing.assert_frame_equal(other.items, result.items, atol=1e-4, rtol=0)
+
+
+def test_skipped_facts_are_listed_with_their_reason(run):
+    *_, result = run
+    near = result.skipped[result.skipped["scheme"] == "near-word"]
+    assert set(near["case_id"]) == {0, 2, 3, 4, 5}
+    assert near["reason"].str.contains("no near word is known for the false target").all()
+    scored = result.items.groupby("scheme")["case_id"].nunique()
+    assert scored.to_dict() == {"do-not-think": 10, "relation": 10, "near-word": 5}
+
+
+def test_shared_first_tokens_are_reported(run):
+    *_, result = run
+    items = result.items.set_index("case_id")
+    # "New York" and "New Delhi" begin alike; by first token they tie.
+    assert items.loc[5, "same_first_token"].all()
+    assert (items.loc[5, "first_true"] == items.loc[5, "first_false"]).all()
+    assert (items.loc[5, "sum_true"] != items.loc[5, "sum_false"]).all()
+    assert not items.loc[0, "same_first_token"].any()
+    assert 5 in result.configuration()["same_first_token"]
+    assert (result.summary(rule="first")["ties"].iloc[0]) == len(
+        result.configuration()["same_first_token"]
+    )
+
+
+def test_bare_query_is_the_same_under_all_schemes(run):
+    *_, result = run
+    bare = result.items[result.items["dose"] == 0]
+    spread = bare.groupby("case_id")[["first_true", "sum_false", "top_logprob"]].nunique()
+    assert (spread == 1).all().all()
+
+
+def test_result_saves_and_loads(run, tmp_path):
+    *_, result = run
+    folder = result.save(tmp_path / "out")
+    assert {path.name for path in folder.iterdir()} == {
+        "items.parquet",
+        "summary.csv",
+        "rules.csv",
+        "skipped.csv",
+        "result.json",
+        "curve.svg",
+        "curve.png",
+    }
+    loaded = load_result(folder)
+    assert isinstance(loaded, HijackResult)
+    pd.testing.assert_frame_equal(loaded.items, result.items)
+    pd.testing.assert_frame_equal(loaded.full_summary, result.full_summary)
+    pd.testing.assert_frame_equal(
+        loaded.skipped.astype(str), result.skipped.astype(str), check_dtype=False
+    )
+    assert loaded.configuration() == result.configuration()
+    assert loaded.provenance == result.provenance
+    written = pd.read_csv(folder / "summary.csv")
+    np.testing.assert_allclose(written["efficacy"], result.full_summary["efficacy"])
+    with pytest.raises(InputError, match="holds a result already"):
+        result.save(folder)
+    assert repr(loaded) == repr(result)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    tokenizer = tiny_tokenizer("gpt2")
+    return load_model(tiny_model("gpt2"), tokenizer=tokenizer, device="cpu")
+
+
+def test_items_have_the_columns_of_the_design(gpt2):
+    result = hijack(gpt2, sample_facts()[:2], doses=[1], quiet=True)
+    assert tuple(result.items.columns) == ITEM_COLUMNS
+    assert result.items["dose"].tolist() == [0, 1, 0, 1]  # dose 0 is always there
+    assert result.to_dataframe() is not result.items
+
+
+def test_a_fact_is_scored_at_all_doses_or_at_none(gpt2):
+    dose = CONTEXT // 7
+    result = hijack(gpt2, sample_facts(), doses=[1, dose], quiet=True)
+    assert 0 < len(result.skipped) < 10
+    assert result.skipped["reason"].str.contains(f"window of {CONTEXT}").all()
+    counts = result.items.groupby("case_id")["dose"].count()
+    assert (counts == 3).all()
+    assert set(counts.index).isdisjoint(result.skipped["case_id"])
+    assert len(counts) + len(result.skipped) == 10
+
+
+def test_prompt_that_fills_the_window_exactly_is_scored(gpt2):
+    word = " Rome"  # one token, however often it is repeated
+    prompt = "Paris is" + word * (CONTEXT - len(gpt2.tokenizer("Paris is").input_ids))
+    assert len(gpt2.tokenizer(prompt).input_ids) == CONTEXT
+
+    def one(text):
+        fact = Fact(
+            case_id=1,
+            relation_id="",
+            subject="Paris",
+            template=text.replace("Paris", "{}"),
+            target_true="Rome",
+            target_false="London",
+        )
+        return FactSet((fact,), name="one")
+
+    exact = hijack(gpt2, one(prompt), doses=[0], quiet=True)
+    assert len(exact.items) == 1
+    with pytest.raises(InputError, match=f"{CONTEXT + 1} tokens, more than .* window"):
+        hijack(gpt2, one(prompt + word), doses=[0], quiet=True)
+
+
+def test_scores_that_are_not_finite_are_listed(gpt2, monkeypatch):
+    real = hijack_module.read
+
+    def broken(model, wanted, **options):
+        readings = real(model, wanted, **options)
+        victim = max(readings, key=len)
+        logprobs = dict.fromkeys(readings[victim].logprobs, float("nan"))
+        readings[victim] = type(readings[victim])(logprobs, 0, 0.0)
+        return readings
+
+    monkeypatch.setattr(hijack_module, "read", broken)
+    result = hijack(gpt2, sample_facts(), doses=[1], quiet=True)
+    assert result.skipped["reason"].tolist() == [
+        "the model gave no finite log-probability at dose 1"
+    ]
+    assert result.items["case_id"].nunique() == 9
+    assert not result.items.isna().any().any()
+
+
+def test_unreadable_records_appear_among_the_skipped(gpt2):
+    facts = sample_facts()[:2]
+    facts = FactSet(facts.facts, name="x", skipped=(Skipped(None, "P1", "", "record 3: broken"),))
+    result = hijack(gpt2, facts, doses=[0], quiet=True)
+    assert result.skipped["reason"].tolist() == ["record 3: broken"]
+
+
+def test_user_scheme_and_seeded_draw(gpt2):
+    own = Scheme(name="never-say", template="Never say {target_false}.")
+    result = hijack(gpt2, sample_facts(), schemes=[own], doses=[1], quiet=True)
+    assert result.settings["schemes"][0]["text"] == "Never say {target_false}."
+    draws = [
+        hijack(gpt2, sample_facts(), schemes=["do-not-think-other"], doses=[1], seed=s, quiet=True)
+        for s in (0, 0, 1, 2, 3)
+    ]
+    assert draws[0].items.equals(draws[1].items)
+    assert any(not draws[0].items.equals(other.items) for other in draws[2:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schemes": ["do-not-thnk"]}, "did you mean 'do-not-think'"),
+        ({"schemes": []}, "name at least one scheme"),
+        ({"schemes": ["think", "think"]}, "each once"),
+        ({"doses": [-1]}, "-1 is not one"),
+        ({"doses": [1.5]}, "1.5 is not one"),
+        ({"doses": ["1"]}, "'1' is not one"),
+        ({"batch_tokens": -1}, "at least 1 token"),
+        ({"facts": FactSet((), name="none")}, "no facts to score in none"),
+    ],
+)
+def test_bad_input(gpt2, options, message):
+    facts = options.pop("facts", sample_facts())
+    with pytest.raises(InputError, match=message), unchecked():
+        hijack(gpt2, facts, quiet=True, **options)
+
+
+def test_join_of_two_models(gpt2):
+    llama = load_model(tiny_model("llama"), tokenizer=tiny_tokenizer("llama"), device="cpu")
+    results = [hijack(m, sample_facts(), doses=[0, 1], quiet=True) for m in (gpt2, llama)]
+    joined = HijackResult.join(results)
+    assert len(joined.items) == 40
+    assert joined.items["model"].nunique() == 2
+    assert joined.summary()["n"].tolist() == [10, 10, 10, 10]
+    figure = joined.plot()
+    (axes,) = figure.axes
+    assert len(axes.lines) == 3  # two models and the line at one half
+    with pytest.raises(InputError, match="occurs twice"):
+        HijackResult.join([results[0], results[0]])
+    other = hijack(llama, sample_facts(), doses=[0, 2], quiet=True)
+    with pytest.raises(InputError, match="differ in doses"):
+        HijackResult.join([results[0], other])
+
+
+def test_summary_refuses_unknown_rules_and_relations(gpt2):
+    result = hijack(gpt2, sample_facts(), doses=[1], quiet=True)
+    with pytest.raises(InputError, match="unknown rule 'last'"), unchecked():
+        result.summary(rule="last")
+    with pytest.raises(InputError, match="unknown relation 'P9'"):
+        result.summary(relation="P9")
+    assert result.summary(relation="P190")["n"].tolist() == [2, 2]
+    known = result.known()
+    assert known["rule"].tolist() == ["first", "sum", "mean"]
+    assert (known["n"] == 10).all()

@@ -1,0 +1,78 @@
+"""`import hijacklens` is fast: the heavy libraries are imported when they are used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import hijacklens
+
+HEAVY = ("torch", "transformers", "transformer_lens", "datasets", "pandas", "matplotlib", "scipy")
+
+
+def python(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def loaded_by(code: str) -> set[str]:
+    report = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    return set(python(f"{code}\n{report}").split())
+
+
+def test_the_import_pulls_in_nothing_heavy():
+    assert loaded_by("import hijacklens; hijacklens.__version__; dir(hijacklens)") == set()
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["from hijacklens import InputError", "import hijacklens; hijacklens.InputError"],
+    ids=["from", "attribute"],
+)
+def test_a_light_name_stays_light(code):
+    assert loaded_by(code) == set()
+
+
+def test_facts_and_schemes_need_no_torch():
+    code = "import hijacklens as hl; hl.atlas(); hl.schemes()"
+    assert not loaded_by(code) & {"torch", "transformers", "transformer_lens", "datasets"}
+
+
+def test_every_public_name_resolves():
+    code = (
+        "import hijacklens\n"
+        "from hijacklens import *\n"
+        "for name in hijacklens.__all__:\n"
+        "    assert eval(name) is getattr(hijacklens, name), name\n"
+        "    assert getattr(hijacklens, name).__doc__, name\n"
+        "    assert getattr(hijacklens, name).__name__ == name, name\n"
+        "print(len(hijacklens.__all__))"
+    )
+    assert int(python(code)) == len(hijacklens.__all__) >= 12
+
+
+@pytest.mark.parametrize("first", ["add_scheme", "Scheme", "atlas", "schemes"])
+def test_schemes_is_the_function_whatever_was_used_before(first):
+    # The submodule of the same name takes the name's place once it has been imported.
+    code = f"import hijacklens as hl; hl.{first}; print('think' in hl.schemes())"
+    assert python(code) == "True"
+
+
+def test_the_version_is_that_of_the_package():
+    from importlib import metadata
+
+    assert hijacklens.__version__ == metadata.version("hijacklens")
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'hijak'"):
+        _ = hijacklens.hijak
+
+
+def test_dir_lists_the_public_names():
+    assert set(hijacklens.__all__) < set(dir(hijacklens))

@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared_data import SHARED
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
-
-SHARED = Path(os.environ.get("HIJACKLENS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")

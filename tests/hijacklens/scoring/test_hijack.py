@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from plain_huggingface import plain_scores
 from sample_facts import sample_facts
 from tiny_models import CONTEXT, FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
@@ -24,18 +25,6 @@ from hijacklens.scoring.result import HijackResult
 
 SCHEMES = ("do-not-think", "relation", "near-word")
 DOSES = (0, 2)
-
-
-def plain_scores(plain, tokenizer, prompt, target):
-    """Log-probability of each token of a target: one plain forward pass of one sequence."""
-    before = tokenizer(prompt).input_ids
-    after = tokenizer(f"{prompt} {target}").input_ids
-    n = 0
-    while n < len(before) and before[n] == after[n]:
-        n += 1
-    with torch.no_grad():
-        logprobs = plain(torch.tensor([after])).logits[0].double().log_softmax(-1)
-    return [float(logprobs[i - 1, after[i]]) for i in range(n, len(after))]
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -1,43 +1,11 @@
 """hijacklens: measure, probe and explain context hijacking in language models.
 
-The public names below are imported when they are first used, so that `import hijacklens` is
-fast; torch and TransformerLens take seconds.
+The public names are those of `__init__.pyi`, each imported when it is first used: importing torch
+and TransformerLens takes seconds, `import hijacklens` does not.
 """
 
 from __future__ import annotations
 
-import importlib
-from importlib import metadata
-from typing import Any
+import lazy_loader
 
-_WHERE = {
-    "Fact": "hijacklens.facts.fact",
-    "FactSet": "hijacklens.facts.fact",
-    "HijackResult": "hijacklens.scoring.result",
-    "InputError": "hijacklens.errors",
-    "Scheme": "hijacklens.schemes",
-    "add_scheme": "hijacklens.schemes",
-    "atlas": "hijacklens.facts.atlas",
-    "counterfact": "hijacklens.facts.counterfact",
-    "hijack": "hijacklens.scoring.hijack",
-    "load_model": "hijacklens.models",
-    "load_result": "hijacklens.results",
-    "schemes": "hijacklens.schemes",
-}
-"""Public name -> the module that defines it."""
-
-__all__ = sorted(_WHERE)  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return metadata.version("hijacklens")
-    if name in _WHERE:
-        value = getattr(importlib.import_module(_WHERE[name]), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'hijacklens' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -16,6 +16,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,14 +241,11 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
         revision = PACKAGED[name].revision
     architectures = getattr(config, "architectures", None) or [type(model).__name__]
     digest, count, dtype = hashlib.sha256(), 0, "float32"
-    for label, parameter in model.named_parameters():
+    for label, parameter in _own_parameters(model):
         flat = parameter.detach().reshape(-1)
         places = torch.linspace(0, flat.numel() - 1, min(256, flat.numel()), dtype=torch.float64)
         values = flat[places.round().long().to(flat.device)]
-        own_label = label.replace("._original_component", "")
-        if own_label == "lm_head.bias" and not values.any():
-            continue  # TransformerLens 3.9 gives every unembedding a bias of zeros
-        digest.update(f"{own_label} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(f"{label} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(values.float().cpu().numpy().tobytes())
         count += flat.numel()
         dtype = str(parameter.dtype).removeprefix("torch.")
@@ -265,3 +264,22 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
         adds_bos=bool(sample) and sample[0] == tokenizer.bos_token_id,
         context_length=int(model.cfg.n_ctx),
     )
+
+
+def _own_parameters(model: HookedLanguageModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters of the model itself, whatever a version of TransformerLens adds to them.
+
+    The bridge splits a fused `qkv` into copies `q`, `k` and `v` beside it, and that of 3.9 gives
+    every unembedding a bias of zeros.
+    """
+    named = {
+        name.replace("._original_component", ""): parameter
+        for name, parameter in model.named_parameters()
+    }
+    for name, parameter in named.items():
+        split = re.fullmatch(r"(.*\.)[qkv](\.\w+)", name)
+        if split and f"{split[1]}qkv{split[2]}" in named:
+            continue
+        if name == "lm_head.bias" and not parameter.any():
+            continue
+        yield name, parameter

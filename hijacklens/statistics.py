@@ -23,11 +23,11 @@ class Interval:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-def share(count: int, total: int, *, confidence: float = 0.95) -> Interval:
+def share(count: float | int, total: int, *, confidence: float = 0.95) -> Interval:
     """A share with its Wilson score interval (Wilson 1927), which keeps its level near 0 and 1.
 
     Args:
-        count: How many of the `total` have the property.
+        count: How many of the `total` have the property; a fraction where a tie counts in part.
         total: How many there are; 0 gives `nan` for the share and the interval [0, 1].
         confidence: The level of the interval.
     """

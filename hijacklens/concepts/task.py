@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,14 @@ from hijacklens.errors import InputError, unknown
 
 MAX_BITS = 12
 """Tables over the vocabulary are V x V: 128 MiB in float64 at 12 bits."""
+
+_NUMBERS: Mapping[str, Callable[[Any], float]] = {
+    "bits": operator.index,
+    "omega": float,
+    "beta": float,
+    "length": operator.index,
+}
+"""The numbers of a task, with what makes a plain Python number of them (NumPy's are no JSON)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +107,12 @@ class ConceptTask:
     a row per label, or a single row of `token xor label` where all labels share that."""
 
     def __post_init__(self) -> None:
-        for name in ("bits", "length"):
+        for name, number in _NUMBERS.items():
             try:
-                object.__setattr__(self, name, operator.index(getattr(self, name)))
-            except TypeError:
-                raise InputError(
-                    f"{name} must be a whole number, got {getattr(self, name)!r}."
-                ) from None
+                object.__setattr__(self, name, number(getattr(self, name)))
+            except (TypeError, ValueError):
+                kind = "whole number" if number is operator.index else "number"
+                raise InputError(f"{name} must be a {kind}, got {getattr(self, name)!r}.") from None
         if not 1 <= self.bits <= MAX_BITS:
             raise InputError(
                 f"bits must lie in 1..{MAX_BITS}, got {self.bits!r}: the vocabulary has 2^bits "
@@ -263,7 +270,7 @@ class ConceptTask:
         Raises:
             InputError: An entry is missing, is not one of the task's, or cannot be read.
         """
-        names = ("bits", "omega", "beta", "length", "support")
+        names = (*_NUMBERS, "support")
         if missing := [name for name in names if name not in configuration]:
             raise InputError(
                 f"the configuration of a concept task lacks {', '.join(missing)}; it has "
@@ -273,7 +280,7 @@ class ConceptTask:
             if name not in names:
                 raise unknown("entry of a concept task", name, names)
         # The numbers first: the support is read by them.
-        numbers = cls(**{name: configuration[name] for name in names if name != "support"})
+        numbers = cls(**{name: configuration[name] for name in _NUMBERS})
         support = configuration["support"]
         if isinstance(support, Mapping):
             support = supports.unpack(support.get("matrix", ""), numbers.bits)

@@ -194,13 +194,13 @@ class TrainingResult(Result):
                 task=ConceptTask.from_configuration(record["task"]),
                 recipe=Recipe(**given),
                 models=(),
-                table=pd.read_csv(folder / "summary.csv", float_precision="round_trip"),
-                curves=pd.read_csv(folder / "curves.csv", float_precision="round_trip"),
+                table=_read_table(folder / "summary.csv"),
+                curves=_read_table(folder / "curves.csv"),
                 bayes_loss=float(record["bayes_loss"]),
                 device=str(record["device"]),
                 provenance=provenance_from(record),
             )
-        except (KeyError, TypeError, OSError, pd.errors.ParserError) as error:
+        except (KeyError, TypeError, OSError, ValueError) as error:
             raise InputError(
                 f"the training result in {str(folder)!r} is incomplete ({error!r}). Train again "
                 "with --overwrite, or name another folder."
@@ -302,6 +302,12 @@ def _columns(score: Score) -> dict[str, float]:
         "accuracy_high": score.accuracy.high,
         "loss": score.loss,
     }
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    # As text first: the parser of read_csv may be off by the last bit.
+    table = pd.read_csv(path, dtype=str)
+    return table.astype({name: int if name in ("seed", "step") else float for name in table})
 
 
 def _in_folder(write: Callable[[Path], None]) -> Callable[[Path], None]:

@@ -155,7 +155,7 @@ def _open_checkpoint(folder: Path, asked: Mapping[str, Any], *, overwrite: bool)
 
 
 def _curves(sweep: Sweep) -> pd.DataFrame:
-    steps, losses = sweep.curve_steps(), sweep.losses()
+    steps, losses = sweep.curve_steps(), sweep.losses().double()
     return pd.concat(
         [
             pd.DataFrame(

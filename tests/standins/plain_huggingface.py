@@ -13,5 +13,6 @@ def plain_scores(plain, tokenizer, prompt, target):
     while n < len(before) and before[n] == after[n]:
         n += 1
     with torch.no_grad():
-        logprobs = plain(torch.tensor([after])).logits[0].double().log_softmax(-1)
-    return [float(logprobs[i - 1, after[i]]) for i in range(n, len(after))]
+        logits = plain(torch.tensor([after[:-1]])).logits[0, n - 1 :]
+    logprobs = logits.double().log_softmax(-1)
+    return [float(logprobs[i, token]) for i, token in enumerate(after[n:])]

@@ -355,7 +355,7 @@ class TestFiles:
         ],
         ids=[
             "no config", "no weights", "broken json", "foreign json", "json list", "a pickle",
-            "foreign tensors", "other shape", "other dtype", "bad entry", "bad type", "one too many",
+            "foreign tensors", "other shape", "other dtype", "bad entry", "bad type", "extra",
         ],
     )  # fmt: skip
     def test_a_spoilt_folder_gives_one_error(self, tmp_path, spoil, message: str) -> None:

@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -306,6 +307,10 @@ class TestConfiguration:
     def test_a_large_matrix_stays_small(self):
         task = ConceptTask(bits=10, support=lambda a, b: (a ^ b) < 64)
         assert len(json.dumps(task.configuration())) < 20_000
+
+    def test_numpy_numbers_become_plain_ones(self):
+        task = ConceptTask(bits=4, omega=np.float64(0.25), length=9)
+        assert type(task.configuration()["omega"]) is float
 
     def test_named_tasks_pickle(self):
         task = ConceptTask(bits=3, support="first-bit")

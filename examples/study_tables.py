@@ -1,0 +1,47 @@
+"""Print saved hijack results as Markdown tables: `python examples/study_tables.py DIR [DIR ...]`.
+
+The tables of docs/hijacking/README.md are made with it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import hijacklens as hl
+from analyses.tables import share
+
+
+def main(folders: list[str]) -> None:
+    for folder in folders:
+        result = hl.load_result(folder)
+        assert isinstance(result, hl.HijackResult)
+        table = result.summary()
+        known = result.summary(known_only=True).set_index(["model", "scheme", "dose"])
+        differ = result.disagreement().set_index(["model", "scheme", "dose"])["any"]
+        print(f"\n{result!r}\n")
+        print(
+            "| model | scheme | dose | n | efficacy [95%] | retention | ties | mean shift |", end=""
+        )
+        print(" known: n | known: retention | rules differ |")
+        print("|---|---|---|---|---|---|---|---|---|---|---|")
+        for row in table.to_dict("records"):
+            key = (row["model"], row["scheme"], row["dose"])
+            interval = f"[{share(row['efficacy_low'])}, {share(row['efficacy_high'])}]"
+            cells = [
+                *key,
+                row["n"],
+                f"{share(row['efficacy'])} {interval}",
+                share(row["retention"]),
+                row["ties"],
+                f"{row['mean_shift']:+.2f}",
+                known.loc[key, "n"],
+                share(known.loc[key, "retention"]),
+                share(differ.loc[key]),
+            ]
+            print("| " + " | ".join(str(cell) for cell in cells) + " |")
+        for model, group in result.skipped.groupby("model"):
+            print(f"\n{model}: {len(group)} facts skipped")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

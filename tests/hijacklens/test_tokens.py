@@ -1,0 +1,289 @@
+"""Prompts and targets in tokens: the tokenizer's own default, targets in context, spans."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import FAMILIES, tiny_tokenizer
+from tokenizers import processors
+from transformers import AutoTokenizer
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact
+from hijacklens.prompts import Prompt, make_prompt
+from hijacklens.tokens import Continuation, continuation, encode, locate
+
+PROMPT = "The Eiffel Tower is in the city of"
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def tokenizer(family):
+    return tiny_tokenizer(family)
+
+
+@pytest.fixture(scope="session")
+def gpt2(shared):
+    """The real GPT-2 tokenizer."""
+    return AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
+
+
+def closing(family: str):
+    """A tokenizer that closes every text with an end-of-sequence token."""
+    tokenizer = copy.deepcopy(tiny_tokenizer(family))
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    before = "" if family == "gpt2" else f"{bos} "
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{before}$A {eos}",
+        special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)],
+    )
+    assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
+    return tokenizer
+
+
+def read(tokenizer, prompt: str, target: str) -> Continuation:
+    return continuation(*encode(tokenizer, [prompt, f"{prompt} {target}"]))
+
+
+def squeeze(text: str) -> str:
+    return "".join(text.split())
+
+
+# ---------------------------------------------------------------- encode
+
+
+def test_ids_are_those_of_the_tokenizers_default_call(family, tokenizer):
+    texts = [PROMPT, "Rome", "Zürich 北京 🗼", "Do not think of Guam. " + PROMPT]
+    assert encode(tokenizer, texts) == [tuple(tokenizer(text).input_ids) for text in texts]
+    first = {ids[0] for ids in encode(tokenizer, texts)}
+    assert (first == {tokenizer.bos_token_id}) == (family != "gpt2")
+
+
+def test_no_texts_give_no_ids(tokenizer):
+    assert encode(tokenizer, []) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_appended_end_token_is_taken_off(family):
+    texts = [PROMPT, "Rome"]
+    assert encode(closing(family), texts) == encode(tiny_tokenizer(family), texts)
+
+
+def test_an_end_token_that_the_text_spells_out_stays(family, tokenizer):
+    text = f"Rome{tokenizer.eos_token}"
+    (ids,) = encode(tokenizer, [text])
+    assert ids[-1] == tokenizer.eos_token_id
+    assert encode(closing(family), [text]) == [ids]
+
+
+def test_ids_do_not_depend_on_the_other_texts(tokenizer):
+    texts = ["Rome", PROMPT, "Do not think of Guam. " + PROMPT]
+    assert encode(tokenizer, texts) == [encode(tokenizer, [text])[0] for text in texts]
+
+
+# ---------------------------------------------------------------- targets in context
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "context", "target"),
+    [
+        pytest.param((5, 6), (5, 6, 9), (5, 6), (9,), id="one token"),
+        pytest.param((5, 6), (5, 6, 9, 8), (5, 6), (9, 8), id="two tokens"),
+        pytest.param((1, 5), (1, 5, 1), (1, 5), (1,), id="target equals the BOS"),
+        pytest.param((5, 6), (5, 7, 8), (5,), (7, 8), id="the last token of the prompt changes"),
+        pytest.param((5, 6, 7), (5, 9), (5,), (9,), id="target and prompt merge into fewer"),
+        pytest.param((5, 6), (5, 6, 6), (5, 6), (6,), id="target repeats the prompt's end"),
+    ],
+)
+def test_a_target_starts_where_the_two_part(before, after, context, target):
+    assert continuation(before, after) == Continuation(context, target)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        pytest.param((5, 6), (5, 6), "no tokens of its own", id="nothing is added"),
+        pytest.param((5, 6), (5,), "no tokens of its own", id="it swallows the prompt's end"),
+        pytest.param((5,), (6,), "no token stands before the target", id="all changes"),
+        pytest.param((), (6,), "no token stands before the target", id="empty prompt"),
+    ],
+)
+def test_a_target_without_tokens_or_context_is_refused(before, after, message):
+    with pytest.raises(ValueError, match=message):
+        continuation(before, after)
+
+
+def test_the_steps_of_a_target():
+    assert Continuation((5, 6), (9, 8, 7)).steps == [
+        ((5, 6), 9),
+        ((5, 6, 9), 8),
+        ((5, 6, 9, 8), 7),
+    ]
+
+
+@pytest.mark.parametrize("target", ["Paris", "Rome", "Tokyo", "Zürich", "北京", "New Guam", "a"])
+def test_a_target_reads_as_its_text(target, family, tokenizer):
+    found = read(tokenizer, PROMPT, target)
+    assert found.context == encode(tokenizer, [PROMPT])[0]
+    assert found.context + found.target == encode(tokenizer, [f"{PROMPT} {target}"])[0]
+    assert tokenizer.decode(found.target) == f" {target}"
+    assert tokenizer.bos_token_id not in found.target
+    assert tokenizer.eos_token_id not in found.target
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_target_holds_neither_bos_nor_an_appended_eos(family):
+    tokenizer = closing(family)
+    found = read(tokenizer, PROMPT, "Guam Paris")
+    assert found == read(tiny_tokenizer(family), PROMPT, "Guam Paris")
+    assert tokenizer.eos_token_id not in found.target
+    assert tokenizer.bos_token_id not in found.target
+
+
+def test_the_space_belongs_to_the_target_as_in_sentencepiece():
+    # Alone, "Paris" and " Paris" differ by a marker of their own; in context it is one token.
+    llama = tiny_tokenizer("llama")
+    assert llama.convert_ids_to_tokens(read(llama, PROMPT, "Paris").target) == ["▁Paris"]
+    alone = llama.convert_ids_to_tokens(llama(" Paris", add_special_tokens=False).input_ids)
+    assert alone[0] == "▁"
+    gpt2 = tiny_tokenizer("gpt2")
+    assert gpt2.convert_ids_to_tokens(read(gpt2, PROMPT, "Paris").target) == ["ĠParis"]
+
+
+def test_targets_of_several_tokens_may_share_their_first(tokenizer):
+    one, two = read(tokenizer, PROMPT, "Guam Paris"), read(tokenizer, PROMPT, "Guam Rome")
+    assert len(one.target) > 1
+    assert one.target[0] == two.target[0]
+    assert one.target != two.target
+    assert one.steps[0] == two.steps[0]
+    assert one.steps[1] != two.steps[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "tokens"),
+    [
+        ("Paris", ["ĠParis"]),
+        ("New York", ["ĠNew", "ĠYork"]),
+        ("New Delhi", ["ĠNew", "ĠDelhi"]),
+        ("Zürich", ["ĠZ", "Ã¼", "rich"]),
+    ],
+)
+def test_targets_with_the_real_gpt2_tokenizer(target, tokens, gpt2):
+    assert gpt2.convert_ids_to_tokens(read(gpt2, PROMPT, target).target) == tokens
+
+
+def test_a_prompt_that_ends_in_the_middle_of_a_token(gpt2):
+    # "Hello" + "," + " I": the tokens before the target are the prompt's, up to where they part.
+    found = read(gpt2, 'He said "', "Paris")
+    assert gpt2.decode(found.context + found.target) == 'He said " Paris'
+    assert found.context == encode(gpt2, ['He said "'])[0]
+
+
+# ---------------------------------------------------------------- spans in tokens
+
+
+def make(template: str = "The {} is in the city of", subject: str = "Eiffel Tower") -> Fact:
+    return Fact(
+        case_id=0,
+        relation_id="P131",
+        subject=subject,
+        template=template,
+        target_true="Paris",
+        target_false="Guam",
+    )
+
+
+def words(tokenizer, ids, positions) -> str:
+    return squeeze(tokenizer.decode([ids[i] for i in positions]))
+
+
+@pytest.mark.parametrize("dose", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("template", "subject", "sentence"),
+    [
+        pytest.param("The {} is in the city of", "Eiffel Tower", "Do not think of Guam.", id="in"),
+        pytest.param("{} is in", "Paris", "Do not think of Guam.", id="first"),
+        pytest.param("The capital of {}", "Italy", "Think of London.", id="last"),
+        pytest.param("{} is in", "Xqz", "Qqq xx!", id="pieces"),
+        pytest.param("Wo {} liegt, ist", "Zürich", "Nicht Île.", id="accents"),
+        pytest.param("{} is in", "北京 🗼", "不要想 Guam。", id="many bytes a letter"),
+        pytest.param("{} is in", "Guam", "Guam is not in Guam.", id="subject in the sentence"),
+    ],
+)
+def test_spans_hold_exactly_their_words(template, subject, sentence, dose, family, tokenizer):
+    fact = make(template, subject)
+    prompt = make_prompt(fact, sentence=sentence, dose=dose, scheme="x")
+    located = locate(tokenizer, prompt)
+    assert (located.ids,) == tuple(encode(tokenizer, [prompt.text]))
+    spans, ids = located.spans, located.ids
+    assert words(tokenizer, ids, spans["hijack"]) == squeeze(sentence) * dose
+    assert words(tokenizer, ids, spans["query"]) == squeeze(fact.prompt)
+    assert words(tokenizer, ids, spans["subject"]) == squeeze(subject)
+    assert set(spans["subject"]) <= set(spans["query"])
+    assert not set(spans["hijack"]) & set(spans["query"])
+    assert spans["last"] == (len(ids) - 1,)
+    assert spans["last"][0] in spans["query"]
+    assert spans["bos"] == (() if family == "gpt2" else (0,))
+    assert set(spans) == {"bos", "hijack", "query", "subject", "last"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spans_of_a_tokenizer_that_closes_its_texts(family):
+    prompt = make_prompt(make(), sentence="Do not think of Guam.", dose=2, scheme="x")
+    assert locate(closing(family), prompt) == locate(tiny_tokenizer(family), prompt)
+
+
+def test_spans_with_the_real_gpt2_tokenizer(gpt2):
+    prompt = make_prompt(make(), sentence="Do not think of Guam.", dose=1, scheme="x")
+    located = locate(gpt2, prompt)
+    assert gpt2.convert_ids_to_tokens(located.ids) == [
+        "Do", "Ġnot", "Ġthink", "Ġof", "ĠGuam", ".",
+        "ĠThe", "ĠE", "iff", "el", "ĠTower", "Ġis", "Ġin", "Ġthe", "Ġcity", "Ġof",
+    ]  # fmt: skip
+    assert dict(located.spans) == {
+        "hijack": (0, 1, 2, 3, 4, 5),
+        "query": tuple(range(6, 16)),
+        "subject": (7, 8, 9, 10),
+        "bos": (),
+        "last": (15,),
+    }
+
+
+WORD = st.text(
+    st.sampled_from("abcGuam .,{}'\"-éüß北京🗼\u0627\u0301"), min_size=1, max_size=8
+).filter(str.strip)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=40)
+@given(subject=WORD, sentence=WORD, dose=st.integers(0, 2))
+def test_every_token_of_a_span_shares_a_letter_with_it(name, subject, sentence, dose):
+    tokenizer = tiny_tokenizer(name)
+    prompt = make_prompt(make(subject=subject), sentence=sentence, dose=dose, scheme="x")
+    located = locate(tokenizer, prompt)
+    assert located.ids == encode(tokenizer, [prompt.text])[0]
+    offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
+    for span, stretches in prompt.spans.items():
+        letters = {
+            place for a, b in stretches for place in range(a, b) if prompt.text[place].strip()
+        }
+        expected = tuple(i for i, (a, b) in enumerate(offsets) if letters & set(range(a, b)))
+        assert located.spans[span] == expected
+        covered = {place for i in expected for place in range(*offsets[i])}
+        assert letters <= covered
+
+
+def test_a_slow_tokenizer_is_refused():
+    prompt = Prompt(text="a", scheme="x", dose=0, spans={})
+    with pytest.raises(InputError) as caught:
+        locate(SimpleNamespace(is_fast=False), prompt)
+    for part in ("SimpleNamespace", "no character offsets", "use_fast=True"):
+        assert part in str(caught.value)

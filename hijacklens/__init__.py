@@ -6,6 +6,10 @@ and TransformerLens takes seconds, `import hijacklens` does not.
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import lazy_loader
+
+__version__ = version("hijacklens")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,3 +1,5 @@
+__version__: str
+
 from .concepts.model import OneLayerTransformer as OneLayerTransformer
 from .concepts.task import ConceptTask as ConceptTask
 from .concepts.trained import TrainingResult as TrainingResult

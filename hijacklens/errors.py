@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMES = 24
+"""How many allowed names an error lists; a model has hundreds of hooks."""
+
 
 class InputError(ValueError):
     """Input that cannot be used; the message says what was given, what is allowed, what to do."""
@@ -31,5 +34,8 @@ def unknown(what: str, given: object, allowed: Iterable[str], hint: str = "") ->
     names = sorted(allowed)
     near = get_close_matches(str(given), names, n=1)
     guess = f"; did you mean {near[0]!r}?" if near else ";"
-    text = f"unknown {what} {given!r}{guess} Allowed: {', '.join(names)}."
+    listed = ", ".join(names[:MOST_NAMES])
+    if len(names) > MOST_NAMES:
+        listed += f" and {len(names) - MOST_NAMES} more"
+    text = f"unknown {what} {given!r}{guess} Allowed: {listed}."
     return InputError(f"{text} {hint}".rstrip())

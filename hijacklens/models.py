@@ -24,11 +24,16 @@ from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.hooked import HookedLanguageModel, device_of
-from hijacklens.packaged import PACKAGED, quiet_transformers
+from hijacklens.packaged import PACKAGED, expand_home, quiet_transformers
 
 _UNREACHABLE = {
     "OfflineModeIsEnabled",
@@ -36,6 +41,7 @@ _UNREACHABLE = {
     "ConnectError",
     "ConnectTimeout",
     "ConnectionError",
+    "ReadTimeout",
 }
 _NOT_THERE = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,30 +86,59 @@ def load_model(
     target = _device(device, devices)
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
+            raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
+        if devices > 1 or revision is not None:
             raise InputError(
-                "load_model: a model in memory needs its tokenizer; pass tokenizer=..."
+                "a model in memory is used as it is: devices and revision say how one is loaded. "
+                "Leave them out."
             )
         label = source.config.name_or_path or type(source).__name__
-        placed: Any = source
-        placed.to(device=target, dtype=kind)
-        return _boot(label, tokenizer, dtype=kind, hf_model=placed)
-    name, label, version = _resolve(str(source), revision)
-    place: dict[str, Any] = {"device": target} if devices == 1 else {"n_devices": devices}
-    options = {"revision": version, "trust_remote_code": trust_remote_code}
+        name = label
+    else:
+        name, label, revision = _resolve(str(source), revision)
+    place: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
-            own = tokenizer or AutoTokenizer.from_pretrained(name, **options)
-            model = _boot(name, own, dtype=kind, **place, **options)
+            # The tokenizer first: it is small, and what is wrong with a name shows by it.
+            own = tokenizer or AutoTokenizer.from_pretrained(name, **place)
+            if isinstance(source, PreTrainedModel):
+                plain: Any = source
+                plain.to(device=target, dtype=kind)
+            else:
+                plain = _weights(name, dtype=kind, device=target, devices=devices, **place)
+            model = _boot(name, plain, own, dtype=kind)
     except InputError:
         raise
     except Exception as error:  # one message for the dozen types that the libraries raise
-        raise InputError(_explain(str(source), error)) from error
+        given = label if isinstance(source, PreTrainedModel) else str(source)
+        raise InputError(_explain(given, error)) from error
     model.cfg.model_name = label
     return model
 
 
+def _weights(
+    name: str, *, dtype: torch.dtype, device: torch.device, devices: int, **place: Any
+) -> PreTrainedModel:
+    """The plain model with every weight from its file, and none drawn at random."""
+    if devices > 1:
+        free = {i: torch.cuda.mem_get_info(i)[0] for i in range(devices)}
+        place |= {"device_map": "balanced", "max_memory": free}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, attn_implementation="eager", output_loading_info=True, **place
+    )
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise InputError(
+            f"the model {name!r} lacks {len(missing)} weights that its architecture has, such as "
+            f"{missing[0]}; they would be random. The file is not whole, or is no causal language "
+            "model."
+        )
+    return model if devices > 1 else model.to(device)
+
+
 def _boot(
-    name: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, **options: Any
+    name: str, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
 ) -> TransformerBridge:
     """Wrap a model so that it keeps its tokenizer's own default about special tokens."""
     own = copy.deepcopy(tokenizer)
@@ -114,7 +149,9 @@ def _boot(
     level = logger.level
     logger.setLevel(logging.ERROR)  # its notes on aliases and dtypes, which we handle ourselves
     try:
-        model = TransformerBridge.boot_transformers(name, tokenizer=own, dtype=dtype, **options)
+        model = TransformerBridge.boot_transformers(
+            name, hf_model=plain, tokenizer=own, dtype=dtype
+        )
     finally:
         logger.setLevel(level)
     # Now `model.to_tokens(text)` gives what `tokenizer(text)` does.
@@ -132,7 +169,7 @@ def _resolve(source: str, revision: str | None) -> tuple[str, str, str | None]:
                 f"package ({PACKAGED[source].package}). Leave revision out."
             )
         return str(PACKAGED[source].folder()), source, None
-    path = Path(source).expanduser()
+    path = expand_home(source)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(
@@ -181,17 +218,12 @@ def _explain(source: str, error: Exception) -> str:
     kinds = {type(item).__name__ for item in chain}
     detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     named = f"cannot load the model {source!r}"
-    if "GatedRepoError" in kinds or "gated" in detail:
+    if "GatedRepoError" in kinds or "gated repo" in str(error):
         return (
             f"{named}: it is gated. Accept its licence on its page of the hub, then log in with "
             "`hf auth login` or set HF_TOKEN to a token of that account."
         )
-    if kinds & {
-        "OfflineModeIsEnabled",
-        "LocalEntryNotFoundError",
-        "ConnectError",
-        "ConnectTimeout",
-    }:
+    if kinds & _UNREACHABLE:
         return (
             f"{named}: it is not in the local cache and the hub cannot be reached. Check the "
             "network (and HF_HUB_OFFLINE), name a local folder, or use a packaged model, which "
@@ -202,12 +234,17 @@ def _explain(source: str, error: Exception) -> str:
             f"{named}: the hub has no model, or no revision, of that name that this account may "
             f"read. Hub ids look like owner/name; packaged models are {', '.join(PACKAGED)}."
         )
-    if "trust_remote_code" in detail:
+    if "trust_remote_code" in str(error):
         return (
             f"{named}: it needs code that comes with it. Read that code, then pass "
             "trust_remote_code=True (--trust-remote-code) if you trust it."
         )
-    if "upported architecture" in detail or "architecture" in detail.lower():
+    if "tokenizer" in detail.lower():
+        return (
+            f"{named}: its tokenizer cannot be read. {detail} A folder needs the tokenizer's files "
+            "too (tokenizer.save_pretrained); or pass tokenizer=..."
+        )
+    if "architecture" in detail.lower() or "configuration class" in detail:
         return f"{named}: TransformerLens has no bridge for its architecture. {detail}"
     return f"{named}: {detail} ({type(error).__name__})"
 

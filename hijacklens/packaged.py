@@ -106,6 +106,11 @@ class PackagedModel:
             steps.update()
 
     def _check(self, source: Path) -> None:
+        if not source.exists():
+            raise InputError(
+                f"{self.package} is installed without its file {source.name}. Reinstall it: "
+                f"{self.install_command}"
+            )
         digest = hashlib.sha256()
         with source.open("rb") as stream:
             while block := stream.read(1 << 22):
@@ -141,12 +146,20 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def expand_home(path: str | Path) -> Path:
+    """The path with `~` in place; one of an unknown user stays as it is, and does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def cache_folder() -> Path:
     """Where unpacked models are kept: HIJACKLENS_CACHE, or the user's cache folder."""
     import platformdirs
 
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given) if given else Path(platformdirs.user_cache_dir("hijacklens"))
+    return expand_home(given) if given else Path(platformdirs.user_cache_dir("hijacklens"))
 
 
 PACKAGED = {

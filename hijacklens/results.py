@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from abc import ABC, abstractmethod
@@ -20,9 +21,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
+from inspect import isabstract
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -52,7 +55,7 @@ class Provenance:
     def now(cls, *, seed: int | None = None) -> Provenance:
         """The provenance of a result that is being made now, in this process."""
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-        command = " ".join([program, *sys.argv[1:]]) if program == "hijacklens" else "python"
+        command = shlex.join([program, *sys.argv[1:]]) if program == "hijacklens" else "python"
         return cls(
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             command=command,
@@ -128,7 +131,7 @@ def load_result(folder: str | Path) -> Result:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         kind = str(record["type"])
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(
             f"no result in {str(folder)!r}: it has no {RECORD}. Name a folder that a run wrote "
             "with --out or save(); a run that was cut short has no such file."
@@ -143,7 +146,8 @@ def load_result(folder: str | Path) -> Result:
             found = getattr(importlib.import_module(match[1]), match[2], None)
         except ImportError:
             found = None
-    if not (isinstance(found, type) and issubclass(found, Result)):
+    usable = isinstance(found, type) and issubclass(found, Result) and not isabstract(found)
+    if not usable:
         raise InputError(
             f"{path} names the type {kind!r}, which this version of hijacklens "
             f"({_version('hijacklens')}) does not have."
@@ -170,7 +174,10 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
             f"{str(folder)!r} holds a result already. Choose another folder, or say overwrite "
             "(--overwrite on the command line) to replace it."
         )
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}.") from error
     return path
 
 
@@ -197,7 +204,11 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def _strict(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset, range)):
+    if isinstance(value, (set, frozenset)):
+        return [_strict(item) for item in sorted(value, key=str)]
+    if isinstance(value, np.generic):
+        return _strict(value.item())
+    if isinstance(value, (list, tuple, range)):
         return [_strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None

@@ -145,12 +145,13 @@ def _check_template(name: str, template: str) -> None:
         ) from None
     for _, field, spec, conversion in parts:
         if field is not None and (field not in PLACEHOLDERS or spec or conversion):
+            given = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise unknown(
                 f"placeholder in the template of scheme {name!r}",
-                "{" + field + (f"!{conversion}" if conversion else "") + "}",
+                "{" + given + "}",
                 ["{" + allowed + "}" for allowed in PLACEHOLDERS],
             )
-    if not template.strip() or template != template.strip() or "\n" in template:
+    if not template.strip() or template != template.strip() or len(template.splitlines()) > 1:
         raise InputError(
             f"scheme {name!r}: the template {template!r} must be one sentence on one line, "
             "without spaces around it."

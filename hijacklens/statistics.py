@@ -38,4 +38,6 @@ def share(count: float | int, total: int, *, confidence: float = 0.95) -> Interv
     if total == 0:
         return Interval(math.nan, 0.0, 1.0)
     ends: Any = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
-    return Interval(count / total, float(ends[0]), float(ends[1]))
+    value = count / total
+    # At 0 and 1 an end can miss the share by a rounding error.
+    return Interval(value, min(float(ends[0]), value), max(float(ends[1]), value))

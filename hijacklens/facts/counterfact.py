@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from typing import Any, cast
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.layouts import Record, facts_from_records
+from hijacklens.packaged import expand_home
 
 HUB_ID = "NeelNanda/counterfact-tracing"
 PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"
@@ -46,11 +48,11 @@ def counterfact(
             be reached or has no such data set.
     """
     given = str(source if source is not None else os.environ.get(PATH_VARIABLE) or HUB_ID)
-    path = Path(given).expanduser()
+    path = expand_home(given)
     if path.is_file():
         return facts_from_records(_file_records(path), name=path.name)
-    looks_like_file = given.endswith(ENDINGS) or given.count("/") != 1 or given.startswith(".")
-    if looks_like_file or path.exists():
+    hub_id = given.count("/") == 1 and not given.endswith(ENDINGS) and given[0] not in ".~"
+    if not hub_id or path.exists():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(
             f"facts file {given!r} {what}. Give a file that ends in "
@@ -78,7 +80,7 @@ def _text(path: Path) -> str:
     if path.suffix == ".gz":
         try:
             data = gzip.decompress(data)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"facts file {str(path)!r} is not whole gzip: {error}.") from error
     try:
         return data.decode("utf-8-sig")
@@ -96,7 +98,8 @@ def _json_records(text: str, path: Path) -> list[Any]:
             raise InputError(f"facts file {str(path)!r} is not valid JSON: {error}.") from error
         return records
     records = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not splitlines(): a text may hold characters that Unicode calls line ends.
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 records.append(json.loads(line))

@@ -204,4 +204,4 @@ class FactSet(Sequence[Fact]):
 
 def _property_number(relation: str) -> tuple[int, str]:
     digits = relation[1:]
-    return (int(digits) if digits.isdigit() else 10**9, relation)
+    return (int(digits) if digits.isdecimal() else 10**9, relation)

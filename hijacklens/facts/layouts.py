@@ -56,16 +56,14 @@ def facts_from_records(records: Iterable[Record], *, name: str) -> FactSet:
         except InputError as error:
             if place == 0 and isinstance(error, _UnknownLayout):
                 raise InputError(f"{name}: {error} {ALLOWED}") from None
-            skipped.append(Skipped(None, "", "", f"record {place + 1}: {error}"))
+            skipped.append(_unusable(record, place, error))
             continue
         has_ids = has_ids or bool(fields.pop("target_true_id", None))
         is_counterfact = is_counterfact or "template" not in record
         try:
             fact = Fact(**_checked(fields, place))
         except InputError as error:
-            text = str(fields.get("subject") or "")
-            relation = str(fields.get("relation_id") or "")
-            skipped.append(Skipped(None, relation, text, f"record {place + 1}: {error}"))
+            skipped.append(_unusable(fields, place, error))
             continue
         if fact.case_id in facts:
             same = "identical" if facts[fact.case_id] == fact else "different"
@@ -79,6 +77,18 @@ def facts_from_records(records: Iterable[Record], *, name: str) -> FactSet:
         raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
     note = RECONSTRUCTED if is_counterfact and not has_ids else ""
     return FactSet(tuple(facts.values()), name=name, note=note, skipped=tuple(skipped))
+
+
+def _unusable(fields: Any, place: int, error: InputError) -> Skipped:
+    """The entry for a record that is no fact, with what can be read of it."""
+    known = fields if isinstance(fields, Mapping) else {}
+    case_id = known.get("case_id")
+    return Skipped(
+        case_id=case_id if type(case_id) is int else None,
+        relation_id=str(known.get("relation_id") or ""),
+        subject=str(known.get("subject") or ""),
+        reason=f"record {place + 1}: {error}",
+    )
 
 
 def _fields(record: Any) -> dict[str, Any]:
@@ -141,7 +151,7 @@ def _template(prompt: Any, subject: Any) -> Any:
 def _checked(fields: dict[str, Any], place: int) -> dict[str, Any]:
     """The fields with their types checked, texts stripped, and near words filled in."""
     case_id = place if fields["case_id"] is None else fields["case_id"]
-    if isinstance(case_id, str) and case_id.strip().isdigit():  # every cell of a CSV file is text
+    if isinstance(case_id, str) and case_id.strip().isdecimal():  # every cell of a CSV file is text
         case_id = int(case_id)
     if isinstance(case_id, bool) or not isinstance(case_id, int):
         raise InputError(f"case_id must be a whole number, not {case_id!r}.")

@@ -8,6 +8,7 @@ import sys
 
 import pandas as pd
 import pytest
+from click import Context
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -199,10 +200,8 @@ def test_every_command_has_help_worth_reading(capsys):
         text = capsys.readouterr().out
         assert len(text.splitlines()) > 5
         # Every option says what it does.
-        command = group.get_command(None, name)
-        assert all(
-            getattr(p, "help", None) for p in command.params if p.param_type_name == "option"
-        )
+        options = group.get_command(Context(group), name).params
+        assert all(option.help for option in options if option.param_type_name == "option")
 
 
 def test_help_imports_no_torch():

@@ -10,11 +10,21 @@ import torch
 from hijacklens.concepts.architecture import OneLayerConfig
 from hijacklens.concepts.checkpoint import Checkpoint
 from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.sweep import CYCLE, Run, Stream, Sweep, generator_for, train_runs
+from hijacklens.concepts.stream import CYCLE, Stream, generator_for
+from hijacklens.concepts.sweep import Run, Sweep, train_runs
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
 
 TASK = ConceptTask(bits=3, length=24)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """The hooked path on products this small waits for its threads on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def run_of(
@@ -68,7 +78,8 @@ def test_each_run_is_that_of_torch_adamw_on_the_hooked_model(together: Sweep, i:
     adamw = torch.optim.AdamW(free, lr=run.lr, weight_decay=run.weight_decay)
     draw = generator_for(run.model.seed, "training", "cpu")
     # The stream draws several steps at a time, which is another order of the random numbers.
-    ahead = Stream(run, 16, torch.device("cpu")).ahead
+    device = torch.device("cpu")
+    ahead = Stream(run.task, run.model.seed, batch=16, dtype="float64", device=device).ahead
     for start in range(0, 100, ahead):
         contexts = run.task.sample(16 * ahead, draw)
         for i_step in range(min(ahead, 100 - start)):

@@ -148,6 +148,8 @@ class TestOptions:
             ({"steps": 0}, "steps is 0"),
             ({"batch": 0}, "batch is 0"),
             ({"evaluation": 0}, "evaluation is 0"),
+            ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+            ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
             ({"freeze": ("W_Q",)}, "part to freeze 'W_Q'"),
             ({"freeze": ("W_E", "W_V", "W_QK")}, "something to train"),
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain_huggingface import plain_scores
+from plain_huggingface import PlainScorer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hijacklens.facts.counterfact import counterfact
@@ -43,11 +43,11 @@ def test_full_size_gpt2_with_its_real_tokenizer(folder, shared):
     assert (result.items["first_true"] == result.items["sum_true"]).all()
     assert result.disagreement()["any"].tolist() == [0.0, 0.0]
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    scorer = PlainScorer(plain, AutoTokenizer.from_pretrained(folder))
     by_case = {fact.case_id: fact for fact in facts}
     for item in result.items.to_dict("records"):
         fact = by_case[item["case_id"]]
         sentence = get_scheme("do-not-think").sentence(fact)
         prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
-        (expected,) = plain_scores(plain, tokenizer, prompt, fact.target_false)
+        (expected,) = scorer.scores(prompt, fact.target_false)
         assert item["first_false"] == pytest.approx(expected, abs=1e-4)

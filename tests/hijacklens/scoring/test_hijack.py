@@ -7,8 +7,7 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from plain_huggingface import plain_scores
+from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
 from tiny_models import CONTEXT, FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
@@ -38,6 +37,7 @@ def run(request):
 
 def test_every_item_equals_single_plain_forward_passes(run):
     plain, tokenizer, _, result = run
+    scorer = PlainScorer(plain, tokenizer)
     facts = {fact.case_id: fact for fact in sample_facts()}
     assert len(result.items) == 50
     for item in result.items.to_dict("records"):
@@ -45,14 +45,13 @@ def test_every_item_equals_single_plain_forward_passes(run):
         sentence = get_scheme(item["scheme"]).sentence(fact)
         prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
-            expected = plain_scores(plain, tokenizer, prompt, target)
+            expected = scorer.scores(prompt, target)
             assert item[f"n_tokens_{side}"] == len(expected)
             assert item[f"first_{side}"] == pytest.approx(expected[0], abs=1e-4)
             assert item[f"sum_{side}"] == pytest.approx(sum(expected), abs=1e-4)
-        with torch.no_grad():
-            logits = plain(torch.tensor([tokenizer(prompt).input_ids])).logits[0, -1]
-        assert item["top_logprob"] == pytest.approx(float(logits.log_softmax(-1).max()), abs=1e-4)
-        assert item["top_token"] == tokenizer.decode([int(logits.argmax())])
+        top, logprob = scorer.top(prompt)
+        assert item["top_token"] == top
+        assert item["top_logprob"] == pytest.approx(logprob, abs=1e-4)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100_000])

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from plain_huggingface import plain_scores
+from plain_huggingface import PlainScorer
 from shared_data import SHARED
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -56,7 +56,7 @@ def result(model, facts):
 def test_items_equal_single_plain_forward_passes(name, model, facts, result):
     folder = PACKAGED[name].folder()
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    scorer = PlainScorer(plain, AutoTokenizer.from_pretrained(folder))
     by_case = {fact.case_id: fact for fact in facts}
     items = result.items[result.items["scheme"] == "do-not-think"]
     assert len(items) == 50 * 4
@@ -65,7 +65,7 @@ def test_items_equal_single_plain_forward_passes(name, model, facts, result):
         sentence = get_scheme("do-not-think").sentence(fact)
         prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
-            expected = plain_scores(plain, tokenizer, prompt, target)
+            expected = scorer.scores(prompt, target)
             assert item[f"n_tokens_{side}"] == len(expected)
             assert item[f"first_{side}"] == pytest.approx(expected[0], abs=1e-4)
             assert item[f"sum_{side}"] == pytest.approx(sum(expected), abs=1e-4 * len(expected))

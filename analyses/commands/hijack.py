@@ -157,5 +157,6 @@ def _notes(result: Any) -> str:
     )
     if len(result.skipped):
         reason = result.skipped["reason"].iloc[0]
-        lines.append(f"{len(result.skipped)} facts were skipped (skipped.csv); first: {reason}")
+        pairs = len(result.skipped)
+        lines.append(f"skipped: {pairs} pairs of fact and scheme (skipped.csv); first: {reason}")
     return "\n".join(lines)

@@ -48,15 +48,15 @@ def command(
     relation: str,
     **loading: Any,
 ) -> None:
-    r"""Show the likeliest next tokens and the greedy completion of PROMPT.
+    """Show the likeliest next tokens and the greedy completion of PROMPT.
 
     With --scheme or --sentence, the hijacked prompt is asked too and shown beside the bare one.
 
     \b
     Example:
-      hijacklens ask --model gemma3-270m "The Eiffel Tower is in the city of" \
+      hijacklens ask --model gemma3-270m "The Eiffel Tower is in the city of" \\
           --scheme do-not-think --true Paris --false Guam
-    """
+    """  # noqa: D301
     if scheme and sentence:
         raise InputError("give either --scheme or --sentence, not both.")
     if scheme:

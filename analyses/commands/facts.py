@@ -19,13 +19,13 @@ def command(
     seed: int,
     show: bool,
 ) -> None:
-    r"""List the relations of a set of facts, or show single facts.
+    """List the relations of a set of facts, or show single facts.
 
     \b
     Examples:
       hijacklens facts
       hijacklens facts --facts counterfact.json --relation P190 --limit 10 --show
-    """
+    """  # noqa: D301
     from hijacklens.facts.relations import relations as known
 
     facts = choose_facts(source, relations, cases, limit, seed)

@@ -85,7 +85,7 @@ def command(
     quiet: bool,
     **loading: Any,
 ) -> None:
-    r"""Score how far recall of facts gives way as hijacking sentences are put before the query.
+    """Score how far recall of facts gives way as hijacking sentences are put before the query.
 
     Efficacy is the share of facts with score(false) > score(true), which hijacking raises;
     retention the share with score(true) > score(false). Scores are log-probabilities in nats.
@@ -98,9 +98,9 @@ def command(
     \b
     Examples:
       hijacklens hijack --model smollm2-135m --limit 100
-      hijacklens hijack --model gpt2 --model google/gemma-2b --facts counterfact \
+      hijacklens hijack --model gpt2 --model google/gemma-2b --facts counterfact \\
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
-    """
+    """  # noqa: D301
     from hijacklens.results import claim_folder
     from hijacklens.schemes import add_scheme, get_scheme
 

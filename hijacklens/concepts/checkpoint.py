@@ -4,7 +4,7 @@ A checkpoint is a safetensors file with the tensors of the state and, in its hea
 configuration of the run as JSON. One file and one rename make it whole or absent: a kill at any
 moment leaves the last complete state.
 
->>> import tempfile
+>>> import tempfile, torch
 >>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()), {"steps": 100})
 >>> checkpoint.load() is None
 True
@@ -48,7 +48,7 @@ class Checkpoint:
     def save(self, state: Mapping[str, Tensor]) -> None:
         """Write a state in place of the last one."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-        header = {"format": "pt", "kind": KIND, "configuration": json.dumps(self.configuration)}
+        header = {"kind": KIND, "configuration": json.dumps(self.configuration)}
         write_whole(self.path, lambda part: save_file(tensors, part, metadata=header))
 
     def load(self) -> dict[str, Tensor] | None:

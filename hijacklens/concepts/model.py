@@ -253,7 +253,8 @@ class OneLayerTransformer(HookedRootModule):
         """Write W_E, W_Q, W_K and W_V to one safetensors file."""
         weights = self.weights()
         tensors = {name: getattr(weights, name).detach().cpu().contiguous() for name in NAMES}
-        save_file(tensors, path, metadata={"format": "pt", "kind": KIND})
+        # One entry: the order of several is not fixed, and equal models shall give equal files.
+        save_file(tensors, path, metadata={"kind": KIND})
 
     def write_config(self, path: Path) -> None:
         """Write the configuration as JSON."""

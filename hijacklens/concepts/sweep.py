@@ -33,24 +33,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.concepts.architecture import DTYPES, OneLayerConfig
+from hijacklens.concepts.architecture import OneLayerConfig
 from hijacklens.concepts.checkpoint import Checkpoint
 from hijacklens.concepts.gradients import NAMES, Batch, Weights, loss_and_gradients
 from hijacklens.concepts.memory import OneLayerWeights
 from hijacklens.concepts.model import OneLayerTransformer
+from hijacklens.concepts.stream import CYCLE, Stream
 from hijacklens.concepts.task import ConceptTask
-from hijacklens.concepts.token_tables import log_counts
 from hijacklens.errors import InputError
 from hijacklens.progress import bar
 
-CYCLE = 64
-"""Most steps that a stream draws ahead. All streams are empty after each multiple of it, so that a
-sweep can be saved and continued there."""
 CURVE_POINTS = 200
 """A loss curve has about this many points, each the mean loss of the steps since the last."""
 THREADED = 2**24
@@ -80,42 +76,6 @@ class Run:
             if not (math.isfinite(value) and value >= 0) or (name == "lr" and value == 0):
                 kind = "above 0" if name == "lr" else "of at least 0"
                 raise InputError(f"{name} is {value!r}; give a finite number {kind}.")
-
-
-def generator_for(seed: int, purpose: str, device: torch.device | str) -> torch.Generator:
-    """The generator of a run's contexts, for `"training"` or `"evaluation"`: never the same."""
-    branch = {"training": 1, "evaluation": 2}[purpose]
-    state = int(np.random.SeedSequence([seed, branch]).generate_state(1, np.uint64)[0])
-    return torch.Generator(device).manual_seed(state >> 1)
-
-
-class Stream:
-    """The training contexts of one task and seed, step after step."""
-
-    def __init__(self, run: Run, batch: int, device: torch.device) -> None:
-        self.task, self.batch = run.task, batch
-        self.dtype = DTYPES[run.model.dtype]
-        self.generator = generator_for(run.model.seed, "training", device)
-        # Long enough that calls cost little beside their work, short enough to stay in the cache.
-        budget = 2**16 if device.type == "cpu" else 2**21
-        steps = max(1, min(CYCLE, budget // (batch * run.task.length)))
-        self.ahead = 1 << (steps.bit_length() - 1)  # a power of two: it divides the cycle
-        self._left: list[Batch] = []
-
-    def step(self) -> Batch:
-        """The next batch, without the axis `run`."""
-        if not self._left:
-            contexts = self.task.sample(self.ahead * self.batch, self.generator)
-            counts = log_counts(contexts.tokens, self.task.vocab, dtype=self.dtype)
-            last = contexts.tokens[:, -1]
-            split = zip(
-                counts.split(self.batch),
-                last.split(self.batch),
-                contexts.labels.split(self.batch),
-                strict=True,
-            )
-            self._left = [Batch(*parts) for parts in split][::-1]
-        return self._left.pop()
 
 
 class Sweep:
@@ -151,7 +111,7 @@ class Sweep:
         for run in runs:
             key = (run.task, run.model.seed)
             if key not in streams:
-                streams[key] = Stream(run, batch, self.device)
+                streams[key] = Stream(*key, batch=batch, dtype=run.model.dtype, device=self.device)
         self._streams = list(streams.values())
         self._stream_of = [list(streams).index((run.task, run.model.seed)) for run in runs]
         self._window = max(1, steps // CURVE_POINTS)
@@ -329,7 +289,8 @@ def train_runs(
     """Train runs to their end, with a progress bar, and go on from a checkpoint if there is one.
 
     A run that was killed and is started again ends as if it had never stopped: the state holds
-    the weights, the optimiser and the generators.
+    the weights, the optimiser and the generators. On a CPU that is bit for bit; a GPU adds up
+    the gradients of equal last tokens in no fixed order, so there it is up to rounding.
 
     Args:
         runs: The runs; see `Sweep`.

@@ -27,7 +27,7 @@ from hijacklens.concepts.bayes import BayesRule
 from hijacklens.concepts.evaluation import Name, Score, evaluate
 from hijacklens.concepts.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.concepts.recipe import OUR_DEFAULTS, Recipe
-from hijacklens.concepts.sweep import generator_for
+from hijacklens.concepts.stream import generator_for
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
 from hijacklens.results import Provenance, Result, provenance_from

@@ -103,7 +103,7 @@ def train(
         dtype=dtype,
     )
     runs = recipe.runs(task)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = _device(device)
     checkpoint = None
     if out is not None:
         asked = {"task": task.configuration(), **asdict(recipe), "device": where.type}
@@ -125,6 +125,19 @@ def train(
         result.save(out)
         checkpoint.remove()
     return result
+
+
+def _device(name: torch.device | str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device {str(name)!r} cannot be used here ({str(error).splitlines()[0]}); give cpu, "
+            "cuda or cuda:1, or nothing for the GPU if there is one."
+        ) from error
+    return torch.device(name)
 
 
 def _open_checkpoint(folder: Path, asked: Mapping[str, Any], *, overwrite: bool) -> Checkpoint:

@@ -37,7 +37,13 @@ SHOWN: dict[str, Any] = {"show_default": True}
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
 @click.option("--overwrite", is_flag=True, help="Replace what is in the folder.")
-@click.option("--checkpoint-seconds", type=float, default=30.0, hidden=True)
+@click.option(
+    "--checkpoint-seconds",
+    type=float,
+    default=30.0,
+    help="Least time between two saved states.",
+    **SHOWN,
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(freeze: str, lr: str, out: Path, **settings: Any) -> None:
     """Train one-layer transformers on latent concept association, all seeds and rates at once.

@@ -15,6 +15,7 @@ from analyses.options import (
     read_doses,
     read_template,
 )
+from hijacklens.errors import InputError
 
 
 @click.command("hijack")
@@ -102,11 +103,15 @@ def command(
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
     """  # noqa: D301
     from hijacklens.results import claim_folder
-    from hijacklens.schemes import add_scheme, get_scheme
+    from hijacklens.schemes import Scheme, get_scheme
+    from hijacklens.schemes import schemes as registered
 
     counts = read_doses(doses)
-    added = [add_scheme(*read_template(text)) for text in templates]
-    chosen = [get_scheme(name) for name in schemes] + added
+    own = [Scheme(name=name, template=text) for name, text in map(read_template, templates)]
+    for scheme in own:
+        if scheme.name in registered():
+            raise InputError(f"--template: scheme {scheme.name!r} exists; choose another name.")
+    chosen = [get_scheme(name) for name in schemes] + own
     chosen = chosen or [get_scheme("do-not-think")]
     facts = choose_facts(source, relations, cases, limit, seed)
     names = "-".join(Path(name).name for name in models)

@@ -111,6 +111,7 @@ def test_relation_and_case_filters(folders, tmp_path):
         (["hijack", "--model", "{gpt2}", "--dtype", "float8"], "unknown dtype 'float8'"),
         (["hijack", "--model", "{gpt2}", "--device", "cuda:9"], "'cuda:9' is not there"),
         (["hijack", "--model", "{gpt2}", "--template", "x"], "has no name"),
+        (["hijack", "--model", "{gpt2}", "--template", "think=No."], "'think' exists"),
         (["hijack", "--model", "{gpt2}", "--template", "x=Say {foo}."], "{foo}"),
         (["hijack", "--model", "./no/such/folder"], "does not exist"),
         (["hijack", "--model", "no-such-model-anywhere"], "cannot load the model"),

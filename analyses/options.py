@@ -16,6 +16,17 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+models_option = click.option(
+    "--model",
+    "models",
+    multiple=True,
+    required=True,
+    metavar="M",
+    help="A packaged model (`hijacklens models`), a folder, or a hub id. Repeatable.",
+)
+"""--model, which may be given several times."""
+
+
 def model_options(command: Command) -> Command:
     """Options that say how a model is loaded: --dtype, --device, --devices, --revision, ..."""
     for option in (

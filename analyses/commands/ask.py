@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.options import model_options
+from analyses.options import model_options, models_option
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,14 +16,7 @@ if TYPE_CHECKING:
 
 @click.command("ask")
 @click.argument("prompt")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    required=True,
-    metavar="M",
-    help="A packaged model (`hijacklens models`), a folder, or a hub id. Repeatable.",
-)
+@models_option
 @click.option("--scheme", metavar="S", help="The scheme that makes the hijacking sentence.")
 @click.option("--sentence", metavar="TEXT", help="A hijacking sentence of your own, instead.")
 @click.option("--dose", type=int, default=1, show_default=True, help="How often it is repeated.")

@@ -12,6 +12,7 @@ from analyses.options import (
     choose_facts,
     facts_options,
     model_options,
+    models_option,
     read_doses,
     read_template,
 )
@@ -19,14 +20,7 @@ from hijacklens.errors import InputError
 
 
 @click.command("hijack")
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    required=True,
-    metavar="M",
-    help="A packaged model (`hijacklens models`), a folder, or a hub id. Repeatable.",
-)
+@models_option
 @click.option(
     "--scheme",
     "schemes",

@@ -160,8 +160,8 @@ def provenance_from(record: Mapping[str, Any]) -> Provenance:
     return Provenance(**record["provenance"])
 
 
-def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Make the folder for a result, and refuse one that holds a result already.
+def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Refuse a folder that holds a result already; nothing is made yet.
 
     Raises:
         InputError: A result is there and `overwrite` is False, or the path is a file.
@@ -174,6 +174,16 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
             f"{str(folder)!r} holds a result already. Choose another folder, or say overwrite "
             "(--overwrite on the command line) to replace it."
         )
+    return path
+
+
+def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Make the folder for a result, and refuse one that holds a result already.
+
+    Raises:
+        InputError: As `check_folder`, or the folder cannot be made.
+    """
+    path = check_folder(folder, overwrite=overwrite)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:

@@ -96,7 +96,7 @@ def command(
       hijacklens hijack --model gpt2 --model google/gemma-2b --facts counterfact \\
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
     """  # noqa: D301
-    from hijacklens.results import claim_folder
+    from hijacklens.results import check_folder
     from hijacklens.schemes import Scheme, get_scheme
     from hijacklens.schemes import schemes as registered
 
@@ -109,7 +109,7 @@ def command(
     chosen = chosen or [get_scheme("do-not-think")]
     facts = choose_facts(source, relations, cases, limit, seed)
     names = "-".join(Path(name).name for name in models)
-    folder = claim_folder(out or Path("runs") / f"{date.today()}-{names}", overwrite=overwrite)
+    folder = check_folder(out or Path("runs") / f"{date.today()}-{names}", overwrite=overwrite)
 
     from analyses.tables import hijack_tables
     from hijacklens.models import load_model

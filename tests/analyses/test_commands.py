@@ -133,7 +133,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, folders, tmp_pat
     assert message in printed.err
     assert "Traceback" not in printed.err
     assert printed.out == ""
-    assert not (tmp_path / "out" / "result.json").exists()
+    assert not (tmp_path / "out").exists()  # nothing is left of a command that did not run
 
 
 def test_interrupt_ends_with_status_130_and_keeps_what_is_done(folders, tmp_path, monkeypatch):

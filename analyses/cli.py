@@ -63,7 +63,7 @@ def group() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its status: 0 done, 1 aborted, 2 bad input, 130 Ctrl-C."""
+    """Run the command line and exit with its status: 0 done, 2 bad input, 130 Ctrl-C."""
     try:
         group.main(args=arguments, prog_name="hijacklens", standalone_mode=False)
     except InputError as error:

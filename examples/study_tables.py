@@ -40,7 +40,7 @@ def main(folders: list[str]) -> None:
             ]
             print("| " + " | ".join(str(cell) for cell in cells) + " |")
         for model, group in result.skipped.groupby("model"):
-            print(f"\n{model}: {len(group)} facts skipped")
+            print(f"\n{model}: {len(group)} pairs of fact and scheme skipped")
 
 
 if __name__ == "__main__":

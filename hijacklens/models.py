@@ -113,6 +113,10 @@ def load_model(
         given = label if isinstance(source, PreTrainedModel) else str(source)
         raise InputError(_explain(given, error)) from error
     model.cfg.model_name = label
+    if not isinstance(source, PreTrainedModel) and str(source) in PACKAGED:
+        # Where a hub model has its commit; a folder of the same name has none.
+        config: Any = model.original_model.config
+        config._commit_hash = PACKAGED[label].revision
     return model
 
 
@@ -274,8 +278,6 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
     name = str(model.cfg.model_name)
     config = getattr(getattr(model, "original_model", None), "config", None)
     revision = getattr(config, "_commit_hash", None)
-    if name in PACKAGED and PACKAGED[name].installed:
-        revision = PACKAGED[name].revision
     architectures = getattr(config, "architectures", None) or [type(model).__name__]
     digest, count, dtype = hashlib.sha256(), 0, "float32"
     for label, parameter in _own_parameters(model):

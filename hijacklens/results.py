@@ -30,6 +30,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError
+from hijacklens.packaged import expand_home
 
 RECORD = "result.json"
 PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
@@ -127,7 +128,7 @@ def load_result(folder: str | Path) -> Result:
     Raises:
         InputError: The folder has no readable `result.json`, or it names no type of result.
     """
-    path = Path(folder) / RECORD
+    path = expand_home(folder) / RECORD
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         kind = str(record["type"])
@@ -152,7 +153,7 @@ def load_result(folder: str | Path) -> Result:
             f"{path} names the type {kind!r}, which this version of hijacklens "
             f"({_version('hijacklens')}) does not have."
         )
-    return found.read(Path(folder), record)
+    return found.read(path.parent, record)
 
 
 def provenance_from(record: Mapping[str, Any]) -> Provenance:
@@ -166,7 +167,7 @@ def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
     Raises:
         InputError: A result is there and `overwrite` is False, or the path is a file.
     """
-    path = Path(folder)
+    path = expand_home(folder)
     if path.exists() and not path.is_dir():
         raise InputError(f"cannot write results to {str(folder)!r}: it is a file, not a folder.")
     if (path / RECORD).exists() and not overwrite:

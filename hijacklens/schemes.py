@@ -120,7 +120,7 @@ def _other_false(fact: Fact, pool: Sequence[str], seed: int) -> str:
     others = sorted(set(pool) - {fact.target_true, fact.target_false})
     if not others:
         raise Unusable(f"no other false target of relation {fact.relation_id!r} to draw")
-    # Seeded by the fact, not by its place, so that a subset of the facts draws the same.
+    # Seeded by the fact, so that it draws the same from the same pool, wherever it stands in it.
     key = hashlib.sha256(f"{seed} {fact.case_id}".encode()).digest()
     return random.Random(key).choice(others)
 

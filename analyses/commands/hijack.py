@@ -108,7 +108,10 @@ def command(
     chosen = [get_scheme(name) for name in schemes] + own
     chosen = chosen or [get_scheme("do-not-think")]
     facts = choose_facts(source, relations, cases, limit, seed)
-    names = "-".join(Path(name).name for name in models)
+    labels = [Path(name).name for name in models]
+    if len(set(labels)) < len(labels):
+        raise InputError(f"--model: two models would both be called by one of {labels}.")
+    names = "-".join(labels)
     folder = check_folder(out or Path("runs") / f"{date.today()}-{names}", overwrite=overwrite)
 
     from analyses.tables import hijack_tables

@@ -92,6 +92,14 @@ class FactSet(Sequence[Fact]):
     skipped: tuple[Skipped, ...] = ()
     """Records of the source that could not be read as facts."""
 
+    def __post_init__(self) -> None:
+        repeated = [case for case, n in Counter(f.case_id for f in self.facts).items() if n > 1]
+        if repeated:
+            raise InputError(
+                f"{self.name}: case id {repeated[0]} occurs more than once; every fact needs one "
+                "of its own."
+            )
+
     @overload
     def __getitem__(self, index: int) -> Fact: ...
     @overload

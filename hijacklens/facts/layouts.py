@@ -59,7 +59,7 @@ def facts_from_records(records: Iterable[Record], *, name: str) -> FactSet:
             skipped.append(_unusable(record, place, error))
             continue
         has_ids = has_ids or bool(fields.pop("target_true_id", None))
-        is_counterfact = is_counterfact or "template" not in record
+        is_counterfact |= "template" not in record and bool(fields["relation_id"])
         try:
             fact = Fact(**_checked(fields, place))
         except InputError as error:

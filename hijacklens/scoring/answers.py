@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from hijacklens.errors import InputError
 from hijacklens.hooked import HookedLanguageModel
 from hijacklens.scoring.engine import next_token_logprobs
@@ -51,7 +53,7 @@ def answer(
 
     Args:
         model: A hooked language model.
-        text: The prompt, used as it is.
+        text: The prompt; spaces behind it are dropped, since the next token brings its own.
         targets: Words whose first token is looked up, read in context.
         top: How many of the likeliest next tokens to give.
         tokens: Length of the greedy continuation, in tokens; it ends early at an end token.
@@ -67,6 +69,7 @@ def answer(
         raise InputError(f"top and tokens are counts; given {top} and {tokens}.")
     if not text.strip():
         raise InputError("the prompt is empty; give the beginning of a sentence.")
+    text = text.rstrip()
     tokenizer = model.tokenizer
     (ids,) = encode(tokenizer, [text])
     if len(ids) + tokens > model.cfg.n_ctx:
@@ -74,15 +77,21 @@ def answer(
             f"the prompt has {len(ids)} tokens and {tokens} shall follow, more than the model's "
             f"context window of {model.cfg.n_ctx}. Shorten one of them."
         )
+    if any(not target.strip() for target in targets):
+        raise InputError("a target is empty; give a word.")
     logprobs = next_token_logprobs(model, ids)
-    order = logprobs.argsort(descending=True).tolist()
-    rank = {token: i for i, token in enumerate(order)}
 
-    def candidate(token: int) -> Candidate:
-        return Candidate(tokenizer.decode([token]), float(logprobs[token]), rank[token])
+    def candidate(token: int, behind: Tensor) -> Candidate:
+        rank = int((behind > behind[token]).sum())
+        return Candidate(tokenizer.decode([token]), float(behind[token]), rank)
 
-    whole = encode(tokenizer, [f"{text} {target}" for target in targets])
-    firsts = [continuation(ids, both).target[0] for both in whole]
+    whole = encode(tokenizer, [f"{text} {target.strip()}" for target in targets])
+    firsts = []
+    for both in whole:
+        # Rarely the prompt's last token merges with the target, which is then read before it.
+        side = continuation(ids, both)
+        here = logprobs if side.context == ids else next_token_logprobs(model, side.context)
+        firsts.append(candidate(side.target[0], here))
     said, ends = list(ids), {tokenizer.eos_token_id}
     for _ in range(tokens):
         token = int(next_token_logprobs(model, tuple(said)).argmax())
@@ -92,6 +101,6 @@ def answer(
     return Answer(
         text=text,
         completion=tokenizer.decode(said[len(ids) :], skip_special_tokens=True),
-        top=tuple(candidate(token) for token in order[:top]),
-        targets=tuple(candidate(token) for token in firsts),
+        top=tuple(candidate(int(token), logprobs) for token in logprobs.topk(top).indices),
+        targets=tuple(firsts),
     )

@@ -86,7 +86,8 @@ def read(
     if () in wanted:
         raise InputError("cannot read behind an empty prefix: a model needs at least one token.")
     device = device_of(model)
-    limit = batch_tokens or BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    usual = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
+    limit = usual if batch_tokens is None else batch_tokens
     if limit < 1:
         raise InputError(f"batch size must be at least 1 token, not {limit}.")
     rows = sorted(_rows(wanted), key=lambda row: len(row.ids), reverse=True)

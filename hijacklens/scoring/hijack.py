@@ -34,7 +34,7 @@ def hijack(
     model: HookedLanguageModel,
     facts: FactSet,
     *,
-    schemes: Sequence[str | Scheme] = ("do-not-think",),
+    schemes: str | Scheme | Sequence[str | Scheme] = ("do-not-think",),
     doses: Iterable[int] = DEFAULT_DOSES,
     seed: int = 0,
     batch_tokens: int | None = None,
@@ -48,7 +48,7 @@ def hijack(
     Args:
         model: A hooked language model, as `load_model` gives it.
         facts: The facts, e.g. `atlas()` or `counterfact(...).sample(200)`.
-        schemes: Names of registered schemes, or schemes.
+        schemes: One or several names of registered schemes, or schemes.
         doses: How many sentences stand before the query.
         seed: Seeds what a scheme draws (`do-not-think-other`).
         batch_tokens: Size of a batch in tokens; by default what suits the device.
@@ -65,7 +65,8 @@ def hijack(
         Costs one forward pass over every distinct prompt, a longer one where a target has several
         tokens; equal prompts (dose 0 of several schemes) are run once.
     """
-    chosen = [get_scheme(scheme) for scheme in schemes]
+    listed = [schemes] if isinstance(schemes, (str, Scheme)) else schemes
+    chosen = [get_scheme(scheme) for scheme in listed]
     names = [scheme.name for scheme in chosen]
     if not names or len(set(names)) < len(names):
         raise InputError(f"name at least one scheme, and each once; given: {names or 'none'}.")
@@ -143,5 +144,5 @@ def _record(scheme: Scheme) -> dict[str, Any]:
     return {
         "name": scheme.name,
         "direction": scheme.direction,
-        "text": scheme.template or "one sentence per relation, in our wording",
+        "text": scheme.template if scheme.template is not None else dict(scheme.templates or {}),
     }

@@ -18,7 +18,7 @@ from hijacklens.scoring import efficacy
 from hijacklens.scoring.items import ITEM_COLUMNS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HijackResult(Result):
     """Scores of facts under schemes and doses, for one or several models.
 

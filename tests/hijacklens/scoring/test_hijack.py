@@ -220,6 +220,7 @@ def test_user_scheme_and_seeded_draw(gpt2):
         ({"doses": [1.5]}, "1.5 is not one"),
         ({"doses": ["1"]}, "'1' is not one"),
         ({"batch_tokens": -1}, "at least 1 token"),
+        ({"batch_tokens": 0}, "at least 1 token"),
         ({"facts": FactSet((), name="none")}, "no facts to score in none"),
     ],
 )
@@ -256,3 +257,19 @@ def test_summary_refuses_unknown_rules_and_relations(gpt2):
     known = result.known()
     assert known["rule"].tolist() == ["first", "sum", "mean"]
     assert (known["n"] == 10).all()
+
+
+def test_one_scheme_may_be_named_by_itself(gpt2):
+    one = hijack(gpt2, sample_facts(), schemes="think", doses=[1], quiet=True)
+    assert one.items["scheme"].unique().tolist() == ["think"]
+
+
+def test_the_sentences_of_every_relation_are_saved(gpt2):
+    result = hijack(gpt2, sample_facts(), schemes="relation", doses=[1], quiet=True)
+    texts = result.settings["schemes"][0]["text"]
+    assert texts["P190"] == "The twin city of {subject} is not {target_false}."
+
+
+def test_case_ids_are_unique():
+    with pytest.raises(InputError, match="case id 3 occurs more than once"):
+        FactSet((*sample_facts(), sample_facts()[3]), name="twice")

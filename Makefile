@@ -59,7 +59,7 @@ test-old: $(OLD)  ## The model, hook, scoring and concept tests on TransformerLe
 check: $(READY)  ## Lint, format, types and import layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 format: $(READY)  ## Put the code into its format

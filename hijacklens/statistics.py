@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -31,13 +33,21 @@ def share(count: float | int, total: int, *, confidence: float = 0.95) -> Interv
         total: How many there are; 0 gives `nan` for the share and the interval [0, 1].
         confidence: The level of the interval.
     """
-    from statsmodels.stats.proportion import proportion_confint
-
     if not 0 <= count <= total:
         raise ValueError(f"share: count must lie in 0..{total}, got {count}")
     if total == 0:
         return Interval(math.nan, 0.0, 1.0)
-    ends: Any = proportion_confint(count, total, alpha=1 - confidence, method="wilson")
-    value = count / total
+    low, high = wilson(np.array([count]), np.array([total]), confidence=confidence)
+    return Interval(count / total, float(low[0]), float(high[0]))
+
+
+def wilson(
+    counts: np.ndarray, totals: np.ndarray, *, confidence: float = 0.95
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the Wilson score intervals of many shares; `totals` are at least 1."""
+    from statsmodels.stats.proportion import proportion_confint
+
+    ends: Any = proportion_confint(counts, totals, alpha=1 - confidence, method="wilson")
+    shares = counts / totals
     # At 0 and 1 an end can miss the share by a rounding error.
-    return Interval(value, min(float(ends[0]), value), max(float(ends[1]), value))
+    return np.minimum(ends[0], shares), np.maximum(ends[1], shares)

@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
+from hijacklens.statistics import wilson
+
 Rule = Literal["first", "sum", "mean"]
 RULES: tuple[Rule, ...] = ("first", "sum", "mean")
 SUMMARY_COLUMNS = (
@@ -78,7 +80,7 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
     table["efficacy"] = table["false_wins"] / table["n"]
     table["retention"] = table["true_wins"] / table["n"]
     table["ties"] = table["n"] - table["false_wins"] - table["true_wins"]
-    ends = _wilson(table["false_wins"].to_numpy(), table["n"].to_numpy())
+    ends = wilson(table["false_wins"].to_numpy(), table["n"].to_numpy())
     table["efficacy_low"], table["efficacy_high"] = ends
     return _ordered(table, items).loc[:, list(SUMMARY_COLUMNS)]
 
@@ -116,13 +118,6 @@ def _long(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     table["false_wins"] = table["margin"] > 0
     table["true_wins"] = table["margin"] < 0
     return table
-
-
-def _wilson(counts: Any, totals: Any) -> tuple[np.ndarray, np.ndarray]:
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(counts, totals, method="wilson")
-    return np.asarray(low), np.asarray(high)
 
 
 def _ordered(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:

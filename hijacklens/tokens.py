@@ -8,12 +8,14 @@ and whatever a tokenizer does to spaces is right by construction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, unknown
 from hijacklens.prompts import Prompt
+from hijacklens.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 
 TokenIds: TypeAlias = tuple[int, ...]
 
@@ -73,7 +75,47 @@ class LocatedPrompt:
 
     ids: TokenIds
     spans: Mapping[str, tuple[int, ...]]
-    """Span name -> token positions: `bos`, `hijack`, `query`, `subject`, `last`."""
+    """Span name -> token positions: `bos`, `hijack`, `query`, `subject`, `last`, `target`.
+
+    `target` is empty: its tokens come behind the prompt, when one with several is scored.
+    """
+    text: str
+    offsets: tuple[tuple[int, int], ...]
+    """The characters of the text that each token covers: start, and end not included."""
+
+    def positions(self, atom: str) -> tuple[int, ...]:
+        """Token positions of a span without `+`; see `hijacklens.spans` for the forms.
+
+        Raises:
+            InputError: A name that prompts do not have.
+        """
+        if atom == EVERYWHERE:
+            return tuple(range(len(self.ids)))
+        if atom.startswith(AT):
+            return positions(atom, len(self.ids))
+        if atom.startswith(TOKEN):
+            wanted = int(atom.removeprefix(TOKEN))
+            return tuple(i for i, token in enumerate(self.ids) if token == wanted)
+        if atom.startswith(TEXT):
+            words = atom.removeprefix(TEXT)
+            found = re.finditer(re.escape(words), self.text)
+            return touched(self.text, self.offsets, [match.span() for match in found])
+        if atom not in self.spans:
+            raise unknown(
+                "span", atom, [*self.spans, EVERYWHERE], "Other forms: text:, at:, token:."
+            )
+        return self.spans[atom]
+
+
+def touched(
+    text: str, offsets: Sequence[tuple[int, int]], stretches: Sequence[tuple[int, int]]
+) -> tuple[int, ...]:
+    """The tokens with a character, a space apart, in one of the stretches of a text."""
+    return tuple(
+        position
+        for position, (start, end) in enumerate(offsets)
+        if any(text[max(start, a) : min(end, b)].strip() for a, b in stretches if start < end)
+    )
 
 
 def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
@@ -93,18 +135,9 @@ def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
     encoded = tokenizer(prompt.text, return_offsets_mapping=True)
     (ids,) = encode(tokenizer, [prompt.text])
     offsets = encoded["offset_mapping"][: len(ids)]
-
-    def touched(spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
-        return tuple(
-            position
-            for position, (start, end) in enumerate(offsets)
-            if any(
-                prompt.text[max(start, a) : min(end, b)].strip() for a, b in spans if start < end
-            )
-        )
-
-    spans = {name: touched(stretches) for name, stretches in prompt.spans.items()}
+    spans = {
+        name: touched(prompt.text, offsets, stretches) for name, stretches in prompt.spans.items()
+    }
     first = next((i for i, (start, end) in enumerate(offsets) if start < end), 0)
-    spans["bos"] = tuple(range(first))
-    spans["last"] = (len(ids) - 1,)
-    return LocatedPrompt(ids, spans)
+    spans |= {"bos": tuple(range(first)), "last": (len(ids) - 1,), "target": ()}
+    return LocatedPrompt(ids, spans, prompt.text, tuple(map(tuple, offsets)))

@@ -16,7 +16,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,13 +24,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from hijacklens.concepts import places
 from hijacklens.concepts.bayes import TIE_NATS, hits
+from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
+from hijacklens.probe import Probe, check_probes, logits_at, spans_of
 from hijacklens.statistics import Interval, share
 
 BLOCK = 4096
 """Contexts scored at a time, which bounds the memory."""
+HOOKED_BLOCK = 256
+"""Contexts that go through hooks at a time: their patterns are [batch, pos, pos]."""
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -75,6 +80,31 @@ def evaluate(
             right[name] += float(hits(scores, contexts.labels, tolerance=TIE_NATS).sum())
             loss[name] += float(cross_entropy(scores, contexts.labels, reduction="sum"))
     return {name: Score(interval(right[name], count), loss[name] / count) for name in ways}
+
+
+def answers(
+    model: OneLayerTransformer, task: ConceptTask, *, probes: Sequence[Probe] = ()
+) -> Callable[[Tensor], Tensor]:
+    """The way in which a model answers: tokens [batch, pos] to last-position logits, on the CPU.
+
+    With probes it runs with hooks; without, through the tables of `last_logits`.
+    """
+    pointed = check_probes(probes)
+    spans = spans_of(pointed)
+
+    def scores(tokens: Tensor) -> Tensor:
+        return model.last_logits(tokens.to(model.W_E.device)).cpu()
+
+    def probed_scores(tokens: Tensor) -> Tensor:
+        found = []
+        for block in tokens.to(model.W_E.device).split(HOOKED_BLOCK):
+            rows = torch.arange(len(block), device=block.device)
+            last = torch.full_like(rows, block.shape[1] - 1)
+            where = places.layout(task, block, spans=spans)
+            found.append(logits_at(model, where, rows, last, probes=pointed).cpu())
+        return torch.cat(found)
+
+    return probed_scores if pointed else scores
 
 
 def interval(right: float, count: int) -> Interval:

@@ -24,12 +24,13 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.concepts import memory
 from hijacklens.concepts.bayes import BayesRule
-from hijacklens.concepts.evaluation import Name, Score, evaluate
+from hijacklens.concepts.evaluation import Name, Score, answers, evaluate
 from hijacklens.concepts.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.concepts.recipe import OUR_DEFAULTS, Recipe
 from hijacklens.concepts.stream import generator_for
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
+from hijacklens.probe import Probe
 from hijacklens.results import Provenance, Result, provenance_from
 
 MODELS = "models"
@@ -80,13 +81,17 @@ class TrainingResult(Result):
         chosen = self.table["lr"] == self.best_learning_rate
         return tuple(m for m, keep in zip(self.models, chosen, strict=True) if keep)
 
-    def accuracy(self, value: NewValue | None = None) -> pd.DataFrame:
-        """Accuracy on the evaluation contexts, with another value matrix if one is given.
+    def accuracy(
+        self, value: NewValue | None = None, *, probes: Sequence[Probe] = ()
+    ) -> pd.DataFrame:
+        """Accuracy on the evaluation contexts, with another value matrix or probes if given.
 
         Args:
             value: None for the models as trained; a matrix that all models get in place of W_V,
                 acting on row vectors; or a function from a model to its new matrix, such as
                 `lambda model: memory.constructed(model.W_E, task)`.
+            probes: Act on every model, in their order, as they do on a language model. The models
+                then run with hooks, 10 to 100 times slower than without.
 
         Returns:
             A row per model: `seed, lr, accuracy, accuracy_low, accuracy_high, loss`.
@@ -99,7 +104,8 @@ class TrainingResult(Result):
         keys = list(zip(self.table["seed"], self.table["lr"], strict=True))
         scores: dict[int, Score] = {}
         for seed in self.recipe.seeds:
-            ways = {i: _answers(models[i]) for i, (s, _) in enumerate(keys) if s == seed}
+            mine = [i for i, (s, _) in enumerate(keys) if s == seed]
+            ways = {i: answers(models[i], self.task, probes=probes) for i in mine}
             scores |= on_fresh_contexts(ways, self.task, self.recipe, seed)
         rows = [{"seed": s, "lr": lr, **_columns(scores[i])} for i, (s, lr) in enumerate(keys)]
         return pd.DataFrame(rows)
@@ -122,9 +128,9 @@ class TrainingResult(Result):
             ways: dict[Any, Any] = {"bayes": BayesRule(task)}
             mine = [i for i, run in enumerate(runs) if run.model.seed == seed]
             for i in mine:
-                ways[i, "model"] = _answers(models[i])
+                ways[i, "model"] = answers(models[i], task)
                 if (built := with_memory(models[i], task)) is not None:
-                    ways[i, "memory"] = _answers(built)
+                    ways[i, "memory"] = answers(built, task)
             scores = on_fresh_contexts(ways, task, recipe, seed)
             bayes.append(scores["bayes"])
             for i in mine:
@@ -286,13 +292,6 @@ def with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTransf
         except InputError:  # no token has a neighbour at Hamming distance 1
             return None
         return model.with_value(memory.matched(value, weights.W_V))
-
-
-def _answers(model: OneLayerTransformer) -> Callable[[Tensor], Tensor]:
-    def scores(tokens: Tensor) -> Tensor:
-        return model.last_logits(tokens.to(model.W_E.device)).cpu()
-
-    return scores
 
 
 def _columns(score: Score) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """The engine: log-probabilities of chosen next tokens after chosen prefixes, in few forward passes.
 
-What is asked for is a mapping from prefixes (token ids) to tokens whose log-probability is read
-behind them. A prefix that begins another one is read on the way, so only the longest ones become
-rows:
+What is asked for is a mapping from prefixes to tokens whose log-probability is read behind them.
+A prefix is made of symbols (`hijacklens.layout`): token ids, which with probes on also say in
+which spans they stand. A prefix that begins another one is read on the way, so only the longest
+ones become rows:
 
     row       Do not think of Guam . The Eiffel Tower is in ▁New ▁York
     read at                                              ^     ^
@@ -17,17 +18,18 @@ Contract 1: a reading equals the one of a plain Hugging Face forward pass of tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, device_of, hooked, require_eval
+from hijacklens.hooked import HookedModel, device_of, require_eval
+from hijacklens.layout import Layout
+from hijacklens.probe import Probe, logits_at
 from hijacklens.tokens import TokenIds
 
 Wanted: TypeAlias = Mapping[TokenIds, Collection[int]]
@@ -61,6 +63,8 @@ def read(
     model: HookedModel,
     wanted: Wanted,
     *,
+    probes: Sequence[Probe] = (),
+    spans: Sequence[str] = (),
     batch_tokens: int | None = None,
     advance: Callable[[float], object] = lambda share: None,
 ) -> dict[TokenIds, Reading]:
@@ -68,7 +72,10 @@ def read(
 
     Args:
         model: A hooked causal model; hooks that are on it act on every row.
-        wanted: Prefix -> tokens; every prefix has at least one token id.
+        wanted: Prefix -> tokens; every prefix has at least one symbol.
+        probes: Act on every row, in their order. With a probe that does not pack, every prefix
+            has a row to itself and the rows of a batch are of one length.
+        spans: The spans that the bits of the symbols stand for.
         batch_tokens: Size of a batch in tokens, padding included; a longer row runs alone.
         advance: Called after each batch with the share of the work that it was.
 
@@ -90,11 +97,14 @@ def read(
     limit = usual if batch_tokens is None else batch_tokens
     if limit < 1:
         raise InputError(f"batch size must be at least 1 token, not {limit}.")
-    rows = sorted(_rows(wanted), key=lambda row: len(row.ids), reverse=True)
+    packs = all(probe.packs for probe in probes)
+    found = _rows(wanted) if packs else (_Row(prefix, (prefix,)) for prefix in wanted)
+    rows = sorted(found, key=lambda row: len(row.ids), reverse=True)
     total = sum(len(row.ids) for row in rows)
     readings: dict[TokenIds, Reading] = {}
-    for batch in _batches(rows, limit, most_reads=max(1, READ_VALUES // model.cfg.d_vocab)):
-        readings.update(_run(model, batch, wanted, device))
+    most_reads = max(1, READ_VALUES // model.cfg.d_vocab)
+    for batch in _batches(rows, limit, most_reads=most_reads, one_length=not packs):
+        readings.update(_run(model, batch, wanted, device, probes, spans))
         advance(sum(len(row.ids) for row in batch) / total)
     return readings
 
@@ -105,7 +115,7 @@ def next_token_logprobs(model: HookedModel, ids: TokenIds) -> Float[Tensor, " vo
     device = device_of(model)
     tokens = torch.tensor([ids], device=device)
     row, position = torch.tensor([0], device=device), torch.tensor([len(ids) - 1], device=device)
-    return _logits_at(model, tokens, row, position)[0].float().log_softmax(-1)
+    return logits_at(model, Layout(tokens, {}), row, position)[0].float().log_softmax(-1)
 
 
 def _rows(wanted: Wanted) -> Iterator[_Row]:
@@ -124,14 +134,16 @@ def _rows(wanted: Wanted) -> Iterator[_Row]:
         yield _Row(open_prefixes[-1], tuple(open_prefixes))
 
 
-def _batches(rows: list[_Row], limit: int, most_reads: int) -> Iterator[list[_Row]]:
+def _batches(
+    rows: list[_Row], limit: int, *, most_reads: int, one_length: bool
+) -> Iterator[list[_Row]]:
     """Cut rows, longest first, into batches of at most `limit` padded tokens."""
     batch: list[_Row] = []
     reads = 0
     for row in rows:
         width = len(batch[0].ids) if batch else len(row.ids)
         full = (len(batch) + 1) * width > limit or reads + len(row.reads) > most_reads
-        if batch and full:
+        if batch and (full or (one_length and len(row.ids) < width)):
             yield batch
             batch, reads = [], 0
         batch.append(row)
@@ -141,15 +153,23 @@ def _batches(rows: list[_Row], limit: int, most_reads: int) -> Iterator[list[_Ro
 
 
 def _run(
-    model: HookedModel, batch: list[_Row], wanted: Wanted, device: torch.device
+    model: HookedModel,
+    batch: list[_Row],
+    wanted: Wanted,
+    device: torch.device,
+    probes: Sequence[Probe],
+    spans: Sequence[str],
 ) -> dict[TokenIds, Reading]:
     width = max(len(row.ids) for row in batch)
     # Any id serves as padding: no read position can attend to what stands on its right.
-    tokens = torch.tensor([row.ids + (0,) * (width - len(row.ids)) for row in batch], device=device)
+    symbols = torch.tensor(
+        [row.ids + (0,) * (width - len(row.ids)) for row in batch], device=device
+    )
     prefixes = [prefix for row in batch for prefix in row.reads]
     at_row = torch.tensor([i for i, row in enumerate(batch) for _ in row.reads], device=device)
     at_position = torch.tensor([len(prefix) - 1 for prefix in prefixes], device=device)
-    logits = _logits_at(model, tokens, at_row, at_position).float()
+    layout = Layout.of_symbols(symbols, spans)
+    logits = logits_at(model, layout, at_row, at_position, probes=probes).float()
     norm = logits.logsumexp(-1)
     top = logits.max(-1)
     pairs = [(i, token) for i, prefix in enumerate(prefixes) for token in wanted[prefix]]
@@ -163,21 +183,3 @@ def _run(
         prefix: Reading(logprobs, token, logprob)
         for prefix, logprobs, (token, logprob) in zip(prefixes, found, tops, strict=True)
     }
-
-
-def _logits_at(
-    model: HookedModel,
-    tokens: Int[Tensor, "batch pos"],
-    at_row: Int[Tensor, " read"],
-    at_position: Int[Tensor, " read"],
-) -> Float[Tensor, "read vocab"]:
-    """Logits at chosen places of a batch; only those places are unembedded."""
-
-    def keep_read(residual: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
-        places = (at_row.to(residual.device), at_position.to(residual.device))
-        return residual[places][None]
-
-    # A cache of keys and values would hold every layer's activations for nothing.
-    options = {"use_cache": False} if isinstance(model, TransformerBridge) else {}
-    with torch.inference_mode(), hooked(model, [("unembed.hook_in", keep_read)]):
-        return model(tokens, **options)[0].to(tokens.device)

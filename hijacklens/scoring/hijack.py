@@ -13,6 +13,7 @@ from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.hooked import HookedLanguageModel
 from hijacklens.models import identify
+from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.results import Provenance
 from hijacklens.schemes import Scheme, get_scheme
@@ -36,6 +37,7 @@ def hijack(
     *,
     schemes: str | Scheme | Sequence[str | Scheme] = ("do-not-think",),
     doses: Iterable[int] = DEFAULT_DOSES,
+    probes: Sequence[Probe] = (),
     seed: int = 0,
     batch_tokens: int | None = None,
     quiet: bool = False,
@@ -50,6 +52,8 @@ def hijack(
         facts: The facts, e.g. `atlas()` or `counterfact(...).sample(200)`.
         schemes: One or several names of registered schemes, or schemes.
         doses: How many sentences stand before the query.
+        probes: What changes the model while it is scored, such as
+            `probes.attention.knock_out(...)`; they act in their order.
         seed: Seeds what a scheme draws (`do-not-think-other`).
         batch_tokens: Size of a batch in tokens; by default what suits the device.
         quiet: Draw no progress bar.
@@ -59,7 +63,7 @@ def hijack(
 
     Raises:
         InputError: No facts, an unknown or repeated scheme, a dose that is not a whole number
-            from 0, or not one fact that could be scored.
+            from 0, a probe that does not fit the model, or not one fact that could be scored.
 
     Note:
         Costs one forward pass over every distinct prompt, a longer one where a target has several
@@ -73,19 +77,25 @@ def hijack(
     counts = _doses(doses)
     if len(facts) == 0:
         raise InputError(f"there are no facts to score in {facts.name}.")
+    pointed = check_probes(probes)
+    spans = spans_of(pointed)
     identity = identify(model)
     prompts, unscored = [], []
     for scheme in chosen:
         made, left_out = make_prompts(facts, scheme, counts, seed=seed)
         prompts.extend(made)
         unscored.extend(left_out)
-    items, too_long = make_items(prompts, model.tokenizer, context_length=identity.context_length)
+    items, too_long = make_items(
+        prompts, model.tokenizer, context_length=identity.context_length, spans=spans
+    )
     unscored.extend(too_long)
     n_facts = len({item.fact.case_id for item in items})
     with bar(total=n_facts, unit="facts", label=identity.name, quiet=quiet) as progress:
         readings = read(
             model,
             wanted(items),
+            probes=pointed,
+            spans=spans,
             batch_tokens=batch_tokens,
             advance=lambda share: progress.update(share * n_facts),
         )
@@ -109,6 +119,7 @@ def hijack(
             },
             "schemes": [_record(scheme) for scheme in chosen],
             "doses": list(counts),
+            "probes": [probe.key for probe in pointed],
             "seed": seed,
         },
         provenance=Provenance.now(seed=seed),

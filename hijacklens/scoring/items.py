@@ -8,15 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
 
 from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.layout import mark
 from hijacklens.prompts import Prompt, make_prompt
 from hijacklens.schemes import Scheme, Unusable
 from hijacklens.scoring.engine import Reading
-from hijacklens.tokens import Continuation, TokenIds, continuation, encode
+from hijacklens.tokens import (
+    Continuation,
+    LocatedPrompt,
+    TokenIds,
+    continuation,
+    encode,
+    locate,
+)
 
 ITEM_COLUMNS = (
     "model",
@@ -38,22 +46,30 @@ ITEM_COLUMNS = (
 SKIPPED_COLUMNS = ("model", "case_id", "relation_id", "subject", "scheme", "reason")
 
 
+Step: TypeAlias = tuple[TokenIds, int]
+"""The symbols that stand before a token of a target, and that token."""
+
+
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt of a fact in tokens, with both targets read in its context."""
+    """A prompt of a fact in symbols (`hijacklens.layout`), with both targets read in its context.
+
+    Without probes a symbol is a token id; with probes it also says in which of their spans the
+    token stands.
+    """
 
     fact: Fact
     prompt: Prompt
     ids: TokenIds
-    true: Continuation
-    false: Continuation
+    true: tuple[Step, ...]
+    false: tuple[Step, ...]
 
     @property
     def reads(self) -> Iterable[tuple[TokenIds, int | None]]:
         """Prefixes and the token wanted behind each; None where only the top one is."""
         yield self.ids, None
-        yield from self.true.steps
-        yield from self.false.steps
+        yield from self.true
+        yield from self.false
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +104,19 @@ def make_prompts(
 
 
 def make_items(
-    prompts: Sequence[tuple[Fact, Prompt]], tokenizer: Any, *, context_length: int
+    prompts: Sequence[tuple[Fact, Prompt]],
+    tokenizer: Any,
+    *,
+    context_length: int,
+    spans: Sequence[str] = (),
 ) -> tuple[list[Item], list[Unscored]]:
     """Tokenise prompts and read both targets in context.
+
+    Args:
+        prompts: Facts with their prompts.
+        tokenizer: The model's tokenizer.
+        context_length: The most tokens that the model can be given.
+        spans: Spans to mark in the symbols, as `hijacklens.probe.spans_of` gives them.
 
     A fact is scored at all doses of a scheme or at none, so that doses compare the same facts: if
     the prompt of one dose is longer than the context window, the fact is listed with that reason.
@@ -129,9 +155,39 @@ def make_items(
                 (fact.case_id, prompt.scheme), Unscored(fact, prompt.scheme, str(reason))
             )
             continue
-        items.append(Item(fact, prompt, whole, true, false))
+        located = locate(tokenizer, prompt) if spans else None
+        items.append(
+            Item(
+                fact,
+                prompt,
+                whole if located is None else mark(whole, [located.positions(s) for s in spans]),
+                _steps(true, located, spans),
+                _steps(false, located, spans),
+            )
+        )
     kept = [item for item in items if (item.fact.case_id, item.prompt.scheme) not in unscored]
     return kept, list(unscored.values())
+
+
+def _steps(
+    target: Continuation, prompt: LocatedPrompt | None, spans: Sequence[str]
+) -> tuple[Step, ...]:
+    """The steps of a target, in symbols.
+
+    The tokens of a target that the model is given continue the query, and the answer is read at
+    them too: they stand in `query`, `last` and `target`.
+    """
+    if prompt is None:
+        return tuple(target.steps)
+    n = len(target.context)
+    answer = tuple(range(n, n + len(target.target)))
+    more = {"query": answer, "target": answer, "last": (n - 1, *answer)}
+    places = [
+        (*(place for place in prompt.positions(span) if place < n), *more.get(span, ()))
+        for span in spans
+    ]
+    symbols = mark(target.context + target.target, places)
+    return tuple((symbols[: len(ids)], token) for ids, token in target.steps)
 
 
 def wanted(items: Iterable[Item]) -> dict[TokenIds, set[int]]:
@@ -152,8 +208,8 @@ def score_items(
     unscored: dict[tuple[int, str], Unscored] = {}
     for item in items:
         sides = {
-            name: [readings[prefix].logprobs[token] for prefix, token in side.steps]
-            for name, side in (("true", item.true), ("false", item.false))
+            name: [readings[prefix].logprobs[token] for prefix, token in steps]
+            for name, steps in (("true", item.true), ("false", item.false))
         }
         here = readings[item.ids]
         if not all(math.isfinite(value) for values in sides.values() for value in values):
@@ -179,7 +235,7 @@ def score_items(
                 "n_tokens_false": len(sides["false"]),
                 "top_token": names[here.top_token],
                 "top_logprob": here.top_logprob,
-                "same_first_token": item.true.steps[0] == item.false.steps[0],
+                "same_first_token": item.true[0] == item.false[0],
             }
         )
     kept = [row for row in rows if (row["case_id"], row["scheme"]) not in unscored]

@@ -232,7 +232,8 @@ def test_spans_hold_exactly_their_words(template, subject, sentence, dose, famil
     assert spans["last"] == (len(ids) - 1,)
     assert spans["last"][0] in spans["query"]
     assert spans["bos"] == (() if family == "gpt2" else (0,))
-    assert set(spans) == {"bos", "hijack", "query", "subject", "last"}
+    assert set(spans) == {"bos", "hijack", "query", "subject", "last", "target"}
+    assert spans["target"] == ()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -254,6 +255,7 @@ def test_spans_with_the_real_gpt2_tokenizer(gpt2):
         "subject": (7, 8, 9, 10),
         "bos": (),
         "last": (15,),
+        "target": (),
     }
 
 

@@ -4,14 +4,10 @@ Layers and heads are counted from 0. Under grouped-query attention keys and valu
 than queries: a probe of W_V chooses among the `kv_head`s, one of attention or of head outputs
 among the `head`s, and labels say which.
 
->>> from types import SimpleNamespace
->>> model = SimpleNamespace(cfg=SimpleNamespace(n_layers=3, n_heads=4, n_key_value_heads=2))
->>> choose(model, layers=range(1, 3), heads=[0]).pairs
-((1, 0), (2, 0))
->>> choose(model, heads=[(0, 3), (2, 1)]).by_layer
-{0: (3,), 2: (1,)}
->>> choose(model, layers=[0], axis="kv_head").label
-'layers=0'
+>>> describe(layers=range(8, 12), heads=[0, 2])
+'layers=8-11,heads=0+2'
+>>> describe(heads=[(8, 3), (9, 1)])
+'heads=8.3+9.1'
 """
 
 from __future__ import annotations
@@ -72,7 +68,6 @@ def choose(
     """
     n_layers, n_heads = int(model.cfg.n_layers), head_count(model, axis)
     chosen = list(heads) if isinstance(heads, Iterable) else heads
-    label = describe(layers=layers, heads=chosen)
     if isinstance(chosen, list) and any(isinstance(head, tuple) for head in chosen):
         if layers is not None:
             raise InputError("pairs (layer, head) choose the layers too; leave layers out.")
@@ -91,7 +86,7 @@ def choose(
         raise InputError(
             "no layer or head is chosen; give at least one, or leave both out for all."
         )
-    return Sites(found, axis, label)
+    return Sites(found, axis, describe(layers=layers, heads=chosen))
 
 
 def describe(*, layers: Layers = None, heads: Heads = None) -> str:

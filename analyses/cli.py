@@ -21,6 +21,7 @@ COMMANDS = {
     "schemes": "List the hijack schemes.",
     "facts": "List the relations of a set of facts, or show single facts.",
     "train": "Train one-layer models on latent concept association.",
+    "reproduce": "Reproduce the paper's figures and statements, with checks.",
 }
 """Command -> its line in the help; the command itself is `analyses.commands.<name>:command`."""
 

@@ -1,0 +1,168 @@
+"""Running an analysis: its table, its checks, its figure, on disk too.
+
+>>> result = reproduce("lemma5", scale="quick")
+>>> result.passed
+True
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.check import SCALES, Outcome, Scale
+from analyses.registry import Analysis, get_analysis
+from analyses.workbench import DEFAULT_MODELS, Workbench
+from hijacklens.errors import unknown
+from hijacklens.facts.fact import FactSet
+from hijacklens.results import Provenance, Result, provenance_from
+
+TABLE = "table.csv"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reproduction(Result):
+    """What came of one analysis."""
+
+    figure_names: ClassVar[tuple[str, ...]] = ("figure.svg", "figure.png")
+
+    analysis: Analysis
+    scale: Scale
+    settings: Any
+    """The settings of the run, as the analysis has them for the scale or with what was changed."""
+    table: pd.DataFrame
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+    models: tuple[str, ...]
+    """Language models that were run; none for the synthetic half."""
+    provenance: Provenance
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed; one that is open at this scale does not count."""
+        return all(outcome.state != "fail" for outcome in self.outcomes)
+
+    @property
+    def checks(self) -> pd.DataFrame:
+        """A row per check: claim, value with interval, what is allowed, state, remark."""
+        return pd.DataFrame([asdict(outcome) for outcome in self.outcomes])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table of the analysis."""
+        return self.table.copy()
+
+    def plot(self) -> Figure:
+        """The figure, in the paper's arrangement."""
+        return self.analysis.draw(self.table, self.settings)
+
+    def configuration(self) -> dict[str, Any]:
+        """Id, question, scale, settings, which of them are ours, and the outcomes."""
+        return {
+            "id": self.analysis.id,
+            "title": self.analysis.title,
+            "source": self.analysis.source,
+            "question": self.analysis.question,
+            "scale": self.scale,
+            "settings": asdict(self.settings),
+            "ours": list(self.analysis.ours),
+            "models": list(self.models),
+            "passed": self.passed,
+            "checks": [asdict(outcome) for outcome in self.outcomes],
+            "seconds": round(self.seconds, 1),
+        }
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """The table as CSV."""
+        return {TABLE: lambda path: self.table.to_csv(path, index=False)}
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> Reproduction:
+        """Read a saved reproduction.
+
+        Raises:
+            InputError: The analysis has other settings in this version.
+        """
+        analysis = get_analysis(record["id"])
+        plain = analysis.settings[record["scale"]]
+        return cls(
+            analysis=analysis,
+            scale=record["scale"],
+            settings=change(plain, record["settings"]),
+            table=pd.read_csv(folder / TABLE),
+            outcomes=tuple(Outcome(**_finite(outcome)) for outcome in record["checks"]),
+            seconds=record["seconds"],
+            models=tuple(record["models"]),
+            provenance=provenance_from(record),
+        )
+
+
+def reproduce(
+    name: str,
+    *,
+    scale: Scale = "quick",
+    models: Sequence[str] = DEFAULT_MODELS,
+    facts: FactSet | None = None,
+    changes: Mapping[str, Any] | None = None,
+    workbench: Workbench | None = None,
+    quiet: bool = True,
+) -> Reproduction:
+    """Run one analysis and judge its checks.
+
+    Args:
+        name: Its id; `hijacklens reproduce --list` names them all.
+        scale: `quick` (minutes in all, what CI runs) or `paper` (the paper's seeds and sizes).
+        models: Language models, for the analyses that run them.
+        facts: Facts for them; by default each analysis takes its own.
+        changes: Settings to change, by name; the checks stay as they were written.
+        workbench: Where trained models are kept, for several calls to share; its models and facts
+            then hold in place of those given here.
+        quiet: Draw no progress bars.
+
+    Raises:
+        InputError: No analysis of that id, no such scale or setting.
+    """
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    analysis = get_analysis(name)
+    settings = change(analysis.settings[scale], changes or {})
+    bench = workbench or Workbench(models=tuple(models), facts=facts, quiet=quiet)
+    start = time.monotonic()
+    table = analysis.run(settings, bench)
+    return Reproduction(
+        analysis=analysis,
+        scale=scale,
+        settings=settings,
+        table=table,
+        outcomes=tuple(check.judge(table, scale) for check in analysis.checks),
+        seconds=time.monotonic() - start,
+        models=bench.models if analysis.uses_models else (),
+        provenance=Provenance.now(seed=getattr(settings, "seed", None)),
+    )
+
+
+def change(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """Settings with some of them changed; lists become tuples.
+
+    Raises:
+        InputError: There is no such setting.
+    """
+    names = {item.name for item in fields(settings)}
+    for name in changes:
+        if name not in names:
+            raise unknown("setting", name, names)
+    return replace(settings, **{name: _tuple(value) for name, value in changes.items()})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _finite(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """An outcome as it was before JSON, which has no NaN and no infinity."""
+    return {name: float("nan") if value is None else value for name, value in outcome.items()}

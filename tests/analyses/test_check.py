@@ -1,0 +1,61 @@
+"""Checks: when a claim passes, fails, and stays open."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from analyses.check import above, below, exact, mean, near
+from hijacklens.statistics import Interval
+
+TABLE = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
+
+
+def fixed(value, low, high):
+    return lambda table: Interval(float(value), float(low), float(high))
+
+
+CASES = {
+    "interval above": (above("c", fixed(1, 0.1, 2), 0.0), "pass"),
+    "estimate above, interval not": (above("c", fixed(1, -0.1, 2), 0.0), "fail"),
+    "interval touches the bound": (above("c", fixed(1, 0.0, 2), 0.0), "fail"),
+    "interval below": (below("c", fixed(-1, -2, -0.1), 0.0), "pass"),
+    "estimate below, interval not": (below("c", fixed(-1, -2, 0.1), 0.0), "fail"),
+    "near": (near("c", fixed(0.26, 0, 1), 0.25, 0.02), "pass"),
+    "not near, though the interval holds it": (near("c", fixed(0.3, 0, 1), 0.25, 0.02), "fail"),
+    "no number": (above("c", fixed(math.nan, 1, 2), 0.0), "fail"),
+    "no interval": (above("c", fixed(1, -math.inf, math.inf), 0.0), "fail"),
+    "not decided": (above("c", fixed(-1, -2, -1), 0.0, scales=("paper",), remark="small"), "open"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_states(name):
+    check, state = CASES[name]
+    outcome = check.judge(TABLE, "quick")
+    assert outcome.state == state
+    assert outcome.remark == ("small" if state == "open" else "")
+
+
+def test_the_mean_has_students_interval():
+    found = mean(TABLE["x"])  # mean 2, standard error 1/sqrt(3), t(2) = 4.302653
+    assert found.value == 2.0
+    assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
+    assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
+
+
+def test_one_value_decides_no_direction():
+    assert above("c", lambda t: mean([5.0]), 0.0).judge(TABLE, "quick").state == "fail"
+    assert math.isnan(mean([]).value)
+
+
+def test_equal_values_are_their_own_interval():
+    assert mean([2.0, 2.0, 2.0]) == exact(2.0) == Interval(2.0, 2.0, 2.0)
+
+
+def test_what_is_allowed_is_said():
+    assert above("c", fixed(1, 1, 1), 0.0).judge(TABLE, "quick").allowed == "> 0"
+    assert below("c", fixed(1, 1, 1), 0.05).judge(TABLE, "quick").allowed == "< 0.05"
+    assert near("c", fixed(1, 1, 1), 0.252, 0.001).judge(TABLE, "quick").allowed == "0.252 ± 0.001"

@@ -1,0 +1,135 @@
+"""Reproductions: the registry, results on disk, the ledger, the command, checks that can fail."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from sabotages import Sabotage, sabotages
+
+import hijacklens as hl
+from analyses.cli import group
+from analyses.ledger import write_ledger
+from analyses.registry import analyses
+from analyses.reproduction import reproduce
+from hijacklens.errors import InputError
+
+ALL = analyses()
+
+
+def run(*arguments):
+    return CliRunner().invoke(group, ["reproduce", *map(str, arguments)])
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_analysis_says_what_it_is(name):
+    analysis = ALL[name]
+    assert set(analysis.settings) == set(analysis.cost) == {"quick", "paper"}
+    names = {item.name for item in fields(analysis.settings["quick"])}
+    assert set(analysis.ours) <= names
+    claims = [check.claim for check in analysis.checks]
+    assert claims
+    assert len(set(claims)) == len(claims)
+    for check in analysis.checks:
+        assert check.remark or check.scales == ("quick", "paper")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_check_has_a_sabotage(name):
+    broken = [claim for s in sabotages() if s.analysis == name for claim in s.claims]
+    for check in ALL[name].checks:
+        assert any(check.claim.startswith(claim) for claim in broken), check.claim
+
+
+@pytest.mark.parametrize("sabotage", sabotages(), ids=lambda s: f"{s.analysis}: {s.how}")
+def test_a_sabotage_makes_its_checks_fail(sabotage: Sabotage, monkeypatch):
+    sabotage.patch(monkeypatch)
+    result = reproduce(
+        sabotage.analysis,
+        changes=sabotage.changes,
+        **({"models": sabotage.models} if sabotage.models else {}),
+    )
+    for claim in sabotage.claims:
+        (outcome,) = [o for o in result.outcomes if o.claim.startswith(claim)]
+        assert outcome.state == "fail", outcome
+    assert not result.passed
+
+
+def test_a_reproduction_is_read_back(tmp_path):
+    result = reproduce("lemma5")
+    result.save(tmp_path / "lemma5")
+    assert {p.name for p in (tmp_path / "lemma5").iterdir()} == {
+        "table.csv",
+        "figure.svg",
+        "figure.png",
+        "result.json",
+    }
+    again = hl.load_result(tmp_path / "lemma5")
+    assert again.settings == result.settings
+    assert again.outcomes == result.outcomes
+    pd.testing.assert_frame_equal(again.to_dataframe(), result.to_dataframe())
+    again.plot()
+
+
+def test_the_ledger_has_a_row_for_every_check_and_names_what_is_missing(tmp_path):
+    result = reproduce("lemma5")
+    result.save(tmp_path / "lemma5")
+    text = write_ledger(tmp_path)
+    for outcome in result.outcomes:
+        assert text.count(f"| {outcome.claim} |") == 1
+    assert "2 pass, 0 fail" in text
+    for name in set(ALL) - {"lemma5"}:
+        assert name in text.split("Not run here: ")[1]
+
+
+def test_the_command_goes_on_where_it_was(tmp_path):
+    assert run("lemma5", "--out", tmp_path).exit_code == 0
+    record = tmp_path / "lemma5" / "result.json"
+    before = record.stat().st_mtime_ns
+    assert run("lemma5", "--out", tmp_path).exit_code == 0
+    assert record.stat().st_mtime_ns == before
+    assert run("lemma5", "--out", tmp_path, "--overwrite").exit_code == 0
+    assert record.stat().st_mtime_ns > before
+
+
+def test_a_failed_check_makes_the_command_fail_and_stays_in_the_ledger(tmp_path, monkeypatch):
+    broken = next(s for s in sabotages() if s.analysis == "lemma5" and not s.changes)
+    broken.patch(monkeypatch)
+    result = run("lemma5", "--out", tmp_path)
+    assert result.exit_code == 1
+    assert "**fail**" in (tmp_path / "README.md").read_text()
+    assert json.loads((tmp_path / "lemma5" / "result.json").read_text())["passed"] is False
+
+
+def test_the_list_names_every_analysis():
+    lines = run("--list").output.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == list(ALL)
+
+
+WRONG = {
+    "an unknown id": (["lema5", "--out", "x"], "unknown analysis 'lema5'; did you mean 'lemma5'"),
+    "no id": (["--out", "x"], "name an analysis"),
+    "no folder": (["lemma5"], "--out is missing"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_commands(name):
+    arguments, message = WRONG[name]
+    with pytest.raises(InputError, match=message):
+        CliRunner().invoke(group, ["reproduce", *arguments], catch_exceptions=False)
+
+
+def test_another_scale_in_the_folder_is_refused(tmp_path):
+    run("lemma5", "--out", tmp_path)
+    result = run("lemma5", "--out", tmp_path, "--scale", "paper")
+    assert isinstance(result.exception, InputError)
+    assert "holds lemma5 at scale quick" in str(result.exception)
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(InputError, match="unknown setting 'bit'; did you mean 'bits'"):
+        reproduce("lemma5", changes={"bit": (3,)})

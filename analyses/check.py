@@ -76,16 +76,18 @@ class Check:
 
     def judge(self, table: pd.DataFrame, scale: Scale) -> Outcome:
         """Measure the claim on a table; a number that is not finite never passes."""
-        found = self.measure(table)
+        measured = self.measure(table)
+        ends = (float(end) for end in (measured.value, measured.low, measured.high))
+        found = Interval(*ends)  # a table's numbers are NumPy's
         if scale not in self.scales:
             state: State = "open"
         else:
             state = "pass" if self._holds(found) else "fail"
         return Outcome(
             claim=self.claim,
-            value=float(found.value),
-            low=float(found.low),
-            high=float(found.high),
+            value=found.value,
+            low=found.low,
+            high=found.high,
             allowed=self.allowed,
             state=state,
             remark=self.remark if state != "pass" else "",

@@ -19,7 +19,7 @@ from analyses.check import Check, Scale
 from analyses.workbench import Workbench
 from hijacklens.errors import unknown
 
-FAMILIES = ("theory",)
+FAMILIES = ("constructed_error", "identity_law", "geometry_theory", "theory")
 """Modules of this package, in the order in which their analyses are listed and run."""
 
 

@@ -1,0 +1,113 @@
+"""Sabotages of `analyses.constructed_error`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from hijacklens.concepts import memory
+from sabotages import Sabotage
+
+THEOREM_1 = memory.theorem_1
+IDENTITY = memory.identity
+FEW = {"contexts": 512}
+
+
+def value_matrix(change):
+    """The model of Theorem 1 with another W_V."""
+
+    def patch(monkeypatch):
+        def broken(task, **options):
+            weights = THEOREM_1(task, **options)
+            return dataclasses.replace(weights, W_V=change(weights, task))
+
+        monkeypatch.setattr("analyses.constructed_error.memory.theorem_1", broken)
+
+    return patch
+
+
+def random_memory(weights, task):
+    return memory.random(weights.W_E, task, torch.Generator().manual_seed(1))
+
+
+def no_information(monkeypatch):
+    monkeypatch.setattr("analyses.constructed_error._chernoff_information", lambda task: 0.0)
+
+
+def identity_that_is_the_memory(monkeypatch):
+    def broken(width, **options):
+        task_bits = width.bit_length() - 1
+        from hijacklens.concepts.task import ConceptTask
+
+        task = ConceptTask(bits=task_bits, omega=1.0, support="hamming-1")
+        return memory.constructed(torch.eye(width), task)
+
+    monkeypatch.setattr("analyses.constructed_error.memory.identity", broken)
+
+
+def ties_for_the_label(monkeypatch):
+    from hijacklens.concepts import bayes
+
+    plain = bayes.accuracy
+
+    def generous(*arguments, ties="split", **options):
+        return plain(*arguments, ties="label", **options)
+
+    monkeypatch.setattr("analyses.constructed_error.bayes.accuracy", generous)
+
+
+SABOTAGES = (
+    Sabotage(
+        analysis="theorem1",
+        how="a random memory",
+        claims=(
+            "at the longest L",
+            "the error falls from",
+            "the margin of the model's own",
+            "no margin differs",
+            "accuracy at m = 5",
+            "accuracy at m = 7",
+        ),
+        changes=FEW,
+        patch=value_matrix(random_memory),
+    ),
+    Sabotage(
+        analysis="theorem1",
+        how="the bound of a far larger exponent",
+        claims=("no measured error is surely above",),
+        changes=FEW,
+        patch=lambda monkeypatch: monkeypatch.setattr(
+            "analyses.constructed_error._exponents",
+            lambda task, model: torch.full((task.vocab - 1,), 5.0, dtype=torch.float64),
+        ),
+    ),
+    Sabotage(
+        analysis="theorem1",
+        how="tokens that tell nothing",
+        claims=("the exponent is at most the Chernoff information",),
+        changes=FEW,
+        patch=no_information,
+    ),
+    Sabotage(
+        analysis="lemma2",
+        how="a random memory",
+        claims=("the constructed memory has error 0",),
+        changes=FEW,
+        patch=value_matrix(random_memory),
+    ),
+    Sabotage(
+        analysis="lemma2",
+        how="the constructed memory in place of the identity",
+        claims=("the identity has an error above 0",),
+        changes=FEW,
+        patch=identity_that_is_the_memory,
+    ),
+    Sabotage(
+        analysis="lemma2",
+        how="ties always for the label",
+        claims=("with ties split",),
+        changes=FEW,
+        patch=ties_for_the_label,
+    ),
+)

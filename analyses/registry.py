@@ -19,7 +19,16 @@ from analyses.check import Check, Scale
 from analyses.workbench import Workbench
 from hijacklens.errors import unknown
 
-FAMILIES = ("constructed_error", "identity_law", "geometry_theory", "theory")
+FAMILIES = (
+    "value_matrix",
+    "embedding_geometry",
+    "attention_selection",
+    "context_mixing",
+    "constructed_error",
+    "identity_law",
+    "geometry_theory",
+    "theory",
+)
 """Modules of this package, in the order in which their analyses are listed and run."""
 
 

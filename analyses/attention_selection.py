@@ -1,0 +1,268 @@
+"""Figures 3c, C.7 and C.8: attention goes to the tokens of the last token's cluster.
+
+Here the informative tokens of a label share its first bit (two clusters) or its first two bits
+(four). Only they tell anything, the rest of a context is noise; the last token is informative
+always, so it says which cluster to read. The number is the share of attention inside the cluster,
+beside the share of the context's tokens that stand there, which is what uniform attention gives.
+The gradient of Lemma 6 is measured too: on how many contexts does raising the score of a token of
+the cluster lower the loss, at the start of training?
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from torch.nn.functional import cross_entropy
+
+from analyses.check import above, mean
+from analyses.registry import Analysis
+from analyses.value_matrix import lowest
+from analyses.workbench import Workbench
+from hijacklens import plots
+from hijacklens.concepts import places
+from hijacklens.concepts.model import OneLayerTransformer
+from hijacklens.concepts.recipe import Recipe
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.hooked import hooked
+
+HEAT_BINS = 16
+"""The heat map has so many tokens to a side at most; larger vocabularies are averaged in blocks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """Figures 3c, C.7 and C.8."""
+
+    bits: tuple[int, ...]
+    support: str
+    """`first-bit` (two clusters) or `first-two-bits` (four)."""
+    dim: int
+    length: int
+    seeds: int
+    steps: int
+    contexts: int = 512
+    learning_rates: tuple[float, ...] = (0.01, 0.001)
+    batch: int = 128
+    evaluation: int = 4096
+    omega: float = 0.5
+    beta: float = 1.0
+
+
+def attention_in_clusters(settings: ClusterSettings, bench: Workbench) -> pd.DataFrame:
+    """Per m and seed: shares inside the cluster; and the mean attention by pairs of tokens.
+
+    Rows of kind `share` hold one model's numbers, rows of kind `map` the mean over models of the
+    attention weight, times L, that one copy of a key token gets from a query token.
+    """
+    rows: list[dict[str, Any]] = []
+    for bits in settings.bits:
+        task = ConceptTask(
+            bits=bits,
+            omega=settings.omega,
+            beta=settings.beta,
+            length=settings.length,
+            support=settings.support,
+        )
+        recipe = Recipe(
+            dim=settings.dim,
+            seeds=tuple(range(settings.seeds)),
+            steps=settings.steps,
+            batch=settings.batch,
+            learning_rates=settings.learning_rates,
+            evaluation=settings.evaluation,
+        )
+        result = bench.trained(task, recipe)
+        table = result.summary()
+        accuracy = table[table["lr"] == result.best_learning_rate]["accuracy"].tolist()
+        total = torch.zeros(task.vocab, task.vocab, dtype=torch.float64)
+        for seed, model in enumerate(result.best()):
+            share, uniform = _share_inside(model, task, settings.contexts)
+            start = OneLayerTransformer(model.config)
+            rows.append(
+                {
+                    "kind": "share",
+                    "bits": bits,
+                    "seed": seed,
+                    "inside": share,
+                    "uniform": uniform,
+                    "accuracy": accuracy[seed],
+                    "bayes": table["bayes_accuracy"].mean(),
+                    "gradient_trained": _helped(model, task, settings.contexts),
+                    "gradient_start": _helped(start, task, settings.contexts),
+                }
+            )
+            total += _weights(model, task)
+        rows += _map(total / settings.seeds, bits)
+    return pd.DataFrame(rows)
+
+
+def _share_inside(model: OneLayerTransformer, task: ConceptTask, count: int) -> tuple[float, float]:
+    """Mean attention of the last token inside its cluster, and the share of tokens there."""
+    contexts = task.sample(count, torch.Generator().manual_seed(model.config.seed))
+    inside = places.layout(task, contexts.tokens, spans=("cluster",)).key("cluster")
+    held: list[torch.Tensor] = []
+
+    def keep(pattern: torch.Tensor, hook: Any) -> None:
+        held.append(pattern.detach()[:, 0, -1])
+
+    with torch.no_grad(), hooked(model, [("blocks.0.attn.hook_pattern", keep)]):
+        for block in contexts.tokens.split(128):
+            model(block, return_type=None)
+    pattern = torch.cat(held)
+    return float((pattern * inside).sum(1).mean()), float(inside.double().mean())
+
+
+def _weights(model: OneLayerTransformer, task: ConceptTask) -> torch.Tensor:
+    """exp(score) of each key token for each query token over its mean: attention to one copy."""
+    with torch.no_grad():
+        weights = model.weights()
+        query, key = model.W_E @ weights.W_Q, model.W_E @ weights.W_K
+        scores = (query @ key.T).double() / model.config.d_a**0.5
+        return scores.softmax(-1) * task.vocab
+
+
+def _map(weights: torch.Tensor, bits: int) -> list[dict[str, Any]]:
+    side = min(HEAT_BINS, 2**bits)
+    block = 2**bits // side
+    mean_weights = weights.view(side, block, side, block).mean((1, 3))
+    return [
+        {"kind": "map", "bits": bits, "query": q, "key": k, "weight": float(mean_weights[q, k])}
+        for q in range(side)
+        for k in range(side)
+    ]
+
+
+def _helped(model: OneLayerTransformer, task: ConceptTask, count: int) -> float:
+    """Share of contexts on which more attention inside the cluster lowers the loss (Lemma 6).
+
+    The gradient of the loss with respect to the scores of all tokens in the cluster, summed; the
+    lemma says it is negative where W_V reads the cluster's tokens as evidence.
+    """
+    contexts = task.sample(count, torch.Generator().manual_seed(10_000 + model.config.seed))
+    found = []
+    for tokens, labels in zip(contexts.tokens.split(128), contexts.labels.split(128), strict=True):
+        held: dict[str, torch.Tensor] = {}
+
+        def keep(
+            scores: torch.Tensor, hook: Any, held: dict[str, torch.Tensor] = held
+        ) -> torch.Tensor:
+            held["scores"] = scores.detach().requires_grad_()
+            return held["scores"]
+
+        with hooked(model, [("blocks.0.attn.hook_attn_scores", keep)]):
+            logits = model(tokens)
+        assert logits is not None
+        loss = cross_entropy(logits[:, -1], labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, held["scores"])
+        inside = places.layout(task, tokens, spans=("cluster",)).key("cluster")
+        found.append((gradient[:, 0, -1] * inside).sum(1) < 0)
+    return float(torch.cat(found).double().mean())
+
+
+def draw_clusters(table: pd.DataFrame, settings: ClusterSettings) -> Figure:
+    """Mean attention from query to key tokens, a panel per m, with the share inside as title."""
+    shares = table[table["kind"] == "share"].groupby("bits")[["inside", "uniform"]].mean()
+    with plots.canvas(1, len(settings.bits), width=2.9, height=2.9) as (figure, axes):
+        for panel, bits in zip(axes, settings.bits, strict=True):
+            rows = table[(table["kind"] == "map") & (table["bits"] == bits)]
+            grid = rows.pivot(index="query", columns="key", values="weight")
+            panel.imshow(grid, cmap="cividis", vmin=0)
+            panel.grid(visible=False)
+            inside = shares.loc[bits]
+            panel.set_title(
+                f"m = {bits}: {inside['inside']:.0%} inside\n(uniform {inside['uniform']:.0%})",
+                fontsize=9,
+            )
+            per = 2**bits // len(grid)
+            ticks = [0, len(grid) // 2, len(grid) - 1]
+            labels = [str(tick * per) for tick in ticks]
+            panel.set_xticks(ticks, labels)
+            panel.set_yticks(ticks, labels)
+            panel.set_xlabel("token attended to")
+        axes[0].set_ylabel("last token")
+        figure.colorbar(
+            axes[-1].images[0], ax=axes, label="attention to one copy, times V", shrink=0.8
+        )
+        return figure
+
+
+def _shares(table: Any) -> Any:
+    return table[table.kind == "share"]
+
+
+def _by_bits(table: Any, values: Any) -> Any:
+    rows = _shares(table)
+    return lowest([mean(own) for _, own in values(rows).groupby(rows.bits)])
+
+
+def _analysis(
+    name: str, source: str, title: str, support: str, *, bits: Any, quick: Any
+) -> Analysis:
+    return Analysis(
+        id=name,
+        title=title,
+        source=source,
+        question="Does attention go to the tokens of the last token's cluster?",
+        settings={
+            "quick": ClusterSettings(
+                bits=quick,
+                support=support,
+                dim=32,
+                length=64,
+                seeds=3,
+                steps=1500,
+                learning_rates=(0.01,),
+            ),
+            "paper": ClusterSettings(
+                bits=bits, support=support, dim=256, length=256, seeds=5, steps=4000
+            ),
+        },
+        ours=("dim", "length", "steps", "contexts", "batch", "evaluation", "omega", "beta"),
+        cost={"quick": "20 s", "paper": "20 min"},
+        run=attention_in_clusters,
+        draw=draw_clusters,
+        checks=(
+            above(
+                "attention inside the cluster exceeds the share of tokens there by .1, for every m",
+                lambda t: _by_bits(t, lambda rows: rows.inside - rows.uniform),
+                0.1,
+            ),
+            above(
+                "in trained models more attention inside lowers the loss on most contexts, every m",
+                lambda t: _by_bits(t, lambda rows: rows.gradient_trained),
+                0.5,
+            ),
+        ),
+    )
+
+
+ANALYSES = (
+    _analysis(
+        "fig3c",
+        "Figure 3c",
+        "Attention with two clusters, m = 8",
+        "first-bit",
+        bits=(8,),
+        quick=(6,),
+    ),
+    _analysis(
+        "figc7",
+        "Figure C.7",
+        "Attention with two clusters",
+        "first-bit",
+        bits=(5, 6, 7, 8),
+        quick=(5, 6),
+    ),
+    _analysis(
+        "figc8",
+        "Figure C.8",
+        "Attention with four clusters",
+        "first-two-bits",
+        bits=(5, 6, 7, 8),
+        quick=(5, 6),
+    ),
+)

@@ -1,0 +1,394 @@
+"""Figures 3b, C.4, C.5, C.6 and C.9 to C.12: what training makes of the embeddings.
+
+C.4            accuracy of trained against frozen embeddings as d crosses V
+3b, C.5        mean inner product by Hamming distance, with the fit of equation 5.2
+C.6            the same with W_V = I, where Theorem 3 says the law is linear
+C.9 to C.12    singular values of W_E, with the gap that equation 5.2 predicts
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.check import above, mean
+from analyses.registry import Analysis
+from analyses.value_matrix import best_rows, draw_over_dims, lowest
+from analyses.workbench import Workbench
+from hijacklens import plots
+from hijacklens.concepts.recipe import Recipe
+from hijacklens.concepts.task import ConceptTask
+from probes.geometry import inner_products
+from probes.spectra import spectrum
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthSettings:
+    """Figure C.4."""
+
+    bits: tuple[int, ...]
+    dims: tuple[int, ...]
+    length: int
+    seeds: int
+    steps: int
+    learning_rates: tuple[float, ...] = (0.01, 0.001)
+    batch: int = 128
+    evaluation: int = 4096
+    omega: float = 0.5
+    beta: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeometrySettings:
+    """Figures 3b, C.5, C.6 and the spectra: one width per m."""
+
+    bits: tuple[int, ...]
+    dims: tuple[int, ...]
+    """Width d for each of `bits`; below V in all of these figures."""
+    length: int
+    seeds: int
+    steps: int
+    learning_rates: tuple[float, ...] = (0.01, 0.001)
+    identity: bool = False
+    """Whether W_V is frozen at the identity."""
+    batch: int = 128
+    evaluation: int = 4096
+    omega: float = 0.5
+    beta: float = 1.0
+
+
+def trained_against_frozen(settings: WidthSettings, bench: Workbench) -> pd.DataFrame:
+    """Accuracy per m, d, condition and seed at the condition's better learning rate."""
+    rows = []
+    for bits in settings.bits:
+        task = ConceptTask(
+            bits=bits, omega=settings.omega, beta=settings.beta, length=settings.length
+        )
+        for dim in settings.dims:
+            for condition in ("trained", "frozen"):
+                recipe = Recipe(
+                    dim=dim,
+                    seeds=tuple(range(settings.seeds)),
+                    steps=settings.steps,
+                    batch=settings.batch,
+                    learning_rates=settings.learning_rates,
+                    freeze=("W_E",) if condition == "frozen" else (),
+                    evaluation=settings.evaluation,
+                )
+                for row in best_rows(bench.trained(task, recipe)):
+                    rows.append({"bits": bits, "dim": dim, "condition": condition, **row})
+    return pd.DataFrame(rows)
+
+
+def draw_widths(table: pd.DataFrame, settings: WidthSettings) -> Figure:
+    """Accuracy over d for trained and frozen embeddings, a panel per m; dotted: d = V."""
+    return draw_over_dims(table, settings, column="condition", value="accuracy", label="accuracy")
+
+
+def inner_by_distance(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
+    """Mean inner product per m, seed and Hamming distance, with the seed's fit of equation 5.2."""
+    rows = []
+    for result, place in _results(settings, bench):
+        models = {f"seed {seed}": model for seed, model in enumerate(result.best())}
+        found = inner_products(models, result.task)
+        fits = found.fits.set_index("model")
+        for row in found.to_dataframe().to_dict("records"):
+            fit = fits.loc[row["model"]]
+            rows.append(
+                {
+                    **place,
+                    "seed": int(str(row["model"]).removeprefix("seed ")),
+                    "distance": row["distance"],
+                    "inner": row["mean"],
+                    "spread": row["std"],
+                    **{name: fit[name] for name in ("a", "b", "b0", "jump", "r2", "r2_means")},
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def spectra(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
+    """Singular values of W_E per seed, with the prediction of the fit and the gap.
+
+    By section 7.3 the Gram matrix of equation 5.2 has m equal eigenvalues above its bulk; that of
+    the constant function depends on b and may be anything.
+    """
+    rows = []
+    for result, place in _results(settings, bench):
+        models = {f"seed {seed}": model for seed, model in enumerate(result.best())}
+        found = spectrum(models, task=result.task)
+        gaps = found.summary()
+        gap = gaps[gaps["top"] == result.task.bits].set_index("model")
+        for row in found.to_dataframe().to_dict("records"):
+            own = gap.loc[row["model"]]
+            rows.append(
+                {
+                    **place,
+                    "seed": int(str(row["model"]).removeprefix("seed ")),
+                    "index": row["index"],
+                    "value": row["value"],
+                    "predicted": row["predicted"],
+                    "squeezed": row["squeezed"],
+                    **{
+                        str(name): own[name]
+                        for name in ("ratio", "top_share", "bit_share", "predicted_ratio_squeezed")
+                    },
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _results(settings: GeometrySettings, bench: Workbench) -> Any:
+    for bits, dim in zip(settings.bits, settings.dims, strict=True):
+        task = ConceptTask(
+            bits=bits, omega=settings.omega, beta=settings.beta, length=settings.length
+        )
+        recipe = Recipe(
+            dim=dim,
+            seeds=tuple(range(settings.seeds)),
+            steps=settings.steps,
+            batch=settings.batch,
+            learning_rates=settings.learning_rates,
+            freeze=("W_V",) if settings.identity else (),
+            value_init="identity" if settings.identity else "gaussian",
+            evaluation=settings.evaluation,
+        )
+        yield bench.trained(task, recipe), {"bits": bits, "dim": dim}
+
+
+def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
+    """Mean inner product over Hamming distance with standard errors, and the mean fit dashed."""
+    with plots.canvas(1, len(settings.bits), width=3.4, height=3.0) as (figure, axes):
+        for panel, bits, dim in zip(axes, settings.bits, settings.dims, strict=True):
+            rows = table[table["bits"] == bits]
+            by: Any = rows.groupby("distance")["inner"]
+            colour, marker = plots.series(0)
+            panel.errorbar(
+                by.mean().index,
+                by.mean(),
+                yerr=by.sem(),
+                color=colour,
+                marker=marker,
+                capsize=2,
+                linestyle="none",
+                label="mean over pairs and seeds",
+            )
+            a, b = rows["a"].mean(), rows["b"].mean()
+            ends = [0, bits]
+            panel.plot(
+                ends,
+                [b - a * end for end in ends],
+                "--",
+                color="black",
+                linewidth=1,
+                label=f"eq. 5.2: {b:.3g} - {a:.3g} D",
+            )
+            panel.set_title(f"m = {bits}, d = {dim}")
+            panel.set_xlabel("Hamming distance D")
+            panel.set_xticks(range(bits + 1))
+            panel.legend(fontsize=7)
+        axes[0].set_ylabel("inner product of embeddings")
+        return figure
+
+
+def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
+    """Singular values by index, a panel per seed; dashed what the fit of equation 5.2 predicts."""
+    seeds = sorted(table["seed"].unique())
+    with plots.canvas(1, len(seeds), width=2.6, height=2.6, share_y=True) as (figure, axes):
+        for panel, seed in zip(axes, seeds, strict=True):
+            rows: Any = table[table["seed"] == seed]
+            colour, _ = plots.series(0)
+            panel.plot(rows["index"], rows["value"], ".", color=colour, label="trained W_E")
+            panel.plot(
+                rows["index"],
+                rows["squeezed"],
+                "--",
+                color="black",
+                linewidth=1,
+                label="eq. 5.2, bulk in d",
+            )
+            panel.axvline(settings.bits[0] + 0.5, color="#888888", linewidth=0.8)
+            panel.set_title(f"run {seed}")
+            panel.set_xlabel("index")
+            panel.set_ylim(0, None)
+        axes[0].set_ylabel("singular value")
+        axes[-1].legend(fontsize=7)
+        return figure
+
+
+def _by_seed(table: Any, column: str) -> list[Any]:
+    """A column that is one number per seed, as one interval per m."""
+    values = table.groupby(["bits", "seed"])[column].first()
+    return [mean(own) for _, own in values.groupby("bits")]
+
+
+def _paired(table: Any, dim: Any) -> Any:
+    """Trained minus frozen accuracy at one d, per m and seed."""
+    wide = table[table.dim == dim].pivot(
+        index=["bits", "seed"], columns="condition", values="accuracy"
+    )
+    return wide["trained"] - wide["frozen"]
+
+
+def _gain(table: Any, dim: Any) -> list[Any]:
+    """The same as one interval over seeds for each m."""
+    return [mean(own) for _, own in _paired(table, dim).groupby("bits")]
+
+
+OURS = ("dims", "steps", "batch", "evaluation", "omega", "beta", "length")
+INNER_CHECKS = (
+    above(
+        "the inner product falls with the Hamming distance for every m (slope a of eq. 5.2)",
+        lambda t: lowest(_by_seed(t, "a")),
+        0.0,
+    ),
+    above(
+        "the diagonal stands above the line for every m (b0 - b)",
+        lambda t: lowest(_by_seed(t, "jump")),
+        0.0,
+    ),
+    above(
+        "the mean inner products are linear in D >= 1 for every m (R squared of the means)",
+        lambda t: lowest(_by_seed(t, "r2_means")),
+        0.8,
+    ),
+)
+
+
+def _inner(
+    name: str, source: str, title: str, *, bits: Any, dims: Any, quick: Any, identity: bool = False
+) -> Analysis:
+    shared: dict[str, Any] = {"length": 256, "identity": identity}
+    linear = above(
+        "the mean inner products are linear in D >= 1 for every m (R squared of the means)",
+        lambda t: lowest(_by_seed(t, "r2_means")),
+        0.95,
+    )
+    return Analysis(
+        id=name,
+        title=title,
+        source=source,
+        question="Are inner products linear in the Hamming distance"
+        + (" when W_V is the identity?" if identity else ", with a jump at 0 (equation 5.2)?"),
+        settings={
+            "quick": GeometrySettings(
+                **quick, **shared, seeds=3, steps=2000, learning_rates=(0.01,)
+            ),
+            "paper": GeometrySettings(bits=bits, dims=dims, **shared, seeds=5, steps=4000),
+        },
+        ours=OURS,
+        cost={"quick": "30 s", "paper": "20 min"},
+        run=inner_by_distance,
+        draw=draw_inner,
+        checks=(INNER_CHECKS[0], linear) if identity else INNER_CHECKS,
+    )
+
+
+def _spectrum(name: str, source: str, bits: int, dim: int) -> Analysis:
+    shared: dict[str, Any] = {"bits": (bits,), "dims": (dim,), "length": 256}
+    return Analysis(
+        id=name,
+        title=f"Singular values of W_E, m = {bits}, d = {dim}",
+        source=source,
+        question="Is there a gap between the m largest singular values and the rest?",
+        settings={
+            "quick": GeometrySettings(**shared, seeds=2, steps=2500, learning_rates=(0.01,)),
+            "paper": GeometrySettings(**shared, seeds=4, steps=4000),
+        },
+        ours=OURS[1:],
+        cost={"quick": "20 s", "paper": "5 min"},
+        run=spectra,
+        draw=draw_spectra,
+        checks=(
+            above(
+                "singular value m is above 1.2 times the next one, in every run",
+                lambda t: _least(t, "ratio"),
+                1.2,
+            ),
+            above(
+                "the m largest directions are those of the bits, in every run (share)",
+                lambda t: _least(t, "bit_share"),
+                0.9,
+            ),
+        ),
+    )
+
+
+def _least(table: Any, column: str) -> Any:
+    value = table.groupby("seed")[column].first().min()
+    return mean([value, value])
+
+
+ANALYSES = (
+    _inner(
+        "fig3b",
+        "Figure 3b",
+        "Inner product of embeddings by Hamming distance, m = 8",
+        bits=(8,),
+        dims=(128,),
+        quick={"bits": (6,), "dims": (32,)},
+    ),
+    Analysis(
+        id="figc4",
+        title="Trained against frozen embeddings as d crosses V",
+        source="Figure C.4",
+        question="Must embeddings be trained where d < V, and not where d > V?",
+        settings={
+            "quick": WidthSettings(
+                bits=(5,),
+                dims=(8, 32, 128),
+                length=256,
+                seeds=3,
+                steps=2000,
+                learning_rates=(0.01,),
+            ),
+            "paper": WidthSettings(
+                bits=(5, 6, 7, 8),
+                dims=(8, 16, 32, 64, 128, 256, 512),
+                length=256,
+                seeds=5,
+                steps=4000,
+            ),
+        },
+        ours=OURS,
+        cost={"quick": "40 s", "paper": "1 h"},
+        run=trained_against_frozen,
+        draw=draw_widths,
+        checks=(
+            above(
+                "trained embeddings gain more than .1 at the smallest d for every m",
+                lambda t: lowest(_gain(t, t.dim.min())),
+                0.1,
+            ),
+            above(
+                "at the largest d, above V, the gain is under a quarter of that, on average over m",
+                lambda t: mean(_paired(t, t.dim.min()) - 4 * _paired(t, t.dim.max())),
+                0.0,
+            ),
+        ),
+    ),
+    _inner(
+        "figc5",
+        "Figure C.5",
+        "Inner product of embeddings by Hamming distance, m = 7 and 8",
+        bits=(7, 8),
+        dims=(64, 128),
+        quick={"bits": (6, 7), "dims": (32, 64)},
+    ),
+    _inner(
+        "figc6",
+        "Figure C.6",
+        "Inner product by Hamming distance with W_V = I",
+        bits=(5, 6, 7, 8),
+        dims=(16, 32, 64, 128),
+        quick={"bits": (5, 6), "dims": (16, 32)},
+        identity=True,
+    ),
+    _spectrum("figc9", "Figure C.9", 7, 32),
+    _spectrum("figc10", "Figure C.10", 7, 64),
+    _spectrum("figc11", "Figure C.11", 8, 32),
+    _spectrum("figc12", "Figure C.12", 8, 64),
+)

@@ -1,0 +1,376 @@
+"""Figures 3a, C.1, C.2 and C.3: what the value matrix of a trained model is good for.
+
+3a, C.1   accuracy of a trained W_V against a frozen identity, where contexts are short
+C.2       accuracy when the trained W_V is replaced by equation 5.1 or by a random construction
+C.3       smallest principal angle between the trained W_V and those, rank m
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+
+from analyses.check import above, below, mean
+from analyses.registry import Analysis
+from analyses.workbench import Workbench
+from hijacklens import plots
+from hijacklens.concepts import memory
+from hijacklens.concepts.model import OneLayerTransformer
+from hijacklens.concepts.recipe import Recipe
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.concepts.trained import TrainingResult
+from hijacklens.statistics import Interval
+from probes.subspaces import value_angles
+
+OURS = ("dims", "dim", "steps", "batch", "evaluation", "omega", "beta")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContrastSettings:
+    """Figures 3a and C.1."""
+
+    bits: tuple[int, ...]
+    lengths: tuple[int, ...]
+    dim: int
+    seeds: int
+    steps: int
+    learning_rates: tuple[float, ...] = (0.01, 0.001)
+    batch: int = 128
+    evaluation: int = 4096
+    omega: float = 0.5
+    beta: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplacementSettings:
+    """Figures C.2 and C.3."""
+
+    bits: tuple[int, ...]
+    dims: tuple[int, ...]
+    length: int
+    seeds: int
+    steps: int
+    learning_rates: tuple[float, ...] = (0.01, 0.001)
+    batch: int = 128
+    evaluation: int = 4096
+    omega: float = 0.5
+    beta: float = 1.0
+
+
+def trained_against_identity(settings: ContrastSettings, bench: Workbench) -> pd.DataFrame:
+    """Accuracy per m, L, condition and seed at the condition's better learning rate."""
+    rows = []
+    for length in settings.lengths:
+        for bits in settings.bits:
+            task = ConceptTask(bits=bits, omega=settings.omega, beta=settings.beta, length=length)
+            for condition in ("trained", "identity"):
+                frozen = condition == "identity"
+                recipe = Recipe(
+                    dim=settings.dim,
+                    seeds=tuple(range(settings.seeds)),
+                    steps=settings.steps,
+                    batch=settings.batch,
+                    learning_rates=settings.learning_rates,
+                    freeze=("W_V",) if frozen else (),
+                    value_init="identity" if frozen else "gaussian",
+                    evaluation=settings.evaluation,
+                )
+                for row in best_rows(bench.trained(task, recipe)):
+                    rows.append({"bits": bits, "length": length, "condition": condition, **row})
+    return pd.DataFrame(rows)
+
+
+def best_rows(result: TrainingResult) -> list[dict[str, Any]]:
+    """The summary rows of the better learning rate, one per seed."""
+    table = result.summary()
+    chosen: Any = table[table["lr"] == result.best_learning_rate]
+    names = ["seed", "lr", "accuracy", "bayes_accuracy", "constructed_accuracy"]
+    return [{str(k): v for k, v in row.items()} for row in chosen[names].to_dict("records")]
+
+
+def draw_contrast(table: pd.DataFrame, settings: ContrastSettings) -> Figure:
+    """Bars over m, trained beside identity, a panel per L, with standard errors over seeds."""
+    with plots.canvas(1, len(settings.lengths), width=3.6, height=3.0, share_y=True) as (
+        figure,
+        axes,
+    ):
+        for panel, length in zip(axes, settings.lengths, strict=True):
+            rows: Any = table[table["length"] == length]
+            for i, condition in enumerate(("trained", "identity")):
+                by: Any = rows[rows["condition"] == condition].groupby("bits")["accuracy"]
+                places = [k + (i - 0.5) * 0.38 for k in range(len(settings.bits))]
+                colour, _ = plots.series(i)
+                hatch = "" if i == 0 else "//"
+                panel.bar(
+                    places,
+                    by.mean().loc[list(settings.bits)],
+                    yerr=by.sem().loc[list(settings.bits)],
+                    width=0.36,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    capsize=3,
+                    label=f"W_V {condition if i == 0 else 'fixed to the identity'}",
+                )
+            bayes: Any = rows.groupby("bits")["bayes_accuracy"].mean()
+            for k, bits in enumerate(settings.bits):
+                panel.plot([k - 0.42, k + 0.42], [bayes[bits]] * 2, color="black", linewidth=1)
+            panel.plot([], [], color="black", linewidth=1, label="Bayes rule")
+            panel.set_xticks(range(len(settings.bits)), [f"m = {b}" for b in settings.bits])
+            panel.set_title(f"L = {length}")
+            panel.set_ylim(0, 1.02)
+        axes[0].set_ylabel("accuracy")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        return figure
+
+
+def replaced(settings: ReplacementSettings, bench: Workbench) -> pd.DataFrame:
+    """Accuracy with the trained, the constructed and a random W_V per m, d and seed."""
+    rows = []
+    for result, place in _results(settings, bench):
+        lr = result.best_learning_rate
+        task = result.task
+
+        def constructed(model: OneLayerTransformer, task: ConceptTask = task) -> torch.Tensor:
+            return memory.constructed(model.W_E, task)
+
+        def random(model: OneLayerTransformer, task: ConceptTask = task) -> torch.Tensor:
+            draw = torch.Generator().manual_seed(model.config.seed)
+            return memory.random(model.W_E, task, draw)
+
+        for name, value in (("trained", None), ("constructed", constructed), ("random", random)):
+            accuracy = result.accuracy(value)
+            for row in accuracy[accuracy["lr"] == lr].to_dict("records"):
+                rows.append(
+                    {**place, "seed": row["seed"], "memory": name, "accuracy": row["accuracy"]}
+                )
+    return pd.DataFrame(rows)
+
+
+def angles(settings: ReplacementSettings, bench: Workbench) -> pd.DataFrame:
+    """Smallest principal angle in degrees to each reference per m, d, seed and side."""
+    rows = []
+    for result, place in _results(settings, bench):
+        for seed, model in enumerate(result.best()):
+            found = value_angles(model, result.task, draws=1, seed=seed).to_dataframe()
+            least: Any = found[found["index"] == 1]
+            rows += [
+                {
+                    **place,
+                    "seed": seed,
+                    **{str(k): row[k] for k in ("reference", "side", "degrees")},
+                }
+                for row in least.to_dict("records")
+            ]
+    return pd.DataFrame(rows)
+
+
+def _results(settings: ReplacementSettings, bench: Workbench) -> Any:
+    for bits in settings.bits:
+        task = ConceptTask(
+            bits=bits, omega=settings.omega, beta=settings.beta, length=settings.length
+        )
+        for dim in settings.dims:
+            recipe = Recipe(
+                dim=dim,
+                seeds=tuple(range(settings.seeds)),
+                steps=settings.steps,
+                batch=settings.batch,
+                learning_rates=settings.learning_rates,
+                evaluation=settings.evaluation,
+            )
+            yield bench.trained(task, recipe), {"bits": bits, "dim": dim}
+
+
+def draw_over_dims(
+    table: pd.DataFrame, settings: Any, *, column: str, value: str, label: str
+) -> Figure:
+    """Lines over d, one per entry of a column, a panel per m; a dotted mark at d = V."""
+    with plots.canvas(1, len(settings.bits), width=3.1, height=2.9, share_y=True) as (figure, axes):
+        for panel, bits in zip(axes, settings.bits, strict=True):
+            rows = table[table["bits"] == bits]
+            for i, (name, own) in enumerate(rows.groupby(column, sort=False)):
+                by: Any = own.groupby("dim")[value]
+                colour, marker = plots.series(i)
+                panel.errorbar(
+                    by.mean().index,
+                    by.mean(),
+                    yerr=by.sem(),
+                    color=colour,
+                    marker=marker,
+                    capsize=2,
+                    label=str(name),
+                )
+            panel.axvline(2**bits, color="#888888", linestyle=":", linewidth=1)
+            panel.set_xscale("log", base=2)
+            panel.set_title(f"m = {bits} (V = {2**bits})")
+            panel.set_xlabel("embedding dimension d")
+        axes[0].set_ylabel(label)
+        axes[-1].legend(fontsize=8)
+        return figure
+
+
+def draw_replaced(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
+    """Accuracy over d for the three value matrices."""
+    return draw_over_dims(table, settings, column="memory", value="accuracy", label="accuracy")
+
+
+def draw_angles(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
+    """Smallest principal angle over d; the left side solid in colour, mean of both sides."""
+    label = "smallest principal angle (degrees)"
+    return draw_over_dims(table, settings, column="reference", value="degrees", label=label)
+
+
+def lowest(intervals: list[Interval]) -> Interval:
+    """Of several intervals the one whose lower end is lowest: what a claim about all rests on."""
+    return min(intervals, key=lambda interval: interval.low)
+
+
+def _gain(table: Any, length: Any) -> list[Interval]:
+    """Trained minus identity over seeds (paired: equal starts and contexts), per m."""
+    wide = table[table.length == length].pivot(
+        index=["bits", "seed"], columns="condition", values="accuracy"
+    )
+    gain = wide["trained"] - wide["identity"]
+    return [mean(own) for _, own in gain.groupby("bits")]
+
+
+def _gain_at_short(table: Any) -> Interval:
+    """How much larger the gain is at the shortest L than at the longest, per m and seed."""
+    wide = table.pivot(index=["length", "bits", "seed"], columns="condition", values="accuracy")
+    gain = (wide["trained"] - wide["identity"]).unstack("length")
+    return mean(gain[table.length.min()] - gain[table.length.max()])
+
+
+def _cost(table: Any, name: str) -> Any:
+    """Trained minus replaced accuracy per m, d and seed."""
+    wide = table.pivot(index=["bits", "dim", "seed"], columns="memory", values="accuracy")
+    return wide["trained"] - wide[name]
+
+
+def _wider(table: Any, name: str) -> Interval:
+    """How much larger the smallest angle to a reference is than to the constructed memory."""
+    wide = table.pivot(index=["bits", "dim", "seed", "side"], columns="reference", values="degrees")
+    by_run = (wide[name] - wide["constructed"]).groupby(["bits", "dim", "seed"]).mean()
+    return mean(by_run)
+
+
+CONTRAST_CHECK = above(
+    "a trained W_V is more accurate than the identity for every m at the shortest L",
+    lambda t: lowest(_gain(t, t.length.min())),
+    0.0,
+)
+
+ANALYSES = (
+    Analysis(
+        id="fig3a",
+        title="W_V trained against identity, L = 64",
+        source="Figure 3a",
+        question="Does a model need a trained value matrix where contexts are short?",
+        settings={
+            "quick": ContrastSettings(
+                bits=(5, 6), lengths=(64,), dim=64, seeds=3, steps=2000, learning_rates=(0.01,)
+            ),
+            "paper": ContrastSettings(
+                bits=(5, 6, 7, 8), lengths=(64,), dim=256, seeds=10, steps=4000
+            ),
+        },
+        ours=OURS[1:],
+        cost={"quick": "40 s", "paper": "1 h"},
+        run=trained_against_identity,
+        draw=draw_contrast,
+        checks=(CONTRAST_CHECK,),
+    ),
+    Analysis(
+        id="figc1",
+        title="W_V trained against identity, L = 64 and 128",
+        source="Figure C.1",
+        question="Is the identity clearly worse, and more so at short L?",
+        settings={
+            "quick": ContrastSettings(
+                bits=(5, 6), lengths=(64, 128), dim=64, seeds=3, steps=2000, learning_rates=(0.01,)
+            ),
+            "paper": ContrastSettings(
+                bits=(5, 6, 7, 8), lengths=(64, 128), dim=256, seeds=10, steps=4000
+            ),
+        },
+        ours=OURS[1:],
+        cost={"quick": "40 s more than fig3a", "paper": "1 h more than fig3a"},
+        run=trained_against_identity,
+        draw=draw_contrast,
+        checks=(
+            CONTRAST_CHECK,
+            above(
+                "the gain is larger at the shortest L than at the longest",
+                _gain_at_short,
+                0.0,
+            ),
+        ),
+    ),
+    Analysis(
+        id="figc2",
+        title="Trained W_V replaced by the construction or a random one, over d",
+        source="Figure C.2",
+        question="Does equation 5.1 do what the trained W_V does, and a random memory not?",
+        settings={
+            "quick": ReplacementSettings(
+                bits=(5, 6), dims=(16, 64), length=256, seeds=3, steps=1500, learning_rates=(0.01,)
+            ),
+            "paper": ReplacementSettings(
+                bits=(5, 6, 7, 8), dims=(16, 32, 64, 128, 256, 512), length=256, seeds=5, steps=4000
+            ),
+        },
+        ours=(*OURS[:1], *OURS[2:], "length"),
+        cost={"quick": "1 min", "paper": "1 h"},
+        run=replaced,
+        draw=draw_replaced,
+        checks=(
+            below(
+                "equation 5.1 in place of W_V costs less than .05 on average over m, d and seeds",
+                lambda t: mean(_cost(t, "constructed")),
+                0.05,
+            ),
+            above(
+                "a random memory costs more than .3 at every m and d",
+                lambda t: lowest(
+                    [mean(own) for _, own in _cost(t, "random").groupby(["bits", "dim"])]
+                ),
+                0.3,
+            ),
+        ),
+    ),
+    Analysis(
+        id="figc3",
+        title="Smallest principal angle of the trained W_V to the construction, over d",
+        source="Figure C.3",
+        question="Is the trained W_V closer to equation 5.1 than to a random memory or its start?",
+        settings={
+            "quick": ReplacementSettings(
+                bits=(5, 6), dims=(16, 64), length=256, seeds=3, steps=1500, learning_rates=(0.01,)
+            ),
+            "paper": ReplacementSettings(
+                bits=(5, 6, 7, 8), dims=(16, 32, 64, 128, 256, 512), length=256, seeds=5, steps=4000
+            ),
+        },
+        ours=(*OURS[:1], *OURS[2:], "length"),
+        cost={"quick": "shared with figc2", "paper": "shared with figc2"},
+        run=angles,
+        draw=draw_angles,
+        checks=(
+            above(
+                "the smallest angle to a random memory is wider than to equation 5.1, on average",
+                lambda t: _wider(t, "random"),
+                0.0,
+            ),
+            above(
+                "the smallest angle to a Gaussian start is wider than to equation 5.1, on average",
+                lambda t: _wider(t, "gaussian"),
+                0.0,
+            ),
+        ),
+    ),
+)

@@ -1,0 +1,65 @@
+"""Sabotages of `analyses.embedding_geometry`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hijacklens.concepts.task import ConceptTask
+from sabotages import Sabotage
+
+UNTRAINED = {"seeds": 2, "steps": 1, "length": 16, "evaluation": 64}
+HAMMING = ConceptTask.hamming
+
+
+def shuffled_distances(monkeypatch):
+    """Inner products by the distance of other tokens: the codes of the tokens are permuted."""
+
+    def broken(task):
+        order = np.random.default_rng(0).permutation(task.vocab)
+        return HAMMING(task)[order][:, order]
+
+    monkeypatch.setattr("hijacklens.concepts.task.ConceptTask.hamming", broken)
+
+
+def small(bits, dim):
+    return {**UNTRAINED, "bits": (bits,), "dims": (dim,)}
+
+
+SABOTAGES = (
+    *(
+        Sabotage(
+            analysis=name,
+            how="untrained models",
+            claims=("the inner product falls", "the mean inner products are linear"),
+            changes=small(4, 8),
+        )
+        for name in ("fig3b", "figc5", "figc6")
+    ),
+    *(
+        Sabotage(
+            analysis=name,
+            how="embeddings of length 0, all on the line",
+            claims=("the diagonal stands above",),
+            changes=small(4, 8),
+            patch=lambda monkeypatch: monkeypatch.setattr(
+                "probes.hamming_fit.GramFit.jump", property(lambda fit: 0.0)
+            ),
+        )
+        for name in ("fig3b", "figc5")
+    ),
+    Sabotage(
+        analysis="figc4",
+        how="untrained models",
+        claims=("trained embeddings gain", "at the largest d"),
+        changes={**UNTRAINED, "bits": (3,), "dims": (4, 16)},
+    ),
+    *(
+        Sabotage(
+            analysis=name,
+            how="untrained models",
+            claims=("singular value m is above", "the m largest directions"),
+            changes={**UNTRAINED, "bits": (4,), "dims": (8,)},
+        )
+        for name in ("figc9", "figc10", "figc11", "figc12")
+    ),
+)

@@ -1,0 +1,58 @@
+"""Sabotages of `analyses.value_matrix`."""
+
+from __future__ import annotations
+
+import torch
+
+from hijacklens.concepts import memory
+from sabotages import Sabotage
+
+CONSTRUCTED, RANDOM = memory.constructed, memory.random
+SMALL = {"bits": (3,), "seeds": 2, "steps": 1, "evaluation": 256}
+
+
+def swapped_memories(monkeypatch):
+    """The random construction under the name of the constructed one, and the other way round."""
+    draw = torch.Generator().manual_seed(5)
+    monkeypatch.setattr(
+        "analyses.value_matrix.memory.constructed", lambda W_E, task: RANDOM(W_E, task, draw)
+    )
+    monkeypatch.setattr(
+        "analyses.value_matrix.memory.random", lambda W_E, task, draw: CONSTRUCTED(W_E, task)
+    )
+
+
+SABOTAGES = (
+    Sabotage(
+        analysis="fig3a",
+        how="untrained models",
+        claims=("a trained W_V is more accurate",),
+        changes={**SMALL, "lengths": (16,), "dim": 8},
+    ),
+    Sabotage(
+        analysis="figc1",
+        how="untrained models",
+        claims=("a trained W_V is more accurate", "the gain is larger"),
+        changes={**SMALL, "lengths": (16, 32), "dim": 8},
+    ),
+    Sabotage(
+        analysis="figc2",
+        how="constructed and random memory swapped",
+        claims=("equation 5.1 in place of W_V costs", "a random memory costs"),
+        changes={
+            "bits": (4,),
+            "dims": (16,),
+            "seeds": 2,
+            "steps": 300,
+            "length": 64,
+            "evaluation": 512,
+        },
+        patch=swapped_memories,
+    ),
+    Sabotage(
+        analysis="figc3",
+        how="untrained models",
+        claims=("the smallest angle to a random", "the smallest angle to a Gaussian"),
+        changes={**SMALL, "bits": (4,), "dims": (32,), "seeds": 6, "length": 16},
+    ),
+)

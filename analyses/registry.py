@@ -20,6 +20,7 @@ from analyses.workbench import Workbench
 from hijacklens.errors import unknown
 
 FAMILIES = (
+    "hijack_curves",
     "value_matrix",
     "embedding_geometry",
     "attention_selection",

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 from sabotages import Sabotage, sabotages
+from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
 from analyses.cli import group
@@ -22,6 +23,15 @@ ALL = analyses()
 
 def run(*arguments):
     return CliRunner().invoke(group, ["reproduce", *map(str, arguments)])
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """A tiny random model with rotary positions, as a folder that `load_model` reads."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_model("llama").save_pretrained(folder)
+    tiny_tokenizer("llama").save_pretrained(folder)
+    return str(folder)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -45,12 +55,10 @@ def test_every_check_has_a_sabotage(name):
 
 
 @pytest.mark.parametrize("sabotage", sabotages(), ids=lambda s: f"{s.analysis}: {s.how}")
-def test_a_sabotage_makes_its_checks_fail(sabotage: Sabotage, monkeypatch):
+def test_a_sabotage_makes_its_checks_fail(sabotage: Sabotage, tiny_folder, monkeypatch):
     sabotage.patch(monkeypatch)
     result = reproduce(
-        sabotage.analysis,
-        changes=sabotage.changes,
-        **({"models": sabotage.models} if sabotage.models else {}),
+        sabotage.analysis, scale=sabotage.scale, changes=sabotage.changes, models=[tiny_folder]
     )
     for claim in sabotage.claims:
         (outcome,) = [o for o in result.outcomes if o.claim.startswith(claim)]

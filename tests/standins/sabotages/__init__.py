@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from analyses.check import Scale
 from analyses.registry import FAMILIES
 
 
@@ -28,11 +29,11 @@ class Sabotage:
     claims: tuple[str, ...]
     """Beginnings of the claims that must fail, none of which may be that of a claim that holds."""
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """Settings that differ from those of the quick scale."""
+    """Settings that differ from those of the scale."""
     patch: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
     """Breaks the code for the time of the run."""
-    models: tuple[str, ...] = ()
-    """Folders of models, for an analysis that runs language models; filled in by the test."""
+    scale: Scale = "quick"
+    """`paper` for claims that are open at quick scale; the settings are then small by `changes`."""
 
 
 def sabotages() -> list[Sabotage]:

@@ -25,6 +25,7 @@ FAMILIES = (
     "embedding_geometry",
     "attention_selection",
     "context_mixing",
+    "sensitivity",
     "constructed_error",
     "identity_law",
     "geometry_theory",

@@ -19,8 +19,13 @@ COMMANDS = {
     "ask": "Show what a model says next, with and without a hijack.",
     "models": "List the models that come as packages, and how to name others.",
     "schemes": "List the hijack schemes.",
+    "probes": "List the probes that can be pointed at a model, with their options.",
     "facts": "List the relations of a set of facts, or show single facts.",
+    "plan": "Say how many tokens a run would compute, without a model.",
     "train": "Train one-layer models on latent concept association.",
+    "cache": "Show or clear the store of finished readings.",
+    "heads": "Find the heads that carry a hijack, and test them on facts held back.",
+    "trace": "Take one fact's logit shift apart: tokens, layers, heads, MLPs.",
     "reproduce": "Reproduce the paper's figures and statements, with checks.",
 }
 """Command -> its line in the help; the command itself is `analyses.commands.<name>:command`."""

@@ -27,6 +27,17 @@ models_option = click.option(
 """--model, which may be given several times."""
 
 
+probes_option = click.option(
+    "--probe",
+    "probes",
+    multiple=True,
+    metavar="KIND:OPTIONS",
+    help="Change the model while it is scored (`hijacklens probes`), for example "
+    "knock-out:layers=8-11,from=last,to=hijack. Repeatable; probes act in order.",
+)
+"""--probe, which may be given several times."""
+
+
 def model_options(command: Command) -> Command:
     """Options that say how a model is loaded: --dtype, --device, --devices, --revision, ..."""
     for option in (

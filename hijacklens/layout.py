@@ -38,7 +38,11 @@ def mark(ids: Sequence[int], places: Sequence[Sequence[int]]) -> tuple[int, ...]
     Args:
         ids: Token ids.
         places: For each span the positions of its tokens; those behind the end are left out.
+
+    Raises:
+        InputError: There are more spans than a symbol has bits for.
     """
+    _check_count(places)
     symbols = list(ids)
     for bit, held in enumerate(places):
         for place in held:
@@ -101,9 +105,13 @@ class Layout:
 
 
 def _unmark(symbols: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
-    if len(names) > MOST_SPANS:
-        raise InputError(f"probes of one run can name {MOST_SPANS} spans, not {len(names)}.")
+    _check_count(names)
     return {name: (symbols >> (ID_BITS + bit)) & 1 != 0 for bit, name in enumerate(names)}
+
+
+def _check_count(spans: Sequence[object]) -> None:
+    if len(spans) > MOST_SPANS:
+        raise InputError(f"probes of one run can name {MOST_SPANS} spans, not {len(spans)}.")
 
 
 def _mask(span: str, tokens: Tensor, spans: Mapping[str, Tensor]) -> Tensor:

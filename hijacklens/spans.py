@@ -33,7 +33,8 @@ def atoms(span: str) -> tuple[str, ...]:
     """The parts of a span that `+` joins.
 
     Raises:
-        InputError: A part is empty, or is no position or token id where one has to be.
+        InputError: A part is empty, is no position or token id where one has to be, or is a range
+            that runs backwards.
     """
     if not isinstance(span, str):
         raise InputError(f"a span is a text ({FORMS}), not {span!r}.")
@@ -46,10 +47,18 @@ def atoms(span: str) -> tuple[str, ...]:
     for part in parts:
         bare = part in ("", TEXT)
         wrong_token = part.startswith(TOKEN) and not re.fullmatch(r"token:\d+", part)
-        wrong_place = part.startswith(AT) and not re.fullmatch(r"at:-?\d+(\.\.-?\d+)?", part)
-        if bare or wrong_token or wrong_place:
+        if bare or wrong_token or (part.startswith(AT) and not _is_place(part)):
             raise InputError(f"cannot read the span {span!r}; allowed: {FORMS}.")
     return tuple(dict.fromkeys(parts))
+
+
+def _is_place(part: str) -> bool:
+    """Whether `at:I` or `at:I..J` can be read; a range that is empty in every prompt cannot."""
+    if re.fullmatch(r"at:-?\d+(\.\.-?\d+)?", part) is None:
+        return False
+    first, _, last = part.removeprefix(AT).partition("..")
+    start, end = int(first), int(last or first)
+    return start <= end or (start >= 0) != (end >= 0)
 
 
 def depends_on_place(atom: str) -> bool:

@@ -13,9 +13,11 @@ from analyses.options import (
     facts_options,
     model_options,
     models_option,
+    probes_option,
     read_doses,
     read_template,
 )
+from analyses.resumption import is_unfinished, resumable, save_part
 from hijacklens.errors import InputError
 
 
@@ -41,6 +43,7 @@ from hijacklens.errors import InputError
     show_default=True,
     help="How many sentences stand before the query: a range or a list. 0 is always scored.",
 )
+@probes_option
 @facts_options
 @model_options
 @click.option(
@@ -48,6 +51,13 @@ from hijacklens.errors import InputError
     type=int,
     metavar="N",
     help="Tokens in a batch, padding included; smaller needs less memory.",
+)
+@click.option(
+    "--way",
+    type=click.Choice(["auto", "plain", "packed", "cached"]),
+    default="auto",
+    show_default=True,
+    help="How prompts share what they have in common; auto takes the cheapest.",
 )
 @click.option(
     "--rule",
@@ -61,6 +71,11 @@ from hijacklens.errors import InputError
     type=click.Path(path_type=Path),
     help="Folder for the files.  [default: runs/<date>-<models>]",
 )
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Compute all anew: do not use the store of finished readings (`hijacklens cache`).",
+)
 @click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
@@ -68,14 +83,17 @@ def command(
     schemes: tuple[str, ...],
     templates: tuple[str, ...],
     doses: str,
+    probes: tuple[str, ...],
     source: str,
     relations: tuple[str, ...],
     cases: tuple[int, ...],
     limit: int | None,
     seed: int,
     batch_tokens: int | None,
+    way: Any,
     rule: Any,
     out: Path | None,
+    no_cache: bool,
     overwrite: bool,
     quiet: bool,
     **loading: Any,
@@ -95,10 +113,12 @@ def command(
       hijacklens hijack --model smollm2-135m --limit 100
       hijacklens hijack --model gpt2 --model google/gemma-2b --facts counterfact \\
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
+      hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
     """  # noqa: D301
     from hijacklens.results import check_folder
     from hijacklens.schemes import Scheme, get_scheme
     from hijacklens.schemes import schemes as registered
+    from probes.specification import parse
 
     counts = read_doses(doses)
     own = [Scheme(name=name, template=text) for name, text in map(read_template, templates)]
@@ -111,8 +131,15 @@ def command(
     labels = [Path(name).name for name in models]
     if len(set(labels)) < len(labels):
         raise InputError(f"--model: two models would both be called by one of {labels}.")
+    specified = [parse(text) for text in probes]
+    for probe in specified:
+        if probe.needs_model and len(models) > 1:
+            raise InputError(
+                f"--probe {probe.text!r} is made for one model; score one model at a time."
+            )
     names = "-".join(labels)
-    folder = check_folder(out or Path("runs") / f"{date.today()}-{names}", overwrite=overwrite)
+    folder = out or Path("runs") / f"{date.today()}-{names}"
+    folder = check_folder(folder, overwrite=overwrite or is_unfinished(folder, models))
 
     from analyses.tables import hijack_tables
     from hijacklens.models import load_model
@@ -122,21 +149,28 @@ def command(
     if facts.note:
         click.echo(f"note: {facts.name}: {facts.note}", err=True)
     result: HijackResult | None = None
-    for name in models:
-        model = load_model(name, **loading)
-        one = hijack(
-            model,
-            facts,
-            schemes=chosen,
-            doses=counts,
-            seed=seed,
-            batch_tokens=batch_tokens,
-            quiet=quiet,
-        )
+    for i, name in enumerate(models, start=1):
+        with resumable(store=not no_cache):
+            model = load_model(name, **loading)
+            one = hijack(
+                model,
+                facts,
+                schemes=chosen,
+                doses=counts,
+                probes=[probe.probe(model=model, facts=facts) for probe in specified],
+                seed=seed,
+                batch_tokens=batch_tokens,
+                way=way,
+                store=not no_cache,
+                quiet=quiet,
+            )
         del model  # before the next one is loaded
         result = one if result is None else HijackResult.join([result, one])
-        result.save(folder, overwrite=True)  # what is done is kept if a later model fails
+        # What is done is kept if a later model fails.
+        save_part(result, folder, asked=models, missing=models[i:])
     assert result is not None  # click requires at least one model
+    for key in result.settings["probes"]:
+        click.echo(f"probe: {key}")
     click.echo(hijack_tables(result, rule=rule))
     click.echo()
     click.echo(_notes(result))
@@ -144,8 +178,18 @@ def command(
 
 
 def _notes(result: Any) -> str:
-    """The facts known at dose 0 under each rule, how often rules differ, and what was skipped."""
+    """What came from the store, what is known at dose 0, how rules differ, what was skipped."""
+    from hijacklens.scoring.accounting import summary
+
     lines = []
+    for model in result.settings["models"]:
+        counts = model["readings"]
+        if counts["from_store"]:
+            lines.append(
+                f"{model['name']}: {counts['from_store']:,} readings came from the store, "
+                f"{counts['computed']:,} were computed (--no-cache computes all anew)"
+            )
+        lines.append(f"{model['name']}: {summary(model['engine'])}")
     known = result.known()
     first = known.drop_duplicates(["model", "rule"])
     for model, group in first.groupby("model", sort=False):

@@ -1,25 +1,25 @@
-"""The engine: log-probabilities of chosen next tokens after chosen prefixes, in few forward passes.
+"""The engine: log-probabilities of chosen next tokens after chosen prefixes, in few tokens.
 
 What is asked for is a mapping from prefixes to tokens whose log-probability is read behind them.
 A prefix is made of symbols (`hijacklens.layout`): token ids, which with probes on also say in
-which spans they stand. A prefix that begins another one is read on the way, so only the longest
-ones become rows:
+which spans they stand. Prefixes form a tree (`hijacklens.scoring.trie`), and what they share is
+computed as few times as pays (`hijacklens.scoring.plan`): neighbouring branches run together in
+one row under a tree attention mask, on keys and values of a trunk that are computed once. Where
+that cannot be right, every prefix that begins no other one has a row to itself; `Accounting` says
+what was done and why.
 
-    row       Do not think of Guam . The Eiffel Tower is in ▁New ▁York
-    read at                                              ^     ^
-
-Rows are sorted by length and padded on the right, where a causal model cannot see the padding;
-only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
+Only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
 is ever made. The softmax is taken in float32.
 
 Contract 1: a reading equals the one of a plain Hugging Face forward pass of that single prefix
-(float32: within 1e-4 nats), whatever the batch.
+(float32: within 1e-4 nats), whatever the way, the batch and the padding.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import torch
@@ -30,15 +30,31 @@ from hijacklens.errors import InputError
 from hijacklens.hooked import HookedModel, device_of, require_eval
 from hijacklens.layout import Layout
 from hijacklens.probe import Probe, logits_at
+from hijacklens.scoring import memory
+from hijacklens.scoring.accounting import Accounting
+from hijacklens.scoring.batch_size import READ_VALUES, BatchSize
+from hijacklens.scoring.costs import Costs
+from hijacklens.scoring.forward import Pass
+from hijacklens.scoring.key_values import Pool
+from hijacklens.scoring.packs import MOST_TOKENS
+from hijacklens.scoring.plan import BATCH_TOKENS, Plan, Way, make_plan, separate_plan
+from hijacklens.scoring.rows import Row, apart, write_out
+from hijacklens.scoring.source import unnamed_hooks
+from hijacklens.scoring.support import disagreement, support_of
 from hijacklens.tokens import TokenIds
+
+__all__ = [
+    "BATCH_TOKENS",
+    "READ_VALUES",
+    "Reading",
+    "Readings",
+    "Wanted",
+    "next_token_logprobs",
+    "read",
+]
 
 Wanted: TypeAlias = Mapping[TokenIds, Collection[int]]
 """Prefix -> the tokens whose log-probability behind it is wanted."""
-
-BATCH_TOKENS = {"cpu": 1_024, "cuda": 32_768}
-"""Default size of a batch, in tokens with padding, by type of device."""
-READ_VALUES = 2**26
-"""At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +67,13 @@ class Reading:
     top_logprob: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One sequence to run, with the prefixes of it that are read."""
+class Readings(dict[TokenIds, Reading]):
+    """The readings of a run by their prefixes, and what it took."""
 
-    ids: TokenIds
-    reads: tuple[TokenIds, ...]
+    def __init__(self, found: Mapping[TokenIds, Reading], accounting: Accounting) -> None:
+        """Take readings with their accounting."""
+        super().__init__(found)
+        self.accounting = accounting
 
 
 def read(
@@ -65,48 +82,76 @@ def read(
     *,
     probes: Sequence[Probe] = (),
     spans: Sequence[str] = (),
+    way: Way = "auto",
     batch_tokens: int | None = None,
+    pack_tokens: int = MOST_TOKENS,
     advance: Callable[[float], object] = lambda share: None,
-) -> dict[TokenIds, Reading]:
+    keep: Callable[[Mapping[TokenIds, Reading]], object] = lambda readings: None,
+) -> Readings:
     """Read next-token log-probabilities behind every prefix that is asked for.
 
     Args:
-        model: A hooked causal model; hooks that are on it act on every row.
+        model: A hooked causal model; with hooks on it that are no probes it is run the plain way,
+            as they may go by positions.
         wanted: Prefix -> tokens; every prefix has at least one symbol.
         probes: Act on every row, in their order. With a probe that does not pack, every prefix
             has a row to itself and the rows of a batch are of one length.
         spans: The spans that the bits of the symbols stand for.
-        batch_tokens: Size of a batch in tokens, padding included; a longer row runs alone.
+        way: How prompts share what they have in common (`hijacklens.scoring.plan`); by default
+            the cheapest. Where a way cannot be right, the plain one is taken.
+        batch_tokens: Size of a batch in tokens, padding included; a longer row runs alone. By
+            default what suits the device and its free memory.
+        pack_tokens: Tokens of a row that holds several prompts, at most.
         advance: Called after each batch with the share of the work that it was.
+        keep: Called after each batch with the readings that are new.
 
     Returns:
-        The reading of every prefix.
+        The reading of every prefix, and the accounting.
 
     Raises:
-        InputError: An empty prefix, a batch size below 1, or a model in training mode.
+        InputError: An empty prefix, a batch or pack size below 1, an unknown way, a model in
+            training mode, or a single prompt that does not fit into memory.
 
     Note:
-        Costs one forward pass over the distinct rows. Peak memory beside the model's: the
-        activations of `batch_tokens` tokens and `READ_VALUES` logits.
+        Costs one forward pass over the tokens of `accounting.forward_tokens`. Peak memory beside
+        the model's: the activations of `batch_tokens` tokens, `READ_VALUES` logits, and the keys
+        and values of a trunk (an eighth of the free memory at most). When memory runs out,
+        batches get smaller and the run goes on.
     """
     require_eval(model, operation="scoring")
     if () in wanted:
         raise InputError("cannot read behind an empty prefix: a model needs at least one token.")
-    device = device_of(model)
-    usual = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"])
-    limit = usual if batch_tokens is None else batch_tokens
-    if limit < 1:
-        raise InputError(f"batch size must be at least 1 token, not {limit}.")
-    packs = all(probe.packs for probe in probes)
-    found = _rows(wanted) if packs else (_Row(prefix, (prefix,)) for prefix in wanted)
-    rows = sorted(found, key=lambda row: len(row.ids), reverse=True)
-    total = sum(len(row.ids) for row in rows)
-    readings: dict[TokenIds, Reading] = {}
-    most_reads = max(1, READ_VALUES // model.cfg.d_vocab)
-    for batch in _batches(rows, limit, most_reads=most_reads, one_length=not packs):
-        readings.update(_run(model, batch, wanted, device, probes, spans))
-        advance(sum(len(row.ids) for row in batch) / total)
-    return readings
+    for name, size in (("batch", batch_tokens), ("pack", pack_tokens)):
+        if size is not None and size < 1:
+            raise InputError(f"{name} size must be at least 1 token, not {size}.")
+    start = time.perf_counter()
+    size = BatchSize(model, batch_tokens)
+    plan, windows = _prepare(model, wanted, probes, spans, way, pack_tokens, size)
+    work = _Work(Pass(model, probes, spans, windows), wanted, size, advance, keep, plan)
+    one_length = not all(probe.packs for probe in probes)
+    for unit in plan.units:
+        trunk = [level.trie for level in unit.levels[:-1]]
+        pool = Pool(trunk[-1]) if trunk else None
+        for number, level in enumerate(unit.levels):
+            for batch in size.batches(level, one_length=one_length, fill=windows is not None):
+                rows = [[write_out(level.trie, pack) for pack in row] for row in batch]
+                work.do(rows, pool, kept=number < len(trunk))
+    return Readings(
+        work.found,
+        Accounting(
+            way=plan.way if wanted else "none",
+            why=plan.why if wanted else "nothing was asked for",
+            forward_tokens=work.forward_tokens,
+            padded_tokens=work.padded_tokens,
+            naive_tokens=plan.naive_tokens,
+            trie_tokens=plan.trie_tokens,
+            passes=work.passes,
+            batch_tokens=size.tokens,
+            shrunk=size.shrunk,
+            seconds=round(time.perf_counter() - start, 3),
+            peak_memory=memory.peak_bytes(device_of(model)),
+        ),
+    )
 
 
 def next_token_logprobs(model: HookedModel, ids: TokenIds) -> Float[Tensor, " vocab"]:
@@ -118,62 +163,134 @@ def next_token_logprobs(model: HookedModel, ids: TokenIds) -> Float[Tensor, " vo
     return logits_at(model, Layout(tokens, {}), row, position)[0].float().log_softmax(-1)
 
 
-def _rows(wanted: Wanted) -> Iterator[_Row]:
-    """The prefixes that begin no other one, each with those that begin it.
-
-    In lexicographic order a sequence directly follows its own prefixes, so one pass finds them.
-    """
-    open_prefixes: list[TokenIds] = []  # each begins the next
-    for prefix in sorted(wanted):
-        if open_prefixes and prefix[: len(open_prefixes[-1])] != open_prefixes[-1]:
-            yield _Row(open_prefixes[-1], tuple(open_prefixes))
-            # Prefixes shared with the row just closed have been read with it.
-            open_prefixes = []
-        open_prefixes.append(prefix)
-    if open_prefixes:
-        yield _Row(open_prefixes[-1], tuple(open_prefixes))
-
-
-def _batches(
-    rows: list[_Row], limit: int, *, most_reads: int, one_length: bool
-) -> Iterator[list[_Row]]:
-    """Cut rows, longest first, into batches of at most `limit` padded tokens."""
-    batch: list[_Row] = []
-    reads = 0
-    for row in rows:
-        width = len(batch[0].ids) if batch else len(row.ids)
-        full = (len(batch) + 1) * width > limit or reads + len(row.reads) > most_reads
-        if batch and (full or (one_length and len(row.ids) < width)):
-            yield batch
-            batch, reads = [], 0
-        batch.append(row)
-        reads += len(row.reads)
-    if batch:
-        yield batch
-
-
-def _run(
+def _prepare(
     model: HookedModel,
-    batch: list[_Row],
     wanted: Wanted,
-    device: torch.device,
     probes: Sequence[Probe],
     spans: Sequence[str],
-) -> dict[TokenIds, Reading]:
-    width = max(len(row.ids) for row in batch)
-    # Any id serves as padding: no read position can attend to what stands on its right.
-    symbols = torch.tensor(
-        [row.ids + (0,) * (width - len(row.ids)) for row in batch], device=device
+    way: Way,
+    pack_tokens: int,
+    size: BatchSize,
+) -> tuple[Plan, Mapping[str, int | None] | None]:
+    """The plan of a run, and the attention masks of its packs; None where it needs none."""
+    lonely = [probe.key for probe in probes if not probe.packs]
+    if lonely:
+        return separate_plan(wanted, why=f"the probe {lonely[0]} does not pack"), None
+    costs = Costs.of(model.cfg, device=device_of(model), dtype=next(iter(model.parameters())).dtype)
+
+    def planned(way: Way, why: str = "") -> Plan:
+        return make_plan(
+            wanted,
+            costs,
+            way=way,
+            why=why,
+            batch_tokens=size.tokens,
+            pack_tokens=pack_tokens,
+            pack_reads=size.reads,
+            trunk_tokens=size.trunk_tokens,
+        )
+
+    if not wanted:
+        return planned("plain"), None
+    support = support_of(model)
+    refused = "hooks on it are no probes" if unnamed_hooks(model) else support.refused
+    refused = "" if way == "plain" else refused
+    plan = planned("plain", refused) if refused else planned(way)
+    if plan.way == "plain":
+        return plan, None
+    if support.known and not probes:
+        return plan, support.windows
+    problem = disagreement(
+        model,
+        plan.units[0].levels[-1].trie,
+        support,
+        cached=plan.way == "cached",
+        probes=probes,
+        spans=spans,
     )
-    prefixes = [prefix for row in batch for prefix in row.reads]
-    at_row = torch.tensor([i for i, row in enumerate(batch) for _ in row.reads], device=device)
-    at_position = torch.tensor([len(prefix) - 1 for prefix in prefixes], device=device)
-    layout = Layout.of_symbols(symbols, spans)
-    logits = logits_at(model, layout, at_row, at_position, probes=probes).float()
+    return (planned("plain", problem), None) if problem else (plan, support.windows)
+
+
+@dataclass(slots=True)
+class _Work:
+    """What has been done of a run."""
+
+    run: Pass
+    wanted: Wanted
+    size: BatchSize
+    advance: Callable[[float], object]
+    keep: Callable[[Mapping[TokenIds, Reading]], object]
+    plan: Plan
+    found: dict[TokenIds, Reading] = field(default_factory=dict)
+    forward_tokens: int = 0
+    padded_tokens: int = 0
+    passes: int = 0
+    share: float = 0.0
+
+    def do(self, rows: Sequence[Row], pool: Pool | None, *, kept: bool) -> None:
+        """Run rows in one forward pass, or in several smaller ones if memory runs out."""
+        lengths = [sum(len(branch.symbols) for branch in row) for row in rows]
+        padded = len(rows) * max(lengths)
+        readings = self._attempt(rows, pool, kept)
+        if readings is None:
+            # Here the error is gone, and with it what it held.
+            self.size.shrink(padded)
+            smaller = list(_smaller(rows))
+            if not smaller:
+                raise InputError(
+                    f"not enough memory for a single prompt of {padded} tokens. Use a smaller "
+                    "dtype or another device, or free memory."
+                )
+            for part in smaller:
+                self.do(part, pool, kept=kept)
+            return
+        tokens = sum(lengths)
+        self.forward_tokens += tokens
+        self.padded_tokens += padded
+        self.passes += 1
+        self.found.update(readings)
+        self.keep(readings)
+        # Rows taken apart compute more than was planned.
+        step = min(tokens / max(self.plan.forward_tokens, 1), 1 - self.share)
+        self.share += step
+        self.advance(step)
+
+    def _attempt(
+        self, rows: Sequence[Row], pool: Pool | None, kept: bool
+    ) -> dict[TokenIds, Reading] | None:
+        """The readings of rows, or None if memory ran out."""
+        try:
+            logits = self.run.logits(rows, pool, keep=kept).float()
+            branches = [branch for row in rows for branch in row]
+            prefixes = [prefix for branch in branches for _, prefix in branch.reads]
+            return _readings(logits, prefixes, self.wanted)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            return None
+
+
+def _smaller(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Batches that hold the same as one that was too large; none for a single leaf."""
+    middle = len(rows) // 2
+    if middle:
+        yield from (rows[:middle], rows[middle:])
+    elif len(rows[0]) > 1:
+        yield from ([[branch]] for branch in rows[0])
+    elif len(rows[0][0].leaves) > 1:
+        yield from ([[leaf]] for leaf in apart(rows[0][0]))
+
+
+def _readings(
+    logits: Float[Tensor, "read vocab"], prefixes: Sequence[TokenIds], wanted: Wanted
+) -> dict[TokenIds, Reading]:
+    if not prefixes:
+        return {}
     norm = logits.logsumexp(-1)
     top = logits.max(-1)
     pairs = [(i, token) for i, prefix in enumerate(prefixes) for token in wanted[prefix]]
-    at_read, of_token = torch.tensor(pairs, dtype=torch.long, device=device).reshape(-1, 2).T
+    places = torch.tensor(pairs, dtype=torch.long, device=logits.device).reshape(-1, 2)
+    at_read, of_token = places.T
     chosen = logits[at_read, of_token] - norm[at_read]
     found: list[dict[int, float]] = [{} for _ in prefixes]
     for (i, token), value in zip(pairs, chosen.tolist(), strict=True):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,7 +27,10 @@ from hijacklens.scoring.items import (
     score_items,
     wanted,
 )
+from hijacklens.scoring.plan import Way
 from hijacklens.scoring.result import HijackResult
+from hijacklens.scoring.store import Store, open_store
+from hijacklens.scoring.trie import Trie, naive_tokens
 
 DEFAULT_DOSES = tuple(range(6))
 
@@ -40,6 +44,8 @@ def hijack(
     probes: Sequence[Probe] = (),
     seed: int = 0,
     batch_tokens: int | None = None,
+    way: Way = "auto",
+    store: Store | str | Path | bool = True,
     quiet: bool = False,
 ) -> HijackResult:
     """Score every fact under every scheme at every dose.
@@ -55,7 +61,13 @@ def hijack(
         probes: What changes the model while it is scored, such as
             `probes.attention.knock_out(...)`; they act in their order.
         seed: Seeds what a scheme draws (`do-not-think-other`).
-        batch_tokens: Size of a batch in tokens; by default what suits the device.
+        batch_tokens: Size of a batch in tokens; by default what suits the device and its free
+            memory.
+        way: How prompts share the tokens that they have in common: `plain`, `packed` or `cached`
+            (`hijacklens.scoring.plan`); by default the cheapest. The numbers are the same.
+        store: Where finished readings are kept and looked up, so that a run that was cut short
+            goes on and nothing is computed twice: True for the file in the cache folder, False
+            for none, a path or a `Store`.
         quiet: Draw no progress bar.
 
     Returns:
@@ -63,7 +75,11 @@ def hijack(
 
     Raises:
         InputError: No facts, an unknown or repeated scheme, a dose that is not a whole number
-            from 0, a probe that does not fit the model, or not one fact that could be scored.
+            from 0, a probe that does not fit the model, a store at a given path that cannot be
+            used, or not one fact that could be scored.
+
+    Warns:
+        StoreWarning: The store is broken or cannot be used; the run goes on.
 
     Note:
         Costs one forward pass over every distinct prompt, a longer one where a target has several
@@ -90,15 +106,32 @@ def hijack(
     )
     unscored.extend(too_long)
     n_facts = len({item.fact.case_id for item in items})
-    with bar(total=n_facts, unit="facts", label=identity.name, quiet=quiet) as progress:
-        readings = read(
+    asked = wanted(items)
+    with (
+        open_store(store, model, identity, probes=pointed, spans=spans) as stored,
+        bar(total=n_facts, unit="facts", label=identity.name, quiet=quiet) as progress,
+    ):
+        found = stored.find(asked)
+        missing = {prefix: tokens for prefix, tokens in asked.items() if prefix not in found}
+        left = len(missing) / max(1, len(asked))
+        progress.update((1 - left) * n_facts)
+        computed = read(
             model,
-            wanted(items),
+            missing,
             probes=pointed,
             spans=spans,
             batch_tokens=batch_tokens,
-            advance=lambda share: progress.update(share * n_facts),
+            way=way,
+            advance=lambda share: progress.update(share * left * n_facts),
+            keep=stored.keep,
         )
+    readings = {**found, **computed}
+    # What was in the store had to be computed once, too.
+    accounting = replace(
+        computed.accounting,
+        naive_tokens=naive_tokens([prefix for prefix, _ in item.reads] for item in items),
+        trie_tokens=Trie.of(asked).nodes,
+    )
     table, not_finite = score_items(items, readings, model=identity.name, tokenizer=model.tokenizer)
     unscored.extend(not_finite)
     if table.empty:
@@ -110,7 +143,18 @@ def hijack(
         items=table,
         skipped=_skipped(facts, unscored, identity.name),
         settings={
-            "models": [asdict(identity)],
+            "models": [
+                {
+                    **asdict(identity),
+                    "readings": {
+                        "computed": len(computed),
+                        "from_store": len(found),
+                        "store": str(stored.path or ""),
+                        "store_off": stored.off,
+                    },
+                    "engine": accounting.record(),
+                }
+            ],
             "facts": {
                 "name": facts.name,
                 "n": len(facts),

@@ -1,14 +1,29 @@
-"""Wilson intervals against the formula worked out by hand."""
+"""Intervals and tests against formulas worked out by hand, and against scipy and statsmodels."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
+from type_checks import unchecked
 
-from hijacklens.statistics import Interval, share
+from hijacklens.statistics import (
+    Interval,
+    McNemar,
+    adjust,
+    mcnemar,
+    paired_mean,
+    paired_ratio,
+    rank_p,
+    share,
+    signed_rank,
+)
 
 Z = 1.959963984540054
 
@@ -68,3 +83,153 @@ def test_an_impossible_count_is_refused(count, total):
 
 def test_an_interval_prints_with_three_decimals():
     assert str(Interval(0.6684, 0.6206, 0.7123)) == "0.668 [0.621, 0.712]"
+
+
+def verdicts(text: str) -> np.ndarray:
+    """Verdicts written as `+` and `-`."""
+    return np.array([sign == "+" for sign in text])
+
+
+MCNEMAR = {
+    # p = 2 * (share of the binomial tail at 1/2), at most 1.
+    "no change": ("++--", "++--", McNemar(0, 0, 1.0)),
+    "one way": ("+++++-", "------", McNemar(5, 0, 2 / 2**5)),
+    "the other way": ("----", "++++", McNemar(0, 4, 2 / 2**4)),
+    "even": ("+-", "-+", McNemar(1, 1, 1.0)),
+    "four to one": ("++++-+-", "----++-", McNemar(4, 1, 2 * (1 + 5) / 2**5)),
+}
+
+
+@pytest.mark.parametrize("name", MCNEMAR)
+def test_mcnemar_by_hand(name):
+    first, second, wanted = MCNEMAR[name]
+    found = mcnemar(verdicts(first), verdicts(second))
+    assert (found.lost, found.gained) == (wanted.lost, wanted.gained)
+    assert found.p == pytest.approx(wanted.p, abs=1e-12)
+
+
+@given(pairs=st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+def test_mcnemar_is_that_of_the_whole_table_and_of_the_binomial(pairs):
+    first, second = np.array(pairs).T
+    found = mcnemar(first, second)
+    table = [
+        [int((first & second).sum()), found.lost],
+        [found.gained, int((~first & ~second).sum())],
+    ]
+    assert found.p == pytest.approx(statsmodels_mcnemar(table, exact=True).pvalue, abs=1e-12)
+    if found.lost + found.gained:
+        plain = stats.binomtest(found.lost, found.lost + found.gained).pvalue
+        assert found.p == pytest.approx(plain, abs=1e-9)
+    assert mcnemar(second, first).p == pytest.approx(found.p, abs=1e-12)
+
+
+def test_runs_of_different_length_are_not_paired():
+    with unchecked(), pytest.raises(ValueError, match="3 verdicts cannot be paired with 2"):
+        mcnemar(verdicts("++-"), verdicts("++"))
+    with unchecked(), pytest.raises(ValueError, match="3 values cannot be paired with 2"):
+        paired_ratio(np.ones(3), np.ones(2), seed=0)
+
+
+def test_the_bootstrap_is_that_of_scipy():
+    differences = np.random.default_rng(3).normal(0.4, 1.0, size=80)
+    found = paired_mean(differences, seed=0, resamples=20_000)
+    theirs = stats.bootstrap(
+        (differences,), np.mean, method="percentile", n_resamples=20_000
+    ).confidence_interval
+    assert found.value == pytest.approx(differences.mean())
+    width = theirs.high - theirs.low
+    assert (found.low, found.high) == pytest.approx(tuple(theirs), abs=0.04 * width)
+    wider = paired_mean(differences, seed=0, confidence=0.99)
+    assert wider.low < found.low < found.high < wider.high
+
+
+def test_the_bootstrap_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    hits = 0
+    for trial in range(300):
+        found = paired_mean(rng.exponential(1.0, size=60), seed=trial, resamples=400)
+        hits += found.low <= 1.0 <= found.high
+    # Percentile intervals of skewed values fall short of 95% a little: about 93% at 60 facts.
+    assert 0.88 * 300 <= hits <= 0.98 * 300
+
+
+def test_the_bootstrap_of_a_ratio_of_shares():
+    rng = np.random.default_rng(5)
+    rise = (rng.random(100) < 0.8).astype(float)
+    away = rise * (rng.random(100) < 0.5)
+    found = paired_ratio(away, rise, seed=1)
+    assert found.value == pytest.approx(away.sum() / rise.sum())
+    # Within the rise it is a plain share, whose Wilson interval is nearly the same.
+    plain = share(int(away.sum()), int(rise.sum()))
+    assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.02)
+
+
+def test_bootstrap_edges():
+    same = paired_mean(np.full(7, 0.1), seed=0)
+    assert same.low <= same.value <= same.high
+    assert (same.low, same.high) == pytest.approx((0.1, 0.1))
+    assert math.isnan(paired_mean(np.zeros(0), seed=0).value)
+    alone = paired_mean(np.array([2.0]), seed=0)
+    assert (alone.value, alone.low, alone.high) == (2.0, -math.inf, math.inf)
+    # No rise on average: nothing to take a share of.
+    assert math.isnan(paired_ratio(np.ones(2), np.array([1.0, -1.0]), seed=0).value)
+    # A rise on one fact in ten: a third of the samples miss it, and the share could be anything.
+    rare = paired_ratio(np.eye(10)[0] / 2, np.eye(10)[0], seed=0)
+    assert (rare.value, rare.low, rare.high) == (0.5, -math.inf, math.inf)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_seed_gives_the_same_interval(seed):
+    values = np.sqrt(np.arange(20.0))
+    assert paired_mean(values, seed=seed) == paired_mean(values, seed=seed)
+    assert paired_mean(values, seed=seed) != paired_mean(values, seed=seed + 1)
+
+
+def test_signed_ranks_by_hand():
+    # All five positive: 1 of 2^5 sign patterns is as extreme, on each side.
+    assert signed_rank(np.array([1.0, 2.0, 3.0, 4.0, 5.0])) == pytest.approx(2 / 2**5)
+    assert signed_rank(np.zeros(4)) == 1.0
+    assert signed_rank(np.zeros(0)) == 1.0
+    values = np.random.default_rng(0).normal(0.3, 1, 200)
+    assert signed_rank(values) == pytest.approx(float(stats.wilcoxon(values).pvalue))
+
+
+def test_corrections_by_hand():
+    p = np.array([0.01, 0.04, 0.03])
+    # Holm: smallest times 3, next times 2, largest times 1, never falling.
+    assert adjust(p, correction="holm") == pytest.approx([0.03, 0.06, 0.06])
+    # Benjamini-Hochberg: p times 3 over its rank, never rising from the largest down.
+    assert adjust(p, correction="benjamini-hochberg") == pytest.approx([0.03, 0.04, 0.04])
+    # Seven more tests that found nothing.
+    assert adjust(p, correction="holm", tests=10) == pytest.approx([0.1, 0.32, 0.27])
+    assert adjust(p, correction="benjamini-hochberg", tests=10) == pytest.approx(
+        [0.1, 0.4 / 3, 0.4 / 3]
+    )
+    assert len(adjust(np.zeros(0), correction="holm", tests=4)) == 0
+    with pytest.raises(ValueError, match="3 p-values cannot come from 2 tests"):
+        adjust(p, correction="holm", tests=2)
+
+
+@settings(max_examples=10, deadline=None)
+@given(p=st.lists(st.floats(0, 1), min_size=1, max_size=30), more=st.integers(0, 20))
+def test_corrections_only_raise_and_keep_the_order(p, more):
+    values = np.array(p)
+    holm = adjust(values, correction="holm", tests=len(p) + more)
+    hochberg = adjust(values, correction="benjamini-hochberg", tests=len(p) + more)
+    padded = np.concatenate([values, np.ones(more)])
+    for found, method in ((holm, "holm"), (hochberg, "fdr_bh")):
+        theirs = multipletests(padded, method=method)[1][: len(p)]
+        np.testing.assert_allclose(found, theirs, atol=1e-12)
+    assert np.all(holm >= hochberg - 1e-12)
+    assert np.all(hochberg >= values - 1e-12)
+    assert np.all(holm <= 1)
+    order = np.argsort(values, kind="stable")
+    assert np.all(np.diff(holm[order]) >= -1e-12)
+
+
+def test_rank_among_controls():
+    controls = np.array([0.1, 0.2, 0.3, 0.4])
+    assert rank_p(0.5, controls) == 1 / 5
+    assert rank_p(0.3, controls) == 3 / 5
+    assert rank_p(0.0, controls) == 1.0
+    assert rank_p(0.5, np.zeros(0)) == 1.0

@@ -9,10 +9,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.models import load_model
-from hijacklens.scoring import engine
+from hijacklens.scoring import batch_size
 from hijacklens.scoring.engine import next_token_logprobs, read
 
 PROMPTS = [
@@ -72,7 +73,7 @@ def test_any_batch_size_gives_the_same_numbers(pair, batch_tokens):
 
 def test_limit_on_reads_gives_the_same_numbers(pair, monkeypatch):
     plain, model = pair
-    monkeypatch.setattr(engine, "READ_VALUES", 3 * model.cfg.d_vocab)
+    monkeypatch.setattr(batch_size, "READ_VALUES", 3 * model.cfg.d_vocab)
     wanted = wanted_for(model.tokenizer)
     check(plain, read(model, wanted), wanted)
 
@@ -105,32 +106,33 @@ def gpt2_pair():
     return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
 
 
-def test_prefixes_are_read_on_the_way(gpt2_pair):
+def test_progress_sums_to_one(gpt2_pair):
     _, model = gpt2_pair
-    rows = list(engine._rows({(1, 2): (), (1, 2, 3): (), (1, 2, 4): (), (5,): (), (1,): ()}))
-    assert [row.ids for row in rows] == [(1, 2, 3), (1, 2, 4), (5,)]
-    assert sorted(read for row in rows for read in row.reads) == [
-        (1,),
-        (1, 2),
-        (1, 2, 3),
-        (1, 2, 4),
-        (5,),
-    ]
-    shares = []
-    read(model, {(1, 2): {1}, (3, 4, 5): {2}}, batch_tokens=1, advance=shares.append)
+    shares, kept = [], {}
+    wanted = {(1, 2): {1}, (1,): {2}, (3, 4, 5): {2}}
+    found = read(
+        model, wanted, way="plain", batch_tokens=1, advance=shares.append, keep=kept.update
+    )
     assert shares == pytest.approx([3 / 5, 2 / 5])
+    assert kept == found
 
 
-def test_only_read_positions_are_unembedded(gpt2_pair):
+def test_only_read_positions_are_unembedded(gpt2_pair, monkeypatch):
     _, model = gpt2_pair
     shapes = []
-    point = model.hook_dict["unembed.hook_out"]
-    handle = point.register_forward_hook(lambda module, inputs, output: shapes.append(output.shape))
-    try:
-        read(model, {tuple(range(50)): {1}, tuple(range(60, 100)): {1}})
-    finally:
-        handle.remove()
-    assert shapes == [(1, 2, model.cfg.d_vocab)]
+    real = model.hook_dict["unembed.hook_out"].forward
+
+    def seen(x):
+        shapes.append(x.shape)
+        return real(x)
+
+    # Not by a hook: with one on it, the model would be run the plain way.
+    monkeypatch.setattr(model.hook_dict["unembed.hook_out"], "forward", seen)
+    wanted = {tuple(range(50)): {1}, tuple(range(60, 100)): {1}, (*range(40), 7, 8): {2}}
+    ways = [read(model, wanted, way=way).accounting.way for way in ("plain", "packed", "cached")]
+    assert ways == ["plain", "packed", "cached"]
+    reads = [shape[1] for shape in shapes if shape[1]]
+    assert sum(reads) == 9 and all(shape[::2] == (1, model.cfg.d_vocab) for shape in shapes)
 
 
 def test_no_hook_or_gradient_is_left_behind(gpt2_pair):
@@ -146,20 +148,30 @@ def test_no_hook_or_gradient_is_left_behind(gpt2_pair):
 
 def test_hooks_that_are_on_the_model_act(gpt2_pair):
     _, model = gpt2_pair
-    bare = read(model, {(1, 2): {1}})[1, 2].logprobs[1]
+    wanted = {(1, 2): {1}}
+    bare = read(model, wanted)[1, 2].logprobs[1]
     hook = ("blocks.0.hook_mlp_out", lambda value, hook: value * 0)
     with model.hooks(fwd_hooks=[hook]):
-        ablated = read(model, {(1, 2): {1}})[1, 2].logprobs[1]
-    assert abs(ablated - bare) > 1e-3
-    assert read(model, {(1, 2): {1}})[1, 2].logprobs[1] == bare
+        ablated = read(model, wanted, way="packed")
+    assert abs(ablated[1, 2].logprobs[1] - bare) > 1e-3
+    # They may go by positions in a row.
+    assert (ablated.accounting.way, ablated.accounting.why) == (
+        "plain",
+        "hooks on it are no probes",
+    )
+    assert read(model, wanted)[1, 2].logprobs[1] == bare
 
 
 def test_bad_input(gpt2_pair):
     _, model = gpt2_pair
     with pytest.raises(InputError, match="empty prefix"):
         read(model, {(): {1}})
-    with pytest.raises(InputError, match="at least 1 token, not -5"):
+    with pytest.raises(InputError, match="batch size must be at least 1 token, not -5"):
         read(model, {(1,): {1}}, batch_tokens=-5)
+    with pytest.raises(InputError, match="pack size must be at least 1 token, not 0"):
+        read(model, {(1,): {1}}, pack_tokens=0)
+    with unchecked(), pytest.raises(InputError, match=r"unknown way 'fast'.*cached.*plain"):
+        read(model, {(1,): {1}}, way="fast")
     model.train()
     try:
         with pytest.raises(InputError, match="scoring needs a model in evaluation mode"):

@@ -1,0 +1,77 @@
+"""`hijacklens cache`: what the store of finished readings holds, and deleting it."""
+
+from __future__ import annotations
+
+import click
+
+from analyses.resumption import telling_of_the_store
+
+
+@click.group("cache")
+def command() -> None:
+    """Show or clear the store of finished readings.
+
+    Every score that a run computes is kept in one file, so that a run that was cut short goes on
+    where it was and no prompt is run twice. Weights, settings, tokenizer, dtype and probes are
+    part of what a reading goes by, so two models never mix.
+
+    \b
+    The file lies in the cache folder. HIJACKLENS_CACHE moves that folder,
+    HIJACKLENS_STORE names another file, HIJACKLENS_STORE=off turns it off.
+    """  # noqa: D301
+
+
+@command.command("info")
+def info() -> None:
+    """Show the file, its size, and how many readings it holds of which model."""
+    from analyses.tables import table
+    from hijacklens.scoring.store import usual_store
+
+    with telling_of_the_store():
+        contents = usual_store().contents()
+    click.echo(f"{contents.path}  ({_size(contents.size)})")
+    if not contents.rows:
+        click.echo("no readings are stored")
+    else:
+        rows = [
+            [
+                row.model,
+                row.arithmetic,
+                "; ".join(row.probes) or "none",
+                f"{row.readings:,}",
+                row.created,
+                row.versions,
+            ]
+            for row in contents.rows
+        ]
+        header = ["model", "arithmetic", "probes", "readings", "since (UTC)", "versions"]
+        click.echo()
+        click.echo(table(header, rows, left="lllrll"))
+    for file in contents.aside:
+        size = _size(file.stat().st_size)
+        click.echo(f"\nset aside as broken: {file}  ({size}); delete it if you do not need it")
+
+
+@command.command("clear")
+@click.option("--model", metavar="M", help="Only the readings of this model, as `info` names it.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clear(model: str | None, yes: bool) -> None:
+    """Delete the stored readings, or those of one model, after asking."""
+    from hijacklens.scoring.store import usual_store
+
+    store = usual_store()
+    with telling_of_the_store():
+        counted = store.count(model=model)
+    if not counted:
+        click.echo("no readings are stored")
+        return
+    of_model = f" of {model}" if model else ""
+    question = f"Delete {counted:,} readings{of_model} from {store.path}?"
+    if not yes and not click.confirm(question):
+        click.echo("nothing was deleted")
+        return
+    click.echo(f"deleted {store.clear(model=model):,} readings{of_model} from {store.path}")
+
+
+def _size(octets: int) -> str:
+    return f"{octets / 2**20:,.1f} MiB" if octets >= 2**20 else f"{octets / 2**10:,.0f} KiB"

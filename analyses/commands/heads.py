@@ -1,0 +1,319 @@
+"""`hijacklens heads`: find the heads that carry a hijack, and test them on facts held back."""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from analyses.options import choose_facts, facts_options, model_options, read_doses
+
+if TYPE_CHECKING:
+    from hijacklens.scoring.efficacy import Rule
+    from probes.head_search import HeadSearch
+    from probes.head_test import HeadTest
+
+SHOWN: dict[str, Any] = {"show_default": True}
+KINDS = {"layers": "random, same layers", "model": "random, any layer"}
+MEASURES = {
+    "efficacy": "efficacy",
+    "retention": "retention",
+    "shift": "mean shift",
+    "logprob_true": "log p(true)",
+    "top_token": "same top token",
+}
+"""Measure -> how a table calls it."""
+SHARES = ("efficacy", "retention", "top_token")
+RIGHT = ("dose", "bare", "none", "ablated", "p (Holm)", "undone")
+"""Columns whose cells are aligned on the right."""
+COLUMNS = (
+    "scheme",
+    "dose",
+    "relations",
+    "measure",
+    "bare",
+    "none",
+    "ablated",
+    "change",
+    "p (Holm)",
+    "undone",
+    *KINDS.values(),
+)
+
+
+@click.command("heads")
+@click.option(
+    "--model",
+    "name",
+    required=True,
+    metavar="M",
+    help="A packaged model (`hijacklens models`), a folder, or a hub id.",
+)
+@click.option("--scheme", default="do-not-think", metavar="S", help="Searched with.", **SHOWN)
+@click.option("--dose", type=int, default=1, help="Sentences before the query.", **SHOWN)
+@click.option("--size", type=int, default=5, help="How many heads to choose.", **SHOWN)
+@click.option(
+    "--candidates",
+    type=int,
+    default=20,
+    help="How many heads, the best by attribution, are ablated one by one.",
+    **SHOWN,
+)
+@click.option(
+    "--attribution",
+    type=click.Choice(["gradient", "direct"]),
+    default="gradient",
+    help="Attribution patching, or what heads write to the logits themselves.",
+    **SHOWN,
+)
+@click.option(
+    "--ablation",
+    "kind",
+    type=click.Choice(["mean", "zero"]),
+    default="mean",
+    help="What replaces a head's output: its mean over bare queries, or zero.",
+    **SHOWN,
+)
+@click.option(
+    "--strategy",
+    type=click.Choice(["top", "greedy"]),
+    default="top",
+    help="The best candidates one by one, or one added after another (slower).",
+    **SHOWN,
+)
+@click.option(
+    "--split",
+    type=click.Choice(["fact", "relation"]),
+    default="fact",
+    help="Search on half of the facts, or of the relations; test on the other half.",
+    **SHOWN,
+)
+@click.option(
+    "--test-scheme",
+    "test_schemes",
+    multiple=True,
+    metavar="S",
+    help="Scheme of the test. Repeatable.  [default: that of the search]",
+)
+@click.option(
+    "--test-doses", metavar="LIST", help="Doses of the test.  [default: that of the search]"
+)
+@click.option(
+    "--random-sets",
+    type=int,
+    default=20,
+    help="Random sets of each kind (same layers, any layer) to compare with.",
+    **SHOWN,
+)
+@facts_options
+@model_options
+@click.option(
+    "--batch-tokens",
+    type=int,
+    metavar="N",
+    help="Tokens in a batch, padding included; smaller needs less memory.",
+)
+@click.option(
+    "--rule",
+    type=click.Choice(["first", "sum", "mean"]),
+    default="first",
+    help="How the printed test scores targets.",
+    **SHOWN,
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the files.  [default: runs/<date>-heads-<model>]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def command(
+    name: str,
+    scheme: str,
+    dose: int,
+    test_schemes: tuple[str, ...],
+    test_doses: str | None,
+    random_sets: int,
+    split: Any,
+    source: str,
+    relations: tuple[str, ...],
+    cases: tuple[int, ...],
+    limit: int | None,
+    seed: int,
+    batch_tokens: int | None,
+    rule: Any,
+    out: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    size: int,
+    candidates: int,
+    attribution: Any,
+    kind: Any,
+    strategy: Any,
+    **loading: Any,
+) -> None:
+    """Find the heads that carry the hijack's logit shift, and test them on facts held back.
+
+    A head carries as much of the shift as goes away when its output is ablated. All heads are
+    ranked by attribution, the best are ablated one by one, and a set is chosen, on one half of
+    the facts. On the other half the model is scored with no head ablated, with the set, and with
+    random sets of its size. What the set does to the bare query is printed beside it.
+
+    \b
+    Writes into the folder: items.parquet (a row per ablation, fact, scheme and
+    dose), sets.csv, summary.csv, side_effects.csv, skipped.csv, result.json,
+    test.svg and .png; and into search/: heads.csv (a row per head), growth.csv,
+    facts.parquet, skipped.csv, search.npz, result.json, heads.svg and .png.
+
+    \b
+    Examples:
+      hijacklens heads --model smollm2-135m --limit 100 --split relation
+      hijacklens heads --model gpt2 --facts counterfact --limit 600 --size 8 \\
+          --test-scheme do-not-think --test-scheme relation --random-sets 100
+    """  # noqa: D301
+    from hijacklens.errors import InputError
+    from hijacklens.results import RECORD, check_folder
+    from hijacklens.schemes import get_scheme
+
+    chosen = get_scheme(scheme)
+    tested = [get_scheme(given) for given in test_schemes] or [chosen]
+    doses = [dose] if test_doses is None else read_doses(test_doses)
+    if not 1 <= size <= candidates or random_sets < 0:
+        raise InputError(
+            f"--size {size}, --candidates {candidates}, --random-sets {random_sets}: the size is "
+            "from 1 to the number of candidates, and random sets are 0 or more."
+        )
+    facts = choose_facts(source, relations, cases, limit, seed)
+    label = f"{date.today()}-heads-{Path(name).name}"
+    folder = check_folder(out or Path("runs") / label, overwrite=overwrite)
+
+    from hijacklens.models import load_model
+    from probes import heads
+
+    searched, held_back = heads.halves(facts, by=split, seed=seed)
+    model = load_model(name, **loading)
+    if facts.note:
+        click.echo(f"note: {facts.name}: {facts.note}", err=True)
+    found = heads.search(
+        model,
+        searched,
+        scheme=chosen,
+        dose=dose,
+        size=size,
+        candidates=candidates,
+        attribution=attribution,
+        kind=kind,
+        strategy=strategy,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        quiet=quiet,
+    )
+    (folder / RECORD).unlink(missing_ok=True)
+    found.save(folder / "search", overwrite=True)  # kept if the test fails
+    click.echo(_search_table(found))
+    result = found.test(
+        held_back,
+        schemes=tested,
+        doses=doses,
+        random_sets=random_sets,
+        batch_tokens=batch_tokens,
+        quiet=quiet,
+    )
+    result.save(folder, overwrite=overwrite)
+    click.echo(f"\n{_test_tables(result, rule)}\n")
+    written = [*result.files(), "result.json", *result.figure_names, "search/"]
+    click.echo(f"written to {folder}/  ({', '.join(written)})")
+
+
+def _search_table(found: HeadSearch) -> str:
+    """The heads that were ablated one by one, the set as it grows, and the agreement."""
+    from analyses.tables import table
+
+    settings = found.settings
+    ranked = (
+        found.to_dataframe()
+        .dropna(subset=["carried"])
+        .sort_values("carried", ascending=False, key=abs)
+    )
+    rows = [
+        (
+            f"{row['layer']}.{row['head']}",
+            f"{row['attribution']:+.3f}",
+            f"{row['carried']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
+            f"{row['share']:.0%}",
+            f"{row['p_holm']:.2g}",
+            f"{row['p_bh']:.2g}",
+            "chosen" if row["chosen"] else "",
+        )
+        for row in ranked.to_dict("records")
+    ]
+    header = ("head", "attribution", "carried", "of shift", "p (Holm)", "p (BH)", "")
+    last = found.growth.to_dict("records")[-1]
+    agreement = found.agreement
+    return "\n".join(
+        (
+            f"{settings['models'][0]['name']} · {settings['facts']['name']}, {len(found.facts)} "
+            f"facts · {found.scheme.name}, dose {settings['dose']} · mean shift "
+            f"{found.shift.mean():+.2f} logits · {settings['attribution']}, {settings['kind']}",
+            table(header, rows, left="lrlrrrl"),
+            f"the set of {last['size']} carries {last['carried']:+.3f} "
+            f"[{last['low']:+.3f}, {last['high']:+.3f}], {last['share']:.0%} of the shift; "
+            f"attribution and ablation correlate by {agreement.pearson:.2f} (rank "
+            f"{agreement.spearman:.2f}) over the {agreement.heads} heads ablated",
+        )
+    )
+
+
+def _test_tables(result: HeadTest, rule: Rule) -> str:
+    """What the set does to the hijack and to bare recall, on the facts held back."""
+    settings = result.settings
+    title = (
+        f"held out: {settings['facts']['name']}, {result.items['case_id'].nunique()} facts · "
+        f"without heads {settings['heads']} · rule {rule}"
+    )
+    hijacked, bare = result.summary(rule=rule), result.side_effects(rule=rule)
+    blocks = [f"{title}\n{_changes(hijacked)}", f"side effects on the bare query\n{_changes(bare)}"]
+    counts = result.sets["kind"].value_counts()
+    drawn = [f"{counts[kind]} ({words})" for kind, words in KINDS.items() if kind in counts]
+    if drawn:
+        blocks[-1] += f"\nsets compared with: {', '.join(drawn)}; p: share of them that do as much"
+    if len(result.skipped):
+        reason = result.skipped["reason"].iloc[0]
+        blocks.append(f"skipped: {len(result.skipped)} (skipped.csv); first: {reason}")
+    return "\n\n".join(blocks)
+
+
+def _changes(summary: Any) -> str:
+    """A line per measure; the side effects have no scheme, and nothing that could be undone."""
+    from analyses.tables import share, table
+
+    groups = summary["relations"].unique()
+    if len(groups) == 2:  # all relations were searched on, or none
+        summary = summary[summary["relations"] != "all"]
+    kinds = [kind for kind in KINDS if f"{kind}_p" in summary]
+    hijacked = "recovered" in summary
+    rows = []
+    for row in summary.to_dict("records"):
+        show = share if row["measure"] in SHARES else "{:+.2f}".format
+        change = f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]"
+        cells = {
+            "relations": f"{row['relations']} ({row['n']})",
+            "measure": MEASURES[row["measure"]],
+            "none": show(row["none"]),
+            "ablated": show(row["chosen"]),
+            "change": change,
+            "p (Holm)": f"{row['p_holm']:.2g}",
+        }
+        if hijacked:
+            undone = "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}"
+            run = {"scheme": row["scheme"], "dose": str(row["dose"])}
+            cells = run | cells | {"bare": show(row["bare"]), "undone": undone}
+        for kind in kinds:
+            cells[KINDS[kind]] = f"{show(row[f'{kind}_mean'])} (p {row[f'{kind}_p']:.2g})"
+        rows.append(cells)
+    header = [name for name in COLUMNS if name in rows[0]]
+    sides = "".join("r" if name in RIGHT else "l" for name in header)
+    return table(header, [[row[name] for name in header] for row in rows], left=sides)

@@ -1,0 +1,62 @@
+"""`hijacklens probes`: the kinds of probes that --probe takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from analyses.tables import table
+from hijacklens.errors import unknown
+
+if TYPE_CHECKING:
+    from probes.specification import Kind
+
+SPANS = """\
+Spans (from=, to=, span=) say which tokens are meant:
+  bos hijack query subject last target  named stretches of the prompt
+  text:Eiffel Tower                     every occurrence of a text
+  at:0  at:-1  at:2..5                  positions, from the start or from the end
+  token:17                              every occurrence of a token id
+  all                                   every token; several spans are joined by +"""
+
+
+@click.command("probes")
+@click.argument("names", nargs=-1, metavar="[KIND]...")
+def command(names: tuple[str, ...]) -> None:
+    """List the kinds of probes, or explain the options of those that are named.
+
+    \b
+    A probe changes what a model computes while it is scored:
+      hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
+    """  # noqa: D301
+    from probes.specification import KINDS
+
+    for name in names:
+        if name not in KINDS:
+            raise unknown("kind of probe", name, KINDS)
+    if names:
+        click.echo("\n\n".join(_explained(KINDS[name]) for name in names))
+    else:
+        rows = [(kind.name, kind.summary, _options(kind)) for kind in KINDS.values()]
+        click.echo(table(("kind", "what it does", "options ([ ]: may be left out)"), rows))
+        click.echo("\nExamples:")
+        click.echo("\n".join(f"  --probe {kind.example}" for kind in KINDS.values()))
+        click.echo("\n`hijacklens probes KIND` explains the options of a kind.")
+    click.echo(f"\n{SPANS}")
+
+
+def _options(kind: Kind) -> str:
+    return " ".join(
+        f"{option.name}=" if option.default is None else f"[{option.name}=]"
+        for option in kind.options
+    )
+
+
+def _explained(kind: Kind) -> str:
+    rows = [
+        (f"  {option.name}=", option.default or "(has to be given)", option.form)
+        for option in kind.options
+    ]
+    options = table(("  option", "left out", "allowed"), rows)
+    return f"{kind.name}: {kind.summary}\n{options}\n  for example: --probe {kind.example}"

@@ -1,0 +1,200 @@
+"""`hijacklens trace`: the account of one fact's logit shift, as tables, maps and a page."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from analyses.options import choose_facts, model_options
+from hijacklens.errors import InputError
+
+if TYPE_CHECKING:
+    from hijacklens.facts.fact import Fact
+    from probes.shift_account import ShiftAccount
+
+PAGE = "attention.html"
+
+
+@click.command("trace")
+@click.option(
+    "--model",
+    "name",
+    required=True,
+    metavar="M",
+    help="A packaged model (`hijacklens models`), a folder, or a hub id.",
+)
+@click.option(
+    "--facts",
+    "source",
+    metavar="SOURCE",
+    help="atlas (embedded), counterfact, a file, or a hub id.  [default: atlas]",
+)
+@click.option("--case", type=int, metavar="ID", help="The fact with this case id.")
+@click.option("--prompt", metavar="TEXT", help="A fact of your own: the prompt, ...")
+@click.option("--subject", metavar="TEXT", help="... its subject, which occurs in it once, ...")
+@click.option("--true", "target_true", metavar="TEXT", help="... its true target ...")
+@click.option("--false", "target_false", metavar="TEXT", help="... and a false one.")
+@click.option("--relation", metavar="P", default="", help="Its relation, for scheme `relation`.")
+@click.option("--scheme", default="do-not-think", show_default=True, help="The scheme.")
+@click.option("--dose", type=int, default=1, show_default=True, help="How often it is repeated.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seeds what a scheme draws.")
+@click.option("--top", type=int, default=12, show_default=True, help="How many parts to print.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the files.  [default: runs/<date>-trace-<model>-<case>]",
+)
+@click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
+@model_options
+def command(
+    name: str,
+    source: str | None,
+    case: int | None,
+    prompt: str | None,
+    subject: str | None,
+    target_true: str | None,
+    target_false: str | None,
+    relation: str,
+    scheme: str,
+    dose: int,
+    seed: int,
+    top: int,
+    out: Path | None,
+    overwrite: bool,
+    **loading: Any,
+) -> None:
+    """Take the logit shift of one fact apart: which tokens, layers, heads and MLPs wrote it.
+
+    The shift is logit(false) - logit(true) behind the hijacked prompt, minus the same behind the
+    bare query. Its parts sum to it; the residual is what they miss.
+
+    \b
+    Writes into the folder: account.parquet (a row per part), summary.csv,
+    token_layer.svg and .png, layer_head.svg and .png, attention.html (opens
+    with no network), result.json (totals in logits, provenance).
+
+    \b
+    Examples:
+      hijacklens trace --model smollm2-135m --case 42 --out runs/krakow
+      hijacklens trace --model gpt2 --subject "Eiffel Tower" --true Paris --false Guam \\
+          --prompt "The Eiffel Tower is in the city of" --dose 2
+    """  # noqa: D301
+    own = {"--prompt": prompt, "--subject": subject, "--true": target_true, "--false": target_false}
+    if any(own.values()):
+        if source is not None or case is not None:
+            raise InputError(
+                "give either a fact of your own (--prompt, ...) or --facts and --case."
+            )
+        fact = _own_fact(own, relation)
+    elif case is None:
+        raise InputError(
+            "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
+            "`hijacklens facts` lists case ids."
+        )
+    else:
+        fact = choose_facts(source or "atlas", (), (case,), None, seed)[0]
+    if top < 1:
+        raise InputError(f"--top must be at least 1, not {top}.")
+    label = f"{date.today()}-trace-{Path(name).name}-{'own' if case is None else case}"
+
+    from hijacklens.results import check_folder, claim_folder
+    from hijacklens.schemes import get_scheme
+
+    rule = get_scheme(scheme)
+    folder = check_folder(out or Path("runs") / label, overwrite=overwrite)
+
+    from hijacklens.models import load_model
+    from probes.attention_page import save_attention_page
+    from probes.logit_shift import trace
+
+    model = load_model(name, **loading)
+    account = trace(model, fact, scheme=rule, dose=dose, seed=seed)
+    claim_folder(folder, overwrite=overwrite)
+    save_attention_page(model, account, folder / PAGE)
+    account.save(folder, overwrite=overwrite)
+    click.echo(_tables(account, top))
+    click.echo(f"written to {folder}/  ({', '.join([*account.files(), PAGE, 'result.json'])})")
+
+
+def _own_fact(given: dict[str, str | None], relation: str) -> Fact:
+    """The fact that the options spell out."""
+    from hijacklens.facts.fact import Fact
+    from hijacklens.facts.relations import country_of_language
+
+    missing = [option for option, value in given.items() if not value]
+    if missing:
+        raise InputError(f"a fact of your own also needs {' and '.join(missing)}.")
+    prompt, subject, true, false = (str(value) for value in given.values())
+    if prompt.count(subject) != 1:
+        raise InputError(
+            f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt; it must "
+            "occur once."
+        )
+    return Fact(
+        case_id=0,
+        relation_id=relation,
+        subject=subject,
+        template=prompt.replace(subject, "{}"),
+        target_true=true,
+        target_false=false,
+        near_true=country_of_language().get(true),
+        near_false=country_of_language().get(false),
+    )
+
+
+def _tables(account: ShiftAccount, top: int) -> str:
+    """The totals, the parts by kind and span, and the biggest parts by token, layer and head."""
+    from analyses.tables import table
+
+    fact, settings = account.settings["fact"], account.settings
+    rows = [
+        (_kind(row["kind"], row["span"]), *_numbers(row))
+        for row in account.summary().to_dict("records")
+    ]
+    rows.append(("sum of the parts", *_numbers(account.table[["bare", "hijacked", "shift"]].sum())))
+    whole = {"bare": account.bare, "hijacked": account.hijacked, "shift": account.shift}
+    rows.append((f"logit {fact['target_false']!r} - {fact['target_true']!r}", *_numbers(whole)))
+    by = ("token", "position", "layer", "head")
+    biggest = [
+        (
+            _kind(row["kind"], ""),
+            "" if row["kind"] != "attention" else f"{row['token']!r} at {row['position']}",
+            *("" if cell is None else str(cell) for cell in (row["layer"], row["head"])),
+            *_numbers(row),
+        )
+        for row in _plain(account.biggest(top, by=by))
+    ]
+    numbers = ("bare", "hijacked", "shift")
+    return "\n".join(
+        [
+            f"{settings['model']['name']} · case {fact['case_id']} ({fact['subject']}) · "
+            f"{settings['scheme']}, dose {settings['dose']}",
+            f"  {settings['prompt']['text']}",
+            "",
+            table(("part (logits)", *numbers), rows, left="lrrr"),
+            f"residual of the shift: {account.residual:+.1e} logits",
+            "",
+            table(("biggest parts", "token", "layer", "head", *numbers), biggest, left="llrrrrr"),
+            "",
+        ]
+    )
+
+
+def _plain(parts: Any) -> list[dict[str, Any]]:
+    """The rows of a table with None for what is missing."""
+    return parts.astype(object).where(parts.notna(), None).to_dict("records")
+
+
+def _numbers(row: Any) -> list[str]:
+    return [re.sub(r"^-(0\.00)$", r"\1", f"{row[name]:.2f}") for name in ("bare", "hijacked")] + [
+        f"{row['shift']:+.2f}"
+    ]
+
+
+def _kind(kind: str, span: str) -> str:
+    name = {"mlp": "MLP"}.get(kind, kind.replace("_", " "))
+    return f"{name} to {span}" if span else name

@@ -1,0 +1,119 @@
+"""The fit of equation 5.2 to inner products: a line in the distance, and a jump at 0.
+
+    <E(t), E(t')>  =  b0 if t = t',  else  b - a D(t, t')
+
+a and b are the least-squares line over all pairs of different tokens; b0 is the mean squared
+length, which is the least-squares fit of one number. Beside it stands the plain line through all
+entries of the Gram matrix, the diagonal included (Theorem 3 and figure C.6 ask whether it will
+do). Cost: O(vocab^2).
+
+>>> import torch
+>>> from hijacklens.concepts.embeddings import hamming_geometry
+>>> from hijacklens.concepts.task import ConceptTask
+>>> E = hamming_geometry(4, a=0.1, b=0.5, b0=1.0, dtype=torch.float64)
+>>> fit = fit_gram((E @ E.T).numpy(), ConceptTask(bits=4).hamming().numpy())
+>>> round(fit.a, 12), round(fit.b, 12), round(fit.jump, 12), round(fit.r2, 12)
+(0.1, 0.5, 0.5, 1.0)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+from scipy import stats
+
+from hijacklens.concepts.embeddings import ROUNDING, GramSpectrum, gram_eigenvalues
+from hijacklens.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GramFit:
+    """Equation 5.2 fitted to one Gram matrix, and the plain line beside it."""
+
+    a: float
+    """How much the inner product falls per unit of distance."""
+    b: float
+    """Where the line of different tokens meets distance 0."""
+    b0: float
+    """Mean squared length of an embedding."""
+    r2: float
+    """Share of the variance over pairs of different tokens that the line explains; NaN if none."""
+    r2_means: float
+    """The same of the mean inner products by distance, each weighted with its pairs: whether the
+    curve of means is a line, whatever the spread at each distance."""
+    residual: float
+    """Root mean square of what the line leaves over pairs of different tokens."""
+    linear_a: float
+    """Fall per unit of distance of the plain line through all entries, the diagonal included."""
+    linear_b: float
+    linear_r2: float
+    linear_residual: float
+
+    @property
+    def jump(self) -> float:
+        """b0 - b: how far the diagonal stands above the line; 0 where a plain line will do."""
+        return self.b0 - self.b
+
+    def eigenvalues(self, bits: int) -> GramSpectrum:
+        """What equation 5.2 with this a, b and b0 predicts for the Gram matrix of 2^bits tokens."""
+        return gram_eigenvalues(bits, a=self.a, b=self.b, b0=self.b0)
+
+    def feasible(self, bits: int) -> bool:
+        """Whether embeddings with this geometry exist: no eigenvalue below 0, up to rounding."""
+        spectrum = self.eigenvalues(bits)
+        return bool(spectrum.levels().min() >= -ROUNDING * spectrum.scale)
+
+
+def fit_gram(
+    gram: Float64[np.ndarray, "token token"], distance: Shaped[np.ndarray, "token token"]
+) -> GramFit:
+    """Fit equation 5.2 and a plain line to inner products by distance.
+
+    Args:
+        gram: Inner products of all pairs of tokens.
+        distance: Their distances: symmetric, 0 on the diagonal and above 0 elsewhere.
+
+    Raises:
+        InputError: Different tokens have fewer than two distances, so that no line is determined.
+    """
+    upper = np.triu_indices(len(gram), k=1)
+    near, inner = distance[upper].astype(float), gram[upper]
+    if len(np.unique(near)) < 2:
+        raise InputError(
+            f"a line in the distance needs at least two distances between different tokens; the "
+            f"{len(gram)} tokens given have {sorted(set(near.tolist()))}. Give more tokens or bits."
+        )
+    size = float(np.abs(gram).max())
+    slope, b, r2, residual = _line(near, inner, size)
+    linear_slope, linear_b, linear_r2, linear_residual = _line(
+        distance.ravel().astype(float), gram.ravel(), size
+    )
+    _, which, pairs = np.unique(near, return_inverse=True, return_counts=True)
+    means = np.bincount(which, inner) / pairs
+    return GramFit(
+        a=-slope,
+        b=b,
+        b0=float(gram.diagonal().mean()),
+        r2=r2,
+        # The line over pairs is that over the means, weighted with their pairs.
+        r2_means=_line(near, means[which], size)[2],
+        residual=residual,
+        linear_a=-linear_slope,
+        linear_b=linear_b,
+        linear_r2=linear_r2,
+        linear_residual=linear_residual,
+    )
+
+
+def _line(x: np.ndarray, y: np.ndarray, size: float) -> tuple[float, float, float, float]:
+    found: Any = stats.linregress(x, y)
+    slope, intercept = float(found.slope), float(found.intercept)
+    left = float(((y - slope * x - intercept) ** 2).mean())
+    spread = float(y.var())
+    # Where all values are equal up to rounding there is no variance to explain.
+    flat = spread <= (1e-12 * size) ** 2
+    return slope, intercept, math.nan if flat else 1 - left / spread, math.sqrt(left)

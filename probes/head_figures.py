@@ -1,0 +1,144 @@
+"""The figures of a search for heads and of its held-out test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from hijacklens import plots
+from hijacklens.scoring import efficacy
+
+MOST_BARS = 24
+"""How many exactly ablated heads the figure of a search shows, best first."""
+NO_ABLATION, SET, RANDOM = "#000000", plots.COLOURS[1], "#9A9A9A"
+
+
+def search_figure(
+    table: pd.DataFrame, attribution: Float[np.ndarray, "layer head"], *, title: str, axis: str
+) -> Figure:
+    """Attribution by layer and head with the chosen heads framed, and the exact effects beside it.
+
+    Args:
+        table: A row per head, as `HeadSearch.to_dataframe` gives it.
+        attribution: Mean attribution, in logits.
+        title: Model, facts, scheme and dose.
+        axis: What the attribution is.
+    """
+    tested = table.dropna(subset="carried").sort_values("carried", ascending=False)
+    with plots.canvas(1, 2, width=5.6, height=max(3.6, 0.15 * len(attribution))) as (figure, axes):
+        _map(figure, axes[0], table, attribution, axis)
+        _bars(axes[1], tested.head(MOST_BARS), axis)
+        figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _map(figure: Figure, ax: Axes, table: pd.DataFrame, attribution: np.ndarray, axis: str) -> None:
+    most = float(np.abs(attribution).max()) or 1.0
+    image = ax.imshow(attribution, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
+    for row in table[table["chosen"]].itertuples():
+        corner = (float(str(row.head)) - 0.5, float(str(row.layer)) - 0.5)
+        ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#000000", linewidth=1.6))
+    ax.grid(visible=False)
+    ax.set(xlabel="head", ylabel="layer", title="attribution; chosen heads framed")
+    ax.title.set_fontsize(9)
+    for ticks, count in ((ax.xaxis, attribution.shape[1]), (ax.yaxis, attribution.shape[0])):
+        ticks.set_ticks(range(0, count, max(1, count // 12)))
+    figure.colorbar(image, ax=ax, label=f"{axis} (logits)")
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
+    places = np.arange(len(rows))
+    colours = [SET if chosen else "#C8C8C8" for chosen in rows["chosen"]]
+    finite = rows[["low", "high"]].replace([-np.inf, np.inf], np.nan)
+    ends = np.stack([rows["carried"] - finite["low"], finite["high"] - rows["carried"]])
+    ax.barh(places, rows["carried"], color=colours, height=0.75)
+    ax.errorbar(
+        rows["carried"], places, xerr=ends, fmt="none", ecolor="#444444", elinewidth=0.9, capsize=2
+    )
+    ax.plot(rows["attribution"], places, "D", color=plots.COLOURS[0], ms=4, label=axis)
+    names = [f"{layer}.{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    ax.set_yticks(places, names, fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color="#444444", linewidth=0.8)
+    ax.set(
+        xlabel="shift that goes with the head (logits, 95% interval)",
+        ylabel="layer.head",
+        title="ablated one by one; chosen heads coloured",
+    )
+    ax.title.set_fontsize(9)
+    ax.legend(fontsize=8, loc="best")
+
+
+def held_out_figure(
+    items: pd.DataFrame, sets: pd.DataFrame, *, rule: efficacy.Rule, settings: Mapping[str, Any]
+) -> Figure:
+    """Efficacy and shift by scheme and dose, and bare retention: none, the set, random sets."""
+    table = items.assign(margin=efficacy.margin(items, rule))
+    keys = ["ablation", "scheme", "case_id"]
+    bare = table.loc[table["dose"] == 0, [*keys, "margin"]].rename(columns={"margin": "bare"})
+    table = table.merge(bare, on=keys, validate="many_to_one")
+    table = table.assign(
+        efficacy=(table["margin"] > 0).astype(float),
+        shift=table["margin"] - table["bare"],
+        retention=(table["bare"] < 0).astype(float),
+    )
+    hijacked = table.loc[table["dose"] > 0]
+    by_run = ["ablation", "scheme", "dose"]
+    means = hijacked.groupby(by_run, sort=False)[["efficacy", "shift"]].mean().reset_index()
+    means["run"] = means["scheme"] + "\ndose " + means["dose"].astype(str)
+    once = table.loc[~table.duplicated(subset=["ablation", "case_id"])].assign(run="bare query")
+    recall = once.groupby(["ablation", "run"], sort=False)[["retention"]].mean().reset_index()
+    n = items["case_id"].nunique()
+    with plots.canvas(1, 3, width=4.4) as (figure, axes):
+        _dots(axes[0], means, "efficacy", sets)
+        _dots(axes[1], means, "shift", sets)
+        _dots(axes[2], recall, "retention", sets)
+        efficacy_label = f"efficacy: share with false > true\n(rule: {rule})"
+        axes[0].set(ylabel=efficacy_label, ylim=(-0.02, 1.02))
+        axes[1].set_ylabel("mean shift against the bare query (nats)")
+        axes[1].axhline(0, color="#888888", linewidth=0.8)
+        axes[2].set(ylabel="retention: share with true > false", ylim=(-0.02, 1.02))
+        for ax, title in zip(axes, ("hijacked", "hijacked", "side effect on recall"), strict=True):
+            ax.set_title(title, fontsize=9)
+        axes[0].legend(fontsize=8, loc="best")
+        name = settings["models"][0]["name"]
+        figure.suptitle(
+            f"{name} · {settings['facts']['name']}, {n} facts · without heads {settings['heads']}",
+            fontsize=10,
+        )
+    return figure
+
+
+def _dots(ax: Axes, means: pd.DataFrame, column: str, sets: pd.DataFrame) -> None:
+    """A column of dots for every run: random sets in grey, then no ablation and the set."""
+    runs = list(dict.fromkeys(means["run"]))
+    kinds = dict(zip(sets["ablation"], sets["kind"], strict=True))
+    labels = {
+        "layers": "random sets, same layers",
+        "model": "random sets, any layer",
+        "none": "no ablation",
+        "chosen": "found heads ablated",
+    }
+    looks: dict[str, tuple[float, str, str, int]] = {
+        "layers": (-0.16, "o", RANDOM, 4),
+        "model": (0.16, "x", RANDOM, 4),
+        "none": (0.0, "_", NO_ABLATION, 18),
+        "chosen": (0.0, "D", SET, 7),
+    }
+    of_kind = means["ablation"].map(kinds)
+    for kind, (offset, marker, colour, size) in looks.items():
+        rows = means[of_kind == kind]
+        if rows.empty:
+            continue
+        places = [runs.index(run) + offset for run in rows["run"]]
+        style = {"marker": marker, "color": colour, "markersize": size, "label": labels[kind]}
+        ax.plot(places, rows[column], linestyle="none", **style)
+    ax.set_xticks(range(len(runs)), runs, fontsize=8)
+    ax.set_xlim(-0.6, len(runs) - 0.4)

@@ -1,0 +1,310 @@
+"""The logit lens: what the model would answer if it stopped after a layer, at every position.
+
+The residual stream after each layer goes through the model's own final norm (with the scale of
+that stream, not a frozen one), unembedding and soft-cap. Read at the last position it shows in
+which layers the answer turns from o* to o_; read elsewhere, where a target is first written.
+(nostalgebraist, "interpreting GPT: the logit lens", 2020.)
+
+    lens = logit_lens.read(model, facts[0], scheme="do-not-think", dose=1)
+    lens.to_dataframe()                  # layer, position, ..., difference, logprob_true, ...
+    lens.plot()
+
+Layers count from 0; the row of layer -1 is the stream before layer 0. The last layer's row at the
+last position is the model's answer itself. The one-layer model has no residual stream: its layer
+-1 is what stands in the stream's place, an embedding that does not reach the output.
+
+Cost: one forward pass that keeps the stream [layer, pos, d_model], and [pos, vocab] of logits for
+one layer at a time. Units: logits for the difference, nats for log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from hijacklens import plots
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.hooked import HookedLanguageModel, HookedModel, device_of, require_eval
+from hijacklens.layout import Layout
+from hijacklens.models import identify
+from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
+from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.scoring.items import make_items, make_prompts
+from hijacklens.tokens import locate
+from probes.alignment import Unit, align
+
+TABLE = "lens.parquet"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Depths:
+    """Two tokens seen through the lens in a batch of prompts, row 0 before the first layer."""
+
+    logprob_plus: Float[np.ndarray, "depth batch pos"]
+    """Log-probability of the first token, in nats."""
+    logprob_minus: Float[np.ndarray, "depth batch pos"]
+    rank_plus: Int[np.ndarray, "depth batch pos"]
+    """How many tokens are likelier; 0 is the likeliest."""
+    rank_minus: Int[np.ndarray, "depth batch pos"]
+
+    @property
+    def difference(self) -> Float[np.ndarray, "depth batch pos"]:
+        """Logit of the first token minus that of the second: the normaliser cancels."""
+        return self.logprob_plus - self.logprob_minus
+
+
+def through(
+    model: HookedModel,
+    layout: Layout,
+    plus: Sequence[int],
+    minus: Sequence[int],
+    *,
+    probes: Sequence[Probe] = (),
+) -> Depths:
+    """Look at every layer and position of a batch; rows are right-padded, if at all.
+
+    Args:
+        model: Any hooked model, the one-layer model among them.
+        layout: The tokens, with the spans that the probes ask for.
+        plus: One token per row.
+        minus: Another one per row.
+        probes: Act in their order.
+
+    Raises:
+        InputError: The model is in training mode, or the rows and tokens differ in number.
+    """
+    require_eval(model, operation="the logit lens")
+    rows = len(layout.tokens)
+    if len(plus) != rows or len(minus) != rows:
+        raise InputError(f"give a token per row: {rows} rows, {len(plus)} and {len(minus)} tokens.")
+    n_layers = int(model.cfg.n_layers)
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(n_layers))]
+    streams: dict[str, Tensor] = {}
+
+    def keep(name: str, value: Tensor, hook: Any) -> None:
+        streams[name] = value
+
+    reader = HookProbe("lens", [(name, partial(keep, name)) for name in names], packs=True)
+    zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
+    logits_at(model, layout, zero, zero, probes=[*check_probes(probes), reader])
+    pair = torch.tensor([list(plus), list(minus)])
+    found = [_seen(model, streams[name], pair) for name in names]
+    logprobs, ranks = (torch.stack(part).numpy() for part in zip(*found, strict=True))
+    return Depths(logprobs[:, 0], logprobs[:, 1], ranks[:, 0], ranks[:, 1])
+
+
+def _seen(
+    model: HookedModel, stream: Float[Tensor, "batch pos d_model"], pair: Int[Tensor, "2 batch"]
+) -> tuple[Float[Tensor, "2 batch pos"], Int[Tensor, "2 batch pos"]]:
+    """Log-probabilities and ranks of two tokens per row, a row at a time."""
+    whole: Any = model
+    norm = getattr(whole, "ln_final", None) if "ln_final.hook_scale" in model.hook_dict else None
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
+    W_U, b_U = whole.W_U, whole.b_U
+    logprobs, ranks = [], []
+    with torch.inference_mode():
+        for row, tokens in zip(stream, pair.T, strict=True):
+            normed = row if norm is None else norm(row[None])[0]
+            logits = normed.to(W_U.device) @ W_U
+            if b_U is not None:
+                logits = logits + b_U
+            logits = logits.float()
+            if cap > 0:
+                logits = cap * torch.tanh(logits / cap)
+            chosen = logits[:, tokens.to(logits.device)]  # [pos, 2]
+            logprobs.append((chosen - logits.logsumexp(-1, keepdim=True)).T.cpu().double())
+            ranks.append(torch.stack([(logits > c[:, None]).sum(-1) for c in chosen.T]).cpu())
+    return torch.stack(logprobs, 1), torch.stack(ranks, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class LogitLens(Result):
+    """What every layer and position of a fact's prompts would answer; made by `read`."""
+
+    table: pd.DataFrame
+    """See `to_dataframe`."""
+    settings: Mapping[str, Any]
+    """Model, fact, scheme, doses, probes, seed."""
+    provenance: Provenance
+
+    figure_names = ("lens.svg", "lens.png")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per dose, layer and position.
+
+        `dose, layer, position, token, span`; `difference`, logit o_ - logit o*; `logprob_true`
+        and `logprob_false` in nats; `rank_true` and `rank_false`, 0 for the likeliest token.
+        Layer -1 is before the first one; spans are those of `probes.alignment`.
+        """
+        return self.table.copy()
+
+    def at_last(self) -> pd.DataFrame:
+        """The rows of the last position of each prompt, where the answer is read."""
+        ends = self.table.groupby("dose")["position"].transform("max")
+        return self.table.loc[self.table["position"] == ends].reset_index(drop=True)
+
+    def plot(self, *, dose: int | None = None) -> Figure:
+        """The difference at the last position by layer, and a map of it by token and layer.
+
+        Args:
+            dose: The dose of the map; by default the highest.
+
+        Raises:
+            InputError: A dose that was not read.
+        """
+        doses = sorted(self.table["dose"].unique())
+        shown = doses[-1] if dose is None else dose
+        if shown not in doses:
+            raise InputError(f"dose {dose} was not read; there are {', '.join(map(str, doses))}.")
+        rows = self.table.loc[self.table["dose"] == shown]
+        grid = rows.pivot_table(index="position", columns="layer", values="difference")
+        tokens = rows.groupby("position")["token"].first()
+        last, fact = self.at_last(), self.settings["fact"]
+        what = f"logit {fact['target_false']!r} - logit {fact['target_true']!r}"
+        n = len(grid.columns)
+        width, height = max(4.4, 1.8 + 0.2 * n), max(3.2, 1.4 + 0.22 * len(grid))
+        with plots.canvas(1, 2, width=width, height=height) as (figure, (lines, ax)):
+            for i, one in enumerate(doses):
+                at = last[last["dose"] == one]
+                colour, marker = plots.series(i)
+                lines.plot(
+                    at["layer"],
+                    at["difference"],
+                    color=colour,
+                    marker=marker,
+                    markersize=3.5,
+                    label=f"dose {one}",
+                )
+            lines.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
+            lines.set(
+                xlabel="after layer (-1: before the first)", ylabel=f"{what}\nat the last token"
+            )
+            lines.set_title(f"{self.settings['model']['name']}, {self.settings['scheme']}")
+            lines.legend()
+            # Where embeddings are tied, a target's own embedding would outshine all the rest.
+            top = float(np.abs(grid.to_numpy()[:, 1:]).max()) or 1.0
+            image = ax.imshow(grid, cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto")
+            ax.grid(visible=False)
+            labels = [str(text).replace("$", r"\$") for text in tokens]
+            ax.set_yticks(range(len(grid)), labels)
+            step = -(-n // 16)
+            ax.set_xticks(range(0, n, step), [str(layer) for layer in grid.columns[::step]])
+            ax.set(xlabel="after layer", title=f"dose {shown}, every token")
+            figure.colorbar(image, ax=ax, label=what, extend="both")
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        """The settings, and the differences at the last position of the last layer by dose."""
+        last = self.at_last()
+        final = last[last["layer"] == last["layer"].max()]
+        found = {str(row.dose): float(row.difference) for row in final.itertuples()}
+        return {**self.settings, "unit": "logits", "difference": found}
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """The table."""
+        return {TABLE: lambda path: self.table.to_parquet(path, index=False)}
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> LogitLens:
+        """Read the table back."""
+        try:
+            table = pd.read_parquet(folder / TABLE)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
+        names = ("model", "fact", "scheme", "doses", "probes", "seed")
+        return cls(table, {name: record[name] for name in names}, provenance_from(record))
+
+    def __repr__(self) -> str:
+        fact = self.settings["fact"]
+        return (
+            f"LogitLens({self.settings['model']['name']}; case {fact['case_id']}, "
+            f"{self.settings['scheme']}, doses {list(self.settings['doses'])}; "
+            f"{self.table['layer'].nunique()} depths)"
+        )
+
+
+def read(
+    model: HookedLanguageModel,
+    fact: Fact,
+    *,
+    scheme: str | Scheme = "do-not-think",
+    dose: int = 1,
+    probes: Sequence[Probe] = (),
+    seed: int = 0,
+) -> LogitLens:
+    """Look at the bare query of a fact and at its hijacked prompt through the lens.
+
+    Args:
+        model: A hooked language model.
+        fact: The fact; of each target the first token is looked for, read in context.
+        scheme: The scheme that makes the hijacking sentence, or its name.
+        dose: How many sentences stand before the query; 0 for the bare query alone.
+        probes: Act on both runs, in their order.
+        seed: Seeds what a scheme draws.
+
+    Raises:
+        InputError: An unknown scheme, a negative dose, or a fact that the scheme, the tokenizer
+            or the model's context window cannot serve.
+    """
+    rule, pointed = get_scheme(scheme), check_probes(probes)
+    facts = FactSet((fact,), name=f"case {fact.case_id}")
+    doses = sorted({0, dose})
+    prompts, unscored = make_prompts(facts, rule, doses, seed=seed)
+    spans = spans_of(pointed)
+    items, too_long = make_items(
+        prompts, model.tokenizer, context_length=int(model.cfg.n_ctx), spans=spans
+    )
+    if unscored or too_long:
+        raise InputError(f"case {fact.case_id} cannot be read: {[*unscored, *too_long][0].reason}.")
+    located = [locate(model.tokenizer, item.prompt) for item in items]
+    tables = []
+    for item, prompt in zip(items, located, strict=True):
+        layout = Layout.of_symbols(torch.tensor([item.ids], device=device_of(model)), spans)
+        false, true = item.false[0][1], item.true[0][1]
+        seen = through(model, layout, [false], [true], probes=pointed)
+        units = align(located[0], prompt, fact, model.tokenizer)
+        tables.append(_table(item.prompt.dose, seen, units))
+    return LogitLens(
+        table=pd.concat(tables, ignore_index=True),
+        settings={
+            "model": asdict(identify(model)),
+            "fact": asdict(fact),
+            "scheme": rule.name,
+            "doses": doses,
+            "probes": [probe.key for probe in pointed],
+            "seed": seed,
+        },
+        provenance=Provenance.now(seed=seed),
+    )
+
+
+def _table(dose: int, seen: Depths, units: Sequence[Unit]) -> pd.DataFrame:
+    labels = {place: unit for unit in units for place in unit.hijacked}
+    depths, _, length = seen.difference.shape
+    layer, position = (index.ravel() for index in np.indices((depths, length)))
+    return pd.DataFrame(
+        {
+            "dose": dose,
+            "layer": layer - 1,
+            "position": position,
+            "token": [labels[i].token for i in position.tolist()],
+            "span": [labels[i].span for i in position.tolist()],
+            "difference": seen.difference[:, 0].ravel(),
+            "logprob_true": seen.logprob_minus[:, 0].ravel(),
+            "logprob_false": seen.logprob_plus[:, 0].ravel(),
+            "rank_true": seen.rank_minus[:, 0].ravel(),
+            "rank_false": seen.rank_plus[:, 0].ravel(),
+        }
+    )

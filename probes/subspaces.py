@@ -1,0 +1,366 @@
+"""Subspaces that value matrices read from and write to, and the angles between them (figure C.3).
+
+Matrices here act on row vectors, y = x @ W with W [d_in, d_out] = U S V^T, so
+
+    left  singular vectors, U: directions that W reads,  in the space of its input
+    right singular vectors, V: directions that W writes, in the space of its output
+
+The paper's W_V acts on columns and is the transpose of ours: **its left subspace is our right one,
+its right our left**. It does not say which one figure C.3 shows; both are reported. For a
+symmetric W, such as the memory of equation 5.1, the two are the same.
+
+Only the subspaces are compared, so a scale of a matrix, even a negative one, does not matter. The
+subspace of rank r is well determined only if the singular values r and r + 1 differ: their ratio
+is reported as `gap`.
+
+>>> A, B = torch.diag(torch.tensor([3.0, 2.0, 0.0])), torch.diag(torch.tensor([0.0, 2.0, 3.0]))
+>>> principal_angles(A, B, rank=2, side="left").degrees
+(90.0, 0.0)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from scipy import linalg
+from torch import Tensor
+from transformer_lens import FactoredMatrix
+
+from hijacklens import plots
+from hijacklens.concepts import memory
+from hijacklens.concepts.model import OneLayerTransformer
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.errors import InputError, unknown
+from hijacklens.results import Provenance, Result, provenance_from
+from probes import sources
+from probes.sources import Source
+
+Side: TypeAlias = Literal["left", "right"]
+"""`left`: what a matrix reads; `right`: what it writes (row vectors; the paper's are the other way
+round)."""
+Reference: TypeAlias = Callable[[OneLayerTransformer, torch.Generator], Tensor]
+"""Makes the matrix that a model's W_V is compared with."""
+SIDES: tuple[Side, ...] = get_args(Side)
+WHAT = {"left": "left (what W reads)", "right": "right (what W writes)"}
+COLUMNS = ("model", "reference", "draw", "side", "index", "degrees", "gap", "reference_gap")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PrincipalAngles(Result):
+    """The principal angles between the singular subspaces of two matrices, in degrees."""
+
+    degrees: tuple[float, ...]
+    """All `rank` of them, the largest first, each from 0 to 90."""
+    side: Side
+    rank: int
+    gap: float
+    """s_r / s_(r+1) of the first matrix: infinite if its rank is r, 1 if the subspace is not
+    determined."""
+    other_gap: float
+    """The same of the second matrix."""
+    provenance: Provenance
+
+    @property
+    def smallest(self) -> float:
+        """The angle of figure C.3: 0 if the subspaces share a direction."""
+        return self.degrees[-1]
+
+    @property
+    def largest(self) -> float:
+        """0 only if the subspaces are the same."""
+        return self.degrees[0]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """A row per angle, the smallest first: `index` (from 1), `degrees`, `side`."""
+        rows = enumerate(reversed(self.degrees), start=1)
+        return pd.DataFrame([{"index": i, "degrees": d, "side": self.side} for i, d in rows])
+
+    def plot(self) -> Figure:
+        """The angles, the smallest first."""
+        table = self.to_dataframe()
+        with plots.canvas(width=4.6, height=3.2) as (figure, (axes,)):
+            axes.bar(table["index"], table["degrees"], color=plots.COLOURS[0], width=0.6)
+            axes.set(xlabel=f"principal angle, {WHAT[self.side]}", ylabel="degrees", ylim=(0, 92))
+            axes.set_xticks(table["index"])
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        """All fields."""
+        return {
+            "degrees": list(self.degrees),
+            "side": self.side,
+            "rank": self.rank,
+            "gap": self.gap if math.isfinite(self.gap) else "infinite",
+            "other_gap": self.other_gap if math.isfinite(self.other_gap) else "infinite",
+        }
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """angles.csv, to look at; the record holds everything."""
+        return {"angles.csv": partial(self.to_dataframe().to_csv, index=False)}
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> PrincipalAngles:
+        """The result in a folder."""
+
+        def ratio(name: str) -> float:
+            return math.inf if record[name] == "infinite" else float(record[name])
+
+        return cls(
+            degrees=tuple(float(d) for d in record["degrees"]),
+            side=record["side"],
+            rank=int(record["rank"]),
+            gap=ratio("gap"),
+            other_gap=ratio("other_gap"),
+            provenance=provenance_from(record),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ValueAngles(Result):
+    """Angles between trained value matrices and those they are compared with (figure C.3)."""
+
+    table: pd.DataFrame
+    """A row per model, reference, draw, side and angle: `model, reference, draw, side, index`
+    (from 1, the smallest first), `degrees`, and `gap` and `reference_gap` (s_r / s_(r+1))."""
+    settings: Mapping[str, Any]
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table: a row per model, reference, draw, side and angle."""
+        return self.table.copy()
+
+    def smallest(self) -> pd.DataFrame:
+        """The smallest angle: a row per model, reference and side, the mean over draws."""
+        first = self.table[self.table["index"] == 1]
+        keys = ["model", "reference", "side"]
+        return first.groupby(keys, sort=False)["degrees"].mean().reset_index()
+
+    def summary(self) -> pd.DataFrame:
+        """A row per reference and side: mean over models of the smallest and of all angles.
+
+        `reference, side, models, smallest, smallest_std` (over models), `mean, largest`, and the
+        smallest `gap` and `reference_gap` seen.
+        """
+        rows = []
+        by_model = self.smallest()
+        for key, group in self.table.groupby(["reference", "side"], sort=False):
+            reference, side = cast("tuple[str, str]", key)
+            chosen = (by_model["reference"] == reference) & (by_model["side"] == side)
+            smallest = by_model.loc[chosen, "degrees"]
+            last = group["index"] == self.settings["rank"]
+            rows.append(
+                {
+                    "reference": reference,
+                    "side": side,
+                    "models": len(smallest),
+                    "smallest": smallest.mean(),
+                    "smallest_std": smallest.std(ddof=1),
+                    "mean": group["degrees"].mean(),
+                    "largest": group.loc[last, "degrees"].mean(),
+                    "gap": group["gap"].min(),
+                    "reference_gap": group["reference_gap"].min(),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def plot(self) -> Figure:
+        """The smallest angle by reference, a point per model, left and right side by side."""
+        points = self.smallest()
+        names = list(points["reference"].unique())
+        with plots.canvas(1, 2, width=3.9, height=3.3, share_y=True) as (figure, axes):
+            for ax, side in zip(axes, SIDES, strict=True):
+                for i, name in enumerate(names):
+                    chosen = (points["reference"] == name) & (points["side"] == side)
+                    y = points.loc[chosen, "degrees"].to_numpy()
+                    x = i + np.linspace(-0.16, 0.16, len(y)) * (len(y) > 1)
+                    colour, marker = plots.series(i)
+                    ax.plot(x, y, marker, color=colour, ms=5, alpha=0.85, lw=0)
+                    ax.hlines(y.mean(), i - 0.28, i + 0.28, color=colour, lw=2)
+                ax.set_xticks(range(len(names)), names)
+                ax.set(title=WHAT[side], ylim=(0, 92), xlim=(-0.6, len(names) - 0.4))
+                ax.grid(visible=False, axis="x")
+            rank = self.settings["rank"]
+            axes[0].set_ylabel(f"smallest principal angle\nof rank {rank} parts (degrees)")
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        """The settings and the summary."""
+        return {**self.settings, "summary": self.summary().to_dict("records")}
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """angles.parquet, and summary.csv to look at."""
+        return {
+            "angles.parquet": sources.write_table(self.table),
+            "summary.csv": partial(self.summary().to_csv, index=False),
+        }
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> ValueAngles:
+        """The result in a folder.
+
+        Raises:
+            InputError: The file is missing or does not fit.
+        """
+        derived = ("type", "summary", "provenance")
+        return cls(
+            table=sources.read_table(folder, "angles.parquet", columns=COLUMNS),
+            settings={k: v for k, v in record.items() if k not in derived},
+            provenance=provenance_from(record),
+        )
+
+
+def principal_angles(
+    A: Tensor | FactoredMatrix, B: Tensor | FactoredMatrix, *, rank: int, side: Side
+) -> PrincipalAngles:
+    """All principal angles between the rank-r singular subspaces of two matrices.
+
+    Args:
+        A: A matrix that acts on row vectors.
+        B: Another, with the same number of rows for the left side, of columns for the right.
+        rank: How many singular vectors span the subspaces.
+        side: `"left"`: what the matrices read; `"right"`: what they write. See the module for
+            the paper's convention.
+
+    Raises:
+        InputError: The rank exceeds that of a matrix, or the subspaces lie in different spaces.
+    """
+    if side not in SIDES:
+        raise unknown("side", side, SIDES, "left is what a matrix reads, right what it writes.")
+    first = _Subspaces.of(sources.matrix(A, _nothing, name="A"), rank, name="A")
+    second = _Subspaces.of(sources.matrix(B, _nothing, name="B"), rank, name="B")
+    return PrincipalAngles(
+        degrees=first.angles(second, side),
+        side=side,
+        rank=rank,
+        gap=first.gap,
+        other_gap=second.gap,
+        provenance=Provenance.now(),
+    )
+
+
+def value_angles(
+    source: Source,
+    task: ConceptTask | None = None,
+    *,
+    rank: int | None = None,
+    references: Mapping[str, Reference] | None = None,
+    draws: int = 8,
+    seed: int = 0,
+) -> ValueAngles:
+    """Angles of trained value matrices to the constructed, random and Gaussian ones (C.3).
+
+    The constructed and the random memory are made from the model's own trained embeddings. The
+    Gaussian matrix stands for the initialisation; it is drawn anew, so it holds nothing of this
+    run. For the very matrix that a run started from, give
+    `{"start": lambda model, draw: OneLayerTransformer(model.config).W_V[0, 0]}`.
+
+    Args:
+        source: One-layer models: see `probes.sources`.
+        task: The task; that of a `TrainingResult` if not given.
+        rank: Rank of the parts compared; m, as in the paper, if not given.
+        references: What to compare with: name -> function of a model and a generator. None for
+            `constructed`, `random` and `gaussian`.
+        draws: How often each reference is made, with another state of the generator; figure C.3
+            has one draw per run.
+        seed: Seed of the draws; each model, reference and draw has a generator of its own.
+
+    Raises:
+        InputError: Something else than one-layer models of this task is given, or a rank that the
+            matrices do not have.
+    """
+    task = sources.task_of(source, task)
+    if task is None:
+        raise InputError("no task is given; pass the ConceptTask that the models were made for.")
+    if draws < 1:
+        raise InputError(f"draws is {draws!r}; give at least 1.")
+    made = references or standard_references(task)
+    models = sources.one_layer_models(source, operation="value_angles")
+    rank = task.bits if rank is None else rank
+    rows: list[dict[str, Any]] = []
+    for place, (name, model) in enumerate(models.items()):
+        own = _Subspaces.of(sources.matrix(model.W_V[0, 0], _nothing, name=name), rank, name=name)
+        for which, (reference, make) in enumerate(made.items()):
+            for draw in range(draws):
+                with torch.no_grad():
+                    found = make(model, _generator(seed, place, which, draw))
+                W = sources.matrix(found, _nothing, name=reference)
+                other = _Subspaces.of(W, rank, name=reference)
+                for side in SIDES:
+                    rows.extend(
+                        dict(
+                            zip(
+                                COLUMNS,
+                                (name, reference, draw, side, i, d, own.gap, other.gap),
+                                strict=True,
+                            )
+                        )
+                        for i, d in enumerate(reversed(own.angles(other, side)), start=1)
+                    )
+    return ValueAngles(
+        table=pd.DataFrame(rows),
+        settings={
+            "rank": rank,
+            "draws": draws,
+            "references": list(made),
+            "task": task.configuration(),
+        },
+        provenance=Provenance.now(seed=seed),
+    )
+
+
+def standard_references(task: ConceptTask) -> dict[str, Reference]:
+    """The matrices of figure C.3: the memory of equation 5.1, the random one, a Gaussian one."""
+    return {
+        "constructed": lambda model, draw: memory.constructed(model.W_E.detach().cpu(), task),
+        "random": lambda model, draw: memory.random(model.W_E.detach().cpu(), task, draw),
+        "gaussian": lambda model, draw: memory.gaussian(model.config.d_model, draw),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Subspaces:
+    """The first singular vectors of a matrix on both sides, as columns."""
+
+    left: np.ndarray
+    right: np.ndarray
+    gap: float
+
+    @classmethod
+    def of(cls, W: Tensor, rank: int, *, name: str) -> _Subspaces:
+        U, s, V = np.linalg.svd(W.numpy(), full_matrices=False)
+        # Singular vectors of values that are 0 up to rounding span nothing of the matrix.
+        full = int((s > s[0] * max(W.shape) * np.finfo(float).eps).sum())
+        if not 1 <= rank <= full:
+            raise InputError(
+                f"rank must lie in 1..{full}, the rank of {name!r} {list(W.shape)}; got {rank!r}."
+            )
+        gap = float(s[rank - 1] / s[rank]) if rank < full else math.inf
+        return cls(U[:, :rank], V[:rank].T, gap)
+
+    def angles(self, other: _Subspaces, side: Side) -> tuple[float, ...]:
+        """In degrees, the largest first."""
+        mine, yours = getattr(self, side), getattr(other, side)
+        if len(mine) != len(yours):
+            raise InputError(
+                f"the {side} subspaces lie in spaces of {len(mine)} and {len(yours)} dimensions "
+                "and have no angles; give matrices of one shape."
+            )
+        return tuple(float(d) for d in np.degrees(linalg.subspace_angles(mine, yours)))
+
+
+def _generator(seed: int, *branch: int) -> torch.Generator:
+    state = int(np.random.SeedSequence([seed, *branch]).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state >> 1)
+
+
+def _nothing(item: Any) -> None:
+    """Models hold many matrices: which one is meant has to be said."""

@@ -1,0 +1,161 @@
+"""Value matrices and OV circuits, read out of any hooked model.
+
+All act on row vectors, as in TransformerLens: a value is `x @ W_V`, what a head writes for a token
+that it attends to fully is `x @ W_V @ W_O`. The paper writes tokens as columns, so its W_V is the
+transpose.
+
+`x` is what the model at hand feeds to W_V, which norm weights are part of or not:
+
+    residual -> normalised -> times the norm's weight, plus its bias -> x -> W_V
+                              `-- attention_norm_weight; ones after folding --'
+
+So in a model as loaded (`load_model`) `x` is the weighted norm of the residual stream, and the
+matrix is the one in its file. Where norms were folded (`enable_compatibility_mode()`, or a
+HookedTransformer with its usual processing) `x` is the bare normalised residual stream and the
+matrix is `attention_norm_weight[:, None] * W_V` of the unfolded model, for a layer norm less the
+mean over its rows (centred inputs do not see it). To compare two models, or a matrix with
+embeddings, multiply that weight in. The one-layer model has no norm.
+
+Under grouped-query attention one `kv_head` gives values to `n_heads / n_kv_heads` query heads,
+each of which has its own W_O: W_V goes by `kv_head`, OV circuits by (query) `head`.
+
+>>> from hijacklens.concepts.architecture import OneLayerConfig
+>>> from hijacklens.concepts.model import OneLayerTransformer
+>>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
+>>> value_matrix(model, 0, 0).shape, ov_circuit(model, 0, 0).shape
+(torch.Size([4, 4]), torch.Size([4, 4]))
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens import FactoredMatrix
+from transformer_lens.model_bridge import TransformerBridge
+
+from hijacklens.errors import InputError
+from hijacklens.hooked import HookedModel
+from probes import sites
+from probes.sites import HeadAxis
+
+
+def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, "d_model d_head"]:
+    """W_V of one key/value head; do not write into it, it may be the model's own memory.
+
+    Raises:
+        InputError: The model has no such layer or key/value head, or its values do not come from
+            one matrix per head.
+    """
+    check_site(model, layer, kv_head, "kv_head")
+    weights = _weights(model, layer, "W_V")
+    # A HookedTransformer repeats the matrix of a kv head for each query head that reads it.
+    repeats = len(weights) // sites.head_count(model, "kv_head")
+    return weights[kv_head * repeats].detach()
+
+
+def value_bias(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, " d_head"]:
+    """b_V of one key/value head; zeros where the model has none (all families but GPT-2's).
+
+    Raises:
+        InputError: As for `value_matrix`.
+    """
+    W_V = value_matrix(model, layer, kv_head)
+    bias = getattr(_attention(model, layer), "b_V", None)
+    if bias is None:
+        return W_V.new_zeros(W_V.shape[1])
+    by_head = bias.detach().reshape(-1, W_V.shape[1])
+    return by_head[kv_head * (len(by_head) // sites.head_count(model, "kv_head"))]
+
+
+def output_matrix(model: HookedModel, layer: int, head: int) -> Float[Tensor, "d_head d_model"]:
+    """W_O of one query head; do not write into it, it may be the model's own memory.
+
+    Raises:
+        InputError: The model has no such layer or head, or no output matrix per head.
+    """
+    check_site(model, layer, head, "head")
+    return _weights(model, layer, "W_O")[head].detach()
+
+
+def kv_head_of(model: HookedModel, head: int) -> int:
+    """The key/value head that a query head reads: itself, without grouped-query attention."""
+    return head * sites.head_count(model, "kv_head") // sites.head_count(model, "head")
+
+
+def ov_circuit(model: HookedModel, layer: int, head: int) -> FactoredMatrix:
+    """The OV circuit of one query head, W_V W_O [d_model, d_model] of rank d_head, on row vectors.
+
+    It takes what W_V takes (see the module on norm weights) and gives what the head adds to the
+    attention output: before the norm that Gemma-2 and -3 put behind attention. Biases are not in
+    it: with them a head also adds `value_bias @ output_matrix`.
+
+    Raises:
+        InputError: As for `value_matrix` and `output_matrix`.
+    """
+    W_O = output_matrix(model, layer, head)
+    W_V = value_matrix(model, layer, kv_head_of(model, head))
+    return FactoredMatrix(W_V, W_O.to(W_V.device))
+
+
+def attention_norm_weight(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
+    """What the norm before attention multiplies normalised activations with; Gemma's is 1 + w.
+
+    Ones where the weight was folded into the matrices and where the model has no norm.
+
+    Raises:
+        InputError: The model has no such layer.
+    """
+    check_site(model, layer, 0, "head")
+    weight, _ = norm_affine(model, getattr(_block(model, layer), "ln1", None))
+    return weight
+
+
+def norm_affine(
+    model: HookedModel, norm: Any
+) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
+    """Weight and bias of a norm module: it gives `normalised * weight + bias`.
+
+    Ones and zeros where the module is None, has no weights, or had them folded.
+    """
+    weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
+    like = next(iter(model.parameters())) if weight is None else weight
+    if weight is None:
+        weight = like.new_ones(int(model.cfg.d_model))
+    elif isinstance(model, TransformerBridge) and getattr(model.cfg, "rmsnorm_uses_offset", False):
+        # Gemma's files hold w for a norm that multiplies with 1 + w; a HookedTransformer has
+        # added the 1 when it was made, a bridge shows the file's.
+        weight = weight.float().add(1).to(weight.dtype)
+    bias = like.new_zeros(weight.shape) if bias is None else bias
+    return weight.detach(), bias.detach()
+
+
+def check_site(model: HookedModel, layer: int, head: int, axis: HeadAxis) -> None:
+    """Refuse a layer or head that the model does not have.
+
+    Raises:
+        InputError: There is no such layer or head.
+    """
+    sites.choose(model, heads=[(layer, head)], axis=axis)
+
+
+def _block(model: HookedModel, layer: int) -> Any:
+    blocks: Any = getattr(model, "blocks", None)
+    if blocks is None:
+        raise InputError(f"{type(model).__name__} has no blocks to read value matrices from.")
+    return blocks[layer]
+
+
+def _attention(model: HookedModel, layer: int) -> Any:
+    return getattr(_block(model, layer), "attn", None)
+
+
+def _weights(model: HookedModel, layer: int, name: str) -> Float[Tensor, "head rows columns"]:
+    weights = getattr(_attention(model, layer), name, None)
+    if not isinstance(weights, Tensor) or weights.ndim != 3:
+        raise InputError(
+            f"layer {layer} of {model.cfg.model_name!r} has no attention with one {name} per head "
+            "(latent attention, or a layer of another kind); value probes cannot act on it."
+        )
+    return weights

@@ -1,0 +1,132 @@
+"""Attention probes on whole data sets, against plain passes with masks, prompt by prompt."""
+
+from __future__ import annotations
+
+import copy
+
+import pandas as pd
+import pytest
+import torch
+from masked_huggingface import everywhere_masked
+from sample_facts import sample_facts
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+)
+
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.concepts.training import train
+from hijacklens.facts.atlas import atlas
+from hijacklens.models import load_model
+from hijacklens.packaged import PACKAGED
+from hijacklens.results import load_result
+from hijacklens.schemes import get_scheme
+from hijacklens.scoring.hijack import hijack
+from hijacklens.tokens import continuation, encode
+from probes.attention import knock_out, patch, rescale
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request):
+    plain = tiny_model(request.param)
+    plain.set_attn_implementation("eager")
+    tokenizer = tiny_tokenizer(request.param)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+
+
+def by_hand(plain, tokenizer, prompt: str, hijack_end: int, target: str) -> list[float]:
+    """Log-probabilities of a target, with the answering tokens blind to the hijack."""
+    before, after = encode(tokenizer, [prompt, f"{prompt} {target}"])
+    split = continuation(before, after)
+    ids = list(split.context + split.target)[:-1]
+    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+    hijacked = [
+        i
+        for i, (start, end) in enumerate(offsets[: len(before)])
+        if start < end and prompt[start : min(end, hijack_end)].strip()
+    ]
+    n = len(split.context)
+    removed = torch.zeros(len(ids), len(ids), dtype=torch.bool)
+    for row in range(n - 1, len(ids)):
+        removed[row, hijacked] = True
+    logits = everywhere_masked(plain, ids, removed).double().log_softmax(-1)
+    return [float(logits[n - 1 + i, token]) for i, token in enumerate(split.target)]
+
+
+def test_a_data_set_equals_masked_plain_passes_prompt_by_prompt(pair):
+    plain, model = pair
+    tokenizer = model.tokenizer
+    chosen = sample_facts()[3:8]  # with targets of several tokens
+    probe = knock_out("last", "hijack")
+    runs = [
+        hijack(model, chosen, doses=[2], probes=[probe], batch_tokens=size, quiet=True)
+        for size in (1, 90, 100_000)
+    ]
+    facts = {fact.case_id: fact for fact in chosen}
+    bare = hijack(model, chosen, doses=[2], quiet=True).items
+    longest, moved = 0, 0.0
+    for item, other in zip(runs[0].items.to_dict("records"), bare.to_dict("records"), strict=True):
+        fact = facts[item["case_id"]]
+        sentence = get_scheme("do-not-think").sentence(fact)
+        prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
+        end = item["dose"] * (len(sentence) + 1)
+        for side, target in (("true", fact.target_true), ("false", fact.target_false)):
+            expected = by_hand(plain, tokenizer, prompt, end, target)
+            longest = max(longest, len(expected))
+            assert item[f"n_tokens_{side}"] == len(expected)
+            assert item[f"first_{side}"] == pytest.approx(expected[0], abs=1e-4)
+            assert item[f"sum_{side}"] == pytest.approx(sum(expected), abs=1e-4)
+            if item["dose"] == 0:
+                assert item[f"sum_{side}"] == pytest.approx(other[f"sum_{side}"], abs=1e-4)
+            moved = max(moved, abs(item[f"sum_{side}"] - other[f"sum_{side}"]))
+    assert longest > 1
+    assert moved > 0.1
+    for run in runs[1:]:
+        pd.testing.assert_frame_equal(run.items, runs[0].items, atol=1e-4, rtol=0)
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize("name", sorted(PACKAGED))
+def test_packaged_models_equal_masked_plain_passes(name):
+    folder = PACKAGED[name].folder()
+    plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    model = load_model(name, device="cpu")
+    facts = atlas().limit(3, seed=0)
+    probe = knock_out("last", "hijack")
+    result = hijack(model, facts, doses=[1], probes=[probe], quiet=True)
+    items = result.items[result.items["dose"] == 1].set_index("case_id")
+    for fact in facts:
+        sentence = get_scheme("do-not-think").sentence(fact)
+        prompt, end = f"{sentence} {fact.prompt}", len(sentence) + 1
+        for side, target in (("true", fact.target_true), ("false", fact.target_false)):
+            expected = by_hand(plain, model.tokenizer, prompt, end, target)
+            assert items.loc[fact.case_id, f"sum_{side}"] == pytest.approx(sum(expected), abs=5e-4)
+
+
+def test_the_result_names_its_probes(gpt2, tmp_path):
+    probes = [knock_out("last", "hijack", layers=[0]), rescale(2, "last", "subject")]
+    result = hijack(gpt2, sample_facts(), doses=[1], probes=probes, quiet=True)
+    assert result.settings["probes"] == [probe.key for probe in probes]
+    loaded = load_result(result.save(tmp_path / "out"))
+    assert loaded.settings["probes"] == result.settings["probes"]
+    assert loaded.plot().axes
+
+
+def test_trained_one_layer_models():
+    task = ConceptTask(bits=3, support="first-bit", length=32)
+    trained = train(
+        task, dim=8, seeds=1, steps=100, batch=32, evaluation=500, quiet=True,
+        learning_rates=[0.01],
+    )  # fmt: skip
+    bare = trained.accuracy()
+    same = trained.accuracy(probes=[knock_out("last", "token:99")])
+    pd.testing.assert_frame_equal(bare, same, atol=1e-5, rtol=0)
+    blind = trained.accuracy(probes=[knock_out("last", "cluster")])
+    seeing = trained.accuracy(probes=[patch("last", "cluster")])
+    # The label is in the last token's cluster; what stands outside says nothing of it.
+    assert blind["accuracy"][0] < seeing["accuracy"][0] - 0.2

@@ -1,0 +1,314 @@
+"""Attention probes in every way of running: data sets, packs, caches, other runs, refusals."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from torch.testing import assert_close
+from transformers import (
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+)
+from type_checks import unchecked
+
+from hijacklens.errors import InputError
+from hijacklens.layout import Layout
+from hijacklens.models import load_model
+from hijacklens.probe import logits_at, probed
+from probes.attention import knock_out, patch, rescale, transplant
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request):
+    plain = tiny_model(request.param)
+    plain.set_attn_implementation("eager")
+    tokenizer = tiny_tokenizer(request.param)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+
+
+def spans(names: dict[str, list[tuple[int, int]]], shape: tuple[int, int]) -> dict:
+    masks = {name: torch.zeros(shape, dtype=torch.bool) for name in names}
+    for name, places in names.items():
+        for row, column in places:
+            masks[name][row, column] = True
+    return masks
+
+
+PROBES = {
+    "knock out": knock_out("last", "far"),
+    "knock out after": knock_out("last", "far", when="after"),
+    "patch": patch("last", "far", layers=1),
+    "rescale": rescale(4, "last", "far", heads=[(0, 1), (1, 3)]),
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_prompts_that_share_tokens_in_one_row(pair, name):
+    """A tree: two prompts share their first four tokens and part after them."""
+    plain, model = pair
+    trunk, left, right = [7, 8, 9, 10], [11, 12, 13], [14, 15]
+    ids = torch.tensor([trunk + left + right])
+    parent = [-1, 0, 1, 2, 3, 4, 5, 3, 7]
+    seen = torch.eye(9, dtype=torch.bool)
+    for i, above in enumerate(parent):
+        if above >= 0:
+            seen[i] |= seen[above]
+    depth = seen.sum(1) - 1
+    mask = torch.zeros(1, 1, 9, 9).masked_fill(~seen, torch.finfo(torch.float32).min)
+    windowed = getattr(plain.config, "layer_types", None) is not None
+    both = {"full_attention": mask, "sliding_attention": mask} if windowed else mask
+    packed = Layout(ids, spans({"far": [(0, 1), (0, 2), (0, 4)], "last": [(0, 6), (0, 8)]}, (1, 9)))
+    got = logits_at(
+        model,
+        packed,
+        torch.tensor([0, 0]),
+        torch.tensor([6, 8]),
+        probes=[PROBES[name]],
+        attention_mask=both,
+        position_ids=depth[None],
+    )
+    for place, (branch, far) in enumerate(((left, [1, 2, 4]), (right, [1, 2]))):
+        alone = torch.tensor([trunk + branch])
+        shape = (1, alone.shape[1])
+        last = shape[1] - 1
+        layout = Layout(alone, spans({"far": [(0, i) for i in far], "last": [(0, last)]}, shape))
+        at = (torch.tensor([0]), torch.tensor([last]))
+        (want,) = logits_at(model, layout, *at, probes=[PROBES[name]])
+        (bare,) = logits_at(model, layout, *at)
+        assert_close(got[place], want, atol=1e-4, rtol=0)
+        assert float((want - bare).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_keys_from_a_cache(pair, name):
+    _, model = pair
+    ids = torch.randint(5, 300, (2, 7), generator=torch.Generator().manual_seed(0))
+    whole = spans({"far": [(0, 1), (1, 2), (1, 5)], "last": [(0, 6), (1, 6)]}, (2, 7))
+    at = (torch.tensor([0, 1]), torch.tensor([6, 6]))
+    want = logits_at(model, Layout(ids, whole), *at, probes=[PROBES[name]])
+    with torch.no_grad():
+        _, cache = model(ids[:, :4], return_type="logits_and_cache", use_cache=True)
+        layout = Layout(
+            ids[:, 4:],
+            {span: mask[:, 4:] for span, mask in whole.items()},
+            ids[:, :4],
+            {span: mask[:, :4] for span, mask in whole.items()},
+        )
+        with probed(model, [PROBES[name]], layout):
+            got, _ = model(layout.tokens, return_type="logits_and_cache", past_key_values=cache)
+    assert_close(got[:, -1], want, atol=1e-4, rtol=0)
+
+
+def run(model, ids, probes=(), masks=None):
+    layout = Layout(torch.tensor(ids), masks or {})
+    with torch.no_grad(), probed(model, list(probes), layout):
+        return model.run_with_cache(layout.tokens)
+
+
+class TestTransplant:
+    ids = ([[7, 8, 9, 10, 11]], [[7, 20, 21, 10, 11]])
+
+    def test_of_a_run_into_itself_changes_nothing(self, pair):
+        _, model = pair
+        logits, cache = run(model, self.ids[0])
+        again, _ = run(model, self.ids[0], [transplant(cache)])
+        assert_close(again, logits, atol=1e-5, rtol=0)
+
+    def test_of_another_run(self, pair):
+        _, model = pair
+        _, cache = run(model, self.ids[0])
+        bare, own = run(model, self.ids[1])
+        probe = transplant(cache, source="at:-1", layers=[1], heads=[0, 2])
+        masks = spans({"at:-1": [(0, 4)]}, (1, 5))
+        logits, changed = run(model, self.ids[1], [probe], masks)
+        new = own["pattern", 1].clone()
+        new[:, [0, 2], -1] = cache["pattern", 1][:, [0, 2], -1]
+        assert torch.equal(changed["pattern", 1], new)
+        assert torch.equal(changed["pattern", 0], own["pattern", 0])
+        assert float((logits - bare)[0, -1].abs().max()) > 1e-3
+        assert torch.equal(logits[0, :-1], bare[0, :-1])
+
+    def test_of_a_batch_row_by_row(self, gpt2):
+        both = [self.ids[0][0], self.ids[1][0]]
+        _, cache = run(gpt2, both)
+        swapped = {f"blocks.{i}.attn.hook_pattern": cache["pattern", i].flip(0) for i in range(2)}
+        _, changed = run(gpt2, both, [transplant(swapped)])
+        assert torch.equal(changed["pattern", 0], cache["pattern", 0].flip(0))
+
+    def test_what_cannot_be_transplanted(self, gpt2):
+        _, cache = run(gpt2, self.ids[0])
+        with pytest.raises(InputError, match=r"prompts of 5 tokens .* of 1 of 3"):
+            run(gpt2, [[7, 8, 9]], [transplant(cache)])
+        some = {"blocks.1.attn.hook_pattern": cache["pattern", 1][0]}
+        assert transplant(some).layers == (1,)
+        with pytest.raises(InputError, match=r"no pattern of layer 0; it has layers \[1\]"):
+            run(gpt2, self.ids[0], [transplant(some, heads=[(0, 1)])])
+        with pytest.raises(InputError, match=r"no pattern .* run_with_cache"):
+            transplant({"blocks.0.hook_resid_pre": torch.zeros(1, 5, 32)})
+
+    def test_the_key_tells_patterns_apart(self, gpt2):
+        _, one = run(gpt2, self.ids[0])
+        _, other = run(gpt2, self.ids[1])
+        assert transplant(one).key == transplant(one).key != transplant(other).key
+        assert transplant(one).key.startswith("transplant:layers=0+1,pattern=")
+        assert not transplant(one).packs
+
+
+KEYS = {
+    "knock-out:from=last,to=hijack": knock_out("last", "hijack"),
+    "knock-out:layers=8-11,when=after,renormalise=no,from=last,to=hijack+subject": knock_out(
+        "last", "hijack+subject", layers=range(8, 12), when="after", renormalise=False
+    ),
+    "knock-out:heads=8.3+9.1,from=last,to=text:Rome, Italy": knock_out(
+        "last", "text:Rome, Italy", heads=[(9, 1), (8, 3)]
+    ),
+    "rescale:factor=2.0,from=last,to=hijack": rescale(2, "last", "hijack"),
+    "rescale:layers=1,factor=0.5,when=before,from=all,to=bos": rescale(
+        0.5, "all", "bos", layers=1, when="before"
+    ),
+    "patch:from=last,to=cluster": patch("last", "cluster"),
+    "patch:share=proportional,from=last,to=own": patch("last", "own", share="proportional"),
+}
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys_say_what_a_probe_does(key):
+    assert KEYS[key].key == key
+    assert KEYS[key].packs
+    assert set(KEYS[key].spans) == {KEYS[key].source, KEYS[key].target}
+
+
+def test_keys_of_spans_that_could_be_mistaken_for_one_another():
+    texts = ("text:x", "text:x,to=text:y", "'x'", "text:x\n", "text:x\\n", "text:y,to=z", "z")
+    with unchecked():
+        keys = {knock_out(a, b).key for a in texts for b in texts}
+    assert len(keys) == len(texts) ** 2
+    assert all(key.isprintable() for key in keys)
+
+
+def test_layers_given_as_an_iterator_can_be_read_again(gpt2):
+    probe = knock_out("all", "at:0", layers=iter([0, 1]))
+    layout = Layout(torch.tensor([[7, 8, 9]]), spans({"at:0": [(0, 0)]}, (1, 3)))
+    counts = [len(probe.hooks(gpt2, layout)) for _ in range(2)]
+    assert counts == [6, 6]
+
+
+WRONG = {
+    "when": (lambda: knock_out("last", "hijack", when="during"), "unknown when 'during'"),
+    "not renormalised before": (
+        lambda: knock_out("last", "hijack", renormalise=False),
+        'renormalise=False goes with when="after"',
+    ),
+    "scores not renormalised": (
+        lambda: rescale(2, "last", "hijack", when="before", renormalise=False),
+        "renormalise=False goes with",
+    ),
+    "negative factor": (lambda: rescale(-1, "last", "hijack"), "factor -1 .* 0 or more"),
+    "endless factor": (
+        lambda: rescale(float("inf"), "last", "hijack", when="before"),
+        "factor inf .* finite",
+    ),
+    "share": (lambda: patch("last", "hijack", share="equal"), "unknown share 'equal'"),
+    "span": (lambda: knock_out("last", "at:first"), "cannot read the span 'at:first'"),
+    "no span": (lambda: knock_out("", "hijack"), "cannot read the span ''"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_choices(name):
+    make, message = WRONG[name]
+    with unchecked(), pytest.raises(InputError, match=message):
+        make()
+
+
+def test_what_the_model_or_the_layout_lacks(gpt2):
+    ids = torch.tensor([[7, 8, 9]])
+    layout = Layout(ids, spans({"last": [(0, 2)]}, (1, 3)))
+    with pytest.raises(InputError, match="layer 2 is not one of this model's; it has 2"):
+        knock_out("last", "all", layers=2).hooks(gpt2, layout)
+    with pytest.raises(InputError, match="head 4 is not one of this model's; it has 4"):
+        knock_out("last", "all", heads=4).hooks(gpt2, layout)
+    with pytest.raises(InputError, match=r"unknown span 'hijak'.*Allowed: all, last"):
+        knock_out("last", "hijak").hooks(gpt2, layout)
+    with (
+        pytest.raises(InputError, match=r"is \(1, 4, 4, 4\).* the layout says \(1, 4, 3, 3\)"),
+        probed(gpt2, [knock_out("last", "all")], layout),
+    ):
+        gpt2(torch.tensor([[7, 8, 9, 10]]))
+
+
+def watched(family: str):
+    """Models whose attention TransformerLens runs as a whole, with hooks that only watch it."""
+    vocab = len(tiny_tokenizer("gpt2"))
+    if family == "gpt-neo":
+        return GPTNeoForCausalLM(
+            GPTNeoConfig(
+                vocab_size=vocab,
+                hidden_size=16,
+                num_layers=2,
+                num_heads=2,
+                attention_types=[[["global"], 2]],
+            )
+        )
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=vocab,
+            hidden_size=16,
+            ffn_dim=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+        )
+    )
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("family", ["gpt-neo", "opt"])
+@pytest.mark.parametrize("probe", [knock_out("all", "token:8"), patch("all", "token:8")])
+def test_an_architecture_whose_attention_cannot_be_edited_is_refused(family, probe):
+    plain = watched(family)
+    plain.config.architectures = [type(plain).__name__]
+    model = load_model(plain, tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+    before = {name: list(point.fwd_hooks) for name, point in model.hook_dict.items()}
+    with pytest.raises(InputError, match="attention probes do nothing here"):
+        run(model, [[7, 8, 9]], [probe])
+    assert {name: list(point.fwd_hooks) for name, point in model.hook_dict.items()} == before
+
+
+def test_a_hooked_transformer_of_transformer_lens_3():
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError:
+        pytest.skip("TransformerLens 4 has no HookedTransformer")
+    with pytest.warns(DeprecationWarning):
+        model = HookedTransformer(
+            HookedTransformerConfig(
+                n_layers=2, d_model=16, n_ctx=16, d_head=4, n_heads=4, d_vocab=50, seed=0,
+                act_fn="gelu", n_key_value_heads=2, positional_embedding_type="rotary",
+                init_weights=True, initializer_range=0.5,
+            )
+        )  # fmt: skip
+    model.eval()
+    masks = spans({"far": [(0, 1), (0, 2)], "last": [(0, 4)]}, (1, 5))
+    _, bare = run(model, [[7, 8, 9, 10, 11]])
+    for when in ("before", "after"):
+        probe = knock_out("last", "far", heads=[(0, 3), (1, 0)], when=when)
+        _, cache = run(model, [[7, 8, 9, 10, 11]], [probe], masks)
+        want = bare["pattern", 0].clone()
+        want[0, 3, 4, [1, 2]] = 0
+        want[0, 3, 4] /= want[0, 3, 4].sum()
+        assert_close(cache["pattern", 0], want, atol=1e-6, rtol=0)
+        assert float(cache["pattern", 1][0, 0, 4, [1, 2]].abs().max()) == 0.0
+    everything = knock_out("all", "all")
+    _, cache = run(model, [[7, 8, 9, 10, 11]], [everything], masks)
+    assert float(cache["z", 1].abs().max()) == 0.0

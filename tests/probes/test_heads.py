@@ -1,0 +1,384 @@
+"""The search for heads: a planted head is found, and every number is that of a plain comparison."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from planted_head import PLANTED, planted_facts, planted_model
+from sample_facts import sample_facts
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from type_checks import unchecked
+
+from hijacklens.errors import InputError
+from hijacklens.facts.atlas import atlas
+from hijacklens.models import load_model
+from hijacklens.probe import HookProbe
+from hijacklens.results import load_result
+from hijacklens.scoring import efficacy
+from hijacklens.scoring.hijack import hijack
+from probes import heads, logit_shift
+from probes.ablation import ablate, mean_outputs
+from probes.head_gradients import gradient_attribution
+from probes.head_search import HeadSearch
+
+CASES = (0, 1, 3, 9)
+"""Sample facts whose targets differ in their first token for every tokenizer."""
+
+
+def boot(plain, family):
+    return load_model(plain, tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+def shifts(model, facts, *, dose=1, scheme="do-not-think", probes=()):
+    """The logit shift of every fact by its definition, from `hijack`."""
+    result = hijack(model, facts, schemes=[scheme], doses=[dose], probes=probes, quiet=True)
+    items = result.items.assign(margin=efficacy.margin(result.items, "first"))
+    table = items.pivot(index="case_id", columns="dose", values="margin")
+    return (table[dose] - table[0]).loc[[fact.case_id for fact in facts]].to_numpy()
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return boot(planted_model(), "llama")
+
+
+@pytest.fixture(scope="module")
+def found(planted) -> HeadSearch:
+    return heads.search(planted, planted_facts(), size=2, candidates=5, quiet=True)
+
+
+@pytest.mark.parametrize("attribution", ["gradient", "direct"])
+@pytest.mark.parametrize("kind", ["mean", "zero"])
+def test_the_planted_head_is_found(planted, attribution, kind):
+    found = heads.search(
+        planted,
+        planted_facts(),
+        size=1,
+        candidates=2,
+        attribution=attribution,
+        kind=kind,
+        quiet=True,
+    )
+    assert found.heads == (PLANTED,)
+    assert found.candidates[0] == PLANTED
+    table = found.to_dataframe()
+    best = table[table["chosen"]].iloc[0]
+    assert (best["layer"], best["head"], best["rank"]) == (*PLANTED, 1)
+    # It alone carries nearly all of the shift, and the intervals know.
+    assert best["share"] == pytest.approx(1.0, abs=0.1)
+    assert best["low"] > 0.3
+    assert best["p_holm"] < 0.05
+    assert table.loc[~table["chosen"], "carried"].abs().max() < 0.15
+
+
+def test_with_all_other_heads_silent_it_carries_exactly_the_shift():
+    model = boot(planted_model(others=0.0), "llama")
+    found = heads.search(model, planted_facts(), layers=1, size=1, candidates=4, quiet=True)
+    assert found.heads[0] == PLANTED
+    # Rotary positions: without any attention the last token says the same behind any hijack.
+    np.testing.assert_allclose(found.carried_by_set[:, 0], found.shift, atol=1e-5)
+    at = found.candidates.index(PLANTED)
+    others = np.delete(found.carried, at, axis=1)
+    np.testing.assert_allclose(others, 0, atol=1e-5)
+    assert found.growth["share"].tolist() == pytest.approx([1], abs=1e-4)
+    assert (
+        np.abs(np.delete(found.attribution.reshape(len(found.facts), -1), 6, axis=1)).max() < 1e-6
+    )
+
+
+def silence(plain, family, layer, head):
+    """The plain model with what a query head writes taken out of its output matrix."""
+    edited = copy.deepcopy(plain)
+    with torch.no_grad():
+        if family == "gpt2":
+            weight = edited.transformer.h[layer].attn.c_proj.weight  # [head * d_head, d_model]
+            width = weight.shape[0] // 4
+            weight[head * width : (head + 1) * width] = 0
+        else:
+            weight = edited.model.layers[layer].self_attn.o_proj.weight
+            width = weight.shape[1] // 4
+            weight[:, head * width : (head + 1) * width] = 0
+    return edited
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exact_effects_are_those_of_edited_weights(family):
+    plain = tiny_model(family)
+    facts = sample_facts().where(case_ids=CASES)
+    model = boot(copy.deepcopy(plain), family)
+    found = heads.search(model, facts, size=1, candidates=2, kind="zero", quiet=True)
+    whole = shifts(model, facts)
+    np.testing.assert_allclose(found.shift, whole, atol=1e-5)
+    for i, (layer, head) in enumerate(found.candidates):
+        edited = boot(silence(plain, family, layer, head), family)
+        carried = whole - shifts(edited, facts)
+        np.testing.assert_allclose(found.carried[:, i], carried, atol=1e-4)
+        assert np.abs(carried).max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_attribution_is_the_slope_of_ablation(family):
+    """Taking a hundredth of a head away changes the shift by a hundredth of its attribution."""
+    model = boot(tiny_model(family), family)
+    facts = sample_facts().where(case_ids=CASES)
+    kind = "zero" if family == "gemma" else "mean"
+    found = heads.search(model, facts, size=1, candidates=1, kind=kind, quiet=True)
+    layer, head = found.heads[0]
+    away = 0.0 if found.means is None else found.means.values[layer, head]
+
+    def taken(share):
+        def hook_function(z, hook):
+            part = (1 - share) * z[:, :, head] + share * away
+            return torch.cat([z[:, :, :head], part[:, :, None], z[:, :, head + 1 :]], dim=2)
+
+        hooks = [(f"blocks.{layer}.attn.hook_z", hook_function)]
+        return shifts(model, facts, probes=[HookProbe(f"{share} taken", hooks)])
+
+    slope = (taken(-0.01) - taken(0.01)) / 0.02
+    assert np.abs(slope).max() > 0.01
+    np.testing.assert_allclose(found.attribution[:, layer, head], slope, atol=3e-3, rtol=3e-3)
+
+
+def test_direct_attribution_is_that_of_the_account(planted):
+    facts = planted_facts()[:4]
+    found = heads.search(planted, facts, size=1, candidates=1, attribution="direct", quiet=True)
+    account = logit_shift.head_attribution(planted, facts, scheme="do-not-think", dose=1)
+    np.testing.assert_allclose(found.attribution, account.numpy(), atol=1e-6)
+
+
+def test_attribution_does_not_depend_on_the_batch_or_on_frozen_weights(planted, found):
+    from hijacklens.schemes import get_scheme
+    from hijacklens.scoring.items import make_items, make_prompts
+
+    facts = planted_facts()
+    prompts, _ = make_prompts(facts, get_scheme("do-not-think"), [0, 1], seed=0)
+    items, _ = make_items(prompts, planted.tokenizer, context_length=160)
+    cases = [fact.case_id for fact in facts]
+    before = {name: value.requires_grad for name, value in planted.named_parameters()}
+    with torch.no_grad():
+        single = gradient_attribution(planted, items, cases, means=found.means, batch_tokens=1)
+    np.testing.assert_allclose(single, found.attribution, atol=1e-5)
+    assert all(value.grad is None for value in planted.parameters())
+    try:
+        for value in planted.parameters():
+            value.requires_grad_(False)
+        with torch.inference_mode():
+            frozen = gradient_attribution(planted, items, cases[::-1], means=found.means)
+    finally:
+        for name, value in planted.named_parameters():
+            value.requires_grad_(before[name])
+    np.testing.assert_allclose(frozen[::-1], found.attribution, atol=1e-5)
+    assert not any(point.fwd_hooks for point in planted.hook_dict.values())
+
+
+def test_greedy_adds_what_brings_the_set_furthest():
+    model = boot(tiny_model("llama", seed=1), "llama")
+    facts = sample_facts().where(case_ids=CASES)
+    found = heads.search(
+        model, facts, size=2, candidates=3, kind="zero", strategy="greedy", quiet=True
+    )
+    whole = shifts(model, facts)
+
+    def carried(*chosen):
+        return (whole - shifts(model, facts, probes=[ablate(heads=chosen)])).mean()
+
+    first = max(found.candidates, key=carried)
+    rest = [head for head in found.candidates if head != first]
+    second = max(rest, key=lambda head: carried(first, head))
+    assert found.heads == (first, second)
+    assert found.growth["carried"].tolist() == pytest.approx(
+        [carried(first), carried(first, second)], abs=1e-5
+    )
+
+
+def test_top_takes_the_largest_exact_effects(found):
+    exact = found.carried.mean(0)
+    best = [found.candidates[i] for i in np.argsort(-exact)[:2]]
+    assert list(found.heads) == best
+    attributed = found.attribution.mean(0)
+    assert [attributed[head] for head in found.candidates] == sorted(attributed.ravel())[::-1][:5]
+    guessed = [attributed[head] for head in found.candidates]
+    assert found.agreement.pearson == pytest.approx(np.corrcoef(guessed, exact)[0, 1])
+    assert found.agreement.heads == 5
+
+
+def test_a_reverse_scheme_has_its_carriers_turned(planted):
+    found = heads.search(
+        planted, planted_facts(), scheme="do-not-think-true", size=1, candidates=2, quiet=True
+    )
+    assert found.heads == (PLANTED,)
+    assert found.shift.mean() < -0.3
+    assert found.growth["share"].iloc[0] == pytest.approx(1, abs=0.1)
+
+
+def test_facts_without_a_shift_are_listed(planted):
+    model = boot(tiny_model("llama"), "llama")
+    facts = sample_facts()
+    found = heads.search(model, facts, scheme="near-word", size=1, candidates=1, quiet=True)
+    kept = {fact.case_id for fact in found.facts}
+    assert kept | set(found.skipped["case_id"]) == set(range(10))
+    assert not kept & set(found.skipped["case_id"])
+    assert found.skipped["reason"].str.contains("no near word").any()
+    twins = heads.search(model, facts.where(case_ids=[0, 1, 5]), size=1, candidates=1, quiet=True)
+    assert twins.skipped["case_id"].tolist() == [5]  # New York and New Delhi
+    assert "share their first token" in twins.skipped["reason"].iloc[0]
+    with pytest.raises(InputError, match="no fact of sample has a shift"):
+        heads.search(model, facts.where(case_ids=[5]), size=1, candidates=1, quiet=True)
+
+
+def test_means_are_of_the_bare_queries_that_are_searched(planted, found):
+    means = mean_outputs(planted, found.facts)
+    torch.testing.assert_close(found.means.values, means.values)
+    probe = ablate(heads=[PLANTED], kind="mean", means=means)
+    at = found.candidates.index(PLANTED)
+    carried = found.shift - shifts(planted, found.facts, probes=[probe])
+    np.testing.assert_allclose(found.carried[:, at], carried, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_search(planted):
+    first, again = (
+        heads.search(planted, planted_facts()[:4], size=1, candidates=2, seed=3, quiet=True)
+        for _ in range(2)
+    )
+    pd.testing.assert_frame_equal(again.to_dataframe(), first.to_dataframe())
+    pd.testing.assert_frame_equal(again.growth, first.growth)
+
+
+@pytest.mark.parametrize("kind", ["mean", "zero"])
+def test_a_saved_search_is_read_back(planted, tmp_path, kind):
+    scheme = heads.get_scheme("relation")
+    found = heads.search(
+        planted,
+        planted_facts()[:6],
+        scheme=scheme,
+        dose=2,
+        size=2,
+        candidates=2,
+        kind=kind,
+        quiet=True,
+    )
+    found.save(tmp_path / "search")
+    written = {path.name for path in (tmp_path / "search").iterdir()}
+    assert written == {
+        "heads.csv",
+        "growth.csv",
+        "facts.parquet",
+        "skipped.csv",
+        "search.npz",
+        "result.json",
+        "heads.svg",
+        "heads.png",
+    }
+    back = load_result(tmp_path / "search")
+    assert isinstance(back, HeadSearch)
+    pd.testing.assert_frame_equal(back.to_dataframe(), found.to_dataframe())
+    assert (back.facts, back.heads, back.settings) == (found.facts, found.heads, found.settings)
+    assert (back.scheme.name, back.scheme.templates) == (scheme.name, dict(scheme.templates or {}))
+    assert repr(back) == repr(found)
+    if kind == "mean":
+        assert back.means.hash == found.means.hash
+    with pytest.raises(InputError, match="pass model="):
+        back.test(planted_facts()[6:])
+    Path(tmp_path / "search" / "search.npz").unlink()
+    with pytest.raises(InputError, match="not whole"):
+        load_result(tmp_path / "search")
+
+
+def test_layers_can_be_chosen(planted):
+    found = heads.search(
+        planted, planted_facts()[:4], layers=[2], size=1, candidates=50, quiet=True
+    )
+    assert sorted(found.candidates) == [(2, 0), (2, 1), (2, 2), (2, 3)]
+
+
+def test_the_figure_shows_the_map_and_the_bars(found):
+    left, right = found.plot().axes[:2]
+    assert left.images[0].get_array().shape == (3, 4)
+    assert right.get_yticklabels()[0].get_text() == "1.2"
+    assert len(right.patches) == 5
+
+
+WRONG = {
+    "attribution": ({"attribution": "grad"}, "unknown attribution 'grad'"),
+    "kind": ({"kind": "means"}, "unknown kind of ablation 'means'"),
+    "strategy": ({"strategy": "best"}, "unknown strategy 'best'"),
+    "dose": ({"dose": 0}, "dose from 1 on"),
+    "size": ({"size": 3, "candidates": 2}, "cannot choose 3 heads from 2 candidates"),
+    "none": ({"size": 0}, "cannot choose 0 heads"),
+    "too many": ({"size": 13}, "cannot choose 13 heads: these layers have 12"),
+    "layer": ({"layers": [7]}, "layer 7 is not one of this model's"),
+    "scheme": ({"scheme": "do-not-thinc"}, "unknown scheme"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input(planted, name):
+    options, message = WRONG[name]
+    with unchecked(), pytest.raises(InputError, match=message):
+        heads.search(planted, planted_facts(), quiet=True, **options)
+
+
+def test_a_users_own_hooked_transformer():
+    try:
+        from transformer_lens import HookedTransformer, HookedTransformerConfig
+    except ImportError:
+        pytest.skip("TransformerLens 4 has no HookedTransformer")
+    tokenizer = tiny_tokenizer("gpt2")
+    model = HookedTransformer(
+        HookedTransformerConfig(
+            n_layers=2,
+            d_model=16,
+            n_ctx=96,
+            d_head=4,
+            n_heads=4,
+            d_vocab=len(tokenizer),
+            act_fn="gelu",
+            seed=0,
+            device="cpu",
+            model_name="own",
+        )
+    ).eval()
+    model.tokenizer = tokenizer
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4)  # so that heads differ by more than rounding
+    facts = sample_facts().where(case_ids=CASES)
+    found = heads.search(model, facts, size=1, candidates=8, kind="zero", quiet=True)
+    whole = shifts(model, facts)
+    for i, (layer, head) in enumerate(found.candidates[:2]):
+        weight = model.blocks[layer].attn.W_O
+        before = weight.detach().clone()
+        with torch.no_grad():
+            weight[head] = 0
+        carried = whole - shifts(model, facts)
+        with torch.no_grad():
+            weight.copy_(before)
+        np.testing.assert_allclose(found.carried[:, i], carried, atol=1e-4)
+    tested = found.test(sample_facts().where(case_ids=[2, 4]), random_sets=1, quiet=True)
+    assert tested.settings["models"][0]["name"] == "own"
+
+
+@pytest.mark.packaged
+def test_search_and_test_on_a_real_model():
+    """Ten facts each: the heads that carry the shift take most of it away on others too."""
+    model = load_model("smollm2-135m", device="cpu")
+    searched, held_back = heads.halves(atlas().sample(20, seed=0), by="relation", seed=0)
+    found = heads.search(model, searched, size=3, candidates=6, quiet=True)
+    carried = found.growth["carried"].iloc[-1]
+    assert found.shift.mean() > 1
+    assert carried > 0.3 * found.shift.mean()
+    # The chosen heads carry more than attribution's best would by chance: all of them some.
+    assert (found.to_dataframe().query("chosen")["carried"] > 0).all()
+    at = found.candidates.index(found.heads[0])
+    probe = ablate(heads=[found.heads[0]], kind="mean", means=found.means)
+    again = found.shift - shifts(model, found.facts, probes=[probe])
+    np.testing.assert_allclose(found.carried[:, at], again, atol=1e-4)
+    tested = found.test(held_back, random_sets=2, quiet=True)
+    shift = tested.summary().query("relations == 'all' and measure == 'shift'").iloc[0]
+    assert shift["chosen"] < min(shift["layers_low"], shift["model_low"], shift["none"])
+    assert set(tested.side_effects()["relations"]) == {"all", "new"}

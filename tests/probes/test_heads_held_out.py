@@ -1,0 +1,219 @@
+"""The held-out test of found heads: on unseen facts, relations and schemes, against random sets."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from planted_head import PLANTED, planted_facts, planted_model
+from tiny_models import tiny_model, tiny_tokenizer
+from type_checks import unchecked
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import FactSet
+from hijacklens.models import load_model
+from hijacklens.results import load_result
+from hijacklens.scoring.hijack import hijack
+from probes import heads
+from probes.ablation import ablate
+from probes.head_search import HeadSearch
+from probes.head_test import HeadTest
+
+SCHEMES = ("do-not-think", "think")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(planted_model(), tokenizer=tiny_tokenizer("llama"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """Facts to search on, and facts of two other relations to test on."""
+    facts = planted_facts()
+    return facts.where(relation="P131"), facts.where(relation=["P36", "P103"])
+
+
+@pytest.fixture(scope="module")
+def found(model, parts) -> HeadSearch:
+    return heads.search(model, parts[0], size=1, candidates=2, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def tested(found, parts) -> HeadTest:
+    return found.test(parts[1], schemes=SCHEMES, random_sets=4, quiet=True)
+
+
+def row(table: pd.DataFrame, **where) -> pd.Series:
+    for name, value in where.items():
+        table = table[table[name] == value]
+    (only,) = table.to_dict("records")
+    return pd.Series(only)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_planted_head_undoes_the_hijack_and_random_ones_do_not(tested, scheme):
+    shift = row(tested.summary(), scheme=scheme, relations="all", measure="shift")
+    assert shift["n"] == 12
+    assert shift["scheme_seen"] == (scheme == "do-not-think")
+    assert shift["none"] > 0.5
+    assert shift["recovered"] == pytest.approx(1, abs=0.05)
+    assert shift["change_high"] < 0
+    assert shift["p_holm"] < 0.05
+    # Three other heads are in its layer, so that there are three sets of that kind.
+    assert (shift["layers_p"], shift["model_p"]) == (1 / 4, 1 / 5)
+    assert shift["model_low"] > 0.9 * shift["none"]
+    efficacy = row(tested.summary(), scheme=scheme, relations="all", measure="efficacy")
+    assert efficacy["none"] > efficacy["bare"]
+
+
+def test_every_relation_is_new(tested, found, parts):
+    assert set(tested.summary()["relations"]) == {"all", "new"}
+    settings = tested.settings["search"]
+    assert (settings["relations"], settings["scheme"], settings["dose"]) == (
+        ["P131"],
+        "do-not-think",
+        1,
+    )
+    assert settings["facts"]["n"] == 6
+    assert tested.settings["heads"] == "1.2"
+
+
+def test_scores_are_those_of_hijack(model, found, tested, parts):
+    options = {"schemes": SCHEMES, "doses": [1], "quiet": True}
+    probe = ablate(heads=[PLANTED], kind="mean", means=found.means)
+    for name, probes in (("none", []), ("chosen", [probe])):
+        plain = hijack(model, parts[1], probes=probes, **options).items
+        ours = tested.items[tested.items["ablation"] == name].drop(columns="ablation")
+        pd.testing.assert_frame_equal(ours.reset_index(drop=True), plain, rtol=1e-5, atol=1e-5)
+    drawn = tested.sets.set_index("ablation").loc["model-1", "heads"]
+    pair = tuple(int(part) for part in drawn.split("."))
+    probe = ablate(heads=[pair], kind="mean", means=found.means)
+    plain = hijack(model, parts[1], probes=[probe], **options).items
+    ours = tested.items[tested.items["ablation"] == "model-1"].drop(columns="ablation")
+    pd.testing.assert_frame_equal(ours.reset_index(drop=True), plain, rtol=1e-5, atol=1e-5)
+
+
+def test_random_sets(tested):
+    sets = tested.sets
+    assert sets["kind"].tolist() == ["none", "chosen", *["layers"] * 3, *["model"] * 4]
+    assert sets["heads"].tolist()[:2] == ["", "1.2"]
+    drawn = sets[sets["kind"] == "layers"]["heads"]
+    assert sorted(drawn) == ["1.0", "1.1", "1.3"]
+    assert "1.2" not in set(sets["heads"].iloc[2:])
+
+
+def test_side_effects_stand_beside(tested):
+    table = tested.side_effects()
+    assert set(table["measure"]) == {"retention", "logprob_true", "top_token"}
+    items = tested.items[(tested.items["dose"] == 0) & (tested.items["scheme"] == "think")]
+    by_set = items.pivot(index="case_id", columns="ablation", values="first_true")
+    logprob = row(table, relations="all", measure="logprob_true")
+    assert logprob["change"] == pytest.approx((by_set["chosen"] - by_set["none"]).mean(), abs=1e-6)
+    tops = items.pivot(index="case_id", columns="ablation", values="top_token")
+    top = row(table, relations="all", measure="top_token")
+    assert top["chosen"] == pytest.approx((tops["chosen"] == tops["none"]).mean())
+    assert top["n"] == 12
+
+
+def test_other_rules_are_read_from_the_same_items(tested):
+    first = row(tested.summary(), scheme="think", relations="all", measure="shift")
+    total = row(tested.summary(rule="sum"), scheme="think", relations="all", measure="shift")
+    # All targets are one token.
+    assert total["chosen"] == pytest.approx(first["chosen"])
+    with unchecked():
+        for call in (tested.summary, tested.side_effects, tested.plot):
+            with pytest.raises(InputError, match="unknown rule"):
+                call(rule="last")
+
+
+def test_facts_of_the_search_are_refused_or_left_out(found, parts):
+    # The same facts under other case ids and in other words are the same facts.
+    twins = [
+        replace(fact, case_id=fact.case_id + 100, template="Say where {} is:") for fact in parts[0]
+    ]
+    mixed = FactSet((*parts[1][:3], *twins[:2]), name="mixed")
+    with pytest.raises(InputError, match="2 of the 5 facts of mixed are among those"):
+        found.test(mixed, quiet=True)
+    tested = found.test(mixed, overlap="leave-out", random_sets=0, quiet=True)
+    assert set(tested.items["case_id"]) == {fact.case_id for fact in parts[1][:3]}
+    assert tested.skipped["case_id"].tolist() == [100, 101]
+    assert tested.skipped["reason"].unique().tolist() == ["the heads were found on this fact"]
+    # Without random sets the tables have no columns of them.
+    assert not any(column.startswith(("layers", "model_")) for column in tested.summary())
+    with unchecked(), pytest.raises(InputError, match="unknown treatment of overlap"):
+        found.test(mixed, overlap="drop")
+
+
+def test_the_defaults_are_those_of_the_search(model, parts):
+    facts = parts[0][:3]
+    found = heads.search(model, facts, scheme="think", dose=2, size=1, candidates=1, quiet=True)
+    tested = found.test(parts[1][:4], random_sets=0, quiet=True)
+    assert tested.settings["doses"] == [0, 2]
+    assert [scheme["name"] for scheme in tested.settings["schemes"]] == ["think"]
+    assert tested.summary()["scheme_seen"].all()
+
+
+def test_the_seed_decides_the_test(found, parts):
+    first, again, other = (
+        found.test(parts[1][:2], random_sets=1, seed=seed, quiet=True) for seed in (1, 1, 2)
+    )
+    pd.testing.assert_frame_equal(first.items, again.items)
+    pd.testing.assert_frame_equal(first.summary(), again.summary())
+    assert first.sets["heads"].tolist() != other.sets["heads"].tolist()
+
+
+def test_a_saved_test_is_read_back(tested, tmp_path):
+    folder = tested.save(tmp_path / "test")
+    assert {path.name for path in folder.iterdir()} == {
+        "items.parquet",
+        "sets.csv",
+        "summary.csv",
+        "side_effects.csv",
+        "skipped.csv",
+        "result.json",
+        "test.svg",
+        "test.png",
+    }
+    back = load_result(folder)
+    assert isinstance(back, HeadTest)
+    pd.testing.assert_frame_equal(back.summary(), tested.summary())
+    pd.testing.assert_frame_equal(back.side_effects(), tested.side_effects())
+    assert back.sets["heads"].tolist() == tested.sets["heads"].tolist()
+    assert back.settings == tested.settings
+    assert repr(back) == repr(tested)
+    written = pd.read_csv(folder / "summary.csv")
+    assert np.allclose(written["change"], tested.summary()["change"])
+
+
+def test_the_figure_shows_every_set(tested):
+    efficacy, shift, recall = tested.plot().axes
+    assert [len(line.get_xdata()) for line in efficacy.get_lines()] == [6, 8, 2, 2]
+    assert [tick.get_text() for tick in shift.get_xticklabels()] == [
+        "do-not-think\ndose 1",
+        "think\ndose 1",
+    ]
+    assert [len(line.get_xdata()) for line in recall.get_lines()] == [3, 4, 1, 1]
+
+
+def test_another_model_and_a_loaded_search(model, found, parts, tmp_path):
+    back = load_result(found.save(tmp_path / "search"))
+    tested = back.test(parts[1][:3], model=model, random_sets=0, quiet=True)
+    again = found.test(parts[1][:3], random_sets=0, quiet=True)
+    pd.testing.assert_frame_equal(tested.items, again.items)
+    small = load_model(
+        tiny_model("llama", layers=1), tokenizer=tiny_tokenizer("llama"), device="cpu"
+    )
+    with pytest.raises(InputError, match="layer 1 is not one of this model's"):
+        found.test(parts[1][:3], model=small, random_sets=0, quiet=True)
+
+
+def test_wrong_input(found, parts):
+    with pytest.raises(InputError, match="random_sets counts sets"):
+        found.test(parts[1], random_sets=-1, quiet=True)
+    with pytest.raises(InputError, match="unknown scheme"):
+        found.test(parts[1], schemes="thinc", quiet=True)
+    with pytest.raises(InputError, match="there are no facts to score"):
+        found.test(parts[0], overlap="leave-out", quiet=True)

@@ -1,0 +1,154 @@
+"""The logit lens: each layer as a plain model's own norm and unembedding would read it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from plain_huggingface import PlainScorer
+from sample_facts import sample_facts
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+
+from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
+from hijacklens.errors import InputError
+from hijacklens.layout import Layout
+from hijacklens.models import load_model
+from hijacklens.probe import HookProbe
+from hijacklens.results import load_result
+from hijacklens.schemes import Scheme
+from probes import logit_lens
+
+FACT = sample_facts()[0]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request):
+    plain = tiny_model(request.param)
+    if request.param == "gemma2":
+        plain.config.final_logit_softcapping = 3.0  # low enough to show
+    tokenizer = tiny_tokenizer(request.param)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def lens(pair):
+    return logit_lens.read(pair[1], FACT, dose=1)
+
+
+@torch.no_grad()
+def test_every_layer_and_position_equals_the_plain_models_own_reading(pair):
+    plain, model = pair
+    ids = tuple(model.tokenizer("Do not think of Guam. The Eiffel Tower is in").input_ids)
+    other = tuple(reversed(ids))
+    layout = Layout(torch.tensor([ids, other]), {})
+    seen = logit_lens.through(model, layout, [300, 305], [310, 290])
+    for row, (tokens, plus, minus) in enumerate([(ids, 300, 310), (other, 305, 290)]):
+        out = plain(torch.tensor([tokens]), output_hidden_states=True)
+        norm = plain.transformer.ln_f if hasattr(plain, "transformer") else plain.model.norm
+        logits = [plain.lm_head(norm(stream[0])) for stream in out.hidden_states[:-1]]
+        cap = getattr(plain.config, "final_logit_softcapping", None)
+        if cap:
+            logits = [cap * torch.tanh(one / cap) for one in logits]
+        logits.append(out.logits[0])
+        for depth, one in enumerate(logits):
+            logprobs = one.double().log_softmax(-1)
+            for found, token in ((seen.logprob_plus, plus), (seen.logprob_minus, minus)):
+                np.testing.assert_allclose(found[depth, row], logprobs[:, token], atol=1e-4)
+            ranks = (one > one[:, plus, None]).sum(-1)
+            assert np.abs(seen.rank_plus[depth, row] - ranks.numpy()).max() <= 1
+            np.testing.assert_allclose(
+                seen.difference[depth, row], (one[:, plus] - one[:, minus]).double(), atol=1e-4
+            )
+
+
+def test_the_last_layer_is_the_answer(pair, lens):
+    scorer = PlainScorer(pair[0], pair[1].tokenizer)
+    table = lens.at_last()
+    for dose, prompt in ((0, FACT.prompt), (1, f"Do not think of Guam. {FACT.prompt}")):
+        row = table[(table["dose"] == dose) & (table["layer"] == 1)].iloc[0]
+        assert row["logprob_false"] == pytest.approx(scorer.scores(prompt, "Guam")[0], abs=1e-4)
+        assert row["logprob_true"] == pytest.approx(scorer.scores(prompt, "Paris")[0], abs=1e-4)
+        assert row["token"] == "of" and row["span"] == "last"
+        assert lens.configuration()["difference"][str(dose)] == row["difference"]
+
+
+def test_the_table_has_a_row_per_dose_layer_and_position(pair, lens):
+    model = pair[1]
+    lengths = [
+        len(model.tokenizer(text).input_ids)
+        for text in (FACT.prompt, f"Do not think of Guam. {FACT.prompt}")
+    ]
+    table = lens.to_dataframe()
+    assert len(table) == (model.cfg.n_layers + 1) * sum(lengths)
+    assert not table.duplicated(["dose", "layer", "position"]).any()
+    assert table["layer"].unique().tolist() == [-1, 0, 1]
+    np.testing.assert_allclose(table["difference"], table["logprob_false"] - table["logprob_true"])
+
+
+def test_the_one_layer_model_is_read_at_its_output():
+    model = OneLayerTransformer(OneLayerConfig(vocab=16, d_model=8, length=32, init_scale=1.0))
+    tokens = torch.randint(0, 16, (3, 9), generator=torch.Generator().manual_seed(0))
+    seen = logit_lens.through(model, Layout(tokens, {}), [1, 2, 3], [4, 5, 6])
+    expected = model.last_logits(tokens).detach().log_softmax(-1)
+    for row in range(3):
+        assert seen.logprob_plus[1, row, -1] == pytest.approx(
+            float(expected[row, 1 + row]), abs=1e-5
+        )
+
+
+def test_a_probe_shows(pair):
+    model = pair[1]
+    silent = HookProbe("silent", [("blocks.0.hook_attn_out", lambda value, hook: 0 * value)])
+    tokens = torch.tensor([[5, 9, 300, 12]])
+    whole, cut = (
+        logit_lens.through(model, Layout(tokens, {}), [300], [310], probes=probes)
+        for probes in ([], [silent])
+    )
+    np.testing.assert_allclose(whole.difference[0], cut.difference[0])
+    assert np.abs(whole.difference[1] - cut.difference[1]).max() > 1e-3
+
+
+def test_it_comes_back_as_it_was(gpt2, tmp_path):
+    lens = logit_lens.read(gpt2, sample_facts()[4])
+    lens.save(tmp_path)
+    found = load_result(tmp_path)
+    pd.testing.assert_frame_equal(found.to_dataframe(), lens.to_dataframe())
+    assert repr(found) == repr(lens)
+    assert {path.name for path in tmp_path.iterdir()} >= {"lens.svg", "lens.png", "result.json"}
+
+
+def test_the_figure_shows_the_dose_that_is_asked_for(gpt2):
+    lens = logit_lens.read(gpt2, FACT)
+    for dose, given in ((1, None), (0, 0)):
+        lines, grid = lens.plot(dose=given).axes[:2]
+        rows = lens.table[lens.table["dose"] == dose]
+        np.testing.assert_allclose(
+            grid.images[0].get_array().ravel(),
+            rows.sort_values(["position", "layer"])["difference"],
+        )
+        assert [line.get_label() for line in lines.get_lines()[:2]] == ["dose 0", "dose 1"]
+    with pytest.raises(InputError, match="dose 3 was not read; there are 0, 1"):
+        lens.plot(dose=3)
+
+
+def test_the_bare_query_alone(gpt2):
+    lens = logit_lens.read(gpt2, FACT, dose=0)
+    assert lens.settings["doses"] == [0] and set(lens.table["dose"]) == {0}
+
+
+def test_bad_input_is_refused(gpt2):
+    with pytest.raises(InputError, match="give a token per row: 1 rows, 2 and 1 tokens"):
+        logit_lens.through(gpt2, Layout(torch.tensor([[1, 2]]), {}), [1, 2], [3])
+    with pytest.raises(InputError, match="unknown scheme"):
+        logit_lens.read(gpt2, FACT, scheme="do-think")
+    rare = Scheme(name="rare", templates={"P36": "Not {target_false}."})
+    with pytest.raises(InputError, match="case 0 cannot be read: rare has no sentence"):
+        logit_lens.read(gpt2, FACT, scheme=rare)

@@ -1,0 +1,311 @@
+"""The shift of facts: it is the model's own, its parts sum to it, tokens are matched by span."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+import torch
+from plain_huggingface import PlainScorer
+from sample_facts import sample_facts
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from type_checks import unchecked
+
+from hijacklens.errors import InputError
+from hijacklens.models import load_model
+from hijacklens.prompts import make_prompt
+from hijacklens.results import load_result
+from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.scoring.hijack import hijack
+from hijacklens.tokens import locate
+from probes import logit_shift
+from probes.account import Question, accounts
+from probes.alignment import SPANS, align
+from probes.attention_page import save_attention_page
+from probes.shift_average import averages
+from probes.sites import head_count
+
+FACTS = sample_facts()
+NEGATIVE = "do-not-think"
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def plain(family):
+    return tiny_model(family)
+
+
+@pytest.fixture(scope="module")
+def model(family, plain):
+    return load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def traced(model):
+    return logit_shift.trace(model, FACTS[0], scheme=NEGATIVE, dose=2)
+
+
+@pytest.fixture(scope="module")
+def averaged(model):
+    return logit_shift.average(model, FACTS, scheme=NEGATIVE, dose=1, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+
+
+def test_parts_sum_to_the_shift_of_plain_forward_passes(model, plain, traced):
+    fact, scorer = FACTS[0], PlainScorer(plain, model.tokenizer)
+    differences = []
+    for prompt in (fact.prompt, f"Do not think of Guam. Do not think of Guam. {fact.prompt}"):
+        false, true = (scorer.scores(prompt, t)[0] for t in (fact.target_false, fact.target_true))
+        differences.append(false - true)
+    bare, hijacked = differences
+    assert traced.bare == pytest.approx(bare, abs=1e-4)
+    assert traced.hijacked == pytest.approx(hijacked, abs=1e-4)
+    parts = traced.to_dataframe()
+    assert parts["shift"].sum() == pytest.approx(hijacked - bare, rel=1e-4, abs=2e-6)
+    assert parts["bare"].sum() == pytest.approx(bare, rel=1e-4, abs=2e-6)
+    assert parts["hijacked"].sum() == pytest.approx(hijacked, rel=1e-4, abs=2e-6)
+    assert traced.relative_residual < 1e-4
+    assert traced.residual == pytest.approx(traced.shift - parts["shift"].sum())
+
+
+def test_all_shifts_are_those_that_scoring_gives(model, averaged):
+    items = hijack(model, FACTS, schemes=[NEGATIVE], doses=[1], quiet=True).items
+    items["difference"] = items["first_false"] - items["first_true"]
+    by_dose = items.pivot(index="case_id", columns="dose", values="difference")
+    facts = averaged.facts.set_index("case_id")
+    assert list(facts.index) == [fact.case_id for fact in FACTS]
+    np.testing.assert_allclose(facts["bare"], by_dose.loc[facts.index, 0], atol=1e-4)
+    np.testing.assert_allclose(facts["hijacked"], by_dose.loc[facts.index, 1], atol=1e-4)
+    assert averaged.residual < 1e-4 * facts["shift"].abs().max()
+
+
+def test_the_table_names_every_part_once(model, traced):
+    table = traced.to_dataframe()
+    keys = ["kind", "position", "layer", "head"]
+    assert not table.duplicated(keys).any()
+    attention = table[table["kind"] == "attention"]
+    n = model.cfg.n_layers * head_count(model, "head")
+    assert (attention.groupby("position").size() == n).all()
+    assert set(attention["span"]) <= set(SPANS)
+    last = attention[attention["span"] == "last"]
+    assert last["token"].unique().tolist() == ["of"]
+    hijacked_only = attention["span"].isin(["hijack", "mention"])
+    assert (attention.loc[hijacked_only, "bare"] == 0).all()
+    assert (attention.loc[~hijacked_only, "bare"] != 0).any()
+    assert table.loc[table["kind"] == "mlp", "layer"].tolist() == [0, 1]
+
+
+def test_a_bos_has_a_row_of_its_own_where_there_is_one(family, traced):
+    spans = traced.to_dataframe()["span"]
+    if family == "gpt2":
+        assert "bos" not in set(spans)
+    else:
+        bos = traced.to_dataframe()[spans == "bos"]
+        assert bos["position"].unique().tolist() == [0]
+        assert bos["token"].unique().tolist() == ["<s>" if family == "llama" else "<bos>"]
+
+
+@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.subject)
+def test_every_token_stands_in_one_place(family, fact):
+    tokenizer = tiny_tokenizer(family)
+    sentence = get_scheme(NEGATIVE).sentence(fact)
+    bare, hijacked = (
+        locate(tokenizer, make_prompt(fact, sentence=sentence, dose=dose, scheme=NEGATIVE))
+        for dose in (0, 2)
+    )
+    units = align(bare, hijacked, fact, tokenizer)
+    for side, prompt in (("bare", bare), ("hijacked", hijacked)):
+        places = [place for unit in units for place in getattr(unit, side)]
+        assert sorted(places) == list(range(len(prompt.ids)))
+    for unit in units:
+        if unit.span in ("query", "subject", "last"):
+            texts = [
+                "".join(prompt.text[a:b] for a, b in sorted({prompt.offsets[i] for i in places}))
+                for prompt, places in ((bare, unit.bare), (hijacked, unit.hijacked))
+            ]
+            # LLaMA's prefix, a token of its own before a rare first word, has that word's text.
+            assert texts[0].strip() == texts[1].strip() == unit.token
+        if unit.span in ("hijack", "mention"):
+            assert unit.bare == () and len(unit.hijacked) == 1
+    named = "".join(unit.token for unit in units if unit.span == "mention")
+    assert named.replace(".", "") == 2 * fact.target_false.replace(" ", "")
+    assert units[-1].span == "last"
+
+
+def test_averages_are_those_of_single_traces(model, averaged):
+    some = FACTS[:2]
+    traces = [logit_shift.trace(model, fact) for fact in some]
+    table = averaged.to_dataframe()
+    assert list(table.columns) == [
+        "kind", "span", "layer", "head", "shift", "stderr", "low", "high", "n"
+    ]  # fmt: skip
+    for i, trace in enumerate(traces):
+        parts = trace.to_dataframe()
+        attention = parts[parts["kind"] == "attention"]
+        for span in SPANS:
+            rows = attention[attention["span"] == span]
+            found = averaged.attention[i, SPANS.index(span)].sum()
+            assert found == pytest.approx(rows["shift"].sum(), abs=1e-5)
+        heads = parts[parts["kind"].isin(["attention", "value_bias"])]
+        by_head = heads.groupby(["layer", "head"])["shift"].sum().to_numpy()
+        np.testing.assert_allclose(averaged.by_head[i].ravel(), by_head, atol=1e-5)
+        mlp = parts.loc[parts["kind"] == "mlp", "shift"]
+        np.testing.assert_allclose(averaged.mlp[i], mlp, atol=1e-5)
+    total = table["shift"].sum()
+    assert total == pytest.approx(averaged.facts["shift"].mean(), abs=1e-5)
+    assert averaged.summary()["shift"].sum() == pytest.approx(total, abs=1e-6)
+    assert averaged.shift.low <= averaged.shift.value <= averaged.shift.high
+
+
+def test_head_attribution_is_the_part_of_each_head(model, averaged):
+    found = logit_shift.head_attribution(model, FACTS, scheme=NEGATIVE, dose=1)
+    assert found.shape == (len(FACTS), model.cfg.n_layers, head_count(model, "head"))
+    torch.testing.assert_close(found, torch.from_numpy(averaged.by_head))
+
+
+def test_any_batch_gives_the_same_averages(gpt2):
+    some = FACTS[:4]
+    one, many = (
+        logit_shift.average(gpt2, some, quiet=True, batch_tokens=size) for size in (1, 400)
+    )
+    np.testing.assert_allclose(one.attention, many.attention, atol=2e-6)
+    np.testing.assert_allclose(one.mlp, many.mlp, atol=2e-6)
+
+
+def test_targets_read_behind_different_tokens(gpt2):
+    """Logits of two places do not compare: both sides are log-probabilities then."""
+    (pair,), _ = logit_shift._pairs(gpt2, FACTS[:1], get_scheme(NEGATIVE), 1, (), 0)
+    sides = []
+    for item in (pair.bare, pair.hijacked):
+        ((context, token),) = item.true[:1]
+        sides.append(replace(item, true=((context[:-1], token),)))
+    moved = replace(pair, bare=sides[0], hijacked=sides[1])
+    account = logit_shift._both(gpt2, [moved], ())[0][1]
+    ids = pair.hijacked.ids
+    with torch.no_grad():
+        logprobs = gpt2(torch.tensor([ids]))[0].double().log_softmax(-1)
+    false, true = moved.hijacked.false[0][1], moved.hijacked.true[0][1]
+    assert account.whole == pytest.approx(float(logprobs[-1, false] - logprobs[-2, true]), abs=1e-5)
+    assert abs(account.residual) < 1e-5
+    usual = accounts(gpt2, [Question(ids, len(ids) - 1, false, true)])[0]
+    assert usual.whole != pytest.approx(account.whole, abs=1e-3)
+
+
+@pytest.mark.parametrize("by", [("token", "layer"), ("layer", "head"), ("layer", "span")])
+def test_a_map_shows_the_whole_of_what_layers_wrote(gpt2, by):
+    trace = logit_shift.trace(gpt2, FACTS[0])
+    figure = trace.plot(by=by)
+    image = figure.axes[0].images[0].get_array()
+    parts = trace.to_dataframe()
+    shown = parts.loc[parts["layer"].notna(), "shift"].sum()
+    assert float(image.sum()) == pytest.approx(shown, abs=1e-6)
+    assert image.shape[by.index("layer")] == 2
+    assert figure.axes[0].get_ylabel() == by[0]
+
+
+def test_maps_by_anything_else_are_refused(gpt2):
+    averaged = logit_shift.average(gpt2, FACTS[:2], quiet=True)
+    trace = logit_shift.trace(gpt2, FACTS[0])
+    for by in (("token", "head"), ("layer",), ("layer", "kind"), ("token", "layer", "head")):
+        with pytest.raises(InputError, match="cannot plot by"):
+            trace.plot(by=by)
+    with pytest.raises(InputError, match=r"allowed: \('span', 'layer'\)"):
+        averaged.plot(by=("token", "layer"))
+
+
+def test_biggest_parts(traced):
+    parts = traced.biggest(3, by=("layer",))
+    assert parts["shift"].abs().is_monotonic_decreasing and len(parts) == 3
+    whole = traced.biggest(10_000, by=("span",))
+    assert whole["shift"].sum() == pytest.approx(traced.to_dataframe()["shift"].sum())
+    with pytest.raises(InputError, match="cannot sum by"):
+        traced.biggest(3, by=("shift",))
+
+
+def test_results_come_back_as_they_were(gpt2, tmp_path):
+    traced = logit_shift.trace(gpt2, FACTS[4])
+    averaged = logit_shift.average(gpt2, FACTS, scheme="relation", quiet=True)
+    traced.save(tmp_path / "one")
+    found = load_result(tmp_path / "one")
+    pd.testing.assert_frame_equal(found.to_dataframe(), traced.to_dataframe())
+    assert (found.shift, found.residual) == (traced.shift, traced.residual)
+    assert found.configuration() == traced.configuration()
+    names = {path.name for path in (tmp_path / "one").iterdir()}
+    assert {"token_layer.png", "token_layer.svg", "layer_head.png", "layer_head.svg"} <= names
+    averaged.save(tmp_path / "many")
+    found = load_result(tmp_path / "many")
+    pd.testing.assert_frame_equal(found.to_dataframe(), averaged.to_dataframe())
+    pd.testing.assert_frame_equal(found.facts, averaged.facts)
+    pd.testing.assert_frame_equal(found.skipped, averaged.skipped)
+    np.testing.assert_array_equal(found.by_head, averaged.by_head)
+    assert repr(found) == repr(averaged)
+    for folder, file in (("one", "account.parquet"), ("many", "parts.npz")):
+        (tmp_path / folder / file).write_bytes(b"no")
+        with pytest.raises(InputError, match="is not whole"):
+            load_result(tmp_path / folder)
+
+
+def test_facts_that_cannot_be_used_are_listed(gpt2):
+    rare = Scheme(name="rare", templates={"P131": "Not {target_false}."})
+    found = logit_shift.average(gpt2, FACTS, scheme=rare, quiet=True)
+    usable = [fact.case_id for fact in FACTS if fact.relation_id == "P131"]
+    assert list(found.facts["case_id"]) == usable
+    assert len(found.skipped) == len(FACTS) - len(usable)
+    assert found.skipped["reason"].str.contains("no sentence for relation").all()
+    with pytest.raises(InputError, match="case 2 cannot be attributed: rare has no sentence"):
+        logit_shift.head_attribution(gpt2, FACTS, scheme=rare)
+    with pytest.raises(InputError, match="case 2 cannot be traced: rare has no sentence"):
+        logit_shift.trace(gpt2, FACTS[2], scheme=rare)
+    with pytest.raises(InputError, match="none of the 1 facts could be accounted for"):
+        logit_shift.average(gpt2, FACTS.where(case_ids=[2]), scheme=rare, quiet=True)
+
+
+@pytest.mark.parametrize("dose", [0, -1, 1.5, "1"])
+def test_a_shift_needs_a_dose(gpt2, dose):
+    with unchecked(), pytest.raises(InputError, match="dose from 1 on"):
+        logit_shift.trace(gpt2, FACTS[0], dose=dose)
+
+
+def test_no_facts_and_unknown_schemes_are_refused(gpt2):
+    with pytest.raises(InputError, match="no facts"):
+        logit_shift.average(gpt2, FACTS[:0], quiet=True)
+    with pytest.raises(InputError, match="unknown scheme"):
+        logit_shift.trace(gpt2, FACTS[0], scheme="do-think")
+
+
+def test_a_page_needs_the_probes_of_its_account(gpt2, tmp_path):
+    from hijacklens.probe import HookProbe
+
+    trace = logit_shift.trace(gpt2, FACTS[0])
+    other = HookProbe("other", [])
+    with pytest.raises(InputError, match="give the same"):
+        save_attention_page(gpt2, trace, tmp_path / "page.html", probes=[other])
+    with pytest.raises(InputError, match="top counts heads"):
+        save_attention_page(gpt2, trace, tmp_path / "page.html", top=0)
+
+
+def test_intervals_of_averages_are_those_of_scipy():
+    values = np.random.default_rng(0).normal(size=(60, 3)) * [1.0, 3.0, 0.0] + [0.0, 2.0, 5.0]
+    found = averages(values, seed=1)
+    np.testing.assert_allclose(found[:, 0], values.mean(0))
+    np.testing.assert_allclose(found[:, 1], scipy.stats.sem(values, axis=0), atol=1e-12)
+    expected = scipy.stats.bootstrap(
+        (values,), np.mean, axis=0, method="percentile", n_resamples=4000, batch=200,
+        rng=np.random.default_rng(2),
+    ).confidence_interval  # fmt: skip
+    np.testing.assert_allclose(found[:, 2], expected.low, atol=0.08)
+    np.testing.assert_allclose(found[:, 3], expected.high, atol=0.08)
+    alone = averages(values[:1], seed=1)
+    assert alone[:, 0].tolist() == values[0].tolist() and np.isnan(alone[:, 1:]).all()

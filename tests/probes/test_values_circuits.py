@@ -1,0 +1,240 @@
+"""Replaced OV circuits against plain Hugging Face models with edited weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from edited_values import PlainValues, with_circuits, with_outputs, with_values
+from plain_huggingface import PlainScorer
+from sample_facts import sample_facts
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import FactSet
+from hijacklens.hooked import hooked
+from hijacklens.layout import Layout
+from hijacklens.models import load_model
+from hijacklens.probe import HookProbe, probed
+from hijacklens.schemes import get_scheme
+from hijacklens.scoring.hijack import hijack
+from probes import values
+from probes.value_sources import Place
+
+TEXT = "Do not think of Guam. The Eiffel Tower is in the city of"
+SITES = [(0, 1), (1, 0), (1, 3)]
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.2
+
+
+def load(plain, family):
+    return load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+def ids_of(family: str) -> torch.Tensor:
+    return torch.tensor([tiny_tokenizer(family)(TEXT).input_ids])
+
+
+def run(model, ids, *probes):
+    with torch.no_grad(), probed(model, probes, Layout(ids, {})):
+        return model(ids)
+
+
+def same(got, wanted, *, normalised=False):
+    if normalised:
+        got, wanted = got.log_softmax(-1), wanted.log_softmax(-1)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
+
+
+def circuit(plain: PlainValues, layer: int, head: int) -> torch.Tensor:
+    return plain.value(layer, plain.kv_of(head)) @ plain.output(layer, head)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request):
+    plain = tiny_model(request.param)
+    return plain, load(plain, request.param), ids_of(request.param)
+
+
+def test_the_standin_itself_changes_nothing_by_the_same_circuit(pair):
+    plain, _, ids = pair
+    read = PlainValues(plain)
+    same(with_circuits(plain, {p: circuit(read, *p) for p in SITES})(ids).logits, plain(ids).logits)
+
+
+def test_any_matrix(pair):
+    """Of full rank, so that no W_V and W_O could give it."""
+    plain, model, ids = pair
+    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
+    wanted = with_circuits(plain, new)(ids).logits
+    same(run(model, ids, values.replace_circuit(new)), wanted)
+    assert (wanted - plain(ids).logits).abs().max() > 0.05
+
+
+# Edits of W_O alone that make W_V W_O the wanted product: M = W_V C.
+def _shrunk(read, layer, head):
+    _, _, v = torch.linalg.svd(circuit(read, layer, head))
+    return read.output(layer, head) @ v[:2].T @ v[:2]
+
+
+EXPRESSIBLE = {
+    "zero": (values.zero(), lambda read, *place: torch.zeros_like(read.output(*place))),
+    "scaled": (values.scaled(-2), lambda read, *place: -2 * read.output(*place)),
+    "low rank": (values.low_rank(2), _shrunk),
+}
+
+
+@pytest.mark.parametrize("name", EXPRESSIBLE)
+def test_circuits_that_edited_output_matrices_give(pair, name):
+    plain, model, ids = pair
+    read = PlainValues(plain)
+    source, output = EXPRESSIBLE[name]
+    # The same matrices, and without the knowledge that they are made of W_V and W_O.
+    whole = {place: source.matrix(Place(model, *place, "circuit")) for place in SITES}
+    for keep_bias in (True, False) if read.gpt2 else (True,):
+        edited = with_outputs(plain, {place: output(read, *place) for place in SITES})
+        if read.gpt2:  # b_V goes through the old W_O if it stays, and through none if it does not
+            for layer, head in SITES:
+                bias, new = read.bias(layer, head), PlainValues(edited).output(layer, head)
+                kept = bias @ read.output(layer, head) if keep_bias else 0
+                PlainValues(edited).attention(layer).c_proj.bias.data += kept - bias @ new
+        wanted = edited(ids).logits
+        inner = values.replace_circuit(source, heads=SITES, keep_bias=keep_bias)
+        outer = values.replace_circuit(whole, keep_bias=keep_bias)
+        assert inner.packs and not outer.packs
+        same(run(model, ids, inner), wanted)
+        same(run(model, ids, outer), wanted)
+
+
+def test_another_head_in_place_of_one(pair):
+    plain, model, ids = pair
+    read = PlainValues(plain)
+    new = {place: circuit(read, place[0], 2) for place in SITES}
+    probe = values.replace_circuit(values.taken_from(head=2), heads=SITES)
+    same(run(model, ids, probe), with_circuits(plain, new)(ids).logits)
+
+
+def test_only_one_query_head_of_a_group_changes():
+    plain = tiny_model("llama")
+    model, ids = load(plain, "llama"), ids_of("llama")
+    alone = run(model, ids, values.replace_circuit(values.zero(), heads=[(1, 0)]))
+    group = run(model, ids, values.replace(values.zero(), heads=[(1, 0)]))
+    both = run(model, ids, values.replace_circuit(values.zero(), heads=[(1, 0), (1, 1)]))
+    same(both, group)
+    assert (alone - group).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_folded(family):
+    plain = tiny_model(family)
+    model, ids, read = load(plain, family), ids_of(family), PlainValues(plain)
+    model.enable_compatibility_mode(disable_warnings=True)
+    new, given, edited = {}, {}, copy.deepcopy(plain)
+    for place in SITES:
+        weight, bias = read.norm(place[0])
+        new[place] = draw(32, 32, seed=sum(place))
+        given[place] = weight[:, None] * new[place]
+        if read.gpt2:  # the norm's bias was folded by the old matrices, and stays
+            kept = bias @ (circuit(read, *place) - new[place])
+            PlainValues(edited).attention(place[0]).c_proj.bias.data += kept
+    got = run(model, ids, values.replace_circuit(given))
+    same(got, with_circuits(edited, new)(ids).logits, normalised=True)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_scores_of_whole_data_sets(pair, packs):
+    plain, model, _ = pair
+    facts = FactSet(tuple(sample_facts())[:3], name="three")
+    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
+    probe = values.replace_circuit(new)
+    if packs:
+        new = {place: 0.4 * circuit(PlainValues(plain), *place) for place in SITES}
+        probe = values.replace_circuit(values.scaled(0.4), heads=SITES)
+    assert probe.packs is packs
+    result = hijack(model, facts, doses=(0, 2), probes=[probe], quiet=True)
+    scorer = PlainScorer(with_circuits(plain, new), model.tokenizer)
+    by_case = {fact.case_id: fact for fact in facts}
+    for item in result.items.to_dict("records"):
+        fact = by_case[item["case_id"]]
+        sentence = get_scheme(item["scheme"]).sentence(fact)
+        prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
+        wanted = scorer.scores(prompt, fact.target_false)
+        assert item["sum_false"] == pytest.approx(sum(wanted), abs=1e-4)
+
+
+def test_after_a_probe_of_attention(pair):
+    """Attention that was edited before is what the new circuit reads by."""
+    plain, model, ids = pair
+    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
+
+    def halve(pattern, hook):  # not renormalised: it scales what every head writes, b_V too
+        return pattern * 0.5
+
+    half = HookProbe("half", [("blocks.1.attn.hook_pattern", halve)])
+    edited = copy.deepcopy(plain)
+    read = PlainValues(edited)
+    for kv in range(read.kv_heads):
+        read.value(1, kv).mul_(0.5)
+        if read.gpt2:
+            read.bias(1, kv).mul_(0.5)
+    wanted = with_circuits(edited, {p: m * (0.5 if p[0] else 1) for p, m in new.items()})
+    probe = values.replace_circuit(new)
+    same(run(model, ids, half, probe), wanted(ids).logits)
+    with pytest.raises(InputError, match="List probes that change attention or values before"):
+        run(model, ids, probe, half)
+    shrunk = values.replace_circuit(values.scaled(0.3), layers=1)
+    after = {(1, head): 0.3 * circuit(read, 1, head) for head in range(read.heads)}
+    same(run(model, ids, half, shrunk), with_circuits(edited, after)(ids).logits)
+
+
+def test_with_replaced_values_of_the_same_head():
+    """The circuit replaces the whole product, so what became of W_V does not matter to it."""
+    plain = tiny_model("gpt2")
+    model, ids, read = load(plain, "gpt2"), ids_of("gpt2"), PlainValues(plain)
+    new, values_new = {(1, 0): draw(32, 32)}, {(1, 0): draw(32, 8), (1, 1): draw(32, 8)}
+    probes = [values.replace(values_new), values.replace_circuit(new)]
+    wanted = with_circuits(with_values(plain, values_new), new)(ids).logits
+    same(run(model, ids, *probes), wanted)
+    assert read.gpt2
+
+
+def test_circuits_made_of_both_matrices_work_under_a_cache(pair):
+    _, model, ids = pair
+    probe = values.replace_circuit(values.low_rank(2), heads=SITES)
+    whole = run(model, ids, probe)
+    with torch.no_grad():
+        with probed(model, [probe], Layout(ids[:, :5], {})):
+            _, cache = model(ids[:, :5], return_type="logits_and_cache", use_cache=True)
+        with probed(model, [probe], Layout(ids[:, 5:], {}, past_tokens=ids[:, :5])):
+            rest, _ = model(ids[:, 5:], return_type="logits_and_cache", past_key_values=cache)
+    same(rest, whole[:, 5:])
+
+
+def test_others_refuse_a_cache(pair):
+    _, model, ids = pair
+    probe = values.replace_circuit(values.identity(), heads=[(0, 0)])
+    layout = Layout(ids[:, 3:], {}, past_tokens=ids[:, :3])
+    with pytest.raises(InputError, match="a key/value cache"), probed(model, [probe], layout):
+        pass
+
+
+def test_with_separate_head_results():
+    plain = tiny_model("gemma2")
+    model, ids = load(plain, "gemma2"), ids_of("gemma2")
+    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
+    model.set_use_attn_result(True)
+    same(run(model, ids, values.replace_circuit(new)), with_circuits(plain, new)(ids).logits)
+
+
+def test_hooks_come_off_when_the_order_is_wrong(pair):
+    _, model, ids = pair
+    before = run(model, ids)
+    probe = values.replace_circuit(values.identity(), layers=0)
+    double = ("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern * 2)
+    layout = Layout(ids, {})
+    with pytest.raises(InputError), probed(model, [probe], layout), hooked(model, [double]):
+        model(ids)
+    assert torch.equal(run(model, ids), before)

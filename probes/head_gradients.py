@@ -6,6 +6,10 @@ token changes D by `sum over tokens of dD/dz . (a - z)` (Nanda 2023; Kramar et a
 hijacked run minus the bare one, with the sign turned, that is how much of the logit shift a head
 *carries*: what would go away without it, in logits.
 
+A first-order guess is worst where much is taken away. A head that dominates the residual stream
+is underrated when it is compared with zero, as the norms behind it take its scale out; heads of
+the first layers, which everything passes through, can even get the wrong sign.
+
 TransformerLens' own `tools.analysis.attribution_patching` compares two runs of one length and
 takes a TransformerBridge alone; here the bare and the hijacked prompt differ in length, and the
 reference is an ablation.

@@ -19,8 +19,10 @@ from hijacklens.facts.atlas import atlas
 from hijacklens.models import load_model
 from hijacklens.probe import HookProbe
 from hijacklens.results import load_result
+from hijacklens.schemes import get_scheme
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
+from hijacklens.scoring.items import make_items, make_prompts
 from probes import heads, logit_shift
 from probes.ablation import ablate, mean_outputs
 from probes.head_gradients import gradient_attribution
@@ -152,9 +154,6 @@ def test_direct_attribution_is_that_of_the_account(planted):
 
 
 def test_attribution_does_not_depend_on_the_batch_or_on_frozen_weights(planted, found):
-    from hijacklens.schemes import get_scheme
-    from hijacklens.scoring.items import make_items, make_prompts
-
     facts = planted_facts()
     prompts, _ = make_prompts(facts, get_scheme("do-not-think"), [0, 1], seed=0)
     items, _ = make_items(prompts, planted.tokenizer, context_length=160)
@@ -251,7 +250,7 @@ def test_the_same_seed_gives_the_same_search(planted):
 
 @pytest.mark.parametrize("kind", ["mean", "zero"])
 def test_a_saved_search_is_read_back(planted, tmp_path, kind):
-    scheme = heads.get_scheme("relation")
+    scheme = get_scheme("relation")
     found = heads.search(
         planted,
         planted_facts()[:6],

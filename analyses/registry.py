@@ -21,6 +21,7 @@ from hijacklens.errors import unknown
 
 FAMILIES = (
     "hijack_curves",
+    "bridge",
     "value_matrix",
     "embedding_geometry",
     "attention_selection",

@@ -104,17 +104,16 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
     Raises:
         InputError: A hook name that the model does not have (TransformerLens 3.9 would ignore it).
     """
+    points = model.hook_dict  # a bridge makes this mapping anew each time
     for name, _ in hooks:
-        if name not in model.hook_dict:
-            raise unknown(
-                "hook", name, model.hook_dict, "See model.hook_dict for what this model has."
-            )
+        if name not in points:
+            raise unknown("hook", name, points, "See model.hook_dict for what this model has.")
     handles = []
     try:
         for name, function in hooks:
-            point = model.hook_dict[name]
+            point = points[name]
             before = len(point.fwd_hooks)
-            point.add_hook(function)
+            point.add_hook(_plain(function))
             handles.extend((point, handle) for handle in point.fwd_hooks[before:])
         yield model
     finally:
@@ -122,3 +121,15 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
             handle.hook.remove()
             if handle in point.fwd_hooks:  # the body may have reset all hooks itself
                 point.fwd_hooks.remove(handle)
+
+
+def _plain(function: HookFunction) -> HookFunction:
+    """The same function under a short repr, which TransformerLens takes of every hook.
+
+    That of a method of a probe would print the tensors that the probe holds.
+    """
+
+    def call(value: Any, hook: Any) -> Any:
+        return function(value, hook=hook)
+
+    return call

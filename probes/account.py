@@ -125,7 +125,9 @@ def accounts(
     """The accounts of many questions, in their order.
 
     Args:
-        model: Any hooked model of pre-norm blocks: GPT-2, LLaMA, Gemma, ..., or the one-layer one.
+        model: Any hooked model whose blocks add to a residual stream (GPT-2, LLaMA, Gemma, NeoX,
+            OLMo-2, ...), or the one-layer one. Where a model scales its stream or its logits by
+            constants (Granite, Cohere) the parts do not balance, and the residual says so.
         questions: What is read where.
         probes: Act in their order; the account is that of the changed model. Values and patterns
             may be changed, in any way; changes further on show in the residual.

@@ -78,13 +78,14 @@ def command(
     plan = found.plan
     names = ", ".join(scheme.name for scheme in chosen)
     click.echo(f"{facts.name}, {len(facts):,} facts · {names} · doses {doses} · {tokenizer}")
+    fewer = found.naive_tokens / plan.forward_tokens
     rows = [
         ("prompts", f"{found.prompts:,}", ""),
         ("naive tokens", f"{found.naive_tokens:,}", "every prompt by itself"),
         (
             "planned forward tokens",
             f"{plan.forward_tokens:,}",
-            f"{plan.way}, as {plan.why}: {found.naive_tokens / plan.forward_tokens:.2f} times fewer",
+            f"{plan.way}, as {plan.why}: {fewer:.2f} times fewer",
         ),
         ("trie bound", f"{plan.trie_tokens:,}", "distinct nodes of the prefix tree"),
     ]

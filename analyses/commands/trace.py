@@ -190,9 +190,8 @@ def _plain(parts: Any) -> list[dict[str, Any]]:
 
 
 def _numbers(row: Any) -> list[str]:
-    return [re.sub(r"^-(0\.00)$", r"\1", f"{row[name]:.2f}") for name in ("bare", "hijacked")] + [
-        f"{row['shift']:+.2f}"
-    ]
+    cells = [f"{row['bare']:.2f}", f"{row['hijacked']:.2f}", f"{row['shift']:+.2f}"]
+    return [re.sub(r"^[+-]0\.00$", "0.00", cell) for cell in cells]
 
 
 def _kind(kind: str, span: str) -> str:

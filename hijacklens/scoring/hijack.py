@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
 from hijacklens.hooked import HookedLanguageModel
-from hijacklens.models import identify
+from hijacklens.models import ModelIdentity, identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.results import Provenance
 from hijacklens.schemes import Scheme, get_scheme
-from hijacklens.scoring.engine import read
+from hijacklens.scoring.engine import Readings, Wanted, read
 from hijacklens.scoring.items import (
     SKIPPED_COLUMNS,
     Unscored,
@@ -28,15 +29,17 @@ from hijacklens.scoring.items import (
     wanted,
 )
 from hijacklens.scoring.plan import Way
+from hijacklens.scoring.replica import ModelLoader
 from hijacklens.scoring.result import HijackResult
-from hijacklens.scoring.store import Store, open_store
+from hijacklens.scoring.store import OpenStore, Store, open_store
 from hijacklens.scoring.trie import Trie, naive_tokens
+from hijacklens.scoring.workers import RayEngine, Replicas
 
 DEFAULT_DOSES = tuple(range(6))
 
 
 def hijack(
-    model: HookedLanguageModel,
+    model: HookedLanguageModel | ModelLoader,
     facts: FactSet,
     *,
     schemes: str | Scheme | Sequence[str | Scheme] = ("do-not-think",),
@@ -46,6 +49,7 @@ def hijack(
     batch_tokens: int | None = None,
     way: Way = "auto",
     store: Store | str | Path | bool = True,
+    engine: str | RayEngine | Replicas = "local",
     quiet: bool = False,
 ) -> HijackResult:
     """Score every fact under every scheme at every dose.
@@ -54,7 +58,8 @@ def hijack(
     so that shifts are paired.
 
     Args:
-        model: A hooked language model, as `load_model` gives it.
+        model: A hooked language model, as `load_model` gives it; or how one is loaded, where
+            only the workers of an engine need it.
         facts: The facts, e.g. `atlas()` or `counterfact(...).sample(200)`.
         schemes: One or several names of registered schemes, or schemes.
         doses: How many sentences stand before the query.
@@ -68,6 +73,8 @@ def hijack(
         store: Where finished readings are kept and looked up, so that a run that was cut short
             goes on and nothing is computed twice: True for the file in the cache folder, False
             for none, a path or a `Store`.
+        engine: `"local"`, in this process, or a `RayEngine`, on workers that load the model by
+            themselves (`hijacklens.scoring.workers`). The numbers are the same.
         quiet: Draw no progress bar.
 
     Returns:
@@ -76,7 +83,7 @@ def hijack(
     Raises:
         InputError: No facts, an unknown or repeated scheme, a dose that is not a whole number
             from 0, a probe that does not fit the model, a store at a given path that cannot be
-            used, or not one fact that could be scored.
+            used, workers that cannot be had, or not one fact that could be scored.
 
     Warns:
         StoreWarning: The store is broken or cannot be used; the run goes on.
@@ -95,36 +102,36 @@ def hijack(
         raise InputError(f"there are no facts to score in {facts.name}.")
     pointed = check_probes(probes)
     spans = spans_of(pointed)
-    identity = identify(model)
-    prompts, unscored = [], []
-    for scheme in chosen:
-        made, left_out = make_prompts(facts, scheme, counts, seed=seed)
-        prompts.extend(made)
-        unscored.extend(left_out)
-    items, too_long = make_items(
-        prompts, model.tokenizer, context_length=identity.context_length, spans=spans
-    )
-    unscored.extend(too_long)
-    n_facts = len({item.fact.case_id for item in items})
-    asked = wanted(items)
-    with (
-        open_store(store, model, identity, probes=pointed, spans=spans) as stored,
-        bar(total=n_facts, unit="facts", label=identity.name, quiet=quiet) as progress,
-    ):
-        found = stored.find(asked)
-        missing = {prefix: tokens for prefix, tokens in asked.items() if prefix not in found}
-        left = len(missing) / max(1, len(asked))
-        progress.update((1 - left) * n_facts)
-        computed = read(
-            model,
-            missing,
-            probes=pointed,
-            spans=spans,
-            batch_tokens=batch_tokens,
-            way=way,
-            advance=lambda share: progress.update(share * left * n_facts),
-            keep=stored.keep,
+    with _running(model, engine) as run:
+        identity = run.identity
+        prompts, unscored = [], []
+        for scheme in chosen:
+            made, left_out = make_prompts(facts, scheme, counts, seed=seed)
+            prompts.extend(made)
+            unscored.extend(left_out)
+        items, too_long = make_items(
+            prompts, run.tokenizer, context_length=identity.context_length, spans=spans
         )
+        unscored.extend(too_long)
+        n_facts = len({item.fact.case_id for item in items})
+        asked = wanted(items)
+        with (
+            run.open_store(store, probes=pointed, spans=spans) as stored,
+            bar(total=n_facts, unit="facts", label=identity.name, quiet=quiet) as progress,
+        ):
+            found = stored.find(asked)
+            missing = {prefix: tokens for prefix, tokens in asked.items() if prefix not in found}
+            left = len(missing) / max(1, len(asked))
+            progress.update((1 - left) * n_facts)
+            computed = run.read(
+                missing,
+                probes=pointed,
+                spans=spans,
+                batch_tokens=batch_tokens,
+                way=way,
+                advance=lambda share: progress.update(share * left * n_facts),
+                keep=stored.keep,
+            )
     readings = {**found, **computed}
     # What was in the store had to be computed once, too.
     accounting = replace(
@@ -132,7 +139,7 @@ def hijack(
         naive_tokens=naive_tokens([prefix for prefix, _ in item.reads] for item in items),
         trie_tokens=Trie.of(asked).nodes,
     )
-    table, not_finite = score_items(items, readings, model=identity.name, tokenizer=model.tokenizer)
+    table, not_finite = score_items(items, readings, model=identity.name, tokenizer=run.tokenizer)
     unscored.extend(not_finite)
     if table.empty:
         raise InputError(
@@ -168,6 +175,44 @@ def hijack(
         },
         provenance=Provenance.now(seed=seed),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """A model in this process, with what `Replicas` have."""
+
+    model: HookedLanguageModel
+    identity: ModelIdentity
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.model.tokenizer
+
+    def open_store(
+        self, store: Store | str | Path | bool, **options: Any
+    ) -> AbstractContextManager[OpenStore]:
+        return open_store(store, self.model, self.identity, **options)
+
+    def read(self, wanted: Wanted, **options: Any) -> Readings:
+        return read(self.model, wanted, **options)
+
+
+@contextmanager
+def _running(
+    model: HookedLanguageModel | ModelLoader, engine: str | RayEngine | Replicas
+) -> Iterator[_Here | Replicas]:
+    """The model where the engine runs it."""
+    if isinstance(engine, RayEngine):
+        with engine.replicas(model) as replicas:
+            yield replicas
+    elif isinstance(engine, Replicas):
+        engine.check(model)
+        yield engine
+    elif engine == "local":
+        here = model.load() if isinstance(model, ModelLoader) else model
+        yield _Here(here, identify(here))
+    else:
+        raise unknown("engine", engine, ["local"], "Or pass a RayEngine(...).")
 
 
 def _doses(doses: Iterable[int]) -> tuple[int, ...]:

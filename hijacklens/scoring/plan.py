@@ -149,8 +149,10 @@ def make_plan(
         ),
         "cached": cached,
     }
-    found = {name: make() for name, make in makers.items() if way in ("auto", name)}
-    chosen = next(iter(found))
+    found: dict[Way, tuple[list[Unit], float]] = {
+        name: make() for name, make in makers.items() if way in ("auto", name)
+    }
+    chosen: Way = next(iter(found))
     for name, (_, cost) in found.items():  # simpler ones first
         if cost < MARGIN * found[chosen][1]:
             chosen = name

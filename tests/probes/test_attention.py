@@ -203,6 +203,23 @@ def test_a_token_with_no_key_left_attends_to_nothing(pair, when):
     assert torch.equal(pattern[:, others], bare[:, others])
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_attention_that_is_taken_away_never_goes_to_later_tokens(pair, when):
+    """All that the source tokens see is knocked out, and the tokens after them are not."""
+    _, model = pair
+    (ids,) = prompts()[:1]
+    masks = {name: torch.zeros(1, len(ids), dtype=torch.bool) for name in ("middle", "seen")}
+    masks["middle"][0, [5, 9]] = True
+    masks["seen"][0, :10] = True
+    layout = Layout(torch.tensor([ids]), masks)
+    for layer in range(2):
+        probe = attention.knock_out("middle", "seen", when=when)
+        _, pattern, _, z = site(model, layer, [probe], layout)
+        assert float(pattern[:, :, [5, 9]].abs().max()) == 0.0
+        assert float(z[:, [5, 9]].abs().max()) == 0.0
+        assert float(pattern[:, :, 8].sum()) == pytest.approx(4, abs=1e-5)
+
+
 EXTREME = {
     "none": attention.rescale(0, "all", "all", when="before"),
     "turned round": attention.rescale(-3.0, "all", "all", when="before"),

@@ -145,6 +145,18 @@ class TestTransplant:
         _, changed = run(gpt2, both, [transplant(swapped)])
         assert torch.equal(changed["pattern", 0], cache["pattern", 0].flip(0))
 
+    def test_under_a_cache_of_keys_and_values(self, gpt2):
+        (ids,), (other,) = self.ids
+        _, cache = run(gpt2, [other])
+        probe = transplant(cache, layers=1)
+        want = run(gpt2, [ids], [probe])[0]
+        with torch.no_grad():
+            _, kept = gpt2(torch.tensor([ids[:3]]), return_type="logits_and_cache", use_cache=True)
+            layout = Layout(torch.tensor([ids[3:]]), {}, torch.tensor([ids[:3]]))
+            with probed(gpt2, [probe], layout):
+                got, _ = gpt2(layout.tokens, return_type="logits_and_cache", past_key_values=kept)
+        assert_close(got, want[:, 3:], atol=1e-4, rtol=0)
+
     def test_what_cannot_be_transplanted(self, gpt2):
         _, cache = run(gpt2, self.ids[0])
         with pytest.raises(InputError, match=r"prompts of 5 tokens .* of 1 of 3"):

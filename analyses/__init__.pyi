@@ -1,0 +1,2 @@
+from .reproduction import Reproduction as Reproduction
+from .reproduction import reproduce as reproduce

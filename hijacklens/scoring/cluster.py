@@ -1,0 +1,141 @@
+"""The cluster that workers run on: a Ray on this machine, or one that is there and joined.
+
+Ray is an optional extra (`pip install 'hijacklens[ray]'`); it is imported when it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hijacklens.errors import InputError
+
+USUAL_CPUS = 4
+"""Cores of a worker without a GPU, where nothing is said."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What each worker has, and how many there are."""
+
+    workers: int
+    cpus: float
+    gpus: float
+
+    @property
+    def threads(self) -> int:
+        """Threads that torch uses in a worker."""
+        return max(1, int(self.cpus))
+
+
+def ray_module() -> Any:
+    """The package ray.
+
+    Raises:
+        InputError: It is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError(
+            "the engine ray needs the package ray, which is not installed. Install it with "
+            "pip install 'hijacklens[ray]', or use the engine local."
+        ) from error
+
+
+@contextmanager
+def connected(address: str | None = None) -> Iterator[Any]:
+    """Run the body with a connection to a cluster; one that was there before stays open.
+
+    Args:
+        address: Of a cluster to join, such as `auto` or `10.0.0.1:6379`; None for the one this
+            process has joined, or else one on this machine, which ends with the body.
+
+    Raises:
+        InputError: Ray is not installed, or there is no cluster at the address.
+    """
+    ray = ray_module()
+    if ray.is_initialized():
+        yield ray
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = f"at {address!r}" if address else "on this machine"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"no Ray cluster {where} could be joined: {reason} Start one with `ray start --head`, "
+            "or leave the address out for workers on this machine."
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def share_out(
+    nodes: Sequence[Mapping[str, Any]],
+    *,
+    workers: int | None = None,
+    cpus: float | None = None,
+    gpus: float | None = None,
+) -> Share:
+    """How many workers there are, and what each has.
+
+    Args:
+        nodes: The machines, as `ray.nodes()` lists them.
+        workers: How many; by default as many as there is room for.
+        cpus: Cores of each; by default one beside a GPU, otherwise an even share of the machine,
+            or `USUAL_CPUS` if the number of workers is not given either.
+        gpus: GPUs of each; by default one where the cluster has any.
+
+    Raises:
+        InputError: There is no room for so many.
+
+    >>> share_out([{"Alive": True, "Resources": {"CPU": 8.0}}], workers=2)
+    Share(workers=2, cpus=4, gpus=0)
+    >>> share_out([{"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+    Share(workers=8, cpus=1, gpus=1)
+    """
+    for name, value, least in (("workers", workers, 1), ("cpus", cpus, 0), ("gpus", gpus, 0)):
+        if value is not None and (value < least or not math.isfinite(value)):
+            raise InputError(f"{name} must be at least {least}, not {value}.")
+    rooms = [node["Resources"] for node in nodes if node["Alive"]]
+    if gpus is None:
+        gpus = 1 if any(room.get("GPU") for room in rooms) else 0
+    if cpus is None:
+        most = int(max((room.get("CPU", 0) for room in rooms), default=0))
+        if gpus:
+            cpus = 1
+        elif workers is None:
+            cpus = max(1, min(USUAL_CPUS, most))
+        else:
+            fitting = (c for c in range(most, 0, -1) if _room(rooms, c, gpus) >= workers)
+            cpus = next(fitting, 1)
+    if not cpus and not gpus:
+        raise InputError("a worker needs a share of a core or of a GPU; both are given as 0.")
+    room = _room(rooms, cpus, gpus)
+    if room < max(1, workers or 0):
+        raise InputError(
+            f"there is no room for {workers or 1} workers of {cpus:g} cores and {gpus:g} GPUs: the "
+            f"cluster has {sum(part.get('CPU', 0) for part in rooms):g} cores and "
+            f"{sum(part.get('GPU', 0) for part in rooms):g} GPUs on {len(rooms)} machines, enough "
+            f"for {room}. Ask for fewer or smaller ones."
+        )
+    return Share(workers or room, cpus, gpus)
+
+
+def _room(rooms: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """How many workers fit; one may not be spread over machines."""
+    asked = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
+    return sum(min(int(room.get(name, 0) / size + 1e-9) for name, size in asked) for room in rooms)

@@ -1,0 +1,161 @@
+"""Parity: how far two runs of the same facts agree, such as one in bfloat16 and one in float32.
+
+Sixteen-bit weights and activations move scores by hundredths of a nat, so facts whose targets are
+that close to each other change their verdict (false target wins, true target wins, tie). `compare`
+lists them, under each rule, with both margins score(o_) - score(o*).
+
+    full = hl.hijack(hl.load_model("gpt2"), facts)
+    half = hl.hijack(hl.load_model("gpt2", dtype="bfloat16"), facts)
+    compare(full, half).flips
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hijacklens import plots
+from hijacklens.errors import InputError
+from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.scoring.efficacy import RULES, Rule, margin
+from hijacklens.scoring.result import HijackResult
+
+KEYS = ("model", "case_id", "scheme", "dose")
+TABLE = "verdicts.parquet"
+_RUN = ("dtype", "device", "revision", "weights_hash")
+
+
+@dataclass(frozen=True, eq=False)
+class Parity(Result):
+    """Two runs beside each other: a row per model, fact, scheme, dose and rule."""
+
+    verdicts: pd.DataFrame
+    """`model, case_id, scheme, dose, rule`, the margins `reference` and `other` and their
+    `difference` in nats, and whether the verdict `flipped`."""
+    runs: Mapping[str, Any]
+    """What both runs were: dtype, device, revision and hash of the weights, by model."""
+    provenance: Provenance
+    figure_names: ClassVar[tuple[str, ...]] = ("parity.svg", "parity.png")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """All rows."""
+        return self.verdicts.copy()
+
+    @property
+    def flips(self) -> pd.DataFrame:
+        """The rows whose verdict differs, those with the widest margin in the reference first."""
+        rows = self.verdicts.loc[self.verdicts["flipped"]]
+        widest = np.argsort(-np.abs(rows["reference"].to_numpy(dtype=float)), kind="stable")
+        return rows.iloc[widest].reset_index(drop=True)
+
+    def summary(self) -> pd.DataFrame:
+        """A row per model, scheme, dose and rule.
+
+        Columns: `n`, `flipped` and its `share`, and of the differences of margins, in nats, the
+        `median` and the `largest` without their sign.
+        """
+        table = self.verdicts.assign(size=self.verdicts["difference"].abs())
+        groups = table.groupby(["model", "scheme", "dose", "rule"], sort=False)
+        found = groups.agg(
+            n=("flipped", "size"),
+            flipped=("flipped", "sum"),
+            median=("size", "median"),
+            largest=("size", "max"),
+        ).reset_index()
+        found.insert(6, "share", found["flipped"] / found["n"])
+        return found
+
+    def plot(self, *, rule: Rule = "first") -> Figure:
+        """Margins of both runs against each other; verdicts that differ stand out."""
+        rows = self.verdicts[self.verdicts["rule"] == rule]
+        with plots.canvas() as (figure, (ax,)):
+            for label, flipped, i in (("same verdict", False, 0), ("another verdict", True, 1)):
+                chosen = rows[rows["flipped"] == flipped]
+                colour, marker = plots.series(i)
+                ax.scatter(
+                    chosen["reference"],
+                    chosen["difference"],
+                    s=14,
+                    color=colour,
+                    marker=marker,
+                    label=f"{label} ({len(chosen)})",
+                    linewidths=0,
+                )
+            # Between these lines and the axis a difference is as large as the margin.
+            low, high = ax.get_xlim()
+            ends = np.array([min(low, 0.0), 0.0, max(high, 0.0)])
+            bottom, top = ax.get_ylim()
+            ax.plot(ends, -ends, color="#888888", linewidth=0.8, linestyle=":")
+            ax.set_xlim(low, high)
+            ax.set_ylim(bottom, top)
+            ax.set_xlabel(f"margin in the reference, nats (rule: {rule})")
+            ax.set_ylabel("margin in the other run, minus that")
+            ax.legend(fontsize=8)
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        """The runs, and how many verdicts differ under each rule."""
+        rules = self.verdicts["rule"].to_numpy()
+        flipped = self.verdicts["flipped"].to_numpy()
+        return {
+            "runs": dict(self.runs),
+            "items": int(len(self.verdicts) / len(RULES)),
+            "flipped": {rule: int((flipped & (rules == rule)).sum()) for rule in RULES},
+        }
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """verdicts.parquet and summary.csv."""
+        return {
+            TABLE: lambda path: self.verdicts.to_parquet(path, index=False),
+            "summary.csv": lambda path: self.summary().to_csv(path, index=False),
+        }
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> Parity:
+        """Read the verdicts back."""
+        try:
+            verdicts = pd.read_parquet(folder / TABLE)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
+        return cls(verdicts, record["runs"], provenance_from(record))
+
+
+def compare(reference: HijackResult, other: HijackResult) -> Parity:
+    """Which verdicts of a run differ from those of a reference run on the same facts.
+
+    Args:
+        reference: The run that counts as right, such as one in float32.
+        other: The same models, facts, schemes and doses, in another dtype or on another device.
+
+    Raises:
+        InputError: The runs have not the same items, or probes in another order.
+    """
+    left, right = (result.items.set_index(list(KEYS)).sort_index() for result in (reference, other))
+    if list(reference.settings["probes"]) != list(other.settings["probes"]):
+        raise InputError("the two runs had different probes on; compare runs with the same.")
+    if not left.index.equals(right.index):
+        apart = left.index.symmetric_difference(right.index)
+        first = dict(zip(KEYS, apart[0], strict=True))
+        raise InputError(
+            f"the two runs do not hold the same items: {len(apart)} are in one of them only, such "
+            f"as {first}. Score the same models, facts, schemes and doses in both."
+        )
+    parts = []
+    for rule in RULES:
+        here, there = margin(left, rule), margin(right, rule)
+        table = left.index.to_frame(index=False).assign(rule=rule)
+        table["reference"], table["other"] = here.to_numpy(), there.to_numpy()
+        table["difference"] = table["other"] - table["reference"]
+        table["flipped"] = np.sign(table["reference"]) != np.sign(table["other"])
+        parts.append(table)
+    runs = {
+        name: [{key: model.get(key) for key in ("name", *_RUN)} for model in run.settings["models"]]
+        for name, run in (("reference", reference), ("other", other))
+    }
+    return Parity(pd.concat(parts, ignore_index=True), runs, Provenance.now())

@@ -223,6 +223,8 @@ ANALYSES = (
                 "same share of tokens (paired)",
                 _ahead,
                 0.0,
+                scales=("paper",),
+                remark="over the 40 facts of the quick scale the interval is too wide",
             ),
         ),
         uses_models=True,

@@ -26,6 +26,7 @@ COMMANDS = {
     "cache": "Show or clear the store of finished readings.",
     "heads": "Find the heads that carry a hijack, and test them on facts held back.",
     "trace": "Take one fact's logit shift apart: tokens, layers, heads, MLPs.",
+    "sweep": "Run models, schemes, facts and one-layer recipes from one file.",
     "reproduce": "Reproduce the paper's figures and statements, with checks.",
 }
 """Command -> its line in the help; the command itself is `analyses.commands.<name>:command`."""

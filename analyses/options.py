@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import FactSet
+    from hijacklens.scoring.workers import RayEngine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -99,6 +100,45 @@ def facts_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def engine_options(command: Command) -> Command:
+    """Options that say where models are run: --engine, --workers, --ray-address."""
+    for option in (
+        click.option(
+            "--ray-address",
+            metavar="ADDRESS",
+            help="Join this Ray cluster (auto, or host:port).  [default: one on this machine]",
+        ),
+        click.option(
+            "--workers",
+            type=int,
+            metavar="N",
+            help="Workers of --engine ray.  [default: one per GPU, or per four cores]",
+        ),
+        click.option(
+            "--engine",
+            default="local",
+            show_default=True,
+            help="local, or ray: many GPUs or machines (pip install 'hijacklens[ray]').",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def choose_engine(engine: str, workers: int | None, ray_address: str | None) -> str | RayEngine:
+    """The engine that the options of `engine_options` name."""
+    if engine not in ("local", "ray"):
+        raise unknown("engine", engine, ("local", "ray"))
+    if engine == "local":
+        for option, value in (("--workers", workers), ("--ray-address", ray_address)):
+            if value is not None:
+                raise InputError(f"{option} {value} needs --engine ray; the engine is local.")
+        return engine
+    from hijacklens.scoring.workers import RayEngine
+
+    return RayEngine(workers=workers, address=ray_address)
 
 
 def choose_facts(

@@ -9,7 +9,9 @@ from typing import Any
 import click
 
 from analyses.options import (
+    choose_engine,
     choose_facts,
+    engine_options,
     facts_options,
     model_options,
     models_option,
@@ -59,6 +61,7 @@ from hijacklens.errors import InputError
     show_default=True,
     help="How prompts share what they have in common; auto takes the cheapest.",
 )
+@engine_options
 @click.option(
     "--rule",
     type=click.Choice(["first", "sum", "mean"]),
@@ -91,6 +94,9 @@ def command(
     seed: int,
     batch_tokens: int | None,
     way: Any,
+    engine: str,
+    workers: int | None,
+    ray_address: str | None,
     rule: Any,
     out: Path | None,
     no_cache: bool,
@@ -137,13 +143,14 @@ def command(
             raise InputError(
                 f"--probe {probe.text!r} is made for one model; score one model at a time."
             )
+    where = choose_engine(engine, workers, ray_address)
     names = "-".join(labels)
     folder = out or Path("runs") / f"{date.today()}-{names}"
     folder = check_folder(folder, overwrite=overwrite or is_unfinished(folder, models))
 
     from analyses.tables import hijack_tables
-    from hijacklens.models import load_model
     from hijacklens.scoring.hijack import hijack
+    from hijacklens.scoring.replica import ModelLoader
     from hijacklens.scoring.result import HijackResult
 
     if facts.note:
@@ -151,7 +158,9 @@ def command(
     result: HijackResult | None = None
     for i, name in enumerate(models, start=1):
         with resumable(store=not no_cache):
-            model = load_model(name, **loading)
+            model: Any = ModelLoader(name, **loading)
+            if where == "local" or any(probe.needs_model for probe in specified):
+                model = model.load()
             one = hijack(
                 model,
                 facts,
@@ -162,6 +171,7 @@ def command(
                 batch_tokens=batch_tokens,
                 way=way,
                 store=not no_cache,
+                engine=where,
                 quiet=quiet,
             )
         del model  # before the next one is loaded

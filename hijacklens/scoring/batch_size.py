@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import gc
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from hijacklens.hooked import HookedModel, device_of
 from hijacklens.scoring import memory
+from hijacklens.scoring.costs import Costs
 from hijacklens.scoring.packs import Pack
 from hijacklens.scoring.plan import BATCH_TOKENS, Level
 
 READ_VALUES = 2**26
 """At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
+WIDTHS = (0, 96, 160)
+"""Least widths of rows that are weighed against each other."""
 LOGIT_BYTES = 16
 """Of a logit: itself, in float32, and what a softmax makes of it."""
 
@@ -43,6 +46,7 @@ class BatchSize:
         self.reads = max(1, values // int(self._config.d_vocab))
         """Prefixes that are read in a batch, at most; more only of a single prompt."""
         self.shrunk = 0
+        self.costs = Costs.of(self._config, device=self._device, dtype=self._dtype)
 
     @property
     def trunk_tokens(self) -> int:
@@ -61,44 +65,74 @@ class BatchSize:
         Args:
             level: What is run.
             one_length: Whether the rows of a batch have to be of one length.
-            fill: Whether short packs may stand in the padding of longer ones.
+            fill: Whether a row may hold several packs.
         """
-        left = sorted(level.packs, key=lambda pack: (pack.own, pack.past))
-        longest_past = max((pack.past for pack in left), default=0)
+        asked = {
+            pack: sum(map(len, level.trie.reads[pack.first : pack.stop])) for pack in level.packs
+        }
+        left = list(level.packs)
+        while left:
+            allowed = self.tokens
+            # Wider rows hold several packs with less padding, but have more pairs to attend to.
+            widths = WIDTHS if fill else WIDTHS[:1]
+            choices = [
+                list(self._arrange(left, asked, width, one_length=one_length, fill=fill))
+                for width in widths
+            ]
+            best = min(choices, key=lambda batches: sum(map(self._cost, batches)))
+            while best and self.tokens == allowed:
+                yield best.pop(0)
+            # After it shrank, the rest is cut anew.
+            left = [pack for batch in best for row in batch for pack in row]
+
+    def _arrange(
+        self,
+        packs: Sequence[Pack],
+        asked: Mapping[Pack, int],
+        least: int,
+        *,
+        one_length: bool,
+        fill: bool,
+    ) -> Iterator[list[list[Pack]]]:
+        """Batches of rows at least so wide, each filled up with the longest packs that fit."""
+        left = sorted(packs, key=lambda pack: (pack.own, pack.past))
+        most_past = max(pack.past for pack in packs)
         batch: list[list[Pack]] = []
         reads = width = keys = 0
-
-        def asked(pack: Pack) -> int:
-            return sum(map(len, level.trie.reads[pack.first : pack.stop]))
-
         while left:
             first = left[-1]
             full = not self._fits((len(batch) + 1) * width, width + max(keys, first.past))
             if batch and (
-                full or reads + asked(first) > self.reads or (one_length and first.own < width)
+                full or reads + asked[first] > self.reads or (one_length and first.own < width)
             ):
                 yield batch
                 batch, reads, keys = [], 0, 0
             row = [left.pop()]
-            width = width if batch else first.own
-            reads += asked(first)
+            if not batch:
+                width = max(first.own, min(least, self.tokens))
+            reads += asked[first]
             room, past = width - first.own, first.past
             while fill and room and left:
-                # The longest that fits, which is the last of its length.
                 at = bisect_right(left, room, key=lambda pack: pack.own) - 1
                 if (
                     at < 0
-                    or past + left[at].past > max(longest_past, width // 2)
-                    or reads + asked(left[at]) > self.reads
+                    or past + left[at].past > max(most_past, width // 2)
+                    or reads + asked[left[at]] > self.reads
                 ):
                     break
                 pack = left.pop(at)
                 row.append(pack)
-                room, past, reads = room - pack.own, past + pack.past, reads + asked(pack)
+                room, past, reads = room - pack.own, past + pack.past, reads + asked[pack]
             batch.append(row)
             keys = max(keys, past)
         if batch:
             yield batch
+
+    def _cost(self, batch: Sequence[Sequence[Pack]]) -> float:
+        """The cost of a batch in tokens (`hijacklens.scoring.costs`), padding included."""
+        width = max(sum(pack.own for pack in row) for row in batch)
+        past = max(sum(pack.past for pack in row) for row in batch)
+        return len(batch) * float(self.costs.rows(width, past)) + self.costs.forward_pass
 
     def shrink(self, tokens: int) -> None:
         """Allow half of a size for which memory did not suffice, and give back what is unused."""

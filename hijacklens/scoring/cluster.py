@@ -25,8 +25,8 @@ class Share:
     """What each worker has, and how many there are."""
 
     workers: int
-    cpus: float
-    gpus: float
+    cpus: float | int
+    gpus: float | int
 
     @property
     def threads(self) -> int:
@@ -87,8 +87,8 @@ def share_out(
     nodes: Sequence[Mapping[str, Any]],
     *,
     workers: int | None = None,
-    cpus: float | None = None,
-    gpus: float | None = None,
+    cpus: float | int | None = None,
+    gpus: float | int | None = None,
 ) -> Share:
     """How many workers there are, and what each has.
 
@@ -135,7 +135,7 @@ def share_out(
     return Share(workers or room, cpus, gpus)
 
 
-def _room(rooms: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
+def _room(rooms: Sequence[Mapping[str, Any]], cpus: float | int, gpus: float | int) -> int:
     """How many workers fit; one may not be spread over machines."""
     asked = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
     return sum(min(int(room.get(name, 0) / size + 1e-9) for name, size in asked) for room in rooms)

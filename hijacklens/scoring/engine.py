@@ -33,7 +33,6 @@ from hijacklens.probe import Probe, logits_at
 from hijacklens.scoring import memory
 from hijacklens.scoring.accounting import Accounting
 from hijacklens.scoring.batch_size import READ_VALUES, BatchSize
-from hijacklens.scoring.costs import Costs
 from hijacklens.scoring.forward import Pass
 from hijacklens.scoring.key_values import Pool
 from hijacklens.scoring.packs import MOST_TOKENS
@@ -176,12 +175,11 @@ def _prepare(
     lonely = [probe.key for probe in probes if not probe.packs]
     if lonely:
         return separate_plan(wanted, why=f"the probe {lonely[0]} does not pack"), None
-    costs = Costs.of(model.cfg, device=device_of(model), dtype=next(iter(model.parameters())).dtype)
 
     def planned(way: Way, why: str = "") -> Plan:
         return make_plan(
             wanted,
-            costs,
+            size.costs,
             way=way,
             why=why,
             batch_tokens=size.tokens,

@@ -48,8 +48,10 @@ def peak_bytes(device: torch.device) -> int:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return 0
+    # Linux gives a process the peak of the one that started it, except here.
+    held = _field(Path("/proc/self/status"), "VmHWM:")
+    if held is not None or resource is None:
+        return held or 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -75,15 +77,21 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def _available() -> int | None:
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except (OSError, ValueError):
-        pass
+    free = _field(Path("/proc/meminfo"), "MemAvailable:")
+    if free is not None:
+        return free
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):  # not every system has them
+    except (OSError, ValueError, AttributeError):  # not every system has them
+        return None
+
+
+def _field(path: Path, name: str) -> int | None:
+    """Bytes that a file of Linux states in kB, or None where there is no such line."""
+    try:
+        lines = path.read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+    except (OSError, ValueError, StopIteration):
         return None
 
 

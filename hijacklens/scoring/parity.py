@@ -91,7 +91,7 @@ class Parity(Result):
             low, high = ax.get_xlim()
             ends = np.array([min(low, 0.0), 0.0, max(high, 0.0)])
             bottom, top = ax.get_ylim()
-            ax.plot(ends, -ends, color="#888888", linewidth=0.8, linestyle=":")
+            ax.plot(ends, -ends, color="#888888", linewidth=0.8, linestyle=":", label="margin gone")
             ax.set_xlim(low, high)
             ax.set_ylim(bottom, top)
             ax.set_xlabel(f"margin in the reference, nats (rule: {rule})")

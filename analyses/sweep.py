@@ -26,7 +26,7 @@ import pandas as pd
 from analyses.check import mean
 from analyses.options import choose_facts
 from analyses.sweep_file import ModelEntry, ScoringPlan, SweepPlan, TrainingPlan
-from analyses.sweep_result import FAILED_COLUMNS, SweepResult
+from analyses.sweep_result import FAILED_COLUMNS, SweepResult, whole_numbers
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.trained import TrainingResult
 from hijacklens.concepts.training import train
@@ -147,7 +147,7 @@ def run_sweep(
         else:
             missing.append((cell.name, sweep.failed.get(cell.name, "its result cannot be read")))
     failed = pd.DataFrame(missing, columns=list(FAILED_COLUMNS))
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=["kind"])
+    table = whole_numbers(pd.DataFrame(rows if rows else {"kind": []}))
     settings = {"sweep": json.loads(json.dumps(asdict(plan))), "cells": [c.name for c in cells]}
     result = SweepResult(table, failed, settings, Provenance.now())
     result.save(out, overwrite=True)

@@ -15,6 +15,7 @@ from hijacklens.errors import InputError
 from hijacklens.results import Provenance, Result, provenance_from
 
 FAILED_COLUMNS = ("cell", "reason")
+_WHOLE = ("seed", "dose", "n", "ties", "bits", "length", "dim", "d_attn", "steps", "batch", "seeds")
 _LINES = {"scoring": ["model", "scheme"], "training": ["bits", "dim", "freeze"]}
 
 
@@ -75,13 +76,18 @@ class SweepResult(Result):
     def read(cls, folder: Path, record: Mapping[str, Any]) -> SweepResult:
         """Read the table back; the results of the cells are read one by one."""
         try:
-            table = pd.read_csv(folder / "sweep.csv")
+            table = whole_numbers(pd.read_csv(folder / "sweep.csv"))
             failed = pd.read_csv(folder / "failed.csv", keep_default_na=False)
         except (OSError, ValueError) as error:
             raise InputError(f"the sweep in {str(folder)!r} is not whole: {error}") from error
         derived = {"type", "provenance", "failed"}
         settings = {key: value for key, value in record.items() if key not in derived}
         return cls(table, failed, settings, provenance_from(record))
+
+
+def whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with counts as whole numbers, in columns that not every row has, too."""
+    return table.astype({name: "Int64" for name in _WHOLE if name in table})
 
 
 def _label(kind: str, key: Any) -> str:

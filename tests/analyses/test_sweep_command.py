@@ -38,9 +38,8 @@ batch = 16
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     path = tmp_path_factory.mktemp("sweep")
-    for family in ("gpt2", "llama"):
-        tiny_model(family).save_pretrained(path / f"tiny-{family}")
-        tiny_tokenizer(family).save_pretrained(path / f"tiny-{family}")
+    tiny_model("gpt2").save_pretrained(path / "tiny-gpt2")
+    tiny_tokenizer("gpt2").save_pretrained(path / "tiny-gpt2")
     table = sample_facts().to_dataframe().drop(columns="prompt")
     table.to_json(path / "facts.jsonl", orient="records", lines=True)
     return path
@@ -73,7 +72,7 @@ def run(config, out, text, *options):
 @pytest.fixture(scope="module")
 def done(root):
     """A finished sweep; what it wrote is not changed by tests."""
-    text = scoring(root, "gpt2", "llama") + TRAINING
+    text = scoring(root, "gpt2") + TRAINING
     assert run(root / "sweep.toml", root / "done", text) == 0
     return root / "done"
 
@@ -81,13 +80,13 @@ def done(root):
 def test_one_table_of_all_cells(root, done):
     table = pd.read_csv(done / "sweep.csv")
     scored = table[table["kind"] == "scoring"]
-    assert len(scored) == 2 * 2 * 2 * 2  # models, schemes, seeds, doses
-    assert len(set(scored["cell"])) == 8
+    assert len(scored) == 2 * 2 * 2  # schemes, seeds, doses
+    assert len(set(scored["cell"])) == 4
     assert list(table[table["kind"] == "training"]["lr"]) == [0.01, 0.001]
     facts = sample_facts().limit(6, seed=1)
-    model = load_model(root / "tiny-llama", device="cpu")
+    model = load_model(root / "tiny-gpt2", device="cpu")
     alone = hijack(model, facts, schemes=["do-not-think"], doses=[1], quiet=True).summary()
-    rows = scored.query("model == 'tiny-llama' and scheme == 'do-not-think' and seed == 1")
+    rows = scored.query("scheme == 'do-not-think' and seed == 1")
     for column in ("dose", "n", "efficacy", "efficacy_low", "retention", "mean_shift"):
         np.testing.assert_allclose(rows[column], alone[column], atol=1e-4)
     cell = load_result(done / rows["cell"].iloc[0])
@@ -96,7 +95,8 @@ def test_one_table_of_all_cells(root, done):
     means = trained.summary().groupby("lr", sort=False)["accuracy"].mean()
     np.testing.assert_allclose(table["accuracy"].dropna(), means)
     whole = load_result(done)
-    pd.testing.assert_frame_equal(whole.to_dataframe(), table)
+    pd.testing.assert_frame_equal(whole.to_dataframe(), table, check_dtype=False)
+    assert whole.table["dose"].dtype == "Int64"
     assert len(whole.failed) == 0
     assert {path.name for path in done.iterdir()} >= {"sweep.svg", "sweep.png", "failed.csv"}
 
@@ -114,7 +114,7 @@ def test_finished_cells_are_skipped_and_missing_ones_made_again(root, done, tmp_
         lambda *given, **options: calls.append(1) or hijack(*given, **options),
     )
     monkeypatch.setattr(sweep_module, "train", None)  # nothing is trained again
-    text = scoring(root, "gpt2", "llama") + TRAINING
+    text = scoring(root, "gpt2") + TRAINING
     assert run(tmp_path / "s.toml", out, text) == 0
     assert len(calls) == 1
     again = pd.read_csv(out / "sweep.csv")
@@ -142,18 +142,19 @@ def test_interrupted_it_goes_on(root, done, tmp_path, monkeypatch):
 
     def interrupted(*given, **options):
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             raise KeyboardInterrupt
         return hijack(*given, **options)
 
     monkeypatch.setattr(sweep_module, "hijack", interrupted)
-    text = scoring(root, "gpt2")
+    text = scoring(root, "gpt2").replace(', "never-say"', "")
     assert run(tmp_path / "s.toml", tmp_path / "out", text) == 130
     assert run(tmp_path / "s.toml", tmp_path / "out", text) == 0
-    assert len(calls) == 3 + 2
+    assert len(calls) == 2 + 1
     table, whole = (pd.read_csv(path / "sweep.csv") for path in (tmp_path / "out", done))
-    expected = whole[whole["model"] == "tiny-gpt2"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(table, expected[table.columns], atol=1e-5, rtol=0)
+    expected = whole[whole["scheme"] == "do-not-think"].reset_index(drop=True)
+    same = {"check_dtype": False, "atol": 1e-5, "rtol": 0}
+    pd.testing.assert_frame_equal(table, expected[table.columns], **same)
 
 
 @pytest.mark.parametrize(
@@ -225,5 +226,4 @@ def test_ray_gives_the_same_table(root, done, tmp_path):
     finally:
         ray.shutdown()
     table, whole = (pd.read_csv(path / "sweep.csv") for path in (tmp_path / "out", done))
-    expected = whole[whole["model"] != "tiny-llama"].reset_index(drop=True)
-    pd.testing.assert_frame_equal(table, expected, atol=1e-4, rtol=0)
+    pd.testing.assert_frame_equal(table, whole, atol=1e-4, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,6 +287,14 @@ def ray():
     module.shutdown()
 
 
+@pytest.mark.slow
+def test_a_model_that_workers_cannot_load_is_one_clear_error(ray):
+    with pytest.raises(InputError, match="does not exist"):
+        score(ModelLoader("./no/such/folder", device="cpu"), RayEngine(workers=1))
+    with pytest.raises(InputError, match="no room for 3 workers"):
+        score(ModelLoader("gpt2"), RayEngine(workers=3))
+
+
 @pytest.fixture(scope="module")
 def crew(ray, folder):
     with RayEngine(workers=2).replicas(ModelLoader(folder, device="cpu")) as found:
@@ -308,8 +317,8 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(ray, crew, expected, tmp_pat
     mark = tmp_path / "died"
 
     def die_once(value, hook):
-        if not mark.exists():
-            mark.touch()
+        with suppress(FileExistsError):
+            mark.touch(exist_ok=False)  # by one worker only
             os._exit(1)
 
     # A function in a function is sent by value: workers cannot import this module.
@@ -317,11 +326,3 @@ def test_a_worker_of_ray_that_is_killed_is_replaced(ray, crew, expected, tmp_pat
     store = Store(tmp_path / "s.sqlite")
     check(score(crew.loader, crew, store, probes=[probe]), expected)
     assert crew.replaced == before + 2
-
-
-@pytest.mark.slow
-def test_a_model_that_workers_cannot_load_is_one_clear_error(ray):
-    with pytest.raises(InputError, match="does not exist"):
-        score(ModelLoader("./no/such/folder", device="cpu"), RayEngine(workers=1))
-    with pytest.raises(InputError, match="no room for 3 workers"):
-        score(ModelLoader("gpt2"), RayEngine(workers=3))

@@ -9,15 +9,19 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plain_huggingface import PlainScorer
+from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.layout import Layout, mark
 from hijacklens.models import load_model
 from hijacklens.probe import HookProbe, logits_at
+from hijacklens.schemes import get_scheme
 from hijacklens.scoring import engine
 from hijacklens.scoring.engine import read
 from hijacklens.scoring.forward import Pass
+from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.packs import Pack, trunk
 from hijacklens.scoring.plan import Level, Plan, Unit
 from hijacklens.scoring.trie import Trie
@@ -265,3 +269,32 @@ def test_a_prompt_that_does_not_fit_and_other_errors(gemma3, monkeypatch):
     broken(RuntimeError("shapes do not match"))
     with pytest.raises(RuntimeError, match="shapes do not match"):
         read(model, prompts())
+
+
+def test_items_are_the_same_in_every_way(pair):
+    """From facts to scores, against plain forward passes of single prompts."""
+    plain, model = pair
+    facts = sample_facts()
+    options = {"doses": [0, 1, 3], "quiet": True, "store": False}
+    results = {way: hijack(model, facts, way=way, **options) for way in ("plain", *SHARING)}
+    scorer = PlainScorer(plain, model.tokenizer)
+    by_case = {fact.case_id: fact for fact in facts}
+    scheme = get_scheme("do-not-think")
+    expected = {}
+    for item in results["plain"].items.to_dict("records"):
+        fact = by_case[item["case_id"]]
+        prompt = " ".join([scheme.sentence(fact)] * item["dose"] + [fact.prompt])
+        for side, target in (("true", fact.target_true), ("false", fact.target_false)):
+            expected[item["case_id"], item["dose"], side] = sum(scorer.scores(prompt, target))
+    for way, result in results.items():
+        (settings,) = result.settings["models"]
+        engine_record = settings["engine"]
+        assert engine_record["way"] == way
+        assert engine_record["naive_tokens"] >= engine_record["forward_tokens"] > 0
+        assert engine_record["trie_tokens"] <= engine_record["forward_tokens"]
+        assert engine_record["peak_memory"] > 0 and engine_record["seconds"] > 0
+        for item in result.items.to_dict("records"):
+            for side in ("true", "false"):
+                whole = expected[item["case_id"], item["dose"], side]
+                tolerance = 1e-4 * item[f"n_tokens_{side}"]
+                assert item[f"sum_{side}"] == pytest.approx(whole, abs=tolerance)

@@ -10,11 +10,13 @@ TORCH ?= torch==2.13.0
 OLD_TRANSFORMER_LENS ?= 3.9.0
 
 BIN := $(VENV)/bin
+# Two processes share the tests; models load once for a file.
+PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
-.PHONY: help env demo test test-models test-slow test-old check format bench clean
+.PHONY: help env demo test test-models test-slow test-ray test-old check format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,13 +39,16 @@ demo: $(READY)  ## Score both packaged models on the embedded facts; print the t
 		--facts atlas --scheme do-not-think --doses 0-5 --out runs/demo --overwrite
 
 test: $(READY)  ## The default tests: offline, tiny models, minutes
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 test-models: $(READY)  ## The tests on the packaged real models
-	$(BIN)/python -m pytest -q -m packaged
+	$(PYTEST) -m packaged
 
 test-slow: $(READY)  ## The tests that train one-layer models to their end
-	$(BIN)/python -m pytest -q -m slow
+	$(PYTEST) -m slow
+
+test-ray: $(READY)  ## The tests that start a real Ray
+	$(BIN)/python -m pytest -q -m ray tests/hijacklens/scoring tests/analyses
 
 # TransformerLens 3.9 is laid over the environment in a folder of its own.
 $(OLD): $(READY)
@@ -51,10 +56,10 @@ $(OLD): $(READY)
 		transformer-lens==$(OLD_TRANSFORMER_LENS) better-abc
 	@touch $@
 
-test-old: $(OLD)  ## The model, hook, scoring and concept tests on TransformerLens 3.9
+test-old: $(OLD)  ## The tests of the instrument and the probes on TransformerLens 3.9
 	PYTHONPATH=.tl39 $(BIN)/python -c 'from importlib.metadata import version as v; \
 		assert v("transformer-lens") == "$(OLD_TRANSFORMER_LENS)", v("transformer-lens")'
-	PYTHONPATH=.tl39 $(BIN)/python -m pytest -q tests/hijacklens
+	PYTHONPATH=.tl39 $(PYTEST) tests/hijacklens tests/probes
 
 check: $(READY)  ## Lint, format, types and import layers
 	$(BIN)/ruff check .

@@ -214,7 +214,7 @@ def test_the_example_can_be_read():
     assert read_sweep(TRAINING).scoring is None
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ray_gives_the_same_table(root, done, tmp_path):
     ray = pytest.importorskip("ray", reason="needs the extra ray: pip install 'hijacklens[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -287,7 +287,7 @@ def ray():
     module.shutdown()
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_model_that_workers_cannot_load_is_one_clear_error(ray):
     with pytest.raises(InputError, match="does not exist"):
         score(ModelLoader("./no/such/folder", device="cpu"), RayEngine(workers=1))
@@ -301,14 +301,14 @@ def crew(ray, folder):
         yield found
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_ray_gives_the_same_items(crew, model, expected):
     check(score(crew.loader, crew), expected)
     probes = [attention.knock_out(source="last", target="hijack")]
     check(score(model, crew, probes=probes), score(model, probes=probes))
 
 
-@pytest.mark.slow
+@pytest.mark.ray
 def test_a_worker_of_ray_that_is_killed_is_replaced(ray, crew, expected, tmp_path):
     before = crew.replaced
     ray.kill(crew._workers[0])

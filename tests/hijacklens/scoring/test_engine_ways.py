@@ -100,7 +100,7 @@ def test_every_way_equals_plain_forward_passes(pair, way):
 @pytest.mark.parametrize(("batch_tokens", "pack_tokens"), [(1, 1), (40, 9), (64, 64), (1000, 23)])
 def test_any_size_of_packs_and_batches(gemma3, way, batch_tokens, pack_tokens):
     plain, model = gemma3
-    wanted = prompts()
+    wanted = prompts((0, 3))
     readings = read(model, wanted, way=way, batch_tokens=batch_tokens, pack_tokens=pack_tokens)
     assert readings.accounting.way == way
     check(plain, readings, wanted)
@@ -197,7 +197,7 @@ def test_probes_act_on_shared_tokens_as_on_single_prompts(pair, way):
 def test_probes_that_do_not_pack_run_alone(gemma3):
     _, model = gemma3
     wanted = {(1, 2, 3): {4}, (1, 2): {5}, (6, 7, 8): {9}}
-    first = HookProbe("first", [("blocks.0.hook_resid_pre", lambda value, hook: forget(value))])
+    first = HookProbe("first", (("blocks.0.hook_resid_pre", lambda value, hook: forget(value)),))
 
     def forget(value):
         value = value.clone()
@@ -231,7 +231,9 @@ def test_a_probe_that_is_wrong_on_packs_is_found_out(gemma3, way):
     readings = read(model, prompts(), probes=[ramp], way=way)
     assert readings.accounting.way == "plain"
     assert "other numbers than plain ones" in readings.accounting.why
-    half = HookProbe("half", [("blocks.0.hook_mlp_out", lambda value, hook: value / 2)], packs=True)
+    half = HookProbe(
+        "half", (("blocks.0.hook_mlp_out", lambda value, hook: value / 2),), packs=True
+    )
     readings = read(model, prompts(), probes=[half], way=way)
     assert readings.accounting.way == way
     prefix = SENTENCE * 3 + QUERIES[1]

@@ -26,6 +26,12 @@ KNOCK_OUTS = (
     "knock-out:from=last,to=hijack,layers={early}",
     "knock-out:from=last,to=hijack,layers={late}",
     "knock-out:from=last,to=subject",
+    # Where a tokenizer adds no BOS, the hijack's first token is the attention sink: hide it alone,
+    # and the tokens behind it.
+    "knock-out:from=subject,to=at:0",
+    "knock-out:from=last,to=at:0",
+    "knock-out:from=last,to=at:1..4",
+    "knock-out:from=query,to=at:1..4",
 )
 
 

@@ -90,6 +90,20 @@ def require_eval(model: HookedModel, *, operation: str) -> None:
         )
 
 
+def require_text(model: HookedModel, *, operation: str) -> None:
+    """Refuse a model that reads no text, such as the one-layer model.
+
+    Raises:
+        InputError: The model has no tokenizer.
+    """
+    if getattr(model, "tokenizer", None) is None:
+        raise InputError(
+            f"{operation} needs a language model, and this {type(model).__name__} has no "
+            "tokenizer. For the one-layer model use trained.accuracy(probes=[...]), "
+            "probes.account.accounts(...) or probes.logit_lens.through(...)."
+        )
+
+
 @contextmanager
 def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedModel]:
     """Run the body with forward hooks on the model; they come off whatever happens in it.

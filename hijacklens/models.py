@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from hijacklens.errors import InputError, unknown
-from hijacklens.hooked import HookedLanguageModel, device_of
+from hijacklens.hooked import HookedLanguageModel, device_of, require_text
 from hijacklens.packaged import PACKAGED, expand_home, quiet_transformers
 
 _UNREACHABLE = {
@@ -274,7 +274,12 @@ class ModelIdentity:
 
 
 def identify(model: HookedLanguageModel) -> ModelIdentity:
-    """The identity of a loaded model; it reads a few values of each parameter."""
+    """The identity of a loaded model; it reads a few values of each parameter.
+
+    Raises:
+        InputError: The model has no tokenizer.
+    """
+    require_text(model, operation="scoring facts")
     name = str(model.cfg.model_name)
     config = getattr(getattr(model, "original_model", None), "config", None)
     revision = getattr(config, "_commit_hash", None)

@@ -101,12 +101,17 @@ def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
     Raises:
         InputError: Something else than probes is given.
     """
-    listed = tuple(probes) if isinstance(probes, Iterable) else (probes,)
+    listed: tuple[Any, ...] = (probes,)
+    if isinstance(probes, Iterable) and not isinstance(probes, str):
+        listed = tuple(probes)
     for probe in listed:
         if not isinstance(probe, Probe):
+            written = isinstance(probe, str) or hasattr(probe, "probe")
+            given = repr(probe) if isinstance(probe, str) else f"a {type(probe).__name__}"
+            hint = "probes.specification.parse(text).probe(model=model) makes one of a text."
             raise InputError(
                 f"probes takes a list of probes, such as those of probes.attention or "
-                f"probes.values; got {probe!r}."
+                f"probes.values; got {given}.{f' {hint}' if written else ''}"
             )
     return listed
 

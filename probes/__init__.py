@@ -8,6 +8,7 @@ The doors; everything else in this package stands behind one of them.
     activations   patch activations between runs of different length, by span
     patching      sweeps of that over layers, spans and heads
     logit_shift   the exact account of the shift: token x layer x head
+    account       the account of one run, on language models and on the one-layer model
     logit_lens    what each layer would answer
     heads         find the heads that carry the shift, and test them on unseen facts
     geometry      inner products by distance, spectra (`subspaces`: principal angles)

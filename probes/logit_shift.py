@@ -33,7 +33,7 @@ from torch import Tensor
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.hooked import HookedLanguageModel
+from hijacklens.hooked import HookedLanguageModel, require_text
 from hijacklens.models import identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
@@ -46,6 +46,8 @@ from probes.alignment import SPANS, Unit, align
 from probes.shift_account import ShiftAccount, parts_table
 from probes.shift_average import AverageShift
 
+UNBALANCED = 1e-2
+"""A residual of this share of the difference is no rounding, in half precision either."""
 BLOCK = 64
 """Facts accounted for at a time by `average`, which bounds the memory."""
 
@@ -83,9 +85,12 @@ def trace(
         The account; `shift` and `residual` in logits, `to_dataframe()` a row per part.
 
     Raises:
-        InputError: An unknown scheme, a dose below 1, or a fact that the scheme, the tokenizer or
-            the model's context window cannot serve.
+        InputError: An unknown scheme, a dose below 1, a fact that the scheme, the tokenizer or
+            the model's context window cannot serve, or a probe that acts after the parts are
+            counted (on head outputs or later), under which they would not sum.
     """
+    if not isinstance(fact, Fact):
+        raise InputError(f"trace takes one fact, not a {type(fact).__name__}; see average(...).")
     rule = get_scheme(scheme)
     facts = FactSet((fact,), name=f"case {fact.case_id}")
     pairs, unscored = _pairs(model, facts, rule, dose, check_probes(probes), seed)
@@ -146,8 +151,11 @@ def average(
         the facts that could not be used with the reason.
 
     Raises:
-        InputError: An unknown scheme, a dose below 1, no facts, or none that could be used.
+        InputError: An unknown scheme, a dose below 1, no facts, none that could be used, or a
+            probe under which the parts do not sum.
     """
+    if not isinstance(facts, FactSet):
+        raise InputError(f"average takes a FactSet, not a {type(facts).__name__}; see trace(...).")
     rule, pointed = get_scheme(scheme), check_probes(probes)
     if len(facts) == 0:
         raise InputError(f"there are no facts to account for in {facts.name}.")
@@ -234,6 +242,7 @@ def _pairs(
     seed: int,
 ) -> tuple[list[Pair], list[Unscored]]:
     """Both prompts of every fact that has them, and the facts that have not."""
+    require_text(model, operation="the account of a logit shift")
     if isinstance(dose, bool) or not isinstance(dose, int) or dose < 1:
         raise InputError(
             f"a shift is between dose 0 and a dose from 1 on; {dose!r} is none. Use 1, 2, ..."
@@ -273,7 +282,19 @@ def _both(
     for questions in asked:
         first, *other = [next(run) for _ in questions]
         found.append(first - other[0] if other else first)
+        _require_balance(found[-1], probes)
     return list(zip(found[::2], found[1::2], strict=True))
+
+
+def _require_balance(account: Account, probes: Sequence[Probe]) -> None:
+    """Refuse an account that a probe has put out of balance: its parts would mislead."""
+    if probes and abs(account.residual) > UNBALANCED * max(1.0, abs(account.whole)):
+        raise InputError(
+            f"under {', '.join(probe.key for probe in probes)} the parts of the account miss "
+            f"{account.residual:+.3g} of {account.whole:+.3g} logits: the probe changes what heads "
+            "or layers write after it was counted. Account for probes of values or attention "
+            "patterns, and use hijacklens.hijack(..., probes=[...]) for the others."
+        )
 
 
 def _questions(item: Item) -> list[Question]:

@@ -96,6 +96,10 @@ class TrainingResult(Result):
         Returns:
             A row per model: `seed, lr, accuracy, accuracy_low, accuracy_high, loss`.
         """
+        if isinstance(value, Probe):
+            raise InputError(
+                f"{value.key} is a probe, not a value matrix; write accuracy(probes=[...])."
+            )
         models = self.models
         if value is not None:
             with torch.no_grad():

@@ -25,6 +25,7 @@ from hijacklens.scoring.items import (
     Unscored,
     make_items,
     make_prompts,
+    require_found,
     score_items,
     wanted,
 )
@@ -113,6 +114,7 @@ def hijack(
             prompts, run.tokenizer, context_length=identity.context_length, spans=spans
         )
         unscored.extend(too_long)
+        require_found(items, spans)
         n_facts = len({item.fact.case_id for item in items})
         asked = wanted(items)
         with (

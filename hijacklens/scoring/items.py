@@ -12,11 +12,13 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.layout import mark
+from hijacklens.layout import ID_BITS, mark
 from hijacklens.prompts import Prompt, make_prompt
 from hijacklens.schemes import Scheme, Unusable
 from hijacklens.scoring.engine import Reading
+from hijacklens.spans import AT, TEXT
 from hijacklens.tokens import (
     Continuation,
     LocatedPrompt,
@@ -188,6 +190,22 @@ def _steps(
     ]
     symbols = mark(target.context + target.target, places)
     return tuple((symbols[: len(ids)], token) for ids, token in target.steps)
+
+
+def require_found(items: Sequence[Item], spans: Sequence[str]) -> None:
+    """Refuse a span by text or position that no prompt has: its probe would silently do nothing.
+
+    Raises:
+        InputError: There is such a span.
+    """
+    for bit, span in enumerate(spans):
+        held = 1 << (ID_BITS + bit)
+        asked = span.startswith((TEXT, AT)) and bool(items)
+        if asked and not any(symbol & held for item in items for symbol in item.ids):
+            raise InputError(
+                f"the span {span!r} is in none of the {len(items)} prompts, such as "
+                f"{items[-1].prompt.text!r}. Check its spelling or position."
+            )
 
 
 def wanted(items: Iterable[Item]) -> dict[TokenIds, set[int]]:

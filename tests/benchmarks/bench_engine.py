@@ -12,8 +12,8 @@ many of relation P103 (`all` takes every fact), under the generic scheme at dose
     harness   lm-evaluation-harness's Hugging Face backend, given the same requests. It is used
               where it can be imported; HIJACKLENS_LM_EVAL names a folder it was installed into:
               pip install --no-deps --target FOLDER lm-eval
-    bare      the plain model on as many tokens as the engine computed, in rows of 48, with
-              nothing around it: what the engine costs beyond the arithmetic
+    bare      the plain model on as many tokens as the engine computed, in rows of 48, with as
+              many positions unembedded and nothing around it: what is beyond the arithmetic
 
 Sides take turns within one process, so that both see the same machine; times are medians over the
 rounds of wall time, and of the time this process computed, which other programs disturb less. Peak
@@ -158,12 +158,13 @@ class Bench:
     def bare(self):
         import torch
 
-        tokens = self.readings.accounting.forward_tokens
         ids = torch.randint(0, 1000, (BATCH_TOKENS // 48, 48))
+        passes = max(1, round(self.readings.accounting.forward_tokens / ids.numel()))
         with torch.inference_mode():
-            for _ in range(max(1, round(tokens / ids.numel()))):
-                self.plain.model(input_ids=ids, use_cache=False)
-        return None, max(1, round(tokens / ids.numel())) * ids.numel() / tokens
+            for _ in range(passes):
+                hidden = self.plain.model(input_ids=ids, use_cache=False).last_hidden_state
+                self.plain.lm_head(hidden.flatten(0, 1)[: len(self.wanted) // passes])
+        return None, passes * ids.numel() / self.readings.accounting.forward_tokens
 
     def harness(self):
         # Its own entry point for requests that are tokenised already.
@@ -230,7 +231,7 @@ def test_engine(name):
     print(
         f"\n{MODEL}, {name}: {len(bench.items) // 6} facts, doses 0-5, {THREADS} thread, "
         f"{ROUNDS} rounds\n  {done.way}: {done.forward_tokens:,} tokens ({done.padded_tokens:,} "
-        f"with padding) of {done.naive_tokens:,}, ratio {ratio:.2f}"
+        f"with padding) of {done.naive_tokens:,}, ratio {ratio:.2f}, bound {done.trie_tokens:,}"
     )
     for side in sides:
         seconds, busy = statistics.median(wall[side]), statistics.median(cpu[side])

@@ -15,6 +15,8 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
+from hijacklens.concepts.architecture import OneLayerConfig
+from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.errors import InputError
 from hijacklens.models import load_model
 from hijacklens.prompts import make_prompt
@@ -23,6 +25,7 @@ from hijacklens.schemes import Scheme, get_scheme
 from hijacklens.scoring.hijack import hijack
 from hijacklens.tokens import locate
 from probes import logit_shift
+from probes.ablation import ablate
 from probes.account import Question, accounts
 from probes.alignment import SPANS, align
 from probes.attention_page import save_attention_page
@@ -309,3 +312,26 @@ def test_intervals_of_averages_are_those_of_scipy():
     np.testing.assert_allclose(found[:, 3], expected.high, atol=0.08)
     alone = averages(values[:1], seed=1)
     assert alone[:, 0].tolist() == values[0].tolist() and np.isnan(alone[:, 1:]).all()
+
+
+def test_a_probe_that_puts_the_account_out_of_balance_is_refused(model):
+    late = ablate(layers=[1], site="attn_out")
+    for call in (
+        lambda: logit_shift.trace(model, FACTS[0], probes=[late]),
+        lambda: logit_shift.average(model, FACTS, probes=[late], quiet=True),
+    ):
+        with pytest.raises(InputError, match="the parts of the account miss"):
+            call()
+
+
+def test_one_fact_and_several_are_not_mixed_up(model):
+    with unchecked(), pytest.raises(InputError, match="trace takes one fact, not a FactSet"):
+        logit_shift.trace(model, FACTS)
+    with unchecked(), pytest.raises(InputError, match="average takes a FactSet, not a Fact"):
+        logit_shift.average(model, FACTS[0])
+
+
+def test_a_model_without_text_is_sent_elsewhere():
+    model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=8))
+    with unchecked(), pytest.raises(InputError, match="has no tokenizer"):
+        logit_shift.trace(model, FACTS[0])

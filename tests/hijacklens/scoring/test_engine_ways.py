@@ -307,3 +307,14 @@ def test_items_are_the_same_in_every_way(pair):
                 whole = expected[item["case_id"], item["dose"], side]
                 tolerance = 1e-4 * item[f"n_tokens_{side}"]
                 assert item[f"sum_{side}"] == pytest.approx(whole, abs=tolerance)
+
+
+@pytest.mark.parametrize("way", ["plain", *SHARING])
+def test_bfloat16_rounds_and_does_no_more(way):
+    plain = tiny_model("gemma3", seed=2)
+    tokenizer = tiny_tokenizer("gemma3")
+    model = load_model(copy.deepcopy(plain), tokenizer=tokenizer, dtype="bfloat16", device="cpu")
+    wanted = prompts((0, 3))
+    readings = read(model, wanted, way=way)
+    assert readings.accounting.way == way
+    check(plain, readings, wanted, tolerance=0.25)

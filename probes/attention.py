@@ -20,6 +20,10 @@ Only the rows of source tokens are touched, in float32 where the model runs in h
 Probes act in the order listed at each hook; what is done to scores comes before what is done to
 patterns. Cost: one copy of the scores and of the pattern of each chosen layer.
 
+Where a tokenizer adds no BOS, heads rest their attention on the first token of the prompt (the
+attention sink). A knock-out that hides it, as one of `hijack` does then, measures that too: compare
+with hiding `at:0` alone.
+
 >>> import torch
 >>> from hijacklens.concepts import places
 >>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer

@@ -207,9 +207,23 @@ def test_a_full_disk_at_the_end_is_one_line(folders, cache, tmp_path, capsys, mo
     assert record["readings"]["computed"] == 0
 
 
-def shell(words, cache):
+SLOWLY = """
+import time
+from hijacklens.scoring.store import OpenStore
+keep = OpenStore.keep
+def keep_slowly(self, readings):
+    keep(self, readings)
+    time.sleep(0.05)
+OpenStore.keep = keep_slowly
+"""
+"""Gives a signal the time to come before a tiny model is done."""
+
+
+def shell(words, cache, prelude=""):
     """The command line in a process of its own."""
-    code = "import sys, torch; torch.set_num_threads(1); from analyses.cli import main; main()"
+    code = (
+        f"import torch; torch.set_num_threads(1); {prelude}\nfrom analyses.cli import main; main()"
+    )
     environment = {
         **os.environ,
         "HIJACKLENS_STORE": str(cache),
@@ -235,7 +249,7 @@ def test_a_command_that_gets_a_signal_goes_on(folders, cache, tmp_path, which, c
     words = command(
         folders, tmp_path / "out", "--batch-tokens", "1", "--scheme", "think", "--doses", "0-12"
     )
-    child = shell(words, cache)
+    child = shell(words, cache, SLOWLY)
     while readings_in(cache) < 20:
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)

@@ -23,6 +23,8 @@ READ_VALUES = 2**26
 """At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
 WIDTHS = (0, 96, 160)
 """Least widths of rows that are weighed against each other."""
+LOOKED_AT = 16
+"""Packs that are considered for a place in a row."""
 LOGIT_BYTES = 16
 """Of a logit: itself, in float32, and what a softmax makes of it."""
 
@@ -113,12 +115,15 @@ class BatchSize:
             reads += asked[first]
             room, past = width - first.own, first.past
             while fill and room and left:
-                at = bisect_right(left, room, key=lambda pack: pack.own) - 1
-                if (
-                    at < 0
-                    or past + left[at].past > max(most_past, width // 2)
-                    or reads + asked[left[at]] > self.reads
-                ):
+                end = bisect_right(left, room, key=lambda pack: pack.own)
+                fitting = (
+                    at
+                    for at in range(end - 1, max(end - 1 - LOOKED_AT, -1), -1)
+                    if past + left[at].past <= max(most_past, width // 2)
+                    and reads + asked[left[at]] <= self.reads
+                )
+                at = next(fitting, None)
+                if at is None:
                     break
                 pack = left.pop(at)
                 row.append(pack)

@@ -18,7 +18,7 @@ from hijacklens.layout import ID_BITS, mark
 from hijacklens.prompts import Prompt, make_prompt
 from hijacklens.schemes import Scheme, Unusable
 from hijacklens.scoring.engine import Reading
-from hijacklens.spans import AT, TEXT
+from hijacklens.spans import TEXT
 from hijacklens.tokens import (
     Continuation,
     LocatedPrompt,
@@ -193,18 +193,18 @@ def _steps(
 
 
 def require_found(items: Sequence[Item], spans: Sequence[str]) -> None:
-    """Refuse a span by text or position that no prompt has: its probe would silently do nothing.
+    """Refuse a span by text that no prompt has: its probe would silently do nothing.
 
     Raises:
         InputError: There is such a span.
     """
     for bit, span in enumerate(spans):
         held = 1 << (ID_BITS + bit)
-        asked = span.startswith((TEXT, AT)) and bool(items)
+        asked = span.startswith(TEXT) and bool(items)
         if asked and not any(symbol & held for item in items for symbol in item.ids):
             raise InputError(
                 f"the span {span!r} is in none of the {len(items)} prompts, such as "
-                f"{items[-1].prompt.text!r}. Check its spelling or position."
+                f"{items[-1].prompt.text!r}. Check its spelling."
             )
 
 

@@ -20,12 +20,12 @@ from torch.nn.functional import cross_entropy
 
 from analyses.check import above, mean
 from analyses.registry import Analysis
+from analyses.training_settings import TrainingSettings
 from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import places
 from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.recipe import Recipe
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.hooked import hooked
 
@@ -34,22 +34,14 @@ HEAT_BINS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterSettings:
+class ClusterSettings(TrainingSettings):
     """Figures 3c, C.7 and C.8."""
 
-    bits: tuple[int, ...]
     support: str
     """`first-bit` (two clusters) or `first-two-bits` (four)."""
     dim: int
     length: int
-    seeds: int
-    steps: int
     contexts: int = 512
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
-    batch: int = 128
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
 
 
 def attention_in_clusters(settings: ClusterSettings, bench: Workbench) -> pd.DataFrame:
@@ -60,21 +52,8 @@ def attention_in_clusters(settings: ClusterSettings, bench: Workbench) -> pd.Dat
     """
     rows: list[dict[str, Any]] = []
     for bits in settings.bits:
-        task = ConceptTask(
-            bits=bits,
-            omega=settings.omega,
-            beta=settings.beta,
-            length=settings.length,
-            support=settings.support,
-        )
-        recipe = Recipe(
-            dim=settings.dim,
-            seeds=tuple(range(settings.seeds)),
-            steps=settings.steps,
-            batch=settings.batch,
-            learning_rates=settings.learning_rates,
-            evaluation=settings.evaluation,
-        )
+        task = settings.task(bits, settings.length, support=settings.support)
+        recipe = settings.recipe(settings.dim)
         result = bench.trained(task, recipe)
         table = result.summary()
         accuracy = table[table["lr"] == result.best_learning_rate]["accuracy"].tolist()

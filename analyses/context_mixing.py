@@ -18,6 +18,7 @@ from torch import Tensor
 
 from analyses.check import above, mean, near
 from analyses.registry import Analysis
+from analyses.training_settings import TrainingSettings
 from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
@@ -25,54 +26,37 @@ from hijacklens.concepts import bayes, memory
 from hijacklens.concepts.bayes import BayesRule
 from hijacklens.concepts.evaluation import answers
 from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.recipe import Recipe
 from hijacklens.concepts.task import ConceptTask
 
 WAYS = ("trained", "constructed", "Bayes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MixingSettings:
+class MixingSettings(TrainingSettings):
     """Figure C.13."""
 
-    bits: tuple[int, ...]
     dim: int
     length: int
     rates: tuple[float, ...]
-    seeds: int
-    steps: int
     contexts: int
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
     mix_last: bool = True
-    batch: int = 128
-    omega: float = 0.5
-    beta: float = 1.0
+    evaluation: int = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LengthSettings:
+class LengthSettings(TrainingSettings):
     """Figure C.14."""
 
-    bits: tuple[int, ...]
     dim: int
     lengths: tuple[int, ...]
     """Lengths that models are trained and evaluated at, each its own."""
-    seeds: int
-    steps: int
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
-    batch: int = 128
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
 
 
 def mixed(settings: MixingSettings, bench: Workbench) -> pd.DataFrame:
     """Shares answering the first label, the second, and another, per m, rate, way and seed."""
     rows = []
     for bits in settings.bits:
-        task = ConceptTask(
-            bits=bits, omega=settings.omega, beta=settings.beta, length=settings.length
-        )
+        task = settings.task(bits, settings.length)
         built = OneLayerTransformer.from_weights(memory.theorem_1(task))
         for seed, model in enumerate(_models(task, settings, bench)):
             ways: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -104,13 +88,7 @@ def mixed(settings: MixingSettings, bench: Workbench) -> pd.DataFrame:
 
 
 def _models(task: ConceptTask, settings: Any, bench: Workbench) -> tuple[OneLayerTransformer, ...]:
-    recipe = Recipe(
-        dim=settings.dim,
-        seeds=tuple(range(settings.seeds)),
-        steps=settings.steps,
-        batch=settings.batch,
-        learning_rates=settings.learning_rates,
-    )
+    recipe = settings.recipe(settings.dim)
     return bench.trained(task, recipe).best()
 
 
@@ -119,15 +97,8 @@ def by_length(settings: LengthSettings, bench: Workbench) -> pd.DataFrame:
     rows = []
     for bits in settings.bits:
         for length in settings.lengths:
-            task = ConceptTask(bits=bits, omega=settings.omega, beta=settings.beta, length=length)
-            recipe = Recipe(
-                dim=settings.dim,
-                seeds=tuple(range(settings.seeds)),
-                steps=settings.steps,
-                batch=settings.batch,
-                learning_rates=settings.learning_rates,
-                evaluation=settings.evaluation,
-            )
+            task = settings.task(bits, length)
+            recipe = settings.recipe(settings.dim)
             result = bench.trained(task, recipe)
             table: Any = result.summary()
             for row in table[table["lr"] == result.best_learning_rate].to_dict("records"):

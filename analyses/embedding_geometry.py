@@ -16,67 +16,43 @@ from matplotlib.figure import Figure
 
 from analyses.check import above, mean
 from analyses.registry import Analysis
+from analyses.training_settings import TrainingSettings, identity_value
 from analyses.value_matrix import best_rows, draw_over_dims, lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
-from hijacklens.concepts.recipe import Recipe
-from hijacklens.concepts.task import ConceptTask
 from probes.geometry import inner_products
 from probes.spectra import spectrum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WidthSettings:
+class WidthSettings(TrainingSettings):
     """Figure C.4."""
 
-    bits: tuple[int, ...]
     dims: tuple[int, ...]
     length: int
-    seeds: int
-    steps: int
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
-    batch: int = 128
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeometrySettings:
+class GeometrySettings(TrainingSettings):
     """Figures 3b, C.5, C.6 and the spectra: one width per m."""
 
-    bits: tuple[int, ...]
     dims: tuple[int, ...]
     """Width d for each of `bits`; below V in all of these figures."""
     length: int
-    seeds: int
-    steps: int
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
     identity: bool = False
     """Whether W_V is frozen at the identity."""
-    batch: int = 128
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
 
 
 def trained_against_frozen(settings: WidthSettings, bench: Workbench) -> pd.DataFrame:
     """Accuracy per m, d, condition and seed at the condition's better learning rate."""
     rows = []
     for bits in settings.bits:
-        task = ConceptTask(
-            bits=bits, omega=settings.omega, beta=settings.beta, length=settings.length
-        )
+        task = settings.task(bits, settings.length)
         for dim in settings.dims:
             for condition in ("trained", "frozen"):
-                recipe = Recipe(
-                    dim=dim,
-                    seeds=tuple(range(settings.seeds)),
-                    steps=settings.steps,
-                    batch=settings.batch,
-                    learning_rates=settings.learning_rates,
+                recipe = settings.recipe(
+                    dim,
                     freeze=("W_E",) if condition == "frozen" else (),
-                    evaluation=settings.evaluation,
                 )
                 for row in best_rows(bench.trained(task, recipe)):
                     rows.append({"bits": bits, "dim": dim, "condition": condition, **row})
@@ -143,19 +119,8 @@ def spectra(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
 
 def _results(settings: GeometrySettings, bench: Workbench) -> Any:
     for bits, dim in zip(settings.bits, settings.dims, strict=True):
-        task = ConceptTask(
-            bits=bits, omega=settings.omega, beta=settings.beta, length=settings.length
-        )
-        recipe = Recipe(
-            dim=dim,
-            seeds=tuple(range(settings.seeds)),
-            steps=settings.steps,
-            batch=settings.batch,
-            learning_rates=settings.learning_rates,
-            freeze=("W_V",) if settings.identity else (),
-            value_init="identity" if settings.identity else "gaussian",
-            evaluation=settings.evaluation,
-        )
+        task = settings.task(bits, settings.length)
+        recipe = settings.recipe(dim, **identity_value(settings.identity))
         yield bench.trained(task, recipe), {"bits": bits, "dim": dim}
 
 

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 
 from analyses.check import above, below, mean
 from analyses.registry import Analysis
+from analyses.training_settings import TrainingSettings, identity_value
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import memory
 from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.recipe import Recipe
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.trained import TrainingResult
 from hijacklens.statistics import Interval
@@ -30,35 +30,19 @@ OURS = ("dims", "dim", "steps", "batch", "evaluation", "omega", "beta")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastSettings:
+class ContrastSettings(TrainingSettings):
     """Figures 3a and C.1."""
 
-    bits: tuple[int, ...]
     lengths: tuple[int, ...]
     dim: int
-    seeds: int
-    steps: int
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
-    batch: int = 128
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReplacementSettings:
+class ReplacementSettings(TrainingSettings):
     """Figures C.2 and C.3."""
 
-    bits: tuple[int, ...]
     dims: tuple[int, ...]
     length: int
-    seeds: int
-    steps: int
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
-    batch: int = 128
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
 
 
 def trained_against_identity(settings: ContrastSettings, bench: Workbench) -> pd.DataFrame:
@@ -66,19 +50,10 @@ def trained_against_identity(settings: ContrastSettings, bench: Workbench) -> pd
     rows = []
     for length in settings.lengths:
         for bits in settings.bits:
-            task = ConceptTask(bits=bits, omega=settings.omega, beta=settings.beta, length=length)
+            task = settings.task(bits, length)
             for condition in ("trained", "identity"):
                 frozen = condition == "identity"
-                recipe = Recipe(
-                    dim=settings.dim,
-                    seeds=tuple(range(settings.seeds)),
-                    steps=settings.steps,
-                    batch=settings.batch,
-                    learning_rates=settings.learning_rates,
-                    freeze=("W_V",) if frozen else (),
-                    value_init="identity" if frozen else "gaussian",
-                    evaluation=settings.evaluation,
-                )
+                recipe = settings.recipe(settings.dim, **identity_value(frozen))
                 for row in best_rows(bench.trained(task, recipe)):
                     rows.append({"bits": bits, "length": length, "condition": condition, **row})
     return pd.DataFrame(rows)
@@ -171,18 +146,9 @@ def angles(settings: ReplacementSettings, bench: Workbench) -> pd.DataFrame:
 
 def _results(settings: ReplacementSettings, bench: Workbench) -> Any:
     for bits in settings.bits:
-        task = ConceptTask(
-            bits=bits, omega=settings.omega, beta=settings.beta, length=settings.length
-        )
+        task = settings.task(bits, settings.length)
         for dim in settings.dims:
-            recipe = Recipe(
-                dim=dim,
-                seeds=tuple(range(settings.seeds)),
-                steps=settings.steps,
-                batch=settings.batch,
-                learning_rates=settings.learning_rates,
-                evaluation=settings.evaluation,
-            )
+            recipe = settings.recipe(dim)
             yield bench.trained(task, recipe), {"bits": bits, "dim": dim}
 
 

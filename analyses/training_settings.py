@@ -1,0 +1,49 @@
+"""What the settings of all analyses that train one-layer models have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hijacklens.concepts.recipe import Recipe
+from hijacklens.concepts.task import ConceptTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """Tasks and recipe; a figure adds the axis that it draws."""
+
+    bits: tuple[int, ...]
+    seeds: int
+    """How many runs, from seed 0 on."""
+    steps: int
+    learning_rates: tuple[float, ...] = (0.01, 0.001)
+    """The better one counts, by mean accuracy over the seeds."""
+    batch: int = 128
+    evaluation: int = 4096
+    """Fresh contexts that each model is evaluated on."""
+    omega: float = 0.5
+    beta: float = 1.0
+
+    def task(self, bits: int, length: int, *, support: str = "all") -> ConceptTask:
+        """The task of m bits and context length L."""
+        return ConceptTask(
+            bits=bits, omega=self.omega, beta=self.beta, length=length, support=support
+        )
+
+    def recipe(self, dim: int, **changes: Any) -> Recipe:
+        """The recipe at width d, with what an analysis changes, such as `freeze`."""
+        return Recipe(
+            dim=dim,
+            seeds=tuple(range(self.seeds)),
+            steps=self.steps,
+            batch=self.batch,
+            learning_rates=self.learning_rates,
+            evaluation=self.evaluation,
+            **changes,
+        )
+
+
+def identity_value(frozen: bool) -> dict[str, Any]:
+    """The changes of a recipe that freeze W_V at the identity, or none."""
+    return {"freeze": ("W_V",), "value_init": "identity"} if frozen else {}

@@ -35,8 +35,8 @@ from hijacklens.hooked import HookedModel, device_of
 from hijacklens.layout import Layout, mark
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.statistics import Interval
-from probes.batches import batches
-from probes.prompt_pairs import PromptPair, prompt_pairs
+from probes.inputs.batches import batches
+from probes.inputs.prompt_pairs import PromptPair, prompt_pairs
 
 SPANS = ("hijack", "at:0")
 

@@ -27,11 +27,12 @@ from analyses.registry import Analysis
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.statistics import Interval
-from probes import associations, memory_fit
-from probes.associations import Associations, Cue
-from probes.fitted_memory import LABELS
-from probes.outer_products import STATISTICS
-from probes.spectra import spectrum
+from probes import memory_fit
+from probes.geometry.spectra import spectrum
+from probes.memory_fit import associations
+from probes.memory_fit.associations import Associations, Cue
+from probes.memory_fit.outer_products import STATISTICS
+from probes.memory_fit.result import LABELS
 
 CUES: dict[Cue, str] = {"subject": "subject → target", "near": "near word → target"}
 NEIGHBOURS = "Hamming-1 neighbours"
@@ -47,7 +48,7 @@ class MemorySides(Sides):
     draws: int
     """Draws of either control; the smallest p-value is 1 / (draws + 1)."""
     cues: tuple[Cue, ...] = tuple(CUES)
-    """What of a fact looks its true target up, as for `probes.associations.of_facts`."""
+    """What of a fact looks its true target up, as for `probes.memory_fit.associations.of_facts`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +60,7 @@ class SpectrumSides(Sides):
 
 
 def memories(settings: MemorySides, bench: Workbench) -> pd.DataFrame:
-    """A row per matrix, associations, statistic and control, as `probes.fitted_memory` has them."""
+    """A row per matrix, associations, statistic and control (`probes.memory_fit.result`)."""
     facts = facts_of(settings, bench)
 
     def fitted(source: Any, pairs: Associations, side: str, label: str) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from analyses.value_matrix import best_rows, draw_over_dims, lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from probes.geometry import inner_products
-from probes.spectra import spectrum
+from probes.geometry.spectra import spectrum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.trained import TrainingResult
 from hijacklens.statistics import Interval
-from probes.subspaces import value_angles
+from probes.geometry.subspaces import value_angles
 
 OURS = ("dims", "dim", "steps", "batch", "evaluation", "omega", "beta")
 

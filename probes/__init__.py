@@ -1,6 +1,6 @@
 """What is pointed at a model: hook-based probes that take any hooked model.
 
-The doors; everything else in this package stands behind one of them.
+The doors; what else a package holds stands behind its door.
 
     values        replace W_V or OV circuits: zero, identity, low rank, random, equation 5.1, ...
     attention     knock out, rescale or patch attention between spans
@@ -11,7 +11,10 @@ The doors; everything else in this package stands behind one of them.
     account       the account of one run, on language models and on the one-layer model
     logit_lens    what each layer would answer
     heads         find the heads that carry the shift, and test them on unseen facts
-    geometry      inner products by distance, spectra (`subspaces`: principal angles)
+    geometry      inner products by distance, spectra (`geometry.subspaces`: principal angles)
     memory_fit    how far a W_V or OV circuit is a sum of outer products of associated tokens
     specification probes as texts, such as `knock-out:from=last,to=hijack`
+
+Below them: `sites` (layers and heads by number), `sources` (what geometry can be asked about) and
+`inputs` (prompts in batches and pairs, and which of their tokens correspond).
 """

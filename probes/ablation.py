@@ -48,7 +48,7 @@ from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts import Prompt, make_prompt
 from hijacklens.spans import EVERYWHERE, placed_atoms
 from hijacklens.tokens import LocatedPrompt, locate
-from probes.batches import batches
+from probes.inputs.batches import batches
 from probes.sites import Heads, Layers, choose, describe
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]

@@ -43,7 +43,7 @@ from hijacklens.results import Provenance, Result, provenance_from
 from hijacklens.schemes import Scheme, get_scheme
 from hijacklens.scoring.items import make_items, make_prompts
 from hijacklens.tokens import locate
-from probes.alignment import Unit, align
+from probes.inputs.alignment import Unit, align
 
 TABLE = "lens.parquet"
 
@@ -146,7 +146,7 @@ class LogitLens(Result):
 
         `dose, layer, position, token, span`; `difference`, logit o_ - logit o*; `logprob_true`
         and `logprob_false` in nats; `rank_true` and `rank_false`, 0 for the likeliest token.
-        Layer -1 is before the first one; spans are those of `probes.alignment`.
+        Layer -1 is before the first one; spans are those of `probes.inputs.alignment`.
         """
         return self.table.copy()
 

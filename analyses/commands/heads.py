@@ -13,8 +13,8 @@ from analyses.options import choose_facts, facts_options, model_options, read_do
 
 if TYPE_CHECKING:
     from hijacklens.scoring.efficacy import Rule
-    from probes.head_search import HeadSearch
-    from probes.head_test import HeadTest
+    from probes.heads.held_out import HeadTest
+    from probes.heads.ranking import HeadSearch
 
 SHOWN: dict[str, Any] = {"show_default": True}
 KINDS = {"layers": "random, same layers", "model": "random, any layer"}

@@ -14,7 +14,7 @@ from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import Fact
-    from probes.shift_account import ShiftAccount
+    from probes.logit_shift.result import ShiftAccount
 
 PAGE = "attention.html"
 
@@ -108,7 +108,7 @@ def command(
     folder = check_folder(out or Path("runs") / label, overwrite=overwrite)
 
     from hijacklens.models import load_model
-    from probes.attention_page import save_attention_page
+    from probes.attention.page import save_attention_page
     from probes.logit_shift import trace
 
     model = load_model(name, **loading)

@@ -22,10 +22,10 @@ from hijacklens.models import load_model
 from hijacklens.probe import probed
 from hijacklens.scoring.hijack import hijack
 from probes.ablation import ablate
-from probes.activation_sites import HEAD_AXES
 from probes.activations import patch, patch_between
-from probes.correspondence import Correspondence, align_contexts
-from probes.prompt_pairs import prompt_pairs
+from probes.activations.places import HEAD_AXES
+from probes.inputs.correspondence import Correspondence, align_contexts
+from probes.inputs.prompt_pairs import prompt_pairs
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 SITES = (*STREAM, *HEAD_AXES)

@@ -17,7 +17,7 @@ from hijacklens.facts.fact import Fact
 from hijacklens.layout import Layout
 from hijacklens.prompts import make_prompt
 from hijacklens.tokens import LocatedPrompt, locate
-from probes.correspondence import Correspondence, align, align_contexts
+from probes.inputs.correspondence import Correspondence, align, align_contexts
 
 
 def located(tokenizer, fact, dose, sentence="Do not think of Guam."):

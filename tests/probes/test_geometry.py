@@ -23,7 +23,7 @@ from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
 from probes import geometry
-from probes.hamming_fit import fit_gram
+from probes.geometry.hamming_fit import fit_gram
 
 WORDS = torch.tensor([[0, 1, 4], [1, 0, 2], [4, 2, 0]])
 """Distances of three tokens."""

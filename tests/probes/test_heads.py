@@ -25,8 +25,8 @@ from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import make_items, make_prompts
 from probes import heads, logit_shift
 from probes.ablation import ablate, mean_outputs
-from probes.head_gradients import gradient_attribution
-from probes.head_search import HeadSearch
+from probes.heads.gradients import gradient_attribution
+from probes.heads.ranking import HeadSearch
 
 CASES = (0, 1, 3, 9)
 """Sample facts whose targets differ in their first token for every tokenizer."""

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from probes.head_contrasts import contrasts, side_effects
+from probes.heads.contrasts import contrasts, side_effects
 
 # Margins score(o_) - score(o*) of six facts: on the bare query, and hijacked.
 BARE = {"none": [-3, -2, -2, -1, -1, 1], "chosen": [-2, -2, -2, -1, 1, 1]}

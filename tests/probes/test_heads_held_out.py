@@ -18,8 +18,8 @@ from hijacklens.results import load_result
 from hijacklens.scoring.hijack import hijack
 from probes import heads
 from probes.ablation import ablate
-from probes.head_search import HeadSearch
-from probes.head_test import HeadTest
+from probes.heads.held_out import HeadTest
+from probes.heads.ranking import HeadSearch
 
 SCHEMES = ("do-not-think", "think")
 

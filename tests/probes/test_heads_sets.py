@@ -14,8 +14,8 @@ from type_checks import unchecked
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
-from probes.head_facts import halves, shared
-from probes.head_sets import draw, label
+from probes.heads.fact_halves import halves, shared
+from probes.heads.sets import draw, label
 
 
 @settings(max_examples=30, deadline=None)

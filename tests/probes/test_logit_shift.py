@@ -27,9 +27,9 @@ from hijacklens.tokens import locate
 from probes import logit_shift
 from probes.ablation import ablate
 from probes.account import Question, accounts
-from probes.alignment import SPANS, align
-from probes.attention_page import save_attention_page
-from probes.shift_average import averages
+from probes.attention.page import save_attention_page
+from probes.inputs.alignment import SPANS, align
+from probes.logit_shift.average import averages
 from probes.sites import head_count
 
 FACTS = sample_facts()

@@ -17,7 +17,7 @@ from hijacklens.errors import InputError
 from hijacklens.models import load_model
 from hijacklens.probe import HookProbe
 from probes.account import SINGLE, Question, accounts
-from probes.readout import Norm
+from probes.account.readout import Norm
 
 TEXTS = ["Do not think of Guam. The Eiffel Tower is in the city of", "Rome is", "The capital of"]
 PLUS, MINUS = 300, 310

@@ -20,8 +20,9 @@ from hijacklens.concepts.embeddings import gaussian_embedding, orthonormal
 from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
-from probes import associations, memory_fit
-from probes.outer_products import Control, Memory
+from probes import memory_fit
+from probes.memory_fit import associations
+from probes.memory_fit.outer_products import Control, Memory
 
 TASK = ConceptTask(bits=3)
 

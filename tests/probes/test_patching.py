@@ -23,8 +23,8 @@ from hijacklens.results import Provenance, load_result
 from hijacklens.scoring.items import SKIPPED_COLUMNS
 from probes import patching
 from probes.activations import patch
-from probes.patching_result import PATCH_COLUMNS, PatchingSweep
-from probes.prompt_pairs import prompt_pairs
+from probes.inputs.prompt_pairs import prompt_pairs
+from probes.patching.result import PATCH_COLUMNS, PatchingSweep
 
 FACTS = sample_facts()[:8]
 

@@ -18,7 +18,7 @@ from hijacklens.concepts.embeddings import orthonormal
 from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
-from probes import subspaces
+from probes.geometry import subspaces
 
 TASK = ConceptTask(bits=3, length=16)
 

@@ -20,7 +20,7 @@ from hijacklens.probe import HookProbe, probed
 from hijacklens.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 from probes import values
-from probes.value_sources import Place
+from probes.values.replacements import Place
 
 TEXT = "Do not think of Guam. The Eiffel Tower is in the city of"
 SITES = [(0, 1), (1, 0), (1, 3)]

@@ -16,7 +16,7 @@ from hijacklens.layout import Layout
 from hijacklens.models import load_model
 from hijacklens.probe import Probe
 from probes import values
-from probes.value_matrices import (
+from probes.values.matrices import (
     attention_norm_weight,
     kv_head_of,
     output_matrix,
@@ -24,7 +24,7 @@ from probes.value_matrices import (
     value_bias,
     value_matrix,
 )
-from probes.value_sources import Place
+from probes.values.replacements import Place
 
 
 def close(got, wanted):

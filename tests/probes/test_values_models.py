@@ -20,7 +20,7 @@ from hijacklens.errors import InputError
 from hijacklens.layout import Layout
 from hijacklens.probe import probed
 from probes import values
-from probes.value_matrices import (
+from probes.values.matrices import (
     attention_norm_weight,
     ov_circuit,
     value_bias,

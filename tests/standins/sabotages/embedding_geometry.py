@@ -42,7 +42,7 @@ SABOTAGES = (
             claims=("the diagonal stands above",),
             changes=small(4, 8),
             patch=lambda monkeypatch: monkeypatch.setattr(
-                "probes.hamming_fit.GramFit.jump", property(lambda fit: 0.0)
+                "probes.geometry.hamming_fit.GramFit.jump", property(lambda fit: 0.0)
             ),
         )
         for name in ("fig3b", "figc5")

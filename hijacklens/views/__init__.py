@@ -1,0 +1,47 @@
+"""Views: attention and coloured tokens of any run, in a notebook cell, on a page or as a picture.
+
+    views.attention(model, "The Eiffel Tower is in the city of", layers=23)
+    views.attended(model, text, source="last", heads=[(23, 4)], probes=[blind])
+
+    run = views.run(model, prompt)                # one forward pass, any number of views of it
+    run.heads([(23, 4), (29, 2)])                 # circuitsvis in the cell
+    run.heads(layers=23).plot()                   # the same numbers as a matplotlib figure
+    views.Sheet((run.heads(layers=23), run.attended()), title="Guam").save("guam.html")
+
+A view is made of tokens and numbers (`view`), most easily from a run of a hooked model (`run`):
+prompts of language models and contexts of the one-layer model, with probes on too. It shows itself
+in a notebook (`cell`), on a page that opens with no network (`page`) and by matplotlib (`figures`).
+circuitsvis by itself points to a script on the network, or repeats its own 1.3 MB in every view.
+
+>>> text = page([coloured_tokens("Parts of the shift", ["<s>", "Guam"], [0.0, 1.5])], title="demo")
+>>> "‹s›" in text, text.count("CircuitsVis.render"), "https://unpkg.com" in text
+(True, 1, False)
+"""
+
+from __future__ import annotations
+
+from hijacklens.views.page import page, save_page
+from hijacklens.views.run import Run, attended, attention, run
+from hijacklens.views.sheet import Sheet
+from hijacklens.views.view import (
+    View,
+    attention_heads,
+    attention_pattern,
+    coloured_tokens,
+    visible,
+)
+
+__all__ = [
+    "Run",
+    "Sheet",
+    "View",
+    "attended",
+    "attention",
+    "attention_heads",
+    "attention_pattern",
+    "coloured_tokens",
+    "page",
+    "run",
+    "save_page",
+    "visible",
+]

@@ -1,0 +1,162 @@
+"""The tally: what the hooks of an account note down while a batch runs, as numbers per read.
+
+Every part is projected on the readout the moment it is made, so no activation is kept: of
+attention one number per read, head and source token, of an MLP one per read. Norm scales, known
+only later in the run, divide the numbers when it is over.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hijacklens.hooked import HookedModel, NamedHook
+from probes.account.readout import Frame, Norm, Readout
+
+
+class Tally:
+    """Notes of one forward pass; `hooks` before it, `parts` after it."""
+
+    def __init__(
+        self,
+        model: HookedModel,
+        frame: Frame,
+        readout: Readout,
+        rows: Int[Tensor, " read"],
+        positions: Int[Tensor, " read"],
+    ) -> None:
+        self.model: Any = model
+        self.frame, self.readout = frame, readout
+        self.rows, self.positions = rows, positions
+        self.values: dict[int, Tensor] = {}
+        """Of the layer that is running, until its pattern is there."""
+        self.notes: dict[str, dict[int, Tensor]] = defaultdict(dict)
+
+    def hooks(self) -> list[NamedHook]:
+        """The hooks that take the notes, those that this model has."""
+        final = int(self.model.cfg.n_layers)
+        found: list[NamedHook] = [
+            ("hook_pos_embed", partial(self._project, "position", 0)),
+            ("blocks.0.hook_resid_pre", partial(self._project, "embedding", 0)),
+            ("ln_final.hook_scale", partial(self._scale, "final_scale", 0)),
+            ("unembed.hook_in", self._normed),
+        ]
+        for layer in range(final):
+            block = f"blocks.{layer}"
+            found += [
+                (f"{block}.attn.hook_v", partial(self._values, layer)),
+                (f"{block}.attn.hook_pattern", partial(self._pattern, layer)),
+                (f"{block}.ln1_post.hook_scale", partial(self._scale, "attention_scale", layer)),
+                (f"{block}.hook_mlp_out", partial(self._project, "mlp", layer)),
+            ]
+        return [hook for hook in found if hook[0] in self.model.hook_dict]
+
+    def _at_reads(self, value: Tensor) -> Tensor:
+        rows, positions = self.rows.to(value.device), self.positions.to(value.device)
+        if value.shape[0] == 1:  # one row of positions for the whole batch
+            rows = torch.zeros_like(rows)
+        return value[rows, positions]
+
+    def _project(self, name: str, layer: int, value: Tensor, hook: Any) -> None:
+        pulled = self.readout.pulled.to(value.device)
+        self.notes[name][layer] = (self._at_reads(value).to(pulled.dtype) * pulled).sum(-1)
+
+    def _scale(self, name: str, layer: int, value: Tensor, hook: Any) -> None:
+        self.notes[name][layer] = self._at_reads(value)[..., 0]
+
+    def _normed(self, value: Tensor, hook: Any) -> None:
+        added = self.readout.soft_cap(self._at_reads(value), self.frame.soft_cap)
+        self.notes["soft_cap"][0] = added
+
+    def _values(self, layer: int, value: Tensor, hook: Any) -> None:
+        self.values[layer] = value
+
+    def _pattern(self, layer: int, pattern: Tensor, hook: Any) -> None:
+        """Project what each head takes from each source token.
+
+        values  [row, pos, kv_head, d_head]
+        pattern [row, head, query, key], read at one query of a row: weight [read, head, pos]
+        """
+        attn = self.model.blocks[layer].attn
+        v = self.values.pop(layer)
+        norm = self.frame.after_attention[layer]
+        pulled = self.readout.pulled.to(v.device)
+        pulled = pulled if norm is None else norm.pull(pulled)
+        W_O = attn.W_O.to(v.device, pulled.dtype)  # [head, d_head, d_model]
+        wanted = torch.einsum("hed,rd->rhe", W_O, pulled)
+        n_heads, n_kv = W_O.shape[0], v.shape[2]
+        grouped = wanted.unflatten(1, (n_kv, n_heads // n_kv))
+        rows, positions = self.rows.to(v.device), self.positions.to(v.device)
+        read = torch.einsum("rjke,rkge->rkgj", v.to(pulled.dtype)[rows], grouped).flatten(1, 2)
+        weight = pattern[rows, :, positions].to(pulled)
+        b_V = getattr(attn, "b_V", None)
+        per_head = torch.zeros_like(wanted[..., 0])
+        if b_V is not None:
+            bias = b_V.to(pulled).reshape(-1, W_O.shape[1])
+            bias = bias.repeat_interleave(n_heads // len(bias), dim=0)
+            per_head = (wanted * bias).sum(-1)
+        self.notes["attention"][layer] = weight * (read - per_head[..., None])
+        self.notes["value_bias"][layer] = weight.sum(-1) * per_head
+        b_O = getattr(attn, "b_O", None)
+        from_bias = torch.zeros_like(per_head[:, 0])
+        if b_O is not None:
+            from_bias = pulled @ b_O.to(pulled)
+        self.notes["output_bias"][layer] = from_bias
+
+    def parts(
+        self, normaliser: Float[Tensor, " read"]
+    ) -> tuple[
+        Float[np.ndarray, "read layer head pos"],
+        Float[np.ndarray, "read layer head"],
+        Float[np.ndarray, "read layer"],
+        Float[np.ndarray, "read layer"],
+        Float[np.ndarray, "read part"],
+    ]:
+        """The notes as the fields of `Account`, in float64, divided by the norms' scales."""
+        layers = range(int(self.model.cfg.n_layers))
+        reads = len(self.rows)
+        zero = np.zeros(reads)
+
+        def note(name: str, layer: int = 0) -> np.ndarray:
+            found = self.notes[name].get(layer)
+            return zero if found is None else found.cpu().double().numpy()
+
+        def scale(name: str, layer: int = 0) -> np.ndarray:
+            found = self.notes[name].get(layer)
+            return np.ones(reads) if found is None else found.cpu().double().numpy()
+
+        final = scale("final_scale")
+        stacks: dict[str, list[np.ndarray]] = defaultdict(list)
+        for layer in layers:
+            down = scale("attention_scale", layer) * final
+            for name in ("attention", "value_bias", "output_bias"):
+                part = note(name, layer)
+                stacks[name].append(part / down.reshape(-1, *(1,) * (part.ndim - 1)))
+            norm: Norm | None = self.frame.after_attention[layer]
+            if norm is not None:  # its bias comes behind its scale
+                pulled = self.readout.pulled
+                shift = (pulled @ norm.bias.to(pulled)).cpu().double().numpy()
+                stacks["output_bias"][-1] = stacks["output_bias"][-1] + shift / final
+            stacks["mlp"].append(note("mlp", layer) / final)
+        position, embedding = zero, zero
+        if self.frame.residual:
+            position = note("position") / final
+            embedding = note("embedding") / final - position
+        readout = self.readout
+        single = [
+            embedding,
+            position,
+            readout.norm_bias.cpu().double().numpy(),
+            (readout.plus_bias - readout.minus_bias).cpu().double().numpy(),
+            note("soft_cap"),
+            normaliser.cpu().double().numpy(),
+        ]
+        names = ("attention", "value_bias", "output_bias", "mlp")
+        attention, value_bias, output_bias, mlp = (np.stack(stacks[n], 1) for n in names)
+        return attention, value_bias, output_bias, mlp, np.stack(single, 1)

@@ -1,0 +1,321 @@
+"""Geometry of embeddings: inner products by distance, the fit of equation 5.2, spectra.
+
+Figures 3b, C.5 and C.6: after training, the inner product of two embeddings falls with the Hamming
+distance of their tokens and jumps at 0 (`hamming_fit`). The same on any tokens of a language model
+with a matrix of distances of your own. `spectrum` is that of figures C.9 to C.12
+(`probes.geometry.spectra`), principal angles are in `probes.geometry.subspaces`, the memory fit in
+`probes.memory_fit`.
+
+Embeddings are rows, W_E [vocab, d_model], and inner products are in the units of the model.
+Cost: O(vocab^2 d_model) time and [vocab, vocab] of memory for the tokens compared.
+
+>>> from hijacklens.concepts.embeddings import hamming_geometry
+>>> from hijacklens.concepts.task import ConceptTask
+>>> found = inner_products(hamming_geometry(5, a=0.1, b=0.5, b0=1.0), ConceptTask(bits=5))
+>>> [f"{value:.2f}" for value in found.summary()["mean"][:5]]
+['1.00', '0.40', '0.30', '0.20', '0.10']
+>>> found.fit_summary().loc[["a", "b", "jump"], "value"].round(3).tolist()
+[0.1, 0.5, 0.5]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+from torch import Tensor
+
+from hijacklens import plots
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.errors import InputError, unknown
+from hijacklens.results import Provenance, Result, provenance_from
+from probes import sources
+from probes.geometry.hamming_fit import GramFit, fit_gram
+from probes.geometry.spectra import Spectra, spectrum
+from probes.sources import Source
+
+__all__ = ["InnerProducts", "Scaling", "Spectra", "inner_products", "spectrum"]
+
+Scaling: TypeAlias = Literal["raw", "centred", "unit", "centred-unit"]
+"""Embeddings as they are; less their mean; scaled to length 1; or both, in that order."""
+
+COLUMNS = ("model", "distance", "pairs", "mean", "std")
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InnerProducts(Result):
+    """Inner products of embeddings by distance, with the fit of equation 5.2 for each model."""
+
+    table: pd.DataFrame
+    """A row per model and distance: `model, distance, pairs` (unordered pairs of different tokens;
+    at distance 0 the number of tokens), `mean` inner product and its standard deviation `std`."""
+    fits: pd.DataFrame
+    """A row per model: `model`, the fields of `GramFit`, `jump`, and for Hamming distances whether
+    such embeddings exist (`feasible`) and the eigenvalues that the fit predicts for the Gram
+    matrix: `constant` (once), `linear` (m times), `bulk`; NaN for other distances."""
+    settings: Mapping[str, Any]
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table: a row per model and distance."""
+        return self.table.copy()
+
+    def summary(self) -> pd.DataFrame:
+        """A row per distance: the mean over models with its 95% interval.
+
+        `distance, models, pairs` (of one model), `mean, low, high` (Student's t over models; NaN
+        for a single one), `std` (mean over models of the spread over pairs).
+        """
+        groups = self.table.groupby("distance")
+        rows = [
+            {
+                "distance": distance,
+                "models": len(rows),
+                "pairs": int(rows["pairs"].iloc[0]),
+                **_student(rows["mean"]),
+                "std": float(rows["std"].mean()),
+            }
+            for distance, rows in groups
+        ]
+        table = pd.DataFrame(rows).rename(columns={"value": "mean"})
+        return table.loc[:, ["distance", "models", "pairs", "mean", "low", "high", "std"]]
+
+    def fit_summary(self) -> pd.DataFrame:
+        """A row per fitted number, by its name: `value, low, high`, mean and 95% over models."""
+        numbers = self.fits.drop(columns="model").astype(float)
+        return pd.DataFrame({name: _student(numbers[name]) for name in numbers}).T
+
+    def plot(self) -> Figure:
+        """Mean inner product against distance, with the fit of equation 5.2 and the plain line.
+
+        Points are means over models with their 95% interval; the band is one standard deviation
+        over the pairs of a model.
+        """
+        with plots.canvas(width=5.6, height=3.9) as (figure, (axes,)):
+            self._draw(axes)
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        """The settings, and each fitted number with its interval over models."""
+        return {**self.settings, "fit": self.fit_summary().to_dict("index")}
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """inner_products.parquet and fits.parquet, and summary.csv to look at."""
+        return {
+            "inner_products.parquet": sources.write_table(self.table),
+            "fits.parquet": sources.write_table(self.fits),
+            "summary.csv": partial(self.summary().to_csv, index=False),
+        }
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> InnerProducts:
+        """The result in a folder.
+
+        Raises:
+            InputError: A file is missing or does not fit.
+        """
+        return cls(
+            table=sources.read_table(folder, "inner_products.parquet", columns=COLUMNS),
+            fits=sources.read_table(folder, "fits.parquet", columns=("model", "a", "b", "b0")),
+            settings={k: v for k, v in record.items() if k not in ("type", "fit", "provenance")},
+            provenance=provenance_from(record),
+        )
+
+    def _draw(self, axes: Axes) -> None:
+        found, fit = self.summary(), self.fit_summary()["value"]
+        x, mean = found["distance"].to_numpy(float), found["mean"].to_numpy()
+        spread = found["std"].fillna(0.0).to_numpy()
+        blue, orange, grey = plots.COLOURS[0], plots.COLOURS[1], "#777777"
+        axes.fill_between(x, mean - spread, mean + spread, color=blue, alpha=0.15, lw=0)
+        ends = np.nan_to_num([mean - found["low"], found["high"] - mean])
+        models = found["models"].max()
+        label = "mean" + (f" of {models} models (95%)" if models > 1 else "")
+        axes.errorbar(x, mean, yerr=ends, fmt="o", ms=5, lw=1.2, color=blue, label=label, zorder=3)
+        line = np.array([x[x > 0].min(), x.max()])
+        axes.plot(
+            line,
+            fit["b"] - fit["a"] * line,
+            color=orange,
+            lw=1.6,
+            label=f"eq. 5.2: {fit['b']:.3g} - {fit['a']:.3g} D, R² {fit['r2']:.2f}",
+        )
+        whole = np.array([0.0, x.max()])
+        axes.plot(
+            whole,
+            fit["linear_b"] - fit["linear_a"] * whole,
+            color=grey,
+            lw=1.2,
+            ls=":",
+            label=f"line through D = 0 too, R² {fit['linear_r2']:.2f}",
+        )
+        axes.plot([0, line[0]], [fit["b"], fit["b"] - fit["a"] * line[0]], color=orange, ls="--")
+        axes.annotate(
+            "",
+            xy=(0, fit["b0"]),
+            xytext=(0, fit["b"]),
+            arrowprops={"arrowstyle": "<->", "color": orange, "lw": 1.2},
+        )
+        axes.text(
+            float(0.03 * x.max()),
+            float(fit["b0"] + fit["b"]) / 2,
+            f"jump {fit['jump']:.3g}",
+            color=orange,
+        )
+        kind = "Hamming distance" if self.settings["bits"] else "distance"
+        product = "inner product" if "unit" not in self.settings["scaling"] else "cosine"
+        axes.set(xlabel=f"{kind} of the tokens", ylabel=f"{product} of embeddings")
+        axes.legend(fontsize=9)
+
+
+def inner_products(
+    source: Source,
+    distances: ConceptTask | Tensor | np.ndarray | None = None,
+    *,
+    tokens: Sequence[int] | None = None,
+    scaling: Scaling = "raw",
+) -> InnerProducts:
+    """Inner products of embeddings by the distance of their tokens (figures 3b, C.5, C.6).
+
+    Args:
+        source: Embeddings [vocab, d_model], a model (its W_E; for an unembedding give
+            `model.W_U.T`), or several: see `probes.sources`. Intervals are over these.
+        distances: A task, for Hamming distances; a matrix [token, token], symmetric, 0 on the
+            diagonal and above 0 elsewhere; or None for the task of a `TrainingResult`.
+        tokens: The tokens that the matrix is about, in its order; None for all of the vocabulary.
+        scaling: What is done to the embeddings first, over the tokens compared.
+
+    Raises:
+        InputError: The distances do not fit the embeddings, are no distances, or are all the same.
+    """
+    if scaling not in get_args(Scaling):
+        raise unknown("scaling", scaling, get_args(Scaling))
+    task = sources.task_of(source, distances if isinstance(distances, ConceptTask) else None)
+    if distances is None or isinstance(distances, ConceptTask):
+        if task is None:
+            raise InputError(
+                "no distances are given: pass the task for Hamming distances, or a matrix "
+                "[token, token]."
+            )
+        distance, bits = task.hamming().numpy(), task.bits
+        if tokens is not None:
+            raise InputError("tokens go with a matrix of distances; a task has its own tokens.")
+    else:
+        distance, bits = np.asarray(distances), None
+        _check_distances(distance)
+    rows: list[dict[str, Any]] = []
+    fits: list[dict[str, Any]] = []
+    for name, item in sources.named(source).items():
+        W_E = _chosen(sources.embedding(item, name=name), tokens, len(distance), name=name)
+        E = _scaled(W_E, scaling, name=name)
+        gram = (E @ E.T).numpy()
+        rows.extend({"model": name, **row} for row in _by_distance(gram, distance))
+        fit = fit_gram(gram, distance)
+        fits.append({"model": name, **asdict(fit), "jump": fit.jump, **_predicted(fit, bits)})
+    return InnerProducts(
+        table=pd.DataFrame(rows, columns=list(COLUMNS)),
+        fits=pd.DataFrame(fits),
+        settings={
+            "scaling": scaling,
+            "bits": bits,
+            "tokens": None if tokens is None else [int(t) for t in tokens],
+            "task": None if task is None else task.configuration(),
+        },
+        provenance=Provenance.now(),
+    )
+
+
+def _by_distance(gram: np.ndarray, distance: np.ndarray) -> list[dict[str, Any]]:
+    upper = np.triu_indices(len(gram))  # the diagonal is distance 0
+    values, which = np.unique(distance[upper], return_inverse=True)
+    inner, pairs = gram[upper], np.bincount(which)
+    means = np.bincount(which, inner) / pairs
+    squares = np.bincount(which, (inner - means[which]) ** 2)
+    with np.errstate(invalid="ignore"):  # a single pair has no spread
+        spread = np.sqrt(squares / np.where(pairs > 1, pairs - 1, math.nan))
+    return [
+        {"distance": float(d), "pairs": int(n), "mean": float(mean), "std": float(std)}
+        for d, n, mean, std in zip(values, pairs, means, spread, strict=True)
+    ]
+
+
+def _predicted(fit: GramFit, bits: int | None) -> dict[str, float]:
+    if bits is None:
+        return dict.fromkeys(("feasible", "constant", "linear", "bulk"), math.nan)
+    expected = fit.eigenvalues(bits)
+    return {
+        "feasible": float(fit.feasible(bits)),
+        "constant": expected.constant,
+        "linear": expected.linear,
+        "bulk": expected.bulk,
+    }
+
+
+def _student(values: pd.Series) -> dict[str, float]:
+    """Mean and the ends of its Student's t interval, NaN for a single value."""
+    mean, n = float(values.mean()), len(values)
+    half = math.nan
+    if n > 1:
+        half = float(values.std(ddof=1) / math.sqrt(n) * stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def _chosen(W_E: Tensor, tokens: Sequence[int] | None, size: int, *, name: str) -> Tensor:
+    if tokens is None:
+        if len(W_E) != size:
+            raise InputError(
+                f"{name!r} embeds {len(W_E)} tokens, and the distances are those of {size}. Give "
+                "distances for all of them, or say which tokens the matrix is about (tokens=)."
+            )
+        return W_E
+    index = [int(token) for token in tokens]
+    if len(set(index)) != len(index) or len(index) != size:
+        raise InputError(
+            f"tokens names {len(set(index))} different tokens in {len(index)} entries, and the "
+            f"distances are those of {size}: each row needs a token of its own."
+        )
+    if not 0 <= min(index) <= max(index) < len(W_E):
+        raise InputError(
+            f"tokens run from {min(index)} to {max(index)}; {name!r} has 0 to {len(W_E) - 1}."
+        )
+    return W_E[index]
+
+
+def _scaled(E: Tensor, scaling: Scaling, *, name: str) -> Float64[Tensor, "token d_model"]:
+    if scaling.startswith("centred"):
+        E = E - E.mean(0)
+    if scaling.endswith("unit"):
+        length = torch.linalg.vector_norm(E, dim=1, keepdim=True)
+        if not bool((length > 0).all()):
+            raise InputError(f"{name!r} has an embedding of length 0, which has no direction.")
+        E = E / length
+    return E
+
+
+def _check_distances(distance: np.ndarray) -> None:
+    square = distance.ndim == 2 and distance.shape[0] == distance.shape[1] and distance.size > 0
+    if not square:
+        raise InputError(f"distances must be a square matrix, got {list(distance.shape)}.")
+    apart = distance[~np.eye(len(distance), dtype=bool)]
+    valid = (
+        bool(np.isfinite(distance).all())
+        and np.array_equal(distance, distance.T)
+        and not distance.diagonal().any()
+        and bool((apart > 0).all())
+    )
+    if not valid:
+        raise InputError(
+            "distances must be finite, symmetric, 0 on the diagonal and above 0 elsewhere: "
+            "distance 0 is a token to itself. Give every row a token of its own."
+        )

@@ -1,0 +1,320 @@
+"""Spectra: singular values of embeddings, value matrices or OV circuits, and the gap in them.
+
+Figures C.9 to C.12: the singular values of trained embeddings fall in two groups, a few large ones
+and a bulk. Equation 5.2 says where they lie: its Gram matrix has the eigenvalues of
+`hijacklens.concepts.embeddings.gram_eigenvalues`, and singular values of W_E are their square roots
+(reference page, 7.3). m of them, one per bit, stand above the bulk; that of the constant direction
+does so or not, as b says. So the gap is looked for below both m and m + 1 values.
+
+With d_model < vocab the fitted equation cannot hold exactly: its bulk has vocab - m - 1 directions
+and only d_model - m - 1 are there. Two predictions are therefore given: `predicted` as the
+equation says, and `squeezed`, where the sum of the bulk's eigenvalues (which the trace of the Gram
+matrix fixes) is shared among the directions that exist. The second is ours, not the paper's.
+
+Cost: one singular value decomposition per matrix, O(vocab d_model min(vocab, d_model)).
+
+>>> from hijacklens.concepts.embeddings import hamming_geometry
+>>> from hijacklens.concepts.task import ConceptTask
+>>> found = spectrum(hamming_geometry(3, a=1.0, b=2.0, b0=2.5), task=ConceptTask(bits=3))
+>>> [round(value, 3) for value in found.table["value"] ** 2]
+[4.5, 4.5, 4.5, 4.5, 0.5, 0.5, 0.5, 0.5]
+>>> found.summary()[["top", "ratio"]].round(3).values.tolist()
+[[3.0, 1.0], [4.0, 3.0]]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from scipy import special
+from torch import Tensor
+
+from hijacklens import plots
+from hijacklens.concepts import walsh
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.errors import InputError, unknown
+from hijacklens.results import Provenance, Result, provenance_from
+from probes import sources
+from probes.geometry.hamming_fit import fit_gram
+from probes.sources import Source
+
+Weight: TypeAlias = Literal["W_E", "W_V"]
+COLUMNS = ("model", "index", "value", "predicted", "squeezed")
+MOST_COLOURS = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Spectra(Result):
+    """Singular values of one or several matrices, with the gap below the `top` largest."""
+
+    table: pd.DataFrame
+    """A row per model and singular value, the largest first: `model, index` (from 1), `value`, and
+    the `predicted` and `squeezed` values of equation 5.2 (NaN for other matrices than W_E)."""
+    gaps: pd.DataFrame
+    """What `summary` gives."""
+    settings: Mapping[str, Any]
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table: a row per model and singular value."""
+        return self.table.copy()
+
+    def summary(self) -> pd.DataFrame:
+        """A row per model and k.
+
+        - `top`: k, how many values the gap is looked for below: m and m + 1 for a task. Without a
+          task, and if no number was given, where the largest drop is.
+        - `ratio`: s_k / s_(k+1), infinite if nothing lies below; `gap`: s_k - s_(k+1).
+        - `over_bulk`: s_k over the mean of all below it; `top_share`: share of the squared
+          Frobenius norm in the k largest.
+        - `largest_drop`: the k with the largest ratio s_k / s_(k+1), to compare with `top`; values
+          that are 0 up to rounding are left out.
+        - `stable_rank`: |W|_F^2 / |W|_2^2; `effective_rank`: the exponential of the entropy of
+          s / sum s (Roy and Vetterli 2007).
+        - `bit_share`: for W_E with a task, the share of the k left singular vectors that lies in
+          the span of the constant function of a token and of its single bits: 1 if the large
+          directions are those that equation 5.2 says. NaN otherwise.
+        - `predicted_ratio`, `predicted_ratio_squeezed`: the ratio by equation 5.2, fitted to this
+          model, and with its bulk squeezed into d_model.
+        """
+        return self.gaps.copy()
+
+    def plot(self) -> Figure:
+        """Singular values by index, a line per model; dashed what equation 5.2 predicts."""
+        with plots.canvas(width=5.6, height=3.8) as (figure, (axes,)):
+            groups = list(self.table.groupby("model", sort=False))
+            for i, (name, rows) in enumerate(groups):
+                colour, marker = plots.series(i)
+                label: str | None = str(name)
+                if len(groups) > MOST_COLOURS:
+                    colour, marker, label = plots.COLOURS[0], ".", None
+                axes.plot(
+                    rows["index"],
+                    rows["value"],
+                    color=colour,
+                    marker=marker,
+                    ms=3.5,
+                    lw=1,
+                    alpha=1 if label else 0.35,
+                    label=label,
+                )
+            columns = ["index", "predicted", "squeezed"]
+            mean: pd.DataFrame = self.table.loc[:, columns].groupby("index").mean()
+            for column, style, label in (
+                ("predicted", "--", "eq. 5.2 as fitted"),
+                ("squeezed", ":", "eq. 5.2, bulk in d"),
+            ):
+                if mean[column].notna().any():
+                    axes.plot(
+                        mean.index, mean[column], color="black", ls=style, lw=1.3, label=label
+                    )
+            for top in self.settings["top"]:
+                if top is not None:
+                    axes.axvline(top + 0.5, color="#888888", lw=0.9)
+                    axes.text(
+                        top + 0.5,
+                        1.0,
+                        f"{top}",
+                        ha="center",
+                        va="bottom",
+                        transform=axes.get_xaxis_transform(),
+                        fontsize=8,
+                        color="#555555",
+                    )
+            axes.set(
+                xlabel="index",
+                ylabel=f"singular value of {self.settings['matrix']}",
+                ylim=(0, None),
+            )
+            axes.legend(fontsize=9)
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        """The settings, and the numbers of the summary as means over models, for each k."""
+        means = self.gaps.drop(columns="model").astype(float).groupby("top").mean().reset_index()
+        return {**self.settings, "means": means.to_dict("records")}
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """spectrum.parquet and gaps.parquet, and summary.csv to look at."""
+        return {
+            "spectrum.parquet": sources.write_table(self.table),
+            "gaps.parquet": sources.write_table(self.gaps),
+            "summary.csv": partial(self.gaps.to_csv, index=False),
+        }
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> Spectra:
+        """The result in a folder.
+
+        Raises:
+            InputError: A file is missing or does not fit.
+        """
+        return cls(
+            table=sources.read_table(folder, "spectrum.parquet", columns=COLUMNS),
+            gaps=sources.read_table(folder, "gaps.parquet", columns=("model", "top", "ratio")),
+            settings={k: v for k, v in record.items() if k not in ("type", "means", "provenance")},
+            provenance=provenance_from(record),
+        )
+
+
+def spectrum(
+    source: Source,
+    *,
+    matrix: Weight = "W_E",
+    task: ConceptTask | None = None,
+    top: int | None = None,
+    label: str | None = None,
+) -> Spectra:
+    """Singular values of a matrix of one or several models, and the gap in them (C.9 to C.12).
+
+    Args:
+        source: Models, or matrices of any kind (a FactoredMatrix too, such as the OV circuits of
+            `probes.values.matrices.ov_circuit`): see `probes.sources`.
+        matrix: Which matrix of a model: `"W_E"`, or the `"W_V"` of a one-layer model. A matrix
+            that is given as such is taken to be this one.
+        task: For W_E, the task that its tokens belong to: equation 5.2 is then fitted for the
+            predictions. A `TrainingResult` brings its own.
+        top: k, how many values the gap is looked for below; if not given, both m and m + 1 with a
+            task, and where the largest drop is otherwise.
+        label: What the plot calls the matrix, if not `matrix`.
+
+    Raises:
+        InputError: A model has no such matrix, `top` is not below the number of singular values,
+            or the embeddings are not those of the task.
+    """
+    if matrix not in get_args(Weight):
+        raise unknown("matrix", matrix, get_args(Weight), "Or give matrices instead of models.")
+    task = sources.task_of(source, task)
+    tops: list[int | None] = [top]
+    if task is not None and top is None:
+        tops = [task.bits, task.bits + 1]
+    frames: list[pd.DataFrame] = []
+    rows: list[dict[str, Any]] = []
+    for name, item in sources.named(source).items():
+        if matrix == "W_E":
+            W = sources.embedding(item, name=name)
+        else:
+            W = sources.matrix(item, _only_value_matrix, name=name)
+        frame, gaps = _spectrum_of(W, tops, task if matrix == "W_E" else None, name=name)
+        frames.append(frame)
+        rows.extend(gaps)
+    return Spectra(
+        table=pd.concat(frames, ignore_index=True),
+        gaps=pd.DataFrame(rows),
+        settings={
+            "matrix": label or matrix,
+            "top": tops,
+            "task": None if task is None else task.configuration(),
+        },
+        provenance=Provenance.now(),
+    )
+
+
+def _spectrum_of(
+    W: Tensor, tops: list[int | None], task: ConceptTask | None, *, name: str
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    if task is not None and len(W) != task.vocab:
+        raise InputError(
+            f"{name!r} has {len(W)} rows, and the task with bits={task.bits} has {task.vocab} "
+            "tokens. Give the embeddings of this task, or no task."
+        )
+    left, values, _ = torch.linalg.svd(W, full_matrices=False)
+    s = values.numpy()
+    if not s[0] > 0:
+        raise InputError(f"the matrix of {name!r} is zero; it has no spectrum to speak of.")
+    predicted = squeezed = np.full(len(s), math.nan)
+    if task is not None:
+        predicted, squeezed = _predictions(W, task, len(s))
+    drop, share = _largest_drop(s), s / s.sum()
+    rows = []
+    for top in tops:
+        k = drop if top is None else top
+        if not 1 <= k < max(len(s), 2):
+            raise InputError(
+                f"a gap below the {k} largest of {len(s)} singular values of {name!r} cannot be: "
+                f"top must lie in 1..{len(s) - 1}."
+            )
+        rest = s[k:]
+        rows.append(
+            {
+                "model": name,
+                "top": k,
+                "ratio": _ratio(s, k),
+                "gap": float(s[k - 1] - (rest[0] if len(rest) else 0.0)),
+                "over_bulk": float(s[k - 1] / rest.mean()) if rest.any() else math.inf,
+                "top_share": float((s[:k] ** 2).sum() / (s**2).sum()),
+                "largest_drop": drop,
+                "stable_rank": float((s**2).sum() / s[0] ** 2),
+                "effective_rank": float(np.exp(-special.xlogy(share, share).sum())),
+                "bit_share": math.nan if task is None else _bit_share(left[:, :k], task),
+                "predicted_ratio": _ratio(predicted, k),
+                "predicted_ratio_squeezed": _ratio(squeezed, k),
+            }
+        )
+    frame = pd.DataFrame(
+        {
+            "model": name,
+            "index": np.arange(1, len(s) + 1),
+            "value": s,
+            "predicted": predicted,
+            "squeezed": squeezed,
+        }
+    )
+    return frame, rows
+
+
+def _bit_share(left: Tensor, task: ConceptTask) -> float:
+    """Share of singular vectors in the span of the constant function and the single bits."""
+    tokens = torch.arange(task.vocab)
+    low = walsh.signs(tokens[walsh.weight(tokens, task.bits) <= 1], task.bits) / task.vocab**0.5
+    return float((low.T @ left).square().sum()) / min(left.shape[1], low.shape[1])
+
+
+def _predictions(W: Tensor, task: ConceptTask, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Singular values by equation 5.2 as fitted, and with its bulk squeezed into `count`."""
+    fitted = fit_gram((W @ W.T).numpy(), task.hamming().numpy()).eigenvalues(task.bits)
+    large = [fitted.constant] + [fitted.linear] * task.bits
+    _, _, times = fitted.multiplicities
+    room = max(count - len(large), 0)
+    bulk = fitted.bulk * times / room if room else 0.0
+    return _roots(large + [fitted.bulk] * times, count), _roots(large + [bulk] * room, count)
+
+
+def _roots(eigenvalues: list[float], count: int) -> np.ndarray:
+    # A fitted eigenvalue below 0 has no singular value; the nearest is 0.
+    roots = np.sqrt(np.clip(np.sort(np.array(eigenvalues))[::-1][:count], 0, None))
+    return np.pad(roots, (0, count - len(roots)))
+
+
+def _ratio(s: np.ndarray, k: int) -> float:
+    if not math.isfinite(s[0]):
+        return math.nan
+    below = float(s[k]) if k < len(s) else 0.0
+    return float(s[k - 1]) / below if below > 0 else math.inf
+
+
+def _largest_drop(s: np.ndarray) -> int:
+    """The k with the largest s_k / s_(k+1) among values above rounding."""
+    above = s[s > s[0] * max(len(s), 2) * np.finfo(float).eps * 10]
+    if len(above) < 2:
+        return 1
+    return int(np.argmax(above[:-1] / above[1:])) + 1
+
+
+def _only_value_matrix(model: Any) -> Any:
+    weights = getattr(model, "W_V", None)
+    if not isinstance(weights, Tensor) or weights.shape[:2] != (1, 1):
+        raise InputError(
+            f"{type(model).__name__} has not just one W_V. Give the matrices themselves under "
+            "names: {'8.3': probes.values.matrices.value_matrix(model, 8, 3), ...}."
+        )
+    return weights[0, 0]

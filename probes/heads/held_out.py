@@ -1,0 +1,287 @@
+"""The held-out test of a set of heads: does ablating it undo the hijack where it was not chosen?
+
+Facts, relations and schemes that the search has not seen are scored with no head ablated, with the
+set, and with random sets of the same size, all on the same facts. What the set does to bare recall
+stands beside it: a set that undoes the hijack by making the model forget is no finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hijacklens.errors import InputError, unknown
+from hijacklens.facts.fact import FactSet
+from hijacklens.hooked import HookedLanguageModel
+from hijacklens.progress import bar
+from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.schemes import Scheme
+from hijacklens.scoring import efficacy
+from hijacklens.scoring.hijack import hijack
+from hijacklens.scoring.items import SKIPPED_COLUMNS
+from hijacklens.scoring.store import Store
+from probes.ablation import MeanOutputs, ablate
+from probes.heads.contrasts import CHOSEN, NONE, contrasts, side_effects
+from probes.heads.fact_halves import shared
+from probes.heads.figures import held_out_figure
+from probes.heads.sets import Head, draw, label
+
+Overlap: TypeAlias = Literal["refuse", "leave-out"]
+KINDS = ("layers", "model")
+"""Kinds of random sets: as many heads in each layer as the chosen set, and from anywhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadTest(Result):
+    """What the model says of unseen facts without a set of heads, and without random ones.
+
+    `summary()` has the hijack, `side_effects()` the bare query; scores are in nats.
+    """
+
+    items: pd.DataFrame
+    """The items of `hijacklens.hijack` with one more column, `ablation`: `none`, `chosen`, or the
+    name of a random set."""
+    sets: pd.DataFrame
+    """A row per ablation: its name, its kind (`none`, `chosen`, `layers`, `model`), its heads."""
+    skipped: pd.DataFrame
+    """Facts that were not tested, with the reason."""
+    settings: Mapping[str, Any]
+    """What was run; `search` says on what the heads were found."""
+    provenance: Provenance
+    figure_names = ("test.svg", "test.png")
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Name of each random set -> its kind."""
+        random = self.sets[self.sets["kind"].isin(KINDS)]
+        return dict(zip(random["ablation"], random["kind"], strict=True))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The items: one row per ablation, fact, scheme and dose."""
+        return self.items.copy()
+
+    def summary(self, *, rule: efficacy.Rule = "first") -> pd.DataFrame:
+        """What the heads do to the hijack: a row per scheme, dose, group of facts and measure.
+
+        The measures are `efficacy` and `retention` (shares) and `shift` (nats; against the bare
+        query under the same ablation). Columns: the value on the `bare` query, hijacked with
+        `none` and with the `chosen` heads ablated; the paired `change` with its 95% bootstrap
+        interval; `p` of McNemar's exact test (shares) or of Wilcoxon's signed-rank test, and
+        corrected over the schemes and doses of the group (`p_holm`, `p_bh`); `recovered`, the
+        share of the way from bare to hijacked that is undone, with its interval (`nan` where the
+        hijack did not work in the first place). For each kind of
+        random set: the mean, least and most of what the sets give, and `_p`, the share of sets
+        that undo as much (never below 1 / (sets + 1)).
+
+        `relations` is `all`, or `seen` and `new`: whether the heads were found on facts of the
+        same relation.
+
+        Args:
+            rule: How targets are scored: `first`, `sum` or `mean`.
+
+        Raises:
+            InputError: An unknown rule.
+        """
+        search = self.settings["search"]
+        return contrasts(
+            self.items,
+            self.kinds,
+            rule=_known(rule),
+            seen_relations=search["relations"],
+            seen_scheme=search["scheme"],
+            reverse=[
+                scheme["name"]
+                for scheme in self.settings["schemes"]
+                if scheme["direction"] == "reverse"
+            ],
+            seed=self.settings["seed"],
+        )
+
+    def side_effects(self, *, rule: efficacy.Rule = "first") -> pd.DataFrame:
+        """What the ablation does to the bare query: `retention`, `logprob_true`, `top_token`.
+
+        `logprob_true` is the mean log-probability of the true target under the rule, in nats,
+        `top_token` the share of facts whose likeliest next token stays. Columns as in `summary`,
+        but the `_p` of random sets says how many of them do as much *harm*.
+
+        Args:
+            rule: How targets are scored: `first`, `sum` or `mean`.
+
+        Raises:
+            InputError: An unknown rule.
+        """
+        return side_effects(
+            self.items,
+            self.kinds,
+            rule=_known(rule),
+            seen_relations=self.settings["search"]["relations"],
+            seed=self.settings["seed"],
+        )
+
+    def plot(self, *, rule: efficacy.Rule = "first") -> Figure:
+        """Efficacy, shift and bare recall: no ablation, the set, and every random set."""
+        return held_out_figure(self.items, self.sets, rule=_known(rule), settings=self.settings)
+
+    def configuration(self) -> dict[str, Any]:
+        """The settings and the counts."""
+        return {**self.settings, "items": len(self.items), "skipped": len(self.skipped)}
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """items.parquet, sets.csv, summary.csv, side_effects.csv and skipped.csv; rule first."""
+        tables = {
+            "sets.csv": lambda: self.sets,
+            "summary.csv": self.summary,
+            "side_effects.csv": self.side_effects,
+            "skipped.csv": lambda: self.skipped,
+        }
+        written: dict[str, Callable[[Path], None]] = {
+            name: lambda path, table=table: table().to_csv(path, index=False)
+            for name, table in tables.items()
+        }
+        return {
+            "items.parquet": lambda path: self.items.to_parquet(path, index=False),
+            **written,
+        }
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> HeadTest:
+        """Read items, sets and skipped facts back; the rest is computed from them."""
+        try:
+            items = pd.read_parquet(folder / "items.parquet")
+            sets, skipped = (
+                pd.read_csv(folder / name, keep_default_na=False, dtype={"heads": str})
+                for name in ("sets.csv", "skipped.csv")
+            )
+        except (OSError, ValueError) as error:
+            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
+        derived = {"type", "provenance", "items", "skipped"}
+        settings = {key: value for key, value in record.items() if key not in derived}
+        return cls(items, sets, skipped, settings, provenance_from(record))
+
+    def __repr__(self) -> str:
+        settings = self.settings
+        return (
+            f"HeadTest({settings['models'][0]['name']}; {settings['heads']}; "
+            f"{settings['facts']['name']}, {self.items['case_id'].nunique()} facts; "
+            f"{len(self.kinds)} random sets)"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a test has to know of the search: the set, how it is ablated, what it was found on."""
+
+    heads: tuple[Head, ...]
+    means: MeanOutputs | None
+    facts: FactSet = field(repr=False)
+    settings: Mapping[str, Any] = field(repr=False)
+
+
+def run_test(
+    model: HookedLanguageModel,
+    found: Found,
+    facts: FactSet,
+    *,
+    schemes: str | Scheme | Sequence[str | Scheme],
+    doses: Iterable[int],
+    random_sets: int,
+    overlap: Overlap,
+    seed: int,
+    batch_tokens: int | None,
+    store: Store | str | Path | bool,
+    quiet: bool,
+) -> HeadTest:
+    """Test a set of heads; `HeadSearch.test` says what the arguments mean."""
+    if random_sets < 0:
+        raise InputError(f"random_sets counts sets: 0, 1, 2, ...; {random_sets} is not one.")
+    tested, left_out = _unseen(facts, found.facts, overlap)
+    name = str(model.cfg.model_name)
+    ablations: dict[str, tuple[str, tuple[Head, ...]]] = {
+        NONE: (NONE, ()),
+        CHOSEN: (CHOSEN, found.heads),
+    }
+    for kind in KINDS if random_sets else ():
+        drawn = draw(
+            found.heads,
+            layers=int(model.cfg.n_layers),
+            heads=int(model.cfg.n_heads),
+            count=random_sets,
+            matched=kind == "layers",
+            seed=seed,
+        )
+        ablations |= {f"{kind}-{i}": (kind, heads) for i, heads in enumerate(drawn)}
+    parts: list[pd.DataFrame] = []
+    results = []
+    with bar(total=len(ablations), unit="sets", label=name, quiet=quiet) as progress:
+        for ablation, (_, heads) in ablations.items():
+            kind = "mean" if found.means else "zero"
+            probes = [ablate(heads=heads, kind=kind, means=found.means)] if heads else []
+            result = hijack(
+                model,
+                tested,
+                schemes=schemes,
+                doses=doses,
+                probes=probes,
+                seed=seed,
+                batch_tokens=batch_tokens,
+                store=store,
+                quiet=True,
+            )
+            parts.append(result.items.assign(ablation=ablation))
+            results.append(result)
+            progress.update(1)
+    skipped = pd.concat([left_out.assign(model=name), *(r.skipped for r in results)])
+    items = pd.concat(parts, ignore_index=True)
+    keys = ["scheme", "case_id"]
+    # A fact that some ablation leaves without a finite score is compared under none.
+    per_fact = items.groupby(keys)["ablation"].transform("nunique")
+    first = results[0]
+    return HeadTest(
+        items=items.loc[per_fact == len(ablations)].reset_index(drop=True),
+        sets=pd.DataFrame(
+            [(key, kind, label(heads)) for key, (kind, heads) in ablations.items()],
+            columns=["ablation", "kind", "heads"],
+        ),
+        skipped=pd.DataFrame(skipped.drop_duplicates(), columns=list(SKIPPED_COLUMNS)),
+        settings={
+            **first.settings,
+            "probes": [],
+            "heads": label(found.heads),
+            "random_sets": random_sets,
+            "search": dict(found.settings),
+        },
+        provenance=Provenance.now(seed=seed),
+    )
+
+
+def _known(rule: efficacy.Rule) -> efficacy.Rule:
+    if rule not in efficacy.RULES:
+        raise unknown("rule", rule, efficacy.RULES)
+    return rule
+
+
+def _unseen(facts: FactSet, searched: FactSet, overlap: Overlap) -> tuple[FactSet, pd.DataFrame]:
+    """The facts that the heads were not found on, and the others with the reason."""
+    if overlap not in get_args(Overlap):
+        raise unknown("treatment of overlap", overlap, get_args(Overlap))
+    both = set(shared(facts, searched))
+    if both and overlap == "refuse":
+        raise InputError(
+            f"{len(both)} of the {len(facts)} facts of {facts.name} are among those that the "
+            f"heads were found on, such as case {min(both)}; a test on them is not held out. "
+            "Give other facts (heads.halves splits a set), or overlap='leave-out' to list them."
+        )
+    reason = "the heads were found on this fact"
+    rows = [
+        (fact.case_id, fact.relation_id, fact.subject, "all", reason)
+        for fact in facts
+        if fact.case_id in both
+    ]
+    columns = ["case_id", "relation_id", "subject", "scheme", "reason"]
+    kept = facts.where(case_ids=[fact.case_id for fact in facts if fact.case_id not in both])
+    return kept, pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,315 @@
+"""The result of a search for heads: attribution of all, exact effects of the best, the chosen set.
+
+`carried` is in logits: how much smaller the mean logit shift of the facts is without a head (or a
+set), so positive where the head brings the hijack about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.hooked import HookedLanguageModel
+from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.schemes import Scheme
+from hijacklens.scoring.store import Store
+from hijacklens.statistics import adjust, paired_mean, signed_rank
+from probes.ablation import MeanOutputs
+from probes.heads.figures import search_figure
+from probes.heads.held_out import Found, HeadTest, Overlap, run_test
+from probes.heads.sets import Head, label
+
+AXES = {
+    "gradient": "attribution by gradient",
+    "direct": "direct logit attribution",
+}
+"""Kind of attribution -> how a figure calls it."""
+ARRAYS = ("shift", "attribution", "carried", "carried_by_set")
+DERIVED = {
+    "type",
+    "provenance",
+    "heads",
+    "candidates",
+    "mean_shift",
+    "carried",
+    "agreement",
+    "means",
+    "skipped",
+}
+"""What `result.json` holds beside the settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How well attribution foretells exact effects, over the heads that were ablated.
+
+    These are the heads with the highest attribution, so both correlations are lower than over
+    all heads; they are `nan` where fewer than three heads were ablated.
+    """
+
+    pearson: float
+    spearman: float
+    heads: int
+
+
+@dataclass(frozen=True, eq=False)
+class HeadSearch(Result):
+    """The heads that carry the hijack's logit shift, found on some facts.
+
+    p-values and intervals describe the facts of the search. The heads were chosen on the same
+    facts, so that whether they matter is decided by `test`, on facts that are new.
+    """
+
+    facts: FactSet
+    """The facts that the search used."""
+    shift: Float[np.ndarray, " fact"]
+    """The logit shift of each with no head ablated, in logits."""
+    attribution: Float[np.ndarray, "fact layer head"]
+    """How much of it each query head carries by attribution, in logits."""
+    candidates: tuple[Head, ...]
+    """The heads ablated one by one, by falling mean attribution."""
+    carried: Float[np.ndarray, "fact candidate"]
+    """How much of the shift goes with each of them, in logits."""
+    heads: tuple[Head, ...]
+    """The chosen set, in the order of choice."""
+    carried_by_set: Float[np.ndarray, "fact size"]
+    """How much of the shift goes with the first, the first two, ... of `heads`."""
+    means: MeanOutputs | None
+    """What the outputs of ablated heads were replaced by; None for zero."""
+    scheme: Scheme
+    skipped: pd.DataFrame
+    """Facts that were not used, with the reason."""
+    settings: Mapping[str, Any]
+    provenance: Provenance
+    model: HookedLanguageModel | None = field(default=None, repr=False)
+    """The model searched, for `test`; a search that was read from a folder has none."""
+    figure_names = ("heads.svg", "heads.png")
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """What `to_dataframe` copies."""
+        mean = self.attribution.mean(0)
+        layers, heads = mean.shape
+        index = pd.MultiIndex.from_product([range(layers), range(heads)], names=["layer", "head"])
+        table = pd.DataFrame({"attribution": mean.reshape(-1)}, index=index)
+        # A reverse scheme shifts towards the true target, and so do the heads that carry it.
+        helps = table["attribution"] * (-1 if self.scheme.direction == "reverse" else 1)
+        table["rank"] = helps.rank(ascending=False, method="first").astype(int)
+        p = np.array([signed_rank(values) for values in self.carried.T])
+        rows: dict[str, Any] = {"carried": [], "low": [], "high": []}
+        for values in self.carried.T:
+            interval = paired_mean(values, seed=self.settings["seed"])
+            for name, value in zip(
+                rows, (interval.value, interval.low, interval.high), strict=True
+            ):
+                rows[name].append(value)
+        rows["share"] = self.carried.mean(0) / self.shift.mean()
+        rows["p"] = p
+        rows["p_holm"] = adjust(p, correction="holm", tests=len(table))
+        rows["p_bh"] = adjust(p, correction="benjamini-hochberg", tests=len(table))
+        for name, values in rows.items():
+            table[name] = np.nan
+            table.loc[list(self.candidates), name] = values
+        table["chosen"] = table.index.isin(self.heads)
+        return table.reset_index()
+
+    @cached_property
+    def growth(self) -> pd.DataFrame:
+        """The chosen set as it grows: `size`, the head added, what all so far carry, its share."""
+        rows = []
+        for size, (head, values) in enumerate(
+            zip(self.heads, self.carried_by_set.T, strict=True), start=1
+        ):
+            found = paired_mean(values, seed=self.settings["seed"])
+            share = found.value / self.shift.mean()
+            rows.append((size, *head, found.value, found.low, found.high, share))
+        columns = ["size", "layer", "head", "carried", "low", "high", "share"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def agreement(self) -> Agreement:
+        """Correlation of attribution and exact effects over the candidates."""
+        from scipy.stats import pearsonr, spearmanr
+
+        guessed = np.array([self.attribution[:, at, head].mean() for at, head in self.candidates])
+        exact = self.carried.mean(0)
+        flat = np.ptp(guessed) == 0 or np.ptp(exact) == 0
+        if len(guessed) < 3 or flat:
+            return Agreement(np.nan, np.nan, len(guessed))
+        found: list[Any] = [pearsonr(guessed, exact), spearmanr(guessed, exact)]
+        return Agreement(float(found[0][0]), float(found[1][0]), len(guessed))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per layer and query head.
+
+        `attribution` (mean, logits) and its `rank`; for the heads ablated one by one `carried`
+        (mean, logits) with its 95% bootstrap interval `low`, `high`, its `share` of the mean
+        shift, and `p` of Wilcoxon's signed-rank test, also corrected for *all* heads of the model
+        (`p_holm`, `p_bh`), as attribution has looked at all; `chosen`.
+        """
+        return self.table.copy()
+
+    def plot(self) -> Figure:
+        """Attribution by layer and head, and the exact effects of the best with intervals."""
+        settings = self.settings
+        axis = AXES[settings["attribution"]]
+        title = (
+            f"{settings['models'][0]['name']} · {settings['facts']['name']}, "
+            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings['dose']} · "
+            f"mean shift {self.shift.mean():+.2f}"
+        )
+        return search_figure(self.table, self.attribution.mean(0), title=title, axis=axis)
+
+    def test(
+        self,
+        facts: FactSet,
+        *,
+        schemes: str | Scheme | Sequence[str | Scheme] | None = None,
+        doses: Iterable[int] | None = None,
+        random_sets: int = 20,
+        overlap: Overlap = "refuse",
+        seed: int | None = None,
+        model: HookedLanguageModel | None = None,
+        batch_tokens: int | None = None,
+        store: Store | str | Path | bool = True,
+        quiet: bool = False,
+    ) -> HeadTest:
+        """Ablate the set on facts that it was not chosen on, and random sets of its size.
+
+        Args:
+            facts: Facts that the search has not seen.
+            schemes: One or several; by default that of the search.
+            doses: By default that of the search; 0 is always among them.
+            random_sets: How many random sets of each kind: as many heads in each layer as the set
+                has (`layers`), and from anywhere (`model`); none holds a head of the set.
+            overlap: What to do with facts of the search among them: `refuse` all, or `leave-out`
+                and list them in `skipped`.
+            seed: Seeds the random sets, the bootstrap, and what a scheme draws; by default that
+                of the search.
+            model: The model to test on, where it is not that of the search: a search that was
+                read from a folder has none, and another checkpoint may be of interest.
+            batch_tokens: Size of a batch in tokens.
+            store: Where finished readings are kept and looked up, as for `hijacklens.hijack`.
+            quiet: Draw no progress bar.
+
+        Returns:
+            The test; `summary()`, `side_effects()` and `plot()` show it.
+
+        Raises:
+            InputError: Facts of the search are among these, there is no model, the model has no
+                such heads or too few others for random sets, or what `hijacklens.hijack` refuses.
+
+        Note:
+            Costs `2 + 2 * random_sets` runs of `hijacklens.hijack` over the facts.
+        """
+        used = model if model is not None else self.model
+        if used is None:
+            raise InputError("this search was read from a folder; pass model=... to test on.")
+        found = Found(
+            heads=self.heads,
+            means=self.means,
+            facts=self.facts,
+            settings={
+                "model": self.settings["models"][0]["name"],
+                "weights_hash": self.settings["models"][0]["weights_hash"],
+                "scheme": self.scheme.name,
+                "dose": self.settings["dose"],
+                "kind": self.settings["kind"],
+                "facts": dict(self.settings["facts"]),
+                "relations": list(self.facts.relations()),
+            },
+        )
+        return run_test(
+            used,
+            found,
+            facts,
+            schemes=self.scheme if schemes is None else schemes,
+            doses=[self.settings["dose"]] if doses is None else doses,
+            random_sets=random_sets,
+            overlap=overlap,
+            seed=self.settings["seed"] if seed is None else seed,
+            batch_tokens=batch_tokens,
+            store=store,
+            quiet=quiet,
+        )
+
+    def configuration(self) -> dict[str, Any]:
+        """The settings, the chosen heads, what they carry, and how well attribution foretold it."""
+        return {
+            **self.settings,
+            "heads": [list(head) for head in self.heads],
+            "candidates": [list(head) for head in self.candidates],
+            "mean_shift": float(self.shift.mean()),
+            "carried": float(self.carried_by_set[:, -1].mean()),
+            "agreement": asdict(self.agreement),
+            "means": self.means and {"span": self.means.span, "count": self.means.count},
+            "skipped": len(self.skipped),
+        }
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """heads.csv, growth.csv, facts.parquet, skipped.csv, and search.npz with the arrays."""
+        arrays = {name: getattr(self, name) for name in ARRAYS}
+        if self.means is not None:
+            arrays["means"] = self.means.values.numpy()
+        facts = self.facts.to_dataframe().drop(columns="prompt")
+        return {
+            "heads.csv": lambda path: self.table.to_csv(path, index=False),
+            "growth.csv": lambda path: self.growth.to_csv(path, index=False),
+            "facts.parquet": lambda path: facts.to_parquet(path, index=False),
+            "skipped.csv": lambda path: self.skipped.to_csv(path, index=False),
+            "search.npz": lambda path: np.savez(path, **arrays),
+        }
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> HeadSearch:
+        """Read facts, arrays and skipped facts back; the tables are computed from them."""
+        try:
+            rows = pd.read_parquet(folder / "facts.parquet").to_dict("records")
+            skipped = pd.read_csv(folder / "skipped.csv", keep_default_na=False)
+            with np.load(folder / "search.npz") as stored:
+                arrays = dict(stored)
+        except (OSError, ValueError) as error:
+            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
+        values = arrays.pop("means", None)
+        means = None
+        if values is not None:
+            means = MeanOutputs("z", values=torch.from_numpy(values), **record["means"])
+        texts: list[dict[str, Any]] = [
+            {str(name): None if pd.isna(value) else value for name, value in row.items()}
+            for row in rows
+        ]
+        facts = tuple(Fact(**text) for text in texts)
+        (scheme,) = record["schemes"]
+        form = "template" if isinstance(scheme["text"], str) else "templates"
+        return cls(
+            facts=FactSet(facts, name=record["facts"]["name"], note=record["facts"]["note"]),
+            heads=tuple((layer, head) for layer, head in record["heads"]),
+            candidates=tuple((layer, head) for layer, head in record["candidates"]),
+            means=means,
+            scheme=Scheme(
+                name=scheme["name"], direction=scheme["direction"], **{form: scheme["text"]}
+            ),
+            skipped=skipped,
+            settings={key: value for key, value in record.items() if key not in DERIVED},
+            provenance=provenance_from(record),
+            **arrays,
+        )
+
+    def __repr__(self) -> str:
+        share = self.carried_by_set[:, -1].mean() / self.shift.mean()
+        return (
+            f"HeadSearch({self.settings['models'][0]['name']}; heads {label(self.heads)} carry "
+            f"{share:.0%} of the mean shift {self.shift.mean():+.2f} of {len(self.facts)} facts "
+            f"of {self.facts.name}; {self.scheme.name}, dose {self.settings['dose']})"
+        )

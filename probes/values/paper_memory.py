@@ -1,0 +1,152 @@
+"""Associative memories by construction, in place of a value matrix or OV circuit.
+
+On the one-layer model this is equation 5.1 for a task. A language model gets the same thing for
+pairs of tokens that belong together (cue, answer):
+
+    M = sum over pairs of outer(x(cue), u(answer))                       [d_model, d_model]
+
+- x(cue) is what W_V is given if the residual stream is the embedding of the cue alone: W_E(cue)
+  through the norm before attention, with its weight and bias. Positions are left out.
+- u(answer) is the direction of the attention output that raises the answer's logit: the column of
+  W_U times the weights of the final norm and, for Gemma-2 and -3, of the norm behind attention;
+  centred if these are layer norms. What the norms divide by and the soft cap change its effect but
+  not its sign.
+
+In place of an OV circuit stands M itself. A W_V reaches the output only through the W_O of the
+query heads that read it, so in place of a W_V stands the one whose circuits are nearest to M:
+
+    W_V = argmin sum over heads h of ||W_V W_O(h) - M||^2 = [M ... M] pinv[W_O(1) ... W_O(g)]
+
+On the one-layer model x and u are the embeddings and W_O is the identity, so the pairs of
+equation 5.1 give equation 5.1. The scale is arbitrary: `matched(associations(pairs))` gives it
+the norm of what it replaces.
+
+>>> from hijacklens.concepts.architecture import OneLayerConfig
+>>> from probes.values.replacements import Place
+>>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=8))
+>>> made = associations([(0, 1)]).matrix(Place(model, 0, 0, "value"))
+>>> torch.allclose(made, torch.outer(model.W_E[0], model.W_E[1]), atol=1e-5)
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from hijacklens.concepts import memory as concept_memory
+from hijacklens.concepts.model import OneLayerTransformer
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.errors import InputError
+from hijacklens.hooked import HookedModel
+from probes import sites
+from probes.values.matrices import kv_head_of, norm_affine, output_matrix
+from probes.values.replacements import Place, Source, tensor_hash
+
+
+def memory(task: ConceptTask) -> Source:
+    """The memory of equation 5.1 from the embeddings of the one-layer model, unscaled as there.
+
+    A scale changes the loss of that model and not its answers; `matched(memory(task))` has the
+    norm of the W_V that it replaces, like `constructed_accuracy` in training results.
+
+    Raises:
+        InputError: When it is put on a model: that is no one-layer model, or has another
+            vocabulary than the task; or the task has no neighbours at Hamming distance 1.
+    """
+    near = task.neighbours() & (task.hamming() == 1)
+    return Source(f"memory({tensor_hash(near)})", partial(_memory, task))
+
+
+def associations(pairs: Iterable[tuple[int, int]]) -> Source:
+    """The memory of pairs of token ids (cue, answer); see the module for what it is made of.
+
+    Args:
+        pairs: Token ids. A pair that is listed twice counts twice.
+
+    Raises:
+        InputError: No pair, or something else than pairs of token ids; when it is put on a model,
+            also a token id that its vocabulary does not have.
+    """
+    listed = [tuple(pair) for pair in pairs]
+    if not listed or not all(len(p) == 2 and all(isinstance(i, int) for i in p) for p in listed):
+        raise InputError(
+            f"associations are pairs of token ids (cue, answer), at least one; got {listed[:3]}. "
+            "Make ids with the tokenizer of the model."
+        )
+    held = torch.tensor(listed)
+    return Source(f"associations({len(listed)} pairs,{tensor_hash(held)})", partial(_pairs, held))
+
+
+def _memory(task: ConceptTask, place: Place) -> Tensor:
+    if not isinstance(place.model, OneLayerTransformer):
+        raise InputError(
+            "memory(task) is equation 5.1 for the one-layer model; for a language model name the "
+            "pairs of tokens that belong together: associations(pairs)."
+        )
+    return concept_memory.constructed(place.model.W_E, task)
+
+
+def _pairs(pairs: Tensor, place: Place) -> Tensor:
+    model: Any = place.model
+    vocab = int(model.cfg.d_vocab)
+    if int(pairs.min()) < 0 or int(pairs.max()) >= vocab:
+        raise InputError(
+            f"associations name the token ids {int(pairs.min())} to {int(pairs.max())}; this "
+            f"model knows 0 to {vocab - 1}."
+        )
+    device = place.current.device
+    cues = _cues(place, pairs[:, 0]).to(device)  # [pair, d_model]
+    answers = _answers(place, pairs[:, 1]).to(device)
+    if place.kind == "circuit":
+        return cues.mT @ answers
+    outputs = torch.cat(
+        [
+            output_matrix(model, place.layer, head).to(device, torch.float32)
+            for head in range(sites.head_count(model, "head"))
+            if kv_head_of(model, head) == place.head
+        ],
+        dim=1,
+    )
+    # All blocks of [M ... M] are alike, so those of the pseudoinverse can be summed first.
+    blocks = rearrange(torch.linalg.pinv(outputs), "(h m) e -> h m e", m=answers.shape[1])
+    return cues.mT @ (answers @ reduce(blocks, "h m e -> m e", "sum"))
+
+
+def _cues(place: Place, tokens: Tensor) -> Tensor:
+    """What W_V is given where the residual stream is an embedding."""
+    model: Any = place.model
+    x = model.W_E.detach()[tokens.to(model.W_E.device)].float()
+    kind = str(model.cfg.normalization_type)
+    if kind.startswith("LN"):
+        x = x - x.mean(-1, keepdim=True)
+    if kind.startswith(("LN", "RMS")):
+        x = x / (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+    weight, bias = norm_affine(model, getattr(model.blocks[place.layer], "ln1", None))
+    return x * weight.to(x) + bias.to(x)
+
+
+def _answers(place: Place, tokens: Tensor) -> Tensor:
+    """The directions of the attention output that raise the logits of tokens."""
+    model: Any = place.model
+    centred = str(model.cfg.normalization_type).startswith("LN")
+    direction = model.W_U.detach().mT[tokens.to(model.W_U.device)].float()
+    for norm in (
+        getattr(model, "ln_final", None),
+        getattr(model.blocks[place.layer], "ln1_post", None),
+    ):
+        if norm is not None:
+            direction = direction * _weight(model, norm).to(direction)
+            if centred:
+                direction = direction - direction.mean(-1, keepdim=True)
+    return direction
+
+
+def _weight(model: HookedModel, norm: Any) -> Tensor:
+    weight, _ = norm_affine(model, norm)
+    return weight

@@ -18,10 +18,9 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
 
-from analyses.check import above, mean
+from analyses.check import above, lowest, mean
 from analyses.registry import Analysis
 from analyses.training_settings import TrainingSettings
-from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import places
@@ -178,14 +177,9 @@ def _by_bits(table: Any, values: Any) -> Any:
     return lowest([mean(own) for _, own in values(rows).groupby(rows.bits)])
 
 
-def _analysis(
-    name: str, source: str, title: str, support: str, *, bits: Any, quick: Any
-) -> Analysis:
+def _analysis(name: str, support: str, *, bits: Any, quick: Any) -> Analysis:
     return Analysis(
         id=name,
-        title=title,
-        source=source,
-        question="Does attention go to the tokens of the last token's cluster?",
         settings={
             "quick": ClusterSettings(
                 bits=quick,
@@ -201,7 +195,6 @@ def _analysis(
             ),
         },
         ours=("dim", "length", "steps", "contexts", "batch", "evaluation", "omega", "beta"),
-        cost={"quick": "20 s", "paper": "20 min"},
         run=attention_in_clusters,
         draw=draw_clusters,
         checks=(
@@ -222,24 +215,18 @@ def _analysis(
 ANALYSES = (
     _analysis(
         "fig3c",
-        "Figure 3c",
-        "Attention with two clusters, m = 8",
         "first-bit",
         bits=(8,),
         quick=(6,),
     ),
     _analysis(
         "figc7",
-        "Figure C.7",
-        "Attention with two clusters",
         "first-bit",
         bits=(5, 6, 7, 8),
         quick=(5, 6),
     ),
     _analysis(
         "figc8",
-        "Figure C.8",
-        "Attention with four clusters",
         "first-two-bits",
         bits=(5, 6, 7, 8),
         quick=(5, 6),

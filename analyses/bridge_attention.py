@@ -24,9 +24,8 @@ from scipy import stats
 from torch import Tensor
 
 from analyses.bridge_models import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
-from analyses.check import above, mean
+from analyses.check import above, lowest, mean
 from analyses.registry import Analysis
-from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import places
@@ -254,9 +253,6 @@ FEW = "over the facts of the quick scale the interval is too wide"
 ANALYSES = (
     Analysis(
         id="bridge-attention",
-        title="Attention to the cues against the shift, one-layer beside language models",
-        source="not in the paper (figures 3c and C.7)",
-        question="Does the last token attend to the hijack, and more where the answer moves more?",
         settings={
             "quick": AttentionSides(
                 bits=6,
@@ -281,7 +277,6 @@ ANALYSES = (
             ),
         },
         ours=(*OURS, "contexts", "scheme", "dose"),
-        cost={"quick": "20 s", "paper": "15 min"},
         run=attention,
         draw=draw_attention,
         checks=(
@@ -306,6 +301,5 @@ ANALYSES = (
                 "attention alone hardly says how far a fact moves",
             ),
         ),
-        uses_models=True,
     ),
 )

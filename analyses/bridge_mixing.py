@@ -17,10 +17,9 @@ import torch
 from matplotlib.figure import Figure
 
 from analyses.bridge_models import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
-from analyses.check import above, mean, near
+from analyses.check import above, lowest, mean, near
 from analyses.hijack_curves import CurveSettings, change, curves
 from analyses.registry import Analysis
-from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts.evaluation import answers
@@ -169,9 +168,6 @@ def _ahead(table: Any) -> Interval:
 ANALYSES = (
     Analysis(
         id="bridge-mixing",
-        title="Mixing curves of the one-layer model beside dose curves",
-        source="not in the paper (figures 2a and C.13)",
-        question="Does the answer turn at the same share of the context in both kinds of model?",
         settings={
             "quick": MixingSides(
                 bits=6,
@@ -198,7 +194,6 @@ ANALYSES = (
             ),
         },
         ours=(*OURS, "rates", "contexts", "scheme", "doses"),
-        cost={"quick": "40 s", "paper": "20 min"},
         run=mixing,
         draw=draw_mixing,
         checks=(
@@ -227,6 +222,5 @@ ANALYSES = (
                 remark="over the 40 facts of the quick scale the interval is too wide",
             ),
         ),
-        uses_models=True,
     ),
 )

@@ -256,9 +256,6 @@ def _spared(table: Any) -> Interval:
 ANALYSES = (
     Analysis(
         id="bridge-memory",
-        title="Memory fit of OV circuits beside the one-layer W_V",
-        source="not in the paper (equation 5.1)",
-        question="Are value matrices of language models associative memories as the one-layer's?",
         settings={
             "quick": MemorySides(
                 bits=6,
@@ -275,7 +272,6 @@ ANALYSES = (
             ),
         },
         ours=(*OURS, "draws", "cues"),
-        cost={"quick": "30 s", "paper": "5 min"},
         run=memories,
         draw=draw_memories,
         checks=(
@@ -300,13 +296,9 @@ ANALYSES = (
                 0.05,
             ),
         ),
-        uses_models=True,
     ),
     Analysis(
         id="bridge-spectrum",
-        title="Singular values of embeddings, one-layer beside language models",
-        source="not in the paper (figures C.9 to C.12)",
-        question="Do embeddings of language models have few large directions, too?",
         settings={
             "quick": SpectrumSides(
                 bits=7,
@@ -323,7 +315,6 @@ ANALYSES = (
             ),
         },
         ours=(*OURS, "tokens"),
-        cost={"quick": "30 s", "paper": "10 min"},
         run=spectra,
         draw=draw_spectra,
         checks=(
@@ -343,6 +334,5 @@ ANALYSES = (
                 0.05,
             ),
         ),
-        uses_models=True,
     ),
 )

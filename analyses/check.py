@@ -150,6 +150,11 @@ def near(
     )
 
 
+def lowest(intervals: list[Interval]) -> Interval:
+    """Of several intervals the one whose lower end is lowest: what a claim about all rests on."""
+    return min(intervals, key=lambda interval: interval.low)
+
+
 def mean(values: Any) -> Interval:
     """The mean over seeds (or facts) with its 95% Student interval.
 

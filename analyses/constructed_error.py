@@ -256,9 +256,6 @@ def _smallest(rows: Any) -> Interval:
 ANALYSES = (
     Analysis(
         id="theorem1",
-        title="Error of the constructed model against L",
-        source="Theorem 1 (7)",
-        question="Does the constructed one-layer model reach any error as L grows, and how fast?",
         settings={
             "quick": LengthSettings(bits=(5, 7), lengths=(8, 16, 32, 64, 128, 256), contexts=8192),
             "paper": LengthSettings(
@@ -266,7 +263,6 @@ ANALYSES = (
             ),
         },
         ours=("bits", "lengths", "contexts", "beta"),
-        cost={"quick": "5 s", "paper": "2 min"},
         run=error_by_length,
         draw=draw_lengths,
         checks=(
@@ -309,9 +305,6 @@ ANALYSES = (
     ),
     Analysis(
         id="lemma2",
-        title="Constructed memory against the identity on the Hamming-1 support",
-        source="Lemma 2",
-        question="Does equation 5.1 give error 0 and the identity an error above 0?",
         settings={
             "quick": LemmaSettings(bits=(3, 5), lengths=(1, 4, 16, 64), contexts=4096),
             "paper": LemmaSettings(
@@ -319,7 +312,6 @@ ANALYSES = (
             ),
         },
         ours=("bits", "lengths", "contexts"),
-        cost={"quick": "2 s", "paper": "1 min"},
         run=both_halves,
         draw=draw_halves,
         checks=(

@@ -16,10 +16,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analyses.check import above, mean, near
+from analyses.check import above, lowest, mean, near
 from analyses.registry import Analysis
 from analyses.training_settings import TrainingSettings
-from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import bayes, memory
@@ -194,9 +193,6 @@ def _gain(table: Any) -> Any:
 ANALYSES = (
     Analysis(
         id="figc13",
-        title="Contexts of two labels mixed at a rate",
-        source="Figure C.13",
-        question="Does the answer move from the first label to the second as the rate goes up?",
         settings={
             "quick": MixingSettings(
                 bits=(5, 6),
@@ -219,7 +215,6 @@ ANALYSES = (
             ),
         },
         ours=("dim", "length", "rates", "seeds", "steps", "contexts", "mix_last", "batch"),
-        cost={"quick": "20 s", "paper": "20 min"},
         run=mixed,
         draw=draw_mixed,
         checks=(
@@ -250,9 +245,6 @@ ANALYSES = (
     ),
     Analysis(
         id="figc14",
-        title="Accuracy against the length of contexts",
-        source="Figure C.14",
-        question="Is a longer context better, and how far below the Bayes rule does it stay?",
         settings={
             "quick": LengthSettings(
                 bits=(5,),
@@ -271,7 +263,6 @@ ANALYSES = (
             ),
         },
         ours=("dim", "lengths", "seeds", "steps", "batch", "evaluation", "omega", "beta"),
-        cost={"quick": "20 s", "paper": "1 h"},
         run=by_length,
         draw=draw_lengths,
         checks=(

@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.check import above, mean
+from analyses.check import above, lowest, mean
 from analyses.registry import Analysis
 from analyses.training_settings import TrainingSettings, identity_value
-from analyses.value_matrix import best_rows, draw_over_dims, lowest
+from analyses.value_matrix import best_rows, draw_over_dims
 from analyses.workbench import Workbench
 from hijacklens import plots
 from probes.geometry import inner_products
@@ -223,9 +223,7 @@ INNER_CHECKS = (
 )
 
 
-def _inner(
-    name: str, source: str, title: str, *, bits: Any, dims: Any, quick: Any, identity: bool = False
-) -> Analysis:
+def _inner(name: str, *, bits: Any, dims: Any, quick: Any, identity: bool = False) -> Analysis:
     shared: dict[str, Any] = {"length": 256, "identity": identity}
     linear = above(
         "the mean inner products are linear in D >= 1 for every m (R squared of the means)",
@@ -234,10 +232,6 @@ def _inner(
     )
     return Analysis(
         id=name,
-        title=title,
-        source=source,
-        question="Are inner products linear in the Hamming distance"
-        + (" when W_V is the identity?" if identity else ", with a jump at 0 (equation 5.2)?"),
         settings={
             "quick": GeometrySettings(
                 **quick, **shared, seeds=3, steps=2000, learning_rates=(0.01,)
@@ -245,26 +239,21 @@ def _inner(
             "paper": GeometrySettings(bits=bits, dims=dims, **shared, seeds=5, steps=4000),
         },
         ours=OURS,
-        cost={"quick": "30 s", "paper": "20 min"},
         run=inner_by_distance,
         draw=draw_inner,
         checks=(INNER_CHECKS[0], linear) if identity else INNER_CHECKS,
     )
 
 
-def _spectrum(name: str, source: str, bits: int, dim: int) -> Analysis:
+def _spectrum(name: str, bits: int, dim: int) -> Analysis:
     shared: dict[str, Any] = {"bits": (bits,), "dims": (dim,), "length": 256}
     return Analysis(
         id=name,
-        title=f"Singular values of W_E, m = {bits}, d = {dim}",
-        source=source,
-        question="Is there a gap between the m largest singular values and the rest?",
         settings={
             "quick": GeometrySettings(**shared, seeds=2, steps=2500, learning_rates=(0.01,)),
             "paper": GeometrySettings(**shared, seeds=4, steps=4000),
         },
         ours=OURS[1:],
-        cost={"quick": "20 s", "paper": "5 min"},
         run=spectra,
         draw=draw_spectra,
         checks=(
@@ -290,17 +279,12 @@ def _least(table: Any, column: str) -> Any:
 ANALYSES = (
     _inner(
         "fig3b",
-        "Figure 3b",
-        "Inner product of embeddings by Hamming distance, m = 8",
         bits=(8,),
         dims=(128,),
         quick={"bits": (6,), "dims": (32,)},
     ),
     Analysis(
         id="figc4",
-        title="Trained against frozen embeddings as d crosses V",
-        source="Figure C.4",
-        question="Must embeddings be trained where d < V, and not where d > V?",
         settings={
             "quick": WidthSettings(
                 bits=(5,),
@@ -319,7 +303,6 @@ ANALYSES = (
             ),
         },
         ours=OURS,
-        cost={"quick": "40 s", "paper": "1 h"},
         run=trained_against_frozen,
         draw=draw_widths,
         checks=(
@@ -337,23 +320,19 @@ ANALYSES = (
     ),
     _inner(
         "figc5",
-        "Figure C.5",
-        "Inner product of embeddings by Hamming distance, m = 7 and 8",
         bits=(7, 8),
         dims=(64, 128),
         quick={"bits": (6, 7), "dims": (32, 64)},
     ),
     _inner(
         "figc6",
-        "Figure C.6",
-        "Inner product by Hamming distance with W_V = I",
         bits=(5, 6, 7, 8),
         dims=(16, 32, 64, 128),
         quick={"bits": (5, 6), "dims": (16, 32)},
         identity=True,
     ),
-    _spectrum("figc9", "Figure C.9", 7, 32),
-    _spectrum("figc10", "Figure C.10", 7, 64),
-    _spectrum("figc11", "Figure C.11", 8, 32),
-    _spectrum("figc12", "Figure C.12", 8, 64),
+    _spectrum("figc9", 7, 32),
+    _spectrum("figc10", 7, 64),
+    _spectrum("figc11", 8, 32),
+    _spectrum("figc12", 8, 64),
 )

@@ -153,10 +153,6 @@ def _worst(rows: Any) -> Interval:
 ANALYSES = (
     Analysis(
         id="theorem4",
-        title="Error under equation 5.2 over (a, b, b0)",
-        source="Theorem 4 (8)",
-        question="Does the constructed memory reach any error on embeddings of equation 5.2, "
-        "where its exact margin is positive?",
         settings={
             "quick": GeometrySettings(
                 bits=(5, 7),
@@ -176,7 +172,6 @@ ANALYSES = (
             ),
         },
         ours=("bits", "slopes", "offsets", "b", "lengths", "contexts", "beta"),
-        cost={"quick": "20 s", "paper": "20 min"},
         run=error_by_geometry,
         draw=draw_geometry,
         checks=(

@@ -14,9 +14,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.check import Check, above, below, exact, mean
+from analyses.check import Check, above, below, exact, lowest, mean
 from analyses.registry import Analysis
-from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.facts.atlas import atlas
@@ -224,9 +223,6 @@ def grows(remark: str) -> Check:
 
 def _curve(
     name: str,
-    source: str,
-    title: str,
-    question: str,
     *,
     schemes: tuple[str, ...],
     relations: tuple[str, ...],
@@ -238,16 +234,11 @@ def _curve(
 
     return Analysis(
         id=name,
-        title=title,
-        source=source,
-        question=question,
         settings={"quick": at(quick), "paper": at(None)},
         ours=("limit", "seed", "doses"),
-        cost={"quick": "1 min", "paper": "depends on model and facts"},
         run=curves,
         draw=draw_curves,
         checks=checks,
-        uses_models=True,
     )
 
 
@@ -260,12 +251,8 @@ FEW = "decided on all facts only: at quick scale the change is smaller than its 
 ANALYSES = (
     Analysis(
         id="fig1",
-        title="Prompts and answers of the models",
-        source="Figure 1",
-        question="Do contexts about Chicago move the answer from Paris to Chicago?",
         settings={"quick": AnswerSettings(), "paper": AnswerSettings()},
         ours=("contexts", "tokens"),
-        cost={"quick": "30 s", "paper": "30 s"},
         run=answers,
         draw=draw_answers,
         checks=(
@@ -285,13 +272,9 @@ ANALYSES = (
                 0.0,
             ),
         ),
-        uses_models=True,
     ),
     _curve(
         "fig2a",
-        "Figure 2a",
-        "Generic hijack against the dose",
-        "Does 'Do not think of {o_}.' raise efficacy, and more with each sentence?",
         schemes=("do-not-think",),
         relations=("all",),
         checks=(RISES, grows(SATURATED)),
@@ -299,9 +282,6 @@ ANALYSES = (
     ),
     _curve(
         "figb1",
-        "Figure B.1",
-        "Generic reverse against the dose",
-        "Does 'Do not think of {o*}.' lower efficacy?",
         schemes=("do-not-think-true",),
         relations=("all",),
         checks=(FALLS,),
@@ -309,9 +289,6 @@ ANALYSES = (
     ),
     _curve(
         "fig2b",
-        "Figure 2b",
-        "Relation hijack on P190",
-        "Do true sentences that name the false target raise efficacy on twin cities?",
         schemes=("relation",),
         relations=("P190",),
         checks=(RISES,),
@@ -319,9 +296,6 @@ ANALYSES = (
     ),
     _curve(
         "figb2",
-        "Figure B.2",
-        "Relation hijack on four relations",
-        "Do true sentences that name the false target raise efficacy, and more with each?",
         schemes=("relation",),
         relations=RELATIONS,
         checks=(RISES, grows(FEW)),
@@ -329,9 +303,6 @@ ANALYSES = (
     ),
     _curve(
         "figb3",
-        "Figure B.3",
-        "Relation reverse on four relations",
-        "Do sentences that give the true answer lower efficacy?",
         schemes=("relation-true",),
         relations=RELATIONS,
         checks=(FALLS,),
@@ -339,9 +310,6 @@ ANALYSES = (
     ),
     _curve(
         "figb4",
-        "Figure B.4",
-        "Near-word hijack and reverse on P1412",
-        "Is a word close to the target enough?",
         schemes=("near-word", "near-word-true"),
         relations=("P1412",),
         checks=(

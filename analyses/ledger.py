@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from analyses.registry import analyses
+from analyses.catalogue import CATALOGUE
 from hijacklens.results import RECORD
 
 HEAD = """# Reproduction ledger
@@ -35,7 +35,7 @@ def write_ledger(folder: Path) -> str:
     states = [check["state"] for record in records for check in record["checks"]]
     lines = [
         HEAD,
-        f"{len(records)} of {len(analyses())} analyses, {len(states)} checks: "
+        f"{len(records)} of {len(CATALOGUE)} analyses, {len(states)} checks: "
         f"{states.count('pass')} pass, {states.count('fail')} fail, {states.count('open')} open.",
         "",
         "| id | source | claim | measured | allowed | state |",
@@ -61,7 +61,7 @@ def write_ledger(folder: Path) -> str:
     lines += ["", "## Settings", ""]
     for record in records:
         lines += [_settings(record), ""]
-    missing = [name for name in analyses() if name not in {r["id"] for r in records}]
+    missing = [name for name in CATALOGUE if name not in {r["id"] for r in records}]
     if missing:
         lines += [f"Not run here: {', '.join(missing)}.", ""]
     return "\n".join(lines)
@@ -69,7 +69,7 @@ def write_ledger(folder: Path) -> str:
 
 def _records(folder: Path) -> list[dict[str, Any]]:
     """The records of the saved analyses, in the registry's order."""
-    paths = [folder / name / RECORD for name in analyses()]
+    paths = [folder / name / RECORD for name in CATALOGUE]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
 

@@ -1,7 +1,8 @@
 """Every figure, theorem and lemma of the paper by its id, each an `Analysis`.
 
-A family is a module with a tuple `ANALYSES`. An analysis says, before it is run, what it asks,
-with which settings at which scale, what would answer it (its checks), and how it is drawn.
+A family is a module with a tuple `ANALYSES`, imported when one of them is asked for. An analysis
+says, before it is run, with which settings at which scale it runs, what would answer its question
+(its checks), and how it is drawn. What it asks and costs is in `analyses.catalogue`.
 """
 
 from __future__ import annotations
@@ -15,24 +16,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses.catalogue import CATALOGUE, FAMILIES, Entry
 from analyses.check import Check, Scale
 from analyses.workbench import Workbench
 from hijacklens.errors import unknown
-
-FAMILIES = (
-    "hijack_curves",
-    "bridge",
-    "value_matrix",
-    "embedding_geometry",
-    "attention_selection",
-    "context_mixing",
-    "sensitivity",
-    "constructed_error",
-    "identity_law",
-    "geometry_theory",
-    "theory",
-)
-"""Modules of this package, in the order in which their analyses are listed and run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,37 +27,36 @@ class Analysis:
     """One figure or statement of the paper as something that can be run."""
 
     id: str
-    """What it is called on the command line, e.g. `fig3a` or `theorem1`."""
-    title: str
-    """One line."""
-    source: str
-    """Where it stands in the paper, e.g. `Figure 3a`."""
-    question: str
+    """An id of the catalogue."""
     settings: Mapping[Scale, Any]
     """A frozen dataclass for each scale."""
     ours: tuple[str, ...]
     """Settings that the paper does not state, or that are only recalled: they are our choice."""
-    cost: Mapping[Scale, str]
-    """Time on two CPU cores, as measured, e.g. `40 s`."""
     run: Callable[[Any, Workbench], pd.DataFrame]
     """(settings, workbench) -> a tidy table."""
     draw: Callable[[pd.DataFrame, Any], Figure]
     """(table, settings) -> the figure in the paper's arrangement."""
     checks: tuple[Check, ...]
-    uses_models: bool = False
-    """Whether it runs language models, so that --model and --facts say something."""
+
+    @property
+    def entry(self) -> Entry:
+        """Source, title, question and cost."""
+        return CATALOGUE[self.id]
 
 
 @cache
-def analyses() -> dict[str, Analysis]:
-    """All analyses by id, in the order of the families."""
-    found: dict[str, Analysis] = {}
-    for family in FAMILIES:
-        for analysis in importlib.import_module(f"analyses.{family}").ANALYSES:
-            if analysis.id in found:
-                raise ValueError(f"two analyses have the id {analysis.id!r}")
-            found[analysis.id] = analysis
+def _family(name: str) -> dict[str, Analysis]:
+    """The analyses of a family by id, which are those that the catalogue has of it."""
+    found = {each.id: each for each in importlib.import_module(f"analyses.{name}").ANALYSES}
+    listed = [entry.id for entry in FAMILIES[name]]
+    if list(found) != listed:
+        raise ValueError(f"analyses.{name} has {list(found)}, the catalogue {listed}")
     return found
+
+
+def analyses() -> dict[str, Analysis]:
+    """All analyses by id, in the order of the families; imports them all, which takes seconds."""
+    return {key: each for name in FAMILIES for key, each in _family(name).items()}
 
 
 def get_analysis(name: str) -> Analysis:
@@ -79,6 +65,7 @@ def get_analysis(name: str) -> Analysis:
     Raises:
         InputError: There is none of that id.
     """
-    if name not in analyses():
-        raise unknown("analysis", name, analyses(), "`hijacklens reproduce --list` explains them.")
-    return analyses()[name]
+    if name not in CATALOGUE:
+        raise unknown("analysis", name, CATALOGUE, "`hijacklens reproduce --list` explains them.")
+    (family,) = (key for key, entries in FAMILIES.items() if CATALOGUE[name] in entries)
+    return _family(family)[name]

@@ -65,9 +65,9 @@ class Reproduction(Result):
         """Id, question, scale, settings, which of them are ours, and the outcomes."""
         return {
             "id": self.analysis.id,
-            "title": self.analysis.title,
-            "source": self.analysis.source,
-            "question": self.analysis.question,
+            "title": self.analysis.entry.title,
+            "source": self.analysis.entry.source,
+            "question": self.analysis.entry.question,
             "scale": self.scale,
             "settings": asdict(self.settings),
             "ours": list(self.analysis.ours),
@@ -141,7 +141,7 @@ def reproduce(
         table=table,
         outcomes=tuple(check.judge(table, scale) for check in analysis.checks),
         seconds=time.monotonic() - start,
-        models=bench.models if analysis.uses_models else (),
+        models=bench.models if analysis.entry.uses_models else (),
         provenance=Provenance.now(seed=getattr(settings, "seed", None)),
     )
 

@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.check import above, mean
+from analyses.check import above, lowest, mean
 from analyses.registry import Analysis
-from analyses.value_matrix import lowest
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import memory
@@ -142,9 +141,6 @@ def _least(table: Any, column: str) -> Any:
 ANALYSES = (
     Analysis(
         id="sensitivity",
-        title="Conclusions under other values of the settings that are ours",
-        source="(not in the paper)",
-        question="Which conclusions depend on settings that the paper does not state?",
         settings={
             "quick": SensitivitySettings(
                 bits=5,
@@ -157,7 +153,6 @@ ANALYSES = (
             "paper": SensitivitySettings(bits=6, dim=64, length=64, seeds=5, steps=4000),
         },
         ours=("bits", "dim", "length", "seeds", "steps", "variants"),
-        cost={"quick": "30 s", "paper": "20 min"},
         run=variants,
         draw=draw_variants,
         checks=(

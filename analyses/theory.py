@@ -179,15 +179,11 @@ def draw_gradient(table: pd.DataFrame, settings: GradientSettings) -> Figure:
 ANALYSES = (
     Analysis(
         id="lemma5",
-        title="Rank of embeddings under equation 5.2",
-        source="Lemma 5",
-        question="Do embeddings of equation 5.2 with b = b0 have rank at most m + 2?",
         settings={
             "quick": RankSettings(bits=(3, 5, 7), slopes=(0.1, 1.0), offset=0.5),
             "paper": RankSettings(bits=(3, 4, 5, 6, 7, 8), slopes=(0.01, 0.1, 1.0), offset=0.5),
         },
         ours=("bits", "slopes", "offset"),
-        cost={"quick": "1 s", "paper": "1 s"},
         run=rank_of_geometry,
         draw=draw_rank,
         checks=(
@@ -205,9 +201,6 @@ ANALYSES = (
     ),
     Analysis(
         id="lemma6",
-        title="Gradient of the attention scores, closed form against autograd",
-        source="Lemma 6",
-        question="Is the closed form of the gradient of an unnormalised score right?",
         settings={
             "quick": GradientSettings(bits=(3, 5), lengths=(2, 16, 64), contexts=64, seeds=2),
             "paper": GradientSettings(
@@ -215,7 +208,6 @@ ANALYSES = (
             ),
         },
         ours=("bits", "lengths", "contexts", "seeds"),
-        cost={"quick": "1 s", "paper": "1 min"},
         run=gradient_of_scores,
         draw=draw_gradient,
         checks=(

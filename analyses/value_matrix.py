@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from analyses.check import above, below, mean
+from analyses.check import above, below, lowest, mean
 from analyses.registry import Analysis
 from analyses.training_settings import TrainingSettings, identity_value
 from analyses.workbench import Workbench
@@ -191,11 +191,6 @@ def draw_angles(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
     return draw_over_dims(table, settings, column="reference", value="degrees", label=label)
 
 
-def lowest(intervals: list[Interval]) -> Interval:
-    """Of several intervals the one whose lower end is lowest: what a claim about all rests on."""
-    return min(intervals, key=lambda interval: interval.low)
-
-
 def _gain(table: Any, length: Any) -> list[Interval]:
     """Trained minus identity over seeds (paired: equal starts and contexts), per m."""
     wide = table[table.length == length].pivot(
@@ -234,9 +229,6 @@ CONTRAST_CHECK = above(
 ANALYSES = (
     Analysis(
         id="fig3a",
-        title="W_V trained against identity, L = 64",
-        source="Figure 3a",
-        question="Does a model need a trained value matrix where contexts are short?",
         settings={
             "quick": ContrastSettings(
                 bits=(5, 6), lengths=(64,), dim=64, seeds=3, steps=2000, learning_rates=(0.01,)
@@ -246,16 +238,12 @@ ANALYSES = (
             ),
         },
         ours=OURS[1:],
-        cost={"quick": "40 s", "paper": "1 h"},
         run=trained_against_identity,
         draw=draw_contrast,
         checks=(CONTRAST_CHECK,),
     ),
     Analysis(
         id="figc1",
-        title="W_V trained against identity, L = 64 and 128",
-        source="Figure C.1",
-        question="Is the identity clearly worse, and more so at short L?",
         settings={
             "quick": ContrastSettings(
                 bits=(5, 6), lengths=(64, 128), dim=64, seeds=3, steps=2000, learning_rates=(0.01,)
@@ -265,7 +253,6 @@ ANALYSES = (
             ),
         },
         ours=OURS[1:],
-        cost={"quick": "40 s more than fig3a", "paper": "1 h more than fig3a"},
         run=trained_against_identity,
         draw=draw_contrast,
         checks=(
@@ -279,9 +266,6 @@ ANALYSES = (
     ),
     Analysis(
         id="figc2",
-        title="Trained W_V replaced by the construction or a random one, over d",
-        source="Figure C.2",
-        question="Does equation 5.1 do what the trained W_V does, and a random memory not?",
         settings={
             "quick": ReplacementSettings(
                 bits=(5, 6), dims=(16, 64), length=256, seeds=3, steps=1500, learning_rates=(0.01,)
@@ -291,7 +275,6 @@ ANALYSES = (
             ),
         },
         ours=(*OURS[:1], *OURS[2:], "length"),
-        cost={"quick": "1 min", "paper": "1 h"},
         run=replaced,
         draw=draw_replaced,
         checks=(
@@ -311,9 +294,6 @@ ANALYSES = (
     ),
     Analysis(
         id="figc3",
-        title="Smallest principal angle of the trained W_V to the construction, over d",
-        source="Figure C.3",
-        question="Is the trained W_V closer to equation 5.1 than to a random memory or its start?",
         settings={
             "quick": ReplacementSettings(
                 bits=(5, 6), dims=(16, 64), length=256, seeds=3, steps=1500, learning_rates=(0.01,)
@@ -323,7 +303,6 @@ ANALYSES = (
             ),
         },
         ours=(*OURS[:1], *OURS[2:], "length"),
-        cost={"quick": "shared with figc2", "paper": "shared with figc2"},
         run=angles,
         draw=draw_angles,
         checks=(

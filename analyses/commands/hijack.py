@@ -111,7 +111,7 @@ def command(
 
     \b
     Writes into the folder: items.parquet (a row per fact, scheme and dose),
-    summary.csv, rules.csv (how often the rules differ), skipped.csv,
+    prompts.parquet (their texts), summary.csv, rules.csv (how often the rules differ), skipped.csv,
     result.json (configuration and provenance), curve.svg and curve.png.
 
     \b

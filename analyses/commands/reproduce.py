@@ -136,7 +136,8 @@ def _listing(found: Any) -> str:
 
 def _report(result: Reproduction) -> str:
     analysis = result.analysis
-    lines = [f"\n{analysis.id} · {analysis.source} · {analysis.title} ({result.seconds:.0f} s)"]
+    entry = analysis.entry
+    lines = [f"\n{entry.id} · {entry.source} · {entry.title} ({result.seconds:.0f} s)"]
     for outcome in result.outcomes:
         lines.append(
             f"  {outcome.state:4}  {outcome.claim}: {outcome.value:.4g} "

@@ -1,0 +1,143 @@
+"""Tiny models that answer to the names of real ones, so that pages can be run as they stand.
+
+A stand-in has as many layers and heads as the model it stands in for, and a vocabulary of whole
+words of the atlas, so that prompts have about as many tokens. Its weights are random.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from hijacklens.facts.atlas import atlas
+from hijacklens.facts.fact import FactSet
+from hijacklens.packaged import PACKAGED, PackagedModel
+
+LAYERS_AND_HEADS = {
+    "smollm2-135m": (30, 9, 3),
+    "gemma3-270m": (18, 4, 1),
+    "gpt2": (12, 12, 12),
+    "google/gemma-2b": (18, 8, 1),
+    "EleutherAI/pythia-160m": (12, 12, 12),
+}
+"""Name -> layers, query heads, key/value heads."""
+LOADING = ("hijacklens", "hijacklens.models", "hijacklens.scoring.replica", "analyses.workbench")
+"""Modules that name `load_model`."""
+MOST_FACTS = 6
+
+
+@functools.cache
+def _tokenizer() -> PreTrainedTokenizerFast:
+    facts = atlas()
+    texts = [
+        f"{fact.prompt} {target}. Do not think of {target}."
+        for fact in facts
+        for target in (fact.target_true, fact.target_false)
+    ]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    end = "<|endoftext|>"
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=[end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token=end, eos_token=end, unk_token=end
+    )
+
+
+def write_model(name: str, folder: Path) -> Path:
+    """A folder with the stand-in of a name, as `save_pretrained` writes one."""
+    layers, heads, kv_heads = LAYERS_AND_HEADS[name]
+    tokenizer = _tokenizer()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=4 * heads,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def counterfact_records() -> list[dict[str, Any]]:
+    """A few facts of the atlas in the layout of `counterfact.json`."""
+    return [
+        {
+            "case_id": fact.case_id,
+            "requested_rewrite": {
+                "prompt": fact.template,
+                "relation_id": fact.relation_id,
+                "target_new": {"str": fact.target_false, "id": "Q0"},
+                "target_true": {"str": fact.target_true, "id": "Q1"},
+                "subject": fact.subject,
+            },
+        }
+        for fact in atlas().where(relation=["P36", "P103", "P190"])[::9]
+    ]
+
+
+class StandIns:
+    """The models by name, each made and loaded once."""
+
+    def __init__(self, root: Path) -> None:
+        """Take a folder to make them in."""
+        self.root = root
+        self.loaded: dict[Any, Any] = {}
+        self.load_model = importlib.import_module("hijacklens.models").load_model
+        self.counterfact = root / "counterfact.json"
+        self.counterfact.write_text(json.dumps(counterfact_records()), encoding="utf-8")
+
+    def folder(self, name: str) -> Path:
+        """Where the stand-in of a name lies."""
+        place = self.root / name.replace("/", "--")
+        return place if place.exists() else write_model(name, place)
+
+    def load(self, source: Any, **options: Any) -> Any:
+        """What `load_model` gives, with stand-ins for the names that are known."""
+        if source not in LAYERS_AND_HEADS:
+            return self.load_model(source, **options)
+        if source not in PACKAGED:
+            options = {key: value for key, value in options.items() if key != "revision"}
+        key = (source, *sorted(options.items(), key=str))
+        if key not in self.loaded:
+            given = source if source in PACKAGED else self.folder(source)
+            self.loaded[key] = self.load_model(given, **options)
+            self.loaded[key].cfg.model_name = source
+        return self.loaded[key]
+
+    def install(self, patch: Any) -> None:
+        """Put them in place with a `monkeypatch`, and keep sets of facts small."""
+        patch.setattr(PackagedModel, "folder", lambda model: self.folder(model.name))
+        patch.setattr(PackagedModel, "installed", True)
+        patch.setattr(PackagedModel, "revision", "a stand-in of the tests")
+        for module in LOADING:
+            patch.setattr(importlib.import_module(module), "load_model", self.load)
+        patch.setenv("HIJACKLENS_COUNTERFACT", str(self.counterfact))
+        for name in ("sample", "limit"):
+            patch.setattr(FactSet, name, _small(getattr(FactSet, name)))
+
+
+def _small(method: Any) -> Any:
+    def few(self: FactSet, n: int | None, **options: Any) -> FactSet:
+        return method(self, min(MOST_FACTS, len(self) if n is None else n), **options)
+
+    return few

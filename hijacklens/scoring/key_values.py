@@ -75,9 +75,11 @@ class PooledKeyValues(Cache):
         pool = self._pool.layers
         if layer_idx not in pool:
             shape = (self._pool.size, key_states.shape[1])
+            # Zeros, as the padding of a past may name a place that is not yet written: attention
+            # gives it the weight 0, and 0 times what memory happens to hold may be NaN.
             pool[layer_idx] = (
-                key_states.new_empty((*shape, key_states.shape[3])),
-                value_states.new_empty((*shape, value_states.shape[3])),
+                key_states.new_zeros((*shape, key_states.shape[3])),
+                value_states.new_zeros((*shape, value_states.shape[3])),
             )
         whole = []
         for kept, new in zip(pool[layer_idx], (key_states, value_states), strict=True):

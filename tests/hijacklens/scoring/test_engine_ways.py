@@ -19,7 +19,7 @@ from hijacklens.layout import Layout, mark
 from hijacklens.models import load_model
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.schemes import get_scheme
-from hijacklens.scoring import engine
+from hijacklens.scoring import batch_size, engine
 from hijacklens.scoring.engine import read
 from hijacklens.scoring.forward import Pass
 from hijacklens.scoring.hijack import hijack
@@ -31,6 +31,15 @@ SHARING = ("packed", "cached")
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 SENTENCE = (11, 12, 13, 14, 15, 16)
 QUERIES = [(21, 22, 23, 24), (21, 22, 25, 26, 27), (31, 32), (21, 22, 25, 28, 29, 30)]
+
+
+@pytest.fixture(autouse=True)
+def memory_is_never_clean():
+    """Memory that is taken and not written holds NaN, so that whoever reads it is found out."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def prompts(doses=(0, 1, 3)):
@@ -142,6 +151,24 @@ def test_random_trees_cut_at_random(gemma3, wanted, random, batch_tokens):
         readings = read(model, wanted, batch_tokens=batch_tokens)
     assert readings.accounting.forward_tokens == plan.forward_tokens
     check(plain, readings, wanted)
+
+
+def test_padding_of_a_past_reads_nothing_that_is_not_written(gemma3, monkeypatch):
+    """The first leaf of the trunk is computed on a second level, where others have a past."""
+    plain, model = gemma3
+    trunks = [(1, 2), (7, 8, 9, 2, 3, 4, 5), (8, 1, 2, 3)]
+    wanted = {(*path, last): {5} for path in trunks for last in (11, 12)}
+    top = [Pack(i, i + 2, len(path), 2) for i, path in zip((0, 2, 4), trunks, strict=True)]
+    middle = [Pack(0, 1, 0, 2), Pack(1, 2, 3, 4), Pack(2, 3, 0, 4)]
+    levels = [
+        Level(Trie.of([(7, 8, 9)], []), [Pack(0, 1, 0, 3)]),
+        Level(Trie.of(trunks, []), middle),
+        Level(Trie.of(wanted), top),
+    ]
+    plan = Plan("cached", "a test", [Unit(levels)], 0.0, 0, 0)
+    monkeypatch.setattr(engine, "make_plan", lambda *args, **options: plan)
+    monkeypatch.setattr(batch_size, "WIDTHS", (0,))  # a pack to each row, the longest two first
+    check(plain, read(model, wanted, batch_tokens=8), wanted)
 
 
 @dataclass(frozen=True)

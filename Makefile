@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
-.PHONY: help env demo test test-models test-slow test-ray test-old check format bench clean
+.PHONY: help env demo test test-models test-slow test-ray test-old reproduce notebooks docs check format bench clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,19 @@ test-old: $(OLD)  ## The tests of the instrument and the probes on TransformerLe
 	PYTHONPATH=.tl39 $(BIN)/python -c 'from importlib.metadata import version as v; \
 		assert v("transformer-lens") == "$(OLD_TRANSFORMER_LENS)", v("transformer-lens")'
 	PYTHONPATH=.tl39 $(PYTEST) tests/hijacklens tests/probes
+
+reproduce: $(READY)  ## Every figure and statement of the paper at quick scale, with its checks
+	$(BIN)/hijacklens reproduce all --scale quick --out runs/reproduction --quiet
+
+notebooks: $(READY)  ## Run the notebooks of examples/ and render what they show
+	$(BIN)/python examples/render.py
+
+# The extra brings the tools; NO_MKDOCS_2_WARNING leaves out their theme's note on a successor.
+docs: $(READY)  ## Build the documentation into build/site; it opens with no network
+	@$(BIN)/python -c 'import mkdocs, mkdocstrings' 2>/dev/null || \
+		$(PIP) install -q -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 check: $(READY)  ## Lint, format, types and import layers
 	$(BIN)/ruff check .

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from hijacklens.errors import unknown
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -27,7 +29,7 @@ class Entry:
     quick: str
     """Time at quick scale on two CPU cores, as measured, e.g. `40 s`."""
     paper: str
-    """The same at the scale of the paper."""
+    """The same at the scale of the paper; `depends` where model and facts decide."""
     uses_models: bool = False
     """Whether it runs language models, so that --model and --facts say something."""
 
@@ -54,7 +56,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Generic hijack against the dose",
             "Does 'Do not think of {o_}.' raise efficacy, and more with each sentence?",
             "1 min",
-            "depends on model and facts",
+            "depends",
             uses_models=True,
         ),
         Entry(
@@ -63,7 +65,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Generic reverse against the dose",
             "Does 'Do not think of {o*}.' lower efficacy?",
             "1 min",
-            "depends on model and facts",
+            "depends",
             uses_models=True,
         ),
         Entry(
@@ -72,7 +74,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Relation hijack on P190",
             "Do true sentences that name the false target raise efficacy on twin cities?",
             "1 min",
-            "depends on model and facts",
+            "depends",
             uses_models=True,
         ),
         Entry(
@@ -81,7 +83,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Relation hijack on four relations",
             "Do true sentences that name the false target raise efficacy, and more with each?",
             "1 min",
-            "depends on model and facts",
+            "depends",
             uses_models=True,
         ),
         Entry(
@@ -90,7 +92,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Relation reverse on four relations",
             "Do sentences that give the true answer lower efficacy?",
             "1 min",
-            "depends on model and facts",
+            "depends",
             uses_models=True,
         ),
         Entry(
@@ -99,7 +101,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Near-word hijack and reverse on P1412",
             "Is a word close to the target enough?",
             "1 min",
-            "depends on model and facts",
+            "depends",
             uses_models=True,
         ),
     ),
@@ -155,8 +157,8 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Figure C.1",
             "W_V trained against identity, L = 64 and 128",
             "Is the identity clearly worse, and more so at short L?",
-            "40 s more than fig3a",
-            "1 h more than fig3a",
+            "fig3a + 40 s",
+            "fig3a + 1 h",
         ),
         Entry(
             "figc2",
@@ -171,8 +173,8 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Figure C.3",
             "Smallest principal angle of the trained W_V to the construction, over d",
             "Is the trained W_V closer to equation 5.1 than to a random memory or its start?",
-            "shared with figc2",
-            "shared with figc2",
+            "with figc2",
+            "with figc2",
         ),
     ),
     "embedding_geometry": (
@@ -288,7 +290,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
     "sensitivity": (
         Entry(
             "sensitivity",
-            "(not in the paper)",
+            "not in the paper",
             "Conclusions under other values of the settings that are ours",
             "Which conclusions depend on settings that the paper does not state?",
             "30 s",
@@ -359,3 +361,14 @@ CATALOGUE: Mapping[str, Entry] = {
     entry.id: entry for entries in FAMILIES.values() for entry in entries
 }
 """All entries by id."""
+
+
+def entry_of(name: str) -> Entry:
+    """The entry of an id.
+
+    Raises:
+        InputError: There is none of that id.
+    """
+    if name not in CATALOGUE:
+        raise unknown("analysis", name, CATALOGUE, "`hijacklens reproduce --list` explains them.")
+    return CATALOGUE[name]

@@ -101,52 +101,20 @@ class Check:
         return found.low > self.bound if self.kind == "above" else found.high < self.bound
 
 
-def above(
-    claim: str,
-    measure: Measure,
-    bound: float,
-    *,
-    scales: tuple[Scale, ...] = SCALES,
-    remark: str = "",
-) -> Check:
-    """The interval lies above a bound."""
-    return Check(
-        claim=claim, measure=measure, kind="above", bound=bound, scales=scales, remark=remark
-    )
+def above(claim: str, measure: Measure, bound: float, **more: Any) -> Check:
+    """The interval lies above a bound; `more` are `scales` and `remark` of a `Check`."""
+    return Check(claim=claim, measure=measure, kind="above", bound=bound, **more)
 
 
-def below(
-    claim: str,
-    measure: Measure,
-    bound: float,
-    *,
-    scales: tuple[Scale, ...] = SCALES,
-    remark: str = "",
-) -> Check:
+def below(claim: str, measure: Measure, bound: float, **more: Any) -> Check:
     """The interval lies below a bound."""
-    return Check(
-        claim=claim, measure=measure, kind="below", bound=bound, scales=scales, remark=remark
-    )
+    return Check(claim=claim, measure=measure, kind="below", bound=bound, **more)
 
 
-def near(
-    claim: str,
-    measure: Measure,
-    anchor: float,
-    tolerance: float,
-    *,
-    scales: tuple[Scale, ...] = SCALES,
-    remark: str = "",
-) -> Check:
+def near(claim: str, measure: Measure, anchor: float, tolerance: float, **more: Any) -> Check:
     """The estimate lies within a tolerance of a known number."""
     return Check(
-        claim=claim,
-        measure=measure,
-        kind="near",
-        bound=anchor,
-        tolerance=tolerance,
-        scales=scales,
-        remark=remark,
+        claim=claim, measure=measure, kind="near", bound=anchor, tolerance=tolerance, **more
     )
 
 

@@ -1,17 +1,20 @@
 """The `hijacklens` command: a group whose commands are imported when they are called.
 
 Listing the commands with one line each costs no import of torch or TransformerLens, so that
-`hijacklens --help` answers at once. An `InputError` is printed as one line and ends with status
-2; Ctrl-C ends with status 130.
+`hijacklens --help` answers at once, and so does a shell that completes a word. An `InputError` is
+printed as one line and ends with status 2; Ctrl-C ends with status 130.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+from typing import Any
 
 import click
 
+from analyses.screen import colour
 from hijacklens.errors import InputError, unknown
 
 COMMANDS = {
@@ -26,8 +29,10 @@ COMMANDS = {
     "cache": "Show or clear the store of finished readings.",
     "heads": "Find the heads that carry a hijack, and test them on facts held back.",
     "trace": "Take one fact's logit shift apart: tokens, layers, heads, MLPs.",
+    "report": "Put saved results on one page that opens with no network.",
     "sweep": "Run models, schemes, facts and one-layer recipes from one file.",
     "reproduce": "Reproduce the paper's figures and statements, with checks.",
+    "completion": "Print the script by which a shell completes commands and names.",
 }
 """Command -> its line in the help; the command itself is `analyses.commands.<name>:command`."""
 
@@ -66,15 +71,22 @@ def group() -> None:
 
     Put "Do not think of Guam." before "The Eiffel Tower is in the city of" and many language
     models say Guam. Start with: hijacklens hijack --model smollm2-135m --out runs/first
-    """
+
+    \b
+    Every command has --json (one document on standard output) and --quiet.
+    Exit status: 0 done; 1 a check failed, or some of the work did;
+    2 bad input, told in one line; 130 stopped by Ctrl-C.
+    Colour is for terminals alone; NO_COLOR=1 turns it off.
+    """  # noqa: D301
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its status: 0 done, 2 bad input, 130 Ctrl-C."""
+    """Run the command line and exit with its status, as the help says."""
+    options: dict[str, Any] = {"prog_name": "hijacklens", "color": colour()}
     try:
-        group.main(args=arguments, prog_name="hijacklens", standalone_mode=False)
+        status = group.main(args=arguments, standalone_mode=False, **options)
     except InputError as error:
-        click.echo(f"hijacklens: {error}", err=True)
+        click.echo(f"{_red('hijacklens:')} {error}", err=True, color=colour())
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -82,3 +94,13 @@ def main(arguments: list[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("hijacklens: stopped.", err=True)
         sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is left of it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if isinstance(status, int) and status:  # click gives back what a command exits with
+        sys.exit(status)
+
+
+def _red(text: str) -> str:
+    return click.style(text, fg="red")

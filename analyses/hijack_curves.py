@@ -178,7 +178,7 @@ def draw_curves(table: pd.DataFrame, settings: CurveSettings) -> Figure:
             panel.set_title(f"{scheme}\n{relation}, n = {n}", fontsize=9)
             panel.set_xlabel("dose (sentences)")
             panel.set_xticks(settings.doses)
-            panel.set_ylim(0, 1)
+            panel.set_ylim(-0.02, 1.02)  # a marker at 0 or 1 stays whole
         axes[0].set_ylabel("efficacy score: share false > true")
         axes[-1].legend(fontsize=8)
         return figure

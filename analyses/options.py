@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from analyses import completion
 from hijacklens.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import FactSet
+    from hijacklens.probe import Probe
+    from hijacklens.schemes import Scheme
     from hijacklens.scoring.workers import RayEngine
+    from probes.specification import Specification
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,20 +27,99 @@ models_option = click.option(
     multiple=True,
     required=True,
     metavar="M",
+    shell_complete=completion.models,
     help="A packaged model (`hijacklens models`), a folder, or a hub id. Repeatable.",
 )
 """--model, which may be given several times."""
 
+model_option = click.option(
+    "--model",
+    "name",
+    required=True,
+    metavar="M",
+    shell_complete=completion.models,
+    help="A packaged model (`hijacklens models`), a folder, or a hub id.",
+)
+"""--model, given once."""
 
 probes_option = click.option(
     "--probe",
     "probes",
     multiple=True,
     metavar="KIND:OPTIONS",
+    shell_complete=completion.probes,
     help="Change the model while it is scored (`hijacklens probes`), for example "
     "knock-out:layers=8-11,from=last,to=hijack. Repeatable; probes act in order.",
 )
 """--probe, which may be given several times."""
+
+batch_tokens_option = click.option(
+    "--batch-tokens",
+    type=int,
+    metavar="N",
+    help="Tokens in a batch, padding included; smaller needs less memory.",
+)
+"""--batch-tokens."""
+
+way_option = click.option(
+    "--way",
+    type=click.Choice(["auto", "plain", "packed", "cached"]),
+    default="auto",
+    show_default=True,
+    help="How prompts share what they have in common; auto takes the cheapest.",
+)
+"""--way."""
+
+rule_option = click.option(
+    "--rule",
+    type=click.Choice(["first", "sum", "mean"]),
+    default="first",
+    show_default=True,
+    help="How targets are scored in what is printed; the files hold all three.",
+)
+"""--rule."""
+
+no_cache_option = click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Compute all anew: do not use the store of finished readings (`hijacklens cache`).",
+)
+"""--no-cache."""
+
+overwrite_option = click.option(
+    "--overwrite", is_flag=True, help="Replace a result that is in the folder."
+)
+"""--overwrite."""
+
+
+def schemes_options(command: Command) -> Command:
+    """Options that choose prompts: --scheme, --template, --doses."""
+    for option in (
+        click.option(
+            "--doses",
+            default="0-5",
+            show_default=True,
+            help="How many sentences stand before the query: a range or a list. 0 is always "
+            "scored.",
+        ),
+        click.option(
+            "--template",
+            "templates",
+            multiple=True,
+            metavar="NAME=TEXT",
+            help="A scheme of your own: 'never-say=Never say {target_false}.' Repeatable.",
+        ),
+        click.option(
+            "--scheme",
+            "schemes",
+            multiple=True,
+            metavar="S",
+            shell_complete=completion.schemes,
+            help="A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def model_options(command: Command) -> Command:
@@ -86,6 +169,7 @@ def facts_options(command: Command) -> Command:
             "relations",
             multiple=True,
             metavar="P",
+            shell_complete=completion.relations,
             help="Only facts of this relation, such as P190. Repeatable.",
         ),
         click.option(
@@ -94,6 +178,7 @@ def facts_options(command: Command) -> Command:
             default="atlas",
             show_default=True,
             metavar="SOURCE",
+            shell_complete=completion.facts,
             help="atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .parquet), or a "
             "hub id.",
         ),
@@ -160,6 +245,42 @@ def choose_facts(
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}.")
     return found.limit(limit, seed=seed)
+
+
+def choose_schemes(schemes: tuple[str, ...], templates: tuple[str, ...]) -> list[Scheme]:
+    """The schemes that the options of `schemes_options` name; by default `do-not-think`."""
+    from hijacklens.schemes import Scheme, get_scheme
+    from hijacklens.schemes import schemes as registered
+
+    own = [Scheme(name=name, template=text) for name, text in map(read_template, templates)]
+    for scheme in own:
+        if scheme.name in registered():
+            raise InputError(f"--template: scheme {scheme.name!r} exists; choose another name.")
+    return [*map(get_scheme, schemes), *own] or [get_scheme("do-not-think")]
+
+
+def read_probes(texts: tuple[str, ...]) -> list[Specification]:
+    """The probes of --probe, checked as far as they can be without a model."""
+    if not texts:
+        return []
+    from probes.specification import parse
+
+    return [parse(text) for text in texts]
+
+
+def make_probes(specified: list[Specification], model: Any, facts: FactSet | None) -> list[Probe]:
+    """The probes of --probe for a model.
+
+    Raises:
+        InputError: A probe takes means over facts, and there are none.
+    """
+    for probe in specified:
+        if probe.needs_model and facts is None:
+            raise InputError(
+                f"--probe {probe.text!r} takes means over the bare queries of many facts, which "
+                "this command does not have; write kind=zero, or use `hijacklens hijack`."
+            )
+    return [probe.probe(model=model, facts=facts) for probe in specified]
 
 
 def read_doses(text: str) -> tuple[int, ...]:

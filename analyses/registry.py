@@ -16,10 +16,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.catalogue import CATALOGUE, FAMILIES, Entry
+from analyses.catalogue import CATALOGUE, FAMILIES, Entry, entry_of
 from analyses.check import Check, Scale
 from analyses.workbench import Workbench
-from hijacklens.errors import unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,6 @@ def get_analysis(name: str) -> Analysis:
     Raises:
         InputError: There is none of that id.
     """
-    if name not in CATALOGUE:
-        raise unknown("analysis", name, CATALOGUE, "`hijacklens reproduce --list` explains them.")
-    (family,) = (key for key, entries in FAMILIES.items() if CATALOGUE[name] in entries)
+    entry = entry_of(name)
+    (family,) = (key for key, entries in FAMILIES.items() if entry in entries)
     return _family(family)[name]

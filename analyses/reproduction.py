@@ -21,6 +21,7 @@ from analyses.registry import Analysis, get_analysis
 from analyses.workbench import DEFAULT_MODELS, Workbench
 from hijacklens.errors import unknown
 from hijacklens.facts.fact import FactSet
+from hijacklens.glance import Glance
 from hijacklens.results import Provenance, Result, provenance_from
 
 TABLE = "table.csv"
@@ -60,6 +61,17 @@ class Reproduction(Result):
     def plot(self) -> Figure:
         """The figure, in the paper's arrangement."""
         return self.analysis.draw(self.table, self.settings)
+
+    def glance(self) -> Glance:
+        """The checks with their numbers."""
+        rows = tuple((o.claim, f"{o.value:.4g}", o.allowed, o.state) for o in self.outcomes)
+        entry = self.analysis.entry
+        return Glance(
+            f"{entry.id}, {entry.source}: {entry.title} · scale {self.scale}",
+            ("claim", "measured", "allowed", "state"),
+            rows,
+            ("checks", "to_dataframe()", "plot()", "save(folder)"),
+        )
 
     def configuration(self) -> dict[str, Any]:
         """Id, question, scale, settings, which of them are ours, and the outcomes."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from analyses.options import read_doses
 from hijacklens.errors import InputError, unknown
+from hijacklens.packaged import named_path
 
 TASK_KEYS = ("bits", "omega", "beta", "length", "support")
 
@@ -86,10 +87,13 @@ def load_sweep(path: Path) -> SweepPlan:
     Raises:
         InputError: It is not there, is no TOML, or says something that cannot be done.
     """
+    path = named_path(path, "sweep")
     try:
+        if not path.is_file() and path.exists() and not path.is_dir():
+            raise OSError("it is no file")  # a pipe would be waited for
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        reason = getattr(error, "strerror", None) or str(error)
         raise InputError(
             f"cannot read the sweep {str(path)!r}: {reason}. Name a TOML file, such as "
             "examples/sweep.toml."

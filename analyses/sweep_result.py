@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
+from hijacklens.glance import Glance, share
 from hijacklens.results import Provenance, Result, provenance_from
 
 FAILED_COLUMNS = ("cell", "reason")
@@ -45,9 +46,9 @@ class SweepResult(Result):
                 x, y = ("dose", "efficacy") if scoring else ("lr", "accuracy")
                 rows = self.table[self.table["kind"] == kind]
                 for i, (key, group) in enumerate(rows.groupby(_LINES[kind], dropna=False)):
-                    colour, marker = plots.series(i)
+                    colour, _ = plots.series(i)
                     values = group.groupby(x)[y].agg(["mean", "min", "max"])
-                    ax.plot(values.index, values["mean"], color=colour, marker=marker)
+                    ax.plot(values.index, values["mean"], **plots.line(i))
                     ax.lines[-1].set_label(_label(kind, key))
                     ax.fill_between(
                         values.index, values["min"], values["max"], color=colour, alpha=0.15, lw=0
@@ -60,6 +61,21 @@ class SweepResult(Result):
                     ax.set_xscale("log")
                 ax.legend(fontsize=8)
         return figure
+
+    def glance(self) -> Glance:
+        """How many cells there are, and the span of what each kind gives."""
+        rows = []
+        for kind, name in (("scoring", "efficacy"), ("training", "accuracy")):
+            of = self.table.loc[self.table["kind"] == kind] if len(self.table) else self.table
+            if len(of):
+                ends = f"{share(of[name].min())} to {share(of[name].max())}"
+                rows.append((kind, str(of["cell"].nunique()), name, ends))
+        return Glance(
+            f"{len(self.settings['cells'])} cells, {len(self.failed)} of them failed",
+            ("kind", "cells", "measure", "from ... to"),
+            tuple(rows),
+            ("to_dataframe()", "failed", "plot()"),
+        )
 
     def configuration(self) -> dict[str, Any]:
         """The sweep as it was asked for, and how many cells there are."""

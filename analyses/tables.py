@@ -2,42 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
+
+from hijacklens.glance import interval, share, table
 
 if TYPE_CHECKING:
     from hijacklens.scoring.efficacy import Rule
     from hijacklens.scoring.result import HijackResult
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: str = "") -> str:
-    """Rows under a header, columns two spaces apart.
-
-    Args:
-        header: Column titles.
-        rows: Cells as text.
-        left: For each column `l` or `r`; all columns are left-aligned by default.
-    """
-    sides = left or "l" * len(header)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        parts = (
-            cell.ljust(width) if side == "l" else cell.rjust(width)
-            for cell, width, side in zip(cells, widths, sides, strict=True)
-        )
-        return "  ".join(parts).rstrip()
-
-    return "\n".join(line(row) for row in [header, *rows])
-
-
-def share(value: float) -> str:
-    """A share between 0 and 1 to three digits, without the zero in front.
-
-    >>> share(0.25), share(1.0)
-    ('.250', '1.000')
-    """
-    return f"{value:.3f}".removeprefix("0") if value < 0.9995 else f"{value:.3f}"
 
 
 def hijack_tables(result: HijackResult, *, rule: Rule, known_only: bool = False) -> str:
@@ -53,8 +24,7 @@ def hijack_tables(result: HijackResult, *, rule: Rule, known_only: bool = False)
         rows = [
             (
                 str(row["dose"]),
-                f"{share(row['efficacy'])} "
-                f"[{share(row['efficacy_low'])}, {share(row['efficacy_high'])}]",
+                interval(row["efficacy"], row["efficacy_low"], row["efficacy_high"]),
                 share(row["retention"]),
                 str(row["ties"]),
                 f"{row['mean_shift']:+.2f}" if row["dose"] else "0.00",

@@ -10,6 +10,7 @@ from .facts.counterfact import counterfact as counterfact
 from .facts.fact import Fact as Fact
 from .facts.fact import FactSet as FactSet
 from .models import load_model as load_model
+from .report.document import write_report as write_report
 from .results import load_result as load_result
 from .schemes import Scheme as Scheme
 from .schemes import add_scheme as add_scheme

@@ -19,6 +19,7 @@ import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hijacklens.errors import InputError, unknown
+from hijacklens.arguments import choice, one_of_type, whole_number
+from hijacklens.devices import choose_device
+from hijacklens.errors import InputError
 from hijacklens.hooked import HookedLanguageModel, device_of, require_text
-from hijacklens.packaged import PACKAGED, expand_home, quiet_transformers
+from hijacklens.packaged import PACKAGED, named_path, quiet_transformers
 
 _UNREACHABLE = {
     "OfflineModeIsEnabled",
@@ -84,6 +87,8 @@ def load_model(
     """
     kind = _dtype(dtype)
     target = _device(device, devices)
+    if revision is not None:
+        one_of_type("revision", revision, str, "'main'")
     if isinstance(source, PreTrainedModel):
         if tokenizer is None:
             raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
@@ -95,7 +100,8 @@ def load_model(
         label = source.config.name_or_path or type(source).__name__
         name = label
     else:
-        name, label, revision = _resolve(str(source), revision)
+        path = named_path(source, "model")
+        name, label, revision = _resolve(str(source), path, revision)
     place: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
@@ -164,7 +170,7 @@ def _boot(
     return model
 
 
-def _resolve(source: str, revision: str | None) -> tuple[str, str, str | None]:
+def _resolve(source: str, path: Path, revision: str | None) -> tuple[str, str, str | None]:
     """What to load, the name to show, and the revision to ask the hub for."""
     if source in PACKAGED:
         if revision is not None:
@@ -173,7 +179,6 @@ def _resolve(source: str, revision: str | None) -> tuple[str, str, str | None]:
                 f"package ({PACKAGED[source].package}). Leave revision out."
             )
         return str(PACKAGED[source].folder()), source, None
-    path = expand_home(source)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(
@@ -188,30 +193,18 @@ def _resolve(source: str, revision: str | None) -> tuple[str, str, str | None]:
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise unknown("dtype", dtype, DTYPES)
-        return DTYPES[dtype]
-    if dtype not in DTYPES.values():
-        raise unknown("dtype", str(dtype).removeprefix("torch."), DTYPES)
-    return dtype
+    if not isinstance(dtype, torch.dtype):
+        return DTYPES[choice("dtype", dtype, DTYPES)]
+    return DTYPES[choice("dtype", str(dtype).removeprefix("torch."), DTYPES)]
 
 
 def _device(device: str | torch.device | None, devices: int) -> torch.device:
     count = torch.cuda.device_count()
-    if devices < 1 or devices > max(count, 1):
+    if whole_number("devices", devices, least=1) > max(count, 1):
         raise InputError(f"cannot spread the model over {devices} GPUs: this machine has {count}.")
-    if device is None:
-        return torch.device("cuda" if count else "cpu")
-    if devices > 1:
+    if device is not None and devices > 1:
         raise InputError("give either a device or a number of devices above 1, not both.")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"unknown device {device!r}; allowed: cpu, cuda, cuda:N, mps.") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        raise InputError(f"device {str(chosen)!r} is not there: this machine has {count} GPUs.")
-    return chosen
+    return choose_device(device)
 
 
 def _explain(source: str, error: Exception) -> str:
@@ -222,6 +215,8 @@ def _explain(source: str, error: Exception) -> str:
     kinds = {type(item).__name__ for item in chain}
     detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     named = f"cannot load the model {source!r}"
+    near = get_close_matches(source, PACKAGED, n=1)
+    guess = f" Did you mean the packaged {near[0]!r}?" if near else ""
     if "GatedRepoError" in kinds or "gated repo" in str(error):
         return (
             f"{named}: it is gated. Accept its licence on its page of the hub, then log in with "
@@ -231,12 +226,13 @@ def _explain(source: str, error: Exception) -> str:
         return (
             f"{named}: it is not in the local cache and the hub cannot be reached. Check the "
             "network (and HF_HUB_OFFLINE), name a local folder, or use a packaged model, which "
-            f"needs no hub: {', '.join(PACKAGED)}."
+            f"needs no hub: {', '.join(PACKAGED)}.{guess}"
         )
     if kinds & _NOT_THERE:
         return (
             f"{named}: the hub has no model, or no revision, of that name that this account may "
             f"read. Hub ids look like owner/name; packaged models are {', '.join(PACKAGED)}."
+            f"{guess}"
         )
     if "trust_remote_code" in str(error):
         return (

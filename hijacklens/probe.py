@@ -26,6 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from hijacklens.arguments import several
 from hijacklens.errors import InputError
 from hijacklens.hooked import HookedModel, NamedHook, hooked
 from hijacklens.layout import Layout
@@ -103,7 +104,7 @@ def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
     """
     listed: tuple[Any, ...] = (probes,)
     if isinstance(probes, Iterable) and not isinstance(probes, str):
-        listed = tuple(probes)
+        listed = several("probes", probes, "[attention.knock_out(source='last', target='hijack')]")
     for probe in listed:
         if not isinstance(probe, Probe):
             written = isinstance(probe, str) or hasattr(probe, "probe")
@@ -123,9 +124,19 @@ def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Itera
     Raises:
         InputError: A probe asks for what the model or the layout does not have.
     """
-    hooks = [hook for probe in probes for hook in probe.hooks(model, layout)]
+    hooks = [hook for probe in probes for hook in _hooks(probe, model, layout)]
     with hooked(model, hooks):
         yield model
+
+
+def _hooks(probe: Probe, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
+    """The hooks of a probe; what is wrong with it is told with its key, as there may be several."""
+    try:
+        return probe.hooks(model, layout)
+    except InputError as error:
+        if probe.key in str(error):
+            raise
+        raise InputError(f"the probe {probe.key}: {error}") from error
 
 
 def logits_at(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -11,7 +12,8 @@ def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tq
     """A progress bar for a terminal or a notebook; use it as a context manager.
 
     It shows the rate in `unit` per second and the time left, and writes to standard error, so
-    that standard output holds results alone. `update` takes fractions of a unit.
+    that standard output holds results alone. Where nobody is watching, in a log or a pipe, nothing
+    is drawn. `update` takes fractions of a unit.
 
     Args:
         total: How many units the work has.
@@ -26,5 +28,17 @@ def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tq
         + " [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
     )
     return tqdm(
-        total=total, unit=f" {unit}", desc=label, disable=quiet, bar_format=layout, mininterval=0.2
+        total=total,
+        unit=f" {unit}",
+        desc=label,
+        disable=quiet or not watched(),
+        bar_format=layout,
+        mininterval=0.2,
     )
+
+
+def watched() -> bool:
+    """Whether somebody sees what is drawn: in a terminal, or in the cell of a notebook."""
+    shell = sys.modules.get("IPython")
+    kernel = getattr(shell.get_ipython(), "kernel", None) if shell else None
+    return kernel is not None or sys.stderr.isatty()

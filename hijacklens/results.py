@@ -2,14 +2,14 @@
 
 A result is a frozen dataclass that derives from `Result`. `save` writes its files into a folder,
 each one whole or not at all, and `result.json` last: a folder with a `result.json` is complete.
-`load_result` reads any such folder back as the type that wrote it.
+`load_result` reads any such folder back as the type that wrote it. `result.json` lists the files,
+so that a result that takes the place of another one leaves none of its files behind.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
-import math
 import os
 import platform
 import re
@@ -17,22 +17,29 @@ import shlex
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from functools import partial
 from importlib import metadata
 from inspect import isabstract
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from hijacklens import strict_json
 from hijacklens.errors import InputError
-from hijacklens.packaged import expand_home
+from hijacklens.glance import Glance, Shown
+from hijacklens.packaged import named_path
+
+if TYPE_CHECKING:
+    from hijacklens.report.exhibits import Exhibit
 
 RECORD = "result.json"
+FILES = "files"
+"""Key of the names of the files in `result.json`; results themselves never see it."""
 PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
 
 
@@ -68,12 +75,20 @@ class Provenance:
         )
 
 
-class Result(ABC):
-    """Base of all results. A subclass is a frozen dataclass with a field `provenance`."""
+class Result(Shown, ABC):
+    """Base of all results. A subclass is a frozen dataclass with a field `provenance`.
+
+    It shows itself by its `glance` (`hijacklens.glance`), in a terminal and in a notebook.
+    """
 
     provenance: Provenance
     figure_names: ClassVar[tuple[str, ...]] = ("curve.svg", "curve.png")
     """Files that `save` writes `plot()` to."""
+
+    def glance(self) -> Glance:
+        """What it is of, the main numbers, and the next step."""
+        rows = len(self.to_dataframe())
+        return Glance(f"{rows} rows", steps=("to_dataframe()", "plot()", "save(folder)"))
 
     @abstractmethod
     def to_dataframe(self) -> pd.DataFrame:
@@ -82,6 +97,12 @@ class Result(ABC):
     @abstractmethod
     def plot(self) -> Figure:
         """The figure of the result; it is returned, not shown."""
+
+    def exhibits(self) -> Sequence[Exhibit]:
+        """What a report shows of the result, its `glance` apart: its figure and its table."""
+        from hijacklens.report.exhibits import Drawing, Table
+
+        return [Drawing("Figure", self.plot()), Table("Table", self.to_dataframe())]
 
     @abstractmethod
     def configuration(self) -> dict[str, Any]:
@@ -103,19 +124,21 @@ class Result(ABC):
             InputError: The folder holds a result already and `overwrite` is False.
         """
         target = claim_folder(folder, overwrite=overwrite)
-        (target / RECORD).unlink(missing_ok=True)
-        for name, write in self.files().items():
-            write_whole(target / name, write)
+        files = dict(self.files())
         if self.figure_names:
             from hijacklens import plots
 
             figure = self.plot()
-            for name in self.figure_names:
-                write_whole(target / name, lambda path: plots.write(figure, path))
+            draw = partial(plots.write, figure)
+            files |= dict.fromkeys(self.figure_names, draw)
+        remove_result(target)
+        for name, write in files.items():
+            write_whole(target / name, write)
         kind = type(self)
         record = {
             "type": f"{kind.__module__}:{kind.__qualname__}",
             **self.configuration(),
+            FILES: list(files),
             "provenance": asdict(self.provenance),
         }
         write_json(target / RECORD, record)
@@ -126,19 +149,17 @@ def load_result(folder: str | Path) -> Result:
     """Read a saved result of any type.
 
     Raises:
-        InputError: The folder has no readable `result.json`, or it names no type of result.
+        InputError: The folder has no readable `result.json`, it names no type of result, or the
+            files are not those of such a result.
     """
-    path = expand_home(folder) / RECORD
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        kind = str(record["type"])
-    except (FileNotFoundError, NotADirectoryError):
+    path = named_path(folder, "folder") / RECORD
+    record = _read_record(path)
+    if record is None:
         raise InputError(
             f"no result in {str(folder)!r}: it has no {RECORD}. Name a folder that a run wrote "
             "with --out or save(); a run that was cut short has no such file."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not the record of a result: {error}.") from error
+        )
+    kind = str(record["type"])
     # The type is named by a file, so only our own packages are ever imported for it.
     match = re.fullmatch(r"((?:hijacklens|probes|analyses)(?:\.\w+)+):(\w+)", kind)
     found: Any = None
@@ -153,7 +174,51 @@ def load_result(folder: str | Path) -> Result:
             f"{path} names the type {kind!r}, which this version of hijacklens "
             f"({_version('hijacklens')}) does not have."
         )
-    return found.read(path.parent, record)
+    try:
+        return found.read(path.parent, {k: v for k, v in record.items() if k != FILES})
+    except InputError:
+        raise
+    except Exception as error:  # pandas, pyarrow, NumPy and safetensors raise dozens of types
+        raise InputError(
+            f"the result in {str(folder)!r} cannot be read ({type(error).__name__}: {error}): its "
+            f"files were changed, or are of another version of hijacklens than this one "
+            f"({_version('hijacklens')}). Run it again with --overwrite."
+        ) from error
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """The record of a saved result; None where there is none."""
+    if not path.is_file():  # a pipe of that name would never end
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["type"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is not the record of a result: {error}.") from error
+    return record
+
+
+def remove_result(folder: Path) -> None:
+    """Remove the result in a folder: the record first, then the files that it lists.
+
+    What the record does not list stays, and so does what lies outside the folder, whatever a
+    record says.
+    """
+    try:
+        record = _read_record(folder / RECORD) or {}
+    except InputError:
+        record = {}
+    (folder / RECORD).unlink(missing_ok=True)
+    listed = record.get(FILES)
+    root = folder.resolve()
+    for name in listed if isinstance(listed, list) else ():
+        path = folder / name if isinstance(name, str) and "\0" not in name else folder
+        place = path.parent.resolve()
+        if path.name and (place == root or root in place.parents) and path.is_file():
+            path.unlink()
+            while place != root and not any(place.iterdir()):
+                place.rmdir()
+                place = place.parent
 
 
 def provenance_from(record: Mapping[str, Any]) -> Provenance:
@@ -165,11 +230,17 @@ def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
     """Refuse a folder that holds a result already; nothing is made yet.
 
     Raises:
-        InputError: A result is there and `overwrite` is False, or the path is a file.
+        InputError: A result is there and `overwrite` is False, the path is a file, or it cannot
+            be written.
     """
-    path = expand_home(folder)
+    path = named_path(folder, "folder")
     if path.exists() and not path.is_dir():
         raise InputError(f"cannot write results to {str(folder)!r}: it is a file, not a folder.")
+    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(
+            f"cannot write results to {str(folder)!r}: this user may not write there. Name "
+            "another folder."
+        )
     if (path / RECORD).exists() and not overwrite:
         raise InputError(
             f"{str(folder)!r} holds a result already. Choose another folder, or say overwrite "
@@ -187,7 +258,7 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
     path = check_folder(folder, overwrite=overwrite)
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}.") from error
     return path
 
@@ -204,26 +275,12 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a record as strict JSON: no NaN (null instead), UTF-8, keys in their order."""
-    text = json.dumps(_strict(record), indent=2, ensure_ascii=False, allow_nan=False)
+    text = strict_json.text(record)
 
     def write(part: Path) -> None:
         part.write_text(text + "\n", encoding="utf-8")
 
     write_whole(path, write)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return [_strict(item) for item in sorted(value, key=str)]
-    if isinstance(value, np.generic):
-        return _strict(value.item())
-    if isinstance(value, (list, tuple, range)):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _version(package: str) -> str:

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Literal
 
+from hijacklens.arguments import choice, one_of_type, shown
 from hijacklens.errors import InputError, unknown
-from hijacklens.facts.fact import Fact
+from hijacklens.facts.fact import Fact, is_text
 from hijacklens.facts.relations import relations
 
 Direction = Literal["hijack", "reverse", "control"]
@@ -57,13 +58,17 @@ class Scheme:
     summary: str = "added by the user"
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
             raise InputError(
                 f"scheme name {self.name!r}: use lower-case letters, digits and single hyphens, "
                 "such as 'never-say'."
             )
-        if self.direction not in DIRECTIONS:
-            raise unknown("direction", self.direction, DIRECTIONS)
+        if self.templates is not None:
+            one_of_type("templates, by relation,", self.templates, Mapping, "{'P36': '...'}")
+        for text in self._all_templates():
+            if not is_text(text):
+                raise InputError(f"scheme {self.name!r}: a template is text, not {shown(text)}.")
+        choice("direction", self.direction, DIRECTIONS)
         if (self.template is None) == (not self.templates):  # neither, or both
             raise InputError(f"scheme {self.name!r} needs either one template or one per relation.")
         for template in self._all_templates():
@@ -76,7 +81,9 @@ class Scheme:
         return tuple(name for name in PLACEHOLDERS if name in used)
 
     def _all_templates(self) -> list[str]:
-        return list((self.templates or {}).values()) if self.template is None else [self.template]
+        if self.template is not None:
+            return [self.template]
+        return list((self.templates or {}).values())
 
     def sentence(self, fact: Fact, *, pool: Sequence[str] = (), seed: int = 0) -> str:
         """The sentence for one fact.
@@ -269,6 +276,5 @@ def get_scheme(name: str | Scheme) -> Scheme:
     """
     if isinstance(name, Scheme):
         return name
-    if name not in _REGISTRY:
-        raise unknown("scheme", name, _REGISTRY, "Add your own with add_scheme or --template.")
-    return _REGISTRY[name]
+    known = choice("scheme", name, _REGISTRY, "Add your own with add_scheme or --template.")
+    return _REGISTRY[known]

@@ -7,8 +7,15 @@
     all                  every token
     hijack+subject       either of them; `text:` takes the rest of the line, so it comes last
 
-Prompts have the names `bos`, `hijack`, `query`, `subject`, `last` and `target`; the contexts of
-the concept task have those of `hijacklens.concepts.places`.
+Prompts have these names; the contexts of the concept task have those of
+`hijacklens.concepts.places`.
+
+    bos       the beginning-of-sequence token, if the model has one
+    hijack    the hijacking sentences
+    mention   the words in them that name a target of the fact, or a word near it
+    query     the bare query, and its `subject`
+    last      its last token, at which the answer is read
+    target    the tokens of a longer target that the model is given to score the next one
 
 >>> atoms("hijack+at:-1")
 ('hijack', 'at:-1')

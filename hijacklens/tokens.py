@@ -18,6 +18,8 @@ from hijacklens.prompts import Prompt
 from hijacklens.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 
 TokenIds: TypeAlias = tuple[int, ...]
+AT_A_TIME = 1_024
+"""Texts tokenised at a time: what a tokenizer notes of each takes ten times its ids' memory."""
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[TokenIds]:
@@ -26,13 +28,17 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[TokenIds]:
     A few tokenizers close every text with an end-of-sequence token, after which no model could
     continue a prompt; it is taken off.
     """
-    if not texts:
-        return []
-    rows = tokenizer(list(texts), padding=False, truncation=False)["input_ids"]
     end = tokenizer.eos_token_id
     probe = tokenizer("a")["input_ids"]
     closes = len(probe) > 1 and end is not None and probe[-1] == end
-    return [tuple(row[:-1] if closes and row and row[-1] == end else row) for row in rows]
+    found: list[TokenIds] = []
+    same: dict[int, int] = {}  # one object per id, not one per token of every text
+    for first in range(0, len(texts), AT_A_TIME):
+        part = list(texts[first : first + AT_A_TIME])
+        for row in tokenizer(part, padding=False, truncation=False)["input_ids"]:
+            kept = row[:-1] if closes and row and row[-1] == end else row
+            found.append(tuple([same.setdefault(token, token) for token in kept]))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +81,7 @@ class LocatedPrompt:
 
     ids: TokenIds
     spans: Mapping[str, tuple[int, ...]]
-    """Span name -> token positions: `bos`, `hijack`, `query`, `subject`, `last`, `target`.
+    """Span name -> token positions; the names are those of `hijacklens.spans`.
 
     `target` is empty: its tokens come behind the prompt, when one with several is scored.
     """

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
+from hijacklens.glance import Glance, Shown
 from hijacklens.hooked import (
     HookedLanguageModel,
     HookedModel,
@@ -49,7 +50,7 @@ from hijacklens.prompts import Prompt, make_prompt
 from hijacklens.spans import EVERYWHERE, placed_atoms
 from hijacklens.tokens import LocatedPrompt, locate
 from probes.inputs.batches import batches
-from probes.sites import Heads, Layers, choose, describe
+from probes.sites import Heads, Layers, choose, describe, kept
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]
 Kind: TypeAlias = Literal["zero", "mean"]
@@ -61,7 +62,7 @@ _HOOKS = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MeanOutputs:
+class MeanOutputs(Shown):
     """The mean output of every head (`z`) or layer (`attn_out`, `mlp_out`) over chosen tokens."""
 
     site: OutputSite
@@ -76,6 +77,14 @@ class MeanOutputs:
     def hash(self) -> str:
         """Twelve hex digits that stand for the values."""
         return hashlib.sha256(self.values.numpy().tobytes()).hexdigest()[:12]
+
+    def glance(self) -> Glance:
+        """Where and over what the means were taken."""
+        shape = " x ".join(map(str, self.values.shape))
+        return Glance(
+            f"{self.site}, mean over {self.count:,} tokens of {self.span} · {shape} · {self.hash}",
+            steps=("values", "hash"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -184,7 +193,7 @@ def ablate(
     if means is not None and means.site != site:
         raise InputError(f"the means are of {means.site}, not of {site}; make them for this site.")
     placed_atoms([span])  # what cannot be read is refused here and not in the middle of a run
-    return Ablation(site=site, layers=_kept(layers), heads=_kept(heads), means=means, span=span)
+    return Ablation(site=site, layers=kept(layers), heads=kept(heads), means=means, span=span)
 
 
 def mean_outputs(
@@ -287,8 +296,3 @@ def _hook_name(model: HookedModel, site: OutputSite, layer: int) -> str:
         there = [other for other, form in _HOOKS.items() if form.format(layer) in model.hook_dict]
         raise unknown("site of this model", site, there)
     return name
-
-
-def _kept(chosen: Any) -> Any:
-    """An iterable as a tuple, so that it can be read twice."""
-    return tuple(chosen) if isinstance(chosen, Iterable) else chosen

@@ -33,12 +33,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hijacklens import plots
+from hijacklens.arguments import one_of_type, whole_number
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.glance import Glance, Shown
 from hijacklens.hooked import HookedLanguageModel, HookedModel, device_of, require_eval
 from hijacklens.layout import Layout
 from hijacklens.models import identify
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
+from hijacklens.prompts import DOSE, MOST_SENTENCES
 from hijacklens.results import Provenance, Result, provenance_from
 from hijacklens.schemes import Scheme, get_scheme
 from hijacklens.scoring.items import make_items, make_prompts
@@ -49,7 +52,7 @@ TABLE = "lens.parquet"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Depths:
+class Depths(Shown):
     """Two tokens seen through the lens in a batch of prompts, row 0 before the first layer."""
 
     logprob_plus: Float[np.ndarray, "depth batch pos"]
@@ -63,6 +66,12 @@ class Depths:
     def difference(self) -> Float[np.ndarray, "depth batch pos"]:
         """Logit of the first token minus that of the second: the normaliser cancels."""
         return self.logprob_plus - self.logprob_minus
+
+    def glance(self) -> Glance:
+        """How many prompts, depths and positions."""
+        depths, batch, pos = self.logprob_plus.shape
+        steps = ("difference", "logprob_plus", "rank_plus")
+        return Glance(f"{batch} prompts, {depths} depths, {pos} positions", steps=steps)
 
 
 def through(
@@ -226,12 +235,23 @@ class LogitLens(Result):
         names = ("model", "fact", "scheme", "doses", "probes", "seed")
         return cls(table, {name: record[name] for name in names}, provenance_from(record))
 
-    def __repr__(self) -> str:
-        fact = self.settings["fact"]
-        return (
-            f"LogitLens({self.settings['model']['name']}; case {fact['case_id']}, "
-            f"{self.settings['scheme']}, doses {list(self.settings['doses'])}; "
-            f"{self.table['layer'].nunique()} depths)"
+    def glance(self) -> Glance:
+        """The difference at the last token, by dose, at five depths."""
+        fact, last = self.settings["fact"], self.at_last()
+        by_depth = last.pivot_table(index="dose", columns="layer", values="difference")
+        shown = sorted(set(np.linspace(0, len(by_depth.columns) - 1, 5).round().astype(int)))
+        depths = [by_depth.columns[i] for i in shown]
+        rows = [
+            (str(dose), *(f"{row[depth]:+.2f}" for depth in depths))
+            for dose, row in by_depth.iterrows()
+        ]
+        return Glance(
+            f"{self.settings['model']['name']} · case {fact['case_id']}, logit "
+            f"{fact['target_false']!r} - {fact['target_true']!r} at the last token · "
+            f"{self.settings['scheme']}",
+            ("dose", *(f"layer {depth}" for depth in depths)),
+            tuple(rows),
+            ("at_last()", "to_dataframe()", "plot()", "save(folder)"),
         )
 
 
@@ -259,8 +279,9 @@ def read(
             or the model's context window cannot serve.
     """
     rule, pointed = get_scheme(scheme), check_probes(probes)
+    one_of_type("fact", fact, Fact, "hl.atlas()[0]")
     facts = FactSet((fact,), name=f"case {fact.case_id}")
-    doses = sorted({0, dose})
+    doses = sorted({0, whole_number(DOSE, dose, most=MOST_SENTENCES)})
     prompts, unscored = make_prompts(facts, rule, doses, seed=seed)
     spans = spans_of(pointed)
     items, too_long = make_items(
@@ -274,7 +295,7 @@ def read(
         layout = Layout.of_symbols(torch.tensor([item.ids], device=device_of(model)), spans)
         false, true = item.false[0][1], item.true[0][1]
         seen = through(model, layout, [false], [true], probes=pointed)
-        units = align(located[0], prompt, fact, model.tokenizer)
+        units = align(located[0], prompt, model.tokenizer)
         tables.append(_table(item.prompt.dose, seen, units))
     return LogitLens(
         table=pd.concat(tables, ignore_index=True),

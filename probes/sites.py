@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
+from hijacklens.arguments import is_whole, several, shown
 from hijacklens.errors import InputError
 from hijacklens.hooked import HookedModel
 
@@ -67,8 +68,8 @@ def choose(
             layers.
     """
     n_layers, n_heads = int(model.cfg.n_layers), head_count(model, axis)
-    chosen = list(heads) if isinstance(heads, Iterable) else heads
-    if isinstance(chosen, list) and any(isinstance(head, tuple) for head in chosen):
+    chosen = None if heads is None else _items(heads)
+    if chosen is not None and any(isinstance(head, tuple) for head in chosen):
         if layers is not None:
             raise InputError("pairs (layer, head) choose the layers too; leave layers out.")
         if not all(isinstance(head, tuple) and len(head) == 2 for head in chosen):
@@ -100,7 +101,7 @@ def describe(*, layers: Layers = None, heads: Heads = None) -> str:
 
 
 def _numbers(value: Any) -> str:
-    listed = sorted(value) if isinstance(value, Iterable) else [value]
+    listed = sorted(_items(value), key=lambda item: (isinstance(item, tuple), item))
     if any(isinstance(item, tuple) for item in listed):
         return "+".join(".".join(map(str, pair)) for pair in listed)
     if len(listed) > 2 and listed == list(range(listed[0], listed[-1] + 1)):
@@ -109,9 +110,32 @@ def _numbers(value: Any) -> str:
 
 
 def _listed(value: Any, count: int) -> list[Any]:
-    if value is None:
-        return list(range(count))
-    return list(value) if isinstance(value, Iterable) else [value]
+    return list(range(count)) if value is None else _items(value)
+
+
+def kept(chosen: Any) -> Any:
+    """A choice of layers or heads that can be read any number of times: None, one, or a tuple.
+
+    Raises:
+        InputError: It holds something that is no number and no pair of them.
+    """
+    if chosen is None:
+        return None
+    items = _items(chosen)
+    return items[0] if is_whole(chosen) else tuple(items)
+
+
+def _items(value: Any) -> list[Any]:
+    """One number, or several numbers or pairs, as a list of plain ones."""
+    if is_whole(value):
+        return [operator.index(value)]
+    found: list[Any] = []
+    for item in several("layers or heads", value, "8, range(8, 12) or [(8, 3), (9, 1)]"):
+        pair = isinstance(item, (tuple, list))
+        if not all(map(is_whole, item if pair else [item])):
+            raise InputError(f"{shown(item)} is no number of a layer or head, nor a pair of them.")
+        found.append(tuple(map(operator.index, item)) if pair else operator.index(item))
+    return found
 
 
 def _whole(value: Any, count: int, what: str) -> int:

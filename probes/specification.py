@@ -20,13 +20,16 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hijacklens.arguments import one_of_type
 from hijacklens.errors import InputError, unknown
-from hijacklens.facts.fact import FactSet
-from hijacklens.hooked import HookedModel
-from hijacklens.probe import Probe
 from hijacklens.spans import FORMS, TEXT, atoms
+
+if TYPE_CHECKING:  # naming kinds of probes, as completion does, imports no torch
+    from hijacklens.facts.fact import FactSet
+    from hijacklens.hooked import HookedModel
+    from hijacklens.probe import Probe
 
 SEE = "`hijacklens probes` lists the kinds with their options."
 
@@ -95,6 +98,7 @@ def parse(text: str) -> Specification:
         InputError: An unknown kind or option, one that is missing or given twice, or a value
             that cannot be read; the message says what is allowed.
     """
+    one_of_type("a probe as text", text, str, "'knock-out:from=last,to=hijack'")
     name, _, rest = text.partition(":")
     if name not in KINDS:
         raise unknown("kind of probe", name, KINDS, f"Write kind:option=value,... {SEE}")

@@ -1,50 +1,40 @@
-"""What the README says works: its Python runs, its commands exist with those options."""
+"""The README is what a visitor sees first: two screens, a real figure, links that lead somewhere.
+
+That its commands and its Python run is tested with the pages of docs/ (`test_docs.py`).
+"""
 
 from __future__ import annotations
 
 import re
-import shlex
-from pathlib import Path
+import struct
 
-import pytest
-from click import Context
+from documentation import ROOT
 
-from analyses.cli import COMMANDS, group
-
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TWO_SCREENS = 100
+"""Lines, at some fifty a screen."""
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_it_has_two_screens():
+    assert len(README.splitlines()) <= TWO_SCREENS
+    assert max(map(len, README.splitlines())) <= 110
 
 
-def commands() -> list[list[str]]:
-    text = "\n".join(blocks("sh")).replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in text.splitlines()]
-    return [words for words in lines if words and words[0] == "hijacklens"]
+def test_its_figure_is_a_picture():
+    ((text, place),) = re.findall(r"!\[(.*?)\]\((.*?)\)", README)
+    header = (ROOT / place).read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    assert min(struct.unpack(">II", header[16:24])) > 300  # pixels
+    assert len(text) > 10  # for those who cannot see it
 
 
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_and_their_options_exist(words):
-    name, arguments = words[1], words[2:]
-    assert name in COMMANDS
-    command = group.get_command(Context(group), name)
-    assert command is not None
-    # Parsing refuses unknown options, missing values and wrong types; nothing is run.
-    command.make_context(name, list(arguments))
-
-
-@pytest.mark.packaged
-def test_python_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    space: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(block, space)
-    assert (tmp_path / "runs" / "capitals" / "summary.csv").exists()
-
-
-def test_links_lead_somewhere():
-    text = README.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if not target.startswith("http"):
-            assert (README.parent / target).exists(), target
+def test_its_numbers_are_those_of_the_study():
+    study = (ROOT / "docs" / "hijacking" / "README.md").read_text(encoding="utf-8")
+    before, after = re.findall(r"from \.(\d\d)\s+to \.(\d\d)", README)[0]
+    retention = re.search(r"\| smollm2-135m \| \.(\d{3}) \| \.(\d{3}) \|", study)
+    assert retention is not None
+    # There are no ties in that study: efficacy and retention sum to 1.
+    assert [round(1 - int(share) / 1000, 2) for share in retention.groups()] == [
+        int(before) / 100,
+        int(after) / 100,
+    ]

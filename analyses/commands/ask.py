@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.options import model_options, models_option
+from analyses import completion
+from analyses.options import (
+    make_probes,
+    model_options,
+    models_option,
+    probes_option,
+    read_probes,
+)
+from analyses.screen import document, output_options, title
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
+    from hijacklens.prompts import Prompt
     from hijacklens.scoring.answers import Answer
 
 
 @click.command("ask")
 @click.argument("prompt")
 @models_option
-@click.option("--scheme", metavar="S", help="The scheme that makes the hijacking sentence.")
+@click.option(
+    "--scheme",
+    metavar="S",
+    shell_complete=completion.schemes,
+    help="The scheme that makes the hijacking sentence.",
+)
 @click.option("--sentence", metavar="TEXT", help="A hijacking sentence of your own, instead.")
 @click.option("--dose", type=int, default=1, show_default=True, help="How often it is repeated.")
 @click.option("--subject", metavar="TEXT", help="The subject, for schemes that name it.")
@@ -26,7 +41,9 @@ if TYPE_CHECKING:
 @click.option("--false", "target_false", metavar="TEXT", help="The false target.")
 @click.option("--top", type=int, default=5, show_default=True, help="How many next tokens.")
 @click.option("--tokens", type=int, default=12, show_default=True, help="Length of the completion.")
+@probes_option
 @model_options
+@output_options("answers", "probes")
 def command(
     prompt: str,
     models: tuple[str, ...],
@@ -39,11 +56,15 @@ def command(
     target_false: str | None,
     subject: str | None,
     relation: str,
+    probes: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
     **loading: Any,
 ) -> None:
     """Show the likeliest next tokens and the greedy completion of PROMPT.
 
     With --scheme or --sentence, the hijacked prompt is asked too and shown beside the bare one.
+    Probes act on both.
 
     \b
     Example:
@@ -54,19 +75,45 @@ def command(
         raise InputError("give either --scheme or --sentence, not both.")
     if scheme:
         sentence = _sentence(scheme, prompt, subject, relation, target_true, target_false)
+    if dose < 1:
+        raise InputError(f"--dose counts sentences and must be at least 1, not {dose}.")
+    specified = read_probes(probes)
+    targets = [target for target in (target_true, target_false) if target]
     from hijacklens.models import load_model
     from hijacklens.scoring.answers import answer
 
-    texts = [prompt]
-    if sentence:
-        if dose < 1:
-            raise InputError(f"--dose counts sentences and must be at least 1, not {dose}.")
-        texts.append(" ".join([sentence] * dose + [prompt]))
-    targets = [target for target in (target_true, target_false) if target]
+    asked = _prompts(prompt, subject, sentence, dose, targets)
+    found = []
     for name in models:
         model = load_model(name, **loading)
-        answers = [answer(model, text, targets=targets, top=top, tokens=tokens) for text in texts]
-        click.echo(_side_by_side(name, answers, targets))
+        on = make_probes(specified, model, None)
+        answers = [
+            answer(model, one, targets=targets, top=top, tokens=tokens, probes=on) for one in asked
+        ]
+        if not as_json:
+            click.echo(_side_by_side(name, answers, targets))
+        sides = zip(("bare", "hijacked"), answers, strict=False)
+        found += [{"model": name, "prompt": side, **asdict(one)} for side, one in sides]
+    keys = [probe.text for probe in specified]
+    if as_json:
+        document(answers=found, probes=keys)
+    elif keys:
+        click.echo(f"\nprobes: {', '.join(keys)}")
+
+
+def _prompts(
+    prompt: str, subject: str | None, sentence: str | None, dose: int, targets: Sequence[str]
+) -> list[Prompt]:
+    """The bare prompt, and the hijacked one if there is a sentence, with their spans."""
+    from hijacklens.prompts import compose
+
+    query = prompt.rstrip()
+    at = query.find(subject) if subject else -1
+    place = (at, at + len(subject)) if subject and at >= 0 else None
+    doses = (0, dose) if sentence else (0,)
+    return [
+        compose(query, subject=place, sentence=sentence or "", dose=k, named=targets) for k in doses
+    ]
 
 
 def _sentence(
@@ -117,11 +164,11 @@ def _side_by_side(name: str, answers: Sequence[Answer], targets: Sequence[str]) 
     from analyses.tables import table
 
     titles = ["bare", "hijacked"][: len(answers)]
-    lines = [f"\n{name}"]
-    for title, found in zip(titles, answers, strict=True):
-        lines.append(f"  {title + ':':10}{found.text}")
+    lines = [f"\n{title(name)}"]
+    for side, found in zip(titles, answers, strict=True):
+        lines.append(f"  {side + ':':10}{found.text}")
         lines.append(f"  {'':10}-> {found.completion.strip()!r}")
-    header = ["", *(part for title in titles for part in (title, "p", "nats"))]
+    header = ["", *(part for side in titles for part in (side, "p", "nats"))]
     rows = []
     for i in range(len(answers[0].top)):
         rows.append([str(i + 1), *_cells([found.top[i] for found in answers])])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from analyses.resumption import telling_of_the_store
+from analyses.screen import document, output_options
+from hijacklens.errors import InputError
 
 
 @click.group("cache")
@@ -22,13 +26,22 @@ def command() -> None:
 
 
 @command.command("info")
-def info() -> None:
+@output_options("path", "bytes", "models", "aside")
+def info(as_json: bool, quiet: bool) -> None:
     """Show the file, its size, and how many readings it holds of which model."""
     from analyses.tables import table
     from hijacklens.scoring.store import usual_store
 
     with telling_of_the_store():
         contents = usual_store().contents()
+    if as_json:
+        document(
+            path=str(contents.path),
+            bytes=contents.size,
+            models=[asdict(row) for row in contents.rows],
+            aside=[str(file) for file in contents.aside],
+        )
+        return
     click.echo(f"{contents.path}  ({_size(contents.size)})")
     if not contents.rows:
         click.echo("no readings are stored")
@@ -55,13 +68,20 @@ def info() -> None:
 @command.command("clear")
 @click.option("--model", metavar="M", help="Only the readings of this model, as `info` names it.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def clear(model: str | None, yes: bool) -> None:
+@output_options("path", "model", "deleted")
+def clear(model: str | None, yes: bool, as_json: bool, quiet: bool) -> None:
     """Delete the stored readings, or those of one model, after asking."""
     from hijacklens.scoring.store import usual_store
 
     store = usual_store()
     with telling_of_the_store():
         counted = store.count(model=model)
+    if as_json:
+        if not yes:
+            raise InputError("--json does not ask; add --yes to delete the stored readings.")
+        deleted = store.clear(model=model) if counted else 0
+        document(path=str(store.path), model=model, deleted=deleted)
+        return
     if not counted:
         click.echo("no readings are stored")
         return

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
 from analyses.options import choose_facts, facts_options
-from analyses.tables import table
+from analyses.screen import document, fitted, note, output_options, title
 
 
 @click.command("facts")
 @facts_options
 @click.option("--show", is_flag=True, help="Show the facts themselves, not the relations.")
+@output_options("name", "n", "hash", "seed", "note", "unreadable", "relations", "facts")
 def command(
     source: str,
     relations: tuple[str, ...],
@@ -18,6 +21,8 @@ def command(
     limit: int | None,
     seed: int,
     show: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """List the relations of a set of facts, or show single facts.
 
@@ -29,19 +34,37 @@ def command(
     from hijacklens.facts.relations import relations as known
 
     facts = choose_facts(source, relations, cases, limit, seed)
-    click.echo(f"{facts.name}: {len(facts)} facts, hash {facts.content_hash()[:16]}")
+    if as_json:
+        found = [
+            {"relation": key, "label": known()[key].label if key in known() else None, "facts": n}
+            for key, n in facts.relations().items()
+        ]
+        document(
+            name=facts.name,
+            n=len(facts),
+            hash=facts.content_hash(),
+            seed=seed,
+            note=facts.note or None,
+            unreadable=[asdict(row) for row in facts.skipped],
+            relations=found,
+            facts=[asdict(fact) for fact in facts] if show or cases else None,
+        )
+        return
+    drawn = f", drawn with seed {seed}" if limit is not None else ""
+    about = f"{facts.name}: {len(facts)} facts, hash {facts.content_hash()[:16]}"
+    click.echo(f"{title(about)}{drawn}")
     if facts.note:
-        click.echo(f"note: {facts.note}")
+        note(facts.note, quiet=quiet)
     if facts.skipped:
         click.echo(f"{len(facts.skipped)} records could not be read; {facts.skipped[0].reason}")
     if show or cases:
         rows = [
-            (str(f.case_id), f.relation_id, f.prompt, f.target_true, f.target_false) for f in facts
+            (str(f.case_id), f.relation_id, f.target_true, f.target_false, f.prompt) for f in facts
         ]
-        click.echo(table(("case", "relation", "prompt", "true", "false"), rows))
+        click.echo(fitted(("case", "relation", "true", "false", "prompt"), rows))
         return
     rows = [
-        (relation, known()[relation].label if relation in known() else "", str(count))
+        (relation, str(count), known()[relation].label if relation in known() else "")
         for relation, count in facts.relations().items()
     ]
-    click.echo(table(("relation", "meaning", "facts"), rows, left="llr"))
+    click.echo(fitted(("relation", "facts", "meaning"), rows, left="lrl"))

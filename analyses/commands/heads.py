@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.options import choose_facts, facts_options, model_options, read_doses
+from analyses import completion
+from analyses.options import (
+    batch_tokens_option,
+    choose_facts,
+    facts_options,
+    model_option,
+    model_options,
+    overwrite_option,
+    read_doses,
+    rule_option,
+)
+from analyses.screen import document, files_written, note, output_options, records, title
 
 if TYPE_CHECKING:
     from hijacklens.scoring.efficacy import Rule
@@ -17,17 +29,10 @@ if TYPE_CHECKING:
     from probes.heads.ranking import HeadSearch
 
 SHOWN: dict[str, Any] = {"show_default": True}
-KINDS = {"layers": "random, same layers", "model": "random, any layer"}
-MEASURES = {
-    "efficacy": "efficacy",
-    "retention": "retention",
-    "shift": "mean shift",
-    "logprob_true": "log p(true)",
-    "top_token": "same top token",
-}
-"""Measure -> how a table calls it."""
+KINDS = {"layers": "random, in the same layers", "model": "random, anywhere in the model"}
+"""Kind of random sets -> how the legend calls it."""
 SHARES = ("efficacy", "retention", "top_token")
-RIGHT = ("dose", "bare", "none", "ablated", "p (Holm)", "undone")
+RIGHT = ("dose", "bare", "none", "chosen", "p_holm", "recovered")
 """Columns whose cells are aligned on the right."""
 COLUMNS = (
     "scheme",
@@ -36,23 +41,25 @@ COLUMNS = (
     "measure",
     "bare",
     "none",
-    "ablated",
+    "chosen",
     "change",
-    "p (Holm)",
-    "undone",
-    *KINDS.values(),
+    "p_holm",
+    "recovered",
+    *(f"{kind}_mean" for kind in KINDS),
 )
+"""Columns of a printed table, by their names in the files."""
 
 
 @click.command("heads")
+@model_option
 @click.option(
-    "--model",
-    "name",
-    required=True,
-    metavar="M",
-    help="A packaged model (`hijacklens models`), a folder, or a hub id.",
+    "--scheme",
+    default="do-not-think",
+    metavar="S",
+    shell_complete=completion.schemes,
+    help="Searched with.",
+    **SHOWN,
 )
-@click.option("--scheme", default="do-not-think", metavar="S", help="Searched with.", **SHOWN)
 @click.option("--dose", type=int, default=1, help="Sentences before the query.", **SHOWN)
 @click.option("--size", type=int, default=5, help="How many heads to choose.", **SHOWN)
 @click.option(
@@ -96,6 +103,7 @@ COLUMNS = (
     "test_schemes",
     multiple=True,
     metavar="S",
+    shell_complete=completion.schemes,
     help="Scheme of the test. Repeatable.  [default: that of the search]",
 )
 @click.option(
@@ -110,26 +118,27 @@ COLUMNS = (
 )
 @facts_options
 @model_options
-@click.option(
-    "--batch-tokens",
-    type=int,
-    metavar="N",
-    help="Tokens in a batch, padding included; smaller needs less memory.",
-)
-@click.option(
-    "--rule",
-    type=click.Choice(["first", "sum", "mean"]),
-    default="first",
-    help="How the printed test scores targets.",
-    **SHOWN,
-)
+@batch_tokens_option
+@rule_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder for the files.  [default: runs/<date>-heads-<model>]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@overwrite_option
+@output_options(
+    "folder",
+    "files",
+    "seed",
+    "rule",
+    "heads",
+    "candidates",
+    "growth",
+    "agreement",
+    "summary",
+    "side_effects",
+    "skipped",
+)
 def command(
     name: str,
     scheme: str,
@@ -148,6 +157,7 @@ def command(
     out: Path | None,
     overwrite: bool,
     quiet: bool,
+    as_json: bool,
     size: int,
     candidates: int,
     attribution: Any,
@@ -196,7 +206,7 @@ def command(
     searched, held_back = heads.halves(facts, by=split, seed=seed)
     model = load_model(name, **loading)
     if facts.note:
-        click.echo(f"note: {facts.name}: {facts.note}", err=True)
+        note(f"{facts.name}: {facts.note}", quiet=quiet)
     found = heads.search(
         model,
         searched,
@@ -213,7 +223,8 @@ def command(
     )
     (folder / RECORD).unlink(missing_ok=True)
     found.save(folder / "search", overwrite=True)  # kept if the test fails
-    click.echo(_search_table(found))
+    if not as_json:
+        click.echo(_search_table(found))
     result = found.test(
         held_back,
         schemes=tested,
@@ -223,9 +234,25 @@ def command(
         quiet=quiet,
     )
     result.save(folder, overwrite=overwrite)
-    click.echo(f"\n{_test_tables(result, rule)}\n")
     written = [*result.files(), "result.json", *result.figure_names, "search/"]
-    click.echo(f"written to {folder}/  ({', '.join(written)})")
+    if as_json:
+        table = found.to_dataframe()
+        document(
+            folder=str(folder),
+            files=written,
+            seed=seed,
+            rule=rule,
+            heads=[list(head) for head in found.heads],
+            candidates=records(table.dropna(subset=["carried"])),
+            growth=records(found.growth),
+            agreement=asdict(found.agreement),
+            summary=records(result.summary(rule=rule)),
+            side_effects=records(result.side_effects(rule=rule)),
+            skipped=records(result.skipped),
+        )
+        return
+    click.echo(f"\n{_test_tables(result, rule)}\n")
+    click.echo(files_written(folder, written))
 
 
 def _search_table(found: HeadSearch) -> str:
@@ -246,18 +273,21 @@ def _search_table(found: HeadSearch) -> str:
             f"{row['share']:.0%}",
             f"{row['p_holm']:.2g}",
             f"{row['p_bh']:.2g}",
-            "chosen" if row["chosen"] else "",
+            "yes" if row["chosen"] else "",
         )
         for row in ranked.to_dict("records")
     ]
-    header = ("head", "attribution", "carried", "of shift", "p (Holm)", "p (BH)", "")
+    header = ("head", "attribution", "carried", "share", "p_holm", "p_bh", "chosen")
     last = found.growth.to_dict("records")[-1]
     agreement = found.agreement
     return "\n".join(
         (
-            f"{settings['models'][0]['name']} · {settings['facts']['name']}, {len(found.facts)} "
-            f"facts · {found.scheme.name}, dose {settings['dose']} · mean shift "
-            f"{found.shift.mean():+.2f} logits · {settings['attribution']}, {settings['kind']}",
+            title(
+                f"{settings['models'][0]['name']} · {settings['facts']['name']}, "
+                f"{len(found.facts)} facts · {found.scheme.name}, dose {settings['dose']}"
+            ),
+            f"mean shift {found.shift.mean():+.2f} logits · {settings['attribution']}, "
+            f"{settings['kind']} · seed {settings['seed']}",
             table(header, rows, left="lrlrrrl"),
             f"the set of {last['size']} carries {last['carried']:+.3f} "
             f"[{last['low']:+.3f}, {last['high']:+.3f}], {last['share']:.0%} of the shift; "
@@ -270,16 +300,17 @@ def _search_table(found: HeadSearch) -> str:
 def _test_tables(result: HeadTest, rule: Rule) -> str:
     """What the set does to the hijack and to bare recall, on the facts held back."""
     settings = result.settings
-    title = (
+    about = (
         f"held out: {settings['facts']['name']}, {result.items['case_id'].nunique()} facts · "
         f"without heads {settings['heads']} · rule {rule}"
     )
     hijacked, bare = result.summary(rule=rule), result.side_effects(rule=rule)
-    blocks = [f"{title}\n{_changes(hijacked)}", f"side effects on the bare query\n{_changes(bare)}"]
+    side = "side effects on the bare query"
+    blocks = [f"{title(about)}\n{_changes(hijacked)}", f"{title(side)}\n{_changes(bare)}"]
     counts = result.sets["kind"].value_counts()
-    drawn = [f"{counts[kind]} ({words})" for kind, words in KINDS.items() if kind in counts]
+    drawn = [f"{kind}: {counts[kind]} {words}" for kind, words in KINDS.items() if kind in counts]
     if drawn:
-        blocks[-1] += f"\nsets compared with: {', '.join(drawn)}; p: share of them that do as much"
+        blocks[-1] += f"\nsets: {'; '.join(drawn)}; p: share of them that do as much"
     if len(result.skipped):
         reason = result.skipped["reason"].iloc[0]
         blocks.append(f"skipped: {len(result.skipped)} (skipped.csv); first: {reason}")
@@ -301,18 +332,18 @@ def _changes(summary: Any) -> str:
         change = f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]"
         cells = {
             "relations": f"{row['relations']} ({row['n']})",
-            "measure": MEASURES[row["measure"]],
+            "measure": row["measure"],
             "none": show(row["none"]),
-            "ablated": show(row["chosen"]),
+            "chosen": show(row["chosen"]),
             "change": change,
-            "p (Holm)": f"{row['p_holm']:.2g}",
+            "p_holm": f"{row['p_holm']:.2g}",
         }
         if hijacked:
-            undone = "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}"
+            recovered = "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}"
             run = {"scheme": row["scheme"], "dose": str(row["dose"])}
-            cells = run | cells | {"bare": show(row["bare"]), "undone": undone}
+            cells = run | cells | {"bare": show(row["bare"]), "recovered": recovered}
         for kind in kinds:
-            cells[KINDS[kind]] = f"{show(row[f'{kind}_mean'])} (p {row[f'{kind}_p']:.2g})"
+            cells[f"{kind}_mean"] = f"{show(row[f'{kind}_mean'])} (p {row[f'{kind}_p']:.2g})"
         rows.append(cells)
     header = [name for name in COLUMNS if name in rows[0]]
     sides = "".join("r" if name in RIGHT else "l" for name in header)

@@ -4,83 +4,57 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from analyses.options import (
+    batch_tokens_option,
     choose_engine,
     choose_facts,
+    choose_schemes,
     engine_options,
     facts_options,
+    make_probes,
     model_options,
     models_option,
+    no_cache_option,
+    overwrite_option,
     probes_option,
     read_doses,
-    read_template,
+    read_probes,
+    rule_option,
+    schemes_options,
+    way_option,
 )
 from analyses.resumption import is_unfinished, resumable, save_part
+from analyses.screen import document, files_written, note, output_options, records
 from hijacklens.errors import InputError
+
+if TYPE_CHECKING:
+    from hijacklens.scoring.result import HijackResult
 
 
 @click.command("hijack")
 @models_option
-@click.option(
-    "--scheme",
-    "schemes",
-    multiple=True,
-    metavar="S",
-    help="A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]",
-)
-@click.option(
-    "--template",
-    "templates",
-    multiple=True,
-    metavar="NAME=TEXT",
-    help="A scheme of your own: 'never-say=Never say {target_false}.' Repeatable.",
-)
-@click.option(
-    "--doses",
-    default="0-5",
-    show_default=True,
-    help="How many sentences stand before the query: a range or a list. 0 is always scored.",
-)
+@schemes_options
 @probes_option
 @facts_options
 @model_options
-@click.option(
-    "--batch-tokens",
-    type=int,
-    metavar="N",
-    help="Tokens in a batch, padding included; smaller needs less memory.",
-)
-@click.option(
-    "--way",
-    type=click.Choice(["auto", "plain", "packed", "cached"]),
-    default="auto",
-    show_default=True,
-    help="How prompts share what they have in common; auto takes the cheapest.",
-)
+@batch_tokens_option
+@way_option
 @engine_options
-@click.option(
-    "--rule",
-    type=click.Choice(["first", "sum", "mean"]),
-    default="first",
-    show_default=True,
-    help="The rule of the printed table; the files hold all three.",
-)
+@rule_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     help="Folder for the files.  [default: runs/<date>-<models>]",
 )
-@click.option(
-    "--no-cache",
-    is_flag=True,
-    help="Compute all anew: do not use the store of finished readings (`hijacklens cache`).",
+@no_cache_option
+@overwrite_option
+@output_options(
+    "folder", "files", "seed", "rule", "probes", "summary", "known", "disagreement", "skipped"
 )
-@click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
 def command(
     models: tuple[str, ...],
     schemes: tuple[str, ...],
@@ -102,6 +76,7 @@ def command(
     no_cache: bool,
     overwrite: bool,
     quiet: bool,
+    as_json: bool,
     **loading: Any,
 ) -> None:
     """Score how far recall of facts gives way as hijacking sentences are put before the query.
@@ -122,22 +97,14 @@ def command(
       hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
     """  # noqa: D301
     from hijacklens.results import check_folder
-    from hijacklens.schemes import Scheme, get_scheme
-    from hijacklens.schemes import schemes as registered
-    from probes.specification import parse
 
     counts = read_doses(doses)
-    own = [Scheme(name=name, template=text) for name, text in map(read_template, templates)]
-    for scheme in own:
-        if scheme.name in registered():
-            raise InputError(f"--template: scheme {scheme.name!r} exists; choose another name.")
-    chosen = [get_scheme(name) for name in schemes] + own
-    chosen = chosen or [get_scheme("do-not-think")]
+    chosen = choose_schemes(schemes, templates)
     facts = choose_facts(source, relations, cases, limit, seed)
     labels = [Path(name).name for name in models]
     if len(set(labels)) < len(labels):
         raise InputError(f"--model: two models would both be called by one of {labels}.")
-    specified = [parse(text) for text in probes]
+    specified = read_probes(probes)
     for probe in specified:
         if probe.needs_model and len(models) > 1:
             raise InputError(
@@ -154,7 +121,7 @@ def command(
     from hijacklens.scoring.result import HijackResult
 
     if facts.note:
-        click.echo(f"note: {facts.name}: {facts.note}", err=True)
+        note(f"{facts.name}: {facts.note}", quiet=quiet)
     result: HijackResult | None = None
     for i, name in enumerate(models, start=1):
         with resumable(store=not no_cache):
@@ -166,7 +133,7 @@ def command(
                 facts,
                 schemes=chosen,
                 doses=counts,
-                probes=[probe.probe(model=model, facts=facts) for probe in specified],
+                probes=make_probes(specified, model, facts),
                 seed=seed,
                 batch_tokens=batch_tokens,
                 way=way,
@@ -179,19 +146,54 @@ def command(
         # What is done is kept if a later model fails.
         save_part(result, folder, asked=models, missing=models[i:])
     assert result is not None  # click requires at least one model
+    written = [*result.files(), "result.json", *result.figure_names]
+    if as_json:
+        document(
+            folder=str(folder),
+            files=written,
+            seed=seed,
+            rule=rule,
+            probes=list(result.settings["probes"]),
+            summary=records(result.summary(rule=rule)),
+            known=_known(result),
+            disagreement=_disagreement(result),
+            skipped=records(result.skipped),
+        )
+        return
     for key in result.settings["probes"]:
         click.echo(f"probe: {key}")
-    click.echo(hijack_tables(result, rule=rule))
-    click.echo()
-    click.echo(_notes(result))
-    click.echo(f"written to {folder}/  ({', '.join([*result.files(), *result.figure_names])})")
+    click.echo(f"{hijack_tables(result, rule=rule)}\n\n{_notes(result)}")
+    click.echo(files_written(folder, written))
 
 
-def _notes(result: Any) -> str:
-    """What came from the store, what is known at dose 0, how rules differ, what was skipped."""
+def _known(result: HijackResult) -> list[dict[str, Any]]:
+    """How many facts each model knows on the bare query, each fact once, by rule.
+
+    A fact that one scheme skips is counted where another one scores it.
+    """
+    from hijacklens.scoring.efficacy import RULES, margin
+
+    bare = result.items.loc[result.items["dose"] == 0]
+    facts = bare.drop_duplicates(["model", "case_id"])
+    found = []
+    for model, of in facts.groupby("model", sort=False):
+        known = {rule: int((margin(of, rule) < 0).sum()) for rule in RULES}
+        found.append({"model": model, "n": len(of), **known})
+    return found
+
+
+def _disagreement(result: HijackResult) -> float:
+    """The share of all items on which the rules do not all give the same verdict."""
+    groups = result.disagreement()
+    return float((groups["any"] * groups["n"]).sum() / groups["n"].sum())
+
+
+def _notes(result: HijackResult) -> str:
+    """Seed, what came from the store, what is known, how rules differ, what was skipped."""
     from hijacklens.scoring.accounting import summary
+    from hijacklens.scoring.efficacy import RULES
 
-    lines = []
+    lines = [f"seed {result.settings['seed']}"]
     for model in result.settings["models"]:
         counts = model["readings"]
         if counts["from_store"]:
@@ -200,12 +202,10 @@ def _notes(result: Any) -> str:
                 f"{counts['computed']:,} were computed (--no-cache computes all anew)"
             )
         lines.append(f"{model['name']}: {summary(model['engine'])}")
-    known = result.known()
-    first = known.drop_duplicates(["model", "rule"])
-    for model, group in first.groupby("model", sort=False):
-        counts = ", ".join(f"{row.known} ({row.rule})" for row in group.itertuples())
-        lines.append(f"{model} knows {counts} of {group['n'].iloc[0]} facts on the bare query")
-    differ = result.disagreement()["any"].mean()
+    for row in _known(result):
+        counts = ", ".join(f"{row[rule]} ({rule})" for rule in RULES)
+        lines.append(f"{row['model']} knows {counts} of {row['n']} facts on the bare query")
+    differ = _disagreement(result)
     collisions = len(result.configuration()["same_first_token"])
     lines.append(
         f"verdicts differ between the rules on {differ:.1%} of the items; in {collisions} facts "

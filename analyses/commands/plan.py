@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from analyses.options import choose_facts, facts_options, read_doses, read_template
+from analyses import completion
+from analyses.options import (
+    choose_facts,
+    choose_schemes,
+    facts_options,
+    read_doses,
+    schemes_options,
+    way_option,
+)
+from analyses.screen import document, output_options, title
 from hijacklens.errors import InputError
 
 
@@ -15,35 +24,25 @@ from hijacklens.errors import InputError
     "--tokenizer",
     required=True,
     metavar="DIR|ID",
+    shell_complete=completion.models,
     help="A packaged model (`hijacklens models`), a folder with a tokenizer, or a hub id.",
 )
-@click.option(
-    "--scheme",
-    "schemes",
-    multiple=True,
-    metavar="S",
-    help="A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]",
-)
-@click.option(
-    "--template",
-    "templates",
-    multiple=True,
-    metavar="NAME=TEXT",
-    help="A scheme of your own: 'never-say=Never say {target_false}.' Repeatable.",
-)
-@click.option(
-    "--doses",
-    default="0-5",
-    show_default=True,
-    help="How many sentences stand before the query: a range or a list. 0 is always scored.",
-)
+@schemes_options
 @facts_options
-@click.option(
-    "--way",
-    type=click.Choice(["auto", "plain", "packed", "cached"]),
-    default="auto",
-    show_default=True,
-    help="How prompts share what they have in common; auto takes the cheapest.",
+@way_option
+@output_options(
+    "tokenizer",
+    "facts",
+    "schemes",
+    "doses",
+    "seed",
+    "prompts",
+    "naive_tokens",
+    "planned_tokens",
+    "trie_tokens",
+    "way",
+    "why",
+    "skipped",
 )
 def command(
     tokenizer: str,
@@ -56,6 +55,8 @@ def command(
     limit: int | None,
     seed: int,
     way: Any,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Say how many tokens a run would compute, without a model.
 
@@ -67,17 +68,40 @@ def command(
       hijacklens plan --tokenizer gpt2 --facts counterfact --scheme do-not-think --doses 0-5
     """  # noqa: D301
     from analyses.tables import table
-    from hijacklens.schemes import Scheme, get_scheme
     from hijacklens.scoring.forecast import forecast
 
     counts = read_doses(doses)
-    own = [Scheme(name=name, template=text) for name, text in map(read_template, templates)]
-    chosen = [get_scheme(name) for name in schemes] + own or [get_scheme("do-not-think")]
+    chosen = choose_schemes(schemes, templates)
     facts = choose_facts(source, relations, cases, limit, seed)
-    found = forecast(_tokenizer(tokenizer), facts, schemes=chosen, doses=counts, seed=seed, way=way)
+    found = forecast(
+        _tokenizer(tokenizer),
+        facts,
+        schemes=chosen,
+        doses=counts,
+        seed=seed,
+        way=way,
+        quiet=quiet,
+    )
     plan = found.plan
+    if as_json:
+        document(
+            tokenizer=tokenizer,
+            facts={"name": facts.name, "n": len(facts), "hash": facts.content_hash()},
+            schemes=[scheme.name for scheme in chosen],
+            doses=list(counts),
+            seed=seed,
+            prompts=found.prompts,
+            naive_tokens=found.naive_tokens,
+            planned_tokens=plan.forward_tokens,
+            trie_tokens=plan.trie_tokens,
+            way=plan.way,
+            why=plan.why,
+            skipped=found.skipped,
+        )
+        return
     names = ", ".join(scheme.name for scheme in chosen)
-    click.echo(f"{facts.name}, {len(facts):,} facts · {names} · doses {doses} · {tokenizer}")
+    about = f"{facts.name}, {len(facts):,} facts · {names} · doses {doses} · {tokenizer}"
+    click.echo(f"{title(about)} · seed {seed}")
     fewer = found.naive_tokens / plan.forward_tokens
     rows = [
         ("prompts", f"{found.prompts:,}", ""),

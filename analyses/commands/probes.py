@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.tables import table
+from analyses import completion
+from analyses.screen import document, fitted, output_options
 from hijacklens.errors import unknown
 
 if TYPE_CHECKING:
@@ -14,32 +15,44 @@ if TYPE_CHECKING:
 
 SPANS = """\
 Spans (from=, to=, span=) say which tokens are meant:
-  bos hijack query subject last target  named stretches of the prompt
-  text:Eiffel Tower                     every occurrence of a text
-  at:0  at:-1  at:2..5                  positions, from the start or from the end
-  token:17                              every occurrence of a token id
-  all                                   every token; several spans are joined by +"""
+  bos hijack mention query subject last target   named stretches of the prompt
+  text:Eiffel Tower                              every occurrence of a text
+  at:0  at:-1  at:2..5                           positions, from the start or from the end
+  token:17                                       every occurrence of a token id
+  all                                            every token; join several by +
+(mention: the words in the hijack that name a target, or a word near it)"""
 
 
 @click.command("probes")
-@click.argument("names", nargs=-1, metavar="[KIND]...")
-def command(names: tuple[str, ...]) -> None:
+@click.argument("names", nargs=-1, metavar="[KIND]...", shell_complete=completion.kinds)
+@output_options("kinds", "spans")
+def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """List the kinds of probes, or explain the options of those that are named.
 
     \b
     A probe changes what a model computes while it is scored:
       hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
     """  # noqa: D301
+    from hijacklens.spans import FORMS
     from probes.specification import KINDS
 
     for name in names:
         if name not in KINDS:
             raise unknown("kind of probe", name, KINDS)
+    if as_json:
+        chosen = [KINDS[name] for name in names] or list(KINDS.values())
+        document(kinds=[_record(kind) for kind in chosen], spans=FORMS)
+        return
     if names:
         click.echo("\n\n".join(_explained(KINDS[name]) for name in names))
     else:
-        rows = [(kind.name, kind.summary, _options(kind)) for kind in KINDS.values()]
-        click.echo(table(("kind", "what it does", "options ([ ]: may be left out)"), rows))
+        rows = [(kind.name, kind.summary) for kind in KINDS.values()]
+        click.echo(fitted(("kind", "what it does"), rows))
+        rows = [(kind.name, _options(kind)) for kind in KINDS.values()]
+        click.echo(f"\n{fitted(('kind', 'options ([ ]: may be left out)'), rows)}")
+    if quiet:
+        return
+    if not names:
         click.echo("\nExamples:")
         click.echo("\n".join(f"  --probe {kind.example}" for kind in KINDS.values()))
         click.echo("\n`hijacklens probes KIND` explains the options of a kind.")
@@ -53,10 +66,23 @@ def _options(kind: Kind) -> str:
     )
 
 
+def _record(kind: Kind) -> dict[str, Any]:
+    options = [
+        {"name": option.name, "default": option.default, "allowed": option.form}
+        for option in kind.options
+    ]
+    return {
+        "name": kind.name,
+        "summary": kind.summary,
+        "options": options,
+        "example": kind.example,
+    }
+
+
 def _explained(kind: Kind) -> str:
     rows = [
         (f"  {option.name}=", option.default or "(has to be given)", option.form)
         for option in kind.options
     ]
-    options = table(("  option", "left out", "allowed"), rows)
+    options = fitted(("  option", "left out", "allowed"), rows)
     return f"{kind.name}: {kind.summary}\n{options}\n  for example: --probe {kind.example}"

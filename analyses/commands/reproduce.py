@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from analyses import completion
+from analyses.options import overwrite_option
+from analyses.screen import document, fitted, output_options, state, title
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +21,7 @@ EVERYTHING = "all"
 
 
 @click.command("reproduce")
-@click.argument("names", nargs=-1, metavar="[ID]...|all")
+@click.argument("names", nargs=-1, metavar="[ID]...|all", shell_complete=completion.analyses)
 @click.option("--list", "show", is_flag=True, help="Print every id with a line and its cost.")
 @click.option(
     "--scale",
@@ -31,9 +35,16 @@ EVERYTHING = "all"
     "models",
     multiple=True,
     metavar="M",
+    shell_complete=completion.models,
     help="A language model. Repeatable.  [default: the packaged ones]",
 )
-@click.option("--facts", "source", metavar="SOURCE", help="Facts, as `hijacklens hijack` has them.")
+@click.option(
+    "--facts",
+    "source",
+    metavar="SOURCE",
+    shell_complete=completion.facts,
+    help="Facts, as `hijacklens hijack` has them.",
+)
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.")
 @click.option(
@@ -41,8 +52,8 @@ EVERYTHING = "all"
     type=click.Path(path_type=Path),
     help="Folder for trained models, which runs share.  [default: OUT/work]",
 )
-@click.option("--overwrite", is_flag=True, help="Run again what is in the folder.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@overwrite_option
+@output_options("analyses", "folder", "scale")
 @click.pass_context
 def command(
     context: click.Context,
@@ -56,12 +67,13 @@ def command(
     work: Path | None,
     overwrite: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Reproduce figures, theorems and lemmas of the paper (arXiv 2406.18400).
 
     Each has checks that were written before it was run: a direction, or a number with a
     tolerance. Exits with status 1 if one fails. Started again with the same folder, the command
-    goes on where it was.
+    goes on where it was. With --list, `analyses` of --json has the descriptions.
 
     \b
     Writes for each id: table.csv, figure.svg, figure.png, result.json (settings,
@@ -73,22 +85,28 @@ def command(
       hijacklens reproduce fig3a --out runs/fig3a
       hijacklens reproduce all --scale paper --out runs/paper
     """  # noqa: D301
-    from analyses.registry import analyses, get_analysis
+    from analyses.catalogue import CATALOGUE, entry_of
 
     if show:
-        click.echo(_listing(analyses().values()))
+        if as_json:
+            listed = [asdict(entry) for entry in CATALOGUE.values()]
+            document(analyses=listed, folder=None, scale=scale)
+        else:
+            click.echo(_listing(CATALOGUE.values()))
         return
     if not names:
         raise InputError("name an analysis, several, or `all`; --list prints them.")
     if out is None:
         raise InputError("--out is missing: name the folder for the files.")
-    chosen = list(analyses()) if EVERYTHING in names else [get_analysis(n).id for n in names]
+    asked = {name: entry_of(name) for name in names if name != EVERYTHING}
+    chosen = list(CATALOGUE if EVERYTHING in names else asked)
 
     from analyses.ledger import write_ledger
     from analyses.options import choose_facts
     from analyses.reproduction import Reproduction, reproduce
     from analyses.workbench import DEFAULT_MODELS, Workbench
-    from hijacklens.results import RECORD, claim_folder, expand_home, load_result, write_whole
+    from hijacklens.packaged import expand_home
+    from hijacklens.results import RECORD, claim_folder, load_result, write_whole
 
     root = expand_home(out)
     bench = Workbench(
@@ -99,7 +117,9 @@ def command(
         quiet=quiet,
     )
     results: list[Reproduction] = []
-    for name in dict.fromkeys(chosen):
+    for place, name in enumerate(chosen, start=1):
+        if not quiet and len(chosen) > 1:
+            click.echo(f"[{place}/{len(chosen)}] {name}: {CATALOGUE[name].title}", err=True)
         if (root / name / RECORD).exists() and not overwrite:
             found = load_result(root / name)
             assert isinstance(found, Reproduction)
@@ -112,13 +132,25 @@ def command(
             found = reproduce(name, scale=scale, workbench=bench)
             found.save(claim_folder(root / name, overwrite=overwrite), overwrite=overwrite)
         results.append(found)
-        click.echo(_report(found))
+        if not as_json:
+            click.echo(_report(found))
         ledger = write_ledger(root)
         write_whole(root / "README.md", partial(_write_text, ledger))
     failed = sum(not result.passed for result in results)
-    click.echo(f"{len(results)} analyses, {failed} with a failed check; written to {out}/")
+    if as_json:
+        document(analyses=[_record(found) for found in results], folder=str(out), scale=scale)
+    else:
+        click.echo(f"\n{len(results)} analyses, {failed} with a failed check; written to {out}/")
     if failed:
         context.exit(1)
+
+
+def _record(result: Reproduction) -> dict[str, Any]:
+    """What --json says of an analysis that was run."""
+    entry = asdict(result.analysis.entry)
+    checks = [asdict(outcome) for outcome in result.outcomes]
+    found = {"passed": result.passed, "checks": checks, "seconds": round(result.seconds, 1)}
+    return {**entry, **found, "seed": result.provenance.seed}
 
 
 def _write_text(text: str, path: Path) -> None:
@@ -126,21 +158,20 @@ def _write_text(text: str, path: Path) -> None:
 
 
 def _listing(found: Any) -> str:
-    from analyses.tables import table
-
-    rows = [
-        (item.id, item.source, item.title, item.cost["quick"], item.cost["paper"]) for item in found
-    ]
-    return table(("id", "source", "what", "quick", "paper"), rows, left="lllrr")
+    rows = [(item.id, item.quick, item.paper, f"{item.source}: {item.title}") for item in found]
+    return fitted(("id", "quick", "paper", "what"), rows, left="lrrl")
 
 
 def _report(result: Reproduction) -> str:
     analysis = result.analysis
     entry = analysis.entry
-    lines = [f"\n{entry.id} · {entry.source} · {entry.title} ({result.seconds:.0f} s)"]
+    about = title(f"{entry.id} · {entry.source} · {entry.title}")
+    seed = result.provenance.seed
+    drawn = f", seed {seed}" if seed is not None else ""
+    lines = [f"\n{about} ({result.seconds:.0f} s{drawn})"]
     for outcome in result.outcomes:
         lines.append(
-            f"  {outcome.state:4}  {outcome.claim}: {outcome.value:.4g} "
+            f"  {state(outcome.state)}  {outcome.claim}: {outcome.value:.4g} "
             f"[{outcome.low:.4g}, {outcome.high:.4g}], allowed {outcome.allowed}"
         )
         if outcome.remark:

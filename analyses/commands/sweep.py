@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from analyses.options import choose_engine, engine_options
-from hijacklens.errors import InputError
+from analyses.options import choose_engine, engine_options, no_cache_option
+from analyses.screen import document, files_written, output_options, records
 
 
 @click.command("sweep")
@@ -16,13 +16,11 @@ from hijacklens.errors import InputError
     "--out", type=click.Path(path_type=Path), required=True, help="Folder for cells and table."
 )
 @engine_options
-@click.option(
-    "--no-cache",
-    is_flag=True,
-    help="Compute all anew: do not use the store of finished readings (`hijacklens cache`).",
-)
-@click.option("--quiet", is_flag=True, help="No progress bars, no line per cell.")
+@no_cache_option
+@output_options("folder", "files", "cells", "rows", "failed")
+@click.pass_context
 def command(
+    context: click.Context,
     config: Path,
     out: Path,
     engine: str,
@@ -30,12 +28,13 @@ def command(
     ray_address: str | None,
     no_cache: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Run models x schemes x facts x seeds, and one-layer tasks x recipes, from a TOML file.
 
     CONFIG is checked key by key before anything runs; examples/sweep.toml shows what can stand in
     it. Every finished run has a folder of its own: the same command goes on after a kill, and a
-    sweep that was changed does only what is new.
+    sweep that was changed does only what is new. Exits with status 1 if a cell failed.
 
     \b
     Writes into the folder: sweep.csv (a row per cell and dose, or cell and learning rate),
@@ -61,12 +60,24 @@ def command(
 
     with telling_of_the_store():
         result = run_sweep(plan, out, engine=chosen, store=not no_cache, quiet=quiet, tell=tell)
-    cells = len(result.settings["cells"])
-    click.echo(f"{len(result.table)} rows of {cells - len(result.failed)} cells")
-    click.echo(f"written to {out}/  (sweep.csv, failed.csv, result.json, sweep.svg, sweep.png)")
-    if len(result.failed):
-        first = result.failed.iloc[0]
-        raise InputError(
-            f"{len(result.failed)} of {cells} cells failed (failed.csv); the first, "
-            f"{first['cell']}: {first['reason']} The same command tries them again."
+    cells, failed = len(result.settings["cells"]), len(result.failed)
+    written = [*result.files(), "result.json", *result.figure_names]
+    if as_json:
+        document(
+            folder=str(out),
+            files=written,
+            cells=cells,
+            rows=records(result.table),
+            failed=records(result.failed),
         )
+    else:
+        click.echo(f"{len(result.table)} rows of {cells - failed} cells")
+        click.echo(files_written(out, written))
+    if failed:
+        first = result.failed.iloc[0]
+        click.echo(
+            f"hijacklens: {failed} of {cells} cells failed (failed.csv); the first, "
+            f"{first['cell']}: {first['reason']} The same command tries them again.",
+            err=True,
+        )
+        context.exit(1)

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.options import choose_facts, model_options
+from analyses import completion
+from analyses.options import (
+    choose_facts,
+    make_probes,
+    model_option,
+    model_options,
+    overwrite_option,
+    probes_option,
+    read_probes,
+)
+from analyses.screen import document, files_written, output_options, records, title
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,20 +27,17 @@ if TYPE_CHECKING:
     from probes.logit_shift.result import ShiftAccount
 
 PAGE = "attention.html"
+BY = ("token", "position", "layer", "head")
+"""What the biggest parts are summed over to."""
 
 
 @click.command("trace")
-@click.option(
-    "--model",
-    "name",
-    required=True,
-    metavar="M",
-    help="A packaged model (`hijacklens models`), a folder, or a hub id.",
-)
+@model_option
 @click.option(
     "--facts",
     "source",
     metavar="SOURCE",
+    shell_complete=completion.facts,
     help="atlas (embedded), counterfact, a file, or a hub id.  [default: atlas]",
 )
 @click.option("--case", type=int, metavar="ID", help="The fact with this case id.")
@@ -38,8 +45,21 @@ PAGE = "attention.html"
 @click.option("--subject", metavar="TEXT", help="... its subject, which occurs in it once, ...")
 @click.option("--true", "target_true", metavar="TEXT", help="... its true target ...")
 @click.option("--false", "target_false", metavar="TEXT", help="... and a false one.")
-@click.option("--relation", metavar="P", default="", help="Its relation, for scheme `relation`.")
-@click.option("--scheme", default="do-not-think", show_default=True, help="The scheme.")
+@click.option(
+    "--relation",
+    metavar="P",
+    default="",
+    shell_complete=completion.relations,
+    help="Its relation, for scheme `relation`.",
+)
+@click.option(
+    "--scheme",
+    default="do-not-think",
+    show_default=True,
+    metavar="S",
+    shell_complete=completion.schemes,
+    help="A scheme (`hijacklens schemes`).",
+)
 @click.option("--dose", type=int, default=1, show_default=True, help="How often it is repeated.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seeds what a scheme draws.")
 @click.option("--top", type=int, default=12, show_default=True, help="How many parts to print.")
@@ -48,8 +68,22 @@ PAGE = "attention.html"
     type=click.Path(path_type=Path),
     help="Folder for the files.  [default: runs/<date>-trace-<model>-<case>]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace a result that is in the folder.")
+@overwrite_option
+@probes_option
 @model_options
+@output_options(
+    "folder",
+    "files",
+    "seed",
+    "fact",
+    "probes",
+    "bare",
+    "hijacked",
+    "shift",
+    "residual",
+    "parts",
+    "biggest",
+)
 def command(
     name: str,
     source: str | None,
@@ -65,6 +99,9 @@ def command(
     top: int,
     out: Path | None,
     overwrite: bool,
+    probes: tuple[str, ...],
+    quiet: bool,
+    as_json: bool,
     **loading: Any,
 ) -> None:
     """Take the logit shift of one fact apart: which tokens, layers, heads and MLPs wrote it.
@@ -74,8 +111,8 @@ def command(
 
     \b
     Writes into the folder: account.parquet (a row per part), summary.csv,
-    token_layer.svg and .png, layer_head.svg and .png, attention.html (opens
-    with no network), result.json (totals in logits, provenance).
+    token_layer.svg and .png, layer_head.svg and .png, patterns.npz (attention),
+    attention.html (opens with no network), result.json (totals in logits, provenance).
 
     \b
     Examples:
@@ -97,6 +134,7 @@ def command(
         )
     else:
         fact = choose_facts(source or "atlas", (), (case,), None, seed)[0]
+    specified = read_probes(probes)
     if top < 1:
         raise InputError(f"--top must be at least 1, not {top}.")
     label = f"{date.today()}-trace-{Path(name).name}-{'own' if case is None else case}"
@@ -108,16 +146,40 @@ def command(
     folder = check_folder(out or Path("runs") / label, overwrite=overwrite)
 
     from hijacklens.models import load_model
-    from probes.attention.page import save_attention_page
+    from hijacklens.progress import bar
+    from probes.attention.page import save_attention_page, with_patterns
     from probes.logit_shift import trace
 
     model = load_model(name, **loading)
-    account = trace(model, fact, scheme=rule, dose=dose, seed=seed)
-    claim_folder(folder, overwrite=overwrite)
-    save_attention_page(model, account, folder / PAGE)
-    account.save(folder, overwrite=overwrite)
+    on = make_probes(specified, model, None)
+    with bar(4, unit="steps", label="trace", quiet=quiet) as progress:
+        account = trace(model, fact, scheme=rule, dose=dose, probes=on, seed=seed)
+        progress.update()
+        account = with_patterns(model, account, probes=on)
+        progress.update()
+        claim_folder(folder, overwrite=overwrite)
+        save_attention_page(model, account, folder / PAGE, probes=on)
+        progress.update()
+        account.save(folder, overwrite=overwrite)
+        progress.update()
+    written = [*account.files(), PAGE, "result.json"]
+    if as_json:
+        document(
+            folder=str(folder),
+            files=written,
+            seed=seed,
+            fact=account.settings["fact"],
+            probes=list(account.settings["probes"]),
+            bare=account.bare,
+            hijacked=account.hijacked,
+            shift=account.shift,
+            residual=account.residual,
+            parts=records(account.summary()),
+            biggest=records(account.biggest(top, by=BY)),
+        )
+        return
     click.echo(_tables(account, top))
-    click.echo(f"written to {folder}/  ({', '.join([*account.files(), PAGE, 'result.json'])})")
+    click.echo(files_written(folder, written))
 
 
 def _own_fact(given: dict[str, str | None], relation: str) -> Fact:
@@ -158,7 +220,6 @@ def _tables(account: ShiftAccount, top: int) -> str:
     rows.append(("sum of the parts", *_numbers(account.table[["bare", "hijacked", "shift"]].sum())))
     whole = {"bare": account.bare, "hijacked": account.hijacked, "shift": account.shift}
     rows.append((f"logit {fact['target_false']!r} - {fact['target_true']!r}", *_numbers(whole)))
-    by = ("token", "position", "layer", "head")
     biggest = [
         (
             _kind(row["kind"], ""),
@@ -166,14 +227,18 @@ def _tables(account: ShiftAccount, top: int) -> str:
             *("" if cell is None else str(cell) for cell in (row["layer"], row["head"])),
             *_numbers(row),
         )
-        for row in _plain(account.biggest(top, by=by))
+        for row in _plain(account.biggest(top, by=BY))
     ]
     numbers = ("bare", "hijacked", "shift")
+    about = (
+        f"{settings['model']['name']} · case {fact['case_id']} ({fact['subject']}) · "
+        f"{settings['scheme']}, dose {settings['dose']} · seed {settings['seed']}"
+    )
     return "\n".join(
         [
-            f"{settings['model']['name']} · case {fact['case_id']} ({fact['subject']}) · "
-            f"{settings['scheme']}, dose {settings['dose']}",
+            title(about),
             f"  {settings['prompt']['text']}",
+            *(f"  probe: {key}" for key in settings["probes"]),
             "",
             table(("part (logits)", *numbers), rows, left="lrrr"),
             f"residual of the shift: {account.residual:+.1e} logits",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from analyses.options import overwrite_option
+from analyses.screen import document, files_written, output_options, records, title
 from hijacklens.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -36,7 +39,7 @@ SHOWN: dict[str, Any] = {"show_default": True}
 @click.option("--dtype", default="float32", help="float32 or float64.", **SHOWN)
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
-@click.option("--overwrite", is_flag=True, help="Replace what is in the folder.")
+@overwrite_option
 @click.option(
     "--checkpoint-seconds",
     type=float,
@@ -44,8 +47,17 @@ SHOWN: dict[str, Any] = {"show_default": True}
     help="Least time between two saved states.",
     **SHOWN,
 )
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def command(freeze: str, lr: str, out: Path, **settings: Any) -> None:
+@output_options(
+    "folder",
+    "files",
+    "task",
+    "recipe",
+    "seeds",
+    "summary",
+    "best_learning_rate",
+    "bayes_loss",
+)
+def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> None:
     """Train one-layer transformers on latent concept association, all seeds and rates at once.
 
     The table has a row per learning rate and seed: accuracy on fresh contexts (95% interval),
@@ -80,21 +92,34 @@ def command(freeze: str, lr: str, out: Path, **settings: Any) -> None:
     task = ConceptTask(**{name: settings.pop(name) for name in TASK})
     frozen = [PARTS[part] for part in parts]
     result = train(task, learning_rates=rates, freeze=frozen, out=out, **settings)
-    click.echo(_table(result))
     best = result.best_learning_rate
+    written = ["summary.csv", "curves.csv", "result.json", *result.figure_names, "models/"]
+    if as_json:
+        document(
+            folder=str(out),
+            files=written,
+            task=result.task.configuration(),
+            recipe=asdict(result.recipe),
+            seeds=list(result.recipe.seeds),
+            summary=records(result.summary()),
+            best_learning_rate=best,
+            bayes_loss=result.bayes_loss,
+        )
+        return
+    click.echo(title(result.glance().what))
+    click.echo(_table(result))
     click.echo(f"best learning rate, by mean accuracy over the seeds: {best:g}")
-    click.echo(f"written to {out}/  (summary.csv, curves.csv, result.json, curve.svg, models/)")
+    click.echo(files_written(out, written))
 
 
 def _table(result: TrainingResult) -> str:
-    from analyses.tables import share, table
+    from hijacklens.glance import interval, share, table
 
     rows = [
         (
             f"{row['lr']:g}",
             f"{row['seed']:g}",
-            f"{share(row['accuracy'])} "
-            f"[{share(row['accuracy_low'])}, {share(row['accuracy_high'])}]",
+            interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
             share(row["bayes_accuracy"]),
             share(row["constructed_accuracy"]),
             f"{row['loss']:.3f}",

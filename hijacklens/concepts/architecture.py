@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hijacklens.errors import InputError, unknown
+from hijacklens.arguments import choice, number, whole_number
+from hijacklens.errors import InputError
 
+LARGEST = 2**20
+"""Tokens, widths and lengths beyond it fit into no memory."""
 FREEZABLE = ("W_E", "W_V", "W_QK")
 VALUE_INITS = ("gaussian", "identity")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -50,28 +53,20 @@ class OneLayerConfig:
         if self.d_attn is not None:
             sizes["d_attn"] = self.d_attn
         for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise InputError(
-                    f"one-layer model: {name} is {size!r}; give a whole number of at least 1."
-                )
-        if self.init_scale is not None and not 0 <= self.init_scale < float("inf"):
-            raise InputError(
-                f"one-layer model: init_scale is {self.init_scale!r}; give a finite number of at "
-                "least 0, or None for 1 / sqrt(d_model)."
-            )
-        if self.value_init not in VALUE_INITS:
-            raise unknown("start of W_V", self.value_init, VALUE_INITS)
+            whole = whole_number(f"one-layer model: {name}", size, least=1, most=LARGEST)
+            object.__setattr__(self, name, whole)
+        if self.init_scale is not None:
+            scale = number("one-layer model: init_scale", self.init_scale, least=0)
+            object.__setattr__(self, "init_scale", scale)
+        choice("start of W_V", self.value_init, VALUE_INITS)
         if isinstance(self.freeze, str):
             raise InputError(
                 f"freeze is {self.freeze!r}; give a tuple, such as ({self.freeze!r},)."
             )
         for name in self.freeze:
-            if name not in FREEZABLE:
-                raise unknown("part to freeze", name, FREEZABLE)
-        if self.dtype not in DTYPES:
-            raise unknown("dtype", self.dtype, DTYPES)
-        if isinstance(self.seed, bool) or not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed!r}; give a whole number from 0 to 2^63 - 1.")
+            choice("part to freeze", name, FREEZABLE)
+        choice("dtype", self.dtype, DTYPES)
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
     @property
     def d_a(self) -> int:

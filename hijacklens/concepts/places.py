@@ -7,6 +7,9 @@
     own        the tokens equal to the last one
     label      the tokens equal to the label (only where labels are given)
 
+There are no sentences here, so there is no `hijack` and no `mention`. What comes closest to a
+mention is `label` with the label of a wrong answer: the tokens that speak for it.
+
 With the support `first-bit` the cluster is the half of the vocabulary with the last token's z_1
 (figure C.7), with `first-two-bits` the quarter with its z_1 and z_2 (figure C.8); with `all` and
 `hamming-1` it is every token.

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hijacklens.arguments import number, several, whole_number
 from hijacklens.concepts.architecture import OneLayerConfig
 from hijacklens.concepts.sweep import Run
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
 
+EXAMPLES = {"seeds": "[0, 1]", "learning_rates": "[0.01, 0.001]", "freeze": "['W_V']"}
 OUR_DEFAULTS = {
     "d_attn": "d_model",
     "steps": 4000,
@@ -54,14 +56,20 @@ class Recipe:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
+        for name in ("seeds", "learning_rates", "freeze"):
+            object.__setattr__(self, name, several(name, getattr(self, name), EXAMPLES[name]))
+        seeds = tuple(whole_number("one of the seeds", seed) for seed in self.seeds)
+        rates = tuple(number("one of learning_rates", rate) for rate in self.learning_rates)
+        object.__setattr__(self, "seeds", seeds)
+        object.__setattr__(self, "learning_rates", rates)
+        object.__setattr__(self, "weight_decay", number("weight_decay", self.weight_decay))
         for name in ("seeds", "learning_rates"):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{name} are {values!r}; give at least one, each once.")
         for name in ("steps", "batch", "evaluation"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
+            value = whole_number(name, getattr(self, name), least=1, most=2**31 - 1)
+            object.__setattr__(self, name, value)
 
     def runs(self, task: ConceptTask) -> list[Run]:
         """One run per learning rate and seed: all seeds of the first learning rate first."""

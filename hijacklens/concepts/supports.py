@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from hijacklens.arguments import shown
 from hijacklens.errors import InputError, unknown
 
 Support: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Tensor
@@ -61,6 +62,11 @@ def evaluate(support: Support, bits: int) -> Bool[Tensor, "vocab vocab"]:
     """
     vocab = 1 << bits
     token = torch.arange(vocab)
+    if not (isinstance(support, Tensor) or callable(support)):
+        raise InputError(
+            f"a support is {', '.join(SUPPORTS)}, a rule (a, b) -> b in N(a) or a boolean matrix, "
+            f"not {shown(support)}."
+        )
     given = support if isinstance(support, Tensor) else support(token[:, None], token[None])
     what = "matrix" if isinstance(support, Tensor) else "rule's answer for all pairs"
     if not (isinstance(given, Tensor) and given.dtype == torch.bool):

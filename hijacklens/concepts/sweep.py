@@ -162,7 +162,12 @@ class Sweep:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go back to a state of a sweep of the same runs."""
+        """Go back to a state of a sweep of the same runs.
+
+        Raises:
+            InputError: The tensors are not those of such a state.
+        """
+        self._check_state(tensors)
         for name, stack in self.weights.items():
             stack.copy_(tensors[f"weights.{name}"])
         self._losses.copy_(tensors["losses"])
@@ -176,6 +181,34 @@ class Sweep:
                 for name, value in tensors.items()
                 if name.startswith(prefix)
             }
+
+    def _check_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a state that cannot be gone on from, before anything is changed."""
+        wanted = {
+            **{f"weights.{name}": stack for name, stack in self.weights.items()},
+            "losses": self._losses,
+            "done": torch.tensor(self.done),
+            **{
+                f"generator.{i}": stream.generator.get_state()
+                for i, stream in enumerate(self._streams)
+            },
+        }
+        if "adamw.0.step" in tensors:  # there is none before the first step
+            for i, part in enumerate(self._slices):
+                wanted |= {f"adamw.{i}.{name}": part for name in ("exp_avg", "exp_avg_sq")}
+                wanted[f"adamw.{i}.step"] = torch.tensor(0.0)
+        kinds, found = (
+            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in given.items()}
+            for given in (wanted, tensors)
+        )
+        wrong = sorted(n for n in {*kinds, *found} if kinds.get(n) != found.get(n))
+        done = -1 if wrong else int(tensors["done"])
+        if wrong or not 0 <= done <= self.steps:
+            what = f"{wrong[0]} is missing or of another shape" if wrong else f"done is {done}"
+            raise InputError(
+                f"the saved state is none of this run ({what}). Delete it or say overwrite "
+                "(--overwrite on the command line) to start anew."
+            )
 
     def _step(self) -> None:
         batches = [stream.step() for stream in self._streams]

@@ -30,6 +30,7 @@ from hijacklens.concepts.recipe import OUR_DEFAULTS, Recipe
 from hijacklens.concepts.stream import generator_for
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError
+from hijacklens.glance import Glance, named, share
 from hijacklens.probe import Probe
 from hijacklens.results import Provenance, Result, provenance_from
 
@@ -158,6 +159,26 @@ class TrainingResult(Result):
             bayes_loss=sum(score.loss for score in bayes) / len(bayes),
             device=device,
             provenance=Provenance.now(seed=recipe.seeds[0]),
+        )
+
+    def glance(self) -> Glance:
+        """Accuracy by learning rate, means over the seeds, beside Bayes' and equation 5.1."""
+        names = ["accuracy", "bayes_accuracy", "constructed_accuracy"]
+        groups: Any = self.table.groupby("lr", sort=False)
+        means = groups[[*names, "loss"]].mean()
+        rows = [
+            (f"{lr:g}", *(share(float(row[name])) for name in names), f"{row['loss']:.3f}")
+            for lr, row in means.iterrows()
+        ]
+        seeds = named([str(seed) for seed in self.recipe.seeds], most=5)
+        frozen = f" · {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
+        return Glance(
+            f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.dim}, support "
+            f"{self.task.support_name}{frozen} · seeds {seeds}, "
+            f"{self.recipe.steps} steps",
+            ("learning rate", "accuracy", "Bayes", "eq. 5.1", "loss (nats)"),
+            tuple(rows),
+            ("summary()", "best()", "accuracy(probes=[...])", "plot()", "save(folder)"),
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -26,14 +26,18 @@ from typing import Any
 import pandas as pd
 import torch
 
+from hijacklens.arguments import is_whole, number, one_of_type, several, whole_number
 from hijacklens.concepts.checkpoint import Checkpoint
 from hijacklens.concepts.model import CONFIG_FILE, WEIGHTS_FILE
 from hijacklens.concepts.recipe import Recipe
 from hijacklens.concepts.sweep import Sweep, train_runs
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.trained import MODELS, TrainingResult
+from hijacklens.devices import choose_device
 from hijacklens.errors import InputError
-from hijacklens.results import RECORD, claim_folder
+from hijacklens.results import RECORD, claim_folder, remove_result
+
+MOST_SEEDS = 10_000
 
 
 def train(
@@ -88,14 +92,16 @@ def train(
     Raises:
         InputError: A setting outside its range, or a folder with a result or another run.
     """
+    one_of_type("task", task, ConceptTask, "ConceptTask(bits=5)")
+    number("checkpoint_seconds", checkpoint_seconds, least=0)
     recipe = Recipe(
         dim=dim,
         d_attn=d_attn,
-        seeds=tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
+        seeds=_seeds(seeds),
         steps=steps,
         batch=batch,
-        learning_rates=tuple(float(lr) for lr in learning_rates),
-        freeze=tuple(freeze),
+        learning_rates=several("learning_rates", learning_rates, "[0.01, 0.001]"),
+        freeze=several("freeze", freeze, "['W_V']"),
         value_init=value_init,
         init_scale=init_scale,
         weight_decay=weight_decay,
@@ -103,7 +109,7 @@ def train(
         dtype=dtype,
     )
     runs = recipe.runs(task)
-    where = _device(device)
+    where = choose_device(device)
     checkpoint = None
     if out is not None:
         asked = {"task": task.configuration(), **asdict(recipe), "device": where.type}
@@ -127,17 +133,11 @@ def train(
     return result
 
 
-def _device(name: torch.device | str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {str(name)!r} cannot be used here ({str(error).splitlines()[0]}); give cpu, "
-            "cuda or cuda:1, or nothing for the GPU if there is one."
-        ) from error
-    return torch.device(name)
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    """How many seeds, or the seeds."""
+    if is_whole(seeds) or isinstance(seeds, bool):
+        return tuple(range(whole_number("seeds", seeds, least=1, most=MOST_SEEDS)))
+    return several("seeds", seeds, "5 or [0, 1]")
 
 
 def _open_checkpoint(folder: Path, asked: Mapping[str, Any], *, overwrite: bool) -> Checkpoint:
@@ -146,12 +146,12 @@ def _open_checkpoint(folder: Path, asked: Mapping[str, Any], *, overwrite: bool)
     An unfinished run of this very call stays even then, so that a call with `overwrite` that was
     killed goes on like any other.
     """
-    claim_folder(folder, overwrite=overwrite)
+    folder = claim_folder(folder, overwrite=overwrite)
     checkpoint = Checkpoint(folder, asked)
     if not overwrite:
         return checkpoint
     if (folder / RECORD).exists():
-        (folder / RECORD).unlink()
+        remove_result(folder)
         checkpoint.remove()
     try:
         checkpoint.load()

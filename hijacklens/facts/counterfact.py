@@ -20,7 +20,7 @@ from typing import Any, cast
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.layouts import Record, facts_from_records
-from hijacklens.packaged import expand_home
+from hijacklens.packaged import named_path
 
 HUB_ID = "NeelNanda/counterfact-tracing"
 PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"
@@ -47,13 +47,17 @@ def counterfact(
         InputError: The file is missing, empty, of an unknown format or layout, or the hub cannot
             be reached or has no such data set.
     """
-    given = str(source if source is not None else os.environ.get(PATH_VARIABLE) or HUB_ID)
-    path = expand_home(given)
+    given = source if source is not None else os.environ.get(PATH_VARIABLE) or HUB_ID
+    path, given = named_path(given, "facts file or data set"), str(given)
     if path.is_file():
-        return facts_from_records(_file_records(path), name=path.name)
+        try:
+            return facts_from_records(_file_records(path), name=path.name)
+        except OSError as error:
+            raise InputError(f"facts file {given!r} cannot be read: {error}.") from error
     hub_id = given.count("/") == 1 and not given.endswith(ENDINGS) and given[0] not in ".~"
     if not hub_id or path.exists():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is no file" if path.exists() else "does not exist"
+        what = "is a folder" if path.is_dir() else what
         raise InputError(
             f"facts file {given!r} {what}. Give a file that ends in "
             f"{', '.join(ENDINGS)}, a hub id such as {HUB_ID}, or use the embedded atlas."
@@ -67,7 +71,7 @@ def _file_records(path: Path) -> Iterator[Record]:
     text = _text(path)
     stem = path.name.removesuffix(".gz")
     if stem.endswith(".csv"):
-        return iter(csv.DictReader(io.StringIO(text)))
+        return _csv_records(text, path)
     if stem.endswith((".json", ".jsonl")):
         return iter(_json_records(text, path))
     raise InputError(
@@ -90,11 +94,22 @@ def _text(path: Path) -> str:
         ) from error
 
 
+def _csv_records(text: str, path: Path) -> Iterator[Record]:
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise InputError(
+            f"facts file {str(path)!r}, line {reader.line_num + 1}, is not valid CSV: {error}. "
+            "A quote that is never closed makes one cell of all that follows."
+        ) from error
+
+
 def _json_records(text: str, path: Path) -> list[Any]:
     if text.lstrip().startswith("["):
         try:
             records = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"facts file {str(path)!r} is not valid JSON: {error}.") from error
         return records
     records = []
@@ -103,7 +118,7 @@ def _json_records(text: str, path: Path) -> list[Any]:
         if line.strip():
             try:
                 records.append(json.loads(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"facts file {str(path)!r}, line {number}, is not valid JSON: {error}. "
                     "A .json or .jsonl file holds one array, or one record a line."

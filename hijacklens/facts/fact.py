@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import overload
+from typing import TYPE_CHECKING, Any, overload
 
-import pandas as pd
-
+from hijacklens.arguments import one_of_type, several, whole_number
 from hijacklens.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,8 +31,8 @@ class Fact:
     """One record: subject s, relation r, prompt p, true target o* and false target o_.
 
     Raises:
-        InputError: A text is empty, the template does not hold `{}` exactly once, or both
-            targets are the same.
+        InputError: The case id is no whole number of 64 bits, a text is empty or none, the
+            template does not hold `{}` exactly once, or both targets are the same.
     """
 
     case_id: int
@@ -46,6 +49,11 @@ class Fact:
     near_false: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "case_id", _case_id(self.case_id))
+        for name in ("relation_id", "subject", "template", "target_true", "target_false"):
+            _require_text(self.case_id, name, getattr(self, name))
+        for name in ("near_true", "near_false"):
+            _require_text(self.case_id, name, getattr(self, name) or "")
         for name in ("subject", "template", "target_true", "target_false"):
             if not getattr(self, name).strip():
                 raise InputError(f"case {self.case_id}: {name} is empty.")
@@ -93,6 +101,10 @@ class FactSet(Sequence[Fact]):
     """Records of the source that could not be read as facts."""
 
     def __post_init__(self) -> None:
+        facts = several("facts", self.facts, "(fact, other_fact)")
+        for fact in facts:
+            one_of_type("one of the facts", fact, Fact, "hl.atlas()[0]")
+        object.__setattr__(self, "facts", facts)
         repeated = [case for case, n in Counter(f.case_id for f in self.facts).items() if n > 1]
         if repeated:
             raise InputError(
@@ -127,17 +139,21 @@ class FactSet(Sequence[Fact]):
     ) -> FactSet:
         """The facts of one or several relations, or with the given case ids, in their order.
 
+        Of the records that could not be read, those stay that may belong to the relations, or
+        that have one of the case ids.
+
         Raises:
-            InputError: A relation or case id that the set does not have.
+            InputError: A relation or case id that the set does not have, or that is none.
         """
-        kept = self.facts
+        kept, skipped = self.facts, self.skipped
         if relation is not None:
-            wanted = {relation} if isinstance(relation, str) else set(relation)
+            wanted = _relations(relation)
             for missing in sorted(wanted - set(self.relations())):
                 raise unknown(f"relation in {self.name}", missing, self.relations())
             kept = tuple(fact for fact in kept if fact.relation_id in wanted)
+            skipped = tuple(row for row in skipped if row.relation_id in {"", *wanted})
         if case_ids is not None:
-            ids = set(case_ids)
+            ids = _case_ids(case_ids)
             missing_ids = sorted(ids - {fact.case_id for fact in kept})
             if missing_ids:
                 raise InputError(
@@ -146,22 +162,34 @@ class FactSet(Sequence[Fact]):
                     "facts. `hijacklens facts` lists what there is."
                 )
             kept = tuple(fact for fact in kept if fact.case_id in ids)
-        return replace(self, facts=kept)
+            skipped = tuple(row for row in skipped if row.case_id in ids)
+        return replace(self, facts=kept, skipped=skipped)
 
     def sample(self, n: int, *, seed: int = 0) -> FactSet:
         """`n` facts drawn without replacement, in the order of the set; the same for a seed.
 
         Raises:
-            InputError: `n` is below 1 or above the size of the set.
+            InputError: `n` is no whole number from 1 to the size of the set, or the seed is none.
         """
-        if not 1 <= n <= len(self):
-            raise InputError(f"cannot sample {n} of the {len(self)} facts of {self.name}.")
-        chosen = sorted(random.Random(seed).sample(range(len(self)), n))
+        n = whole_number(f"the size of a sample of {self.name}", n, least=1)
+        if n > len(self):
+            raise InputError(
+                f"cannot sample {n} of the {len(self)} facts of {self.name}; limit({n}) takes all "
+                "that there are."
+            )
+        draw = random.Random(whole_number("seed", seed))
+        chosen = sorted(draw.sample(range(len(self)), n))
         return replace(self, facts=tuple(self.facts[i] for i in chosen))
 
     def limit(self, n: int | None, *, seed: int = 0) -> FactSet:
-        """At most `n` facts: a sample when the set has more, all of them otherwise."""
-        return self if n is None or n >= len(self) else self.sample(n, seed=seed)
+        """At most `n` facts: a sample when the set has more, all of them otherwise.
+
+        Raises:
+            InputError: `n` is no whole number from 1 (None is no limit), or the seed is none.
+        """
+        if n is None or whole_number("limit", n, least=1) >= len(self):
+            return self
+        return self.sample(n, seed=seed)
 
     def without_leaks(self) -> FactSet:
         """Without the facts whose prompt already names one of the two targets."""
@@ -206,8 +234,50 @@ class FactSet(Sequence[Fact]):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per fact, with the filled-in prompt beside the fields."""
+        import pandas as pd  # lists of names and relations do without it
+
         rows = [{**asdict(fact), "prompt": fact.prompt} for fact in self.facts]
         return pd.DataFrame(rows, columns=[*Fact.__dataclass_fields__, "prompt"])
+
+
+def _case_id(given: Any) -> int:
+    """A case id as a plain number; tables hold 64 bits of it."""
+    try:
+        number = 2**63 if isinstance(given, bool) else operator.index(given)
+    except TypeError:
+        number = 2**63
+    if not -(2**63) <= number < 2**63:
+        raise InputError(f"case_id must be a whole number of at most 64 bits, not {given!r:.60}.")
+    return number
+
+
+def _require_text(case_id: int, name: str, given: object) -> None:
+    if not is_text(given):
+        raise InputError(f"case {case_id}: {name} must be text, not {given!r:.60}.")
+
+
+def is_text(given: object) -> bool:
+    """Whether something is text that can be written as UTF-8: no half of a surrogate pair is."""
+    if not isinstance(given, str):
+        return False
+    try:
+        given.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _relations(given: object) -> set[str]:
+    """Relation ids as a set; several are not one text, and a number is no id."""
+    listed = [given] if isinstance(given, str) else several("relation", given, "'P190' or a list")
+    for relation in listed:
+        one_of_type("a relation", relation, str, "'P190'")
+    return set(listed)
+
+
+def _case_ids(given: object) -> set[int]:
+    """Case ids as a set."""
+    return {_case_id(case) for case in several("case_ids", given, "[3, 17]")}
 
 
 def _property_number(relation: str) -> tuple[int, str]:

@@ -12,6 +12,7 @@ All fields that a layout has beyond these are ignored.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -151,10 +152,10 @@ def _template(prompt: Any, subject: Any) -> Any:
 def _checked(fields: dict[str, Any], place: int) -> dict[str, Any]:
     """The fields with their types checked, texts stripped, and near words filled in."""
     case_id = place if fields["case_id"] is None else fields["case_id"]
-    if isinstance(case_id, str) and case_id.strip().isdecimal():  # every cell of a CSV file is text
-        case_id = int(case_id)
+    if isinstance(case_id, str) and re.fullmatch(r"\s*\d{1,19}\s*", case_id):
+        case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
-        raise InputError(f"case_id must be a whole number, not {case_id!r}.")
+        raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")
     checked: dict[str, Any] = {"case_id": case_id}
     for name in ("subject", "template", "target_true", "target_false"):
         if not isinstance(fields.get(name), str):

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hijacklens.arguments import one_of_type, several, whole_number
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedLanguageModel
+from hijacklens.hooked import HookedLanguageModel, require_text
+from hijacklens.probe import Probe, check_probes, spans_of
+from hijacklens.prompts import Prompt, compose
 from hijacklens.scoring.engine import next_token_logprobs
-from hijacklens.tokens import continuation, encode
+from hijacklens.scoring.items import steps_in_context
+from hijacklens.tokens import Continuation, TokenIds, continuation, encode, locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +47,24 @@ class Answer:
 
 def answer(
     model: HookedLanguageModel,
-    text: str,
+    text: str | Prompt,
     *,
     targets: Sequence[str] = (),
     top: int = 5,
     tokens: int = 12,
+    probes: Sequence[Probe] = (),
 ) -> Answer:
     """Ask a model to continue a text.
 
     Args:
         model: A hooked language model.
-        text: The prompt; spaces behind it are dropped, since the next token brings its own.
+        text: The prompt; spaces behind it are dropped, since the next token brings its own. A
+            text is all `query` to a probe; a `Prompt` (`hijacklens.prompts.compose`) has spans.
         targets: Words whose first token is looked up, read in context.
         top: How many of the likeliest next tokens to give.
         tokens: Length of the greedy continuation, in tokens; it ends early at an end token.
+        probes: Act on every forward pass, in their order. Tokens that the model has said stand
+            in `query`, `last` and `target`, as those of a target do when it is scored.
 
     Raises:
         InputError: The text is empty, leaves no room in the context window, or a count is
@@ -65,11 +73,17 @@ def answer(
     Note:
         Costs one forward pass per token of the continuation, plus one.
     """
-    if top < 0 or tokens < 0:
-        raise InputError(f"top and tokens are counts; given {top} and {tokens}.")
-    if not text.strip():
+    top, tokens = whole_number("top", top), whole_number("tokens", tokens)
+    if isinstance(text, str) is isinstance(text, Prompt):
+        one_of_type("the prompt", text, str, "'The capital of France is'")
+    targets = several("targets", targets, "['Paris', 'Guam']")
+    for target in targets:
+        one_of_type("a target", target, str, "'Paris'")
+    require_text(model, operation="asking")
+    prompt = compose(text.rstrip()) if isinstance(text, str) else text
+    text = prompt.text.rstrip()
+    if not text:
         raise InputError("the prompt is empty; give the beginning of a sentence.")
-    text = text.rstrip()
     tokenizer = model.tokenizer
     (ids,) = encode(tokenizer, [text])
     if len(ids) + tokens > model.cfg.n_ctx:
@@ -79,28 +93,38 @@ def answer(
         )
     if any(not target.strip() for target in targets):
         raise InputError("a target is empty; give a word.")
-    logprobs = next_token_logprobs(model, ids)
+    pointed = check_probes(probes)
+    spans = spans_of(pointed)
+    located = locate(tokenizer, prompt) if spans else None
 
-    def candidate(token: int, behind: Tensor) -> Candidate:
-        rank = int((behind > behind[token]).sum())
-        return Candidate(tokenizer.decode([token]), float(behind[token]), rank)
+    def behind(context: TokenIds, said: TokenIds = ()) -> Tensor:
+        # The steps of a target in context; the last of them reads behind all that was said.
+        *_, (prefix, _) = steps_in_context(Continuation(context, (*said, 0)), located, spans)
+        return next_token_logprobs(model, prefix, probes=pointed, spans=spans)
+
+    logprobs = behind(ids)
+
+    def candidate(token: int, here: Tensor) -> Candidate:
+        rank = int((here > here[token]).sum())
+        return Candidate(tokenizer.decode([token]), float(here[token]), rank)
 
     whole = encode(tokenizer, [f"{text} {target.strip()}" for target in targets])
     firsts = []
     for both in whole:
         # Rarely the prompt's last token merges with the target, which is then read before it.
         side = continuation(ids, both)
-        here = logprobs if side.context == ids else next_token_logprobs(model, side.context)
+        here = logprobs if side.context == ids else behind(side.context)
         firsts.append(candidate(side.target[0], here))
-    said, ends = list(ids), {tokenizer.eos_token_id}
+    said: TokenIds = ()
+    ends = {tokenizer.eos_token_id}
     for _ in range(tokens):
-        token = int(next_token_logprobs(model, tuple(said)).argmax())
-        said.append(token)
+        token = int(behind(ids, said).argmax())
+        said = (*said, token)
         if token in ends:
             break
     return Answer(
         text=text,
-        completion=tokenizer.decode(said[len(ids) :], skip_special_tokens=True),
+        completion=tokenizer.decode(list(said), skip_special_tokens=True),
         top=tuple(candidate(int(token), logprobs) for token in logprobs.topk(top).indices),
         targets=tuple(firsts),
     )

@@ -21,7 +21,7 @@ from hijacklens.scoring.plan import BATCH_TOKENS, Level
 
 READ_VALUES = 2**26
 """At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
-WIDTHS = (0, 96, 160)
+WIDTHS = (0, 64, 96, 128, 160)
 """Least widths of rows that are weighed against each other."""
 LOOKED_AT = 16
 """Packs that are considered for a place in a row."""

@@ -40,6 +40,7 @@ from hijacklens.scoring.plan import BATCH_TOKENS, Plan, Way, make_plan, separate
 from hijacklens.scoring.rows import Row, apart, write_out
 from hijacklens.scoring.source import unnamed_hooks
 from hijacklens.scoring.support import disagreement, support_of
+from hijacklens.scoring.unhooked import unhooked
 from hijacklens.tokens import TokenIds
 
 __all__ = [
@@ -126,7 +127,10 @@ def read(
     start = time.perf_counter()
     size = BatchSize(model, batch_tokens)
     plan, windows = _prepare(model, wanted, probes, spans, way, pack_tokens, size)
-    work = _Work(Pass(model, probes, spans, windows), wanted, size, advance, keep, plan)
+    # Of an architecture that is not known, the hooked model was tried.
+    plain = unhooked(model) if support_of(model).known and not probes else None
+    run = Pass(model, probes, spans, windows, plain)
+    work = _Work(run, wanted, size, advance, keep, plan)
     one_length = not all(probe.packs for probe in probes)
     for unit in plan.units:
         trunk = [level.trie for level in unit.levels[:-1]]
@@ -153,13 +157,19 @@ def read(
     )
 
 
-def next_token_logprobs(model: HookedModel, ids: TokenIds) -> Float[Tensor, " vocab"]:
-    """Log-probabilities (nats, float32) of every next token behind one prefix."""
+def next_token_logprobs(
+    model: HookedModel, ids: TokenIds, *, probes: Sequence[Probe] = (), spans: Sequence[str] = ()
+) -> Float[Tensor, " vocab"]:
+    """Log-probabilities (nats, float32) of every next token behind one prefix.
+
+    With probes, `ids` are symbols whose bits stand for `spans` (`hijacklens.layout`).
+    """
     require_eval(model, operation="reading the next token")
     device = device_of(model)
     tokens = torch.tensor([ids], device=device)
     row, position = torch.tensor([0], device=device), torch.tensor([len(ids) - 1], device=device)
-    return logits_at(model, Layout(tokens, {}), row, position)[0].float().log_softmax(-1)
+    layout = Layout.of_symbols(tokens, spans)
+    return logits_at(model, layout, row, position, probes=probes)[0].float().log_softmax(-1)
 
 
 def _prepare(

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import FactSet
+from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.progress import bar
+from hijacklens.prompts import Prompt
 from hijacklens.schemes import Scheme, get_scheme
 from hijacklens.scoring.costs import Costs
 from hijacklens.scoring.items import make_items, make_prompts, wanted
 from hijacklens.scoring.plan import Plan, Way, make_plan
 from hijacklens.scoring.trie import naive_tokens
+
+AT_ONCE = 5_000
+"""Prompts that are tokenised between two looks at the progress bar, and some more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,7 @@ def forecast(
     seed: int = 0,
     way: Way = "auto",
     costs: Costs | None = None,
+    quiet: bool = True,
 ) -> Forecast:
     """Plan the run of `hijacklens.hijack` with the same arguments, without a model.
 
@@ -48,6 +55,7 @@ def forecast(
         seed: Seeds what a scheme draws.
         way: The way to take (`hijacklens.scoring.plan`); by default the cheapest.
         costs: What rows cost; by default what they do in GPT-2 small on a CPU.
+        quiet: Draw no progress bar.
 
     Raises:
         InputError: An unknown scheme or way, or no fact that could be scored.
@@ -61,12 +69,29 @@ def forecast(
         made, left_out = make_prompts(facts, get_scheme(scheme), sorted({0, *doses}), seed=seed)
         prompts.extend(made)
         skipped += len(left_out)
-    items, too_long = make_items(prompts, tokenizer, context_length=tokenizer.model_max_length)
+    items, too_long = [], 0
+    with bar(len(prompts), unit="prompts", label="tokenising", quiet=quiet) as progress:
+        for some in _apart(prompts):
+            made, left_out = make_items(some, tokenizer, context_length=tokenizer.model_max_length)
+            items.extend(made)
+            too_long += len(left_out)
+            progress.update(len(some))
     if not items:
         raise InputError(f"none of the {len(facts)} facts of {facts.name} could be scored.")
     return Forecast(
         prompts=len(items),
-        skipped=skipped + len(too_long),
+        skipped=skipped + too_long,
         naive_tokens=naive_tokens([prefix for prefix, _ in item.reads] for item in items),
         plan=make_plan(wanted(items), costs or Costs.usual(), way=way),
     )
+
+
+def _apart(prompts: Sequence[tuple[Fact, Prompt]]) -> Iterator[list[tuple[Fact, Prompt]]]:
+    """The prompts in parts; those of a fact and scheme, scored or skipped together, stay so."""
+    part: list[tuple[Fact, Prompt]] = []
+    for _, own in groupby(prompts, key=lambda pair: (pair[0].case_id, pair[1].scheme)):
+        part += own
+        if len(part) >= AT_ONCE:
+            yield part
+            part = []
+    yield part

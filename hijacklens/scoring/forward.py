@@ -16,6 +16,7 @@ from hijacklens.probe import Probe, logits_at
 from hijacklens.scoring.key_values import Pool, PooledKeyValues
 from hijacklens.scoring.rows import Batch, Branch, Row, masks
 from hijacklens.scoring.trie import common
+from hijacklens.scoring.unhooked import logits_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class Pass:
     windows: Mapping[str, int | None] | None
     """Kinds of attention masks and their windows (`hijacklens.scoring.support`); None for rows of
     one leaf each, which a causal model needs no mask for."""
+    plain: torch.nn.Module | None = None
+    """What is run in place of the hooked model (`hijacklens.scoring.unhooked`), if anything."""
 
     def logits(
         self, rows: Sequence[Row], pool: Pool | None = None, *, keep: bool = False
@@ -50,6 +53,8 @@ class Pass:
         past = batch.path if batch.path.shape[1] else None
         layout = Layout.of_symbols(batch.symbols, self.spans, past)
         at_row, at_position = batch.reads.T
+        if self.plain is not None:
+            return logits_of(self.plain, layout.tokens, at_row, at_position, **forward)
         return logits_at(self.model, layout, at_row, at_position, probes=self.probes, **forward)
 
 

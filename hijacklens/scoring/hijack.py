@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -11,25 +10,28 @@ from typing import Any
 
 import pandas as pd
 
-from hijacklens.errors import InputError, unknown
+from hijacklens.arguments import choice, one_of_type, several, whole_number
+from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.hooked import HookedLanguageModel
 from hijacklens.models import ModelIdentity, identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
+from hijacklens.prompts import DOSE, MOST_SENTENCES
 from hijacklens.results import Provenance
 from hijacklens.schemes import Scheme, get_scheme
 from hijacklens.scoring.engine import Readings, Wanted, read
 from hijacklens.scoring.items import (
-    SKIPPED_COLUMNS,
     Unscored,
     make_items,
     make_prompts,
+    prompt_table,
     require_found,
     score_items,
+    skipped_table,
     wanted,
 )
-from hijacklens.scoring.plan import Way
+from hijacklens.scoring.plan import WAYS, Way
 from hijacklens.scoring.replica import ModelLoader
 from hijacklens.scoring.result import HijackResult
 from hijacklens.scoring.store import OpenStore, Store, open_store
@@ -93,12 +95,18 @@ def hijack(
         Costs one forward pass over every distinct prompt, a longer one where a target has several
         tokens; equal prompts (dose 0 of several schemes) are run once.
     """
-    listed = [schemes] if isinstance(schemes, (str, Scheme)) else schemes
+    one = isinstance(schemes, (str, Scheme))
+    listed = [schemes] if one else several("schemes", schemes, "['do-not-think', 'relation']")
     chosen = [get_scheme(scheme) for scheme in listed]
     names = [scheme.name for scheme in chosen]
     if not names or len(set(names)) < len(names):
         raise InputError(f"name at least one scheme, and each once; given: {names or 'none'}.")
     counts = _doses(doses)
+    seed = whole_number("seed", seed)
+    if batch_tokens is not None:
+        batch_tokens = whole_number("batch_tokens", batch_tokens, least=1)
+    choice("way", way, WAYS)
+    one_of_type("facts", facts, FactSet, "hl.atlas() or hl.FactSet(facts, name='mine')")
     if len(facts) == 0:
         raise InputError(f"there are no facts to score in {facts.name}.")
     pointed = check_probes(probes)
@@ -176,6 +184,7 @@ def hijack(
             "seed": seed,
         },
         provenance=Provenance.now(seed=seed),
+        prompts=prompt_table(items),
     )
 
 
@@ -210,23 +219,15 @@ def _running(
     elif isinstance(engine, Replicas):
         engine.check(model)
         yield engine
-    elif engine == "local":
+    else:
+        choice("engine", engine, ["local"], "Or pass a RayEngine(...).")
         here = model.load() if isinstance(model, ModelLoader) else model
         yield _Here(here, identify(here))
-    else:
-        raise unknown("engine", engine, ["local"], "Or pass a RayEngine(...).")
 
 
 def _doses(doses: Iterable[int]) -> tuple[int, ...]:
-    counts = set()
-    for dose in doses:
-        try:
-            count = operator.index(dose)
-        except TypeError:
-            count = -1
-        if count < 0:
-            raise InputError(f"a dose counts sentences: 0, 1, 2, ...; {dose!r} is not one.")
-        counts.add(count)
+    listed = several("doses", doses, "range(6) or [0, 1, 5]")
+    counts = {whole_number(DOSE, dose, most=MOST_SENTENCES) for dose in listed}
     return tuple(sorted({0, *counts}))
 
 
@@ -239,7 +240,7 @@ def _skipped(facts: FactSet, unscored: Sequence[Unscored], model: str) -> pd.Dat
         (model, row.fact.case_id, row.fact.relation_id, row.fact.subject, row.scheme, row.reason)
         for row in unscored
     ]
-    return pd.DataFrame([*unread, *left_out], columns=list(SKIPPED_COLUMNS))
+    return skipped_table([*unread, *left_out])
 
 
 def _record(scheme: Scheme) -> dict[str, Any]:

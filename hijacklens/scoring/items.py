@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -45,6 +46,7 @@ ITEM_COLUMNS = (
     "top_logprob",
     "same_first_token",
 )
+PROMPT_COLUMNS = ("case_id", "scheme", "sentence", "query", "target_true", "target_false")
 SKIPPED_COLUMNS = ("model", "case_id", "relation_id", "subject", "scheme", "reason")
 
 
@@ -81,6 +83,27 @@ class Unscored:
     fact: Fact
     scheme: str
     reason: str
+
+
+def skipped_table(
+    rows: Iterable[Sequence[Any]], columns: Sequence[str] = SKIPPED_COLUMNS
+) -> pd.DataFrame:
+    """The table of what could not be scored; a record without a readable case id has none."""
+    return pd.DataFrame(rows, columns=list(columns)).astype({"case_id": "Int64"})
+
+
+def read_skipped(path: Path, **options: Any) -> pd.DataFrame:
+    """A `skipped.csv` as it was written.
+
+    Only an empty cell is missing, and only a case id can be: a subject may be called "NA".
+    """
+    return pd.read_csv(
+        path,
+        keep_default_na=False,
+        na_values={"case_id": [""]},
+        dtype={"case_id": "Int64", "relation_id": str, "subject": str, "reason": str},
+        **options,
+    )
 
 
 def make_prompts(
@@ -163,15 +186,15 @@ def make_items(
                 fact,
                 prompt,
                 whole if located is None else mark(whole, [located.positions(s) for s in spans]),
-                _steps(true, located, spans),
-                _steps(false, located, spans),
+                steps_in_context(true, located, spans),
+                steps_in_context(false, located, spans),
             )
         )
     kept = [item for item in items if (item.fact.case_id, item.prompt.scheme) not in unscored]
     return kept, list(unscored.values())
 
 
-def _steps(
+def steps_in_context(
     target: Continuation, prompt: LocatedPrompt | None, spans: Sequence[str]
 ) -> tuple[Step, ...]:
     """The steps of a target, in symbols.
@@ -215,6 +238,23 @@ def wanted(items: Iterable[Item]) -> dict[TokenIds, set[int]]:
         for prefix, token in item.reads:
             asked.setdefault(prefix, set()).update(() if token is None else (token,))
     return asked
+
+
+def prompt_table(items: Iterable[Item]) -> pd.DataFrame:
+    """The texts behind the items: a row per fact and scheme, with the sentence that is repeated.
+
+    The prompt at dose k is `" ".join([sentence] * k + [query])`. The sentence is empty where only
+    the bare query was asked.
+    """
+    rows: dict[tuple[int, str], tuple[Any, ...]] = {}
+    for item in items:
+        fact, prompt = item.fact, item.prompt
+        key = (fact.case_id, prompt.scheme)
+        if key not in rows or (prompt.dose and not rows[key][2]):
+            start, end = next(iter(prompt.spans["hijack"]), (0, 0))
+            sentence = prompt.text[start:end]
+            rows[key] = (*key, sentence, fact.prompt, fact.target_true, fact.target_false)
+    return pd.DataFrame(list(rows.values()), columns=list(PROMPT_COLUMNS))
 
 
 def score_items(

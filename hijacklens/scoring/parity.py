@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
+from hijacklens.glance import Glance
 from hijacklens.results import Provenance, Result, provenance_from
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.result import HijackResult
@@ -98,6 +99,25 @@ class Parity(Result):
             ax.set_ylabel("margin in the other run, minus that")
             ax.legend(fontsize=8)
         return figure
+
+    def glance(self) -> Glance:
+        """How many verdicts differ, under each rule."""
+        groups: Any = self.summary().groupby(["model", "rule"], sort=False)
+        rows = [
+            (
+                f"{model} · {rule}",
+                str(of["n"].sum()),
+                str(of["flipped"].sum()),
+                f"{of['largest'].max():.3g}",
+            )
+            for (model, rule), of in groups
+        ]
+        return Glance(
+            "two runs of the same facts, the first as the reference",
+            ("model · rule", "items", "verdicts that differ", "largest difference (nats)"),
+            tuple(rows),
+            ("flips", "summary()", "plot()", "save(folder)"),
+        )
 
     def configuration(self) -> dict[str, Any]:
         """The runs, and how many verdicts differ under each rule."""

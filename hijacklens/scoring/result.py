@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
+from hijacklens.arguments import choice
 from hijacklens.errors import InputError, unknown
+from hijacklens.glance import Glance, interval, named, share
 from hijacklens.results import Provenance, Result, provenance_from
 from hijacklens.scoring import efficacy
-from hijacklens.scoring.items import ITEM_COLUMNS
+from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, read_skipped
+from hijacklens.scoring.relation_curves import relation_curves
+
+if TYPE_CHECKING:
+    from hijacklens.report.exhibits import Exhibit
+
+PROMPTS = "prompts.parquet"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +41,8 @@ class HijackResult(Result):
     settings: Mapping[str, Any]
     """What was run: models, facts, schemes with their texts, doses, seed, notes."""
     provenance: Provenance
+    prompts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*PROMPT_COLUMNS]))
+    """The texts: a row per fact and scheme; empty in results that were saved without them."""
 
     def to_dataframe(self) -> pd.DataFrame:
         """The items: one row per model, fact, scheme and dose."""
@@ -57,10 +67,8 @@ class HijackResult(Result):
             InputError: An unknown rule or relation.
         """
         table = self.full_summary
-        if rule not in efficacy.RULES:
-            raise unknown("rule", rule, efficacy.RULES)
-        if relation not in set(table["relation"]):
-            raise unknown("relation", relation, set(table["relation"]))
+        choice("rule", rule, efficacy.RULES)
+        choice("relation", relation, set(table["relation"]))
         chosen = (
             (table["rule"] == rule)
             & (table["relation"] == relation)
@@ -97,13 +105,12 @@ class HijackResult(Result):
                     rows = table.loc[(table[panel] == name) & (table[line] == label)]
                     if rows.empty:
                         continue
-                    colour, marker = plots.series(i)
+                    colour, _ = plots.series(i)
                     counts = rows["n"].iloc[0]
                     ax.plot(
                         rows["dose"],
                         rows["efficacy"],
-                        color=colour,
-                        marker=marker,
+                        **plots.line(i),
                         label=f"{label} (n = {counts})",
                     )
                     ax.fill_between(
@@ -121,6 +128,38 @@ class HijackResult(Result):
             axes[0].set_ylabel(f"efficacy: share with false > true\n(rule: {rule}, 95% interval)")
         return figure
 
+    def plot_relations(self, *, scheme: str | None = None, rule: efficacy.Rule = "first") -> Figure:
+        """Efficacy against dose, a panel for each relation and a line for each model.
+
+        Args:
+            scheme: Which of the schemes; it may be left out where there is one.
+            rule: How targets are scored.
+
+        Raises:
+            InputError: No such scheme or rule, or several schemes and none named.
+        """
+        schemes = list(self.items["scheme"].unique())
+        if scheme is None and len(schemes) == 1:
+            scheme = schemes[0]
+        if scheme not in schemes:
+            raise unknown("scheme", scheme, schemes)
+        if rule not in efficacy.RULES:
+            raise unknown("rule", rule, efficacy.RULES)
+        table = self.full_summary
+        chosen = table[
+            (table["rule"] == rule)
+            & (table["facts"] == efficacy.ALL)
+            & (table["relation"] != efficacy.ALL)
+            & (table["scheme"] == scheme)
+        ]
+        return relation_curves(chosen)
+
+    def exhibits(self) -> list[Exhibit]:
+        """Curves, the summary, the facts that flip, how rules differ, and what was skipped."""
+        from hijacklens.scoring.exhibits import hijack_exhibits
+
+        return hijack_exhibits(self)
+
     def configuration(self) -> dict[str, Any]:
         """The settings, the counts, and how often targets share their first token."""
         return {
@@ -133,9 +172,10 @@ class HijackResult(Result):
         }
 
     def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """items.parquet, summary.csv, rules.csv and skipped.csv."""
+        """items.parquet, prompts.parquet, summary.csv, rules.csv and skipped.csv."""
         return {
             "items.parquet": lambda path: self.items.to_parquet(path, index=False),
+            PROMPTS: lambda path: self.prompts.to_parquet(path, index=False),
             "summary.csv": lambda path: self.full_summary.to_csv(path, index=False),
             "rules.csv": lambda path: self.disagreement().to_csv(path, index=False),
             "skipped.csv": lambda path: self.skipped.to_csv(path, index=False),
@@ -146,8 +186,9 @@ class HijackResult(Result):
         """Read items and skipped facts back; everything else is computed from them."""
         try:
             items = pd.read_parquet(folder / "items.parquet")
-            # Only an empty cell is missing: a subject may be called "NA" or "null".
-            skipped = pd.read_csv(folder / "skipped.csv", keep_default_na=False)
+            skipped = read_skipped(folder / "skipped.csv")
+            texts = folder / PROMPTS
+            more = {"prompts": pd.read_parquet(texts)} if texts.exists() else {}
         except (OSError, ValueError) as error:
             raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
         missing = set(ITEM_COLUMNS) - set(items.columns)
@@ -155,7 +196,7 @@ class HijackResult(Result):
             raise InputError(f"{folder / 'items.parquet'} lacks columns: {sorted(missing)}.")
         derived = {"type", "provenance", "items", "skipped", "same_first_token"}
         settings = {key: value for key, value in record.items() if key not in derived}
-        return cls(items, skipped, settings, provenance_from(record))
+        return cls(items, skipped, settings, provenance_from(record), **more)
 
     @classmethod
     def join(cls, results: Sequence[HijackResult]) -> HijackResult:
@@ -184,13 +225,29 @@ class HijackResult(Result):
             skipped=pd.concat([result.skipped for result in results], ignore_index=True),
             settings={"models": models, **shared},
             provenance=first.provenance,
+            prompts=pd.concat([result.prompts for result in results]).drop_duplicates(
+                ["case_id", "scheme"], ignore_index=True
+            ),
         )
 
-    def __repr__(self) -> str:
-        models = ", ".join(model["name"] for model in self.settings["models"])
-        schemes = ", ".join(scheme["name"] for scheme in self.settings["schemes"])
-        return (
-            f"HijackResult({models}; {self.settings['facts']['name']}, "
-            f"{self.items['case_id'].nunique()} facts; {schemes}; "
-            f"doses {self.settings['doses']}; {len(self.skipped)} skipped)"
+    def glance(self) -> Glance:
+        """Efficacy by model and scheme on the bare query and at the highest dose."""
+        table = self.summary()
+        lowest, highest = table["dose"].min(), table["dose"].max()
+        rows = []
+        groups: Any = table.groupby(["model", "scheme"], sort=False)
+        for (model, scheme), group in groups:
+            by_dose = group.set_index("dose")
+            last = by_dose.loc[highest]
+            ends = (last["efficacy"], last["efficacy_low"], last["efficacy_high"])
+            bare = share(by_dose.loc[lowest, "efficacy"])
+            rows.append((f"{model} · {scheme}", bare, interval(*ends), share(last["retention"])))
+        at = f"dose {highest}"
+        doses = named([str(dose) for dose in self.settings["doses"]], most=6)
+        return Glance(
+            f"{self.settings['facts']['name']}, {self.items['case_id'].nunique()} facts, "
+            f"{len(self.skipped)} skipped · doses {doses} "
+            f"· rule first · seed {self.settings['seed']}",
+            ("", f"efficacy, dose {lowest}", f"efficacy, {at}", f"retention, {at}"),
+            tuple(rows),
         )

@@ -33,7 +33,7 @@ import pandas as pd
 from hijacklens.errors import unknown
 from hijacklens.hooked import HookedModel
 from hijacklens.models import ModelIdentity
-from hijacklens.packaged import cache_folder, expand_home
+from hijacklens.packaged import cache_folder, expand_home, named_path
 from hijacklens.probe import Probe
 from hijacklens.scoring.database import (
     SCHEMA,
@@ -251,7 +251,7 @@ def chosen_store(store: Store | str | Path | bool) -> Store | None:
         return None if os.environ.get(VARIABLE) == "off" else usual_store()
     if store is False or isinstance(store, Store):
         return store or None
-    return Store(expand_home(store))
+    return Store(named_path(store, "store of readings"))
 
 
 @contextmanager

@@ -8,9 +8,9 @@
     run.heads(layers=23).plot()                   # the same numbers as a matplotlib figure
     views.Sheet((run.heads(layers=23), run.attended()), title="Guam").save("guam.html")
 
-A view is made of tokens and numbers (`view`), most easily from a run of a hooked model (`run`):
+A view is made of tokens and numbers (`view`), most easily from a run of a hooked model (`reading`):
 prompts of language models and contexts of the one-layer model, with probes on too. It shows itself
-in a notebook (`cell`), on a page that opens with no network (`page`) and by matplotlib (`figures`).
+in a notebook (`cells`), on a page that opens with no network (`page`), by matplotlib (`figures`).
 circuitsvis by itself points to a script on the network, or repeats its own 1.3 MB in every view.
 
 >>> text = page([coloured_tokens("Parts of the shift", ["<s>", "Guam"], [0.0, 1.5])], title="demo")
@@ -21,7 +21,8 @@ circuitsvis by itself points to a script on the network, or repeats its own 1.3 
 from __future__ import annotations
 
 from hijacklens.views.page import page, save_page
-from hijacklens.views.run import Run, attended, attention, run
+from hijacklens.views.reading import attended, attention, run
+from hijacklens.views.runs import Run
 from hijacklens.views.sheet import Sheet
 from hijacklens.views.view import (
     View,

@@ -1,8 +1,8 @@
 """A view: one circuitsvis component with its tokens and numbers, under a heading.
 
 >>> view = coloured_tokens("Parts of the shift", ["<s>", "Guam"], [0.0, 1.5])
->>> view.component, view.props["values"], view.plot().axes[0].get_title()
-('ColoredTokens', [0.0, 1.5], 'Parts of the shift')
+>>> view.component, view.props["values"], [text.get_text() for text in view.plot().axes[0].texts]
+('ColoredTokens', [0.0, 1.5], ['‹s›', 'Guam'])
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def coloured_tokens(heading: str, tokens: Sequence[str], values: Sequence[float]
     return View(heading, "ColoredTokens", props)
 
 
-def _colours(most: float) -> dict[str, Any]:
+def _colours(most: float | int) -> dict[str, Any]:
     return {
         "minValue": -most,
         "maxValue": most,

@@ -35,6 +35,7 @@ import torch
 from jaxtyping import Float
 
 from hijacklens.errors import InputError
+from hijacklens.glance import Glance, Shown
 from hijacklens.hooked import HookedModel, device_of, require_eval
 from hijacklens.layout import Layout
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
@@ -63,7 +64,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Account:
+class Account(Shown):
     """The parts of one difference, in logits."""
 
     attention: Float[np.ndarray, "layer head pos"]
@@ -95,6 +96,19 @@ class Account:
     def by_head(self) -> Float[np.ndarray, "layer head"]:
         """What each head wrote, its value bias included."""
         return self.attention.sum(-1) + self.value_bias
+
+    def glance(self) -> Glance:
+        """The difference, and its parts by kind."""
+        layers, heads, tokens = self.attention.shape
+        names = ("attention", "value_bias", "output_bias", "mlp", "single")
+        rows = tuple((name, f"{getattr(self, name).sum():+.2f}") for name in names)
+        return Glance(
+            f"{self.whole:+.2f} logits over {tokens} tokens, {layers} layers, {heads} heads · "
+            f"residual {self.residual:.1e}",
+            ("part", "logits"),
+            rows,
+            ("attention", "by_head", "mlp"),
+        )
 
     def __sub__(self, other: Account) -> Account:
         """The account of the difference of two, read in the same prompt.

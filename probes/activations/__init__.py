@@ -31,7 +31,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,7 +53,7 @@ from probes.activations.places import HEAD_AXES, Site, check_heads, reading, wri
 from probes.inputs.batches import Batch, batches
 from probes.inputs.correspondence import Correspondence
 from probes.inputs.prompt_pairs import Direction, prompt_pairs
-from probes.sites import Heads, Layers, choose, describe
+from probes.sites import Heads, Layers, choose, describe, kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -193,7 +192,7 @@ def patch(
     require_eval(model, operation="patching")
     check_heads(site, heads)
     listed = [correspondences] if isinstance(correspondences, Correspondence) else correspondences
-    layers, heads = _kept(layers), _kept(heads)
+    layers, heads = kept(layers), kept(heads)
     chosen = choose(model, layers=layers, heads=heads, axis=HEAD_AXES.get(site, "head")).by_layer
     targets = _targets(listed)
     stored: dict[int, Tensor] = {}
@@ -309,8 +308,3 @@ def _sources(
         if at:
             places = torch.tensor(at, dtype=torch.long)
             yield batch, places[:, 0], places[:, 1], places[:, 2]
-
-
-def _kept(chosen: Any) -> Any:
-    """An iterable as a tuple, so that it can be read twice."""
-    return tuple(chosen) if isinstance(chosen, Iterable) else chosen

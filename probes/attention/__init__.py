@@ -40,7 +40,6 @@ with hiding `at:0` alone.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -48,6 +47,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from hijacklens.arguments import number
 from hijacklens.errors import InputError, unknown
 from probes.attention.rows import (
     LARGEST_SCORE,
@@ -149,7 +149,8 @@ def rescale(
             "weights always sum to one behind the softmax: renormalise=False goes with "
             'when="after".'
         )
-    if not math.isfinite(factor) or (when == "after" and factor < 0):
+    factor = number("factor", factor)
+    if when == "after" and factor < 0:
         allowed = "0 or more" if when == "after" else "a finite number"
         raise InputError(f"factor {factor} cannot be used; with when={when!r} it is {allowed}.")
     chosen = held(layers, heads)

@@ -8,20 +8,16 @@ names, and, folded, those of every layer. The page opens in any browser with no 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+import pandas as pd
 
 from hijacklens import views
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedLanguageModel, device_of
-from hijacklens.layout import Layout, mark
-from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
-from hijacklens.tokens import LocatedPrompt, locate
+from hijacklens.hooked import HookedLanguageModel
+from hijacklens.probe import Probe, check_probes
 from probes.logit_shift.result import ShiftAccount
 
 
@@ -46,30 +42,74 @@ def save_attention_page(
         InputError: The probes are not those of the account, or `top` is below 1.
 
     Note:
-        One forward pass; the file holds 1.3 MB of script and a number for every head and pair of
-        tokens.
+        One forward pass, none where the account has its patterns; the file holds 1.3 MB of script
+        and a number for every head and pair of tokens.
+    """
+    if account.patterns is None:
+        account = with_patterns(model, account, probes=probes)
+    fact = account.settings["fact"]
+    views.save_page(
+        [*attention_views(account, top=top), *_layers(account)],
+        Path(path),
+        title=(
+            f"{account.settings['model']['name']}: {fact['target_false']!r} against "
+            f"{fact['target_true']!r}, {account.settings['scheme']}, dose "
+            f"{account.settings['dose']}"
+        ),
+        note=(
+            f"“{account.prompt.text}” moves logit o_ - logit o* from {account.bare:+.2f} to "
+            f"{account.hijacked:+.2f}: a shift of {account.shift:+.2f}. Numbers beside heads are "
+            "their parts of it, in logits. Rows attend to columns."
+        ),
+    )
+
+
+def with_patterns(
+    model: HookedLanguageModel, account: ShiftAccount, *, probes: Sequence[Probe] = ()
+) -> ShiftAccount:
+    """The account with the attention patterns of its hijacked prompt, which are saved with it.
+
+    Args:
+        model: The model that the fact was traced in.
+        account: The account, made by `logit_shift.trace`.
+        probes: The probes that the account was made with.
+
+    Raises:
+        InputError: The probes are not those of the account.
+
+    Note:
+        One forward pass.
     """
     pointed = check_probes(probes)
     if [probe.key for probe in pointed] != list(account.settings["probes"]):
         raise InputError(
             f"the account was made with the probes {account.settings['probes']}; give the same."
         )
+    run = views.run(model, account.prompt, probes=pointed)
+    return replace(account, tokens=run.tokens, patterns=run.patterns)
+
+
+def attention_views(account: ShiftAccount, *, top: int = 12) -> list[views.View]:
+    """The tokens, coloured by what the heads took from them, and the heads that wrote most.
+
+    Args:
+        account: An account that has its patterns.
+        top: How many heads.
+
+    Raises:
+        InputError: The account has no patterns, or `top` is below 1.
+    """
     if top < 1:
         raise InputError(f"top counts heads and cannot be {top}; give 1 or more.")
-    prompt = account.prompt
-    located = locate(model.tokenizer, prompt)
-    patterns = _patterns(model, located, pointed).numpy()
-    tokens = [
-        located.text[start:end].strip() or model.tokenizer.convert_ids_to_tokens(token)
-        for token, (start, end) in zip(located.ids, located.offsets, strict=True)
-    ]
+    if account.patterns is None:
+        raise InputError("the account has no attention patterns; see with_patterns(...).")
+    patterns, tokens = account.patterns, account.tokens
     table = account.table
-    parts = table[table["kind"].isin(["attention", "value_bias"])]
-    by_head = parts.groupby(["layer", "head"])["shift"].sum()
+    by_head = _by_head(account)
     first = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
     by_token = table[table["kind"] == "attention"].groupby("position")["shift"].sum()
     fact = account.settings["fact"]
-    shown = [
+    return [
         views.coloured_tokens(
             f"What the heads took from each token, hijacked minus bare (logits towards "
             f"{fact['target_false']!r}; hover for the number)",
@@ -83,39 +123,18 @@ def save_attention_page(
             [f"L{layer} H{head}: {by_head[layer, head]:+.2f}" for layer, head in first],
         ),
     ]
-    for layer, heads in enumerate(patterns):
+
+
+def _layers(account: ShiftAccount) -> list[views.View]:
+    """The attention of all heads, a folded view for each layer."""
+    by_head, found = _by_head(account), []
+    for layer, heads in enumerate(() if account.patterns is None else account.patterns):
         names = [f"H{i}: {by_head[layer, i]:+.2f}" for i in range(len(heads))]
-        shown.append(views.attention_heads(f"Layer {layer}", tokens, heads, names, folded=True))
-    views.save_page(
-        shown,
-        Path(path),
-        title=(
-            f"{account.settings['model']['name']}: {fact['target_false']!r} against "
-            f"{fact['target_true']!r}, {account.settings['scheme']}, dose "
-            f"{account.settings['dose']}"
-        ),
-        note=(
-            f"“{prompt.text}” moves logit o_ - logit o* from {account.bare:+.2f} to "
-            f"{account.hijacked:+.2f}: a shift of {account.shift:+.2f}. Numbers beside heads are "
-            "their parts of it, in logits. Rows attend to columns."
-        ),
-    )
+        view = views.attention_heads(f"Layer {layer}", account.tokens, heads, names, folded=True)
+        found.append(view)
+    return found
 
 
-def _patterns(
-    model: HookedLanguageModel, prompt: LocatedPrompt, probes: Sequence[Probe]
-) -> Float[Tensor, "layer head query key"]:
-    """The attention of every head in the prompt, in float32."""
-    found: dict[int, Tensor] = {}
-
-    def keep(layer: int, pattern: Tensor, hook: Any) -> None:
-        found[layer] = pattern[0].float().cpu()
-
-    layers = range(int(model.cfg.n_layers))
-    hooks = [(f"blocks.{i}.attn.hook_pattern", partial(keep, i)) for i in layers]
-    spans = spans_of(probes)
-    symbols = mark(prompt.ids, [prompt.positions(span) for span in spans])
-    layout = Layout.of_symbols(torch.tensor([symbols], device=device_of(model)), spans)
-    zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
-    logits_at(model, layout, zero, zero, probes=[*probes, HookProbe("page", hooks, packs=True)])
-    return torch.stack([found[i] for i in layers])
+def _by_head(account: ShiftAccount) -> pd.Series:
+    parts: Any = account.table[account.table["kind"].isin(["attention", "value_bias"])]
+    return parts.groupby(["layer", "head"])["shift"].sum()

@@ -6,7 +6,7 @@ one tensor, before the softmax (scores) or after it (weights), and give it back 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from hijacklens.errors import InputError
 from hijacklens.hooked import HookedModel, NamedHook
 from hijacklens.layout import Layout
 from hijacklens.spans import atoms
-from probes.sites import Heads, Layers, Sites, choose, describe
+from probes.sites import Heads, Layers, Sites, choose, describe, kept
 
 LARGEST_SCORE = 2.0**13
 """Scores below minus this are those of hidden keys: masks add -inf, finfo.min or -1e9. The scores
@@ -136,10 +136,7 @@ def edges(source: str, target: str) -> tuple[str, str]:
 
 def held(layers: Layers, heads: Heads) -> tuple[Layers, Heads]:
     """The choice as it can be read any number of times."""
-    return (
-        tuple(layers) if isinstance(layers, Iterable) else layers,
-        tuple(heads) if isinstance(heads, Iterable) else heads,
-    )
+    return kept(layers), kept(heads)
 
 
 def _hooks_of(

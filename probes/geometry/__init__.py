@@ -39,6 +39,7 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError, unknown
+from hijacklens.glance import Glance
 from hijacklens.results import Provenance, Result, provenance_from
 from probes import sources
 from probes.geometry.hamming_fit import GramFit, fit_gram
@@ -106,6 +107,20 @@ class InnerProducts(Result):
         with plots.canvas(width=5.6, height=3.9) as (figure, (axes,)):
             self._draw(axes)
         return figure
+
+    def glance(self) -> Glance:
+        """The fit of equation 5.2, means over the models."""
+        rows = tuple(
+            (str(name), f"{row['value']:.4g}", f"[{row['low']:.4g}, {row['high']:.4g}]")
+            for name, row in self.fit_summary().iterrows()
+        )
+        models, distances = self.fits["model"].nunique(), self.table["distance"].nunique()
+        return Glance(
+            f"{models} models · embeddings {self.settings['scaling']} · {distances} distances",
+            ("fit of equation 5.2", "mean", "95% over models"),
+            rows,
+            ("summary()", "fit_summary()", "plot()", "save(folder)"),
+        )
 
     def configuration(self) -> dict[str, Any]:
         """The settings, and each fitted number with its interval over models."""

@@ -42,6 +42,7 @@ from hijacklens import plots
 from hijacklens.concepts import walsh
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError, unknown
+from hijacklens.glance import Glance
 from hijacklens.results import Provenance, Result, provenance_from
 from probes import sources
 from probes.geometry.hamming_fit import fit_gram
@@ -137,6 +138,23 @@ class Spectra(Result):
             )
             axes.legend(fontsize=9)
         return figure
+
+    def glance(self) -> Glance:
+        """The gap of each model below its largest singular values."""
+        rows = tuple(
+            (
+                f"{row['model']}, k = {row['top']}",
+                f"{row['ratio']:.3g}",
+                f"{row['top_share']:.0%}",
+                f"{row['effective_rank']:.1f}",
+            )
+            for row in self.gaps.to_dict("records")
+        )
+        return Glance(
+            f"{self.settings['matrix']} of {self.table['model'].nunique()} models",
+            ("k largest", "s_k / s_(k+1)", "share of |W|²", "effective rank"),
+            rows,
+        )
 
     def configuration(self) -> dict[str, Any]:
         """The settings, and the numbers of the summary as means over models, for each k."""

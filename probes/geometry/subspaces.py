@@ -40,6 +40,7 @@ from hijacklens.concepts import memory
 from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError, unknown
+from hijacklens.glance import Glance
 from hijacklens.results import Provenance, Result, provenance_from
 from probes import sources
 from probes.sources import Source
@@ -92,6 +93,18 @@ class PrincipalAngles(Result):
             axes.set(xlabel=f"principal angle, {WHAT[self.side]}", ylabel="degrees", ylim=(0, 92))
             axes.set_xticks(table["index"])
         return figure
+
+    def glance(self) -> Glance:
+        """The smallest, the largest and the mean angle."""
+        mean = sum(self.degrees) / len(self.degrees)
+        ends = (f"{angle:.1f}" for angle in (self.smallest, mean, self.largest))
+        return Glance(
+            f"{WHAT[self.side]}, rank {self.rank}; singular values fall by {self.gap:.3g} and "
+            f"{self.other_gap:.3g} behind it",
+            ("degrees", "smallest", "mean", "largest"),
+            (("principal angle", *ends),),
+            ("degrees", "to_dataframe()", "plot()", "save(folder)"),
+        )
 
     def configuration(self) -> dict[str, Any]:
         """All fields."""
@@ -191,6 +204,18 @@ class ValueAngles(Result):
             rank = self.settings["rank"]
             axes[0].set_ylabel(f"smallest principal angle\nof rank {rank} parts (degrees)")
         return figure
+
+    def glance(self) -> Glance:
+        """The smallest and the mean angle by reference and side, over the models."""
+        rows = tuple(
+            (f"{row['reference']}, {row['side']}", f"{row['smallest']:.1f}", f"{row['mean']:.1f}")
+            for row in self.summary().to_dict("records")
+        )
+        return Glance(
+            f"W_V of {self.table['model'].nunique()} models · rank {self.settings['rank']}",
+            ("reference, side (degrees)", "smallest", "mean"),
+            rows,
+        )
 
     def configuration(self) -> dict[str, Any]:
         """The settings and the summary."""

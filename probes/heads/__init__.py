@@ -28,7 +28,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from hijacklens.errors import InputError, unknown
+from hijacklens.arguments import choice, one_of_type, whole_number
+from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.hooked import HookedLanguageModel
 from hijacklens.probe import Probe
@@ -112,10 +113,10 @@ def search(
         ("kind of ablation", kind, get_args(Kind)),
         ("strategy", strategy, get_args(Strategy)),
     ):
-        if given not in allowed:
-            raise unknown(what, given, allowed)
-    if dose < 1:
-        raise InputError(f"a shift is between dose 0 and a dose from 1 on, not {dose}.")
+        choice(what, given, allowed)
+    one_of_type("facts", facts, FactSet, "hl.atlas()")
+    dose = whole_number("a shift is between dose 0 and a dose from 1 on; the dose", dose, least=1)
+    size, candidates = whole_number("size", size), whole_number("candidates", candidates)
     if not 1 <= size <= candidates:
         raise InputError(
             f"cannot choose {size} heads from {candidates} candidates; give a size from 1 to the "

@@ -15,7 +15,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from hijacklens.errors import InputError, unknown
+from hijacklens.arguments import choice, whole_number
+from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
 
 Split: TypeAlias = Literal["fact", "relation"]
@@ -49,8 +50,8 @@ def halves(facts: FactSet, *, by: Split = "fact", seed: int = 0) -> tuple[FactSe
     Raises:
         InputError: There are fewer than two facts, or relations, to split.
     """
-    if by not in SPLITS:
-        raise unknown("split", by, SPLITS)
+    choice("split", by, SPLITS)
+    seed = whole_number("seed", seed)
     keys = [fact.relation_id if by == "relation" else identity(fact) for fact in facts]
     groups = list(dict.fromkeys(keys))
     if len(groups) < 2:

@@ -17,13 +17,14 @@ from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
+from hijacklens.glance import Glance, share
 from hijacklens.hooked import HookedLanguageModel
 from hijacklens.progress import bar
 from hijacklens.results import Provenance, Result, provenance_from
 from hijacklens.schemes import Scheme
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.items import SKIPPED_COLUMNS
+from hijacklens.scoring.items import SKIPPED_COLUMNS, read_skipped
 from hijacklens.scoring.store import Store
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, NONE, contrasts, side_effects
@@ -153,22 +154,34 @@ class HeadTest(Result):
         """Read items, sets and skipped facts back; the rest is computed from them."""
         try:
             items = pd.read_parquet(folder / "items.parquet")
-            sets, skipped = (
-                pd.read_csv(folder / name, keep_default_na=False, dtype={"heads": str})
-                for name in ("sets.csv", "skipped.csv")
-            )
+            sets = pd.read_csv(folder / "sets.csv", keep_default_na=False, dtype={"heads": str})
+            skipped = read_skipped(folder / "skipped.csv")
         except (OSError, ValueError) as error:
             raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
         derived = {"type", "provenance", "items", "skipped"}
         settings = {key: value for key, value in record.items() if key not in derived}
         return cls(items, sets, skipped, settings, provenance_from(record))
 
-    def __repr__(self) -> str:
-        settings = self.settings
-        return (
-            f"HeadTest({settings['models'][0]['name']}; {settings['heads']}; "
-            f"{settings['facts']['name']}, {self.items['case_id'].nunique()} facts; "
-            f"{len(self.kinds)} random sets)"
+    def glance(self) -> Glance:
+        """Efficacy without heads ablated and with, beside random sets, by scheme and dose."""
+        settings, rows = self.settings, []
+        items = self.items.loc[self.items["dose"] > 0]
+        margin = efficacy.margin(items, "first") > 0
+        kinds = {"none": "none", "chosen": "chosen", **self.kinds}
+        of = items["ablation"].map(lambda name: "random" if kinds[name] in KINDS else kinds[name])
+        means = margin.groupby([items["scheme"], items["dose"], of], sort=False).mean().unstack()
+        for (scheme, dose), row in means.iterrows():
+            cells = (
+                share(row[name]) if name in row else "" for name in ("none", "chosen", "random")
+            )
+            rows.append((f"{scheme}, dose {dose}", *cells))
+        return Glance(
+            f"{settings['models'][0]['name']} · without heads {settings['heads']} · "
+            f"{settings['facts']['name']}, {self.items['case_id'].nunique()} facts held back · "
+            f"{len(self.kinds)} random sets",
+            ("efficacy (rule first)", "none", "chosen", "random"),
+            tuple(rows),
+            ("summary()", "side_effects()", "plot()", "save(folder)"),
         )
 
 

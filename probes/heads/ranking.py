@@ -20,15 +20,17 @@ from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.glance import Glance
 from hijacklens.hooked import HookedLanguageModel
 from hijacklens.results import Provenance, Result, provenance_from
 from hijacklens.schemes import Scheme
+from hijacklens.scoring.items import read_skipped
 from hijacklens.scoring.store import Store
 from hijacklens.statistics import adjust, paired_mean, signed_rank
 from probes.ablation import MeanOutputs
 from probes.heads.figures import search_figure
 from probes.heads.held_out import Found, HeadTest, Overlap, run_test
-from probes.heads.sets import Head, label
+from probes.heads.sets import Head
 
 AXES = {
     "gradient": "attribution by gradient",
@@ -276,8 +278,8 @@ class HeadSearch(Result):
         """Read facts, arrays and skipped facts back; the tables are computed from them."""
         try:
             rows = pd.read_parquet(folder / "facts.parquet").to_dict("records")
-            skipped = pd.read_csv(folder / "skipped.csv", keep_default_na=False)
-            with np.load(folder / "search.npz") as stored:
+            skipped = read_skipped(folder / "skipped.csv")
+            with np.load(folder / "search.npz", allow_pickle=False) as stored:
                 arrays = dict(stored)
         except (OSError, ValueError) as error:
             raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
@@ -306,10 +308,23 @@ class HeadSearch(Result):
             **arrays,
         )
 
-    def __repr__(self) -> str:
-        share = self.carried_by_set[:, -1].mean() / self.shift.mean()
-        return (
-            f"HeadSearch({self.settings['models'][0]['name']}; heads {label(self.heads)} carry "
-            f"{share:.0%} of the mean shift {self.shift.mean():+.2f} of {len(self.facts)} facts "
-            f"of {self.facts.name}; {self.scheme.name}, dose {self.settings['dose']})"
+    def glance(self) -> Glance:
+        """The set as it grows, and how much of the shift it carries."""
+        rows = [
+            (
+                f"+ {row['layer']:.0f}.{row['head']:.0f}",
+                f"{row['carried']:+.3f}",
+                f"[{row['low']:+.3f}, {row['high']:+.3f}]",
+                f"{row['share']:.0%}",
+            )
+            for row in self.growth.to_dict("records")
+        ]
+        settings = self.settings
+        return Glance(
+            f"{settings['models'][0]['name']} · {settings['facts']['name']}, {len(self.facts)} "
+            f"facts · {self.scheme.name}, dose {settings['dose']} · mean shift "
+            f"{self.shift.mean():+.2f} logits · {len(self.candidates)} heads ablated one by one",
+            ("set grows by head", "carried (logits)", "95% interval", "of shift"),
+            tuple(rows),
+            ("test(other_facts)", "to_dataframe()", "plot()", "save(folder)"),
         )

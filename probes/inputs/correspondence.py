@@ -12,7 +12,8 @@ ever copied from or to them.
 The first word of a query may be cut differently behind a sentence ("Dan", "ielle" against
 " Danielle"). Two tokens correspond if they end at the same character of the query, for then they
 have read the same of it; a token of the first word with no such partner ("Dan") has no
-counterpart and is counted. Everywhere else the token ids have to be the same.
+counterpart and is counted. Everywhere else the token ids have to be the same. `groups` is what
+both this and the account of a shift (`probes.inputs.alignment`) are made of.
 
 >>> def prompt(text, ids, offsets, query):
 ...     spans = {"bos": (0,), "query": query, "last": query[-1:]}
@@ -27,13 +28,21 @@ counterpart and is counted. Everywhere else the token ids have to be the same.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 from hijacklens.errors import InputError
 from hijacklens.layout import Layout
 from hijacklens.spans import EVERYWHERE, atoms
 from hijacklens.tokens import LocatedPrompt, TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Tokens of two prompts that cover the same characters; one side may have none."""
+
+    source: tuple[int, ...]
+    """Positions in the source prompt."""
+    target: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,20 @@ def align_contexts(
     return found
 
 
+def groups(source: LocatedPrompt, target: LocatedPrompt) -> tuple[Group, ...]:
+    """All tokens of two prompts of one query, in the smallest groups of the same characters.
+
+    A group of the query mostly holds one token of each prompt, and several where they are cut
+    differently; a token of a hijacking sentence is alone. Each token is in one group; those of
+    the target are in its order, and those that only the source has come first.
+    """
+    ends = {_to_end(source, i) for i in _from_query(source)}
+    ends &= {_to_end(target, i) for i in _from_query(target)}
+    left, right = (_by_key(prompt, side, ends) for side, prompt in enumerate((source, target)))
+    both = [Group(left.pop(key, ()), places) for key, places in right.items()]
+    return (*(Group(places, ()) for places in left.values()), *both)
+
+
 def _corresponding(
     source: LocatedPrompt, target: LocatedPrompt
 ) -> tuple[list[tuple[int, int]], int]:
@@ -129,26 +152,28 @@ def _corresponding(
             f"the queries {texts[0]!r} and {texts[1]!r} differ, so their tokens do not correspond; "
             "align prompts of one fact."
         )
-    ends = [_by_end(prompt) for prompt in (source, target)]
-    # Behind the first word, counted from the right as `_by_end` does.
+    # Behind the first word, counted from the end of the text.
     behind = len(texts[0]) - len(texts[0].split(maxsplit=1)[0])
+    queries = [set(prompt.spans["query"]) for prompt in (source, target)]
     pairs: list[tuple[int, int]] = []
     unmatched = 0
-    for end in sorted({*ends[0], *ends[1]}):
-        here = [side.get(end, []) for side in ends]
-        tokens = [
-            [prompt.ids[i] for i in places]
-            for prompt, places in zip((source, target), here, strict=True)
+    for group in groups(source, target):
+        own = [i for i in group.source if i in queries[0]]
+        other = [i for i in group.target if i in queries[1]]
+        cuts = [
+            [(_to_end(prompt, i), prompt.ids[i]) for i in held if _to_end(prompt, i) < behind]
+            for prompt, held in ((source, own), (target, other))
         ]
-        if end < behind and tokens[0] != tokens[1]:
+        if cuts[0] != cuts[1]:
             raise InputError(
                 f"the query {texts[0]!r} is cut into other tokens in {target.text!r} than in "
                 f"{source.text!r}, and not only in its first word; it cannot be aligned."
             )
-        # The bytes of one letter all end at it; the last of them is the last.
-        joined = list(zip(reversed(here[0]), reversed(here[1]), strict=False))
+        # Those that end where the group does; the bytes of one letter all end at it.
+        held = (_at_the_end(source, own), _at_the_end(target, other))
+        joined = list(zip(*map(reversed, held), strict=False))
         pairs += joined
-        unmatched += len(here[0]) + len(here[1]) - 2 * len(joined)
+        unmatched += len(own) + len(other) - 2 * len(joined)
     bos = [prompt.spans["bos"] for prompt in (source, target)]
     return sorted([*zip(*bos, strict=True), *pairs]), unmatched
 
@@ -157,9 +182,40 @@ def _query_text(prompt: LocatedPrompt) -> str:
     return prompt.text[prompt.offsets[prompt.spans["query"][0]][0] :].lstrip()
 
 
-def _by_end(prompt: LocatedPrompt) -> dict[int, list[int]]:
-    """How many characters stand behind a token -> the tokens of the query of which that holds."""
-    found: dict[int, list[int]] = defaultdict(list)
-    for place in prompt.spans["query"]:
-        found[len(prompt.text) - prompt.offsets[place][1]].append(place)
-    return found
+def _from_query(prompt: LocatedPrompt) -> range:
+    return range(min(prompt.spans["query"]), len(prompt.ids))
+
+
+def _to_end(prompt: LocatedPrompt, place: int) -> int:
+    """How many characters stand behind a token."""
+    return len(prompt.text) - prompt.offsets[place][1]
+
+
+def _at_the_end(prompt: LocatedPrompt, places: list[int]) -> list[int]:
+    return [i for i in places if _to_end(prompt, i) == _to_end(prompt, places[-1])]
+
+
+def _by_key(
+    prompt: LocatedPrompt, side: int, ends: set[int]
+) -> dict[tuple[str, int, int], tuple[int, ...]]:
+    """A key that both prompts have for the same tokens -> positions, in their order.
+
+    Characters are counted from the end of the text, as the sentences stand before the query.
+    """
+    bos, hijack = set(prompt.spans["bos"]), set(prompt.spans.get("hijack", ()))
+    query = _from_query(prompt)
+    found: dict[tuple[str, int, int], list[int]] = {}
+    separators = 0
+    for i in range(len(prompt.ids)):
+        if i in query:
+            to_end = _to_end(prompt, i)
+            key = ("query", max(end for end in ends if end <= to_end), 0)
+        elif i in hijack:
+            key = ("hijack", i, side)  # of this prompt alone
+        elif i in bos:
+            key = ("bos", i, 0)
+        else:
+            key = ("separator", separators, 0)
+            separators += 1
+        found.setdefault(key, []).append(i)
+    return {key: tuple(places) for key, places in found.items()}

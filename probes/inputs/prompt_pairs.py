@@ -10,9 +10,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from hijacklens.arguments import whole_number
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.hooked import HookedLanguageModel
+from hijacklens.prompts import DOSE, MOST_SENTENCES
 from hijacklens.schemes import Scheme, get_scheme
 from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts
 from hijacklens.tokens import LocatedPrompt, locate
@@ -93,6 +95,7 @@ def prompt_pairs(
     """
     if len(facts) == 0:
         raise InputError(f"there are no facts in {facts.name}.")
+    dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
     if dose < 1:
         raise InputError(f"a hijacked prompt has at least 1 sentence before it; dose is {dose}.")
     prompts, unusable = make_prompts(facts, get_scheme(scheme), (0, dose), seed=seed)

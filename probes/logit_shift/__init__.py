@@ -31,6 +31,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hijacklens.arguments import one_of_type, whole_number
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.hooked import HookedLanguageModel, require_text
@@ -39,7 +40,7 @@ from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.results import Provenance
 from hijacklens.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts
+from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts, skipped_table
 from hijacklens.tokens import locate
 from probes.account import Account, Question, accounts
 from probes.inputs.alignment import SPANS, Unit, align
@@ -243,10 +244,8 @@ def _pairs(
 ) -> tuple[list[Pair], list[Unscored]]:
     """Both prompts of every fact that has them, and the facts that have not."""
     require_text(model, operation="the account of a logit shift")
-    if isinstance(dose, bool) or not isinstance(dose, int) or dose < 1:
-        raise InputError(
-            f"a shift is between dose 0 and a dose from 1 on; {dose!r} is none. Use 1, 2, ..."
-        )
+    one_of_type("facts", facts, FactSet, "hl.atlas()")
+    dose = whole_number("a shift is between dose 0 and a dose from 1 on; the dose", dose, least=1)
     prompts, unscored = make_prompts(facts, scheme, [0, dose], seed=seed)
     items, too_long = make_items(
         prompts,
@@ -261,7 +260,7 @@ def _pairs(
     for both in sides.values():
         bare, hijacked = both[False], both[True]
         first, second = (locate(model.tokenizer, item.prompt) for item in (bare, hijacked))
-        units = align(first, second, bare.fact, model.tokenizer)
+        units = align(first, second, model.tokenizer)
         pairs.append(Pair(bare.fact, bare, hijacked, units))
     return pairs, [*unscored, *too_long]
 
@@ -340,4 +339,4 @@ def _skipped(facts: FactSet, unscored: Sequence[Unscored]) -> pd.DataFrame:
     for row in unscored:
         fact = row.fact
         rows.append((fact.case_id, fact.relation_id, fact.subject, row.reason))
-    return pd.DataFrame(rows, columns=columns)
+    return skipped_table(rows, columns)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,16 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
+from hijacklens.glance import Glance
 from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import RESAMPLES, Interval, paired_mean
 from probes.account import SINGLE
 from probes.inputs.alignment import SPANS
 from probes.logit_shift.figures import check_axes, heat_map, shows
+
+if TYPE_CHECKING:
+    from hijacklens.report.exhibits import Exhibit
 
 ARRAYS = ("attention", "value_bias", "output_bias", "mlp", "single")
 PARTS, FACTS, SKIPPED = "parts.npz", "facts.parquet", "skipped.csv"
@@ -169,6 +174,12 @@ class AverageShift(Result):
             order=order if axis == "span" else (),
         )
 
+    def exhibits(self) -> list[Exhibit]:
+        """Both maps, the sums by kind and span, every part, and the facts."""
+        from probes.logit_shift.exhibits import average_exhibits
+
+        return average_exhibits(self)
+
     def configuration(self) -> dict[str, Any]:
         """The settings, the counts, the mean shift with its interval and the largest residual."""
         shift = self.shift
@@ -214,8 +225,7 @@ class AverageShift(Result):
             with np.load(folder / PARTS, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in ARRAYS}
             facts = pd.read_parquet(folder / FACTS)
-            # Only an empty cell is missing: a subject may be called "NA" or "null".
-            skipped = pd.read_csv(folder / SKIPPED, keep_default_na=False)
+            skipped = read_skipped(folder / SKIPPED)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
         names = ("model", "facts", "scheme", "dose", "probes", "seed")
@@ -228,10 +238,25 @@ class AverageShift(Result):
             provenance=provenance_from(record),
         )
 
-    def __repr__(self) -> str:
-        return (
-            f"AverageShift({self.settings['model']['name']}; {self.settings['facts']['name']}, "
-            f"{len(self.facts)} facts; {self.settings['scheme']}, dose {self.settings['dose']}; "
-            f"mean shift {self.shift} logits, largest residual {self.residual:.1e}; "
-            f"{len(self.skipped)} skipped)"
+    def glance(self) -> Glance:
+        """The mean shift with its interval, and what wrote it, by kind and span."""
+        total, settings = self.shift, self.settings
+        parts = self.summary()
+        largest = parts["shift"].abs().sort_values(ascending=False, kind="stable").index[:6]
+        rows = [
+            (
+                f"{row['kind']} to {row['span']}" if row["span"] else str(row["kind"]),
+                f"{row['shift']:+.2f}",
+                f"[{row['low']:+.2f}, {row['high']:+.2f}]",
+            )
+            for row in parts.loc[largest].to_dict("records")
+        ]
+        whole = ("the whole shift", f"{total.value:+.2f}", f"[{total.low:+.2f}, {total.high:+.2f}]")
+        return Glance(
+            f"{settings['model']['name']} · {settings['facts']['name']}, {len(self.facts)} facts, "
+            f"{len(self.skipped)} skipped · {settings['scheme']}, dose {settings['dose']} · "
+            f"largest residual {self.residual:.1e} logits",
+            ("part (logits)", "mean", "95% interval"),
+            (whole, *rows),
+            ("summary()", "to_dataframe()", "by_head", "plot()", "save(folder)"),
         )

@@ -94,8 +94,8 @@ def heat_map(
             line(n_main - 0.5, color="#000000", linewidth=0.8)
         ax.set_xlabel(f"{axis if sideways else 'layer'}\n{note}")
         ax.set_ylabel("layer" if sideways else axis)
-        ax.set_title(title, fontsize=10)
-        figure.colorbar(image, ax=ax, label=label, shrink=0.9)
+        ax.set_title(_plain(title), fontsize=10)
+        figure.colorbar(image, ax=ax, label=_plain(label), shrink=0.9)
     return figure
 
 

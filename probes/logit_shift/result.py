@@ -21,23 +21,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
+from hijacklens.glance import Glance
 from hijacklens.prompts import Prompt
 from hijacklens.results import Provenance, Result, provenance_from
 from probes.account import SINGLE, Account
 from probes.inputs.alignment import Unit
 from probes.logit_shift.figures import check_axes, heat_map, shows
 
+if TYPE_CHECKING:
+    from hijacklens.report.exhibits import Exhibit
+
 COLUMNS = ("span", "token", "position", "layer", "head", "kind", "bare", "hijacked", "shift")
 KINDS = ("attention", "value_bias", "output_bias", "mlp", *SINGLE)
-TABLE = "account.parquet"
+TABLE, PATTERNS = "account.parquet", "patterns.npz"
 
 
 def parts_table(units: Sequence[Unit], bare: Account, hijacked: Account) -> pd.DataFrame:
@@ -111,6 +116,10 @@ class ShiftAccount(Result):
     settings: Mapping[str, Any]
     """Model, fact, scheme, dose, the hijacked prompt, probes, seed."""
     provenance: Provenance
+    tokens: tuple[str, ...] = ()
+    """The tokens of the hijacked prompt, where the patterns are kept."""
+    patterns: Float[np.ndarray, "layer head query key"] | None = None
+    """Where the heads look in the hijacked prompt; see `probes.attention.page.with_patterns`."""
 
     figure_names = ()
 
@@ -210,6 +219,12 @@ class ShiftAccount(Result):
             order=order,
         )
 
+    def exhibits(self) -> list[Exhibit]:
+        """Both maps, the attention of the heads that wrote most, and the parts."""
+        from probes.logit_shift.exhibits import account_exhibits
+
+        return account_exhibits(self)
+
     def configuration(self) -> dict[str, Any]:
         """The settings, the totals in logits, and the sum of each kind of part."""
         kinds: Any = self.table.groupby("kind", sort=False)["shift"].sum()
@@ -225,7 +240,7 @@ class ShiftAccount(Result):
         }
 
     def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """The table, its summary, the map by token and layer, and that by layer and head."""
+        """The table, its summary, both maps, and the attention patterns where they are kept."""
         found: dict[str, Callable[[Path], None]] = {
             TABLE: lambda path: self.table.to_parquet(path, index=False),
             "summary.csv": lambda path: self.summary().to_csv(path, index=False),
@@ -235,26 +250,48 @@ class ShiftAccount(Result):
             figure = self.plot(by=by)
             for ending in ("svg", "png"):
                 found[f"{name}.{ending}"] = lambda path, figure=figure: plots.write(figure, path)
+        if self.patterns is not None:
+            found[PATTERNS] = self._write_patterns
         return found
+
+    def _write_patterns(self, path: Path) -> None:
+        with path.open("wb") as file:  # a name would get another ending
+            np.savez_compressed(file, tokens=np.array(self.tokens), patterns=self.patterns)
 
     @classmethod
     def read(cls, folder: Path, record: Mapping[str, Any]) -> ShiftAccount:
         """Read the table back; the rest is in the record."""
         try:
             table = pd.read_parquet(folder / TABLE)
+            more: dict[str, Any] = {}
+            if (folder / PATTERNS).exists():
+                with np.load(folder / PATTERNS, allow_pickle=False) as held:
+                    tokens = tuple(str(token) for token in held["tokens"])
+                    more = {"tokens": tokens, "patterns": held["patterns"]}
         except (OSError, ValueError) as error:
             raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
         names = ("model", "fact", "scheme", "dose", "prompt", "probes", "seed")
         settings = {name: record[name] for name in names}
-        return cls(table, record["bare"], record["hijacked"], settings, provenance_from(record))
+        provenance = provenance_from(record)
+        return cls(table, record["bare"], record["hijacked"], settings, provenance, **more)
 
-    def __repr__(self) -> str:
-        fact = self.settings["fact"]
-        return (
-            f"ShiftAccount({self.settings['model']['name']}; case {fact['case_id']}, "
-            f"{fact['target_false']!r} against {fact['target_true']!r}; "
-            f"{self.settings['scheme']}, dose {self.settings['dose']}; shift {self.shift:+.4f} "
-            f"logits, residual {self.residual:.1e})"
+    def glance(self) -> Glance:
+        """The shift, and its largest parts by layer and head."""
+        fact, settings = self.settings["fact"], self.settings
+        whole = ("the whole", f"{self.bare:+.2f}", f"{self.hijacked:+.2f}", f"{self.shift:+.2f}")
+        rows = []
+        for row in self.biggest(5).to_dict("records"):
+            place = "" if pd.isna(row["layer"]) else f" {row['layer']}"
+            place += "" if pd.isna(row["head"]) else f".{row['head']}"
+            numbers = (f"{row[name]:+.2f}" for name in ("bare", "hijacked", "shift"))
+            rows.append((f"{row['kind']}{place}", *numbers))
+        return Glance(
+            f"{settings['model']['name']} · case {fact['case_id']}, {fact['target_false']!r} "
+            f"against {fact['target_true']!r} · {settings['scheme']}, dose {settings['dose']} · "
+            f"residual {self.residual:.1e} logits",
+            ("part (logits)", "bare", "hijacked", "shift"),
+            (whole, *rows),
+            ("summary()", "biggest()", "plot()", "save(folder)"),
         )
 
 

@@ -46,6 +46,7 @@ from transformer_lens import FactoredMatrix
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.errors import InputError, unknown
 from hijacklens.hooked import HookedModel, require_eval
+from hijacklens.progress import bar
 from hijacklens.results import Provenance
 from probes import sites, sources
 from probes.memory_fit import associations
@@ -60,6 +61,8 @@ Scaling: TypeAlias = Literal["model", "unit"]
 """Vectors with the lengths they have in the model, or each scaled to length 1."""
 BLOCK = 2**25
 """Most scores held at once: 256 MiB in float64."""
+AT_ONCE = 32
+"""Most matrices between two looks at the progress bar."""
 
 
 def fit(
@@ -71,14 +74,14 @@ def fit(
     scaling: Scaling = "model",
     draws: int = 199,
     seed: int = 0,
+    quiet: bool = False,
 ) -> MemoryFit:
     """Fit the memory of given associations to the W_V or the OV circuits of models.
 
     Args:
         source: One-layer models, language models, or a `TrainingResult`: see `probes.sources`.
         associated: Pairs of tokens (`probes.memory_fit.associations`); a task, for its Hamming-1
-        neighbours;
-            None for the task of a `TrainingResult`.
+            neighbours; None for the task of a `TrainingResult`.
         layers: Layers of a language model; None for all.
         heads: Query heads of these, or pairs (layer, head); None for all.
         scaling: `"model"`: vectors with the lengths they have in the model, as in equation 5.1;
@@ -86,6 +89,7 @@ def fit(
         draws: How many shuffled associations, and how many rotated matrices, each matrix is
             compared with; the smallest p-value is 1 / (draws + 1).
         seed: Seed of the draws, which are the same for all models.
+        quiet: Draw no progress bar.
 
     Raises:
         InputError: No associations, tokens that a model does not have, a layer or head that it
@@ -109,7 +113,8 @@ def fit(
         memory = _memory(found, path.read, path.write, scaling)
         chosen = sites.choose(model, layers=layers, heads=heads, axis="head").pairs
         matrices = ((name, *site, path.circuit(*site)) for site in chosen)
-        tables.append(_fit(memory, matrices, draws, seed))
+        with bar(len(chosen), unit="matrices", label=name, quiet=quiet) as progress:
+            tables.append(_fit(memory, matrices, draws, seed, progress.update))
     return _result(tables, found, scaling, draws, seed)
 
 
@@ -207,11 +212,12 @@ def _fit(
     matrices: Iterable[tuple[str, int, int, Factors]],
     draws: int,
     seed: int,
+    advance: Callable[[float], Any] = lambda done: None,
 ) -> pd.DataFrame:
     """The rows of one family of matrices, in blocks that fit in memory."""
     shuffle = np.random.default_rng(seed)
     orders = [shuffle.permutation(len(memory.source)) for _ in range(draws)]
-    size = max(1, BLOCK // (len(memory.source) * len(memory.write)))
+    size = max(1, min(AT_ONCE, BLOCK // (len(memory.source) * len(memory.write))))
     places: list[tuple[str, int, int]] = []
     shuffled, rotated, frames = [], [], None
     rest = iter(matrices)
@@ -225,10 +231,12 @@ def _fit(
         if frames is None:
             frames = memory.frames(spectrum_length(factors[0]), draws=draws, seed=seed)
         shuffled.append(memory.shuffled(factors, orders))
+        advance(len(block) / 2)
         ends = enumerate(places[-len(block) :], start=len(places) - len(block))
         # Matrices that were given as such are no heads: their number tells them apart.
         ids = [(layer, head) if layer >= 0 else (i, 0) for i, (_, layer, head) in ends]
         rotated.append(memory.rotated(factors, frames, seed=seed, places=ids))
+        advance(len(block) / 2)
     both = np.concatenate(shuffled)
     value = both[:, 0]
     controls = {

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import unknown
+from hijacklens.glance import Glance
 from hijacklens.results import Provenance, Result, provenance_from
 from probes import sources
 from probes.memory_fit.outer_products import STATISTICS
@@ -122,6 +123,26 @@ class MemoryFit(Result):
             title = f"{self.settings['associations']} ({self.settings['pairs']} pairs)"
             figure.suptitle(title, fontsize=11)
         return figure
+
+    def glance(self) -> Glance:
+        """The summary: the matrix with the largest z of each model and statistic."""
+        rows = tuple(
+            (
+                f"{row['model']}, {row['statistic']}",
+                f"{row['mean']:.3f}",
+                "" if row["layer"] < 0 else f"{row['layer']:.0f}.{row['head']:.0f}",
+                f"{row['value']:.3f}",
+                f"{row['z']:.1f}",
+                f"{row['significant']} of {row['matrices']}",
+            )
+            for row in self.summary().to_dict("records")
+        )
+        return Glance(
+            f"{self.settings['associations']} ({self.settings['pairs']} pairs)",
+            ("model, statistic", "mean", "best", "its value", "its z", "significant"),
+            rows,
+            ("summary()", "verdicts()", "best()", "plot()", "save(folder)"),
+        )
 
     def configuration(self) -> dict[str, Any]:
         """The settings and the summary."""

@@ -35,7 +35,7 @@ from hijacklens.models import ModelIdentity, identify
 from hijacklens.progress import bar
 from hijacklens.results import Provenance
 from hijacklens.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import SKIPPED_COLUMNS, Unscored
+from hijacklens.scoring.items import Unscored, skipped_table
 from probes.activations.places import HEAD_AXES, Site, hook_name
 from probes.inputs.prompt_pairs import DIRECTIONS, Direction, prompt_pairs
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
@@ -275,4 +275,4 @@ def _skipped(facts: FactSet, unscored: Sequence[Unscored], identity: ModelIdenti
         )
         for row in unscored
     ]
-    return pd.DataFrame([*unread, *left_out], columns=list(SKIPPED_COLUMNS))
+    return skipped_table([*unread, *left_out])

@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError, unknown
+from hijacklens.glance import Glance, signed
 from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import paired_ratio
 
 PATCH_COLUMNS = (
@@ -131,9 +133,10 @@ class PatchingSweep(Result):
         narrow = len(columns) <= MOST_COLUMNS
         width = 1.9 + (0.62 if narrow else 0.24) * len(columns)
         height = 1.5 + 0.24 * len(layers)
-        with plots.canvas(width=max(width, 4.2), height=max(height, 2.6)) as (figure, (ax,)):
+        # Below this the title and the label of the scale do not fit, however few the cells.
+        with plots.canvas(width=max(width, 5.4), height=max(height, 3.2)) as (figure, (ax,)):
             finite = np.abs(grid[np.isfinite(grid)])
-            limit = max(float(finite.max()) if finite.size else 0.0, 1e-6)
+            limit = max(float(finite.max()), 1e-6) if finite.size else 1.0
             image = ax.imshow(
                 grid, cmap=COLOURS, vmin=-limit, vmax=limit, origin="lower", aspect="auto"
             )
@@ -142,12 +145,9 @@ class PatchingSweep(Result):
             bar = figure.colorbar(image, ax=ax, label=self._meaning(value))
             bar.outline.set_visible(False)
             ax.grid(False)
-            ax.set(
-                xlabel=PLACE_NAMES[axis],
-                ylabel="layer",
-                title=self._title() + (f"\n{BOLD}" if bold.any() and narrow else ""),
-            )
-            ax.title.set_fontsize(9)
+            ax.set(xlabel=PLACE_NAMES[axis], ylabel="layer")
+            title = self._title() + (f"\n{BOLD}" if bold.any() and narrow else "")
+            figure.suptitle(title, fontsize=9)
             ax.set_xticks(range(len(columns)), [str(column) for column in columns])
             step = max(1, len(layers) // 16)
             ax.set_yticks(range(0, len(layers), step), [str(x) for x in layers[::step]])
@@ -167,7 +167,7 @@ class PatchingSweep(Result):
         at = "" if settings["axis"] == "span" else f" at {settings['spans'][0]}"
         return (
             f"{settings['models'][0]['name']}: {settings['site']}{at}, {into}\n"
-            f"{settings['scheme']['name']}, dose {settings['dose']}, {n} facts; "
+            f"{settings['scheme']['name']}, dose {settings['dose']}, {n} facts\n"
             f"o_ - o*: {means['clean']:+.2f} clean, {means['hijacked']:+.2f} hijacked"
         )
 
@@ -195,8 +195,7 @@ class PatchingSweep(Result):
         """Read the patches and skipped facts back; everything else is computed from them."""
         try:
             patches = pd.read_parquet(folder / "patches.parquet")
-            # Only an empty cell is missing: a subject may be called "NA" or "null".
-            skipped = pd.read_csv(folder / "skipped.csv", keep_default_na=False)
+            skipped = read_skipped(folder / "skipped.csv")
         except (OSError, ValueError) as error:
             raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
         missing = set(PATCH_COLUMNS) - set(patches.columns)
@@ -206,13 +205,25 @@ class PatchingSweep(Result):
         settings = {key: value for key, value in record.items() if key not in derived}
         return cls(patches, skipped, settings, provenance_from(record))
 
-    def __repr__(self) -> str:
-        settings = self.settings
-        return (
-            f"PatchingSweep({settings['models'][0]['name']}; {settings['site']} by "
-            f"{settings['axis']}, {settings['direction']}; {settings['scheme']['name']}, dose "
-            f"{settings['dose']}; {self.patches['case_id'].nunique()} facts, "
-            f"{len(self.skipped)} skipped)"
+    def glance(self) -> Glance:
+        """The patches with the largest share of the shift."""
+        settings, table = self.settings, self._summary
+        largest = table["share"].abs().sort_values(ascending=False, kind="stable").index[:5]
+        rows = [
+            (
+                f"layer {row['layer']}, {row['span']}"
+                + ("" if pd.isna(row["head"]) else f", head {row['head']}"),
+                signed(row["share"]),
+                f"[{signed(row['share_low'])}, {signed(row['share_high'])}]",
+            )
+            for row in table.loc[largest].to_dict("records")
+        ]
+        return Glance(
+            f"{settings['models'][0]['name']} · {settings['site']} by {settings['axis']}, "
+            f"{settings['direction']} · {settings['scheme']['name']}, dose {settings['dose']} · "
+            f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
+            (f"largest of {len(table)} patches", "share of the shift", "95% interval"),
+            tuple(rows),
         )
 
 

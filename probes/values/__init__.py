@@ -32,7 +32,7 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -41,7 +41,7 @@ from torch import Tensor
 from hijacklens.errors import InputError
 from hijacklens.hooked import HookedModel, NamedHook
 from hijacklens.layout import Layout
-from probes.sites import Heads, Layers, choose, describe
+from probes.sites import Heads, Layers, choose, describe, kept
 from probes.values.hooks import circuit_hooks, inner_hooks, value_hooks
 from probes.values.made_matrices import MadeMatrices
 from probes.values.paper_memory import associations, memory
@@ -205,7 +205,7 @@ def replace(
         are listed before it. Costs one product [pos, d_model] x [d_model, d_head] per kv head.
     """
     made, at = _source(source), _places(source, layers, heads)
-    return ValueReplacement(source=made, layers=_kept(layers), heads=at, keep_bias=keep_bias)
+    return ValueReplacement(source=made, layers=kept(layers), heads=at, keep_bias=keep_bias)
 
 
 def replace_circuit(
@@ -239,7 +239,7 @@ def replace_circuit(
         the part of b_V alone, as the rest is added behind W_O.
     """
     made, at = _source(source), _places(source, layers, heads)
-    return CircuitReplacement(source=made, layers=_kept(layers), heads=at, keep_bias=keep_bias)
+    return CircuitReplacement(source=made, layers=kept(layers), heads=at, keep_bias=keep_bias)
 
 
 def _source(source: Any) -> Source:
@@ -262,12 +262,7 @@ def _source(source: Any) -> Source:
 def _places(source: Any, layers: Layers, heads: Heads) -> Any:
     if isinstance(source, Mapping) and layers is None and heads is None:
         return tuple(sorted(source))
-    return _kept(heads)
-
-
-def _kept(chosen: Any) -> Any:
-    """An iterable as a tuple, so that it can be read twice."""
-    return tuple(chosen) if isinstance(chosen, Iterable) else chosen
+    return kept(heads)
 
 
 def _key(

@@ -22,6 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from hijacklens.arguments import number, whole_number
 from hijacklens.concepts import memory as concept_memory
 from hijacklens.errors import InputError
 from hijacklens.hooked import HookedModel
@@ -124,7 +125,7 @@ def identity() -> Source:
 
 def scaled(factor: float | int) -> Source:
     """The matrix that is there, times a factor."""
-    value = float(factor)
+    value = number("factor", factor)
     return Source(f"scaled({value!r})", partial(_scaled, value), partial(_scaled_inner, value))
 
 
@@ -136,6 +137,7 @@ def low_rank(rank: int) -> Source:
     Raises:
         InputError: When it is put on a model: `rank` is below 1 or above d_head.
     """
+    rank = whole_number("rank", rank, least=1)
     return Source(f"low_rank({rank})", partial(_low_rank, rank), partial(_low_rank_inner, rank))
 
 
@@ -145,6 +147,7 @@ def random(*, seed: int) -> Source:
     The draw of a place does not depend on which others are chosen. In place of an OV circuit it is
     a product of two Gaussian factors, so that it has the rank of a circuit, d_head, too.
     """
+    seed = whole_number("seed", seed)
     return Source(f"random(seed={seed})", partial(_random, seed))
 
 

@@ -82,7 +82,7 @@ def test_info_and_clear(folders, cache, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == f"deleted {gpt2} readings of tiny-gpt2 from {cache}\n"
     assert [row.model for row in Store(cache).contents().rows] == ["tiny-llama"]
     assert run("cache", "clear", "--model", "tiny-gpt") == 2
-    assert "unknown model in the store 'tiny-gpt'; Allowed: tiny-llama." in capsys.readouterr().err
+    assert "unknown model in the store 'tiny-gpt'. Allowed: tiny-llama." in capsys.readouterr().err
     assert run("cache", "clear", "--yes") == 0
     assert Store(cache).count() == 0
     assert len(asked) == 1

@@ -53,6 +53,7 @@ def test_hijack_writes_the_files_of_the_design(folders, tmp_path, capsys):
     assert printed.err == ""
     assert {path.name for path in out.iterdir()} == {
         "items.parquet",
+        "prompts.parquet",
         "summary.csv",
         "rules.csv",
         "skipped.csv",
@@ -74,7 +75,8 @@ def test_hijack_writes_the_files_of_the_design(folders, tmp_path, capsys):
     assert run(*command, "--overwrite") == 0
 
 
-def test_progress_goes_to_standard_error(folders, tmp_path, capsys):
+def test_progress_goes_to_standard_error(folders, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hijacklens.progress.watched", lambda: True)
     out = tmp_path / "out"
     command = ["hijack", "--model", folders / "tiny-gpt2", "--limit", "3", "--out", out]
     assert run(*command, "--facts", folders / "facts.jsonl", "--doses", "1") == 0

@@ -44,12 +44,13 @@ def test_search_and_held_out_test(folders, tmp_path, capsys):
     assert printed.err == ""
     lines = printed.out.splitlines()
     assert lines[0].startswith("planted · facts.jsonl, 12 facts · do-not-think, dose 1")
-    assert lines[2].startswith("1.2 ")
-    assert lines[2].endswith("chosen")
+    assert lines[2].split()[-1] == "chosen"
+    assert lines[3].startswith("1.2 ")
+    assert lines[3].endswith("yes")
     assert "held out: facts.jsonl, 6 facts · without heads 1.2 · rule first" in printed.out
     assert "relation         1  new (6)" in printed.out
     assert "side effects on the bare query" in printed.out
-    assert "2 (random, same layers), 2 (random, any layer)" in printed.out
+    assert "layers: 2 random, in the same layers; model: 2 random, anywhere in the model" in printed.out
     files = {path.name for path in out.iterdir()}
     assert files >= {"result.json", "items.parquet", "summary.csv", "side_effects.csv", "search"}
     assert f"written to {out}/" in printed.out

@@ -37,7 +37,7 @@ def tiny_folder(tmp_path_factory):
 @pytest.mark.parametrize("name", ALL)
 def test_an_analysis_says_what_it_is(name):
     analysis = ALL[name]
-    assert set(analysis.settings) == set(analysis.cost) == {"quick", "paper"}
+    assert set(analysis.settings) == set(analysis.entry.cost) == {"quick", "paper"}
     names = {item.name for item in fields(analysis.settings["quick"])}
     assert set(analysis.ours) <= names
     claims = [check.claim for check in analysis.checks]

@@ -24,6 +24,7 @@ FILES = {
     "layer_head.svg",
     "layer_head.png",
     "attention.html",
+    "patterns.npz",
     "result.json",
 }
 OWN = ("--prompt", "The Eiffel Tower is in the city of", "--subject", "Eiffel Tower")

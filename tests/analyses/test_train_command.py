@@ -31,12 +31,13 @@ def test_it_prints_a_table_and_writes_the_files(
     out = tmp_path / "run"
     call(f"{QUICK} --omega 0.5 --beta 1 --support all --seeds 2 --lr 0.05,0.01 --freeze wv", out)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["lr", "seed", "accuracy", "Bayes", "eq.", "5.1", "loss", "(nats)"]
-    assert [line.split()[:2] for line in lines[1:5]] == [
+    assert lines[0].startswith("m = 3, ") and "W_V frozen · seeds 0, 1, " in lines[0]
+    assert lines[1].split() == ["lr", "seed", "accuracy", "Bayes", "eq.", "5.1", "loss", "(nats)"]
+    assert [line.split()[:2] for line in lines[2:6]] == [
         ["0.05", "0"], ["0.05", "1"], ["0.01", "0"], ["0.01", "1"],
     ]  # fmt: skip
-    assert lines[5].startswith("best learning rate, by mean accuracy over the seeds: 0.0")
-    assert lines[6].startswith(f"written to {out}/")
+    assert lines[6].startswith("best learning rate, by mean accuracy over the seeds: 0.0")
+    assert lines[7].startswith(f"written to {out}/")
     text = (out / "summary.csv").read_text()
     assert text.splitlines()[0] == COLUMNS
     assert len(text.splitlines()) == 5
@@ -54,7 +55,7 @@ def test_the_printed_accuracy_is_that_of_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(f"{QUICK} --seeds 1 --lr 0.05", tmp_path)
-    row = capsys.readouterr().out.splitlines()[1]
+    row = capsys.readouterr().out.splitlines()[2]
     accuracy = pd.read_csv(tmp_path / "summary.csv")["accuracy"][0]
     assert f" {accuracy:.3f}".replace(" 0.", " .") in row
 

@@ -17,10 +17,10 @@ from hijacklens.errors import InputError, unknown
             "unknown rule 'frist'; did you mean 'first'? Allowed: first, mean, sum.",
             id="a near name",
         ),
-        pytest.param("x", ["b", "a"], "", "unknown rule 'x'; Allowed: a, b.", id="no near name"),
-        pytest.param("x", ["a"], "Try a.", "unknown rule 'x'; Allowed: a. Try a.", id="a hint"),
-        pytest.param(3, ["a"], "", "unknown rule 3; Allowed: a.", id="not a text"),
-        pytest.param("", ["a"], "", "unknown rule ''; Allowed: a.", id="empty"),
+        pytest.param("x", ["b", "a"], "", "unknown rule 'x'. Allowed: a, b.", id="no near name"),
+        pytest.param("x", ["a"], "Try a.", "unknown rule 'x'. Allowed: a. Try a.", id="a hint"),
+        pytest.param(3, ["a"], "", "unknown rule 3. Allowed: a.", id="not a text"),
+        pytest.param("", ["a"], "", "unknown rule ''. Allowed: a.", id="empty"),
     ],
 )
 def test_unknown(given, allowed, hint, text):

@@ -107,6 +107,7 @@ def test_the_record_says_what_and_where_from(counts, tmp_path):
         "type": "hijacklens.standin_of_the_tests:Counts",
         "n": 3,
         "mean": None,
+        "files": ["items.csv", "curve.svg", "curve.png"],
         "provenance": asdict(counts.provenance),
     }
     assert provenance_from(record) == counts.provenance

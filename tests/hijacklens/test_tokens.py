@@ -232,7 +232,11 @@ def test_spans_hold_exactly_their_words(template, subject, sentence, dose, famil
     assert spans["last"] == (len(ids) - 1,)
     assert spans["last"][0] in spans["query"]
     assert spans["bos"] == (() if family == "gpt2" else (0,))
-    assert set(spans) == {"bos", "hijack", "query", "subject", "last", "target"}
+    assert set(spans) == {"bos", "hijack", "mention", "query", "subject", "last", "target"}
+    # A token may hold the full stop behind the word, too.
+    named = words(tokenizer, ids, spans["mention"]).replace(".", "").replace("。", "")
+    assert named == "Guam" * sentence.count("Guam") * dose
+    assert set(spans["mention"]) <= set(spans["hijack"])
     assert spans["target"] == ()
 
 
@@ -251,6 +255,7 @@ def test_spans_with_the_real_gpt2_tokenizer(gpt2):
     ]  # fmt: skip
     assert dict(located.spans) == {
         "hijack": (0, 1, 2, 3, 4, 5),
+        "mention": (4,),
         "query": tuple(range(6, 16)),
         "subject": (7, 8, 9, 10),
         "bos": (),

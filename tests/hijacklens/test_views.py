@@ -53,8 +53,8 @@ def test_numbers_are_rounded_and_scales_are_symmetric():
 
 def test_a_folded_view_is_drawn_when_it_is_opened():
     text = views.page(sample(folded=True), title="t")
-    assert '<details id="fold1"><summary>Heads</summary>' in text
-    assert re.search(r'getElementById\("fold1"\)\.addEventListener\("toggle"', text)
+    assert '<details id="view-fold1"><summary>Heads</summary>' in text
+    assert re.search(r'getElementById\("view-fold1"\)\.addEventListener\("toggle"', text)
 
 
 @pytest.mark.parametrize(

@@ -39,8 +39,10 @@ def gpt2():
     return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
 
 
-def by_hand(plain, tokenizer, prompt: str, hijack_end: int, target: str) -> list[float]:
-    """Log-probabilities of a target, with the answering tokens blind to the hijack."""
+def by_hand(
+    plain, tokenizer, prompt: str, stretches: list[tuple[int, int]], target: str
+) -> list[float]:
+    """Log-probabilities of a target, with the answering tokens blind to stretches of the text."""
     before, after = encode(tokenizer, [prompt, f"{prompt} {target}"])
     split = continuation(before, after)
     ids = list(split.context + split.target)[:-1]
@@ -48,7 +50,7 @@ def by_hand(plain, tokenizer, prompt: str, hijack_end: int, target: str) -> list
     hijacked = [
         i
         for i, (start, end) in enumerate(offsets[: len(before)])
-        if start < end and prompt[start : min(end, hijack_end)].strip()
+        if any(prompt[max(start, a) : min(end, b)].strip() for a, b in stretches if start < end)
     ]
     n = len(split.context)
     removed = torch.zeros(len(ids), len(ids), dtype=torch.bool)
@@ -56,6 +58,41 @@ def by_hand(plain, tokenizer, prompt: str, hijack_end: int, target: str) -> list
         removed[row, hijacked] = True
     logits = everywhere_masked(plain, ids, removed).double().log_softmax(-1)
     return [float(logits[n - 1 + i, token]) for i, token in enumerate(split.target)]
+
+
+def test_a_mention_is_masked_in_every_way_of_running(pair):
+    """Expected: plain passes in which the answering tokens do not see the word itself."""
+    plain, model = pair
+    tokenizer = model.tokenizer
+    chosen = sample_facts()[3:6]
+    probe = knock_out("last", "mention")
+    ways = ("plain", "packed", "cached")
+    runs = {
+        way: hijack(model, chosen, doses=[0, 2], probes=[probe], way=way, quiet=True).items
+        for way in ways
+    }
+    whole = hijack(
+        model, chosen, doses=[0, 2], probes=[knock_out("last", "hijack")], quiet=True
+    ).items
+    facts = {fact.case_id: fact for fact in chosen}
+    for i, item in enumerate(runs["plain"].to_dict("records")):
+        fact = facts[item["case_id"]]
+        sentence = get_scheme("do-not-think").sentence(fact)
+        start = sentence.index(fact.target_false)
+        step = len(sentence) + 1
+        stretches = [
+            (k * step + start, k * step + start + len(fact.target_false))
+            for k in range(item["dose"])
+        ]
+        prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
+        for side, target in (("true", fact.target_true), ("false", fact.target_false)):
+            expected = by_hand(plain, tokenizer, prompt, stretches, target)
+            for way in ways:
+                assert runs[way][f"first_{side}"][i] == pytest.approx(expected[0], abs=1e-4)
+                assert runs[way][f"sum_{side}"][i] == pytest.approx(sum(expected), abs=1e-4)
+    hijacked = runs["plain"]["dose"] > 0
+    apart = (runs["plain"]["first_true"] - whole["first_true"])[hijacked].abs()
+    assert apart.max() > 1e-3  # the rest of the sentence is still seen
 
 
 def test_a_data_set_equals_masked_plain_passes_prompt_by_prompt(pair):
@@ -76,7 +113,7 @@ def test_a_data_set_equals_masked_plain_passes_prompt_by_prompt(pair):
         prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
         end = item["dose"] * (len(sentence) + 1)
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
-            expected = by_hand(plain, tokenizer, prompt, end, target)
+            expected = by_hand(plain, tokenizer, prompt, [(0, end)], target)
             longest = max(longest, len(expected))
             assert item[f"n_tokens_{side}"] == len(expected)
             assert item[f"first_{side}"] == pytest.approx(expected[0], abs=1e-4)
@@ -104,7 +141,7 @@ def test_packaged_models_equal_masked_plain_passes(name):
         sentence = get_scheme("do-not-think").sentence(fact)
         prompt, end = f"{sentence} {fact.prompt}", len(sentence) + 1
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
-            expected = by_hand(plain, model.tokenizer, prompt, end, target)
+            expected = by_hand(plain, model.tokenizer, prompt, [(0, end)], target)
             assert items.loc[fact.case_id, f"sum_{side}"] == pytest.approx(sum(expected), abs=5e-4)
 
 

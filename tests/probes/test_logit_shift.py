@@ -128,7 +128,7 @@ def test_every_token_stands_in_one_place(family, fact):
         locate(tokenizer, make_prompt(fact, sentence=sentence, dose=dose, scheme=NEGATIVE))
         for dose in (0, 2)
     )
-    units = align(bare, hijacked, fact, tokenizer)
+    units = align(bare, hijacked, tokenizer)
     for side, prompt in (("bare", bare), ("hijacked", hijacked)):
         places = [place for unit in units for place in getattr(unit, side)]
         assert sorted(places) == list(range(len(prompt.ids)))

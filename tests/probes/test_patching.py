@@ -200,6 +200,19 @@ def test_the_heat_map_has_each_number_in_its_cell():
         made_up().plot(value="ratio")
 
 
+def test_the_title_fits_however_few_cells_there_are():
+    result = made_up()
+    settings = {**result.settings, "models": [{"name": "meta-llama-Llama-2-7b-chat-hf"}]}
+    settings["scheme"] = {"name": "do-not-think-other"}
+    figure = PatchingSweep(result.patches, result.skipped, settings, result.provenance).plot()
+    figure.canvas.draw()
+    box = figure._suptitle.get_window_extent()
+    width, height = figure.canvas.get_width_height()
+    assert 0 <= box.x0 and box.x1 <= width and box.y1 <= height
+    label = figure.axes[1].yaxis.label.get_window_extent()
+    assert 0 <= label.y0 and label.y1 <= height
+
+
 def test_chosen_heads_need_not_fill_a_rectangle():
     whole = made_up(axis="head", heads=(0, 2), spans=("query",))
     chosen = (whole.patches["layer"] == 0) | (whole.patches["head"] == 2)

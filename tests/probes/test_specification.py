@@ -103,7 +103,7 @@ def test_means_are_those_of_the_model_at_hand():
 
 WRONG = {
     "knock-ot:from=last,to=hijack": "unknown kind of probe 'knock-ot'; did you mean 'knock-out'",
-    "": "unknown kind of probe ''; Allowed: ablate, .* `hijacklens probes`",
+    "": "unknown kind of probe ''. Allowed: ablate, .* `hijacklens probes`",
     "knock-out:layer=3,from=last,to=all": "unknown option of knock-out 'layer'; did you mean 'lay",
     "knock-out:from=last": r"lacks to \(a name, .*\); for example knock-out:layers=8-11,from=last",
     "rescale:from=last,to=all": r"lacks factor \(a number\)",

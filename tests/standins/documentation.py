@@ -6,6 +6,7 @@ process. HTML comments before a block say what is special about it:
     <!-- file: my.toml -->         the block is written to that file
     <!-- raises -->                it ends in an InputError; the next `text` block is the message
     <!-- prints -->                the next `text` block is what it prints
+    <!-- refused: KIND words -->   the hub refuses with an error of that class
     <!-- hub: gpt2 -->             what it loads comes from the hub: it runs on the stand-in only
     <!-- slow: ... -->             runs with the tests that are marked slow, with the reason
     <!-- not run: ... -->          checked, not run, with the reason
@@ -26,6 +27,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from click import Context
 
@@ -33,13 +35,18 @@ from analyses.cli import COMMANDS, group, main
 from hijacklens.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
-FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", re.S | re.M)
-MARK = re.compile(r"<!--\s*(file|raises|prints|hub|slow|not run)\s*(?::\s*(.*?))?\s*-->\s*$", re.S)
-MARKS_WITH_REASON = ("file", "hub", "slow", "not run")
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", re.S | re.M
+)
+MARK = re.compile(
+    r"<!--\s*(file|raises|prints|refused|hub|slow|not run)\s*(?::\s*(.*?))?\s*-->\s*$", re.S
+)
+MARKS_WITH_REASON = ("file", "refused", "hub", "slow", "not run")
 SMALL = {
     "limit": 6,
-    "candidates": 4,
+    "candidates": 3,
     "size": 2,
+    "tokens": 2,
     "random_sets": 1,
     "steps": 30,
     "evaluation": 256,
@@ -88,9 +95,17 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """The commands of a shell block as words, without comments and `VARIABLE=value` before them."""
-    lines = text.replace("\\\n", " ").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
+    """The commands of a shell block as words, with the variables that it sets put in."""
+    found: list[list[str]] = []
+    variables: dict[str, str] = {}
+    for line in text.replace("\\\n", " ").splitlines():
+        whole = re.sub(r"\$([A-Z]+)", lambda match: variables[match[1]], line)
+        words = shlex.split(whole, comments=True)
+        if words and all(re.fullmatch(r"[A-Z_]+=.*", word) for word in words):
+            variables.update(word.split("=", 1) for word in words)
+        elif words:
+            found.append(words)
+    return found
 
 
 def check_command(words: list[str]) -> None:
@@ -139,10 +154,11 @@ class Reader:
     def run(self, block: Block, expected: str | None) -> None:
         """Run a block; compare what it prints, or the message of its error, where that is asked."""
         printed = io.StringIO()
-        if block.language == "python":
-            message = self._python(block, printed)
-        else:
-            message = self._shell(block, printed)
+        with refusing(block.marks.get("refused", "")):
+            if block.language == "python":
+                message = self._python(block, printed)
+            else:
+                message = self._shell(block, printed)
         if "raises" in block.marks:
             assert message is not None, f"{block.place}: no error was raised"
             assert expected is not None, f"{block.place}: no text block with the message follows"
@@ -189,6 +205,22 @@ class Reader:
         return None
 
 
+@contextlib.contextmanager
+def refusing(error: str) -> Iterator[None]:
+    """Let the hub refuse every tokenizer with an error: the name of its class and its words."""
+    if not error:
+        yield
+        return
+    name, _, words = error.partition(" ")
+    kind = type(name, (OSError,), {})
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise kind(words or "the hub said no")
+
+    with mock.patch("hijacklens.models.AutoTokenizer.from_pretrained", refuse):
+        yield
+
+
 class Smaller(ast.NodeTransformer):
     """Makes the numbers of `SMALL` small where they are given as keywords."""
 
@@ -222,7 +254,7 @@ def assert_like(text: str, expected: str, place: str) -> None:
 def steps(page: Path) -> Iterator[tuple[Block, str | None]]:
     """The blocks of a page that do something, each with the text block that follows it."""
     found = blocks(page)
-    for block, following in zip(found, [*found[1:], None], strict=True):
+    for block, following in zip(found, [*found[1:], None], strict=False):
         text = following.text if following is not None and following.language == "text" else None
         if block.language in ("python", "sh") or "file" in block.marks:
             yield block, text

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
 from hijacklens.packaged import PACKAGED, PackagedModel
+from hijacklens.plots import STYLE
 
 LAYERS_AND_HEADS = {
     "smollm2-135m": (30, 9, 3),
@@ -30,7 +31,7 @@ LAYERS_AND_HEADS = {
 """Name -> layers, query heads, key/value heads."""
 LOADING = ("hijacklens", "hijacklens.models", "hijacklens.scoring.replica", "analyses.workbench")
 """Modules that name `load_model`."""
-MOST_FACTS = 6
+MOST_FACTS = 4
 
 
 @functools.cache
@@ -131,6 +132,7 @@ class StandIns:
         patch.setattr(PackagedModel, "revision", "a stand-in of the tests")
         for module in LOADING:
             patch.setattr(importlib.import_module(module), "load_model", self.load)
+        patch.setitem(STYLE, "savefig.dpi", 40)  # nobody looks at the figures
         patch.setenv("HIJACKLENS_COUNTERFACT", str(self.counterfact))
         for name in ("sample", "limit"):
             patch.setattr(FactSet, name, _small(getattr(FactSet, name)))

@@ -120,14 +120,15 @@ def test_progress_sums_to_one(gpt2_pair):
 def test_only_read_positions_are_unembedded(gpt2_pair, monkeypatch):
     _, model = gpt2_pair
     shapes = []
-    real = model.hook_dict["unembed.hook_out"].forward
+    unembedding = model.unembed.original_component
+    real = unembedding.forward
 
     def seen(x):
-        shapes.append(x.shape)
+        shapes.append(real(x).shape)
         return real(x)
 
     # Not by a hook: with one on it, the model would be run the plain way.
-    monkeypatch.setattr(model.hook_dict["unembed.hook_out"], "forward", seen)
+    monkeypatch.setattr(unembedding, "forward", seen)
     wanted = {tuple(range(50)): {1}, tuple(range(60, 100)): {1}, (*range(40), 7, 8): {2}}
     ways = [read(model, wanted, way=way).accounting.way for way in ("plain", "packed", "cached")]
     assert ways == ["plain", "packed", "cached"]

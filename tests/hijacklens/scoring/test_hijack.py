@@ -103,6 +103,7 @@ def test_result_saves_and_loads(run, tmp_path):
     folder = result.save(tmp_path / "out")
     assert {path.name for path in folder.iterdir()} == {
         "items.parquet",
+        "prompts.parquet",
         "summary.csv",
         "rules.csv",
         "skipped.csv",
@@ -113,6 +114,7 @@ def test_result_saves_and_loads(run, tmp_path):
     loaded = load_result(folder)
     assert isinstance(loaded, HijackResult)
     pd.testing.assert_frame_equal(loaded.items, result.items)
+    pd.testing.assert_frame_equal(loaded.prompts, result.prompts, check_dtype=False)
     pd.testing.assert_frame_equal(loaded.full_summary, result.full_summary)
     pd.testing.assert_frame_equal(
         loaded.skipped.astype(str), result.skipped.astype(str), check_dtype=False

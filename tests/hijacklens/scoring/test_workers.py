@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from hijacklens.scoring.parts import count_parts, cut_parts
 from hijacklens.scoring.replica import ModelLoader
 from hijacklens.scoring.store import Store
 from hijacklens.scoring.trie import Trie
-from hijacklens.scoring.workers import RayEngine, Replicas
+from hijacklens.scoring.workers import Replicas
 from probes import attention
 
 DOSES = (0, 1, 2)
@@ -273,56 +271,3 @@ def test_loaders(folder, model, monkeypatch, tmp_path):
 
 def test_a_loader_is_enough_for_the_local_engine(folder, expected):
     check(score(ModelLoader(folder, device="cpu")), expected)
-
-
-# Ray itself
-
-
-@pytest.fixture(scope="module")
-def ray():
-    module = pytest.importorskip("ray", reason="needs the extra ray: pip install 'hijacklens[ray]'")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    module.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield module
-    module.shutdown()
-
-
-@pytest.mark.ray
-def test_a_model_that_workers_cannot_load_is_one_clear_error(ray):
-    with pytest.raises(InputError, match="does not exist"):
-        score(ModelLoader("./no/such/folder", device="cpu"), RayEngine(workers=1))
-    with pytest.raises(InputError, match="no room for 3 workers"):
-        score(ModelLoader("gpt2"), RayEngine(workers=3))
-
-
-@pytest.fixture(scope="module")
-def crew(ray, folder):
-    with RayEngine(workers=2).replicas(ModelLoader(folder, device="cpu")) as found:
-        yield found
-
-
-@pytest.mark.ray
-def test_ray_gives_the_same_items(crew, model, expected):
-    check(score(crew.loader, crew), expected)
-    probes = [attention.knock_out(source="last", target="hijack")]
-    check(score(model, crew, probes=probes), score(model, probes=probes))
-
-
-@pytest.mark.ray
-def test_a_worker_of_ray_that_is_killed_is_replaced(ray, crew, expected, tmp_path):
-    before = crew.replaced
-    ray.kill(crew._workers[0])
-    check(score(crew.loader, crew), expected)
-    assert crew.replaced == before + 1
-    mark = tmp_path / "died"
-
-    def die_once(value, hook):
-        with suppress(FileExistsError):
-            mark.touch(exist_ok=False)  # by one worker only
-            os._exit(1)
-
-    # A function in a function is sent by value: workers cannot import this module.
-    probe = HookProbe("die once", [("blocks.0.hook_resid_pre", die_once)], packs=True)
-    store = Store(tmp_path / "s.sqlite")
-    check(score(crew.loader, crew, store, probes=[probe]), expected)
-    assert crew.replaced == before + 2

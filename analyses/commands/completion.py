@@ -1,0 +1,36 @@
+"""`hijacklens completion`: the script that makes a shell complete commands, options and names."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+from analyses import completion
+from analyses.screen import document, output_options
+from hijacklens.errors import unknown
+
+
+@click.command("completion")
+@click.argument("shell", metavar="bash|zsh|fish", shell_complete=completion.shells)
+@output_options("shell", "file", "script")
+def command(shell: str, as_json: bool, quiet: bool) -> None:
+    """Print the script by which a shell completes commands, options and names.
+
+    Names are those of models, schemes, relations, probes and analyses.
+
+    \b
+    Set it up once:
+      echo 'eval "$(hijacklens completion bash)"' >> ~/.bashrc
+      echo 'eval "$(hijacklens completion zsh)"' >> ~/.zshrc
+      hijacklens completion fish > ~/.config/fish/completions/hijacklens.fish
+    """  # noqa: D301
+    if shell not in completion.SHELLS:
+        raise unknown("shell", shell, completion.SHELLS)
+    maker = get_completion_class(shell)
+    assert maker is not None  # click has all three
+    root = click.get_current_context().find_root().command
+    script = maker(root, {}, "hijacklens", "_HIJACKLENS_COMPLETE").source()
+    if as_json:
+        document(shell=shell, file=completion.SHELLS[shell], script=script)
+    else:
+        click.echo(script)

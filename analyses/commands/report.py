@@ -1,0 +1,52 @@
+"""`hijacklens report`: saved results as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from analyses.screen import document, output_options
+
+
+@click.command("report")
+@click.argument(
+    "folders", nargs=-1, required=True, type=click.Path(path_type=str), metavar="DIR [DIR ...]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="The HTML file.",
+)
+@click.option("--title", metavar="TEXT", help="Stands above the page.")
+@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@output_options("file", "bytes", "results")
+def command(
+    folders: tuple[str, ...],
+    out: Path,
+    title: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Put saved results on one page: curves, tables, facts that flip, maps, attention, data.
+
+    A DIR is a folder that a run wrote (hijack, trace, heads, train, sweep, reproduce). The page is
+    one file that opens in any browser with no network; its tables can be sorted, filtered,
+    searched and downloaded.
+
+    \b
+    Examples:
+      hijacklens report runs/first --out first.html
+      hijacklens report runs/first runs/trace runs/heads --out study.html
+    """  # noqa: D301
+    from hijacklens.report import TITLE, write_report
+
+    path = write_report(folders, out=out, title=title or TITLE, overwrite=overwrite)
+    size = path.stat().st_size
+    if as_json:
+        document(file=str(path), bytes=size, results=list(folders))
+    elif not quiet:
+        click.echo(f"written to {path}  ({size / 1e6:.1f} MB)")

@@ -1,0 +1,201 @@
+"""What is put in when the site is built: lists and options that the program knows best, notebooks.
+
+A page asks for a list with a comment of its own on a line, such as `<!-- generated: commands -->`.
+It cannot go stale, as it is read from the commands and registries themselves. Every study (a folder
+of docs/ with a README.md) and every rendered notebook of examples/ gets a place in the navigation.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+DOCS = Path(__file__).resolve().parents[1]
+NOTEBOOKS = DOCS.parent / "examples" / "rendered"
+ASKED = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Called by MkDocs first: add to the navigation what is not in it."""
+    assert config.nav is not None
+    sections = {name: pages for entry in config.nav for name, pages in entry.items()}
+    listed = str(config.nav)
+    for page in sorted([*DOCS.glob("*/README.md"), *DOCS.glob("*.md")]):
+        place = page.relative_to(DOCS).as_posix()
+        if place not in listed:
+            sections["Studies"].append({_title(page): place})
+    notebooks = [{_title(page): f"notebooks/{page.name}"} for page in _notebooks()]
+    if notebooks:
+        config.nav.insert(-1, {"Notebooks": notebooks})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Called by MkDocs for what the site is made of: add the notebooks with their pictures."""
+    for page in _notebooks():
+        for path in (page, *sorted(page.with_suffix("").glob("*.png"))):
+            name = f"notebooks/{path.relative_to(NOTEBOOKS).as_posix()}"
+            files.append(File.generated(config, name, abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+    """Called by MkDocs for every page."""
+
+    def put(match: re.Match[str]) -> str:
+        return MAKERS[match[1]]()
+
+    return ASKED.sub(put, markdown)
+
+
+def commands() -> str:
+    """Every command with its options, from click."""
+    from analyses.cli import group
+
+    context = click.Context(group, info_name="hijacklens")
+    parts = []
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        parts.append("\n".join(_command(command, context, name)))
+    return "\n\n".join(parts)
+
+
+def schemes() -> str:
+    """The built-in schemes."""
+    from hijacklens.schemes import schemes as registered
+
+    return _table(
+        ("scheme", "direction", "sentence", "what it is"),
+        [
+            (
+                f"`{scheme.name}`",
+                scheme.direction,
+                scheme.template or "one per relation",
+                scheme.summary,
+            )
+            for scheme in registered().values()
+        ],
+    )
+
+
+def placeholders() -> str:
+    """What a template may name."""
+    from hijacklens.schemes import PLACEHOLDERS
+
+    rows = [(f"`{{{name}}}`", meaning) for name, meaning in PLACEHOLDERS.items()]
+    return _table(("placeholder", "stands for"), rows)
+
+
+def probes() -> str:
+    """The kinds of probes that can be written as text."""
+    from probes.specification import KINDS
+
+    return _table(
+        ("kind", "what it does", "example"),
+        [(f"`{kind.name}`", kind.summary, f"`--probe {kind.example}`") for kind in KINDS.values()],
+    )
+
+
+def analyses() -> str:
+    """Every figure and statement that can be reproduced."""
+    from analyses.catalogue import CATALOGUE
+
+    return _table(
+        ("id", "source", "what", "quick", "paper"),
+        [
+            (f"`{item.id}`", item.source, item.title, item.quick, item.paper)
+            for item in CATALOGUE.values()
+        ],
+    )
+
+
+def ours() -> str:
+    """What of a training recipe the paper does not state."""
+    from hijacklens.concepts.recipe import OUR_DEFAULTS
+
+    items = OUR_DEFAULTS.items() if isinstance(OUR_DEFAULTS, dict) else enumerate(OUR_DEFAULTS)
+    return _table(("setting", "our default"), [(f"`{name}`", str(text)) for name, text in items])
+
+
+def _notebooks() -> list[Path]:
+    return sorted(NOTEBOOKS.glob("*.md"))
+
+
+def _title(page: Path) -> str:
+    """The first heading of a page, without what kind of page it is."""
+    first = next(line for line in page.read_text(encoding="utf-8").splitlines() if line[:2] == "# ")
+    return first.removeprefix("# ").removeprefix("Study: ").strip().capitalize()
+
+
+def _command(command: click.Command, parent: click.Context, name: str) -> Iterator[str]:
+    context = click.Context(command, info_name=name, parent=parent)
+    yield f"## {context.command_path}\n"
+    yield f"```text\n{' '.join(command.get_usage(context).removeprefix('Usage: ').split())}\n```\n"
+    yield from _help(command.help or "")
+    rows = [
+        _option(option, context)
+        for option in command.get_params(context)
+        if isinstance(option, click.Option) and not option.hidden and option.name != "help"
+    ]
+    if rows:
+        yield _table(("option", "left out", "meaning"), rows) + "\n"
+    if isinstance(command, click.Group):
+        for child in command.list_commands(context):
+            found = command.get_command(context, child)
+            assert found is not None
+            for line in _command(found, context, child):
+                yield line.replace("## ", "### ", 1) if line.startswith("## ") else line
+
+
+def _help(text: str) -> Iterator[str]:
+    r"""The paragraphs of a command's help; those behind \b with indented lines become code."""
+    for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
+        kept, _, body = paragraph.rpartition("\b\n")
+        lines = (body or kept).splitlines()
+        code = [line for line in lines if line.startswith("  ")]
+        words = [line for line in lines if not line.startswith("  ")]
+        if words:
+            yield _escaped(" ".join(words)) + "\n"
+        if code:
+            yield "```sh\n" + inspect.cleandoc("\n".join(code)) + "\n```\n"
+
+
+def _option(option: click.Option, context: click.Context) -> tuple[str, str, str]:
+    names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
+    kind = "" if option.is_flag else option.make_metavar(context)
+    record = option.get_help_extra(context)
+    default = "required" if option.required else str(record.get("default", ""))
+    text = re.sub(r"\s*\[default: (.*?)\]$", "", option.help or "")
+    if said := re.search(r"\[default: (.*?)\]$", option.help or ""):
+        default = said[1]
+    return f"{names} {_escaped(kind)}".strip(), _escaped(default), _escaped(text)
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
+
+
+def _escaped(text: str) -> str:
+    """Text whose angle brackets are not read as markup; what stands in backticks is left."""
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(
+        part if part.startswith("`") else part.replace("<", "&lt;").replace(">", "&gt;")
+        for part in parts
+    )
+
+
+MAKERS: dict[str, Callable[[], str]] = {
+    maker.__name__: maker for maker in (commands, schemes, placeholders, probes, analyses, ours)
+}
+"""Name in a comment -> what makes the text."""

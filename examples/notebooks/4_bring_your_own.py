@@ -1,0 +1,140 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 4 · Bring your own model, facts and scheme
+#
+# Everything in hijacklens can be swapped for something of yours. Four swaps, from the easiest on:
+# a sentence, a set of facts, a model, a probe.
+
+# %%
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import hijacklens as hl
+from hijacklens.probe import HookProbe
+
+MODEL = "smollm2-135m"
+model = hl.load_model(MODEL)
+
+# %% [markdown]
+# ## Your own scheme
+#
+# A scheme is a sentence with placeholders. Does it need to be an order at all? Perhaps a dream is
+# enough (the paper's title asks, after all).
+
+# %%
+hl.add_scheme("dream", "Last night I dreamt of {target_false}.")
+facts = hl.atlas().sample(40, seed=2)
+result = hl.hijack(model, facts, schemes=["do-not-think", "dream"], doses=[0, 1, 2], quiet=True)
+result.plot()
+
+# %% [markdown]
+# ## Your own facts
+#
+# A CSV file with five columns does: relation, subject, prompt with `{}` for the subject, and the
+# two targets. (JSON, JSON lines and parquet work as well, and so do all published layouts of
+# CounterFact.)
+
+# %%
+rows = [
+    ("capital", "France", "The capital of {} is", "Paris", "Oslo"),
+    ("capital", "Japan", "The capital of {} is", "Tokyo", "Lima"),
+    ("capital", "Italy", "The capital of {} is", "Rome", "Cairo"),
+    ("capital", "Spain", "The capital of {} is", "Madrid", "Berlin"),
+    ("opposite", "hot", "The opposite of {} is", "cold", "green"),
+    ("opposite", "big", "The opposite of {} is", "small", "loud"),
+]
+columns = ["relation_id", "subject", "prompt", "target_true", "target_false"]
+table = pd.DataFrame(rows, columns=columns).assign(case_id=range(len(rows)))
+table.to_csv("mine.csv", index=False)
+mine = hl.counterfact("mine.csv")
+mine
+
+# %%
+own = hl.hijack(model, mine, schemes=["dream"], doses=[0, 1], quiet=True)
+items = own.items.assign(margin=own.items["first_true"] - own.items["first_false"])
+items.pivot(index="subject", columns="dose", values="margin").round(2)
+
+# %% [markdown]
+# Numbers above zero: the true target leads, in nats. Six facts tell a story and prove nothing; the
+# interval says so honestly.
+
+# %%
+own.summary()[["dose", "n", "efficacy", "efficacy_low", "efficacy_high", "retention"]].round(2)
+
+# %% [markdown]
+# ## Your own model
+#
+# `hl.load_model` takes a hub name, a folder, or Hugging Face objects. As a control we hand it a
+# model of the same shape that was never trained: it knows nothing, so there is nothing to hijack.
+
+# %%
+torch.manual_seed(0)
+shape = LlamaConfig(
+    vocab_size=len(model.tokenizer),
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    bos_token_id=model.tokenizer.bos_token_id,
+    eos_token_id=model.tokenizer.eos_token_id,
+)
+untrained = hl.load_model(LlamaForCausalLM(shape).eval(), tokenizer=model.tokenizer)
+hl.hijack(untrained, facts, doses=[0, 1], quiet=True).summary()[
+    ["dose", "efficacy", "efficacy_low", "efficacy_high", "mean_shift"]
+].round(2)
+
+# %% [markdown]
+# An efficacy near one half that does not move with the dose is what *no knowledge* looks like. So
+# an efficacy of one half is not "half hijacked"; always read it beside dose 0.
+#
+# ## Your own probe
+#
+# A probe is a list of TransformerLens hooks with a name. This one halves what the last quarter of
+# the attention layers writes. It comes off again whatever happens, so the model stays as it was.
+
+# %%
+layers = range(3 * model.cfg.n_layers // 4, model.cfg.n_layers)
+hooks = [(f"blocks.{i}.hook_attn_out", lambda value, hook: 0.5 * value) for i in layers]
+quiet = HookProbe("half-attention-late", hooks, packs=True)
+pd.concat(
+    {
+        "plain": hl.hijack(model, facts, doses=[0, 1], quiet=True).summary(),
+        "halved": hl.hijack(model, facts, doses=[0, 1], probes=[quiet], quiet=True).summary(),
+    },
+    names=["model", "row"],
+)[["dose", "efficacy", "retention", "mean_shift"]].round(3)
+
+# %% [markdown]
+# ## Keep it
+#
+# A result saves itself with everything that one needs to trust it later: data hashes, versions,
+# seed, and the facts that could not be scored.
+
+# %%
+folder = result.save("dream-study")
+print(sorted(path.name for path in Path(folder).iterdir()))
+again = hl.load_result("dream-study")
+again.summary().equals(result.summary())
+
+# %% [markdown]
+# ## What to conclude, and what not
+#
+# - A sentence of your own is one line, and so is everything else: swap one thing at a time, and
+#   keep a control beside it.
+# - A scheme that works on forty facts of one model is a finding about those. The unrelated
+#   sentence (`unrelated`) and the untrained model are the two cheapest doubts to raise first.

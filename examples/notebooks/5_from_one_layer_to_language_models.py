@@ -1,0 +1,148 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5 · From the one-layer model to language models
+#
+# The one-layer model explains itself; a language model does not. The paper argues from the one to
+# the other by analogy. Here we ask the same four questions of both, with the same instruments, and
+# note where the analogy holds and where it stops. (The paper itself has no such bridge; these
+# comparisons are ours.)
+
+# %%
+import pandas as pd
+import torch
+
+import hijacklens as hl
+from hijacklens import plots, views
+from probes import attention, memory_fit, values
+from probes.memory_fit import associations
+
+MODEL = "smollm2-135m"
+model = hl.load_model(MODEL)
+facts = hl.atlas().sample(30, seed=3)
+
+task = hl.ConceptTask(bits=5, support="first-bit", omega=0.5, length=64)
+trained = hl.train(task, dim=16, seeds=2, steps=800, evaluation=1024, quiet=True)
+small = trained.best()[0]
+trained.summary()[["seed", "lr", "accuracy", "bayes_accuracy"]].round(3)
+
+# %% [markdown]
+# ## 1. More cues, more hijack?
+#
+# In a language model the dose is the number of hijacking sentences. In the one-layer model a
+# context can be *mixed* from two labels (figure C.13); the mixing rate is its dose. Efficacy is on
+# both sides the share in which the other target wins, and it *rises*.
+
+# %%
+draw = torch.Generator().manual_seed(0)
+rates = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+mixed = []
+for rate in rates:
+    contexts = task.sample_mixed(1024, rate, draw)
+    logits = small.last_logits(contexts.tokens)
+    wins = logits.gather(1, contexts.second[:, None]) > logits.gather(1, contexts.first[:, None])
+    mixed.append(float(wins.float().mean()))
+curve = hl.hijack(model, facts, doses=range(5), quiet=True).summary()
+
+with plots.canvas(1, 2, share_y=True) as (figure, axes):
+    axes[0].plot(rates, mixed, marker="o")
+    axes[0].set(title="one layer", xlabel="mixing rate", ylabel="efficacy", ylim=(0, 1))
+    axes[1].plot(curve["dose"], curve["efficacy"], marker="s", color=plots.COLOURS[1])
+    axes[1].set(title=MODEL, xlabel="dose (hijacking sentences)")
+figure
+
+# %% [markdown]
+# Both climb, but not alike. Mixing takes evidence *away* from the first label while it adds some
+# for the second, and does so evenly. A sentence only adds, and the first one does nearly all of
+# the work: more of the same cue hardly counts. That is where the analogy first creaks.
+#
+# ## 2. Does the answer need that attention?
+#
+# One call, two models: hide what the last token takes its evidence from. In the one-layer model
+# that is the cluster of the last token, in the language model the hijacking sentence.
+
+# %%
+cut = {"one layer": attention.knock_out("last", "cluster")}
+cut[MODEL] = attention.knock_out("last", "hijack")
+before = trained.accuracy()["accuracy"].max()
+after = trained.accuracy(probes=[cut["one layer"]])["accuracy"].max()
+print(f"one layer: accuracy {before:.3f} -> {after:.3f} without the cluster (chance 0.031)")
+plain = curve.set_index("dose")["efficacy"]
+scores = hl.hijack(model, facts, doses=[0, 1], probes=[cut[MODEL]], quiet=True).summary()
+blind = scores.set_index("dose")["efficacy"]
+print(f"{MODEL}: efficacy at dose 1 {plain[1]:.3f} -> {blind[1]:.3f} without the sentence")
+print(f"    (bare query: {plain[0]:.3f})")
+
+# %% [markdown]
+# The same views for both: what the last token attends to.
+
+# %%
+context = task.sample(1, torch.Generator().manual_seed(1)).tokens[0]
+below = views.attended(small, context, task=task)
+half = model.cfg.n_layers // 2
+late = range(half, model.cfg.n_layers)
+above = views.attended(model, facts[0], scheme="do-not-think", layers=late, without="at:0")
+views.Sheet((below, above))
+
+# %% [markdown]
+# ## 3. How much of the value matrices does it need?
+#
+# Cut every W_V down to a low rank. If the paper's memory were all there is, a few directions might
+# carry it. (One layer: d = 16. In the language model all layers are cut at once.)
+
+# %%
+rows = []
+for rank in (1, 4, 8):
+    low = [values.replace(values.low_rank(rank))]
+    right = trained.accuracy(probes=low)["accuracy"].max()
+    scores = hl.hijack(model, facts, doses=[0, 1], probes=low, quiet=True).summary()
+    rows.append((rank, right, *scores["efficacy"]))
+columns = ["rank", "one layer: accuracy", "efficacy at dose 0", "efficacy at dose 1"]
+pd.DataFrame(rows, columns=columns).set_index("rank").round(3)
+
+# %% [markdown]
+# Watch dose 0 here. Where the bare efficacy goes to one half, the model has lost its *knowledge*,
+# and an efficacy at dose 1 says nothing about hijacking any more.
+#
+# ## 4. Is a head a sum of outer products?
+#
+# In the one-layer model, W_V has a large share of equation 5.1 in it. Which share of a head's OV
+# circuit is a sum of outer products of subjects and their targets? `p_family` is the chance of as
+# much under shuffled associations or random matrices, corrected for the number of tests.
+
+# %%
+fits = memory_fit.fit(small, task).summary()
+fits[["statistic", "value", "p_family"]].round(3)
+
+# %%
+pairs = associations.of_facts(facts, model.tokenizer)
+last = model.cfg.n_layers - 1
+heads = [(last, 0), (last, 1), (last, 2), (last // 2, 0)]
+fits = memory_fit.fit(model, pairs, heads=heads).summary()
+fits[["layer", "head", "statistic", "value", "p_family"]].round(4)
+
+# %% [markdown]
+# Of these heads the summary names the best for each statistic. `recall` is the share of wrong
+# answers that score below the right one, so that one half is chance. A head can retrieve some of
+# its associations while hardly any of its matrix is made of them: it does much else.
+
+# %% [markdown]
+# ## What to conclude, and what not
+#
+# - What carries over: cues add up at the last token through attention; take that attention away
+#   and both models lose the effect.
+# - What does not: the language model saturates after one sentence; its knowledge is spread over
+#   many layers and MLPs, which the one-layer model does not have; and of the matrix of a head
+#   outer products of these facts are a vanishing share. That is no proof of absence: a late layer
+#   reads the stream at that point, not the embeddings.
+# - An analogy is a source of hypotheses. The tests are yours: `hijacklens reproduce --list`.

@@ -1,0 +1,82 @@
+"""Run the notebooks and write what they show to examples/rendered: `make notebooks`.
+
+    python examples/render.py              # all
+    python examples/render.py 1 3          # those whose names begin so
+
+A notebook is a text in the percent format of jupytext. It is run from an empty folder, in a kernel
+of its own, and becomes Markdown with PNG files beside it. Interactive views become the pictures
+that they carry; what is written to standard error, such as progress bars, is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+import jupytext
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import ExecutePreprocessor
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell
+
+HERE = Path(__file__).resolve().parent
+NOTEBOOKS, RENDERED = HERE / "notebooks", HERE / "rendered"
+SHOWN = ("image/png", "text/markdown", "text/plain")
+"""What is kept of an output, best first: no HTML, which would hold half a megabyte for a view."""
+SECONDS = 900
+WIDE = 'import pandas as pd; pd.set_option("display.width", 118, "display.max_columns", 20)'
+"""Run first, and not shown: tables as text are not broken where a page is wide enough."""
+
+
+def run(path: Path) -> NotebookNode:
+    """The notebook with the outputs of a run in an empty folder."""
+    notebook = jupytext.read(path)
+    notebook.cells.insert(0, new_code_cell(WIDE))
+    with tempfile.TemporaryDirectory(prefix="hijacklens-notebook-") as folder:
+        kernel = ExecutePreprocessor(timeout=SECONDS, kernel_name="python3")
+        kernel.preprocess(notebook, {"metadata": {"path": folder}})
+    del notebook.cells[0]
+    for cell in notebook.cells:
+        cell.outputs = [output for output in cell.get("outputs", ()) if _is_kept(output)]
+        for output in cell.outputs:
+            for kind in set(output.get("data", ())) - set(SHOWN):
+                del output["data"][kind]
+    return notebook
+
+
+def _is_kept(output: NotebookNode) -> bool:
+    is_widget = any("widget" in kind for kind in output.get("data", ()))
+    return output.get("name") != "stderr" and not is_widget
+
+
+def write(notebook: NotebookNode, name: str, folder: Path) -> Path:
+    """Write the Markdown of a notebook, and its pictures into a folder `name`."""
+    exporter = MarkdownExporter()
+    text, resources = exporter.from_notebook_node(
+        notebook, resources={"unique_key": name, "output_files_dir": name}
+    )
+    shutil.rmtree(folder / name, ignore_errors=True)
+    for file, data in resources["outputs"].items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(data)
+    path = folder / f"{name}.md"
+    text = re.sub(r"[ \t]+\n", "\n", text.replace("![png]", "![figure]"))
+    path.write_text(re.sub(r"\n{4,}", "\n\n", text).rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", help="beginnings of notebook names; all by default")
+    parser.add_argument("--to", type=Path, default=RENDERED, help="the folder to write to")
+    options = parser.parse_args()
+    for path in sorted(NOTEBOOKS.glob("*.py")):
+        if path.name.startswith(tuple(options.names) or ""):
+            print(write(run(path), path.stem, options.to))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Views as matplotlib figures: the numbers of the page, for papers and where no script runs.
+
+Rows of a map are the tokens that attend, columns those attended to, as on the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import TextPath
+
+from hijacklens import plots
+from hijacklens.errors import unknown
+from hijacklens.views.view import NEGATIVE, POSITIVE, View
+
+COLOURS = LinearSegmentedColormap.from_list("views", [NEGATIVE, "#FFFFFF", POSITIVE])
+"""Through white at zero, as circuitsvis colours."""
+SHARES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", POSITIVE])
+"""The upper half of it, for numbers that are never below zero."""
+COLUMNS = 4
+MOST_MAPS = 16
+"""Heads that are drawn a map each, with tokens; more stand in one mosaic, without."""
+LINE = 470.0
+"""Points (72 to the inch) to a line of coloured tokens."""
+
+
+def draw(view: View) -> Figure:
+    """The figure of a view; `View.plot` calls it.
+
+    Raises:
+        InputError: The component has no figure.
+    """
+    if view.component not in DRAWN:
+        raise unknown("component with a figure", view.component, DRAWN)
+    return DRAWN[view.component](view.heading, view.props)
+
+
+def _heads(heading: str, props: dict[str, Any]) -> Figure:
+    """A map for each head, with the tokens beside the outer ones."""
+    patterns, names = props["attention"], props["attentionHeadNames"]
+    if len(patterns) > MOST_MAPS:
+        return _mosaic(heading, props)
+    columns = min(COLUMNS, len(patterns))
+    rows = math.ceil(len(patterns) / columns)
+    side = min(_side(len(props["tokens"])), 20 / columns)
+    with plots.canvas(rows, columns, width=side, height=side) as (figure, axes):
+        for i, (ax, pattern, name) in enumerate(zip(axes, patterns, names, strict=False)):
+            _map(ax, props, pattern)
+            ax.set_title(_plain(name), fontsize=9)
+            if i % columns:
+                ax.set_yticklabels([])
+            if i + columns < len(patterns):
+                ax.set_xticklabels([])
+        for ax in axes[len(patterns) :]:
+            ax.set_visible(False)
+        figure.suptitle(_plain(heading), fontsize=10)
+    return figure
+
+
+def _mosaic(heading: str, props: dict[str, Any]) -> Figure:
+    """All heads as one picture, for a look at a whole model; a name stands above each map."""
+    patterns, names = np.array(props["attention"], dtype=float), props["attentionHeadNames"]
+    heads, size = patterns.shape[:2]
+    columns = math.ceil(math.sqrt(heads * 1.2))
+    rows = math.ceil(heads / columns)
+    gap = max(2, size // 4)
+    step = size + gap
+    # NaN is drawn as the paper.
+    whole = np.full((rows * step, columns * step - gap), np.nan)
+    width, height = 0.62 * columns, 0.62 * rows + 0.4
+    with plots.canvas(width=width, height=height) as (figure, axes):
+        for i, (pattern, name) in enumerate(zip(patterns, names, strict=True)):
+            y, x = gap + i // columns * step, i % columns * step
+            whole[y : y + size, x : x + size] = pattern
+            middle = x + (size - 1) / 2
+            axes[0].text(middle, y - 0.7, _plain(name), ha="center", va="bottom", fontsize=4.5)
+        axes[0].imshow(whole, cmap=SHARES, vmin=0, vmax=props["maxValue"], aspect="auto")
+        axes[0].axis("off")
+        axes[0].set_title(_plain(heading), fontsize=10)
+    return figure
+
+
+def _pattern(heading: str, props: dict[str, Any]) -> Figure:
+    """One map with its tokens and a scale."""
+    side = _side(len(props["tokens"])) + 0.8
+    with plots.canvas(width=side + 0.5, height=side) as (figure, axes):
+        image = _map(axes[0], props, props["attention"])
+        axes[0].set_title(_plain(heading), fontsize=10)
+        axes[0].set(xlabel="attended to", ylabel="attending")
+        figure.colorbar(image, ax=axes[0], shrink=0.6, label="attention")
+    return figure
+
+
+def _map(ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]]) -> Any:
+    values = np.array(pattern, dtype=float)
+    if props["maskUpperTri"]:
+        values = np.ma.array(values, mask=np.triu(np.ones_like(values, dtype=bool), 1))
+    image = ax.imshow(values, cmap=SHARES, vmin=0, vmax=props["maxValue"])
+    tokens = [_plain(token) for token in props["tokens"]]
+    size = min(8.0, 8.0 * 34 / max(len(tokens), 1))
+    if len(tokens) <= 80:
+        ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=size)
+        ax.set_yticks(range(len(tokens)), tokens, fontsize=size)
+    ax.grid(visible=False)
+    return image
+
+
+def _coloured(heading: str, props: dict[str, Any]) -> Figure:
+    """The tokens in lines, each on its colour, with the scale below."""
+    tokens = [_plain(token.removesuffix(" ")) for token in props["tokens"]]
+    most = props["maxValue"]
+    # Shares are never below zero: no blue half then.
+    signed = min(props["values"], default=0) < 0
+    norm = Normalize(-most, most)
+    lines, widths = [0], [_width(token) for token in tokens]
+    places, x = [], 0.0
+    for width in widths:
+        if x and x + width > LINE:
+            lines.append(len(places))
+            x = 0.0
+        places.append((x, len(lines) - 1))
+        x += width + 5
+    with plots.canvas(width=7.2, height=0.9 + 0.26 * len(lines)) as (figure, axes):
+        ax = axes[0]
+        for token, value, width, (x, row) in zip(
+            tokens, props["values"], widths, places, strict=True
+        ):
+            colour = COLOURS(norm(value))
+            dark = sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11), strict=False)) < 0.55
+            ax.add_patch(Rectangle((x, row - 0.42), width, 0.84, fc=colour, ec="#DDD"))
+            ax.text(
+                x + width / 2,
+                row,
+                token,
+                ha="center",
+                va="center_baseline",
+                fontsize=9,
+                color="white" if dark else "#222222",
+            )
+        ax.set(xlim=(-2, LINE + 8), ylim=(len(lines) - 0.4, -0.6))
+        ax.axis("off")
+        ax.set_title(_plain(heading), fontsize=10, loc="left")
+        scale = ScalarMappable(norm, COLOURS)
+        if not signed:
+            scale = ScalarMappable(Normalize(0, most), SHARES)
+        bar = figure.colorbar(scale, ax=ax, orientation="horizontal", shrink=0.4, aspect=40)
+        bar.ax.tick_params(labelsize=8)
+    return figure
+
+
+DRAWN: dict[str, Callable[[str, dict[str, Any]], Figure]] = {
+    "AttentionHeads": _heads,
+    "AttentionPattern": _pattern,
+    "ColoredTokens": _coloured,
+}
+
+
+def _side(tokens: int) -> float:
+    """Inches of a map, so that the tokens beside it can be read."""
+    return min(max(2.2, 0.16 * tokens + 0.8), 7.0)
+
+
+def _plain(text: str) -> str:
+    """A text in which matplotlib sees no formula."""
+    return text.replace("$", r"\$")
+
+
+def _width(token: str) -> float:
+    """Width of a token as drawn, with its margin."""
+    return TextPath((0, 0), token or " ", size=9).get_extents().width + 8

@@ -1,0 +1,114 @@
+"""Pages of views: one HTML text with one copy of the bundle, that needs no network.
+
+    fragment(views)     what a page holds for its views: places in the body, and calls of a script
+    bundle()            the script that those calls need, once in a page
+    page(views)         both, as a whole page
+
+A view that starts folded is drawn when it is opened.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from hijacklens.results import write_whole
+from hijacklens.views.view import View
+
+STYLE = (
+    "body{font-family:system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;"
+    "color:#222;background:#fff;color-scheme:light}"
+    "h1{font-size:1.3rem}h2,summary{font-size:1.05rem;margin:1.2rem 0 .4rem}"
+    "summary{cursor:pointer}p{color:#555}.words{line-height:1.7}"
+    ".map{max-width:34rem}"  # a map grows with its place, and should fit a screen
+)
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+"""What the browser is told to refuse: everything that is not in the page itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Views as parts of a page."""
+
+    body: str
+    """HTML: a heading and a place for each view."""
+    script: str
+    """JavaScript that draws them; it stands behind `bundle()` and behind the body."""
+
+
+@cache
+def bundle() -> str:
+    """The script of circuitsvis, 1.3 MB, safe to stand in a script element."""
+    import circuitsvis
+
+    path = Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js"
+    return path.read_text(encoding="utf-8").replace("</script>", "<\\/script>")
+
+
+def fragment(views: Sequence[View], *, prefix: str = "view", level: int = 2) -> Fragment:
+    """The parts of a page for some views.
+
+    Args:
+        views: From top to bottom.
+        prefix: Begins the ids of their elements; another one for each fragment of a page.
+        level: Level of their headings, 2 for `<h2>`.
+    """
+    body, calls = [], []
+    for i, view in enumerate(views):
+        name, fold = f"{prefix}{i}", f"{prefix}-fold{i}"
+        kind = "words" if view.component == "ColoredTokens" else "map"
+        heading, place = html.escape(view.heading), f'<div id="{name}" class="{kind}"></div>'
+        # A tag in a text would end the script.
+        props = json.dumps(view.props, ensure_ascii=False).replace("</", "<\\/")
+        call = f'CircuitsVis.render("{name}", CircuitsVis.{view.component}, {props})'
+        if view.folded:
+            body.append(f'<details id="{fold}"><summary>{heading}</summary>{place}</details>')
+            calls.append(
+                f'document.getElementById("{fold}").addEventListener("toggle", () => {call}, '
+                "{once: true});"
+            )
+        else:
+            title = f"<h{level}>{heading}</h{level}>" if heading else ""
+            body.append(f"{title}{place}")
+            calls.append(f"{call};")
+    return Fragment("\n".join(body), "\n".join(calls))
+
+
+def page(views: Sequence[View], *, title: str, note: str = "") -> str:
+    """The HTML of a page with all views; it needs no network.
+
+    Args:
+        views: From top to bottom.
+        title: The title and first line of the page.
+        note: A paragraph below it.
+    """
+    parts = fragment(views)
+    head = [f"<h1>{html.escape(title)}</h1>"]
+    head += [f"<p>{html.escape(note)}</p>"] if note else []
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>{STYLE}</style></head><body>",
+            *head,
+            parts.body,
+            f"<script>{bundle()}</script>",
+            f"<script>\n{parts.script}\n</script></body></html>",
+        ]
+    )
+
+
+def save_page(views: Sequence[View], path: Path, *, title: str, note: str = "") -> None:
+    """Write `page` to a file, whole or not at all."""
+    text = page(views, title=title, note=note)
+
+    def write(part: Path) -> None:
+        part.write_text(text, encoding="utf-8")
+
+    write_whole(path, write)

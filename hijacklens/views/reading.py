@@ -1,0 +1,234 @@
+"""Running a model for views: from a text, a prompt, a fact or a context to a `Run`.
+
+>>> import torch
+>>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
+>>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
+>>> found = run(model, torch.tensor([0, 1, 2, 3]))
+>>> found, found.attended(source="at:-1").props["tokens"]
+(Run(4 tokens, 1 layer, 1 head), ['0 ', '1 ', '2 ', '3 '])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hijacklens.concepts import places
+from hijacklens.concepts.task import ConceptTask
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact
+from hijacklens.hooked import HookedModel, device_of, hooked, require_eval
+from hijacklens.layout import Layout, mark
+from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
+from hijacklens.prompts import Prompt, make_prompt
+from hijacklens.schemes import Scheme, Unusable, get_scheme
+from hijacklens.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
+from hijacklens.tokens import locate
+from hijacklens.views.runs import Heads, Layers, Places, Run
+from hijacklens.views.view import View
+
+READING = "views"
+"""Key of the probe that reads patterns."""
+Subject: TypeAlias = "str | Prompt | Fact | Sequence[int] | Tensor"
+"""What a model is run on."""
+
+
+def run(
+    model: HookedModel,
+    subject: Subject,
+    *,
+    scheme: str | Scheme | None = None,
+    dose: int = 1,
+    task: ConceptTask | None = None,
+    probes: Sequence[Probe] = (),
+    seed: int = 0,
+) -> Run:
+    """Run a model once and keep the attention of all heads.
+
+    Args:
+        model: Any hooked model.
+        subject: A text, a `Prompt` or a `Fact` for a language model; token ids [pos] for a model
+            that reads no text.
+        scheme: Only with a fact: the scheme that hijacks it; None for its bare query.
+        dose: How many hijacking sentences stand before the query of a fact with a scheme.
+        task: Only with token ids: the concept task, where probes or sources name its spans.
+        probes: Act on the run, in their order.
+        seed: Seeds what a scheme draws.
+
+    Raises:
+        InputError: What is given does not go with the model, is empty or too long, a scheme cannot
+            serve the fact, a probe names a span that is not there, or the model is in training
+            mode.
+
+    Note:
+        Costs one forward pass, and memory for layers x heads x pos x pos numbers.
+    """
+    require_eval(model, operation="a view of attention")
+    pointed = check_probes(probes)
+    spans = spans_of(pointed)
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        ids, where = _context(model, subject, task)
+        tokens, text = [str(token) for token in ids], ""
+    else:
+        prompt = _prompt(model, subject, scheme, dose, seed)
+        located = locate(tokenizer, prompt)
+        ids, where, text = located.ids, located.positions, located.text
+        tokens = [
+            text[start:end].strip() or str(tokenizer.convert_ids_to_tokens(token))
+            for token, (start, end) in zip(ids, located.offsets, strict=True)
+        ]
+    length = int(model.cfg.n_ctx)
+    if not 0 < len(ids) <= length:
+        raise InputError(f"a run takes 1 to {length} tokens, not {len(ids)}.")
+    held = {span: where(span) for span in spans}
+    for span, found in held.items():
+        if span.startswith(TEXT) and not found:
+            raise InputError(f"the span {span!r} is not in {text!r}. Check its spelling.")
+    symbols = torch.tensor([mark(ids, list(held.values()))], device=device_of(model))
+    patterns = _patterns(model, Layout.of_symbols(symbols, spans), pointed)
+    keys = tuple(probe.key for probe in pointed)
+    return Run(tuple(tokens), patterns.numpy(), text, keys, where)
+
+
+def attention(
+    model: HookedModel,
+    subject: Subject,
+    *,
+    heads: Heads = None,
+    layers: Layers = None,
+    **options: Any,
+) -> View:
+    """Run a model and view the attention patterns of chosen heads; see `run` and `Run.heads`.
+
+    Args:
+        model: Any hooked model.
+        subject: A text, a `Prompt`, a `Fact`, or token ids.
+        heads: Heads of the chosen layers, or pairs (layer, head); None for all.
+        layers: One layer, several, or None for all.
+        options: Those of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
+
+    Raises:
+        InputError: As `run` and `Run.heads`.
+    """
+    return run(model, subject, **options).heads(heads, layers=layers)
+
+
+def attended(
+    model: HookedModel,
+    subject: Subject,
+    *,
+    source: str = "last",
+    heads: Heads = None,
+    layers: Layers = None,
+    without: str | None = None,
+    **options: Any,
+) -> View:
+    """Run a model and view what the source tokens attend to; see `run` and `Run.attended`.
+
+    Args:
+        model: Any hooked model.
+        subject: A text, a `Prompt`, a `Fact`, or token ids.
+        source: Span of the tokens that attend.
+        heads: Heads of the chosen layers, or pairs (layer, head); None for all.
+        layers: One layer, several, or None for all.
+        without: A span that is given no colour.
+        options: Those of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
+
+    Raises:
+        InputError: As `run` and `Run.attended`.
+    """
+    found = run(model, subject, **options)
+    return found.attended(source, heads=heads, layers=layers, without=without)
+
+
+def _prompt(
+    model: HookedModel, subject: Any, scheme: str | Scheme | None, dose: int, seed: int
+) -> Prompt:
+    if isinstance(subject, Fact):
+        if scheme is None:
+            return make_prompt(subject, sentence="", dose=0, scheme="")
+        rule = get_scheme(scheme)
+        try:
+            sentence = rule.sentence(subject, seed=seed)
+        except Unusable as reason:
+            raise InputError(f"case {subject.case_id} cannot be hijacked: {reason}.") from None
+        return make_prompt(subject, sentence=sentence, dose=dose, scheme=rule.name)
+    if scheme is not None:
+        raise InputError(
+            f"a scheme hijacks a Fact, not a {type(subject).__name__}; give a fact, or put the "
+            "sentences into the text yourself."
+        )
+    if isinstance(subject, Prompt):
+        return subject
+    if not isinstance(subject, str):
+        raise InputError(
+            f"a language model is run on a text, a Prompt or a Fact, not a "
+            f"{type(subject).__name__}."
+        )
+    if not subject.strip():
+        raise InputError("the prompt is empty; give the beginning of a sentence.")
+    # It has no sentences and no subject, and a probe that names them is refused.
+    return Prompt(text=subject, scheme="", dose=0, spans={"query": ((0, len(subject)),)})
+
+
+def _context(
+    model: HookedModel, subject: Any, task: ConceptTask | None
+) -> tuple[tuple[int, ...], Places]:
+    if isinstance(subject, (str, Prompt, Fact)):
+        raise InputError(
+            f"this {type(model).__name__} has no tokenizer and reads no text; give token ids, such "
+            "as contexts.tokens[0]."
+        )
+    tokens = torch.as_tensor(subject)
+    if tokens.dim() != 1 or tokens.is_floating_point():
+        raise InputError(
+            f"the model reads token ids of the shape [pos], such as contexts.tokens[0]; got "
+            f"{tuple(tokens.shape)} of {tokens.dtype}."
+        )
+    ids = tuple(int(token) for token in tokens)
+
+    def where(atom: str) -> tuple[int, ...]:
+        if task is not None:
+            return _true(places.layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0])
+        if atom == EVERYWHERE:
+            return tuple(range(len(ids)))
+        if atom == "last":
+            return (len(ids) - 1,)
+        if atom.startswith(AT):
+            return positions(atom, len(ids))
+        if atom.startswith(TOKEN):
+            return tuple(i for i, token in enumerate(ids) if token == int(atom[len(TOKEN) :]))
+        raise InputError(f"the span {atom!r} belongs to a concept task; give task=... too.")
+
+    return ids, where
+
+
+def _true(mask: Tensor) -> tuple[int, ...]:
+    return tuple(mask.nonzero().flatten().tolist())
+
+
+def _patterns(
+    model: HookedModel, layout: Layout, probes: Sequence[Probe]
+) -> Float[Tensor, "layer head query key"]:
+    """The attention of every head, behind the probes."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int, pattern: Tensor, hook: Any) -> None:
+        found[layer] = pattern[0].detach().float().cpu()
+
+    layers = range(int(model.cfg.n_layers))
+    reading = [(f"blocks.{i}.attn.hook_pattern", partial(keep, i)) for i in layers]
+    if "unembed.hook_in" in model.hook_dict:
+        zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
+        whole = [*probes, HookProbe(READING, reading, packs=True)]
+        logits_at(model, layout, zero, zero, probes=whole)
+    else:  # a HookedTransformer
+        with torch.inference_mode(), probed(model, probes, layout), hooked(model, reading):
+            model(layout.tokens, return_type=None)
+    return torch.stack([found[i] for i in layers])

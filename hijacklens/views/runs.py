@@ -1,0 +1,180 @@
+"""A run: the attention of every head in one forward pass, and the views that can be made of it.
+
+`hijacklens.views.run` makes it. Patterns are read behind the probes that were on, so a knock-out
+shows as the zeros that it makes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import Float
+
+from hijacklens.errors import InputError
+from hijacklens.spans import atoms
+from hijacklens.views.view import View, attention_heads, attention_pattern, coloured_tokens
+
+Layers: TypeAlias = int | Iterable[int] | None
+"""One layer, several, or None for all."""
+Heads: TypeAlias = int | Iterable[int | tuple[int, int]] | None
+"""Heads of every chosen layer, or pairs (layer, head) that choose the layers too; None for all."""
+Places: TypeAlias = Callable[[str], tuple[int, ...]]
+"""Where the tokens of a span stand, for a part of a span that `+` joins."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """One forward pass over one prompt or context."""
+
+    tokens: tuple[str, ...]
+    """As text; special tokens by their names, tokens of the concept task by their numbers."""
+    patterns: Float[np.ndarray, "layer head query key"]
+    """Attention, with the probes on, in float32."""
+    text: str
+    """The prompt; empty for a context of the one-layer model."""
+    probes: tuple[str, ...]
+    """Keys of the probes that were on."""
+    _places: Places = field(repr=False)
+
+    def __repr__(self) -> str:
+        layers, heads = self.patterns.shape[:2]
+        sizes = ((len(self.tokens), "token"), (layers, "layer"), (heads, "head"))
+        parts = [f"{n} {noun}{'s' * (n != 1)}" for n, noun in sizes]
+        return f"Run({', '.join([*parts, *self.probes])})"
+
+    def positions(self, span: str) -> tuple[int, ...]:
+        """The positions of the tokens in a span, in order.
+
+        Raises:
+            InputError: The span cannot be read, or what was run has no such span.
+        """
+        return tuple(sorted({place for atom in atoms(span) for place in self._places(atom)}))
+
+    def heads(
+        self,
+        heads: Heads = None,
+        *,
+        layers: Layers = None,
+        heading: str | None = None,
+        names: Sequence[str] | None = None,
+        folded: bool = False,
+    ) -> View:
+        """Attention patterns: a small map for each head, or one in full where one is chosen.
+
+        Args:
+            heads: Heads of the chosen layers, or pairs (layer, head); None for all.
+            layers: One layer, several, or None for all.
+            heading: Stands above the view; by default it names layers, heads and probes.
+            names: A name per head instead of `L3 H5`, in the order in which heads were given.
+            folded: Start folded on a page.
+
+        Raises:
+            InputError: The model has no such layer or head, or names and heads differ in number.
+        """
+        pairs = self._choose(heads, layers)
+        if names is None:
+            names = [f"L{layer} H{head}" for layer, head in pairs]
+        found = self.patterns[[layer for layer, _ in pairs], [head for _, head in pairs]]
+        heading = heading or f"Attention{self._of(pairs)}; rows attend to columns"
+        if len(pairs) == 1 and len(names) == 1:
+            return attention_pattern(heading, self.tokens, found[0], folded=folded)
+        return attention_heads(heading, self.tokens, found, names, folded=folded)
+
+    def attended(
+        self,
+        source: str = "last",
+        *,
+        heads: Heads = None,
+        layers: Layers = None,
+        without: str | None = None,
+        heading: str | None = None,
+    ) -> View:
+        """Tokens coloured by the attention that the source tokens pay to them.
+
+        The mean over the source tokens and the chosen heads: a share, which sums to one.
+
+        Args:
+            source: Span of the tokens that attend.
+            heads: Heads of the chosen layers, or pairs (layer, head); None for all.
+            layers: One layer, several, or None for all.
+            without: A span that is given no colour. Most heads rest on the first token (the
+                attention sink), beside which nothing else shows: `at:0`.
+            heading: Stands above the view.
+
+        Raises:
+            InputError: A span, layer or head that this run does not have.
+        """
+        pairs = self._choose(heads, layers)
+        rows = self.positions(source)
+        if not rows:
+            raise InputError(f"no token stands in the span {source!r} here; name another.")
+        shares = np.mean([self.patterns[layer, head][list(rows)] for layer, head in pairs], (0, 1))
+        note = ""
+        if without is not None:
+            hidden = list(self.positions(without))
+            note = f", {float(shares[hidden].sum()):.0%} of it to {without} not shown"
+            shares[hidden] = 0
+        heading = heading or f"Attention of {source}{self._of(pairs)}{note}"
+        return coloured_tokens(heading, self.tokens, shares.tolist())
+
+    def coloured(self, heading: str, values: Sequence[float]) -> View:
+        """The tokens coloured by numbers of your own, one for each.
+
+        Raises:
+            InputError: There are not as many numbers as tokens.
+        """
+        return coloured_tokens(heading, self.tokens, values)
+
+    def _choose(self, heads: Heads, layers: Layers) -> list[tuple[int, int]]:
+        """Pairs (layer, head) in the order asked for."""
+        n_layers, n_heads = self.patterns.shape[:2]
+        listed, paired = _listed(heads, n_heads), False
+        if isinstance(heads, Iterable):
+            paired = any(isinstance(head, tuple) for head in listed)
+        if paired and layers is not None:
+            raise InputError("pairs (layer, head) choose the layers too; leave layers out.")
+        asked = listed
+        if not paired:
+            asked = [(layer, head) for layer in _listed(layers, n_layers) for head in listed]
+        pairs: list[tuple[int, int]] = []
+        for pair in asked:
+            try:
+                layer, head = map(operator.index, pair)
+            except (TypeError, ValueError):
+                layer = head = -1
+            if not (0 <= layer < n_layers and 0 <= head < n_heads):
+                raise InputError(
+                    f"{pair!r} is no (layer, head) of this model: it has {n_layers} layers of "
+                    f"{n_heads} heads, both counted from 0. Give head numbers, with or without "
+                    "layers, or pairs."
+                )
+            pairs.append((layer, head))
+        if not pairs:
+            raise InputError("no head is chosen; give at least one, or leave both out for all.")
+        return pairs
+
+    def _of(self, pairs: Sequence[tuple[int, int]]) -> str:
+        """What a heading says of the chosen heads and the probes."""
+        layers = sorted({layer for layer, _ in pairs})
+        n_layers, n_heads = self.patterns.shape[:2]
+        if len(pairs) == 1:
+            said = f", layer {layers[0]} head {pairs[0][1]}"
+        elif len(pairs) == n_layers * n_heads:
+            said = ", all heads"
+        elif len(pairs) <= 6:
+            said = f", heads {', '.join(f'{layer}.{head}' for layer, head in pairs)}"
+        elif len(layers) == 1 and len(pairs) == n_heads:
+            said = f", layer {layers[0]}"
+        else:
+            said = f", {len(pairs)} heads"
+        return said + "".join(f", {key}" for key in self.probes)
+
+
+def _listed(value: Any, count: int) -> list[Any]:
+    if value is None:
+        return list(range(count))
+    return list(value) if isinstance(value, Iterable) else [value]

@@ -1,0 +1,77 @@
+"""`hijacklens report` as a user meets it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hijack_runs import made_up_run
+
+from analyses.cli import main
+
+
+def run(*arguments):
+    """Exit status of a command line; 0 where it just returns."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    root = tmp_path_factory.mktemp("saved")
+    for name in ("first", "second"):
+        made_up_run(models=(name,), schemes=("do-not-think",)).save(root / "runs" / name)
+    return root
+
+
+@pytest.fixture
+def folders(saved, tmp_path, monkeypatch):
+    (tmp_path / "runs").symlink_to(saved / "runs", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs"
+
+
+def test_folders_become_one_page(folders, capsys):
+    assert run("report", folders / "first", folders / "second", "--title", "A & B") == 0
+    assert capsys.readouterr().out.startswith("written to report.html  (0.")
+    text = (folders.parent / "report.html").read_text(encoding="utf-8")
+    assert "<h1>A &amp; B</h1>" in text
+    assert "Hijack result: first</h2>" in text and "Hijack result: second</h2>" in text
+
+
+def test_a_page_is_not_overwritten_in_silence(folders, capsys):
+    out = folders.parent / "r.html"
+    command = ["report", folders / "first", "--out", out]
+    assert run(*command, "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    before = out.read_bytes()
+    assert run(*command) == 2
+    assert "is there already" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    assert run(*command, "--overwrite", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "bytes": len(before),
+        "file": str(out),
+        "results": [str(folders / "first")],
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no result in 'nowhere'"),
+        (["."], "no result in '.'"),
+        (["runs/first", "--out", "runs"], "is a folder"),
+        (["runs/first", "--out", "no/such/r.html"], "there is no folder"),
+        ([], "Missing argument"),
+    ],
+)
+def test_bad_input_gets_one_clear_error_and_no_file(folders, capsys, arguments, message):
+    assert run("report", *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert not (folders.parent / "report.html").exists()

@@ -1,0 +1,297 @@
+"""What every command has in common: one JSON document, quiet, colour, status, completion."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from click import Context
+from sample_facts import sample_facts
+from tiny_models import tiny_model, tiny_tokenizer
+
+from analyses import check, reproduction
+from analyses.cli import COMMANDS, group, main
+from analyses.screen import fitted
+from hijacklens import progress
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("screen")
+    tiny_model("llama").save_pretrained(root / "tiny-llama")
+    tiny_tokenizer("llama").save_pretrained(root / "tiny-llama")
+    table = sample_facts().to_dataframe().drop(columns="prompt")
+    table.to_json(root / "facts.jsonl", orient="records", lines=True)
+    (root / "sweep.toml").write_text(
+        f'[scoring]\nmodels = ["{root}/tiny-llama"]\nfacts = ["{root}/facts.jsonl"]\n'
+        'schemes = ["think"]\ndoses = "0-1"\n'
+    )
+    return root
+
+
+def run(*arguments):
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def commands():
+    """Name -> command, those of groups too."""
+    context = Context(group)
+    for name in COMMANDS:
+        found = group.get_command(context, name)
+        for inner, command in getattr(found, "commands", {name: found}).items():
+            yield (name if inner == name else f"{name} {inner}"), command
+
+
+CALLS = {
+    "hijack": "hijack --model {m} --facts {f} --limit 3 --doses 1 --out {o}",
+    "ask": "ask Rome --model {m} --true Italy --tokens 2 --probe knock-out:from=last,to=at:0",
+    "models": "models",
+    "schemes": "schemes",
+    "probes": "probes",
+    "facts": "facts --facts {f} --show",
+    "plan": "plan --tokenizer {m} --facts {f} --doses 0-2",
+    "train": "train --bits 3 --dim 4 --length 8 --seeds 1 --lr 0.01 --steps 2 --evaluation 8 "
+    "--out {o}",
+    "cache info": "cache info",
+    "cache clear": "cache clear --yes",
+    "heads": "heads --model {m} --facts {f} --size 1 --candidates 2 --random-sets 1 --out {o}",
+    "trace": "trace --model {m} --facts {f} --case 0 --out {o}",
+    "report": "report {h} --out {o}.html",
+    "sweep": "sweep {s} --out {o}",
+    "reproduce": "reproduce lemma5 --out {o}",
+    "completion": "completion bash",
+}
+
+
+def test_every_command_has_a_call_here():
+    assert {name for name, _ in commands()} == set(CALLS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_json_is_one_document_with_the_keys_of_the_help(
+    name, folders, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("HIJACKLENS_STORE", str(tmp_path / "store.sqlite"))
+    (option,) = [p for n, c in commands() if n == name for p in c.params if p.name == "as_json"]
+    promised = option.help.split("Its keys: ")[1].rstrip(".").split(", ")
+    places = {
+        "m": folders / "tiny-llama",
+        "f": folders / "facts.jsonl",
+        "s": folders / "sweep.toml",
+        "o": tmp_path / "out",
+        "h": tmp_path / "hijack",
+    }
+    if name == "report":
+        made = CALLS["hijack"].replace("{o}", "{h}").format(**places)
+        assert run(*made.split(), "--quiet") == 0
+    capsys.readouterr()
+    assert run(*CALLS[name].format(**places).split(), "--json", "--quiet") == 0
+    printed = capsys.readouterr()
+
+    def strict(text):
+        raise AssertionError(f"{text} is no JSON")
+
+    found = json.loads(printed.out, parse_constant=strict)
+    assert list(found) == promised == sorted(promised)
+    assert printed.err == ""
+    if "seed" in found:
+        assert found["seed"] == 0
+
+
+def test_the_document_has_the_numbers_of_the_table(folders, tmp_path, capsys):
+    call = CALLS["hijack"].format(
+        m=folders / "tiny-llama", f=folders / "facts.jsonl", o=tmp_path / "out"
+    )
+    assert run(*call.split(), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["dose"] for row in found["summary"]] == [0, 1]
+    assert run(*call.split(), "--overwrite") == 0
+    printed = capsys.readouterr().out
+    for row in found["summary"]:
+        assert f"{row['efficacy']:.3f} [".removeprefix("0") in printed
+    assert "seed 0" in printed
+
+
+def test_a_list_that_is_quiet_gives_no_hints(capsys):
+    for name in ("models", "schemes", "probes"):
+        assert run(name) == 0
+        whole = capsys.readouterr().out
+        assert run(name, "--quiet") == 0
+        assert len(capsys.readouterr().out) < len(whole)
+
+
+def test_known_facts_are_counted_once_whatever_a_scheme_skips(folders, tmp_path, capsys):
+    """near-word has no word for some facts; they are known or not all the same."""
+    call = (
+        CALLS["hijack"]
+        .format(m=folders / "tiny-llama", f=folders / "facts.jsonl", o=tmp_path / "out")
+        .replace("--limit 3", "--scheme near-word --scheme think")
+    )
+    assert run(*call.split(), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    counts = {row["scheme"]: row["n"] for row in found["summary"]}
+    assert counts["near-word"] < counts["think"] == 10
+    assert found["known"][0]["n"] == 10
+    retention = next(row["retention"] for row in found["summary"] if row["scheme"] == "think")
+    assert found["known"][0]["first"] == round(10 * retention)
+    rules = pd.read_csv(tmp_path / "out" / "rules.csv")
+    # Of all items, and not of the groups, which are of different sizes.
+    weighted = (rules["any"] * rules["n"]).sum() / rules["n"].sum()
+    assert found["disagreement"] == pytest.approx(weighted)
+
+
+def test_a_failed_check_ends_with_status_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(check.Check, "_holds", lambda self, found: False)
+    assert run("reproduce", "lemma5", "--out", tmp_path, "--quiet") == 1
+    assert "1 with a failed check" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_with_status_130(tmp_path, capsys, monkeypatch):
+    def stopped(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduction, "reproduce", stopped)
+    assert run("reproduce", "lemma5", "--out", tmp_path) == 130
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_the_help_says_what_each_status_means(capsys):
+    assert run("--help") == 0
+    said = capsys.readouterr().out
+    for status in ("0 done", "1 a check failed", "2 bad input", "130 stopped"):
+        assert status in said
+
+
+class Terminal(io.StringIO):
+    """Text that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(("variable", "coloured"), [(None, True), ("1", False), ("", True)])
+def test_colour_is_for_terminals_and_no_color_turns_it_off(
+    variable, coloured, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("NO_COLOR", variable)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert run("reproduce", "lemma5", "--out", tmp_path, "--quiet") == 0
+    assert ("\x1b[32mpass" in screen.getvalue()) is coloured
+    pipe = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", pipe)
+    assert run("reproduce", "lemma5", "--out", tmp_path, "--quiet") == 0
+    assert "pass" in pipe.getvalue() and "\x1b" not in pipe.getvalue()
+
+
+def test_a_bar_is_drawn_where_somebody_is_watching(monkeypatch, capsys):
+    for stream, quiet, drawn in (
+        (Terminal(), False, True),
+        (Terminal(), True, False),
+        (io.StringIO(), False, False),
+    ):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress.bar(2, unit="facts", label="atlas", quiet=quiet) as shown:
+            shown.update(2)
+        assert ("2/2 facts" in stream.getvalue()) is drawn
+    assert capsys.readouterr().out == ""
+
+
+def test_a_bar_is_drawn_in_a_notebook(monkeypatch):
+    class Shell:
+        kernel = object()
+
+    class IPython:
+        @staticmethod
+        def get_ipython():
+            return Shell()
+
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setitem(sys.modules, "IPython", IPython)
+    assert progress.watched()
+    Shell.kernel = None
+    assert not progress.watched()
+
+
+def test_the_last_column_is_wrapped_on_a_narrow_terminal(monkeypatch):
+    rows = [("fig1", "a long line " * 9), ("fig2", "short")]
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = fitted(("id", "what"), rows).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line[:4].strip() for line in lines] == ["id", "fig1", "", "fig2"]
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert len(fitted(("id", "what"), rows).splitlines()) == 3  # a pipe gets a line for a row
+
+
+COMPLETED = [
+    ("hijacklens ", "hijack", 1),
+    ("hijacklens hijack --model sm", "smollm2-135m", 3),
+    ("hijacklens hijack --scheme do-not-think-o", "do-not-think-other", 3),
+    ("hijacklens facts --relation P10", "P103", 3),
+    ("hijacklens trace --probe kn", "knock-out:", 3),
+    ("hijacklens probes kn", "knock-out", 2),
+    ("hijacklens reproduce theorem", "theorem4", 2),
+    ("hijacklens completion z", "zsh", 2),
+]
+ASK = """
+import sys
+from analyses.cli import main
+try:
+    main([])
+except SystemExit:
+    pass
+heavy = {"torch", "pandas", "transformer_lens"} & set(sys.modules)
+print("imported", sorted(heavy), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("typed", "offered", "place"), COMPLETED)
+def test_the_shell_completes_names_without_torch(typed, offered, place):
+    asked = {
+        "_HIJACKLENS_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(place),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ASK], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert f"plain,{offered}" in done.stdout.splitlines()
+    assert done.stderr.strip() == "imported []"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_of_each_shell(shell, capsys):
+    assert run("completion", shell) == 0
+    said = capsys.readouterr().out
+    assert "_HIJACKLENS_COMPLETE" in said and "hijacklens" in said
+    assert run("completion", "powershell") == 2
+    assert "Allowed: bash, fish, zsh" in capsys.readouterr().err
+
+
+def test_listing_analyses_imports_nothing_heavy():
+    code = ASK.replace("main([])", "main(['reproduce', '--list'])")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "theorem1" in done.stdout
+    assert done.stderr.strip() == "imported []"
+
+
+def test_a_reader_that_stops_reading_is_no_error():
+    code = "from analyses.cli import main; main(['schemes', '--relations'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        assert done.stdout is not None and done.stderr is not None
+        done.stdout.close()
+        assert b"Traceback" not in done.stderr.read()

@@ -1,0 +1,77 @@
+"""Results of hijack runs made up from numbers, without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from sample_facts import sample_facts
+
+from hijacklens.facts.fact import Fact
+from hijacklens.results import Provenance
+from hijacklens.schemes import get_scheme
+from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SKIPPED_COLUMNS
+from hijacklens.scoring.result import HijackResult
+
+
+def made_up_run(
+    *,
+    models=("alpha", "beta"),
+    schemes=("do-not-think", "never-say"),
+    doses=(0, 1, 2),
+    facts: tuple[Fact, ...] = (),
+    answers=(" the", " Paris", " Guam"),
+    seed=0,
+) -> HijackResult:
+    """A run whose scores are drawn, so that verdicts and rules differ; one item is a tie."""
+    random = np.random.default_rng(seed)
+    facts = facts or tuple(sample_facts())
+    rows = []
+    for model in models:
+        for scheme in schemes:
+            for fact in facts:
+                for dose in doses:
+                    scores = -np.abs(random.normal(4, 3, 2)).astype("f4").astype(float)
+                    counts = random.integers(1, 4, 2)
+                    sums = scores - (counts - 1) * np.abs(random.normal(1, 1, 2))
+                    tie = fact is facts[-1] and dose == doses[-1]
+                    rows.append(
+                        (
+                            model,
+                            fact.case_id,
+                            fact.relation_id,
+                            fact.subject,
+                            scheme,
+                            dose,
+                            scores[0],
+                            scores[0] if tie else scores[1],
+                            *sums,
+                            *counts,
+                            answers[random.integers(len(answers))],
+                            -float(np.abs(random.normal())),
+                            tie,
+                        )
+                    )
+    sentence = get_scheme("do-not-think").sentence
+    prompts = [
+        (fact.case_id, scheme, sentence(fact), fact.prompt, fact.target_true, fact.target_false)
+        for scheme in schemes
+        for fact in facts
+    ]
+    skipped = [(models[0], 77, "P1", "Nobody", schemes[0], "the prompt is too long")]
+    return HijackResult(
+        items=pd.DataFrame(rows, columns=list(ITEM_COLUMNS)),
+        skipped=pd.DataFrame(skipped, columns=list(SKIPPED_COLUMNS)),
+        settings={
+            "models": [{"name": model} for model in models],
+            "facts": {"name": "sample", "n": len(facts), "hash": "abc", "note": ""},
+            "schemes": [
+                {"name": scheme, "direction": "hijack", "text": "Do not think of {target_false}."}
+                for scheme in schemes
+            ],
+            "doses": list(doses),
+            "probes": [],
+            "seed": 0,
+        },
+        provenance=Provenance.now(seed=0),
+        prompts=pd.DataFrame(prompts, columns=list(PROMPT_COLUMNS)),
+    )

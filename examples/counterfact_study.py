@@ -14,7 +14,7 @@ from pathlib import Path
 import hijacklens as hl
 from analyses.tables import share
 from hijacklens import plots
-from hijacklens.scoring.relation_curves import title
+from hijacklens.facts.relations import relations
 
 SCHEME, DOSES, SHOWN = "do-not-think", range(6), (0, 1, 5)
 
@@ -35,9 +35,9 @@ def main(source: str, out: str, name: str = "smollm2-135m") -> None:
     result.save(folder, overwrite=True)
     heads = [f"efficacy, dose {d} [95%]" for d in SHOWN] + [f"shift, dose {d}" for d in SHOWN[1:]]
     lines = ["| relation | n | " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) + 1)]
-    relations = sorted(result.items.relation_id.unique(), key=lambda r: int(r[1:]))
+    shown = sorted(result.items.relation_id.unique(), key=lambda r: int(r[1:]))
     lines += [row("**all**", result.summary())]
-    lines += [row(title(r), result.summary(relation=r)) for r in relations]
+    lines += [row(f"{r} {relations()[r].label}", result.summary(relation=r)) for r in shown]
     (folder / "relations.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     plots.write(result.plot(), folder / "generic.png")
     plots.write(result.plot_relations(), folder / "relations.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from textwrap import shorten
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -11,8 +12,10 @@ from hijacklens import plots
 from hijacklens.facts.relations import relations
 
 COLUMNS = 6
-PANEL = (1.9, 1.55)
+PANEL = (1.9, 1.7)
 """Inches."""
+WIDEST = 30
+"""Characters of a relation's label that fit above a panel."""
 
 
 def relation_curves(table: pd.DataFrame, line: str = "model") -> Figure:
@@ -53,7 +56,9 @@ def relation_curves(table: pd.DataFrame, line: str = "model") -> Figure:
                     linewidth=0,
                 )
             ax.axhline(0.5, color="#888888", linewidth=0.7, linestyle=":")
-            ax.set_title(f"{title(relation)}, n = {own['n'].max():,}", fontsize=7.5)
+            known = relations().get(relation)
+            label = f"\n{shorten(known.label, WIDEST, placeholder=' …')}" if known else ""
+            ax.set_title(f"{relation}, n = {own['n'].max():,}{label}", fontsize=7.5)
             ax.set(ylim=(-0.04, 1.04), xticks=sorted(table["dose"].unique()))
             ax.tick_params(labelsize=7)
         for ax in axes[len(shown) :]:
@@ -66,16 +71,6 @@ def relation_curves(table: pd.DataFrame, line: str = "model") -> Figure:
                 handles, labels, loc="outside upper center", ncols=min(len(names), 4), fontsize=8
             )
     return figure
-
-
-def title(relation: str) -> str:
-    """A relation as a panel names it: its property number and, where we have one, its label.
-
-    >>> title("P190"), title("mine")
-    ('P190 twinned body', 'mine')
-    """
-    known = relations().get(relation)
-    return f"{relation} {known.label}" if known else relation
 
 
 def _number(relation: str) -> tuple[int, str]:

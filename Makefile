@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
-.PHONY: help env demo test test-models test-slow test-ray test-old reproduce notebooks docs check format bench clean
+.PHONY: help env demo test test-models test-slow test-ray test-old reproduce notebooks docs check format bench fuzz dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -86,6 +86,13 @@ format: $(READY)  ## Put the code into its format
 
 bench: $(READY)  ## The benchmarks: ratios in one run
 	$(BIN)/python -m pytest -q -s -m benchmark tests/benchmarks
+
+fuzz: $(READY)  ## The fuzz campaigns at their full length, an hour or two
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q \
+		-o addopts="--import-mode=importlib --strict-markers" tests/fuzz
+
+dist: $(READY)  ## Build the wheel and the source archive into dist/
+	$(BIN)/python -m build --no-isolation --outdir dist .
 
 clean:  ## Remove the environment and caches; runs/ stays
 	rm -rf $(VENV) .tl39 .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist

@@ -27,7 +27,8 @@ class Entry:
     """One line."""
     question: str
     quick: str
-    """Time at quick scale on two CPU cores, as measured, e.g. `40 s`."""
+    """Time at quick scale on two CPU cores, as measured, e.g. `40 s`; `+ 40 s` is beside the models
+    that the entry before has trained, and with `shared` there is nothing more to train."""
     paper: str
     """The same at the scale of the paper; `depends` where model and facts decide."""
     uses_models: bool = False
@@ -157,8 +158,8 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Figure C.1",
             "W_V trained against identity, L = 64 and 128",
             "Is the identity clearly worse, and more so at short L?",
-            "fig3a + 40 s",
-            "fig3a + 1 h",
+            "+ 40 s",
+            "+ 1 h",
         ),
         Entry(
             "figc2",
@@ -173,8 +174,8 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Figure C.3",
             "Smallest principal angle of the trained W_V to the construction, over d",
             "Is the trained W_V closer to equation 5.1 than to a random memory or its start?",
-            "with figc2",
-            "with figc2",
+            "shared",
+            "shared",
         ),
     ),
     "embedding_geometry": (

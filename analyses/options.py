@@ -268,7 +268,9 @@ def read_probes(texts: tuple[str, ...]) -> list[Specification]:
     return [parse(text) for text in texts]
 
 
-def make_probes(specified: list[Specification], model: Any, facts: FactSet | None) -> list[Probe]:
+def make_probes(
+    specified: list[Specification], model: Any, facts: FactSet | None, *, quiet: bool
+) -> list[Probe]:
     """The probes of --probe for a model.
 
     Raises:
@@ -280,7 +282,7 @@ def make_probes(specified: list[Specification], model: Any, facts: FactSet | Non
                 f"--probe {probe.text!r} takes means over the bare queries of many facts, which "
                 "this command does not have; write kind=zero, or use `hijacklens hijack`."
             )
-    return [probe.probe(model=model, facts=facts) for probe in specified]
+    return [probe.probe(model=model, facts=facts, quiet=quiet) for probe in specified]
 
 
 def read_doses(text: str) -> tuple[int, ...]:

@@ -122,7 +122,7 @@ def reproduce(
     facts: FactSet | None = None,
     changes: Mapping[str, Any] | None = None,
     workbench: Workbench | None = None,
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> Reproduction:
     """Run one analysis and judge its checks.
 

@@ -46,6 +46,7 @@ from hijacklens.hooked import (
 )
 from hijacklens.layout import Layout, mark
 from hijacklens.probe import HookProbe, logits_at
+from hijacklens.progress import bar
 from hijacklens.prompts import Prompt, make_prompt
 from hijacklens.spans import EVERYWHERE, placed_atoms
 from hijacklens.tokens import LocatedPrompt, locate
@@ -203,6 +204,7 @@ def mean_outputs(
     site: OutputSite = "z",
     span: str = EVERYWHERE,
     batch_tokens: int | None = None,
+    quiet: bool = False,
 ) -> MeanOutputs:
     """The mean output of every head or layer over the tokens of reference prompts.
 
@@ -214,6 +216,7 @@ def mean_outputs(
         span: The tokens that the mean is over, each counted once: by default all of them, a BOS
             included; `last` gives the mean where the answer is read.
         batch_tokens: Size of a batch in tokens; by default what suits the device.
+        quiet: Draw no progress bar.
 
     Raises:
         InputError: No prompt, no token in the span, an unknown site or span, an output that the
@@ -236,14 +239,17 @@ def mean_outputs(
 
         return hook_function
 
-    for layout, real in _layouts(model, reference, span, batch_tokens):
-        tokens = layout.query(span) & real
-        count += int(tokens.sum())
-        recorder = HookProbe(
-            "mean", [(_hook_name(model, site, at), add(at, tokens)) for at in range(n_layers)]
-        )
-        one = torch.zeros(1, dtype=torch.long, device=real.device)
-        logits_at(model, layout, one, one, probes=[recorder])  # they have to be read somewhere
+    rows = len(reference.tokens) if isinstance(reference, Layout) else len(reference)
+    with bar(rows, unit="prompts", label=f"mean {site}", quiet=quiet) as progress:
+        for layout, real in _layouts(model, reference, span, batch_tokens):
+            tokens = layout.query(span) & real
+            count += int(tokens.sum())
+            recorder = HookProbe(
+                "mean", [(_hook_name(model, site, at), add(at, tokens)) for at in range(n_layers)]
+            )
+            one = torch.zeros(1, dtype=torch.long, device=real.device)
+            logits_at(model, layout, one, one, probes=[recorder])  # to be read somewhere
+            progress.update(len(real))
     if count == 0:
         raise InputError(
             f"there is nothing to take the mean of: no token of the reference stands in {span!r}."

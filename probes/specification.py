@@ -72,19 +72,26 @@ class Specification:
         """Whether the probe is made for one model: means are those of its own outputs."""
         return self.options.get("kind") == "mean"
 
-    def probe(self, *, model: HookedModel | None = None, facts: FactSet | None = None) -> Probe:
+    def probe(
+        self,
+        *,
+        model: HookedModel | None = None,
+        facts: FactSet | None = None,
+        quiet: bool = False,
+    ) -> Probe:
         """The probe.
 
         Args:
             model: The model that it is for, if `needs_model`.
             facts: Means are over their bare queries.
+            quiet: Draw no progress bar while means are taken.
 
         Raises:
             InputError: The values of the options do not go together.
         """
         given = {name.replace("-", "_"): value for name, value in self.options.items()}
         if self.needs_model:
-            given |= {"model": model, "facts": facts}
+            given |= {"model": model, "facts": facts, "quiet": quiet}
         try:
             return self.kind.make(**given)
         except InputError as error:
@@ -213,7 +220,11 @@ def _value(name: str) -> Callable[..., Probe]:
 
 
 def _ablation(
-    *, model: HookedModel | None = None, facts: FactSet | None = None, **options: Any
+    *,
+    model: HookedModel | None = None,
+    facts: FactSet | None = None,
+    quiet: bool = False,
+    **options: Any,
 ) -> Probe:
     from probes import ablation
 
@@ -223,7 +234,7 @@ def _ablation(
                 "kind=mean takes the means of a model's outputs on facts; give both, or kind=zero."
             )
         about = {name: options[name] for name in ("site", "span") if name in options}
-        options["means"] = ablation.mean_outputs(model, facts, **about)
+        options["means"] = ablation.mean_outputs(model, facts, quiet=quiet, **about)
     return ablation.ablate(**options)
 
 

@@ -147,6 +147,7 @@ SMALLER = {
     "bits=5": "bits=4",
     "candidates=6": "candidates=3",
     "random_sets=3": "random_sets=1",
+    "(2, 8, 16)": "(2, 8)",
 }
 """What is made smaller where a notebook runs among the default tests."""
 

@@ -86,7 +86,7 @@ def command(
     found = []
     for name in models:
         model = load_model(name, **loading)
-        on = make_probes(specified, model, None)
+        on = make_probes(specified, model, None, quiet=quiet)
         answers = [
             answer(model, one, targets=targets, top=top, tokens=tokens, probes=on) for one in asked
         ]

@@ -290,7 +290,7 @@ def _search_table(found: HeadSearch) -> str:
             f"{settings['kind']} · seed {settings['seed']}",
             table(header, rows, left="lrlrrrl"),
             f"the set of {last['size']} carries {last['carried']:+.3f} "
-            f"[{last['low']:+.3f}, {last['high']:+.3f}], {last['share']:.0%} of the shift; "
+            f"[{last['low']:+.3f}, {last['high']:+.3f}], {last['share']:.0%} of the shift\n"
             f"attribution and ablation correlate by {agreement.pearson:.2f} (rank "
             f"{agreement.spearman:.2f}) over the {agreement.heads} heads ablated",
         )

@@ -133,7 +133,7 @@ def command(
                 facts,
                 schemes=chosen,
                 doses=counts,
-                probes=make_probes(specified, model, facts),
+                probes=make_probes(specified, model, facts, quiet=quiet),
                 seed=seed,
                 batch_tokens=batch_tokens,
                 way=way,

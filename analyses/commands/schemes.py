@@ -30,13 +30,12 @@ def command(relations: bool, as_json: bool, quiet: bool) -> None:
     rows = [
         (
             scheme.name,
-            scheme.direction,
-            scheme.template or "(one per relation: --relations)",
-            scheme.summary,
+            scheme.template or "(by relation: --relations)",
+            f"{scheme.direction}: {scheme.summary}",
         )
         for scheme in schemes().values()
     ]
-    click.echo(fitted(("scheme", "direction", "text", "what it is"), rows))
+    click.echo(fitted(("scheme", "text", "direction: what it is"), rows))
     if relations:
         click.echo()
         sentences = [

@@ -151,7 +151,7 @@ def command(
     from probes.logit_shift import trace
 
     model = load_model(name, **loading)
-    on = make_probes(specified, model, None)
+    on = make_probes(specified, model, None, quiet=quiet)
     with bar(4, unit="steps", label="trace", quiet=quiet) as progress:
         account = trace(model, fact, scheme=rule, dose=dose, probes=on, seed=seed)
         progress.update()

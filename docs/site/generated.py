@@ -132,7 +132,8 @@ def _notebooks() -> list[Path]:
 def _title(page: Path) -> str:
     """The first heading of a page, without what kind of page it is."""
     first = next(line for line in page.read_text(encoding="utf-8").splitlines() if line[:2] == "# ")
-    return first.removeprefix("# ").removeprefix("Study: ").strip().capitalize()
+    title = first.removeprefix("# ").removeprefix("Study: ").strip()
+    return title[:1].upper() + title[1:]
 
 
 def _command(command: click.Command, parent: click.Context, name: str) -> Iterator[str]:

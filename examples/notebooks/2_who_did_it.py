@@ -118,9 +118,10 @@ views.Sheet((run.attended("last", heads=found.heads, without="at:0"), run.heads(
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - The shift is written late, mostly by attention to the one word that names the false target.
-#   This fits the paper's picture of cues that attention adds up and value matrices look up
-#   (section 1).
+# - The shift is written late. Its largest single part is attention to the one word that names
+#   the false target, in one layer; the last MLPs add nearly as much. The first half fits the
+#   paper's picture of cues that attention adds up and value matrices look up (section 1); the
+#   one-layer model has no MLPs.
 # - The chosen heads matter beyond chance where they lie outside the random sets in the figure. With
 #   30 facts the intervals are wide; take a few hundred for a paper.
 # - Look at the shift and at the efficacy, and at the third panel: heads whose ablation breaks bare

@@ -99,6 +99,9 @@ memory_fit.fit(model, task).summary()[["statistic", "value", "p_family"]].round(
 geometry.inner_products(model, task).plot()
 
 # %% [markdown]
+# The line is rough in a model this small: the fit says how rough, and distances 1 and 2 may even
+# change places. `hijacklens reproduce fig3b` asks at the paper's size.
+#
 # ## Attention picks the right cluster
 #
 # Give the task two clusters: only tokens with the same first bit as the label carry information

@@ -56,15 +56,15 @@ curve = hl.hijack(model, facts, doses=range(5), quiet=True).summary()
 
 with plots.canvas(1, 2, share_y=True) as (figure, axes):
     axes[0].plot(rates, mixed, marker="o")
-    axes[0].set(title="one layer", xlabel="mixing rate", ylabel="efficacy", ylim=(0, 1))
+    axes[0].set(title="one layer", xlabel="mixing rate", ylabel="efficacy")
     axes[1].plot(curve["dose"], curve["efficacy"], marker="s", color=plots.COLOURS[1])
-    axes[1].set(title=MODEL, xlabel="dose (hijacking sentences)")
+    axes[1].set(title=MODEL, xlabel="dose (hijacking sentences)", xticks=range(5))
 figure
 
 # %% [markdown]
 # Both climb, but not alike. Mixing takes evidence *away* from the first label while it adds some
 # for the second, and does so evenly. A sentence only adds, and the first one does nearly all of
-# the work: more of the same cue hardly counts. That is where the analogy first creaks.
+# the work: more of the same cue counts little. That is where the analogy first creaks.
 #
 # ## 2. Does the answer need that attention?
 #
@@ -98,11 +98,12 @@ views.Sheet((below, above))
 # ## 3. How much of the value matrices does it need?
 #
 # Cut every W_V down to a low rank. If the paper's memory were all there is, a few directions might
-# carry it. (One layer: d = 16. In the language model all layers are cut at once.)
+# carry it. (One layer: 16 is the full rank. In the language model, with 64 to a head, all layers
+# are cut at once.)
 
 # %%
 rows = []
-for rank in (1, 4, 8):
+for rank in (2, 8, 16):
     low = [values.replace(values.low_rank(rank))]
     right = trained.accuracy(probes=low)["accuracy"].max()
     scores = hl.hijack(model, facts, doses=[0, 1], probes=low, quiet=True).summary()

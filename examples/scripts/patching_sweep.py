@@ -20,7 +20,12 @@ options = parser.parse_args()
 model = hl.load_model(options.model)
 facts = hl.atlas().sample(options.limit, seed=0)
 sweep = patching.sweep_spans(model, facts, site=options.site, spans=("subject", "last"))
-table = sweep.summary()
-print(table.sort_values("share", ascending=False).head(6).round(3).to_string(index=False))
+table = sweep.summary().sort_values("share", ascending=False).head(6)
+print(
+    table[["layer", "span", "clean", "hijacked", "patched", "share"]]
+    .round(2)
+    .to_string(index=False)
+)
+print("logit o_ - logit o*, mean over facts; share: how much of the shift the patch undoes")
 if options.out:
     plots.write(sweep.plot(), Path(options.out))

@@ -105,6 +105,10 @@ async function startFacts(element) {
 
   const ruled = Object.keys(RULES).map((name) => [name, name]);
   const flip = new Map(FLIPS.map(([value, , test]) => [value, test]));
+  // A fact that flips at one dose mostly does at the next: the page opens with the lowest.
+  const doses = filterBy(dose, "dose");
+  doses.options = doses.options.filter(([value]) => value !== "0");
+  doses.value = doses.options[1]?.[0] ?? "";
   const filters = [
     { label: "rule", options: ruled, value: "first", change: (value) => { rule = value; } },
     {
@@ -115,10 +119,9 @@ async function startFacts(element) {
     },
     filterBy(model, "model"),
     filterBy(scheme, "scheme"),
-    filterBy(dose, "dose"),
+    doses,
     filterBy(relation, "relation"),
   ];
-  filters[4].options = filters[4].options.filter(([value]) => value !== "0");
   const keys = {
     fact: keysOf(subject),
     dose: (i) => dose.at(i),

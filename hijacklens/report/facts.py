@@ -25,10 +25,10 @@ HEADS = (
 )
 """What a column is sorted by, its heading, and whether it holds numbers."""
 NOTE = (
-    "Each fact stands in two rows: the bare query (dose 0) and the hijacked prompt, whose "
+    "Each fact stands in two lines: the bare query (dose 0) and the hijacked prompt, whose "
     "sentences are marked. True and false are the scores of the two targets, the winner in bold; "
     "beside the top answer stands its log-probability. The shift is score(false) - score(true), "
-    "hijacked minus bare. Columns are sorted by the hijacked row."
+    "hijacked minus bare. Columns are sorted by the hijacked line."
 )
 
 

@@ -1,9 +1,9 @@
-"""Text as HTML that stays text, whatever it contains.
+r"""Text as HTML that stays text, whatever it contains.
 
-Tags and quotes are escaped. What a reader could not see, or what would turn the text around
-it (control characters, directions of writing, line separators, broken code points), is written out.
+Tags and quotes are escaped. What a reader could not see, or what would turn the text around it
+(control characters, directions of writing, line ends, broken code points), is written out.
 
->>> shown("<b>\\x00\\u202e\\n</b>")
+>>> shown("<b>\x00\u202e\n</b>")
 '&lt;b&gt;␀⟨U+202E⟩↵&lt;/b&gt;'
 """
 

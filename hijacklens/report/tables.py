@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +33,7 @@ def number(value: object, digits: int | None) -> str:
     >>> number(0.0625, 3), number(-1e-7, 3), number(3, None), number(float("nan"), 2)
     ('0.063', '-1.0e-7', '3', '')
     """
-    if value is None or value is pd.NA or value != value:
+    if _missing(value):
         return ""
     if digits is None:
         return str(value)
@@ -74,7 +75,7 @@ def table_html(table: Table, *, key: str) -> str:
         "title": table.heading,
         "rows": FIRST_ROWS,
     }
-    rows = data
+    rows: Any = data
     for name, value in table.chosen.items():
         rows = rows[rows[name].astype(str) == value]
     head = "".join(
@@ -107,16 +108,20 @@ def _row(values: tuple[object, ...], columns: list[Column]) -> str:
     cells = []
     for i, (value, column) in enumerate(zip(values, columns, strict=True)):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            exact = value if column.digits is not None and value == value else None
+            exact = None if column.digits is None or _missing(value) else value
             cell = (
                 f'<td class="number"{attributes(title=exact)}>{number(value, column.digits)}</td>'
             )
         else:
-            text = "" if value is None or value is pd.NA or value != value else shown(value)
+            text = "" if _missing(value) else shown(value)
             tag = 'th scope="row"' if i == 0 else "td"
             cell = f"<{tag}><bdi>{text}</bdi></{tag[:2]}>"
         cells.append(cell)
     return f"<tr>{''.join(cells)}</tr>"
+
+
+def _missing(value: object) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
 
 
 def _side(values: pd.Series) -> str | None:

@@ -8,7 +8,7 @@ The linear layers cost the same for every token. On top of it come
     passes    every forward pass reads all weights and starts every kernel
 
 The weights of memory traffic against arithmetic are measured on a CPU (SmolLM2-135M, float32, one
-thread, fused attention: a token in a row of 160 costs 4 to 5 per cent more than in a row of 48) and,
+thread, fused attention: a token of a row of 160 costs 5 per cent more than one of a row of 48) and,
 for GPUs, follow from bandwidth and peak of an H200. They decide what is run, never what comes out.
 """
 

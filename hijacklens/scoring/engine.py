@@ -11,6 +11,9 @@ what was done and why.
 Only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
 is ever made. The softmax is taken in float32.
 
+Without probes there is nothing to hook, and the plain model under the hooked one is run on the same
+rows (`hijacklens.scoring.unhooked`), if it computes with the same weights.
+
 Contract 1: a reading equals the one of a plain Hugging Face forward pass of that single prefix
 (float32: within 1e-4 nats), whatever the way, the batch and the padding.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hijacklens.report.exhibits import Drawing, Exhibit, Facts, Table, Text
 from hijacklens.scoring.efficacy import ALL, RULES, Rule
@@ -93,7 +93,7 @@ def _asked(result: HijackResult) -> Text:
     if settings["probes"]:
         sentences.append(f"Probes changed the models: {', '.join(settings['probes'])}.")
     if settings["facts"].get("note"):
-        sentences.append(f"The facts: {settings['facts']['note']}.")
+        sentences.append(f"The facts: {settings['facts']['note'].rstrip('.')}.")
     points = []
     for scheme in settings["schemes"]:
         texts = scheme["text"]
@@ -132,8 +132,9 @@ def _curves(parts: Sequence[HijackResult], rule: Rule) -> list[Drawing]:
 def _described(result: HijackResult, rule: Rule) -> str:
     """The curves in words: efficacy at the lowest and the highest dose."""
     lines = []
-    for (model, scheme), rows in result.summary(rule=rule).groupby(list(EACH), sort=False):
-        rows = rows.sort_values("dose")
+    groups: Any = result.summary(rule=rule).groupby(list(EACH), sort=False)
+    for (model, scheme), group in groups:
+        rows = group.sort_values("dose")
         ends = [rows.iloc[i] for i in (0, -1)]
         words = [f"{end['efficacy']:.3f} at dose {end['dose']}" for end in ends]
         lines.append(f"{model}, {scheme}: {' to '.join(words)}")

@@ -43,7 +43,7 @@ def forecast(
     seed: int = 0,
     way: Way = "auto",
     costs: Costs | None = None,
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> Forecast:
     """Plan the run of `hijacklens.hijack` with the same arguments, without a model.
 

@@ -69,5 +69,5 @@ def _height(view: View) -> int:
         letters = sum(len(token) for token in view.props["tokens"])
         return heading + 30 * math.ceil((letters + 1) / 85)
     if view.component == "AttentionHeads":
-        return min(heading + 620 + 91 * math.ceil(len(view.props["attention"]) / 6), 1200)
+        return min(heading + 780 + 117 * math.ceil(len(view.props["attention"]) / 6), 1400)
     return heading + 580

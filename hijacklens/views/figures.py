@@ -16,6 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
+from matplotlib.ticker import MaxNLocator
 
 from hijacklens import plots
 from hijacklens.errors import unknown
@@ -152,6 +153,7 @@ def _coloured(heading: str, props: dict[str, Any]) -> Figure:
         if not signed:
             scale = ScalarMappable(Normalize(0, most), SHARES)
         bar = figure.colorbar(scale, ax=ax, orientation="horizontal", shrink=0.4, aspect=40)
+        bar.locator = MaxNLocator(5)
         bar.ax.tick_params(labelsize=8)
     return figure
 

@@ -24,8 +24,11 @@ STYLE = (
     "color:#222;background:#fff;color-scheme:light}"
     "h1{font-size:1.3rem}h2,summary{font-size:1.05rem;margin:1.2rem 0 .4rem}"
     "summary{cursor:pointer}p{color:#555}.words{line-height:1.7}"
-    ".map{max-width:34rem}"  # a map grows with its place, and should fit a screen
+    # A map grows with its place, and should fit a screen.
+    ".map{max-width:34rem}.maps{max-width:44rem}"
 )
+KINDS = {"ColoredTokens": "words", "AttentionHeads": "maps"}
+"""Component -> class of its place, for the style."""
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """What the browser is told to refuse: everything that is not in the page itself."""
 
@@ -60,7 +63,7 @@ def fragment(views: Sequence[View], *, prefix: str = "view", level: int = 2) -> 
     body, calls = [], []
     for i, view in enumerate(views):
         name, fold = f"{prefix}{i}", f"{prefix}-fold{i}"
-        kind = "words" if view.component == "ColoredTokens" else "map"
+        kind = KINDS.get(view.component, "map")
         heading, place = html.escape(view.heading), f'<div id="{name}" class="{kind}"></div>'
         # A tag in a text would end the script.
         props = json.dumps(view.props, ensure_ascii=False).replace("</", "<\\/")

@@ -69,7 +69,8 @@ class Run:
             heads: Heads of the chosen layers, or pairs (layer, head); None for all.
             layers: One layer, several, or None for all.
             heading: Stands above the view; by default it names layers, heads and probes.
-            names: A name per head instead of `L3 H5`, in the order in which heads were given.
+            names: A name per head instead of `L3 H5` (`H5` in one layer), in the order in which
+                heads were given.
             folded: Start folded on a page.
 
         Raises:
@@ -77,7 +78,9 @@ class Run:
         """
         pairs = self._choose(heads, layers)
         if names is None:
-            names = [f"L{layer} H{head}" for layer, head in pairs]
+            # In one layer, which the heading names, short names: they cover little of the maps.
+            one = len({layer for layer, _ in pairs}) == 1 and len(pairs) > 1
+            names = [f"H{head}" if one else f"L{layer} H{head}" for layer, head in pairs]
         found = self.patterns[[layer for layer, _ in pairs], [head for _, head in pairs]]
         heading = heading or f"Attention{self._of(pairs)}; rows attend to columns"
         if len(pairs) == 1 and len(names) == 1:
@@ -165,10 +168,13 @@ class Run:
             said = f", layer {layers[0]} head {pairs[0][1]}"
         elif len(pairs) == n_layers * n_heads:
             said = ", all heads"
+        elif len(layers) == 1:
+            numbers = (
+                "" if len(pairs) == n_heads else f" heads {', '.join(str(h) for _, h in pairs)}"
+            )
+            said = f", layer {layers[0]}{numbers}"
         elif len(pairs) <= 6:
             said = f", heads {', '.join(f'{layer}.{head}' for layer, head in pairs)}"
-        elif len(layers) == 1 and len(pairs) == n_heads:
-            said = f", layer {layers[0]}"
         else:
             said = f", {len(pairs)} heads"
         return said + "".join(f", {key}" for key in self.probes)

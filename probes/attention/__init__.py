@@ -149,12 +149,10 @@ def rescale(
             "weights always sum to one behind the softmax: renormalise=False goes with "
             'when="after".'
         )
-    factor = number("factor", factor)
-    if when == "after" and factor < 0:
-        allowed = "0 or more" if when == "after" else "a finite number"
-        raise InputError(f"factor {factor} cannot be used; with when={when!r} it is {allowed}.")
+    # A share cannot be negative; a score can.
+    factor = number("factor", factor, least=0) if when == "after" else number("factor", factor)
     chosen = held(layers, heads)
-    return Rescale(*edges(source, target), *chosen, when, renormalise, float(factor))
+    return Rescale(*edges(source, target), *chosen, when, renormalise, factor)
 
 
 def patch(

@@ -133,7 +133,9 @@ def search(
         base = _usable(run, facts)
         shift = base.shift()
         means = (
-            mean_outputs(model, base.facts, batch_tokens=batch_tokens) if kind == "mean" else None
+            mean_outputs(model, base.facts, batch_tokens=batch_tokens, quiet=True)
+            if kind == "mean"
+            else None
         )
         if attribution == "direct":
             attributed = _direct(run, base.facts)

@@ -212,7 +212,7 @@ def head_attribution(
     scheme: str | Scheme = "do-not-think",
     dose: int = 1,
     seed: int = 0,
-    quiet: bool = True,
+    quiet: bool = False,
 ) -> Float[Tensor, "fact layer head"]:
     """What each head wrote directly to the shift of each fact, in logits.
 

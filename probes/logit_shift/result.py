@@ -251,12 +251,9 @@ class ShiftAccount(Result):
             for ending in ("svg", "png"):
                 found[f"{name}.{ending}"] = lambda path, figure=figure: plots.write(figure, path)
         if self.patterns is not None:
-            found[PATTERNS] = self._write_patterns
+            arrays = {"tokens": np.array(self.tokens), "patterns": self.patterns}
+            found[PATTERNS] = lambda path: _write_arrays(path, arrays)
         return found
-
-    def _write_patterns(self, path: Path) -> None:
-        with path.open("wb") as file:  # a name would get another ending
-            np.savez_compressed(file, tokens=np.array(self.tokens), patterns=self.patterns)
 
     @classmethod
     def read(cls, folder: Path, record: Mapping[str, Any]) -> ShiftAccount:
@@ -293,6 +290,11 @@ class ShiftAccount(Result):
             (whole, *rows),
             ("summary()", "biggest()", "plot()", "save(folder)"),
         )
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    with path.open("wb") as file:  # a name would get another ending
+        np.savez_compressed(file, **arrays)
 
 
 def _token_labels(table: pd.DataFrame) -> pd.Series:

@@ -66,7 +66,7 @@ def test_the_printed_accuracy_is_that_of_the_file(
         ("--bits 3 --freeze wx", "unknown part to freeze 'wx'"),
         ("--bits 3 --lr fast", "--lr is 'fast'"),
         ("--bits 3 --lr 0.1,-1", "lr is -1.0"),
-        ("--bits 3 --seeds 0", "seeds are ()"),
+        ("--bits 3 --seeds 0", "seeds is 0"),
         ("--bits 0", "bits must lie in 1..12"),
         ("--bits 3 --support near", "unknown support 'near'"),
         ("--bits 3 --value-init zero", "unknown start of W_V 'zero'"),

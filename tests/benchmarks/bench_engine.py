@@ -17,19 +17,27 @@ many of relation P103 (`all` takes every fact), under the generic scheme at dose
 
 Sides take turns within one process, so that both see the same machine; times are medians over the
 rounds of wall time, and of the time this process computed, which other programs disturb less. Peak
-memory is measured in a process for each side.
+memory is measured in a process for each side, which costs one more run of all but `bare`. A side
+that is not installed, or fails, is named and left out. HIJACKLENS_BENCH_OUT names a JSON file for
+times, ratios and versions, HIJACKLENS_BENCH_SETS one of the sets.
+
+share       times against `padded`, over the ratio of forward tokens (1 for nothing lost)
+over bare   time beyond that of `bare`
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 pytestmark = pytest.mark.benchmark
@@ -38,10 +46,13 @@ FACTS = os.environ.get("HIJACKLENS_BENCH_FACTS", "8")
 ROUNDS = int(os.environ.get("HIJACKLENS_BENCH_ROUNDS", "2"))
 SIDES = os.environ.get("HIJACKLENS_BENCH_SIDES", "engine,padded,bare,one,harness").split(",")
 THREADS = int(os.environ.get("HIJACKLENS_BENCH_THREADS", "1"))
+SETS = os.environ.get("HIJACKLENS_BENCH_SETS", "random,P103").split(",")
 BATCH_TOKENS = 1_024
 ONE_AT_A_TIME = 40
 """Requests of the slowest side, at most; its time is scaled to all of them."""
 HARNESS = os.environ.get("HIJACKLENS_LM_EVAL", "")
+OUT = os.environ.get("HIJACKLENS_BENCH_OUT", "")
+PACKAGES = ("torch", "transformers", "transformer-lens", "numpy", "lm-eval")
 COUNTERFACT = Path(os.environ.get("HIJACKLENS_SHARED", Path(__file__).parents[3] / "shared"))
 
 
@@ -199,50 +210,134 @@ def peak_memory(name, side):
         "import torch\n"
         "print(json.dumps(peak_bytes(torch.device('cpu')) / 2**20))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1]) if not done.returncode else None
 
 
-@pytest.mark.parametrize("name", ["random", "P103"])
-def test_engine(name):
-    if chosen_facts(name) is None:
-        pytest.skip("needs the whole CounterFact (HIJACKLENS_SHARED)")
+def measure(name):
+    """All sides on one set of facts, as a record for JSON."""
     bench = Bench(name)
-    left_out = [side for side in SIDES if not available(side)]
-    sides = [side for side in SIDES if side not in left_out]
-    wall = {side: [] for side in sides}
-    cpu = {side: [] for side in sides}
+    left_out = {side: "not installed" for side in SIDES if not available(side)}
+    rounds = {side: {"wall": [], "busy": []} for side in SIDES if side not in left_out}
     sums = {}
-    for side in sides:
-        bench.prepare(side)
-        bench.warm(side)
+
+    def attempt(side, work):
+        """Do it; what others made may fail, and the rest goes on."""
+        try:
+            return work(side)
+        except Exception as error:
+            if side == "engine":
+                raise
+            left_out[side] = f"{type(error).__name__}: {error}"
+            return None
+
+    for side in rounds:
+        attempt(side, bench.prepare)
+        if side not in left_out:
+            attempt(side, bench.warm)
     for _ in range(ROUNDS):
-        for side in sides:
+        for side, times in rounds.items():
             before = time.perf_counter(), time.process_time()
-            sums[side], share = bench.run(side)
+            answered = None if side in left_out else attempt(side, bench.run)
             after = time.perf_counter(), time.process_time()
-            wall[side].append((after[0] - before[0]) / share)
-            cpu[side].append((after[1] - before[1]) / share)
-    for side in ("padded", "harness"):
-        if side in sides:
-            assert sums[side] == pytest.approx(sums["engine"], abs=1e-4 * len(bench.steps))
-    done = bench.readings.accounting
-    ratio = done.naive_tokens / done.forward_tokens
-    print(
-        f"\n{MODEL}, {name}: {len(bench.items) // 6} facts, doses 0-5, {THREADS} thread, "
-        f"{ROUNDS} rounds\n  {done.way}: {done.forward_tokens:,} tokens ({done.padded_tokens:,} "
-        f"with padding) of {done.naive_tokens:,}, ratio {ratio:.2f}, bound {done.trie_tokens:,}"
-    )
-    for side in sides:
-        seconds, busy = statistics.median(wall[side]), statistics.median(cpu[side])
-        times, times_busy = (
-            seconds / statistics.median(wall["engine"]),
-            busy / statistics.median(cpu["engine"]),
-        )
-        memory = "" if side == "bare" else f", peak {peak_memory(name, side):,.0f} MiB"
-        print(
-            f"  {side:8s} {seconds:8.1f} s wall ({times:.2f} x engine), "
-            f"{busy:8.1f} s busy ({times_busy:.2f} x){memory}"
-        )
-    for side in left_out:
-        print(f"  {side}: not installed")
+            if answered is not None:
+                sums[side], share = answered
+                times["wall"].append((after[0] - before[0]) / share)
+                times["busy"].append((after[1] - before[1]) / share)
+    rounds = {side: times for side, times in rounds.items() if side not in left_out}
+    for side in {"padded", "harness"} & set(rounds):
+        assert sums[side] == pytest.approx(sums["engine"], abs=1e-4 * len(bench.steps))
+    return {
+        "facts": name,
+        "n": len(bench.items) // 6,
+        "reads": len(bench.wanted),
+        "engine": bench.readings.accounting.record(),
+        "rounds": rounds,
+        "ratios": ratios(rounds, bench.readings.accounting),
+        "peak_mib": {side: peak_memory(name, side) for side in rounds if side != "bare"},
+        "left_out": left_out,
+    }
+
+
+def ratios(rounds, accounting):
+    """Times against those of the engine, and what the goals are stated in."""
+    tokens = accounting.naive_tokens / accounting.forward_tokens
+    found = {"tokens": tokens}
+    for clock in ("wall", "busy"):
+        middle = {side: statistics.median(times[clock]) for side, times in rounds.items()}
+        against = {side: seconds / middle["engine"] for side, seconds in middle.items()}
+        found[clock] = {"seconds": middle, "against_engine": against}
+        if "padded" in against:
+            found[clock]["share"] = against["padded"] / tokens
+        if "bare" in against:
+            found[clock]["over_bare"] = 1 / against["bare"] - 1
+    return found
+
+
+def versions():
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), **installed}
+
+
+def table(records):
+    """A row for each set of facts and side."""
+    rows = []
+    for record in records:
+        found = record["ratios"]
+        for side in record["rounds"]:
+            peak = record["peak_mib"].get(side)
+            seconds, times = (
+                {clock: found[clock][what][side] for clock in ("wall", "busy")}
+                for what in ("seconds", "against_engine")
+            )
+            rows.append(
+                {
+                    "facts": record["facts"],
+                    "side": side,
+                    "wall s": f"{seconds['wall']:.1f}",
+                    "busy s": f"{seconds['busy']:.1f}",
+                    "x engine (wall)": f"{times['wall']:.2f}",
+                    "x engine (busy)": f"{times['busy']:.2f}",
+                    "peak MiB": f"{peak:,.0f}" if peak else "",
+                }
+            )
+    return pd.DataFrame(rows).to_string(index=False)
+
+
+def summary(record):
+    """What was computed, and the ratios that goals are stated in."""
+    done, found = record["engine"], record["ratios"]
+    lines = [
+        f"{record['facts']}: {record['n']} facts, doses 0-5, {record['reads']:,} reads; "
+        f"{done['way']}: {done['forward_tokens']:,} tokens ({done['padded_tokens']:,} with "
+        f"padding) of {done['naive_tokens']:,}, ratio {found['tokens']:.2f}, "
+        f"bound {done['trie_tokens']:,}"
+    ]
+    for clock in ("wall", "busy"):
+        said = [
+            f"{label} {found[clock][key]:{form}}"
+            for key, label, form in (("share", "share", ".3f"), ("over_bare", "over bare", "+.1%"))
+            if key in found[clock]
+        ]
+        lines.append(f"  {clock}: {', '.join(said) or 'nothing to compare with'}")
+    lines += [f"  {side} left out: {why}" for side, why in record["left_out"].items()]
+    return "\n".join(lines)
+
+
+def test_engine():
+    names = [name for name in SETS if chosen_facts(name) is not None]
+    whole = {"model": MODEL, "threads": THREADS, "n_rounds": ROUNDS, "versions": versions()}
+    records = []
+    for name in names:
+        records.append(measure(name))
+        if OUT:  # after each set, as the next may take long
+            Path(OUT).write_text(json.dumps({**whole, "sets": records}, indent=2))
+    print(f"\n{MODEL}, {THREADS} thread, {ROUNDS} rounds\n{table(records)}\n")
+    print("\n".join(map(summary, records)))
+    if len(names) < len(SETS):
+        print("P103 needs the whole CounterFact (HIJACKLENS_SHARED)")

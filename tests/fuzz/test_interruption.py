@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -44,7 +45,7 @@ def command(arguments: list[str], errors: Path):
     def run() -> None:
         status: object = 0
         sys.stderr = errors.open("w")
-        sys.stdout = Path(os.devnull).open("w")
+        sys.stdout = io.StringIO()
         try:
             main(arguments)
         except SystemExit as stop:

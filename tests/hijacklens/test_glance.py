@@ -29,7 +29,10 @@ def value(**changes):
 
 def test_a_dataclass_shows_its_glance_and_not_its_fields():
     assert repr(value()) == (
-        "Measured · atlas, 1 facts\n  fact             nats\n  fact 0 of atlas   0.5\n  next: .table"
+        "Measured · atlas, 1 facts\n"
+        "  fact             nats\n"
+        "  fact 0 of atlas   0.5\n"
+        "  next: .table"
     )
 
 
@@ -45,7 +48,7 @@ def test_a_glance_stays_short_and_counts_what_it_leaves_out():
 def test_texts_are_shown_as_text(name):
     found = value(name=name)
     html = found._repr_html_()
-    assert "<script" not in html and "script&gt;" in html or "<" not in name
+    assert ("<script" not in html and "script&gt;" in html) or "<" not in name
     for shown in (repr(found), html):
         assert "\x1b" not in shown and "\u202e" not in shown
     assert len(repr(found).splitlines()) == 4

@@ -94,7 +94,8 @@ def test_spans_of_anything(before, after, subject, sentence, dose):
 def test_a_negative_dose_is_refused(dose):
     with pytest.raises(InputError) as caught:
         make_prompt(make(), sentence="x", dose=dose, scheme="x")
-    assert str(caught.value) == f"a dose counts sentences and cannot be {dose}; use 0, 1, 2, ..."
+    said = f"a dose, which counts sentences, is {dose}; give a whole number of at least 0."
+    assert str(caught.value) == said
 
 
 def test_a_prompt_cannot_be_changed():

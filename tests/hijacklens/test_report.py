@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,7 @@ def test_the_page_may_fetch_nothing_and_runs_its_own_scripts_only(page):
 def test_headings_step_down_one_at_a_time_and_ids_are_unique(page):
     levels = [int(element.name[1]) for element in page.find_all(re.compile("^h[1-6]$"))]
     assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     ids = [element["id"] for element in page.find_all(id=True)]
     assert len(ids) == len(set(ids))
     for link in page.find_all("a", href=re.compile("^#.")):

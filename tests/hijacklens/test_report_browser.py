@@ -133,6 +133,8 @@ def test_the_facts_that_flip_are_those_of_the_items(visit, run, rule):
     }
     sheet = Sheet(visit, "Facts before and after")
     sheet.choose("rule", rule)
+    assert sheet.total == (flips["to-false"] & (items["dose"] == 1)).sum()
+    sheet.choose("dose", "")
     for value, expected in flips.items():
         sheet.choose("which", value)
         assert sheet.total == expected.sum(), value
@@ -177,6 +179,7 @@ def test_a_fact_shows_both_prompts_targets_scores_and_answers(visit, run):
 def test_facts_are_found_by_any_of_their_texts(visit, needle, hits):
     sheet = Sheet(visit, "Facts before and after")
     sheet.choose("which", "")
+    sheet.choose("dose", "")
     sheet.search(needle)
     assert sheet.total == (8 if hits else 0)  # two models, schemes and doses
     if not hits:
@@ -277,6 +280,7 @@ def contrast(page, selector):
 
 def test_paper_has_all_sections_and_no_controls(visit):
     page = visit.page
+    Sheet(visit, "Facts before and after").choose("dose", "")
     page.emulate_media(media="print")
     page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
     assert page.locator("details:not([open])").count() == 0

@@ -225,10 +225,13 @@ WRONG = {
         lambda: rescale(2, "last", "hijack", when="before", renormalise=False),
         "renormalise=False goes with",
     ),
-    "negative factor": (lambda: rescale(-1, "last", "hijack"), "factor -1 .* 0 or more"),
+    "negative factor": (
+        lambda: rescale(-1, "last", "hijack"),
+        "factor is -1; give a finite number of at least 0",
+    ),
     "endless factor": (
         lambda: rescale(float("inf"), "last", "hijack", when="before"),
-        "factor inf .* finite",
+        "factor is inf; give a finite number",
     ),
     "share": (lambda: patch("last", "hijack", share="equal"), "unknown share 'equal'"),
     "span": (lambda: knock_out("last", "at:first"), "cannot read the span 'at:first'"),

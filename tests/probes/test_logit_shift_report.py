@@ -17,6 +17,7 @@ import hijacklens as hl
 from hijacklens.errors import InputError
 from hijacklens.models import load_model
 from hijacklens.results import load_result
+from hijacklens.views import visible
 from hijacklens.views.page import bundle
 from probes.attention.page import attention_views, save_attention_page, with_patterns
 from probes.logit_shift import average, trace
@@ -39,7 +40,7 @@ def test_patterns_are_saved_with_the_account(account, tmp_path):
     found = load_result(folder)
     np.testing.assert_array_equal(found.patterns, account.patterns)
     assert found.tokens == account.tokens
-    layers, heads, queries, keys = found.patterns.shape
+    *_, queries, keys = found.patterns.shape
     assert queries == keys == len(found.tokens)
     np.testing.assert_allclose(found.patterns.sum(-1), 1, atol=1e-5)
     np.testing.assert_array_equal(found.patterns, np.tril(found.patterns))
@@ -101,7 +102,7 @@ def test_views_run_under_the_policy_and_tokens_are_text(account, tmp_path):
         card = page.locator(".card", has=page.locator(".words"))
         assert card.locator("canvas").count() > 0
         words = card.locator(".words").inner_text()
-        assert "‹s›" in words and "‹/script›" in words
+        assert visible("<s>") in words and visible("</script>") in words
         assert page.locator("img[src=x], b").count() == 0
         for image in page.locator(".card img").all():
             assert image.evaluate("(e) => e.complete && e.naturalWidth") > 100

@@ -208,9 +208,9 @@ def test_the_title_fits_however_few_cells_there_are():
     figure.canvas.draw()
     box = figure._suptitle.get_window_extent()
     width, height = figure.canvas.get_width_height()
-    assert 0 <= box.x0 and box.x1 <= width and box.y1 <= height
+    assert box.x0 >= 0 and box.x1 <= width and box.y1 <= height
     label = figure.axes[1].yaxis.label.get_window_extent()
-    assert 0 <= label.y0 and label.y1 <= height
+    assert label.y0 >= 0 and label.y1 <= height
 
 
 def test_chosen_heads_need_not_fill_a_rectangle():

@@ -1,4 +1,4 @@
-"""A real Chromium with its network off, for tests of pages; they are skipped where there is none."""
+"""A real Chromium with its network off; tests that want one are skipped where there is none."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -132,10 +133,21 @@ class StandIns:
         patch.setattr(PackagedModel, "revision", "a stand-in of the tests")
         for module in LOADING:
             patch.setattr(importlib.import_module(module), "load_model", self.load)
-        patch.setitem(STYLE, "savefig.dpi", 40)  # nobody looks at the figures
+        # Nobody looks at the figures: they are drawn once, small, and not laid out.
+        patch.setitem(STYLE, "savefig.dpi", 40)
+        patch.setitem(STYLE, "savefig.bbox", "standard")
+        patch.setattr(Figure, "savefig", _plainly(Figure.savefig))
         patch.setenv("HIJACKLENS_COUNTERFACT", str(self.counterfact))
         for name in ("sample", "limit"):
             patch.setattr(FactSet, name, _small(getattr(FactSet, name)))
+
+
+def _plainly(save: Any) -> Any:
+    def written(self: Figure, *args: Any, **options: Any) -> None:
+        self.set_layout_engine("none")
+        save(self, *args, **options)
+
+    return written
 
 
 def _small(method: Any) -> Any:

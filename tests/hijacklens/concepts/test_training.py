@@ -141,7 +141,7 @@ class TestOptions:
         ("changes", "message"),
         [
             ({"dim": 0}, "d_model is 0"),
-            ({"seeds": 0}, r"seeds are \(\)"),
+            ({"seeds": 0}, "seeds is 0"),
             ({"seeds": (1, 1)}, r"seeds are \(1, 1\)"),
             ({"learning_rates": ()}, r"learning_rates are \(\)"),
             ({"learning_rates": (-0.1,)}, "lr is -0.1"),

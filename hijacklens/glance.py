@@ -58,9 +58,10 @@ class Glance:
 
         def row(cells: Sequence[str], tag: str) -> str:
             sides = ("left", *["right"] * (len(cells) - 1))
+            cell = '<{0} style="text-align:{1};padding:0 .6em">{2}</{0}>'
             return "".join(
-                f'<{tag} style="text-align:{side}">{html.escape(printable(cell))}</{tag}>'
-                for cell, side in zip(cells, sides, strict=True)
+                cell.format(tag, side, html.escape(printable(text)))
+                for text, side in zip(cells, sides, strict=True)
             )
 
         parts = [f"<b>{html.escape(name)}</b> · {html.escape(printable(self.what))}"]

@@ -282,4 +282,5 @@ def _case_ids(given: object) -> set[int]:
 
 def _property_number(relation: str) -> tuple[int, str]:
     digits = relation[1:]
-    return (int(digits) if digits.isdecimal() else 10**9, relation)
+    is_number = digits.isdecimal() and len(digits) < 10
+    return (int(digits) if is_number else 10**9, relation)

@@ -8,6 +8,7 @@ of the table; both write numbers the same way.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
@@ -121,7 +122,7 @@ def _row(values: tuple[object, ...], columns: list[Column]) -> str:
 
 
 def _missing(value: object) -> bool:
-    return value is None or value is pd.NA or (isinstance(value, float) and value != value)
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def _side(values: pd.Series) -> str | None:

@@ -21,8 +21,8 @@ from hijacklens.scoring.plan import BATCH_TOKENS, Level
 
 READ_VALUES = 2**26
 """At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
-WIDTHS = (0, 64, 96, 128, 160)
-"""Least widths of rows that are weighed against each other."""
+ROOMS = (0, 8, 16, 24, 32, 48, 64, 96)
+"""Tokens that rows may be wider than their longest pack, weighed against each other."""
 LOOKED_AT = 16
 """Packs that are considered for a place in a row."""
 LOGIT_BYTES = 16
@@ -72,46 +72,45 @@ class BatchSize:
         asked = {
             pack: sum(map(len, level.trie.reads[pack.first : pack.stop])) for pack in level.packs
         }
-        left = list(level.packs)
+        most_past = max((pack.past for pack in level.packs), default=0)
+        left = sorted(level.packs, key=lambda pack: (pack.own, pack.past))
         while left:
-            allowed = self.tokens
             # Wider rows hold several packs with less padding, but have more pairs to attend to.
-            widths = WIDTHS if fill else WIDTHS[:1]
+            rooms = ROOMS if fill else ROOMS[:1]
             choices = [
-                list(self._arrange(left, asked, width, one_length=one_length, fill=fill))
-                for width in widths
+                self._batch(left, asked, room, most_past, one_length=one_length, fill=fill)
+                for room in rooms
             ]
-            best = min(choices, key=lambda batches: sum(map(self._cost, batches)))
-            while best and self.tokens == allowed:
-                yield best.pop(0)
-            # After it shrank, the rest is cut anew.
-            left = [pack for batch in best for row in batch for pack in row]
+            best, left = min(choices, key=lambda choice: self._cost(choice[0]))
+            yield best
 
-    def _arrange(
+    def _batch(
         self,
-        packs: Sequence[Pack],
+        packs: list[Pack],
         asked: Mapping[Pack, int],
-        least: int,
+        more: int,
+        most_past: int,
         *,
         one_length: bool,
         fill: bool,
-    ) -> Iterator[list[list[Pack]]]:
-        """Batches of rows at least so wide, each filled up with the longest packs that fit."""
-        left = sorted(packs, key=lambda pack: (pack.own, pack.past))
-        most_past = max(pack.past for pack in packs)
+    ) -> tuple[list[list[Pack]], list[Pack]]:
+        """A batch of the longest packs, and the packs that are left.
+
+        Its rows are `more` tokens wider than the longest pack, each filled up with the longest
+        packs that fit.
+        """
+        left = packs.copy()
+        width = max(left[-1].own, min(left[-1].own + more, self.tokens))
         batch: list[list[Pack]] = []
-        reads = width = keys = 0
+        reads = keys = 0
         while left:
             first = left[-1]
             full = not self._fits((len(batch) + 1) * width, width + max(keys, first.past))
             if batch and (
                 full or reads + asked[first] > self.reads or (one_length and first.own < width)
             ):
-                yield batch
-                batch, reads, keys = [], 0, 0
+                break
             row = [left.pop()]
-            if not batch:
-                width = max(first.own, min(least, self.tokens))
             reads += asked[first]
             room, past = width - first.own, first.past
             while fill and room and left:
@@ -130,14 +129,14 @@ class BatchSize:
                 room, past, reads = room - pack.own, past + pack.past, reads + asked[pack]
             batch.append(row)
             keys = max(keys, past)
-        if batch:
-            yield batch
+        return batch, left
 
     def _cost(self, batch: Sequence[Sequence[Pack]]) -> float:
-        """The cost of a batch in tokens (`hijacklens.scoring.costs`), padding included."""
-        width = max(sum(pack.own for pack in row) for row in batch)
+        """The cost of a batch (`hijacklens.scoring.costs`), padding included, for each token."""
+        own = [sum(pack.own for pack in row) for row in batch]
         past = max(sum(pack.past for pack in row) for row in batch)
-        return len(batch) * float(self.costs.rows(width, past)) + self.costs.forward_pass
+        whole = len(batch) * float(self.costs.rows(max(own), past)) + self.costs.forward_pass
+        return whole / sum(own)
 
     def shrink(self, tokens: int) -> None:
         """Allow half of a size for which memory did not suffice, and give back what is unused."""

@@ -94,10 +94,12 @@ class Database:
                 break
             try:
                 done = work(self._connected())
-            except (sqlite3.Error, OSError) as error:
+            except (sqlite3.Error, OSError, ValueError, TypeError) as error:
                 self.close()
-                # What is full, locked or not to be opened raises OperationalError, derived from it.
+                # What is full, locked or not to be opened raises OperationalError, derived from it;
+                # texts and JSON that are damaged raise errors that are none of SQLite's.
                 broken = type(error) in (sqlite3.DatabaseError, DamagedError)
+                broken |= isinstance(error, (ValueError, TypeError))
                 if broken and attempts_left:
                     self._set_aside(error)
                 else:

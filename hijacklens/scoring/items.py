@@ -89,7 +89,8 @@ def skipped_table(
     rows: Iterable[Sequence[Any]], columns: Sequence[str] = SKIPPED_COLUMNS
 ) -> pd.DataFrame:
     """The table of what could not be scored; a record without a readable case id has none."""
-    return pd.DataFrame(rows, columns=list(columns)).astype({"case_id": "Int64"})
+    kinds: dict[str, Any] = {**dict.fromkeys(columns, str), "case_id": "Int64"}
+    return pd.DataFrame(rows, columns=list(columns)).astype(kinds)
 
 
 def read_skipped(path: Path, **options: Any) -> pd.DataFrame:
@@ -101,7 +102,7 @@ def read_skipped(path: Path, **options: Any) -> pd.DataFrame:
         path,
         keep_default_na=False,
         na_values={"case_id": [""]},
-        dtype={"case_id": "Int64", "relation_id": str, "subject": str, "reason": str},
+        dtype={**dict.fromkeys(SKIPPED_COLUMNS, str), "case_id": "Int64"},
         **options,
     )
 

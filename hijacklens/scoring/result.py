@@ -146,7 +146,7 @@ class HijackResult(Result):
         if rule not in efficacy.RULES:
             raise unknown("rule", rule, efficacy.RULES)
         table = self.full_summary
-        chosen = table[
+        chosen = table.loc[
             (table["rule"] == rule)
             & (table["facts"] == efficacy.ALL)
             & (table["relation"] != efficacy.ALL)

@@ -51,6 +51,8 @@ from probes.sites import Layers, choose
 
 Attribution: TypeAlias = Literal["gradient", "direct"]
 Strategy: TypeAlias = Literal["top", "greedy"]
+FEWEST = 3
+"""Facts to search on: the intervals of one or two have no ends."""
 GRADIENT_RUNS = 3
 """What attribution counts for on the progress bar, in runs over the facts."""
 
@@ -246,6 +248,11 @@ def _usable(run: _Run, facts: FactSet) -> _Base:
         usable = set(items["case_id"]) - set(same["case_id"])
         if not usable:
             raise InputError(f"no fact of {facts.name} has a shift: {reason}.")
+        if len(usable) < FEWEST:
+            raise InputError(
+                f"{len(usable)} of the facts of {facts.name} have a shift that can be measured; "
+                f"intervals over facts need at least {FEWEST} (50 say something). Give more facts."
+            )
         if len(usable) == len(facts):
             skipped = pd.concat(left_out).drop_duplicates().reset_index(drop=True)
             return _Base(facts, result, skipped)

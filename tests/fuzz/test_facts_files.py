@@ -106,7 +106,7 @@ def use(records: Any) -> None:
     facts.where(case_ids=[facts[0].case_id])
 
 
-@campaign(60, 20_000)
+@campaign(50, 5_000)
 @given(RECORDS)
 def test_records(records):
     holds("facts: records", lambda: use(records))
@@ -163,7 +163,7 @@ def room(tmp_path_factory):
     return tmp_path_factory.mktemp("facts")
 
 
-@campaign(60, 20_000)
+@campaign(50, 5_000)
 @given(data=st.data())
 def test_files(data, room):
     ending = data.draw(st.sampled_from(ENDINGS))

@@ -132,7 +132,7 @@ def test_they_are_whole(saved):
         assert holds("results: as they are", lambda folder=folder: use(folder)) == "works"
 
 
-@campaign(60, 10_000)
+@campaign(20, 1_500)
 @given(data=st.data())
 def test_results(data, saved, tmp_path_factory):
     name = data.draw(st.sampled_from(sorted(path.name for path in saved.iterdir())))
@@ -193,7 +193,7 @@ def test_names_of_folders(name, trained):
 # ---------------------------------------------------------------- one-layer models and checkpoints
 
 
-@campaign(60, 10_000)
+@campaign(40, 3_000)
 @given(data=st.data())
 def test_one_layer_folders(data, trained, tmp_path_factory):
     folder = trained.models[0].save(tmp_path_factory.getbasetemp() / "one-layer")
@@ -207,7 +207,7 @@ def test_one_layer_folders(data, trained, tmp_path_factory):
     holds("one-layer folders", lambda: OneLayerTransformer.load(folder))
 
 
-@campaign(40, 5_000)
+@campaign(20, 600)
 @given(data=st.data())
 def test_checkpoints(data, trained, tmp_path_factory):
     folder = tmp_path_factory.getbasetemp() / "checkpoint"
@@ -247,7 +247,7 @@ def test_checkpoints(data, trained, tmp_path_factory):
 # ---------------------------------------------------------------- stores
 
 
-@campaign(25, 2_000)
+@campaign(6, 300)
 @given(data=st.data())
 def test_stores(data, bridge, tmp_path_factory):
     root = tmp_path_factory.mktemp("store")
@@ -331,7 +331,7 @@ def test_plain_pickled_weights_are_read_as_tensors(folder, tmp_path):
     assert holds("models: pickles", lambda: hl.load_model(copy)) == "works"
 
 
-@campaign(12, 1_000)
+@campaign(6, 150)
 @given(data=st.data())
 def test_model_folders(data, folder, tmp_path_factory):
     root = tmp_path_factory.mktemp("model")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from campaign import campaign, holds
 from hostile import HOSTILE, words
@@ -36,7 +38,7 @@ TEMPLATES = pieces(
 NAMES = st.just("never-say") | pieces("never", "-", "say", "7", "../", "think")
 
 
-@campaign(80, 20_000)
+@campaign(60, 20_000)
 @given(name=NAMES, template=TEMPLATES)
 def test_schemes(name, template):
     def door() -> None:
@@ -51,7 +53,7 @@ def test_schemes(name, template):
     holds("schemes and templates", door)
 
 
-@campaign(10, 2_000)
+@campaign(10, 5_000)
 @given(template=st.one_of(TEMPLATES, TEMPLATES.map("never-say={}".format)))
 def test_added_schemes_and_the_option(template):
     def door() -> None:
@@ -66,7 +68,7 @@ def test_added_schemes_and_the_option(template):
     holds("--template", door)
 
 
-@campaign(80, 20_000)
+@campaign(60, 20_000)
 @given(
     pieces(
         *words("hijack query subject last bos all text: at: token: + .. - 0 1 -1 99 at:0..-1"),
@@ -82,16 +84,30 @@ def test_spans(span, length):
     holds("spans", door)
 
 
-@campaign(80, 20_000)
-@given(
-    pieces(
-        *words("0 1 5 - , 0-5 9999 99999 \u0661 \u00b2 1.5 1e3 inf -1"),
-        " ",
-        "\t",
-    )
+DOSES = st.lists(st.sampled_from(words("0 1 5 0-5 2-9 3-1 07 99999")), max_size=4).map(
+    ",".join
+) | pieces(
+    *words("0 1 5 - , 0-5 9999 99999 \u0661 \u00b2 1.5 1e3 inf -1"),
+    " ",
+    "\t",
 )
+
+
+@campaign(60, 20_000)
+@given(DOSES)
 def test_doses(text):
     holds("doses", lambda: read_doses(text))
+
+
+@st.composite
+def probe_texts(draw: Any) -> str:
+    """A kind with some of its options, each with a value that may fit."""
+    kind = draw(st.sampled_from(list(KINDS.values())))
+    names = draw(st.lists(st.sampled_from([option.name for option in kind.options]), unique=True))
+    needed = [option.name for option in kind.options if option.default is None]
+    fitting = words("last hijack all 3 0-1 8.3+9.1 zero yes no before after 0.5 2 uniform")
+    parts = [f"{name}={draw(st.sampled_from(fitting))}" for name in dict.fromkeys(names + needed)]
+    return f"{kind.name}:{','.join(parts)}"
 
 
 OPTIONS = sorted({option.name for kind in KINDS.values() for option in kind.options})
@@ -105,8 +121,8 @@ PROBES = pieces(
 )  # fmt: skip
 
 
-@campaign(80, 20_000)
-@given(PROBES)
+@campaign(60, 20_000)
+@given(PROBES | probe_texts())
 def test_probes(text):
     def door() -> None:
         found = parse(text)
@@ -153,10 +169,9 @@ TOML = pieces(
     "= 1",
     most=6,
 ).map(lambda text: text.replace("]", "]\n").replace("[[", "\n[["))
-LINES = st.lists(
-    st.sampled_from(
-        words(
-            """[scoring]|[training]|[[training.tasks]]|[[training.recipes]]|models = ['gpt2']|
+LINE = st.sampled_from(
+    words(
+        """[scoring]|[training]|[[training.tasks]]|[[training.recipes]]|models = ['gpt2']|
             bits = 5|dim = 8|length = 8|seeds = 2|seeds = [0, 'a']|seeds = [[1]]|seeds = -1|
             seeds = [9223372036854775808]|doses = [0, 1]|doses = {a = 1}|doses = 1979-05-27|
             learning_rates = ['a']|learning_rates = [nan]|learning_rates = [-1]|
@@ -169,15 +184,26 @@ LINES = st.lists(
             models = [{source = 'a', devices = 0}]|rule = []|rule = 'frist'|batch_tokens = 0|
             probes = [{}]|probes = ['ablate:kind=mean']|templates = 3|templates = {a = 3}|
             templates = {'A b' = 'x'}""",
-            "|",
-        )
+        "|",
+    )
+)
+LINES = st.lists(LINE, max_size=9).map("\n".join)
+
+
+SCORING = "[scoring]\nmodels = ['gpt2']"
+TRAINING = "[training]\n[[training.tasks]]\nbits = 3\n[[training.recipes]]\ndim = 4"
+SWEEPS = st.builds(
+    "{}\n{}".format,
+    st.sampled_from([SCORING, TRAINING]),
+    st.lists(LINE.filter(lambda line: not line.startswith(("[", "models"))), max_size=2).map(
+        "\n".join
     ),
-    max_size=9,
-).map("\n".join)
+)
+"""Sweeps that work, with a line or two more."""
 
 
-@campaign(80, 10_000)
-@given(TOML | LINES)
+@campaign(60, 10_000)
+@given(TOML | LINES | SWEEPS)
 def test_sweeps(text):
     holds("sweep files", lambda: read_sweep(text))
 

@@ -223,11 +223,14 @@ def test_facts_without_a_shift_are_listed(planted):
     assert kept | set(found.skipped["case_id"]) == set(range(10))
     assert not kept & set(found.skipped["case_id"])
     assert found.skipped["reason"].str.contains("no near word").any()
-    twins = heads.search(model, facts.where(case_ids=[0, 1, 5]), size=1, candidates=1, quiet=True)
+    few = facts.where(case_ids=[0, 1, 3, 5])
+    twins = heads.search(model, few, size=1, candidates=1, quiet=True)
     assert twins.skipped["case_id"].tolist() == [5]  # New York and New Delhi
     assert "share their first token" in twins.skipped["reason"].iloc[0]
     with pytest.raises(InputError, match="no fact of sample has a shift"):
         heads.search(model, facts.where(case_ids=[5]), size=1, candidates=1, quiet=True)
+    with pytest.raises(InputError, match=r"2 of the facts of sample .* at least 3"):
+        heads.search(model, facts.where(case_ids=[0, 1]), size=1, candidates=1, quiet=True)
 
 
 def test_means_are_of_the_bare_queries_that_are_searched(planted, found):

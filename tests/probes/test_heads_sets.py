@@ -21,7 +21,7 @@ from probes.heads.sets import draw, label
 @settings(max_examples=30, deadline=None)
 @given(data=st.data(), matched=st.booleans(), seed=st.integers(0, 1000))
 def test_random_sets_are_distinct_and_hold_no_chosen_head(data, matched, seed):
-    layers, heads = 5, 8
+    layers, heads = 5, 16  # enough sets in a layer, even if all chosen heads are in one
     everything = [(layer, head) for layer in range(layers) for head in range(heads)]
     chosen = data.draw(st.lists(st.sampled_from(everything), min_size=2, max_size=6, unique=True))
     found = draw(chosen, layers=layers, heads=heads, count=5, matched=matched, seed=seed)

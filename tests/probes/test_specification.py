@@ -119,7 +119,7 @@ WRONG = {
     "knock-out:renormalise=no,from=last,to=all": "renormalise=False goes with when=",
     "rescale:factor=two,from=last,to=all": "factor=two cannot be read; allowed: a number",
     "rescale:factor=nan,from=last,to=all": "factor=nan cannot be read",
-    "rescale:factor=-1,from=last,to=all": "--probe 'rescale.*': factor -1.0 cannot be used",
+    "rescale:factor=-1,from=last,to=all": "--probe 'rescale.*': factor is -1.0; give a finite",
     "low-rank-value:rank=2.5": "rank=2.5 cannot be read; allowed: a whole number from 1",
     "zero-value:from=last": "unknown option of zero-value 'from'",
     "ablate:site=mlp": "site=mlp cannot be read; allowed: z",

@@ -9,6 +9,7 @@ one is run. `HIJACKLENS_FUZZ_TALLY` names a file that a line is added to for eac
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
@@ -30,6 +31,7 @@ SECONDS = 30
 _TALLY = os.environ.get("HIJACKLENS_FUZZ_TALLY")
 _counts: dict[str, Counter[str]] = {}
 _since: dict[str, float] = {}
+_last: dict[str, float] = {}
 
 
 def campaign(short: int, long: int) -> Callable[[Any], Any]:
@@ -71,11 +73,19 @@ def tally(name: str, outcome: str) -> None:
     counts = _counts.setdefault(name, Counter())
     _since.setdefault(name, time.monotonic())
     counts[outcome] += 1
-    if _TALLY and (sum(counts.values()) % 50 == 0 or sum(counts.values()) < 5):
-        seconds = time.monotonic() - _since[name]
-        line = f"{name}\t{sum(counts.values())}\t{dict(counts)}\t{seconds:.0f} s\n"
+    _last[name] = time.monotonic()
+
+
+def _write_tally() -> None:
+    """A line for each campaign of this process, at its end."""
+    if _TALLY and _counts:
         with Path(_TALLY).open("a", encoding="utf-8") as file:
-            file.write(line)
+            for name, counts in _counts.items():
+                seconds = _last[name] - _since[name]
+                file.write(f"{name}\t{counts.total()}\t{dict(counts)}\t{seconds:.0f} s\n")
+
+
+atexit.register(_write_tally)
 
 
 @contextmanager

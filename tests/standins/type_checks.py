@@ -11,8 +11,9 @@ import jaxtyping
 @contextmanager
 def unchecked() -> Iterator[None]:
     """Switch jaxtyping's checks off in the body, as they are for users."""
+    before = jaxtyping.config.jaxtyping_disable
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
     finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
+        jaxtyping.config.update("jaxtyping_disable", before)

@@ -167,7 +167,7 @@ def test_padding_of_a_past_reads_nothing_that_is_not_written(gemma3, monkeypatch
     ]
     plan = Plan("cached", "a test", [Unit(levels)], 0.0, 0, 0)
     monkeypatch.setattr(engine, "make_plan", lambda *args, **options: plan)
-    monkeypatch.setattr(batch_size, "WIDTHS", (0,))  # a pack to each row, the longest two first
+    monkeypatch.setattr(batch_size, "ROOMS", (0,))  # a pack to each row, the longest two first
     check(plain, read(model, wanted, batch_tokens=8), wanted)
 
 

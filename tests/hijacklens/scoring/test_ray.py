@@ -28,7 +28,8 @@ pytestmark = pytest.mark.ray
 def ray():
     module = pytest.importorskip("ray", reason="needs the extra ray: pip install 'hijacklens[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    module.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # Room beside the two workers of `crew`, whatever this machine has.
+    module.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield module
     module.shutdown()
 
@@ -46,7 +47,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def crew(ray, folder):
-    with RayEngine(workers=2).replicas(ModelLoader(folder("llama"), device="cpu")) as found:
+    engine = RayEngine(workers=2, cpus_per_worker=1)
+    with engine.replicas(ModelLoader(folder("llama"), device="cpu")) as found:
         yield found
 
 
@@ -68,8 +70,8 @@ def check(result, expected):
 def test_a_model_that_workers_cannot_load_is_one_clear_error(ray):
     with pytest.raises(InputError, match="does not exist"):
         score(ModelLoader("./no/such/folder", device="cpu"), RayEngine(workers=1))
-    with pytest.raises(InputError, match="no room for 3 workers"):
-        score(ModelLoader("gpt2"), RayEngine(workers=3))
+    with pytest.raises(InputError, match="no room for 5 workers"):
+        score(ModelLoader("gpt2"), RayEngine(workers=5))
 
 
 def test_the_same_items_with_and_without_probes_and_store(crew, expected, tmp_path):
@@ -87,7 +89,7 @@ def test_the_same_items_with_and_without_probes_and_store(crew, expected, tmp_pa
 def test_the_same_items_on_every_family(ray, folder, family):
     loader = ModelLoader(folder(family), device="cpu")
     plain = score(load_model(loader.source, device="cpu"), way="plain")
-    check(score(loader, RayEngine(workers=1)), plain)
+    check(score(loader, RayEngine(workers=1, cpus_per_worker=1)), plain)
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGED))
@@ -95,7 +97,7 @@ def test_the_same_items_on_the_packaged_models(ray, name):
     facts = atlas().where(relation=["P36"]).limit(4, seed=0)
     plain = score(load_model(name, device="cpu"), facts=facts, way="plain", batch_tokens=None)
     for workers in (1, 2):
-        engine = RayEngine(workers=workers)
+        engine = RayEngine(workers=workers, cpus_per_worker=1)
         check(score(ModelLoader(name, device="cpu"), engine, facts=facts, batch_tokens=None), plain)
 
 

@@ -27,7 +27,7 @@ def test_each_panel_draws_its_relation(result):
     figure = result.plot_relations(scheme="relation", rule="sum")
     shown = [ax for ax in figure.axes if ax.get_title()]
     relations = sorted(set(result.items.relation_id), key=lambda name: int(name[1:]))
-    assert [ax.get_title().split()[0] for ax in shown] == relations
+    assert [ax.get_title().split(",")[0] for ax in shown] == relations
     for ax, relation in zip(shown, relations, strict=True):
         table = result.summary(rule="sum", relation=relation).query("scheme == 'relation'")
         curve = ax.get_lines()[0]

@@ -132,6 +132,9 @@ class Result(Shown, ABC):
             draw = partial(plots.write, figure)
             files |= dict.fromkeys(self.figure_names, draw)
         remove_result(target)
+        for place in {(target / name).parent for name in files}:
+            for left in place.glob(".part*-*"):  # by a save that was killed
+                left.unlink(missing_ok=True)
         for name, write in files.items():
             write_whole(target / name, write)
         kind = type(self)
@@ -175,7 +178,10 @@ def load_result(folder: str | Path) -> Result:
             f"({_version('hijacklens')}) does not have."
         )
     try:
-        return found.read(path.parent, {k: v for k, v in record.items() if k != FILES})
+        result = found.read(path.parent, {k: v for k, v in record.items() if k != FILES})
+        # What is damaged shall show here, and not when it is first looked at.
+        for look in (repr, found.to_dataframe, found.configuration):
+            look(result)
     except InputError:
         raise
     except Exception as error:  # pandas, pyarrow, NumPy and safetensors raise dozens of types
@@ -184,6 +190,7 @@ def load_result(folder: str | Path) -> Result:
             f"files were changed, or are of another version of hijacklens than this one "
             f"({_version('hijacklens')}). Run it again with --overwrite."
         ) from error
+    return result
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:

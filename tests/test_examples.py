@@ -27,7 +27,7 @@ QUICK = {
     "score": ["--limit", "6", "--out", "out"],
     "probe": ["--limit", "4"],
     "trace": ["--out", "shift.png"],
-    "head_search": ["--limit", "6", "--size", "2", "--random-sets", "1"],
+    "head_search": ["--limit", "30", "--size", "2", "--random-sets", "1"],
     "patching_sweep": ["--limit", "4", "--out", "sweep.svg"],
     "own_scheme_and_facts": [],
     "train_one_layer": ["--bits", "3", "--length", "8", "--steps", "5", "--out", "out"],
@@ -138,7 +138,7 @@ def run_cells(cells: list[str]) -> None:
 
 SMALLER = {
     'MODEL = "smollm2-135m"': "MODEL = {folder!r}",
-    "sample(60,": "sample(8,",
+    "sample(60,": "sample(50,",
     "sample(40,": "sample(6,",
     "sample(30,": "sample(6,",
     "steps=800": "steps=3",

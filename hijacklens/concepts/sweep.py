@@ -173,7 +173,13 @@ class Sweep:
         self._losses.copy_(tensors["losses"])
         self.done = int(tensors["done"])
         for i, stream in enumerate(self._streams):
-            stream.generator.set_state(tensors[f"generator.{i}"])
+            try:
+                stream.generator.set_state(tensors[f"generator.{i}"])
+            except RuntimeError as error:
+                raise InputError(
+                    f"the saved state of generator {i} is none ({error}). Delete it or say "
+                    "overwrite (--overwrite on the command line) to start anew."
+                ) from error
         for i, part in enumerate(self._slices):
             prefix = f"adamw.{i}."
             self._optimizer.state[part] = {

@@ -17,7 +17,7 @@ import random
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from hijacklens.arguments import one_of_type, several, whole_number
 from hijacklens.errors import InputError, unknown
@@ -135,7 +135,7 @@ class FactSet(Sequence[Fact]):
         self,
         *,
         relation: str | Collection[str] | None = None,
-        case_ids: Iterable[int] | None = None,
+        case_ids: Iterable[SupportsIndex] | None = None,
     ) -> FactSet:
         """The facts of one or several relations, or with the given case ids, in their order.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import MOST_CHARACTERS, InputError, unknown
 
 
 @pytest.mark.parametrize(
@@ -35,3 +35,24 @@ def test_unknown_takes_any_iterable():
 
 def test_an_input_error_is_a_value_error():
     assert issubclass(InputError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("a\nb\r\n\tc", "a b   c"),
+        ("\x1b[2J\x00\u202e", "\\x1b[2J\\x00\\u202e"),
+        ("\ud800", "\\ud800"),
+        ("Zürich 北京 ω", "Zürich 北京 ω"),
+    ],
+    ids=["lines", "terminal", "half a pair", "letters"],
+)
+def test_a_message_is_one_readable_line(given, said):
+    assert str(InputError(given)) == said
+
+
+def test_a_message_has_an_end():
+    text = str(InputError(f"begins {'x' * 100_000} ends"))
+    assert len(text) <= MOST_CHARACTERS
+    assert text.startswith("begins x") and text.endswith("x ends")
+    assert len(str(unknown("scheme", "y" * 100_000, ["think"]))) <= MOST_CHARACTERS

@@ -519,3 +519,8 @@ def test_identifying_leaves_the_model_alone(bridge):
     before = {name: value.clone() for name, value in bridge.state_dict().items()}
     identify(bridge)
     assert all(torch.equal(value, before[name]) for name, value in bridge.state_dict().items())
+
+
+def test_a_mistyped_packaged_name_is_told_the_near_one():
+    assert "Did you mean the packaged 'smollm2-135m'?" in refused("smolm2-135m")
+    assert "Did you mean" not in refused("some-other-model")

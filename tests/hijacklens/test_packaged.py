@@ -195,3 +195,15 @@ def test_quiet_transformers_puts_the_progress_bars_back(shown):
         assert logging.is_progress_bar_enabled() == shown
     finally:
         (logging.enable_progress_bar if was else logging.disable_progress_bar)()
+
+
+def test_a_whole_folder_that_another_process_made_first_stays(tmp_path):
+    mine, final = tmp_path / "part" / "model", tmp_path / "final"
+    for folder, text in ((mine, "mine"), (final, "theirs")):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(text)
+    packaged._put(mine, final)
+    assert (final / "config.json").read_text() == "theirs"
+    (final / "config.json").unlink()  # not whole any more
+    packaged._put(mine, final)
+    assert (final / "config.json").read_text() == "mine"

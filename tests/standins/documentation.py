@@ -45,7 +45,7 @@ MARK = re.compile(
 )
 MARKS_WITH_REASON = ("file", "refused", "hub", "slow", "not run")
 SMALL = {
-    "limit": 6,
+    "limit": 12,
     "candidates": 3,
     "size": 2,
     "tokens": 2,

@@ -32,7 +32,7 @@ LAYERS_AND_HEADS = {
 """Name -> layers, query heads, key/value heads."""
 LOADING = ("hijacklens", "hijacklens.models", "hijacklens.scoring.replica", "analyses.workbench")
 """Modules that name `load_model`."""
-MOST_FACTS = 4
+MOST_FACTS = 8
 
 
 @functools.cache

@@ -290,3 +290,16 @@ def test_the_table_of_no_facts_still_has_its_columns():
     table = make_set()[:0].to_dataframe()
     assert table.empty
     assert "prompt" in table.columns
+
+
+def test_records_that_cannot_be_read_follow_the_selection():
+    skipped = tuple(
+        Skipped(case, relation, "Peru", "empty")
+        for case, relation in ((100, "P36"), (101, "P19"), (None, "P36"), (102, ""))
+    )
+    facts = dataclasses.replace(make_set(), skipped=skipped)
+    relation = next(iter(facts.relations()))
+    kept = facts.where(relation=relation).skipped
+    assert {row.relation_id for row in kept} <= {relation, ""}
+    assert skipped[3] in kept  # it may belong to any
+    assert facts.where(case_ids=[facts[0].case_id]).skipped == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,7 @@ from hijacklens.scoring import hijack as hijack_module
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import ITEM_COLUMNS
 from hijacklens.scoring.result import HijackResult
+from probes.attention import knock_out
 
 SCHEMES = ("do-not-think", "relation", "near-word")
 DOSES = (0, 2)
@@ -275,3 +277,21 @@ def test_the_sentences_of_every_relation_are_saved(gpt2):
 def test_case_ids_are_unique():
     with pytest.raises(InputError, match="case id 3 occurs more than once"):
         FactSet((*sample_facts(), sample_facts()[3]), name="twice")
+
+
+def test_a_record_without_a_case_id_leaves_the_others_whole_numbers(gpt2, tmp_path):
+    skipped = (Skipped(7, "P36", "007", "empty"), Skipped(None, "P36", "NA", "no case id"))
+    facts = replace(sample_facts().where(case_ids=[0, 3]), skipped=skipped)
+    result = hijack(gpt2, facts, doses=[1], quiet=True)
+    result.save(tmp_path / "out")
+    lines = (tmp_path / "out" / "skipped.csv").read_text().splitlines()[1:]
+    assert [line.split(",")[1] for line in lines] == ["7", ""]
+    found = load_result(tmp_path / "out").skipped
+    pd.testing.assert_frame_equal(found, result.skipped)
+    assert found["subject"].tolist() == ["007", "NA"]
+
+
+def test_what_is_wrong_with_a_probe_is_told_with_its_key(gpt2):
+    probe = knock_out(layers=[99], source="last", target="hijack")
+    with pytest.raises(InputError, match=r"the probe knock-out:layers=99,.*layer 99 is not one"):
+        hijack(gpt2, sample_facts(), doses=[1], probes=[probe], quiet=True)

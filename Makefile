@@ -16,7 +16,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
-.PHONY: help env demo test test-models test-slow test-ray test-old reproduce notebooks docs check format bench fuzz dist clean
+.PHONY: help env demo test test-models test-slow test-use test-ray test-old reproduce notebooks docs check format bench fuzz dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,10 +42,13 @@ test: $(READY)  ## The default tests: offline, tiny models, minutes
 	$(PYTEST)
 
 test-models: $(READY)  ## The tests on the packaged real models
-	$(PYTEST) -m packaged
+	$(PYTEST) -m packaged tests/hijacklens tests/probes tests/analyses
 
 test-slow: $(READY)  ## The tests that train one-layer models to their end
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow tests/hijacklens tests/probes tests/analyses
+
+test-use: $(READY)  ## Documentation, examples and wheel as users have them: real models, long runs
+	$(PYTEST) -m "packaged or slow" tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
 test-ray: $(READY)  ## The tests that start a real Ray
 	$(BIN)/python -m pytest -q -m ray tests/hijacklens/scoring tests/analyses

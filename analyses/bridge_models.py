@@ -1,8 +1,7 @@
 """The two kinds of models of the bridge: trained one-layer models, and language models with facts.
 
->>> from hijacklens.facts.atlas import atlas
 >>> settings = Sides(bits=5, dim=16, length=64, seeds=2, steps=100, limit=3)
->>> len(facts_of(settings, Workbench(facts=atlas())))
+>>> len(facts_of(settings, Workbench()))
 3
 """
 
@@ -10,11 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from analyses.training_settings import RecipeSettings
 from analyses.workbench import Workbench
-from hijacklens.concepts.recipe import Recipe
-from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.trained import TrainingResult
-from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
 
 ONE_LAYER, LANGUAGE = "one-layer", "language"
@@ -24,47 +21,25 @@ OURS = ("bits", "dim", "length", "seeds", "steps", "batch", "evaluation", "limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sides:
+class Sides(RecipeSettings):
     """What every bridge is made of: a task with its recipe, and the facts."""
 
     bits: int
     dim: int
     length: int
-    seeds: int
-    steps: int
     limit: int | None
     """Facts, a seeded sample; None for all that there are."""
     support: str = "all"
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
-    batch: int = 128
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
     seed: int = 0
     """Of the sample of facts, and of what an analysis draws itself."""
 
 
 def one_layer(settings: Sides, bench: Workbench) -> TrainingResult:
     """The trained one-layer models, shared with every analysis of the same task and recipe."""
-    task = ConceptTask(
-        bits=settings.bits,
-        omega=settings.omega,
-        beta=settings.beta,
-        length=settings.length,
-        support=settings.support,
-    )
-    recipe = Recipe(
-        dim=settings.dim,
-        seeds=tuple(range(settings.seeds)),
-        steps=settings.steps,
-        batch=settings.batch,
-        learning_rates=settings.learning_rates,
-        evaluation=settings.evaluation,
-    )
-    return bench.trained(task, recipe)
+    task = settings.task(settings.bits, settings.length, support=settings.support)
+    return bench.trained(task, settings.recipe(settings.dim))
 
 
 def facts_of(settings: Sides, bench: Workbench) -> FactSet:
-    """The facts of the workbench, or of the atlas, as many as the settings say."""
-    facts = atlas() if bench.facts is None else bench.facts
-    return facts.limit(settings.limit, seed=settings.seed)
+    """The facts of the workbench, as many as the settings say."""
+    return bench.scored.limit(settings.limit, seed=settings.seed)

@@ -32,7 +32,9 @@ class Entry:
     paper: str
     """The same at the scale of the paper; `depends` where model and facts decide."""
     uses_models: bool = False
-    """Whether it runs language models, so that --model and --facts say something."""
+    """Whether it runs language models, so that --model says something."""
+    uses_facts: bool = False
+    """Whether it scores them on facts, so that --facts says something."""
 
     @property
     def cost(self) -> Mapping[str, str]:
@@ -59,6 +61,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "1 min",
             "depends",
             uses_models=True,
+            uses_facts=True,
         ),
         Entry(
             "figb1",
@@ -68,6 +71,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "1 min",
             "depends",
             uses_models=True,
+            uses_facts=True,
         ),
         Entry(
             "fig2b",
@@ -77,6 +81,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "1 min",
             "depends",
             uses_models=True,
+            uses_facts=True,
         ),
         Entry(
             "figb2",
@@ -86,6 +91,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "1 min",
             "depends",
             uses_models=True,
+            uses_facts=True,
         ),
         Entry(
             "figb3",
@@ -95,6 +101,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "1 min",
             "depends",
             uses_models=True,
+            uses_facts=True,
         ),
         Entry(
             "figb4",
@@ -104,6 +111,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "1 min",
             "depends",
             uses_models=True,
+            uses_facts=True,
         ),
     ),
     "bridge": (
@@ -115,6 +123,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "30 s",
             "5 min",
             uses_models=True,
+            uses_facts=True,
         ),
         Entry(
             "bridge-spectrum",
@@ -133,6 +142,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "20 s",
             "15 min",
             uses_models=True,
+            uses_facts=True,
         ),
         Entry(
             "bridge-mixing",
@@ -142,6 +152,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "40 s",
             "20 min",
             uses_models=True,
+            uses_facts=True,
         ),
     ),
     "value_matrix": (

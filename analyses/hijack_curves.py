@@ -18,7 +18,6 @@ from analyses.check import Check, above, below, exact, lowest, mean
 from analyses.registry import Analysis
 from analyses.workbench import Workbench
 from hijacklens import plots
-from hijacklens.facts.atlas import atlas
 from hijacklens.scoring.answers import answer
 from hijacklens.scoring.hijack import hijack
 from hijacklens.statistics import Interval, share
@@ -117,12 +116,13 @@ def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
 
 def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
     """A row per model, scheme, panel, fact and dose: the margin score(o_) - score(o*) in nats."""
-    facts = atlas() if bench.facts is None else bench.facts
     parts = []
     for name in bench.models:
         model = bench.language_model(name)
         for relation in settings.relations:
-            chosen = facts if relation == "all" else facts.where(relation=relation)
+            chosen = bench.scored
+            if relation != "all":
+                chosen = chosen.where(relation=relation)
             result = hijack(
                 model,
                 chosen.limit(settings.limit, seed=settings.seed),
@@ -246,6 +246,7 @@ RELATIONS = ("P190", "P103", "P131", "P641")
 SATURATED = (
     "the packaged models give way to one sentence, and the generic scheme hardly moves them further"
 )
+FLOOR = "decided on all facts only: where a model knows most of them, few verdicts are left to fall"
 FEW = "decided on all facts only: at quick scale the change is smaller than its interval"
 
 ANALYSES = (
@@ -322,6 +323,8 @@ ANALYSES = (
                 "one sentence of its reverse lowers efficacy, in every model (paired)",
                 lambda t: _highest(change(t[t.scheme == "near-word-true"], 0, 1)),
                 0.0,
+                scales=("paper",),
+                remark=FLOOR,
             ),
         ),
         quick=40,

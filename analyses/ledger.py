@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from analyses.catalogue import CATALOGUE
+from analyses.workbench import DEFAULT_MODELS
 from hijacklens.results import RECORD
 
 HEAD = """# Reproduction ledger
@@ -89,11 +90,19 @@ def _settings(record: Mapping[str, Any]) -> str:
         for name, value in record["settings"].items()
     ]
     origin = record["provenance"]
-    models = f" Models: {', '.join(record['models'])}." if record["models"] else ""
+    about, more = "", ""
+    if record["models"]:
+        about += f" Models: {', '.join(record['models'])}."
+        if tuple(record["models"]) != DEFAULT_MODELS:
+            more += "".join(f" --model {name}" for name in record["models"])
+    if facts := record["facts"]:
+        about += f" Facts: {facts['name']}, {facts['n']:,}, hash {facts['hash'][:16]}."
+        if facts["name"] != "atlas":
+            more += f" --facts {facts['name']}"
     return (
         f"**{record['id']}** {record['title']}. `hijacklens reproduce {record['id']} --scale "
-        f"{record['scale']}`, {record['seconds']:.0f} s, commit {origin['commit']}, "
-        f"{origin['created'][:10]}. Settings (* ours): {'; '.join(parts)}.{models}"
+        f"{record['scale']}{more}`, {record['seconds']:.0f} s, commit {origin['commit']}, "
+        f"{origin['created'][:10]}. Settings (* ours): {'; '.join(parts)}.{about}"
     )
 
 

@@ -42,6 +42,8 @@ class Reproduction(Result):
     seconds: float
     models: tuple[str, ...]
     """Language models that were run; none for the synthetic half."""
+    facts: Mapping[str, Any] | None
+    """Name, number and hash of the facts that they were scored on, where any were."""
     provenance: Provenance
 
     @property
@@ -84,6 +86,7 @@ class Reproduction(Result):
             "settings": asdict(self.settings),
             "ours": list(self.analysis.ours),
             "models": list(self.models),
+            "facts": self.facts,
             "passed": self.passed,
             "checks": [asdict(outcome) for outcome in self.outcomes],
             "seconds": round(self.seconds, 1),
@@ -110,6 +113,7 @@ class Reproduction(Result):
             outcomes=tuple(Outcome(**_finite(outcome)) for outcome in record["checks"]),
             seconds=record["seconds"],
             models=tuple(record["models"]),
+            facts=record["facts"],
             provenance=provenance_from(record),
         )
 
@@ -130,7 +134,7 @@ def reproduce(
         name: Its id; `hijacklens reproduce --list` names them all.
         scale: `quick` (minutes in all, what CI runs) or `paper` (the paper's seeds and sizes).
         models: Language models, for the analyses that run them.
-        facts: Facts for them; by default each analysis takes its own.
+        facts: Facts for them; by default the atlas.
         changes: Settings to change, by name; the checks stay as they were written.
         workbench: Where trained models are kept, for several calls to share; its models and facts
             then hold in place of those given here.
@@ -153,9 +157,17 @@ def reproduce(
         table=table,
         outcomes=tuple(check.judge(table, scale) for check in analysis.checks),
         seconds=time.monotonic() - start,
-        models=bench.models if analysis.entry.uses_models else (),
+        **asked_of(name, bench),
         provenance=Provenance.now(seed=getattr(settings, "seed", None)),
     )
+
+
+def asked_of(name: str, bench: Workbench) -> dict[str, Any]:
+    """The models and the facts of a workbench, as far as an analysis uses them."""
+    entry = get_analysis(name).entry
+    facts = bench.scored if entry.uses_facts else None
+    about = facts and {"name": facts.name, "n": len(facts), "hash": facts.content_hash()}
+    return {"models": bench.models if entry.uses_models else (), "facts": about}
 
 
 def change(settings: Any, changes: Mapping[str, Any]) -> Any:

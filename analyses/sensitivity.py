@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 
 from analyses.check import above, lowest, mean
 from analyses.registry import Analysis
+from analyses.training_settings import RecipeSettings, identity_value
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import memory
-from hijacklens.concepts.recipe import Recipe
-from hijacklens.concepts.task import ConceptTask
 from probes.geometry import inner_products
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -41,38 +40,25 @@ CONCLUSIONS = ("gain", "recall", "slope")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SensitivitySettings:
+class SensitivitySettings(RecipeSettings):
     """The point from which settings are changed."""
 
     bits: int
     dim: int
     length: int
-    seeds: int
-    steps: int
     variants: tuple[str, ...] = tuple(CHANGES)
-    learning_rate: float = 0.01
-    batch: int = 128
+    learning_rates: tuple[float, ...] = (0.01,)
     weight_decay: float = 0.01
-    evaluation: int = 4096
-    omega: float = 0.5
-    beta: float = 1.0
 
 
 def variants(settings: SensitivitySettings, bench: Workbench) -> pd.DataFrame:
     """The three numbers per variant and seed."""
-    task = ConceptTask(
-        bits=settings.bits, omega=settings.omega, beta=settings.beta, length=settings.length
-    )
-    plain = Recipe(
-        dim=settings.dim,
+    task = settings.task(settings.bits, settings.length)
+    plain = settings.recipe(
+        settings.dim,
         d_attn=settings.dim,
-        seeds=tuple(range(settings.seeds)),
-        steps=settings.steps,
-        batch=settings.batch,
-        learning_rates=(settings.learning_rate,),
         init_scale=settings.dim**-0.5,
         weight_decay=settings.weight_decay,
-        evaluation=settings.evaluation,
     )
     rows = []
     for variant in settings.variants:
@@ -84,7 +70,7 @@ def variants(settings: SensitivitySettings, bench: Workbench) -> pd.DataFrame:
             },
         )
         result = bench.trained(task, recipe)
-        frozen = replace(recipe, freeze=("W_V",), value_init="identity")
+        frozen = replace(recipe, **identity_value(True))
         identity = bench.trained(task, frozen).summary()["accuracy"].to_numpy()
         trained = result.summary()["accuracy"].to_numpy()
         built = result.accuracy(lambda model: memory.constructed(model.W_E, task))["accuracy"]

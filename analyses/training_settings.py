@@ -10,10 +10,9 @@ from hijacklens.concepts.task import ConceptTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingSettings:
-    """Tasks and recipe; a figure adds the axis that it draws."""
+class RecipeSettings:
+    """What tasks and recipes share; sizes are those of an analysis."""
 
-    bits: tuple[int, ...]
     seeds: int
     """How many runs, from seed 0 on."""
     steps: int
@@ -42,6 +41,13 @@ class TrainingSettings:
             evaluation=self.evaluation,
             **changes,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings(RecipeSettings):
+    """Tasks of several sizes; a figure adds the axis that it draws."""
+
+    bits: tuple[int, ...]
 
 
 def identity_value(frozen: bool) -> dict[str, Any]:

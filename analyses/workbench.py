@@ -18,6 +18,7 @@ from hijacklens.concepts.recipe import Recipe
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.trained import TrainingResult
 from hijacklens.concepts.training import train
+from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
 from hijacklens.models import load_model
 from hijacklens.results import RECORD, load_result
@@ -34,10 +35,15 @@ class Workbench:
     models: tuple[str, ...] = DEFAULT_MODELS
     """Language models, as `hijacklens.load_model` takes them."""
     facts: FactSet | None = None
-    """Facts for the analyses that score language models; None for what each has by default."""
+    """Facts for the analyses that score language models; None for the atlas."""
     device: str | None = None
     quiet: bool = False
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def scored(self) -> FactSet:
+        """The facts that language models are scored on: those given, or the atlas."""
+        return atlas() if self.facts is None else self.facts
 
     @cached_property
     def _temporary(self) -> TemporaryDirectory[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from analyses.reproduction import Reproduction
+    from analyses.workbench import Workbench
 
 EVERYTHING = "all"
 
@@ -123,11 +125,7 @@ def command(
         if (root / name / RECORD).exists() and not overwrite:
             found = load_result(root / name)
             assert isinstance(found, Reproduction)
-            if found.scale != scale:
-                raise InputError(
-                    f"{str(root / name)!r} holds {name} at scale {found.scale}; choose another "
-                    "folder or pass --overwrite."
-                )
+            _same_run(found, root / name, scale, bench)
         else:
             found = reproduce(name, scale=scale, workbench=bench)
             found.save(claim_folder(root / name, overwrite=overwrite), overwrite=overwrite)
@@ -143,6 +141,31 @@ def command(
         click.echo(f"\n{len(results)} analyses, {failed} with a failed check; written to {out}/")
     if failed:
         context.exit(1)
+
+
+def _same_run(found: Reproduction, folder: Path, scale: str, bench: Workbench) -> None:
+    """Refuse what is already in a folder where it comes of another call.
+
+    Raises:
+        InputError: It has another scale, other models or other facts.
+    """
+    from analyses.reproduction import asked_of
+
+    asked = {"scale": scale, **asked_of(found.analysis.id, bench)}
+    for what, value in asked.items():
+        held = getattr(found, what)
+        if held != value:
+            raise InputError(
+                f"{str(folder)!r} holds {found.analysis.id} with the {what} {_short(held)}, not "
+                f"{_short(value)}; choose another folder or pass --overwrite."
+            )
+
+
+def _short(value: Any) -> str:
+    """A scale, models or facts in a few words."""
+    if isinstance(value, Mapping):
+        return f"{value['name']} ({value['n']} facts, hash {value['hash'][:8]})"
+    return value if isinstance(value, str) else ", ".join(value)
 
 
 def _record(result: Reproduction) -> dict[str, Any]:

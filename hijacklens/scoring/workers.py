@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -43,6 +44,8 @@ from hijacklens.tokens import TokenIds
 
 START_SECONDS = 1_800.0
 """How long to wait for the first replica."""
+PATIENCE_SECONDS = 60.0
+"""After how long a wait for it is explained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +161,18 @@ class Replicas:
                 comes up.
         """
         until = time.monotonic() + START_SECONDS
+        if not self._ray.wait(list(self._running), timeout=PATIENCE_SECONDS)[0]:
+            free, all_of_it = self._ray.available_resources(), self._ray.cluster_resources()
+            room = ", ".join(
+                f"{free.get(kind, 0):g} of {all_of_it.get(kind, 0):g} {kind}s free"
+                for kind in ("CPU", "GPU")
+            )
+            warnings.warn(
+                f"no worker has loaded the model in {PATIENCE_SECONDS:.0f} seconds ({room} in the "
+                f"cluster; a worker takes {self.share.cpus:g} and {self.share.gpus:g}). Waiting "
+                f"for {START_SECONDS / 60:.0f} minutes at most.",
+                stacklevel=2,
+            )
         while not self._idle:
             self._advance(max(0.0, until - time.monotonic()))
         assert self._first is not None

@@ -135,7 +135,24 @@ def test_another_scale_in_the_folder_is_refused(tmp_path):
     run("lemma5", "--out", tmp_path)
     result = run("lemma5", "--out", tmp_path, "--scale", "paper")
     assert isinstance(result.exception, InputError)
-    assert "holds lemma5 at scale quick" in str(result.exception)
+    assert "holds lemma5 with the scale quick, not paper" in str(result.exception)
+
+
+def test_models_and_facts_are_kept_stated_and_not_mixed_up(tmp_path, tiny_folder):
+    few = tmp_path / "few.csv"
+    hl.atlas().where(relation="P1412").limit(4, seed=0).to_dataframe().to_csv(few, index=False)
+    asked = ["figb4", "--out", tmp_path, "--model", tiny_folder, "--facts", few]
+    run(*asked)
+    held = hl.load_result(tmp_path / "figb4")
+    assert held.facts is not None
+    assert (held.facts["name"], held.facts["n"]) == ("few.csv", 4)
+    assert f"--model {tiny_folder} --facts few.csv`" in (tmp_path / "README.md").read_text()
+    for changed, what in ((asked[:5], "facts few.csv"), (asked[:3] + asked[5:], "models")):
+        refused = run(*changed)
+        assert isinstance(refused.exception, InputError)
+        assert f"holds figb4 with the {what}" in str(refused.exception)
+    run(*asked)  # the same again takes what is there
+    assert hl.load_result(tmp_path / "figb4").provenance == held.provenance
 
 
 def test_wrong_settings_are_refused():

@@ -67,7 +67,7 @@ SABOTAGES = (
             ("fig2b", "quick", ("one sentence raises",)),
             ("figb2", "paper", ("one sentence raises", "five sentences raise")),
             ("figb3", "quick", ("one sentence of the reverse",)),
-            ("figb4", "quick", ("one near-word sentence", "one sentence of its reverse")),
+            ("figb4", "paper", ("one near-word sentence", "one sentence of its reverse")),
         )
     ),
 )

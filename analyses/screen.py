@@ -93,6 +93,35 @@ def fitted(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: str = 
     return table(header, wrapped, left=left)
 
 
+def stacked(header: Sequence[str], rows: Sequence[Sequence[str]], *, keys: int, left: str) -> str:
+    """A table which, where a terminal is too narrow, goes on below with its first columns again.
+
+    Args:
+        header: Column titles.
+        rows: Cells as text.
+        keys: How many columns say what a row is about; every part begins with them.
+        left: For each column `l` or `r`.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) + 2 for i in range(len(header))]
+    room = shutil.get_terminal_size().columns + 2  # none follows the last column
+    if not sys.stdout.isatty() or sum(widths) <= room:
+        return table(header, rows, left=left)
+    named = list(range(keys))
+    parts: list[list[int]] = [[*named]]
+    for column in range(keys, len(header)):
+        if len(parts[-1]) > keys and sum(widths[i] for i in (*parts[-1], column)) > room:
+            parts.append([*named])
+        parts[-1].append(column)
+    return "\n\n".join(
+        table(
+            [header[i] for i in part],
+            [[row[i] for i in part] for row in rows],
+            left="".join(left[i] for i in part),
+        )
+        for part in parts
+    )
+
+
 def files_written(folder: Any, names: Sequence[str]) -> str:
     """The last line of a command that wrote a folder."""
     return f"written to {folder}/  ({', '.join(names)})"

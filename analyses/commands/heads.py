@@ -21,7 +21,15 @@ from analyses.options import (
     read_doses,
     rule_option,
 )
-from analyses.screen import document, files_written, note, output_options, records, title
+from analyses.screen import (
+    document,
+    files_written,
+    note,
+    output_options,
+    records,
+    stacked,
+    title,
+)
 
 if TYPE_CHECKING:
     from hijacklens.scoring.efficacy import Rule
@@ -257,8 +265,6 @@ def command(
 
 def _search_table(found: HeadSearch) -> str:
     """The heads that were ablated one by one, the set as it grows, and the agreement."""
-    from analyses.tables import table
-
     settings = found.settings
     ranked = (
         found.to_dataframe()
@@ -288,7 +294,7 @@ def _search_table(found: HeadSearch) -> str:
             ),
             f"mean shift {found.shift.mean():+.2f} logits · {settings['attribution']}, "
             f"{settings['kind']} · seed {settings['seed']}",
-            table(header, rows, left="lrlrrrl"),
+            stacked(header, rows, keys=1, left="lrlrrrl"),
             f"the set of {last['size']} carries {last['carried']:+.3f} "
             f"[{last['low']:+.3f}, {last['high']:+.3f}], {last['share']:.0%} of the shift\n"
             f"attribution and ablation correlate by {agreement.pearson:.2f} (rank "
@@ -319,7 +325,7 @@ def _test_tables(result: HeadTest, rule: Rule) -> str:
 
 def _changes(summary: Any) -> str:
     """A line per measure; the side effects have no scheme, and nothing that could be undone."""
-    from analyses.tables import share, table
+    from analyses.tables import share
 
     groups = summary["relations"].unique()
     if len(groups) == 2:  # all relations were searched on, or none
@@ -347,4 +353,5 @@ def _changes(summary: Any) -> str:
         rows.append(cells)
     header = [name for name in COLUMNS if name in rows[0]]
     sides = "".join("r" if name in RIGHT else "l" for name in header)
-    return table(header, [[row[name] for name in header] for row in rows], left=sides)
+    texts = [[row[name] for name in header] for row in rows]
+    return stacked(header, texts, keys=header.index("measure") + 1, left=sides)

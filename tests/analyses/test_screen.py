@@ -16,7 +16,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from analyses import check, reproduction
 from analyses.cli import COMMANDS, group, main
-from analyses.screen import fitted
+from analyses.screen import fitted, stacked
 from hijacklens import progress
 
 
@@ -233,6 +233,23 @@ def test_the_last_column_is_wrapped_on_a_narrow_terminal(monkeypatch):
     assert [line[:4].strip() for line in lines] == ["id", "fig1", "", "fig2"]
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert len(fitted(("id", "what"), rows).splitlines()) == 3  # a pipe gets a line for a row
+
+
+def test_columns_go_on_below_where_a_terminal_is_narrow(monkeypatch):
+    header = ("scheme", "none", "change", "p")
+    rows = [("do-not-think", ".25", "+.75 [+.50, +.90]", ".001"), ("think", ".5", "0", "1")]
+    whole = stacked(header, rows, keys=1, left="lrlr")  # a pipe gets a line for a row
+    assert len(whole.splitlines()) == 3
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", str(max(map(len, whole.splitlines()))))
+    assert stacked(header, rows, keys=1, left="lrlr") == whole
+    monkeypatch.setenv("COLUMNS", "32")
+    text = stacked(header, rows, keys=1, left="lrlr")
+    assert max(map(len, text.splitlines())) <= 32
+    first, second, third = (part.splitlines() for part in text.split("\n\n"))
+    assert first[0].split() == ["scheme", "none"]
+    assert second[1].split(maxsplit=1) == ["do-not-think", "+.75 [+.50, +.90]"]
+    assert third[2].split() == ["think", "1"]
 
 
 COMPLETED = [

@@ -331,10 +331,11 @@ def summary(record):
 
 def test_engine():
     names = [name for name in SETS if chosen_facts(name) is not None]
-    whole = {"model": MODEL, "threads": THREADS, "n_rounds": ROUNDS, "versions": versions()}
+    whole = {"model": MODEL, "threads": THREADS, "n_rounds": ROUNDS}
     records = []
     for name in names:
         records.append(measure(name))
+        whole["versions"] = versions()  # after what HIJACKLENS_LM_EVAL adds to the path
         if OUT:  # after each set, as the next may take long
             Path(OUT).write_text(json.dumps({**whole, "sets": records}, indent=2))
     print(f"\n{MODEL}, {THREADS} thread, {ROUNDS} rounds\n{table(records)}\n")

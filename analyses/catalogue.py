@@ -30,7 +30,7 @@ class Entry:
     """Time at quick scale on two CPU cores, as measured, e.g. `40 s`; `+ 40 s` is beside the models
     that the entry before has trained, and with `shared` there is nothing more to train."""
     paper: str
-    """The same at the scale of the paper; `depends` where model and facts decide."""
+    """The same at the scale of the paper, on one core; `depends` where model and facts decide."""
     uses_models: bool = False
     """Whether it runs language models, so that --model says something."""
     uses_facts: bool = False
@@ -196,7 +196,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Inner product of embeddings by Hamming distance, m = 8",
             "Are inner products linear in the Hamming distance, with a jump at 0 (equation 5.2)?",
             "30 s",
-            "20 min",
+            "7 min",
         ),
         Entry(
             "figc4",
@@ -212,7 +212,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Inner product of embeddings by Hamming distance, m = 7 and 8",
             "Are inner products linear in the Hamming distance, with a jump at 0 (equation 5.2)?",
             "30 s",
-            "20 min",
+            "+ 3 min",
         ),
         Entry(
             "figc6",
@@ -220,7 +220,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Inner product by Hamming distance with W_V = I",
             "Are inner products linear in the Hamming distance when W_V is the identity?",
             "30 s",
-            "20 min",
+            "1 min",
         ),
         Entry(
             "figc9",
@@ -228,7 +228,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Singular values of W_E, m = 7, d = 32",
             "Is there a gap between the m largest singular values and the rest?",
             "20 s",
-            "5 min",
+            "30 s",
         ),
         Entry(
             "figc10",
@@ -236,7 +236,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Singular values of W_E, m = 7, d = 64",
             "Is there a gap between the m largest singular values and the rest?",
             "20 s",
-            "5 min",
+            "30 s",
         ),
         Entry(
             "figc11",
@@ -244,7 +244,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Singular values of W_E, m = 8, d = 32",
             "Is there a gap between the m largest singular values and the rest?",
             "20 s",
-            "5 min",
+            "30 s",
         ),
         Entry(
             "figc12",
@@ -252,7 +252,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Singular values of W_E, m = 8, d = 64",
             "Is there a gap between the m largest singular values and the rest?",
             "20 s",
-            "5 min",
+            "2 min",
         ),
     ),
     "attention_selection": (
@@ -262,7 +262,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Attention with two clusters, m = 8",
             "Does attention go to the tokens of the last token's cluster?",
             "20 s",
-            "20 min",
+            "5 min",
         ),
         Entry(
             "figc7",
@@ -270,7 +270,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Attention with two clusters",
             "Does attention go to the tokens of the last token's cluster?",
             "20 s",
-            "20 min",
+            "+ 9 min",
         ),
         Entry(
             "figc8",
@@ -278,7 +278,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Attention with four clusters",
             "Does attention go to the tokens of the last token's cluster?",
             "20 s",
-            "20 min",
+            "12 min",
         ),
     ),
     "context_mixing": (
@@ -288,7 +288,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Contexts of two labels mixed at a rate",
             "Does the answer move from the first label to the second as the rate goes up?",
             "20 s",
-            "20 min",
+            "12 min",
         ),
         Entry(
             "figc14",
@@ -316,7 +316,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Error of the constructed model against L",
             "Does the constructed one-layer model reach any error as L grows, and how fast?",
             "5 s",
-            "2 min",
+            "90 s",
         ),
         Entry(
             "lemma2",
@@ -324,7 +324,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Constructed memory against the identity on the Hamming-1 support",
             "Does equation 5.1 give error 0 and the identity an error above 0?",
             "2 s",
-            "1 min",
+            "5 min",
         ),
     ),
     "identity_law": (
@@ -334,7 +334,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Identity W_V trained to the posterior: the linear law",
             "Do inner products fall linearly with the Hamming distance, with slope L / beta?",
             "30 s",
-            "20 min",
+            "16 min",
         ),
     ),
     "geometry_theory": (
@@ -345,7 +345,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Does the constructed memory reach any error on embeddings of equation 5.2, where its "
             "exact margin is positive?",
             "20 s",
-            "20 min",
+            "16 min",
         ),
     ),
     "theory": (
@@ -363,7 +363,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Gradient of the attention scores, closed form against autograd",
             "Is the closed form of the gradient of an unnormalised score right?",
             "1 s",
-            "1 min",
+            "5 min",
         ),
     ),
 }

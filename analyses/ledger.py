@@ -1,7 +1,8 @@
 """The ledger: one row per figure and statement, generated from saved reproductions.
 
 It reads the `result.json` of each folder and never computes anything: what it prints is what was
-measured, failing rows with their remark included.
+measured, failing rows included. What somebody found out about a row, or why it was not run, is kept
+beside it in `explanation.md`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 from analyses.catalogue import CATALOGUE
 from analyses.workbench import DEFAULT_MODELS
 from hijacklens.results import RECORD
+
+EXPLANATION = "explanation.md"
+"""A paragraph beside a result, written by hand: why a check fails, or why nothing was run."""
 
 HEAD = """# Reproduction ledger
 
@@ -51,21 +55,28 @@ def write_ledger(folder: Path) -> str:
                 f"| {name} | {source} | {check['claim']} | {_number(check)} | "
                 f"{check['allowed']} | {state} |"
             )
-    lines += ["", "## Remarks", ""]
-    remarks = [
-        f"- `{record['id']}`, {check['claim']}: {check['remark']}"
-        for record in records
-        for check in record["checks"]
-        if check["remark"]
-    ]
-    lines += remarks or ["None."]
+    explanations = {name: _explanation(folder / name) for name in CATALOGUE}
+    remarks: list[str] = []
+    for record in records:
+        for check in record["checks"]:
+            if check["remark"]:
+                remarks.append(f"- `{record['id']}`, {check['claim']}: {check['remark']}")
+        if explanation := explanations[record["id"]]:
+            remarks.append(f"- `{record['id']}`: {explanation}")
+    lines += ["", "## Remarks", "", *(remarks or ["None."])]
     lines += ["", "## Settings", ""]
     for record in records:
         lines += [_settings(record), ""]
     missing = [name for name in CATALOGUE if name not in {r["id"] for r in records}]
     if missing:
         lines += [f"Not run here: {', '.join(missing)}.", ""]
+        lines += [f"- `{name}`: {explanations[name]}" for name in missing if explanations[name]]
     return "\n".join(lines)
+
+
+def _explanation(folder: Path) -> str:
+    path = folder / EXPLANATION
+    return " ".join(path.read_text(encoding="utf-8").split()) if path.exists() else ""
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:

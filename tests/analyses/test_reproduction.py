@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,12 +14,13 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
 from analyses.cli import group
-from analyses.ledger import write_ledger
+from analyses.ledger import EXPLANATION, write_ledger
 from analyses.registry import analyses
 from analyses.reproduction import reproduce
 from hijacklens.errors import InputError
 
 ALL = analyses()
+LEDGER = Path(__file__).parents[2] / "docs" / "reproduction"
 
 
 def run(*arguments):
@@ -91,6 +93,32 @@ def test_the_ledger_has_a_row_for_every_check_and_names_what_is_missing(tmp_path
     assert "2 pass, 0 fail" in text
     for name in set(ALL) - {"lemma5"}:
         assert name in text.split("Not run here: ")[1]
+
+
+def test_the_ledger_takes_up_what_is_explained_by_hand(tmp_path):
+    reproduce("lemma5").save(tmp_path / "lemma5")
+    before = write_ledger(tmp_path)
+    for name, why in (("lemma5", "Seen by\nhand."), ("fig1", "Asks for two models.")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / "explanation.md").write_text(why + "\n")
+    added = set(write_ledger(tmp_path).splitlines()) - set(before.splitlines())
+    assert added == {"- `lemma5`: Seen by hand.", "- `fig1`: Asks for two models."}
+
+
+def test_the_committed_ledger_is_generated_from_what_lies_beside_it():
+    assert (LEDGER / "README.md").read_text() == write_ledger(LEDGER)
+
+
+@pytest.mark.parametrize(
+    "name", [path.parent.name for path in sorted(LEDGER.glob("*/result.json"))]
+)
+def test_committed_results_bear_out_what_the_ledger_says(name):
+    held = hl.load_result(LEDGER / name)
+    again = [check.judge(held.table, held.scale) for check in held.analysis.checks]
+    for was, now in zip(held.outcomes, again, strict=True):
+        assert (now.claim, now.state, now.allowed) == (was.claim, was.state, was.allowed)
+        assert now.value == pytest.approx(was.value, rel=1e-6, abs=1e-12, nan_ok=True)
+    assert held.passed or (LEDGER / name / EXPLANATION).exists()
 
 
 def test_the_command_goes_on_where_it_was(tmp_path):

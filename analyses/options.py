@@ -48,8 +48,8 @@ probes_option = click.option(
     multiple=True,
     metavar="KIND:OPTIONS",
     shell_complete=completion.probes,
-    help="Change the model while it is scored (`hijacklens probes`), for example "
-    "knock-out:layers=8-11,from=last,to=hijack. Repeatable; probes act in order.",
+    help="Change the model while it is scored: `hijacklens probes` has the kinds and an "
+    "example of each. Repeatable; probes act in order.",
 )
 """--probe, which may be given several times."""
 
@@ -158,9 +158,9 @@ def facts_options(command: Command) -> Command:
             type=int,
             default=0,
             show_default=True,
-            help="Seeds the sample of --limit and what a scheme draws.",
+            help="Seeds what is drawn: the sample of --limit, the sentences of some schemes.",
         ),
-        click.option("--limit", type=int, metavar="N", help="Score a seeded sample of N facts."),
+        click.option("--limit", type=int, metavar="N", help="A seeded sample of N facts."),
         click.option(
             "--case", "cases", type=int, multiple=True, help="Only this case id. Repeatable."
         ),

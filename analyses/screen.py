@@ -127,6 +127,14 @@ def files_written(folder: Any, names: Sequence[str]) -> str:
     return f"written to {folder}/  ({', '.join(names)})"
 
 
+def say_loading(name: str, *, quiet: bool) -> None:
+    """Say on standard error that a model is being loaded; a log does not need it."""
+    from hijacklens.progress import watched
+
+    if watched() and not quiet:
+        click.echo(f"loading {name}", err=True)
+
+
 def note(text: str, *, quiet: bool) -> None:
     """A note on standard error."""
     if not quiet:

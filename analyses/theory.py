@@ -188,12 +188,12 @@ ANALYSES = (
         draw=draw_rank,
         checks=(
             below(
-                "with b = b0 no rank is above m + 2",
+                "with b = b0 no rank is above m + 2 (largest rank less m + 2)",
                 lambda t: exact(t.loc[t.condition == "b = b0", "excess"].max()),
                 0.5,
             ),
             above(
-                "with b < b0 the rank is above m + 2, so the condition matters",
+                "with b < b0 every rank is, so the condition matters (smallest rank less m + 2)",
                 lambda t: exact(t.loc[t.condition == "b < b0", "excess"].min()),
                 0.5,
             ),

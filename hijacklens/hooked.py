@@ -96,6 +96,10 @@ def require_text(model: HookedModel, *, operation: str) -> None:
     Raises:
         InputError: The model has no tokenizer.
     """
+    if isinstance(model, str):
+        raise InputError(
+            f"{operation} needs a loaded model, not its name: hl.load_model({model!r}) gives one."
+        )
     if getattr(model, "tokenizer", None) is None:
         raise InputError(
             f"{operation} needs a language model, and this {type(model).__name__} has no "

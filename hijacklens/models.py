@@ -189,6 +189,12 @@ def _resolve(source: str, path: Path, revision: str | None) -> tuple[str, str, s
     if path.is_file() or source.startswith((".", "/", "~")) or source.count("/") > 1:
         state = "is a file" if path.is_file() else "does not exist"
         raise InputError(f"the model folder {source!r} {state}. Give a folder with a config.json.")
+    # A slip in the name of a packaged model is told at once, not after the hub was asked.
+    if near := get_close_matches(source.lower(), PACKAGED, n=1, cutoff=0.85):
+        raise InputError(
+            f"no model is called {source!r}; did you mean the packaged {near[0]!r}? Models of the "
+            "hub are named owner/name."
+        )
     return source, source, revision
 
 

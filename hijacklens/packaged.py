@@ -16,8 +16,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from unittest.mock import patch
+
+from tqdm.auto import tqdm
 
 from hijacklens.errors import InputError
 from hijacklens.progress import bar
@@ -147,12 +151,15 @@ def _put(folder: Path, final: Path) -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own progress bars off the screen; ours says what is going on."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        # The bar over the tensors of a GGUF file does not ask whether bars are wanted.
+        with patch.object(gguf, "tqdm", partial(tqdm, disable=True), create=True):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

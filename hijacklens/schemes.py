@@ -10,6 +10,7 @@ negation and content from length.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
 import re
@@ -51,7 +52,7 @@ class Scheme:
     name: str
     template: str | None = None
     """The sentence with placeholders; None where there is one per relation."""
-    templates: Mapping[str, str] | None = None
+    templates: Mapping[str, str] | None = dataclasses.field(default=None, repr=False)
     """Relation id -> sentence with placeholders, where there is one per relation."""
     direction: Direction = "hijack"
     """Towards the false target, towards the true one, or a control that should do little."""
@@ -157,6 +158,7 @@ def _check_template(name: str, template: str) -> None:
                 f"placeholder in the template of scheme {name!r}",
                 "{" + given + "}",
                 ["{" + allowed + "}" for allowed in PLACEHOLDERS],
+                "{target_false} is the false target, {target_true} the true one.",
             )
     if not template.strip() or template != template.strip() or len(template.splitlines()) > 1:
         raise InputError(

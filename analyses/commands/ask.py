@@ -16,7 +16,7 @@ from analyses.options import (
     probes_option,
     read_probes,
 )
-from analyses.screen import document, output_options, title
+from analyses.screen import document, output_options, say_loading, title
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def command(
     asked = _prompts(prompt, subject, sentence, dose, targets)
     found = []
     for name in models:
+        say_loading(name, quiet=quiet)
         model = load_model(name, **loading)
         on = make_probes(specified, model, None, quiet=quiet)
         answers = [

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from analyses.resumption import telling_of_the_store
-from analyses.screen import document, output_options
+from analyses.screen import document, fitted, output_options
 from hijacklens.errors import InputError
 
 
@@ -29,7 +29,6 @@ def command() -> None:
 @output_options("path", "bytes", "models", "aside")
 def info(as_json: bool, quiet: bool) -> None:
     """Show the file, its size, and how many readings it holds of which model."""
-    from analyses.tables import table
     from hijacklens.scoring.store import usual_store
 
     with telling_of_the_store():
@@ -59,7 +58,7 @@ def info(as_json: bool, quiet: bool) -> None:
         ]
         header = ["model", "arithmetic", "probes", "readings", "since (UTC)", "versions"]
         click.echo()
-        click.echo(table(header, rows, left="lllrll"))
+        click.echo(fitted(header, rows, left="lllrll"))
     for file in contents.aside:
         size = _size(file.stat().st_size)
         click.echo(f"\nset aside as broken: {file}  ({size}); delete it if you do not need it")

@@ -51,7 +51,8 @@ def command(
         )
         return
     drawn = f", drawn with seed {seed}" if limit is not None else ""
-    about = f"{facts.name}: {len(facts)} facts, hash {facts.content_hash()[:16]}"
+    count = "1 fact" if len(facts) == 1 else f"{len(facts)} facts"
+    about = f"{facts.name}: {count}, hash {facts.content_hash()[:16]}"
     click.echo(f"{title(about)}{drawn}")
     if facts.note:
         note(facts.note, quiet=quiet)

@@ -27,6 +27,7 @@ from analyses.screen import (
     note,
     output_options,
     records,
+    say_loading,
     stacked,
     title,
 )
@@ -180,7 +181,6 @@ def command(
     the facts. On the other half the model is scored with no head ablated, with the set, and with
     random sets of its size. What the set does to the bare query is printed beside it.
 
-    \b
     Writes into the folder: items.parquet (a row per ablation, fact, scheme and
     dose), sets.csv, summary.csv, side_effects.csv, skipped.csv, result.json,
     test.svg and .png; and into search/: heads.csv (a row per head), growth.csv,
@@ -212,6 +212,7 @@ def command(
     from probes import heads
 
     searched, held_back = heads.halves(facts, by=split, seed=seed)
+    say_loading(name, quiet=quiet)
     model = load_model(name, **loading)
     if facts.note:
         note(f"{facts.name}: {facts.note}", quiet=quiet)

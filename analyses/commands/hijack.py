@@ -28,7 +28,14 @@ from analyses.options import (
     way_option,
 )
 from analyses.resumption import is_unfinished, resumable, save_part
-from analyses.screen import document, files_written, note, output_options, records
+from analyses.screen import (
+    document,
+    files_written,
+    note,
+    output_options,
+    records,
+    say_loading,
+)
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +91,6 @@ def command(
     Efficacy is the share of facts with score(false) > score(true), which hijacking raises;
     retention the share with score(true) > score(false). Scores are log-probabilities in nats.
 
-    \b
     Writes into the folder: items.parquet (a row per fact, scheme and dose),
     prompts.parquet (their texts), summary.csv, rules.csv (how often the rules differ), skipped.csv,
     result.json (configuration and provenance), curve.svg and curve.png.
@@ -127,6 +133,7 @@ def command(
         with resumable(store=not no_cache):
             model: Any = ModelLoader(name, **loading)
             if where == "local" or any(probe.needs_model for probe in specified):
+                say_loading(name, quiet=quiet)
                 model = model.load()
             one = hijack(
                 model,
@@ -193,7 +200,10 @@ def _notes(result: HijackResult) -> str:
     from hijacklens.scoring.accounting import summary
     from hijacklens.scoring.efficacy import RULES
 
-    lines = [f"seed {result.settings['seed']}"]
+    lines = [
+        "[low, high]: 95% Wilson interval over the facts; mean shift: nats, to the false target",
+        f"seed {result.settings['seed']}, for what is drawn: facts of --limit, random sentences",
+    ]
     for model in result.settings["models"]:
         counts = model["readings"]
         if counts["from_store"]:
@@ -208,8 +218,8 @@ def _notes(result: HijackResult) -> str:
     differ = _disagreement(result)
     collisions = len(result.configuration()["same_first_token"])
     lines.append(
-        f"verdicts differ between the rules on {differ:.1%} of the items; in {collisions} facts "
-        "both targets share their first token (a tie under rule first)"
+        f"rules first, sum and mean do not all agree on {differ:.1%} of the verdicts (rules.csv); "
+        f"in {collisions} facts both targets begin with the same token, a tie under rule first"
     )
     if len(result.skipped):
         reason = result.skipped["reason"].iloc[0]

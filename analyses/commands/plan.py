@@ -22,6 +22,8 @@ from hijacklens.errors import InputError
 @click.command("plan")
 @click.option(
     "--tokenizer",
+    "--model",
+    "tokenizer",
     required=True,
     metavar="DIR|ID",
     shell_complete=completion.models,

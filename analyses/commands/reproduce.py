@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from analyses.workbench import Workbench
 
 EVERYTHING = "all"
+TIMES = (
+    "quick on two cores, paper on one; + beside what the line before has trained, shared: nothing "
+    "more to\ntrain, depends: on models and facts"
+)
 
 
 @click.command("reproduce")
@@ -182,7 +186,8 @@ def _write_text(text: str, path: Path) -> None:
 
 def _listing(found: Any) -> str:
     rows = [(item.id, item.quick, item.paper, f"{item.source}: {item.title}") for item in found]
-    return fitted(("id", "quick", "paper", "what"), rows, left="lrrl")
+    listed = fitted(("id", "quick", "paper", "what"), rows, left="lrrl")
+    return f"{listed}\n\n{TIMES}"
 
 
 def _report(result: Reproduction) -> str:

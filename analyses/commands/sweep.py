@@ -36,7 +36,6 @@ def command(
     it. Every finished run has a folder of its own: the same command goes on after a kill, and a
     sweep that was changed does only what is new. Exits with status 1 if a cell failed.
 
-    \b
     Writes into the folder: sweep.csv (a row per cell and dose, or cell and learning rate),
     failed.csv (cells that could not be done), result.json, sweep.svg and sweep.png,
     scoring/<cell>/ and training/<cell>/ (as `hijacklens hijack` and `train` write them).

@@ -19,7 +19,14 @@ from analyses.options import (
     probes_option,
     read_probes,
 )
-from analyses.screen import document, files_written, output_options, records, title
+from analyses.screen import (
+    document,
+    files_written,
+    output_options,
+    records,
+    say_loading,
+    title,
+)
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,7 +116,6 @@ def command(
     The shift is logit(false) - logit(true) behind the hijacked prompt, minus the same behind the
     bare query. Its parts sum to it; the residual is what they miss.
 
-    \b
     Writes into the folder: account.parquet (a row per part), summary.csv,
     token_layer.svg and .png, layer_head.svg and .png, patterns.npz (attention),
     attention.html (opens with no network), result.json (totals in logits, provenance).
@@ -150,6 +156,7 @@ def command(
     from probes.attention.page import save_attention_page, with_patterns
     from probes.logit_shift import trace
 
+    say_loading(name, quiet=quiet)
     model = load_model(name, **loading)
     on = make_probes(specified, model, None, quiet=quiet)
     with bar(4, unit="steps", label="trace", quiet=quiet) as progress:
@@ -242,6 +249,7 @@ def _tables(account: ShiftAccount, top: int) -> str:
             "",
             table(("part (logits)", *numbers), rows, left="lrrr"),
             f"residual of the shift: {account.residual:+.1e} logits",
+            "every token counts once: hijack is without mention, query without subject and last",
             "",
             table(("biggest parts", "token", "layer", "head", *numbers), biggest, left="llrrrrr"),
             "",

@@ -26,7 +26,7 @@ SHOWN: dict[str, Any] = {"show_default": True}
 @click.option("--length", type=int, default=256, help="Tokens in a context, L.", **SHOWN)
 @click.option("--omega", type=float, default=0.5, help="Share of informative tokens.", **SHOWN)
 @click.option("--beta", type=float, default=1.0, help="Temperature of those tokens.", **SHOWN)
-@click.option("--support", default="all", help="N(z): see below.", **SHOWN)
+@click.option("--support", default="all", help="N(z): see above.", **SHOWN)
 @click.option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --dim]")
 @click.option("--freeze", default="", metavar="PARTS", help="Not trained: we, wv, wqk, by commas.")
 @click.option("--value-init", default="gaussian", help="W_V starts gaussian or identity.", **SHOWN)
@@ -67,7 +67,6 @@ def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> 
     The support N(z) of informative tokens is all (other tokens), hamming-1, first-bit or
     first-two-bits. --freeze wv leaves W_V as it starts; the paper's is the identity (figure 3a).
 
-    \b
     Writes into the folder: summary.csv, curves.csv, result.json (task, recipe, what is our
     default, provenance), curve.svg, curve.png, models/seed0-lr0.01/ and so on
     (hijacklens.load_result reads the folder back).
@@ -108,6 +107,9 @@ def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> 
         return
     click.echo(title(result.glance().what))
     click.echo(_table(result))
+    click.echo(
+        "Bayes: the best rule on the same contexts; eq. 5.1: the model with that memory as its W_V"
+    )
     click.echo(f"best learning rate, by mean accuracy over the seeds: {best:g}")
     click.echo(files_written(out, written))
 

@@ -28,6 +28,7 @@ ALLOWED = (
     "(prompt, subject, ground_truth, target_new), or hijacklens' own (subject, template, "
     "target_true, target_false)."
 )
+_OWN = ("subject", "template", "target_true", "target_false")
 RECONSTRUCTED = (
     "target ids are missing from every record: a reconstructed CounterFact, whose relation ids "
     "are reconstructed too. The original counterfact.json replaces them."
@@ -111,6 +112,8 @@ def _fields(record: Any) -> dict[str, Any]:
             "target_true_id": true.get("id") if isinstance(true, Mapping) else None,
         }
     if "template" in record:
+        if missing := [name for name in _OWN if name not in record]:
+            raise _UnknownLayout(f"there is no field {' and none '.join(map(repr, missing))}.")
         template, true, false = (record.get(k) for k in ("template", "target_true", "target_false"))
     elif "ground_truth" in record:
         true, false = record["ground_truth"], record.get("target_new")

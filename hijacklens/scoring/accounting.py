@@ -48,11 +48,12 @@ def summary(record: Mapping[str, Any]) -> str:
     """One line for people, from a record of `Accounting`."""
     computed, naive = record["forward_tokens"], record["naive_tokens"]
     if not computed:
-        return f"nothing had to be computed, of {naive:,} tokens without sharing"
+        return f"nothing had to be computed ({naive:,} tokens with every prompt by itself)"
     small = f", batches shrunk {record['shrunk']} times" if record["shrunk"] else ""
     return (
-        f"{computed:,} tokens computed, {naive:,} without sharing (trie bound "
-        f"{record['trie_tokens']:,}); {record['way']}, as {record['why']}; "
+        f"{computed:,} tokens computed; every prompt by itself has {naive:,}, with shared "
+        f"beginnings {record['trie_tokens']:,} at best; engine: {record['way']} "
+        f"({record['why']}); "
         f"{record['tokens_per_second']:,.0f} tokens/s, peak memory "
         f"{record['peak_memory'] / 2**20:,.0f} MiB{small}"
     )

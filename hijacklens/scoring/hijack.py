@@ -227,6 +227,8 @@ def _running(
 
 def _doses(doses: Iterable[int]) -> tuple[int, ...]:
     listed = several("doses", doses, "range(6) or [0, 1, 5]")
+    if not listed:
+        raise InputError("doses is empty; give some, such as range(6). Dose 0 is always added.")
     counts = {whole_number(DOSE, dose, most=MOST_SENTENCES) for dose in listed}
     return tuple(sorted({0, *counts}))
 

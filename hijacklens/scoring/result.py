@@ -234,20 +234,23 @@ class HijackResult(Result):
         """Efficacy by model and scheme on the bare query and at the highest dose."""
         table = self.summary()
         lowest, highest = table["dose"].min(), table["dose"].max()
+        alone = lowest == highest  # nothing but the bare query was scored
         rows = []
         groups: Any = table.groupby(["model", "scheme"], sort=False)
         for (model, scheme), group in groups:
             by_dose = group.set_index("dose")
             last = by_dose.loc[highest]
             ends = (last["efficacy"], last["efficacy_low"], last["efficacy_high"])
-            bare = share(by_dose.loc[lowest, "efficacy"])
-            rows.append((f"{model} · {scheme}", bare, interval(*ends), share(last["retention"])))
+            bare = () if alone else (share(by_dose.loc[lowest, "efficacy"]),)
+            name = f"{model} · {scheme}"
+            rows.append((name, *bare, interval(*ends), share(last["retention"])))
         at = f"dose {highest}"
+        before = () if alone else (f"efficacy, dose {lowest}",)
         doses = named([str(dose) for dose in self.settings["doses"]], most=6)
         return Glance(
             f"{self.settings['facts']['name']}, {self.items['case_id'].nunique()} facts, "
             f"{len(self.skipped)} skipped · doses {doses} "
             f"· rule first · seed {self.settings['seed']}",
-            ("", f"efficacy, dose {lowest}", f"efficacy, {at}", f"retention, {at}"),
+            ("", *before, f"efficacy, {at}", f"retention, {at}"),
             tuple(rows),
         )

@@ -36,8 +36,8 @@ def test_it_prints_a_table_and_writes_the_files(
     assert [line.split()[:2] for line in lines[2:6]] == [
         ["0.05", "0"], ["0.05", "1"], ["0.01", "0"], ["0.01", "1"],
     ]  # fmt: skip
-    assert lines[6].startswith("best learning rate, by mean accuracy over the seeds: 0.0")
-    assert lines[7].startswith(f"written to {out}/")
+    assert lines[7].startswith("best learning rate, by mean accuracy over the seeds: 0.0")
+    assert lines[8].startswith(f"written to {out}/")
     text = (out / "summary.csv").read_text()
     assert text.splitlines()[0] == COLUMNS
     assert len(text.splitlines()) == 5

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -209,6 +210,13 @@ def test_a_hub_id_offline_says_what_to_do():
 
 def test_a_short_name_offline_lists_the_packaged_models():
     has(refused("smollm"), "'smollm'", "smollm2-135m")
+
+
+@pytest.mark.parametrize("name", ["smolm2-135m", "gemma3-270", "SmolLM2-135M"])
+def test_a_slip_in_a_packaged_name_is_told_before_the_hub_is_asked(name, monkeypatch):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", asked := Mock())
+    has(refused(name), repr(name), "did you mean the packaged")
+    assert not asked.called
 
 
 def test_a_name_that_no_hub_can_have():
@@ -522,5 +530,5 @@ def test_identifying_leaves_the_model_alone(bridge):
 
 
 def test_a_mistyped_packaged_name_is_told_the_near_one():
-    assert "Did you mean the packaged 'smollm2-135m'?" in refused("smolm2-135m")
+    assert "Did you mean the packaged 'smollm2-135m'?" in refused("smollm")
     assert "Did you mean" not in refused("some-other-model")

@@ -247,7 +247,11 @@ BAD = {
     ),
     "numbers for records": ("f.json", b"[1, 2]", ["an object with named fields", "not 1"]),
     "a lone text": ("f.json", b'"facts"', ["an object with named fields"]),
-    "texts missing": ("f.csv", b"subject,template,target_true\nx\n", ["must be text, not None"]),
+    "texts missing": (
+        "f.csv",
+        b"subject,template,target_true\nx\n",
+        ["there is no field 'target_false'"],
+    ),
     "wrong types": (
         "f.jsonl",
         lines([{**own(FACTS[0]), "subject": 5}]),

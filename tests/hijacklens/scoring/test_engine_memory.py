@@ -131,6 +131,7 @@ def test_one_line_for_people():
     )
     assert done.record()["tokens_per_second"] == 250.0
     assert summary(done.record()) == (
-        "1,000 tokens computed, 3,000 without sharing (trie bound 900); cached, as it costs least; "
+        "1,000 tokens computed; every prompt by itself has 3,000, with shared beginnings 900 "
+        "at best; engine: cached (it costs least); "
         "250 tokens/s, peak memory 1,024 MiB, batches shrunk 1 times"
     )

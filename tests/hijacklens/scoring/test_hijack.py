@@ -220,6 +220,7 @@ def test_user_scheme_and_seeded_draw(gpt2):
         ({"schemes": ["do-not-thnk"]}, "did you mean 'do-not-think'"),
         ({"schemes": []}, "name at least one scheme"),
         ({"schemes": ["think", "think"]}, "each once"),
+        ({"doses": []}, "doses is empty"),
         ({"doses": [-1]}, "counts sentences, is -1; give"),
         ({"doses": [1.5]}, "counts sentences, is 1.5; give"),
         ({"doses": ["1"]}, "counts sentences, is '1'; give"),
@@ -232,6 +233,16 @@ def test_bad_input(gpt2, options, message):
     facts = options.pop("facts", sample_facts())
     with pytest.raises(InputError, match=message), unchecked():
         hijack(gpt2, facts, quiet=True, **options)
+
+
+def test_a_name_is_no_model():
+    with pytest.raises(InputError, match=r"hl.load_model\('gpt2'\) gives one"), unchecked():
+        hijack("gpt2", sample_facts(), quiet=True)  # type: ignore[arg-type]
+
+
+def test_the_bare_query_alone_is_shown_once(gpt2):
+    bare = hijack(gpt2, sample_facts(), doses=[0], quiet=True)
+    assert repr(bare).count("efficacy, dose 0") == 1
 
 
 def test_join_of_two_models(gpt2):

@@ -7,11 +7,13 @@ folder again.
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +38,23 @@ def is_unfinished(folder: Path, models: Sequence[str]) -> bool:
         return record[UNFINISHED]["asked"] == list(models)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def usual_folder(label: str, *, overwrite: bool, models: Sequence[str] = ()) -> Path:
+    """The folder below `runs/` for files where none was named: of this day, and not yet taken.
+
+    Args:
+        label: What was done, and to which model.
+        overwrite: Take the first one of this day, whatever it holds.
+        models: The models of a run that may be in parts; one that is not finished is gone on with.
+    """
+    first = Path("runs") / f"{date.today()}-{label}"
+    numbered = (first.with_name(f"{first.name}-{count}") for count in itertools.count(2))
+    return next(
+        folder
+        for folder in itertools.chain([first], numbered)
+        if overwrite or not folder.exists() or (models and is_unfinished(folder, models))
+    )
 
 
 def save_part(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from analyses.options import (
     read_doses,
     rule_option,
 )
+from analyses.resumption import usual_folder
 from analyses.screen import (
     document,
     files_written,
@@ -132,7 +132,7 @@ COLUMNS = (
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the files.  [default: runs/<date>-heads-<model>]",
+    help="Folder for the files.  [default: runs/<date>-heads-<model>, then -2, ...]",
 )
 @overwrite_option
 @output_options(
@@ -205,8 +205,8 @@ def command(
             "from 1 to the number of candidates, and random sets are 0 or more."
         )
     facts = choose_facts(source, relations, cases, limit, seed)
-    label = f"{date.today()}-heads-{Path(name).name}"
-    folder = check_folder(out or Path("runs") / label, overwrite=overwrite)
+    label = f"heads-{Path(name).name}"
+    folder = check_folder(out or usual_folder(label, overwrite=overwrite), overwrite=overwrite)
 
     from hijacklens.models import load_model
     from probes import heads

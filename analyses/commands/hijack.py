@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from analyses.options import (
     schemes_options,
     way_option,
 )
-from analyses.resumption import is_unfinished, resumable, save_part
+from analyses.resumption import is_unfinished, resumable, save_part, usual_folder
 from analyses.screen import (
     document,
     files_written,
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the files.  [default: runs/<date>-<models>]",
+    help="Folder for the files.  [default: runs/<date>-<models>, then -2, ...]",
 )
 @no_cache_option
 @overwrite_option
@@ -117,8 +116,7 @@ def command(
                 f"--probe {probe.text!r} is made for one model; score one model at a time."
             )
     where = choose_engine(engine, workers, ray_address)
-    names = "-".join(labels)
-    folder = out or Path("runs") / f"{date.today()}-{names}"
+    folder = out or usual_folder("-".join(labels), overwrite=overwrite, models=models)
     folder = check_folder(folder, overwrite=overwrite or is_unfinished(folder, models))
 
     from analyses.tables import hijack_tables
@@ -152,6 +150,8 @@ def command(
         result = one if result is None else HijackResult.join([result, one])
         # What is done is kept if a later model fails.
         save_part(result, folder, asked=models, missing=models[i:])
+        if models[i:]:
+            note(f"{labels[i - 1]} is scored; {len(models[i:])} to go", quiet=quiet)
     assert result is not None  # click requires at least one model
     written = [*result.files(), "result.json", *result.figure_names]
     if as_json:

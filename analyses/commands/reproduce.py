@@ -102,9 +102,9 @@ def command(
         return
     if not names:
         raise InputError("name an analysis, several, or `all`; --list prints them.")
+    asked = {name: entry_of(name) for name in names if name != EVERYTHING}
     if out is None:
         raise InputError("--out is missing: name the folder for the files.")
-    asked = {name: entry_of(name) for name in names if name != EVERYTHING}
     chosen = list(CATALOGUE if EVERYTHING in names else asked)
 
     from analyses.ledger import write_ledger

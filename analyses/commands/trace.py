@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from analyses.options import (
     probes_option,
     read_probes,
 )
+from analyses.resumption import usual_folder
 from analyses.screen import (
     document,
     files_written,
@@ -73,7 +73,7 @@ BY = ("token", "position", "layer", "head")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Folder for the files.  [default: runs/<date>-trace-<model>-<case>]",
+    help="Folder for the files.  [default: runs/<date>-trace-<model>-<case>, then -2, ...]",
 )
 @overwrite_option
 @probes_option
@@ -143,13 +143,13 @@ def command(
     specified = read_probes(probes)
     if top < 1:
         raise InputError(f"--top must be at least 1, not {top}.")
-    label = f"{date.today()}-trace-{Path(name).name}-{'own' if case is None else case}"
+    label = f"trace-{Path(name).name}-{'own' if case is None else case}"
 
     from hijacklens.results import check_folder, claim_folder
     from hijacklens.schemes import get_scheme
 
     rule = get_scheme(scheme)
-    folder = check_folder(out or Path("runs") / label, overwrite=overwrite)
+    folder = check_folder(out or usual_folder(label, overwrite=overwrite), overwrite=overwrite)
 
     from hijacklens.models import load_model
     from hijacklens.progress import bar

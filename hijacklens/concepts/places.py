@@ -77,5 +77,10 @@ def _mask(
         found = clusters(task).to(tokens.device)[tokens[:, -1:], tokens]
     else:
         names = [name for name in NAMES if name != "label" or labels is not None]
-        raise unknown("span", atom, [*names, EVERYWHERE], OTHER_FORMS)
+        sentences = (
+            "Contexts of the task have no sentences; what speaks for a wrong answer there is "
+            "`label` with that label. "
+        )
+        hint = sentences if atom in ("hijack", "mention") else ""
+        raise unknown("span", atom, [*names, EVERYWHERE], hint + OTHER_FORMS)
     return found

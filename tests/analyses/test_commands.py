@@ -40,6 +40,18 @@ def run(*arguments):
     return 0
 
 
+def test_without_out_every_run_gets_a_folder_of_its_own(folders, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["hijack", "--model", folders / "tiny-gpt2", "--facts", folders / "facts.jsonl"]
+    command += ["--doses", "0", "--quiet"]
+    for more in ([], [], ["--overwrite"]):
+        assert run(*command, *more) == 0
+    first, second = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert first.endswith("-tiny-gpt2")
+    assert second == f"{first}-2"
+    assert capsys.readouterr().out.count(f"written to runs/{first}/") == 2
+
+
 def test_hijack_writes_the_files_of_the_design(folders, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["hijack", "--model", folders / "tiny-gpt2", "--model", folders / "tiny-llama"]

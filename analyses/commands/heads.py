@@ -291,7 +291,7 @@ def _search_table(found: HeadSearch) -> str:
         (
             title(
                 f"{settings['models'][0]['name']} · {settings['facts']['name']}, "
-                f"{len(found.facts)} facts · {found.scheme.name}, dose {settings['dose']}"
+                f"search on {len(found.facts)} facts · {found.scheme.name}, dose {settings['dose']}"
             ),
             f"mean shift {found.shift.mean():+.2f} logits · {settings['attribution']}, "
             f"{settings['kind']} · seed {settings['seed']}",

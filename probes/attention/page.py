@@ -1,8 +1,9 @@
 """A page to look at one fact's shift: where its heads look, and which tokens wrote what.
 
 Top: the hijacked prompt, each token coloured by what all heads together took from it. Then the
-attention patterns of the heads that wrote most of the shift, up or down, with their parts in their
-names, and, folded, those of every layer. The page opens in any browser with no network.
+attention patterns of the heads with the largest parts of the shift, from those that carry it to
+those that work against it, and, folded, those of every layer. The page opens in any browser with no
+network.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def with_patterns(
 
 
 def attention_views(account: ShiftAccount, *, top: int = 12) -> list[views.View]:
-    """The tokens, coloured by what the heads took from them, and the heads that wrote most.
+    """The tokens, coloured by what the heads took from them, and the heads with the largest parts.
 
     Args:
         account: An account that has its patterns.
@@ -106,7 +107,9 @@ def attention_views(account: ShiftAccount, *, top: int = 12) -> list[views.View]
     patterns, tokens = account.patterns, account.tokens
     table = account.table
     by_head = _by_head(account)
-    first = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
+    largest = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
+    # Those that carry the hijack before those that work against it.
+    first = by_head[largest].sort_values(ascending=False, kind="stable").index
     by_token = table[table["kind"] == "attention"].groupby("position")["shift"].sum()
     fact = account.settings["fact"]
     return [
@@ -117,7 +120,8 @@ def attention_views(account: ShiftAccount, *, top: int = 12) -> list[views.View]
             [float(by_token.get(i, 0.0)) for i in range(len(tokens))],
         ),
         views.attention_heads(
-            "Attention of the heads that wrote most of the shift",
+            f"Attention of the heads with the largest parts, from + (towards "
+            f"{fact['target_false']!r}) to -",
             tokens,
             patterns[[layer for layer, _ in first], [head for _, head in first]],
             [f"L{layer} H{head}: {by_head[layer, head]:+.2f}" for layer, head in first],

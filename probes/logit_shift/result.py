@@ -278,8 +278,8 @@ class ShiftAccount(Result):
         whole = ("the whole", f"{self.bare:+.2f}", f"{self.hijacked:+.2f}", f"{self.shift:+.2f}")
         rows = []
         for row in self.biggest(5).to_dict("records"):
-            place = "" if pd.isna(row["layer"]) else f" {row['layer']}"
-            place += "" if pd.isna(row["head"]) else f".{row['head']}"
+            place = "" if pd.isna(row["layer"]) else f" L{row['layer']}"
+            place += "" if pd.isna(row["head"]) else f" H{row['head']}"
             numbers = (f"{row[name]:+.2f}" for name in ("bare", "hijacked", "shift"))
             rows.append((f"{row['kind']}{place}", *numbers))
         return Glance(

@@ -43,7 +43,7 @@ def test_search_and_held_out_test(folders, tmp_path, capsys):
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = printed.out.splitlines()
-    assert lines[0].startswith("planted · facts.jsonl, 12 facts · do-not-think, dose 1")
+    assert lines[0].startswith("planted · facts.jsonl, search on 12 facts · do-not-think, dose 1")
     assert lines[2].split()[-1] == "chosen"
     assert lines[3].startswith("1.2 ")
     assert lines[3].endswith("yes")

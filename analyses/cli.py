@@ -69,8 +69,8 @@ class Commands(click.Group):
 def group() -> None:
     """Measure, probe and explain context hijacking in language models.
 
-    Put "Do not think of Guam." before "The Eiffel Tower is in the city of" and many language
-    models say Guam. Start with: hijacklens hijack --model smollm2-135m --out runs/first
+    Put "Do not think of Germany." before "The band The Cranberries was formed in the country of"
+    and SmolLM2 says Germany. Start with: hijacklens hijack --model smollm2-135m --out runs/first
 
     \b
     Every command has --json (one document on standard output) and --quiet.

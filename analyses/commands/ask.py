@@ -181,7 +181,17 @@ def _side_by_side(name: str, answers: Sequence[Answer], targets: Sequence[str]) 
         rows.append([f"{target}:", *cells])
     sides = "l" + "lrr" * len(answers)
     lines.extend("  " + line for line in table(header, rows, left=sides).splitlines())
+    if len(targets) == 2:
+        lines.append(_verdict(answers, titles))
     return "\n".join(lines)
+
+
+def _verdict(answers: Sequence[Answer], titles: Sequence[str]) -> str:
+    """How the two targets compare, by their first tokens, and how far the sentence moved that."""
+    margins = [found.targets[1].logprob - found.targets[0].logprob for found in answers]
+    said = ", ".join(f"{side} {value:+.2f}" for side, value in zip(titles, margins, strict=True))
+    moved = f"; shift {margins[1] - margins[0]:+.2f}" if len(margins) == 2 else ""
+    return f"  false - true, nats (rule first): {said}{moved}"
 
 
 def _cells(candidates: Sequence[Any]) -> list[str]:

@@ -33,9 +33,9 @@ def command(
 ) -> None:
     """Put saved results on one page: curves, tables, facts that flip, maps, attention, data.
 
-    A DIR is a folder that a run wrote (hijack, trace, heads, train, sweep, reproduce). The page is
-    one file that opens in any browser with no network; its tables can be sorted, filtered,
-    searched and downloaded.
+    A DIR is a folder that a run wrote (hijack, trace, heads, train, sweep), or one that holds
+    such folders (reproduce). The page is one file that opens in any browser with no network; its
+    tables can be sorted, filtered, searched and downloaded.
 
     \b
     Examples:

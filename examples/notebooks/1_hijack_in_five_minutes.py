@@ -23,6 +23,7 @@
 # %%
 import hijacklens as hl
 from hijacklens import views
+from hijacklens.scoring import efficacy
 
 MODEL = "smollm2-135m"
 model = hl.load_model(MODEL)
@@ -81,13 +82,13 @@ result.plot()
 # `result.items` has a row per fact and dose, with log-probabilities in nats.
 
 # %%
-items = result.items
-wide = items.assign(margin=items["first_true"] - items["first_false"]).pivot(
-    index=["case_id", "subject"], columns="dose", values="margin"
-)
-flipped = wide[(wide[0] > 0) & (wide[1] < 0)]
-print(f"{len(flipped)} of {(wide[0] > 0).sum()} known facts flip at dose 1")
-flipped.sort_values(1).head(5).round(2)
+margins = result.items.assign(
+    margin=efficacy.margin(result.items, "first")
+)  # false minus true, nats
+wide = margins.pivot(index=["case_id", "subject"], columns="dose", values="margin")
+flipped = wide[(wide[0] < 0) & (wide[1] > 0)]
+print(f"{len(flipped)} of {(wide[0] < 0).sum()} known facts flip at dose 1")
+flipped.sort_values(1, ascending=False).head(5).round(2)
 
 # %% [markdown]
 # ## Is it the "not"?

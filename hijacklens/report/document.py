@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hijacklens.errors import InputError
 from hijacklens.report.page import Entry, page
-from hijacklens.results import Result, load_result, named_path, write_whole
+from hijacklens.results import RECORD, Result, load_result, named_path, write_whole
 
 TITLE = "Context hijacking: a report"
 
@@ -22,7 +22,8 @@ def write_report(
     """Write saved results as one HTML file that opens with no network.
 
     Args:
-        results: One or several: folders that a run wrote, or results themselves.
+        results: One or several: folders that a run wrote, or results themselves. A folder of
+            such folders, as `hijacklens reproduce` writes, stands for all of them.
         out: The HTML file.
         title: Stands above the page.
         overwrite: Replace the file if it is there.
@@ -43,8 +44,9 @@ def write_report(
         raise InputError("a report needs at least one result; name the folders that runs wrote.")
     path = _free(out, overwrite=overwrite)
     entries = [
-        Entry(item) if isinstance(item, Result) else Entry(load_result(item), str(item))
+        Entry(one) if isinstance(one, Result) else Entry(load_result(one), str(one))
         for item in listed
+        for one in _single(item)
     ]
     text = page(entries, title=title)
 
@@ -53,6 +55,15 @@ def write_report(
 
     write_whole(path, write)
     return path
+
+
+def _single(item: Result | str | Path) -> Sequence[Result | str | Path]:
+    """A result or folder by itself; the folders with results in a folder that has none."""
+    if isinstance(item, Result):
+        return [item]
+    folder = named_path(item, "folder")
+    inside = [] if (folder / RECORD).exists() else sorted(folder.glob(f"*/{RECORD}"))
+    return [path.parent for path in inside] or [item]
 
 
 def _free(out: str | Path, *, overwrite: bool) -> Path:

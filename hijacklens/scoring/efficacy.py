@@ -6,7 +6,7 @@ target does; ties are counted by themselves. The three rules score a target by i
 by the `sum` over its tokens, or by the `mean` over them (ROME's rule), all in nats. The logit
 shift of an item is the margin score(o_) - score(o*) minus the same on its bare query.
 
-The paper's summaries that say hijacking lowers ES use the opposite sign.
+Summaries of the paper that say hijacking lowers ES mean retention.
 """
 
 from __future__ import annotations

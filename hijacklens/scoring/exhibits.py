@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 PANELS = 2
 """Panels of a drawing: more would be too small to read on a laptop."""
 MEANING = {
-    "efficacy": "the share of facts with score(false) > score(true): hijacking raises it. The "
-    "paper's summaries that say hijacking lowers ES use the opposite sign.",
+    "efficacy": "the share of facts with score(false) > score(true): hijacking raises it. "
+    "Some summaries of the paper say that it lowers ES: they mean retention.",
     "retention": "the share of facts with score(true) > score(false). Ties are counted by "
     "themselves.",
     "95% interval": "Wilson's, over the facts; the band around a curve and the two columns behind "

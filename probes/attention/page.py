@@ -60,7 +60,8 @@ def save_attention_page(
         note=(
             f"“{account.prompt.text}” moves logit o_ - logit o* from {account.bare:+.2f} to "
             f"{account.hijacked:+.2f}: a shift of {account.shift:+.2f}. Numbers beside heads are "
-            "their parts of it, in logits. Rows attend to columns."
+            "their parts of it, in logits. Rows attend to columns; attention that rests on the "
+            "first token is mostly a sink, not a reading of it."
         ),
     )
 
@@ -109,7 +110,7 @@ def attention_views(account: ShiftAccount, *, top: int = 12) -> list[views.View]
     by_head = _by_head(account)
     largest = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
     # Those that carry the hijack before those that work against it.
-    first = by_head[largest].sort_values(ascending=False, kind="stable").index
+    first: Any = by_head[largest].sort_values(ascending=False, kind="stable").index
     by_token = table[table["kind"] == "attention"].groupby("position")["shift"].sum()
     fact = account.settings["fact"]
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -176,8 +177,12 @@ def test_ask_shows_bare_and_hijacked_side_by_side(folders, capsys):
     assert "Do not think of Guam. Do not think of Guam. The Eiffel Tower is in" in printed
     assert "' Paris' (rank" in printed
     assert printed.count("->") == 2
+    bare, hijacked, shift = map(float, re.findall(r"[-+]\d+\.\d\d", printed.splitlines()[-1]))
+    assert shift == pytest.approx(hijacked - bare, abs=0.011)
     assert run(*command) == 0
-    assert capsys.readouterr().out.count("->") == 1
+    alone = capsys.readouterr().out
+    assert alone.count("->") == 1
+    assert alone.splitlines()[-1] == f"  false - true, nats (rule first): bare {bare:+.2f}"
 
 
 def test_ask_takes_relation_near_word_and_own_sentences(folders, capsys):

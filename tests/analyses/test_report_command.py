@@ -42,6 +42,12 @@ def test_folders_become_one_page(folders, capsys):
     assert "Hijack result: first</h2>" in text and "Hijack result: second</h2>" in text
 
 
+def test_a_folder_of_results_stands_for_all_of_them(folders, capsys):
+    assert run("report", folders) == 0
+    text = (folders.parent / "report.html").read_text(encoding="utf-8")
+    assert "Hijack result: first</h2>" in text and "Hijack result: second</h2>" in text
+
+
 def test_a_page_is_not_overwritten_in_silence(folders, capsys):
     out = folders.parent / "r.html"
     command = ["report", folders / "first", "--out", out]

@@ -110,7 +110,7 @@ def attention_views(account: ShiftAccount, *, top: int = 12) -> list[views.View]
     by_head = _by_head(account)
     largest = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
     # Those that carry the hijack before those that work against it.
-    first: Any = by_head[largest].sort_values(ascending=False, kind="stable").index
+    first = sorted(largest, key=lambda head: -by_head[head])
     by_token = table[table["kind"] == "attention"].groupby("position")["shift"].sum()
     fact = account.settings["fact"]
     return [

@@ -193,7 +193,7 @@ ANALYSES = (
                 0.5,
             ),
             above(
-                "with b < b0 every rank is, so the condition matters (smallest rank less m + 2)",
+                "with b < b0 the rank is, so the condition matters (smallest rank less m + 2)",
                 lambda t: exact(t.loc[t.condition == "b < b0", "excess"].min()),
                 0.5,
             ),

@@ -141,7 +141,9 @@ def test_a_failed_check_makes_the_command_fail_and_stays_in_the_ledger(tmp_path,
 
 
 def test_the_list_names_every_analysis():
-    lines = run("--list").output.splitlines()[1:]
+    lines, legend = run("--list").output.split("\n\n")
+    lines = lines.splitlines()[1:]
+    assert "depends: on models and facts" in " ".join(legend.split())
     assert [line.split()[0] for line in lines] == list(ALL)
 
 

@@ -162,7 +162,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "W_V trained against identity, L = 64",
             "Does a model need a trained value matrix where contexts are short?",
             "40 s",
-            "1 h",
+            "25 min",
         ),
         Entry(
             "figc1",
@@ -170,7 +170,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "W_V trained against identity, L = 64 and 128",
             "Is the identity clearly worse, and more so at short L?",
             "+ 40 s",
-            "+ 1 h",
+            "+ 50 min",
         ),
         Entry(
             "figc2",
@@ -306,7 +306,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Conclusions under other values of the settings that are ours",
             "Which conclusions depend on settings that the paper does not state?",
             "30 s",
-            "20 min",
+            "6 min",
         ),
     ),
     "constructed_error": (

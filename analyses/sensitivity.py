@@ -95,8 +95,8 @@ def variants(settings: SensitivitySettings, bench: Workbench) -> pd.DataFrame:
 def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
     """A panel per conclusion: mean and standard error over seeds, a row per variant."""
     labels = {
-        "gain": "trained minus identity accuracy",
-        "recall": "eq. 5.1 over trained accuracy",
+        "gain": "trained minus identity,\naccuracy",
+        "recall": "eq. 5.1 over trained,\naccuracy",
         "slope": "slope a of eq. 5.2",
     }
     names = list(settings.variants)

@@ -48,7 +48,7 @@ test-slow: $(READY)  ## The tests that train one-layer models to their end
 	$(PYTEST) -m slow tests/hijacklens tests/probes tests/analyses
 
 test-use: $(READY)  ## Documentation, examples and wheel as users have them: real models, long runs
-	$(PYTEST) -m "packaged or slow" tests/test_docs.py tests/test_examples.py tests/test_packaging.py
+	$(PYTEST) --dist worksteal -m "packaged or slow" tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
 test-ray: $(READY)  ## The tests that start a real Ray
 	$(BIN)/python -m pytest -q -m ray tests/hijacklens/scoring tests/analyses

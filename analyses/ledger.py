@@ -43,16 +43,16 @@ def write_ledger(folder: Path) -> str:
         f"{len(records)} of {len(CATALOGUE)} analyses, {len(states)} checks: "
         f"{states.count('pass')} pass, {states.count('fail')} fail, {states.count('open')} open.",
         "",
-        "| id | source | claim | measured | allowed | state |",
-        "|---|---|---|---|---|---|",
+        "| id | source | scale | claim | measured | allowed | state |",
+        "|---|---|---|---|---|---|---|",
     ]
     for record in records:
         for i, check in enumerate(record["checks"]):
             name = f"[{record['id']}]({record['id']}/figure.png)" if i == 0 else ""
-            source = record["source"] if i == 0 else ""
+            source, scale = (record["source"], record["scale"]) if i == 0 else ("", "")
             state = f"**{check['state']}**" if check["state"] == "fail" else check["state"]
             lines.append(
-                f"| {name} | {source} | {check['claim']} | {_number(check)} | "
+                f"| {name} | {source} | {scale} | {check['claim']} | {_number(check)} | "
                 f"{check['allowed']} | {state} |"
             )
     explanations = {name: _explanation(folder / name) for name in CATALOGUE}

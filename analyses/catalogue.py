@@ -30,7 +30,8 @@ class Entry:
     """Time at quick scale on two CPU cores, as measured, e.g. `40 s`; `+ 40 s` is beside the models
     that the entry before has trained, and with `shared` there is nothing more to train."""
     paper: str
-    """The same at the scale of the paper, on one core; `depends` where model and facts decide."""
+    """The same at the scale of the paper, on one core; `depends` where model and facts decide, `~`
+    where it is a guess, as nobody has run it to its end."""
     uses_models: bool = False
     """Whether it runs language models, so that --model says something."""
     uses_facts: bool = False
@@ -121,7 +122,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Memory fit of OV circuits beside the one-layer W_V",
             "Are value matrices of language models associative memories as the one-layer's?",
             "30 s",
-            "5 min",
+            "~ 5 min",
             uses_models=True,
             uses_facts=True,
         ),
@@ -131,7 +132,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Singular values of embeddings, one-layer beside language models",
             "Do embeddings of language models have few large directions, too?",
             "30 s",
-            "10 min",
+            "~ 10 min",
             uses_models=True,
         ),
         Entry(
@@ -140,7 +141,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Attention to the cues against the shift, one-layer beside language models",
             "Does the last token attend to the hijack, and more where the answer moves more?",
             "20 s",
-            "15 min",
+            "~ 15 min",
             uses_models=True,
             uses_facts=True,
         ),
@@ -150,7 +151,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Mixing curves of the one-layer model beside dose curves",
             "Does the answer turn at the same share of the context in both kinds of model?",
             "40 s",
-            "20 min",
+            "~ 20 min",
             uses_models=True,
             uses_facts=True,
         ),
@@ -178,7 +179,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Trained W_V replaced by the construction or a random one, over d",
             "Does equation 5.1 do what the trained W_V does, and a random memory not?",
             "1 min",
-            "1 h",
+            "~ 1.5 h",
         ),
         Entry(
             "figc3",
@@ -204,7 +205,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Trained against frozen embeddings as d crosses V",
             "Must embeddings be trained where d < V, and not where d > V?",
             "40 s",
-            "1 h",
+            "~ 1.5 h",
         ),
         Entry(
             "figc5",
@@ -296,7 +297,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Accuracy against the length of contexts",
             "Is a longer context better, and how far below the Bayes rule does it stay?",
             "20 s",
-            "1 h",
+            "~ 1 h",
         ),
     ),
     "sensitivity": (

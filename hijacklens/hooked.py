@@ -94,7 +94,7 @@ def require_text(model: HookedModel, *, operation: str) -> None:
     """Refuse a model that reads no text, such as the one-layer model.
 
     Raises:
-        InputError: The model has no tokenizer.
+        InputError: The model is only a name, or has no tokenizer.
     """
     if isinstance(model, str):
         raise InputError(

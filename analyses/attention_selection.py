@@ -47,7 +47,7 @@ def attention_in_clusters(settings: ClusterSettings, bench: Workbench) -> pd.Dat
     """Per m and seed: shares inside the cluster; and the mean attention by pairs of tokens.
 
     Rows of kind `share` hold one model's numbers, rows of kind `map` the mean over models of the
-    attention weight, times L, that one copy of a key token gets from a query token.
+    attention weight, times V, that one copy of a key token gets from a query token.
     """
     rows: list[dict[str, Any]] = []
     for bits in settings.bits:
@@ -142,29 +142,33 @@ def _helped(model: OneLayerTransformer, task: ConceptTask, count: int) -> float:
 
 
 def draw_clusters(table: pd.DataFrame, settings: ClusterSettings) -> Figure:
-    """Mean attention from query to key tokens, a panel per m, with the share inside as title."""
+    """Mean attention from query to key tokens, a panel per m, with the share inside as title.
+
+    One scale of colours for all panels: 1 is uniform attention. Large vocabularies are averaged in
+    blocks, `HEAT_BINS` to a side.
+    """
+    maps = table[table["kind"] == "map"]
+    brightest = maps["weight"].max()
     shares = table[table["kind"] == "share"].groupby("bits")[["inside", "uniform"]].mean()
-    with plots.canvas(1, len(settings.bits), width=2.9, height=2.9) as (figure, axes):
+    with plots.panels(len(settings.bits), height=2.9) as (figure, axes):
         for panel, bits in zip(axes, settings.bits, strict=True):
-            rows = table[(table["kind"] == "map") & (table["bits"] == bits)]
-            grid = rows.pivot(index="query", columns="key", values="weight")
-            panel.imshow(grid, cmap="cividis", vmin=0)
+            grid = maps[maps["bits"] == bits].pivot(index="query", columns="key", values="weight")
+            vocab = 2**bits
+            panel.imshow(
+                grid, cmap="cividis", vmin=0, vmax=brightest, extent=(0.0, vocab, vocab, 0.0)
+            )
             panel.grid(visible=False)
             inside = shares.loc[bits]
             panel.set_title(
                 f"m = {bits}: {inside['inside']:.0%} inside\n(uniform {inside['uniform']:.0%})",
                 fontsize=9,
             )
-            per = 2**bits // len(grid)
-            ticks = [0, len(grid) // 2, len(grid) - 1]
-            labels = [str(tick * per) for tick in ticks]
-            panel.set_xticks(ticks, labels)
-            panel.set_yticks(ticks, labels)
-            panel.set_xlabel("token attended to")
-        axes[0].set_ylabel("last token")
-        figure.colorbar(
-            axes[-1].images[0], ax=axes, label="attention to one copy, times V", shrink=0.8
-        )
+            panel.set_xticks(range(0, vocab + 1, vocab // 4))
+            panel.set_yticks(range(0, vocab + 1, vocab // 4))
+        figure.supxlabel("token attended to", fontsize=10)
+        figure.supylabel("last token", fontsize=10)
+        label = "attention to one copy of a token, times V"
+        figure.colorbar(axes[-1].images[0], ax=axes, label=label, shrink=0.8)
         return figure
 
 

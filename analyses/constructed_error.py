@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -135,32 +136,58 @@ def _chernoff_information(task: ConceptTask) -> float:
 
 
 def draw_lengths(table: pd.DataFrame, settings: LengthSettings) -> Figure:
-    """Error against L on logarithmic axes, with Chernoff's bound dashed, per m."""
-    with plots.canvas(width=5.6) as (figure, (axes,)):
+    """Error against L on logarithmic axes, with Chernoff's bound dashed, per m.
+
+    Where no context was answered wrongly, an arrow hangs from the upper end of the interval. The
+    bound is a sum of exponentials in L, so its logarithm is convex: between the lengths it is drawn
+    straight in L, which is a bound, too.
+    """
+    grid = np.geomspace(min(settings.lengths), max(settings.lengths), 200)
+    with plots.canvas(width=5.2, height=4.0) as (figure, (axes,)):
         for i, bits in enumerate(settings.bits):
-            rows = table[table["bits"] == bits]
+            rows: Any = table[table["bits"] == bits]
             colour, marker = plots.series(i)
-            seen = rows[rows["error"] > 0]
-            spread: Any = [seen["error"] - seen["error_low"], seen["error_high"] - seen["error"]]
+            place = rows["length"] * 2 ** (0.1 * (i - (len(settings.bits) - 1) / 2))
+            seen = rows["error"] > 0
             axes.errorbar(
-                seen["length"],
-                seen["error"],
-                yerr=[side.clip(lower=0.0) for side in spread],
+                place[seen],
+                rows["error"][seen],
+                yerr=plots.whiskers(intervals(rows[seen])),
                 color=colour,
                 marker=marker,
+                markersize=4,
+                linewidth=1.2,
                 capsize=2,
                 label=f"m = {bits}",
             )
-            bound = rows[rows["bound"] < 1]
-            axes.plot(bound["length"], bound["bound"], color=colour, linestyle="--", linewidth=1)
+            upper = rows["error_high"][~seen]
+            axes.errorbar(
+                place[~seen],
+                upper,
+                yerr=upper / 2,
+                uplims=True,
+                color=colour,
+                linestyle="none",
+                linewidth=1.2,
+            )
+            bound = np.exp(np.interp(grid, rows["length"], np.log(rows["bound"])))
+            inside = bound < 1
+            axes.plot(grid[inside], bound[inside], color=colour, linestyle="--", linewidth=1)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.set_ylim(0.3 / settings.contexts, 1)
+        axes.set_xticks(settings.lengths, [str(length) for length in settings.lengths])
         axes.set_xlabel("context length L")
         axes.set_ylabel("error of the constructed model")
         axes.plot([], [], color="black", linestyle="--", linewidth=1, label="Chernoff's bound")
-        axes.legend()
+        bars = "95% Wilson intervals; arrows: no error seen"
+        plots.legend_below(figure, [axes], bars=bars)
         return figure
+
+
+def intervals(rows: Any) -> list[Interval]:
+    """The error of each row of a table, with its interval."""
+    return [Interval(row.error, row.error_low, row.error_high) for row in rows.itertuples()]
 
 
 def both_halves(settings: LemmaSettings, bench: Workbench) -> pd.DataFrame:
@@ -195,26 +222,30 @@ def both_halves(settings: LemmaSettings, bench: Workbench) -> pd.DataFrame:
 
 
 def draw_halves(table: pd.DataFrame, settings: LemmaSettings) -> Figure:
-    """Error against L for both memories; ties split evenly dashed, counted for the label solid."""
-    with plots.canvas(1, len(settings.bits), width=3.2, height=3.0, share_y=True) as (figure, axes):
+    """Error against L for both memories; ties split evenly hollow, counted for the label solid."""
+    with plots.panels(len(settings.bits), height=2.2, share_y=True) as (figure, axes):
         for panel, bits in zip(axes, settings.bits, strict=True):
             for i, name in enumerate(("constructed", "identity")):
                 colour, marker = plots.series(i)
-                for ties, style in (("label", "-"), ("split", ":")):
-                    rows = table.query("bits == @bits and memory == @name and ties == @ties")
-                    panel.plot(
+                for ties, style, size in (("label", "-", 3.5), ("split", ":", 6.5)):
+                    rows: Any = table.query("bits == @bits and memory == @name and ties == @ties")
+                    panel.errorbar(
                         rows["length"],
                         rows["error"],
-                        style,
+                        yerr=plots.whiskers(intervals(rows)),
+                        linestyle=style,
+                        linewidth=1.2,
                         color=colour,
                         marker=marker,
+                        markersize=size,
+                        markerfacecolor=colour if ties == "label" else "none",
                         label=f"{name}, ties {'for the label' if ties == 'label' else 'split'}",
                     )
             panel.set_xscale("log", base=2)
-            panel.set_title(f"m = {bits}")
-            panel.set_xlabel("context length L")
-        axes[0].set_ylabel("error")
-        axes[-1].legend(fontsize=7)
+            panel.set_title(f"m = {bits}", fontsize=9)
+        figure.supxlabel("context length L", fontsize=10)
+        figure.supylabel("error", fontsize=10)
+        plots.legend_below(figure, axes, bars="95% Wilson intervals", columns=2)
         return figure
 
 

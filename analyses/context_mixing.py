@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analyses.check import above, lowest, mean, near
+from analyses.drawing import OVER_SEEDS
 from analyses.registry import Analysis
 from analyses.training_settings import TrainingSettings
 from analyses.workbench import Workbench
@@ -28,6 +29,7 @@ from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
 
 WAYS = ("trained", "constructed", "Bayes")
+ANSWERED = {"first": "-", "second": "--", "other": ":"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,54 +117,67 @@ def by_length(settings: LengthSettings, bench: Workbench) -> pd.DataFrame:
 
 
 def draw_mixed(table: pd.DataFrame, settings: MixingSettings) -> Figure:
-    """Shares against the mixing rate, a panel per m; solid: first label, dashed: second."""
-    with plots.canvas(1, len(settings.bits), width=3.2, height=3.0, share_y=True) as (figure, axes):
+    """Shares against the mixing rate, a panel per m; dotted: trained models that answer neither.
+
+    Lines in place of the paper's bars: three ways of answering stand in one panel.
+    """
+    with plots.panels(len(settings.bits), share_y=True) as (figure, axes):
         for panel, bits in zip(axes, settings.bits, strict=True):
             for i, way in enumerate(WAYS):
                 rows = table[(table["bits"] == bits) & (table["way"] == way)]
                 colour, marker = plots.series(i)
-                for column, style in (("first", "-"), ("second", "--")):
+                for column, style in ANSWERED.items():
+                    if column == "other" and way != "trained":
+                        continue
                     by: Any = rows.groupby("rate")[column]
                     panel.errorbar(
                         by.mean().index,
                         by.mean(),
                         yerr=by.sem(),
                         color=colour,
-                        marker=marker,
-                        markersize=4,
+                        marker=marker if column != "other" else None,
+                        markersize=3.5,
+                        linewidth=1.2,
                         linestyle=style,
                         capsize=2,
                         label=way if column == "first" else None,
                     )
-            panel.set_title(f"m = {bits}")
-            panel.set_xlabel("mixing rate (solid: first label, dashed: second)", fontsize=8)
-        axes[0].set_ylabel("share of answers")
-        axes[0].legend(fontsize=8)
+            for column, style in ANSWERED.items():
+                label = "neither label (trained)" if column == "other" else f"{column} label"
+                panel.plot([], [], style, color="black", linewidth=1.2, label=label)
+            panel.set_title(f"m = {bits}", fontsize=9)
+        figure.supxlabel("mixing rate: share of tokens from the second label", fontsize=10)
+        figure.supylabel("share of answers", fontsize=10)
+        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds))
         return figure
 
 
 def draw_lengths(table: pd.DataFrame, settings: LengthSettings) -> Figure:
-    """Accuracy against L, a line per m, the Bayes rule dashed."""
-    with plots.canvas(width=5.4) as (figure, (axes,)):
-        for i, bits in enumerate(settings.bits):
+    """Accuracy against L, a panel per m: trained, constructed, and the Bayes rule."""
+    with plots.panels(len(settings.bits), share_y=True) as (figure, axes):
+        for panel, bits in zip(axes, settings.bits, strict=True):
             by: Any = table[table["bits"] == bits].groupby("length")
-            colour, marker = plots.series(i)
-            axes.errorbar(
-                by["trained"].mean().index,
-                by["trained"].mean(),
-                yerr=by["trained"].sem(),
-                color=colour,
-                marker=marker,
-                capsize=2,
-                label=f"trained, m = {bits}",
-            )
-            axes.plot(by["bayes"].mean(), "--", color=colour, linewidth=1)
-        axes.plot([], [], "--", color="black", linewidth=1, label="Bayes rule")
-        axes.set_xscale("log", base=2)
-        axes.set_ylim(0, 1.02)
-        axes.set_xlabel("context length L")
-        axes.set_ylabel("accuracy")
-        axes.legend(fontsize=8)
+            for i, way in enumerate(WAYS):
+                colour, marker = plots.series(i)
+                accuracy = by[way.lower()].mean()
+                panel.errorbar(
+                    accuracy.index * 2 ** (0.14 * (i - 1)),
+                    accuracy,
+                    yerr=by[way.lower()].sem(),
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=1.2,
+                    capsize=2,
+                    label=way,
+                )
+            panel.set_xscale("log", base=2)
+            panel.set_ylim(0, 1.02)
+            panel.set_xticks(settings.lengths, [str(length) for length in settings.lengths])
+            panel.set_title(f"m = {bits}", fontsize=9)
+        figure.supxlabel("context length L", fontsize=10)
+        figure.supylabel("accuracy", fontsize=10)
+        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds))
         return figure
 
 

@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.check import above, lowest, mean
+from analyses.drawing import BOUND, OVER_SEEDS, draw_over_dims
 from analyses.registry import Analysis
-from analyses.training_settings import TrainingSettings, identity_value
-from analyses.value_matrix import best_rows, draw_over_dims
+from analyses.training_settings import TrainingSettings, best_rows, identity_value
 from analyses.workbench import Workbench
 from hijacklens import plots
 from probes.geometry import inner_products
@@ -61,7 +61,14 @@ def trained_against_frozen(settings: WidthSettings, bench: Workbench) -> pd.Data
 
 def draw_widths(table: pd.DataFrame, settings: WidthSettings) -> Figure:
     """Accuracy over d for trained and frozen embeddings, a panel per m; dotted: d = V."""
-    return draw_over_dims(table, settings, column="condition", value="accuracy", label="accuracy")
+    return draw_over_dims(
+        table,
+        settings,
+        column="condition",
+        names={"trained": "trained $W_E$", "frozen": "$W_E$ frozen at its start"},
+        value="accuracy",
+        label="accuracy",
+    )
 
 
 def inner_by_distance(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
@@ -125,8 +132,12 @@ def _results(settings: GeometrySettings, bench: Workbench) -> Any:
 
 
 def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
-    """Mean inner product over Hamming distance with standard errors, and the mean fit dashed."""
-    with plots.canvas(1, len(settings.bits), width=3.4, height=3.0) as (figure, axes):
+    """Mean inner product over Hamming distance, the spread over pairs, and the mean fit dashed.
+
+    The fit is the least-squares line over all pairs of distinct tokens, so that the many pairs at
+    middle distances weigh more than the few that are far apart.
+    """
+    with plots.panels(len(settings.bits)) as (figure, axes):
         for panel, bits, dim in zip(axes, settings.bits, settings.dims, strict=True):
             rows = table[table["bits"] == bits]
             by: Any = rows.groupby("distance")["inner"]
@@ -141,46 +152,64 @@ def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
                 linestyle="none",
                 label="mean over pairs and seeds",
             )
-            a, b = rows["a"].mean(), rows["b"].mean()
-            ends = [0, bits]
+            spread: Any = rows.groupby("distance")["spread"].mean()
+            panel.fill_between(
+                spread.index,
+                by.mean() - spread,
+                by.mean() + spread,
+                color=colour,
+                alpha=0.2,
+                linewidth=0,
+                label="± standard deviation over pairs",
+            )
+            a, b, b0 = (rows[name].mean() for name in ("a", "b", "b0"))
+            ends = [1, bits]
             panel.plot(
                 ends,
                 [b - a * end for end in ends],
                 "--",
                 color="black",
                 linewidth=1,
-                label=f"eq. 5.2: {b:.3g} - {a:.3g} D",
+                label="equation 5.2: b $-$ aD, fitted to D ≥ 1",
             )
-            panel.set_title(f"m = {bits}, d = {dim}")
-            panel.set_xlabel("Hamming distance D")
+            panel.set_title(
+                f"m = {bits}, d = {dim}\na = {a:.3g}, b = {b:.3g}, $b_0$ = {b0:.3g}", fontsize=9
+            )
             panel.set_xticks(range(bits + 1))
-            panel.legend(fontsize=7)
-        axes[0].set_ylabel("inner product of embeddings")
+        figure.supxlabel("Hamming distance D", fontsize=10)
+        what = "inner product of embeddings"
+        figure.supylabel(f"{what}, $W_V$ = I" if settings.identity else what, fontsize=10)
+        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds), columns=2)
         return figure
 
 
 def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
-    """Singular values by index, a panel per seed; dashed what the fit of equation 5.2 predicts."""
+    """Singular values by index, a panel per seed; dashed what the fit of equation 5.2 predicts.
+
+    Each mode of the prediction has its own height: the m of the bits, the bulk, and the constant.
+    """
     seeds = sorted(table["seed"].unique())
-    with plots.canvas(1, len(seeds), width=2.6, height=2.6, share_y=True) as (figure, axes):
+    (bits,) = settings.bits
+    with plots.panels(len(seeds), height=2.2, share_y=True) as (figure, axes):
         for panel, seed in zip(axes, seeds, strict=True):
             rows: Any = table[table["seed"] == seed]
             colour, _ = plots.series(0)
-            panel.plot(rows["index"], rows["value"], ".", color=colour, label="trained W_E")
+            panel.plot(rows["index"], rows["value"], ".", color=colour, label="trained $W_E$")
             panel.plot(
                 rows["index"],
                 rows["squeezed"],
                 "--",
                 color="black",
                 linewidth=1,
-                label="eq. 5.2, bulk in d",
+                drawstyle="steps-mid",
+                label="equation 5.2 fitted, in d dimensions",
             )
-            panel.axvline(settings.bits[0] + 0.5, color="#888888", linewidth=0.8)
-            panel.set_title(f"run {seed}")
-            panel.set_xlabel("index")
+            panel.axvline(bits + 0.5, color="#666666", **BOUND, label="after index m")
+            panel.set_title(f"m = {bits}, d = {settings.dims[0]}, seed {seed}", fontsize=9)
             panel.set_ylim(0, None)
-        axes[0].set_ylabel("singular value")
-        axes[-1].legend(fontsize=7)
+        figure.supxlabel("index", fontsize=10)
+        figure.supylabel("singular value", fontsize=10)
+        plots.legend_below(figure, axes)
         return figure
 
 

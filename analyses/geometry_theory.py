@@ -15,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 
 from analyses.check import below, exact, near
+from analyses.constructed_error import intervals
 from analyses.registry import Analysis
 from analyses.workbench import Workbench
 from hijacklens import plots
@@ -92,39 +93,49 @@ def error_by_geometry(settings: GeometrySettings, bench: Workbench) -> pd.DataFr
 
 
 def draw_geometry(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
-    """Error against b0 - b, a line per L, a panel per m and a; grey: margin below 0."""
+    """Error against b0 - b, a line per L, a panel per m and a; grey: margin of 0 or below.
+
+    Where no context was answered wrongly, an arrow hangs from the upper end of the interval.
+    """
     slopes = sorted(table["a"].unique())
-    with plots.canvas(len(settings.bits), len(slopes), width=2.9, height=2.6, share_y=True) as (
-        figure,
-        axes,
-    ):
+    size: Any = {"width": plots.PAGE / len(slopes) if len(slopes) > 1 else 5.2, "height": 1.9}
+    with plots.canvas(len(settings.bits), len(slopes), **size, share_y=True) as (figure, axes):
         panels = [(bits, a) for bits in settings.bits for a in slopes]
         for panel, (bits, a) in zip(axes, panels, strict=True):
             rows: Any = table[(table["bits"] == bits) & (table["a"] == a)]
             offset = rows["b0"] - rows["b"]
             for i, length in enumerate(settings.lengths):
-                chosen = rows["length"] == length
                 colour, marker = plots.series(i)
+                # Lengths without an error stand side by side.
+                place = offset * (1 + 0.12 * (i - (len(settings.lengths) - 1) / 2))
+                chosen = (rows["length"] == length) & (rows["error"] > 0)
                 panel.errorbar(
-                    offset[chosen],
+                    place[chosen],
                     rows["error"][chosen],
-                    yerr=[
-                        (rows["error"] - rows["error_low"])[chosen].clip(lower=0),
-                        (rows["error_high"] - rows["error"])[chosen].clip(lower=0),
-                    ],
+                    yerr=plots.whiskers(intervals(rows[chosen])),
                     color=colour,
                     marker=marker,
+                    markersize=3.5,
+                    linewidth=1.2,
                     capsize=2,
                     label=f"L = {length}",
+                )
+                none = (rows["length"] == length) & (rows["error"] == 0)
+                upper = rows["error_high"][none]
+                panel.errorbar(
+                    place[none], upper, yerr=upper / 2, uplims=True, color=colour, linestyle="none"
                 )
             for place in offset[rows["margin"] <= 0].unique():
                 panel.axvline(place, color="#BBBBBB", linewidth=6, alpha=0.5, zorder=0)
             panel.set_xscale("symlog", linthresh=0.1)
+            panel.set_yscale("log")
+            panel.set_ylim(0.3 / settings.contexts, 1)
             panel.set_title(f"m = {bits}, a = {a:g}", fontsize=9)
-            panel.set_xlabel("b0 - b")
-        for row in range(len(settings.bits)):
-            axes[row * len(slopes)].set_ylabel("error")
-        axes[-1].legend(fontsize=7)
+        below = f"$b_0 - b$ (b = {settings.b:g}; the axis is linear up to 0.1)"
+        figure.supxlabel(below, fontsize=10)
+        figure.supylabel("error", fontsize=10)
+        bars = "95% Wilson intervals; arrows: no error seen"
+        plots.legend_below(figure, axes, bars=bars)
         return figure
 
 

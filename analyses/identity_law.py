@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from analyses.check import above, exact, lowest, mean, near
+from analyses.drawing import OVER_SEEDS
 from analyses.registry import Analysis
 from analyses.workbench import Workbench
 from hijacklens import plots
@@ -110,8 +111,12 @@ def _train(
 
 
 def draw_law(table: pd.DataFrame, settings: LawSettings) -> Figure:
-    """Mean inner product against Hamming distance, a panel per m, with the law's slope dashed."""
-    with plots.canvas(1, len(settings.bits), width=3.4, height=3.0) as (figure, axes):
+    """Mean inner product against Hamming distance, a panel per m, with the law's slope dashed.
+
+    Dotted: the fit where the loss is taken over all labels, of which the theorem says nothing.
+    """
+    law = settings.length / settings.beta
+    with plots.panels(len(settings.bits)) as (figure, axes):
         for panel, bits in zip(axes, settings.bits, strict=True):
             for i, labels in enumerate(LABELS):
                 own = table[(table["bits"] == bits) & (table["labels"] == labels)]
@@ -125,19 +130,24 @@ def draw_law(table: pd.DataFrame, settings: LawSettings) -> Figure:
                     marker=marker,
                     capsize=2,
                     linestyle="none",
-                    label=f"{labels} labels",
+                    label=f"loss over {labels} labels",
                 )
-            distance = np.arange(1, bits + 1)
-            offset = table.query("bits == @bits and labels == 'absent'")["b"].mean()
-            law = settings.length / settings.beta
-            panel.plot(
-                distance, offset - law * distance, "--", color="black", label="slope -L/beta"
-            )
-            panel.set_title(f"m = {bits}")
-            panel.set_xlabel("Hamming distance")
-            panel.set_xticks(distance)
-        axes[0].set_ylabel("inner product of embeddings")
-        axes[-1].legend(fontsize=8)
+                own_law = labels == "absent"
+                slope = law if own_law else own["a"].mean()
+                distance = np.arange(1, bits + 1)
+                panel.plot(
+                    distance,
+                    own["b"].mean() - slope * distance,
+                    "--" if own_law else ":",
+                    color="black" if own_law else colour,
+                    linewidth=1,
+                    label=f"slope $-L/\\beta$ = {-law:g}" if own_law else "fit to all labels",
+                )
+            panel.set_title(f"m = {bits}", fontsize=9)
+            panel.set_xticks(range(1, bits + 1))
+        figure.supxlabel("Hamming distance D", fontsize=10)
+        figure.supylabel("inner product of embeddings", fontsize=10)
+        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds), columns=2)
         return figure
 
 

@@ -62,18 +62,21 @@ def rank_of_geometry(settings: RankSettings, bench: Workbench) -> pd.DataFrame:
 
 
 def draw_rank(table: pd.DataFrame, settings: RankSettings) -> Figure:
-    """Rank against m, with the bound of the lemma."""
+    """Rank against m, the largest over the slopes, with the bound of the lemma."""
     with plots.canvas() as (figure, (axes,)):
-        for i, (condition, rows) in enumerate(table.groupby("condition", sort=True)):
+        names = {"b = b0": "$b = b_0$, the lemma's case", "b < b0": "$b < b_0$"}
+        for i, (condition, name) in enumerate(names.items()):
             colour, marker = plots.series(i)
+            rows = table[table["condition"] == condition]
             ranks: Any = rows.groupby("bits")["rank"].max()
-            axes.plot(ranks.index, ranks, color=colour, marker=marker, label=str(condition))
+            axes.plot(ranks.index, ranks, color=colour, marker=marker, label=name)
         bits = np.array(settings.bits)
         axes.plot(bits, bits + 2, color="black", linestyle="--", label="m + 2 (Lemma 5)")
+        axes.plot(bits, 2**bits, color="#666666", linestyle=":", label="V = $2^m$, full rank")
         axes.set_yscale("log", base=2)
         axes.set_xticks(bits)
         axes.set_xlabel("bits m")
-        axes.set_ylabel("rank of W_E")
+        axes.set_ylabel("rank of $W_E$, largest over a")
         axes.legend()
         return figure
 
@@ -161,19 +164,32 @@ def _gradient_gaps(model: OneLayerTransformer, contexts: Contexts) -> tuple[floa
 
 
 def draw_gradient(table: pd.DataFrame, settings: GradientSettings) -> Figure:
-    """Relative gap of both readings against L, on a logarithmic axis."""
-    with plots.canvas() as (figure, (axes,)):
-        names = {"gap": "with alpha in both terms", "printed_gap": "second term without alpha"}
+    """Relative gap of both readings against L; the bands reach over all m and seeds."""
+    with plots.canvas(height=4.0) as (figure, (axes,)):
+        names = {
+            "gap": "$\\alpha$ in both terms",
+            "printed_gap": "second term without $\\alpha$",
+        }
         for i, (column, label) in enumerate(names.items()):
             colour, marker = plots.series(i)
-            worst: Any = table.groupby("length")[column].max()
-            axes.plot(worst.index, worst, color=colour, marker=marker, label=label)
+            of: Any = table.groupby("length")[column]
+            ends = of.agg(["min", "median", "max"])
+            axes.plot(ends.index, ends["median"], color=colour, marker=marker, label=label)
+            axes.fill_between(
+                ends.index, ends["min"], ends["max"], color=colour, alpha=0.2, linewidth=0
+            )
+        axes.axhline(TOLERANCE, color="black", linestyle=":", linewidth=1.2, label="tolerance")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        axes.set_xticks(settings.lengths, [str(length) for length in settings.lengths])
         axes.set_xlabel("context length L")
-        axes.set_ylabel("largest gap to autograd, relative")
-        axes.legend()
+        axes.set_ylabel("largest gap to autograd over contexts,\nrelative to the largest gradient")
+        plots.legend_below(figure, [axes], bars="median, least and largest over m and seeds")
         return figure
+
+
+TOLERANCE = 1e-10
+"""Of the closed form, relative to the largest gradient, in float64."""
 
 
 ANALYSES = (
@@ -214,7 +230,7 @@ ANALYSES = (
             below(
                 "the closed form agrees with autograd in float64",
                 lambda t: exact(t.gap.max()),
-                1e-10,
+                TOLERANCE,
             ),
             above(
                 "without alpha in its second term it does not, where tokens repeat",

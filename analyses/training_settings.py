@@ -7,6 +7,7 @@ from typing import Any
 
 from hijacklens.concepts.recipe import Recipe
 from hijacklens.concepts.task import ConceptTask
+from hijacklens.concepts.trained import TrainingResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,3 +54,11 @@ class TrainingSettings(RecipeSettings):
 def identity_value(frozen: bool) -> dict[str, Any]:
     """The changes of a recipe that freeze W_V at the identity, or none."""
     return {"freeze": ("W_V",), "value_init": "identity"} if frozen else {}
+
+
+def best_rows(result: TrainingResult) -> list[dict[str, Any]]:
+    """The summary rows of the better learning rate, one per seed."""
+    table = result.summary()
+    chosen: Any = table[table["lr"] == result.best_learning_rate]
+    names = ["seed", "lr", "accuracy", "bayes_accuracy", "constructed_accuracy"]
+    return [{str(k): v for k, v in row.items()} for row in chosen[names].to_dict("records")]

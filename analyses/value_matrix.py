@@ -15,14 +15,14 @@ import torch
 from matplotlib.figure import Figure
 
 from analyses.check import above, below, lowest, mean
+from analyses.drawing import BOUND, OVER_SEEDS, draw_over_dims
 from analyses.registry import Analysis
-from analyses.training_settings import TrainingSettings, identity_value
+from analyses.training_settings import TrainingSettings, best_rows, identity_value
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import memory
 from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask
-from hijacklens.concepts.trained import TrainingResult
 from hijacklens.statistics import Interval
 from probes.geometry.subspaces import value_angles
 
@@ -59,20 +59,9 @@ def trained_against_identity(settings: ContrastSettings, bench: Workbench) -> pd
     return pd.DataFrame(rows)
 
 
-def best_rows(result: TrainingResult) -> list[dict[str, Any]]:
-    """The summary rows of the better learning rate, one per seed."""
-    table = result.summary()
-    chosen: Any = table[table["lr"] == result.best_learning_rate]
-    names = ["seed", "lr", "accuracy", "bayes_accuracy", "constructed_accuracy"]
-    return [{str(k): v for k, v in row.items()} for row in chosen[names].to_dict("records")]
-
-
 def draw_contrast(table: pd.DataFrame, settings: ContrastSettings) -> Figure:
-    """Bars over m, trained beside identity, a panel per L, with standard errors over seeds."""
-    with plots.canvas(1, len(settings.lengths), width=3.6, height=3.0, share_y=True) as (
-        figure,
-        axes,
-    ):
+    """Bars over m, trained beside identity, a panel per L; dotted: what the Bayes rule attains."""
+    with plots.panels(len(settings.lengths), height=2.6, share_y=True) as (figure, axes):
         for panel, length in zip(axes, settings.lengths, strict=True):
             rows: Any = table[table["length"] == length]
             for i, condition in enumerate(("trained", "identity")):
@@ -88,18 +77,18 @@ def draw_contrast(table: pd.DataFrame, settings: ContrastSettings) -> Figure:
                     color=colour,
                     hatch=hatch,
                     edgecolor="white",
-                    capsize=3,
-                    label=f"W_V {condition if i == 0 else 'fixed to the identity'}",
+                    error_kw={"elinewidth": 1, "capsize": 2},
+                    label="$W_V$ trained" if i == 0 else "$W_V$ fixed to the identity",
                 )
             bayes: Any = rows.groupby("bits")["bayes_accuracy"].mean()
             for k, bits in enumerate(settings.bits):
-                panel.plot([k - 0.42, k + 0.42], [bayes[bits]] * 2, color="black", linewidth=1)
-            panel.plot([], [], color="black", linewidth=1, label="Bayes rule")
+                panel.plot([k - 0.45, k + 0.45], [bayes[bits]] * 2, color="black", **BOUND)
+            panel.plot([], [], color="black", **BOUND, label="Bayes rule")
             panel.set_xticks(range(len(settings.bits)), [f"m = {b}" for b in settings.bits])
             panel.set_title(f"L = {length}")
             panel.set_ylim(0, 1.02)
         axes[0].set_ylabel("accuracy")
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds))
         return figure
 
 
@@ -152,43 +141,36 @@ def _results(settings: ReplacementSettings, bench: Workbench) -> Any:
             yield bench.trained(task, recipe), {"bits": bits, "dim": dim}
 
 
-def draw_over_dims(
-    table: pd.DataFrame, settings: Any, *, column: str, value: str, label: str
-) -> Figure:
-    """Lines over d, one per entry of a column, a panel per m; a dotted mark at d = V."""
-    with plots.canvas(1, len(settings.bits), width=3.1, height=2.9, share_y=True) as (figure, axes):
-        for panel, bits in zip(axes, settings.bits, strict=True):
-            rows = table[table["bits"] == bits]
-            for i, (name, own) in enumerate(rows.groupby(column, sort=False)):
-                by: Any = own.groupby("dim")[value]
-                colour, marker = plots.series(i)
-                panel.errorbar(
-                    by.mean().index,
-                    by.mean(),
-                    yerr=by.sem(),
-                    color=colour,
-                    marker=marker,
-                    capsize=2,
-                    label=str(name),
-                )
-            panel.axvline(2**bits, color="#888888", linestyle=":", linewidth=1)
-            panel.set_xscale("log", base=2)
-            panel.set_title(f"m = {bits} (V = {2**bits})")
-            panel.set_xlabel("embedding dimension d")
-        axes[0].set_ylabel(label)
-        axes[-1].legend(fontsize=8)
-        return figure
-
-
 def draw_replaced(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
     """Accuracy over d for the three value matrices."""
-    return draw_over_dims(table, settings, column="memory", value="accuracy", label="accuracy")
+    return draw_over_dims(
+        table,
+        settings,
+        column="memory",
+        names={
+            "trained": "trained $W_V$",
+            "constructed": "equation 5.1",
+            "random": "random memory",
+        },
+        value="accuracy",
+        label="accuracy",
+    )
 
 
 def draw_angles(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
-    """Smallest principal angle over d; the left side solid in colour, mean of both sides."""
-    label = "smallest principal angle (degrees)"
-    return draw_over_dims(table, settings, column="reference", value="degrees", label=label)
+    """Smallest principal angle over d, the mean of the left and the right side of a model."""
+    return draw_over_dims(
+        table,
+        settings,
+        column="reference",
+        names={
+            "constructed": "to equation 5.1",
+            "random": "to a random memory",
+            "gaussian": "to a Gaussian start",
+        },
+        value="degrees",
+        label="smallest principal angle (degrees)",
+    )
 
 
 def _gain(table: Any, length: Any) -> list[Interval]:

@@ -7,7 +7,7 @@ printing and that a dozen lines can be told apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+from hijacklens.statistics import Interval
+
+PAGE = 6.9
+"""Inches: the width of a printed page, which many panels share so that their text can be read."""
 COLOURS = (
     "#0072B2",  # blue
     "#D55E00",  # vermilion
@@ -96,6 +101,56 @@ def canvas(
             yield figure, list(axes.flat)
         finally:
             plt.close(figure)
+
+
+@contextmanager
+def panels(
+    count: int, *, height: float = 2.5, share_y: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A styled figure of several like panels, wrapped to the width of a page; one stands alone.
+
+    `height` is inches for a row. Cells that are left over are blank.
+    """
+    columns = count if count <= 3 else 2 if count == 4 else 3
+    rows = -(-count // columns)
+    width = 5.2 if count == 1 else PAGE / columns
+    with canvas(rows, columns, width=width, height=height, share_y=share_y) as (figure, axes):
+        for blank in axes[count:]:
+            blank.set_axis_off()
+        yield figure, axes[:count]
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", columns: int = 3) -> None:
+    """One legend for all panels, below them, what was measured before what it is held against.
+
+    Args:
+        figure: Where it stands.
+        axes: Those whose entries it gathers.
+        bars: What the error bars are, e.g. `95% Wilson intervals`.
+        columns: Of the legend.
+    """
+    entries: dict[str, Any] = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    ordered = sorted(entries.items(), key=lambda entry: isinstance(entry[1], Line2D))
+    figure.legend(
+        [handle for _, handle in ordered],
+        [label for label, _ in ordered],
+        loc="outside lower center",
+        ncols=columns,
+        fontsize=8,
+        title=f"bars: {bars}" if bars else None,
+        title_fontsize=8,
+    )
+
+
+def whiskers(intervals: Sequence[Interval]) -> list[list[float]]:
+    """The lengths of error bars below and above their values, as `Axes.errorbar` takes them."""
+    return [
+        [max(0.0, found.value - found.low) for found in intervals],
+        [max(0.0, found.high - found.value) for found in intervals],
+    ]
 
 
 def write(figure: Figure, path: Path) -> None:

@@ -1,0 +1,58 @@
+"""What figures of several families have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hijacklens import plots
+
+OVER_SEEDS = "standard errors over {} seeds"
+"""What the error bars of trained models are."""
+BOUND: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
+"""How a line is drawn that measured values are held against."""
+
+
+def draw_over_dims(
+    table: pd.DataFrame,
+    settings: Any,
+    *,
+    column: str,
+    names: Mapping[str, str],
+    value: str,
+    label: str,
+) -> Figure:
+    """Lines over d, one per entry of a column, a panel per m; a dotted mark at d = V.
+
+    Points of one d stand side by side, so that equal values stay visible.
+    """
+    with plots.panels(len(settings.bits), share_y=True) as (figure, axes):
+        for panel, bits in zip(axes, settings.bits, strict=True):
+            for i, (entry, name) in enumerate(names.items()):
+                own = table[(table["bits"] == bits) & (table[column] == entry)]
+                by_seed: Any = own.groupby(["dim", "seed"])[value].mean()
+                by = by_seed.groupby("dim")
+                colour, marker = plots.series(i)
+                panel.errorbar(
+                    by.mean().index * 2 ** (0.14 * (i - (len(names) - 1) / 2)),
+                    by.mean(),
+                    yerr=by.sem(),
+                    color=colour,
+                    marker=marker,
+                    markersize=4,
+                    linewidth=1.2,
+                    capsize=2,
+                    label=name,
+                )
+            panel.axvline(2**bits, color="#666666", **BOUND, label="d = V")
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(settings.dims, [str(dim) for dim in settings.dims], fontsize=8)
+            panel.set_title(f"m = {bits} (V = {2**bits})", fontsize=9)
+            panel.set_ylim(0, None)
+        figure.supxlabel("embedding dimension d", fontsize=10)
+        figure.supylabel(label, fontsize=10)
+        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds), columns=4)
+        return figure

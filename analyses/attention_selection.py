@@ -4,8 +4,8 @@ Here the informative tokens of a label share its first bit (two clusters) or its
 (four). Only they tell anything, the rest of a context is noise; the last token is informative
 always, so it says which cluster to read. The number is the share of attention inside the cluster,
 beside the share of the context's tokens that stand there, which is what uniform attention gives.
-The gradient of Lemma 6 is measured too: on how many contexts does raising the score of a token of
-the cluster lower the loss, at the start of training?
+The gradient of Lemma 6 is measured too: on how many contexts does raising the scores of the
+cluster's tokens lower the loss, in a model at its start and when it is trained?
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from analyses.check import above, lowest, mean
 from analyses.registry import Analysis
-from analyses.training_settings import TrainingSettings
+from analyses.training_settings import RECIPE_OURS, TrainingSettings
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import places
@@ -46,39 +46,42 @@ class ClusterSettings(TrainingSettings):
 def attention_in_clusters(settings: ClusterSettings, bench: Workbench) -> pd.DataFrame:
     """Per m and seed: shares inside the cluster; and the mean attention by pairs of tokens.
 
-    Rows of kind `share` hold one model's numbers, rows of kind `map` the mean over models of the
-    attention weight, times V, that one copy of a key token gets from a query token.
+    Rows of kind `share` hold one model's numbers at the better learning rate, of kind `other rate`
+    at the other; rows of kind `map` the mean over the models at the better one of the attention
+    weight, times V, that one copy of a key token gets from a query token.
     """
     rows: list[dict[str, Any]] = []
     for bits in settings.bits:
         task = settings.task(bits, settings.length, support=settings.support)
         recipe = settings.recipe(settings.dim)
         result = bench.trained(task, recipe)
-        table = result.summary()
-        accuracy = table[table["lr"] == result.best_learning_rate]["accuracy"].tolist()
         total = torch.zeros(task.vocab, task.vocab, dtype=torch.float64)
-        for seed, model in enumerate(result.best()):
-            share, uniform = _share_inside(model, task, settings.contexts)
+        trained = zip(result.summary().to_dict("records"), result.models, strict=True)
+        for run, model in trained:
+            inside, uniform = share_inside(model, task, settings.contexts)
             start = OneLayerTransformer(model.config)
+            chosen = run["lr"] == result.best_learning_rate
             rows.append(
                 {
-                    "kind": "share",
+                    "kind": "share" if chosen else "other rate",
                     "bits": bits,
-                    "seed": seed,
-                    "inside": share,
+                    "seed": run["seed"],
+                    "lr": run["lr"],
+                    "inside": inside,
                     "uniform": uniform,
-                    "accuracy": accuracy[seed],
-                    "bayes": table["bayes_accuracy"].mean(),
+                    "accuracy": run["accuracy"],
+                    "bayes": run["bayes_accuracy"],
                     "gradient_trained": _helped(model, task, settings.contexts),
                     "gradient_start": _helped(start, task, settings.contexts),
                 }
             )
-            total += _weights(model, task)
+            if chosen:
+                total += _weights(model, task)
         rows += _map(total / settings.seeds, bits)
     return pd.DataFrame(rows)
 
 
-def _share_inside(model: OneLayerTransformer, task: ConceptTask, count: int) -> tuple[float, float]:
+def share_inside(model: OneLayerTransformer, task: ConceptTask, count: int) -> tuple[float, float]:
     """Mean attention of the last token inside its cluster, and the share of tokens there."""
     contexts = task.sample(count, torch.Generator().manual_seed(model.config.seed))
     inside = places.layout(task, contexts.tokens, spans=("cluster",)).key("cluster")
@@ -147,7 +150,7 @@ def draw_clusters(table: pd.DataFrame, settings: ClusterSettings) -> Figure:
     One scale of colours for all panels: 1 is uniform attention. Large vocabularies are averaged in
     blocks, `HEAT_BINS` to a side.
     """
-    maps = table[table["kind"] == "map"]
+    maps: Any = table[table["kind"] == "map"]
     brightest = maps["weight"].max()
     shares = table[table["kind"] == "share"].groupby("bits")[["inside", "uniform"]].mean()
     with plots.panels(len(settings.bits), height=2.9) as (figure, axes):
@@ -165,8 +168,7 @@ def draw_clusters(table: pd.DataFrame, settings: ClusterSettings) -> Figure:
             )
             panel.set_xticks(range(0, vocab + 1, vocab // 4))
             panel.set_yticks(range(0, vocab + 1, vocab // 4))
-        figure.supxlabel("token attended to", fontsize=10)
-        figure.supylabel("last token", fontsize=10)
+        plots.label_outer(axes, x="token attended to", y="last token")
         label = "attention to one copy of a token, times V"
         figure.colorbar(axes[-1].images[0], ax=axes, label=label, shrink=0.8)
         return figure
@@ -181,7 +183,9 @@ def _by_bits(table: Any, values: Any) -> Any:
     return lowest([mean(own) for _, own in values(rows).groupby(rows.bits)])
 
 
-def _analysis(name: str, support: str, *, bits: Any, quick: Any) -> Analysis:
+def _analysis(
+    name: str, support: str, *, bits: Any, quick: Any, recalled: tuple[str, ...] = ()
+) -> Analysis:
     return Analysis(
         id=name,
         settings={
@@ -198,7 +202,7 @@ def _analysis(name: str, support: str, *, bits: Any, quick: Any) -> Analysis:
                 bits=bits, support=support, dim=256, length=256, seeds=5, steps=4000
             ),
         },
-        ours=("dim", "length", "steps", "contexts", "batch", "evaluation", "omega", "beta"),
+        ours=(*RECIPE_OURS, "dim", "length", "contexts", *recalled),
         run=attention_in_clusters,
         draw=draw_clusters,
         checks=(
@@ -234,5 +238,6 @@ ANALYSES = (
         "first-two-bits",
         bits=(5, 6, 7, 8),
         quick=(5, 6),
+        recalled=("support",),
     ),
 )

@@ -191,12 +191,16 @@ def _spearman(first: Any, second: Any) -> Interval:
 
 
 def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
-    """Mass against what moves the answer, a panel per model; below it the mass of every head."""
+    """Mass against what moves the answer, a panel per model; below it the mass of every head.
+
+    Dotted: the share of tokens there, which is what uniform attention gives. Grey bands: rank
+    correlations that mean nothing at so many items (95%).
+    """
     items: Any = table[table["kind"] == "item"]
     heads: Any = table[table["kind"] == "head"]
     groups: list[tuple[Any, Any]] = [(ONE_LAYER, items[items["side"] == ONE_LAYER])]
     groups += list(items[items["side"] == LANGUAGE].groupby("model", sort=False))
-    with plots.canvas(2, len(groups), width=3.2, height=2.8) as (figure, axes):
+    with plots.canvas(2, len(groups), width=plots.PAGE / 3, height=2.6) as (figure, axes):
         upper, lower = axes[: len(groups)], axes[len(groups) :]
         for i, (name, own) in enumerate(groups):
             colour, marker = plots.series(i)
@@ -207,23 +211,29 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             upper[i].axvline(own["uniform"].mean(), color="#888888", ls=":")
             rank = _spearman(own["mass"], own["moves"])
             of = "contexts" if one else "facts"
+            drawn_from = f"{of}, {settings.seeds} seeds" if one else of
             upper[i].set_title(
-                f"{name}, {len(own)} {of}\nrank correlation "
+                f"{name}, {len(own)} {drawn_from}\nrank correlation "
                 f"{rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}]",
-                fontsize=9,
+                fontsize=8,
             )
-            upper[i].set_xlabel(
-                f"attention to the {'cluster' if one else 'hijack'}\n"
-                f"({'' if one else 'mean over heads; '}dotted: uniform)"
-            )
-            upper[i].set_ylabel("margin of the label, logits" if one else "logit shift, logits")
+            where = "cluster" if one else "hijack,\nmean over heads"
+            upper[i].set_xlabel(f"attention to the {where}", fontsize=8)
+            moved = "margin of the label" if one else "logit shift ($o_-$ over $o_*$)"
+            upper[i].set_ylabel(f"{moved}, logits", fontsize=8)
             of_heads = heads[heads["side"] == ONE_LAYER if one else heads["model"] == name]
             lower[i].plot(of_heads["mass"], of_heads["rank"], marker, color=colour, ms=3, alpha=0.6)
+            per_head = len(own) // (settings.seeds if one else 1)
+            nothing = float(stats.norm.ppf(0.975)) / math.sqrt(max(per_head - 3, 1))
+            lower[i].axhspan(-nothing, nothing, color="#BBBBBB", alpha=0.4, lw=0)
             lower[i].axhline(0, color="black", lw=0.8)
-            lower[i].set(xlabel="mean attention of a head" + (" (a seed each)" if one else ""))
+            one_point = "model (a seed each)" if one else "head"
+            lower[i].set_xlabel(f"mean attention of a {one_point}", fontsize=8)
             lower[i].axvline(own["uniform"].mean(), color="#888888", ls=":")
             lower[i].set(xlim=(-0.02, 1.02), ylim=(-1.05, 1.05))
-        lower[0].set_ylabel("rank correlation over items")
+        lower[0].set_ylabel("rank correlation over items", fontsize=8)
+        for panel in axes:
+            panel.tick_params(labelsize=8)
         return figure
 
 
@@ -290,15 +300,14 @@ ANALYSES = (
                 _beyond,
                 0.0,
                 scales=("paper",),
-                remark=f"{FEW}: gemma3-270m .04 [-.02, .09]",
+                remark=FEW,
             ),
             above(
                 "over facts the shift grows with attention to the hijack, in every language model",
                 _follows,
                 0.0,
                 scales=("paper",),
-                remark=f"{FEW}, and 150 facts leave it open for smollm2-135m (.07 [-.09, .23]): "
-                "attention alone hardly says how far a fact moves",
+                remark=FEW,
             ),
         ),
     ),

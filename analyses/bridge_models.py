@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from analyses.training_settings import RecipeSettings
+from analyses.training_settings import RECIPE_OURS, RecipeSettings
 from analyses.workbench import Workbench
 from hijacklens.concepts.trained import TrainingResult
 from hijacklens.facts.fact import FactSet
 
 ONE_LAYER, LANGUAGE = "one-layer", "language"
 """Entries of the column `side` of every table of the bridge."""
-OURS = ("bits", "dim", "length", "seeds", "steps", "batch", "evaluation", "limit", "seed")
+OURS = (*RECIPE_OURS, "bits", "dim", "length", "learning_rates", "support", "limit", "seed")
 """All is: the paper has no bridge."""
 
 

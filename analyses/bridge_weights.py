@@ -18,11 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from analyses.bridge_models import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
 from analyses.check import above, below, exact, mean
+from analyses.drawing import BOUND
 from analyses.registry import Analysis
 from analyses.workbench import Workbench
 from hijacklens import plots
@@ -39,6 +40,9 @@ NEIGHBOURS = "Hamming-1 neighbours"
 CONTROLS = (("shuffled", 0.16, "#999999"), ("rotated", -0.16, plots.COLOURS[5]))
 """Of the memory fit: where and in which colour each is drawn."""
 MEASURED, PERMUTED = "measured", "permuted"
+SYMLOG_TICKS = {-0.1: "-.1", 0.0: "0", 0.1: ".1", 1.0: "1"}
+LEVELS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
+"""Ticks of singular values over their root mean square."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +82,15 @@ def memories(settings: MemorySides, bench: Workbench) -> pd.DataFrame:
 
 
 def draw_memories(table: pd.DataFrame, settings: MemorySides) -> Figure:
-    """A panel per statistic: every matrix as a point, grey what the controls give on average."""
+    """A panel per statistic: every matrix as a point, lines what the controls give on average.
+
+    The mean control is that of a row; a matrix outside of it need not lie outside of its own, which
+    the checks are about. Cosines and spans of language models are small beside the one-layer's, so
+    that their axis is logarithmic from .03 on.
+    """
     rows = _groups(table)
-    with plots.canvas(1, len(STATISTICS), width=3.3, height=1.3 + 0.4 * len(rows)) as (
-        figure,
-        axes,
-    ):
+    width, height = plots.PAGE / len(STATISTICS), 1.5 + 0.4 * len(rows)
+    with plots.canvas(1, len(STATISTICS), width=width, height=height) as (figure, axes):
         spread = np.random.default_rng(0)
         for panel, statistic in zip(axes, STATISTICS, strict=True):
             for y, own in enumerate(rows.values()):
@@ -102,15 +109,21 @@ def draw_memories(table: pd.DataFrame, settings: MemorySides) -> Figure:
                     )
                 value = of[of["control"] == "shuffled"]["value"]
                 height = y + spread.uniform(-0.1, 0.1, len(value))
-                label = "a matrix each" if y == 0 else None
+                label = "one matrix (a head, or a seed's $W_V$)" if y == 0 else None
                 panel.plot(value, height, "o", color=plots.COLOURS[1], ms=3, alpha=0.6, label=label)
-            panel.set_yticks(range(len(rows)), list(rows))
+            panel.set_yticks(range(len(rows)), list(rows), fontsize=8)
             panel.invert_yaxis()
             if panel is not axes[0]:
                 panel.tick_params(labelleft=False)
-            panel.set_xlabel(LABELS[statistic])
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
+            panel.set_xlabel(LABELS[statistic], fontsize=8)
+            panel.tick_params(axis="x", labelsize=7)
+            if statistic == "recall":
+                panel.axvline(0.5, color="black", **BOUND, label="chance")
+            else:
+                panel.set_xscale("symlog", linthresh=0.03)
+                panel.set_xticks(list(SYMLOG_TICKS), list(SYMLOG_TICKS.values()))
+                panel.xaxis.set_minor_locator(NullLocator())
+        plots.legend_below(figure, axes, columns=2)
         return figure
 
 
@@ -118,7 +131,7 @@ def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     found = {}
     for label, of in table.groupby("associations", sort=False):
         if label == NEIGHBOURS:
-            found[f"one-layer W_V\n{label}"] = of
+            found[f"one-layer $W_V$\n{label}"] = of
         else:
             models = of.groupby("model", sort=False)
             found |= {f"{name}\n{label}, n = {own['pairs'].max()}": own for name, own in models}
@@ -173,11 +186,15 @@ def _permuted(W_E: Tensor, seed: int) -> Tensor:
 
 
 def draw_spectra(table: pd.DataFrame, settings: SpectrumSides) -> Figure:
-    """Singular values by index, one-layer models left, language models right; dashed: permuted."""
-    with plots.canvas(1, 2, width=3.7, height=3.1, share_y=True) as (figure, axes):
+    """Singular values by index, one-layer models left, language models right; dashed: permuted.
+
+    The index of language models is on a logarithmic axis. No colour stands on both sides.
+    """
+    with plots.panels(2, height=3.1, share_y=True) as (figure, axes):
         for panel, side in zip(axes, (ONE_LAYER, LANGUAGE), strict=True):
             of_side = table[table["side"] == side]
-            for i, (name, own) in enumerate(of_side.groupby("model", sort=False)):
+            first = 0 if side == ONE_LAYER else settings.seeds
+            for i, (name, own) in enumerate(of_side.groupby("model", sort=False), start=first):
                 colour, marker = plots.series(i)
                 for matrix, style in ((MEASURED, "-"), (PERMUTED, "--")):
                     of = own[own["matrix"] == matrix]
@@ -191,25 +208,34 @@ def draw_spectra(table: pd.DataFrame, settings: SpectrumSides) -> Figure:
                         lw=1.2,
                         label=name if matrix == MEASURED else None,
                     )
-            panel.plot([], [], "--", color="black", lw=1.2, label="columns permuted")
-            panel.set(yscale="log", xlabel="index")
-            panel.yaxis.set_minor_formatter(NullFormatter())
-            panel.legend(fontsize=8)
-        axes[0].axvline(settings.bits + 0.5, color="#888888", lw=0.9, zorder=0)
+            panel.set_yscale("log")
+            low, high = panel.get_ylim()
+            levels = [level for level in LEVELS if low <= level <= high]
+            panel.set_yticks(levels, [f"{level:g}" for level in levels])
+            panel.yaxis.set_minor_locator(NullLocator())
+        axes[0].plot([], [], "--", color="black", lw=1.2, label="columns permuted")
+        axes[0].axvline(settings.bits + 0.5, color="#666666", **BOUND, label="after index m")
         axes[0].set_title(f"one-layer, m = {settings.bits}, d = {settings.dim}", fontsize=9)
         axes[1].set_title("language models", fontsize=9)
         axes[1].set_xscale("log")
-        axes[0].set_ylabel("singular value of W_E\nover their root mean square")
+        value = "singular value of centred $W_E$\nover their root mean square"
+        plots.label_outer(axes, x="index", y=value)
+        plots.legend_below(figure, axes, columns=4)
         return figure
 
 
 def _verdicts(table: Any, side: str, statistic: str, label: str | None = None) -> Any:
-    """A row per matrix: its value, and z and p against the control that it clears by less."""
+    """A row per matrix: its value, and the mean, z and p of the control that it clears by less."""
     rows = table[(table.side == side) & (table.statistic == statistic)]
     rows = rows if label is None else rows[rows.associations == label]
     return (
         rows.groupby(["model", "associations", "layer", "head"])
-        .agg(value=("value", "first"), z=("z", "min"), p_family=("p_family", "max"))
+        .agg(
+            value=("value", "first"),
+            chance=("mean", "max"),
+            z=("z", "min"),
+            p_family=("p_family", "max"),
+        )
         .reset_index()
     )
 
@@ -221,9 +247,9 @@ def _least_certain(table: Any, cue: Cue) -> Interval:
 
 
 def _purity(table: Any) -> Interval:
-    """Cosine of a trained W_V to its memory minus that of the best head, over seeds."""
-    heads = _verdicts(table, LANGUAGE, "cosine")
-    return mean(_verdicts(table, ONE_LAYER, "cosine").value - heads.value.max())
+    """Cosine to the memory beyond a matrix's own control: trained W_V minus the best head's."""
+    one, heads = (_verdicts(table, side, "cosine") for side in (ONE_LAYER, LANGUAGE))
+    return mean(one.value - one.chance - (heads.value - heads.chance).max())
 
 
 def _leading(own: Any) -> int:
@@ -281,7 +307,8 @@ ANALYSES = (
                 2.0,
             ),
             above(
-                "a trained W_V is closer to its memory than any head to that of facts (cosines)",
+                "a trained W_V is closer to its memory than any head to that of facts (cosines, "
+                "each beyond its own control)",
                 _purity,
                 0.0,
             ),

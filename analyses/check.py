@@ -49,7 +49,7 @@ class Outcome:
     """What would bear the claim out, e.g. `> 0` or `0.252 ± 0.001`."""
     state: State
     remark: str
-    """Why a check is open, or why one is known to fail."""
+    """Why a check is open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Check:
     scales: tuple[Scale, ...] = SCALES
     """Where the claim is decided."""
     remark: str = ""
-    """Why it is left open elsewhere, or what is known about its failing."""
+    """Why it is left open elsewhere."""
 
     @property
     def allowed(self) -> str:
@@ -90,7 +90,7 @@ class Check:
             high=found.high,
             allowed=self.allowed,
             state=state,
-            remark=self.remark if state != "pass" else "",
+            remark=self.remark if state == "open" else "",
         )
 
     def _holds(self, found: Interval) -> bool:
@@ -121,6 +121,11 @@ def near(claim: str, measure: Measure, anchor: float, tolerance: float, **more: 
 def lowest(intervals: list[Interval]) -> Interval:
     """Of several intervals the one whose lower end is lowest: what a claim about all rests on."""
     return min(intervals, key=lambda interval: interval.low)
+
+
+def highest(intervals: list[Interval]) -> Interval:
+    """Of several intervals the one whose upper end is highest."""
+    return max(intervals, key=lambda interval: interval.high)
 
 
 def mean(values: Any) -> Interval:

@@ -52,7 +52,6 @@ def draw_over_dims(
             panel.set_xticks(settings.dims, [str(dim) for dim in settings.dims], fontsize=8)
             panel.set_title(f"m = {bits} (V = {2**bits})", fontsize=9)
             panel.set_ylim(0, None)
-        figure.supxlabel("embedding dimension d", fontsize=10)
-        figure.supylabel(label, fontsize=10)
+        plots.label_outer(axes, x="embedding dimension d", y=label)
         plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds), columns=4)
         return figure

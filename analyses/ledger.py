@@ -16,6 +16,8 @@ from analyses.catalogue import CATALOGUE
 from analyses.workbench import DEFAULT_MODELS
 from hijacklens.results import RECORD
 
+NAMED = ("torch", "transformer-lens")
+"""Packages whose versions the ledger prints; a record has them all."""
 EXPLANATION = "explanation.md"
 """A paragraph beside a result, written by hand: why a check fails, or why nothing was run."""
 
@@ -27,6 +29,11 @@ arXiv 2406.18400) as one command with a number and a tolerance. This page is gen
 is a direction that the paper states or an exact anchor that we derived. A direction passes when the
 whole 95% interval lies on its side, an anchor when the estimate lies within the tolerance. `open`
 means that a claim is not decided at this scale.
+
+The scale `paper` has the paper's seeds and sizes, where they are known. Language models are an
+exception: the rows below are of the two packaged models and of the facts that each row names, not
+of the paper's four models and 21,919 facts, for which the command is the same
+([how to](../how-to/reproduce.md)). Bars in the figures are named below them.
 """
 
 
@@ -65,6 +72,14 @@ def write_ledger(folder: Path) -> str:
             remarks.append(f"- `{record['id']}`: {explanation}")
     lines += ["", "## Remarks", "", *(remarks or ["None."])]
     lines += ["", "## Settings", ""]
+    shared = [record["our_defaults"] for record in records if record["our_defaults"]]
+    if shared:
+        known = {name: value for each in shared for name, value in each.items()}
+        lines += [
+            "Times are those of the run itself: models that an earlier row has trained are shared. "
+            f"Trained models, where a row says nothing else (all ours): {_listed(known)}.",
+            "",
+        ]
     for record in records:
         lines += [_settings(record), ""]
     missing = [name for name in CATALOGUE if name not in {r["id"] for r in records}]
@@ -97,10 +112,12 @@ def _number(check: Mapping[str, Any]) -> str:
 def _settings(record: Mapping[str, Any]) -> str:
     ours: Sequence[str] = record["ours"]
     parts = [
-        f"{name}{'*' if name in ours else ''} = {_plain(value)}"
+        f"{name}{'*' if name in ours else ''} = {_plain(value, seeds=name == 'seeds')}"
         for name, value in record["settings"].items()
     ]
     origin = record["provenance"]
+    versions = origin["versions"]
+    made_with = ", ".join(f"{name} {versions[name]}" for name in NAMED if name in versions)
     about, more = "", ""
     if record["models"]:
         about += f" Models: {', '.join(record['models'])}."
@@ -113,11 +130,18 @@ def _settings(record: Mapping[str, Any]) -> str:
     return (
         f"**{record['id']}** {record['title']}. `hijacklens reproduce {record['id']} --scale "
         f"{record['scale']}{more}`, {record['seconds']:.0f} s, commit {origin['commit']}, "
-        f"{origin['created'][:10]}. Settings (* ours): {'; '.join(parts)}.{about}"
+        f"{origin['created'][:10]}, Python {origin['python']}, {made_with}. Settings (* ours): "
+        f"{'; '.join(parts)}.{about}"
     )
 
 
-def _plain(value: Any) -> str:
+def _listed(values: Mapping[str, Any]) -> str:
+    return "; ".join(f"{name} = {_plain(value)}" for name, value in values.items())
+
+
+def _plain(value: Any, *, seeds: bool = False) -> str:
+    if seeds:
+        return f"0 to {value - 1}"
     if isinstance(value, list):
         return "(" + ", ".join(map(_plain, value)) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -18,7 +18,9 @@ from matplotlib.figure import Figure
 
 from analyses.check import SCALES, Outcome, Scale
 from analyses.registry import Analysis, get_analysis
+from analyses.training_settings import RecipeSettings
 from analyses.workbench import DEFAULT_MODELS, Workbench
+from hijacklens.concepts.recipe import OUR_DEFAULTS
 from hijacklens.errors import unknown
 from hijacklens.facts.fact import FactSet
 from hijacklens.glance import Glance
@@ -76,7 +78,7 @@ class Reproduction(Result):
         )
 
     def configuration(self) -> dict[str, Any]:
-        """Id, question, scale, settings, which of them are ours, and the outcomes."""
+        """Id, question, scale, settings, which of them are ours, our defaults, the outcomes."""
         return {
             "id": self.analysis.id,
             "title": self.analysis.entry.title,
@@ -85,6 +87,7 @@ class Reproduction(Result):
             "scale": self.scale,
             "settings": asdict(self.settings),
             "ours": list(self.analysis.ours),
+            "our_defaults": our_defaults(self.settings),
             "models": list(self.models),
             "facts": self.facts,
             "passed": self.passed,
@@ -148,6 +151,8 @@ def reproduce(
     analysis = get_analysis(name)
     settings = change(analysis.settings[scale], changes or {})
     bench = workbench or Workbench(models=tuple(models), facts=facts, quiet=quiet)
+    # The code that runs is that of the start, whatever becomes of its files meanwhile.
+    provenance = Provenance.now(seed=_first_seed(settings))
     start = time.monotonic()
     table = analysis.run(settings, bench)
     return Reproduction(
@@ -158,8 +163,21 @@ def reproduce(
         outcomes=tuple(check.judge(table, scale) for check in analysis.checks),
         seconds=time.monotonic() - start,
         **asked_of(name, bench),
-        provenance=Provenance.now(seed=getattr(settings, "seed", None)),
+        provenance=provenance,
     )
+
+
+def _first_seed(settings: Any) -> int | None:
+    """The seed of the settings; 0 where they count seeds; None where nothing is drawn."""
+    counted = 0 if hasattr(settings, "seeds") else None
+    return getattr(settings, "seed", counted)
+
+
+def our_defaults(settings: Any) -> dict[str, Any]:
+    """What the paper does not state of trained models and settings do not name, with our choice."""
+    if not isinstance(settings, RecipeSettings):
+        return {}
+    return {name: value for name, value in OUR_DEFAULTS.items() if not hasattr(settings, name)}
 
 
 def asked_of(name: str, bench: Workbench) -> dict[str, Any]:

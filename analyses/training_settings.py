@@ -9,6 +9,10 @@ from hijacklens.concepts.recipe import Recipe
 from hijacklens.concepts.task import ConceptTask
 from hijacklens.concepts.trained import TrainingResult
 
+RECIPE_OURS = ("seeds", "steps", "batch", "evaluation", "omega", "beta")
+"""Settings of every recipe that the paper does not state, or that are only recalled; `bits` and
+`learning_rates` are stated."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSettings:

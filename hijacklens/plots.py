@@ -14,8 +14,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.container import Container
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from hijacklens.statistics import Interval
 
@@ -120,6 +120,17 @@ def panels(
         yield figure, axes[:count]
 
 
+def label_outer(axes: Sequence[Axes], *, x: str, y: str) -> None:
+    """The labels of the axes that like panels share: x below each column, y left of each row."""
+    for k, panel in enumerate(axes):
+        place = panel.get_subplotspec()
+        assert place is not None  # as `canvas` makes them
+        if k + place.get_gridspec().ncols >= len(axes):
+            panel.set_xlabel(x)
+        if place.is_first_col():
+            panel.set_ylabel(y)
+
+
 def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", columns: int = 3) -> None:
     """One legend for all panels, below them, what was measured before what it is held against.
 
@@ -133,7 +144,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", column
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
-    ordered = sorted(entries.items(), key=lambda entry: isinstance(entry[1], Line2D))
+    ordered = sorted(entries.items(), key=lambda entry: not isinstance(entry[1], Container))
     figure.legend(
         [handle for _, handle in ordered],
         [label for label, _ in ordered],

@@ -151,7 +151,8 @@ def _same_run(found: Reproduction, folder: Path, scale: str, bench: Workbench) -
     """Refuse what is already in a folder where it comes of another call.
 
     Raises:
-        InputError: It has another scale, other models or other facts.
+        InputError: It has another scale, other models or other facts, or settings that the
+            analysis does not have any more.
     """
     from analyses.reproduction import asked_of
 
@@ -163,6 +164,13 @@ def _same_run(found: Reproduction, folder: Path, scale: str, bench: Workbench) -
                 f"{str(folder)!r} holds {found.analysis.id} with the {what} {_short(held)}, not "
                 f"{_short(value)}; choose another folder or pass --overwrite."
             )
+    held, now = asdict(found.settings), asdict(found.analysis.settings[found.scale])
+    changed = [f"{name} {held[name]}, not {now[name]}" for name in now if held[name] != now[name]]
+    if changed:
+        raise InputError(
+            f"{str(folder)!r} holds {found.analysis.id} with other settings than it has now "
+            f"({'; '.join(changed)}); choose another folder or pass --overwrite."
+        )
 
 
 def _short(value: Any) -> str:

@@ -17,9 +17,11 @@ from analyses.cli import group
 from analyses.ledger import EXPLANATION, write_ledger
 from analyses.registry import analyses
 from analyses.reproduction import reproduce
+from analyses.training_settings import TrainingSettings
 from hijacklens.errors import InputError
 
 ALL = analyses()
+FIGURES_OF_SPECTRA = ("figc9", "figc10", "figc11", "figc12")
 LEDGER = Path(__file__).parents[2] / "docs" / "reproduction"
 
 
@@ -90,7 +92,7 @@ def test_the_ledger_has_a_row_for_every_check_and_names_what_is_missing(tmp_path
     text = write_ledger(tmp_path)
     for outcome in result.outcomes:
         assert text.count(f"| {outcome.claim} |") == 1
-    assert "2 pass, 0 fail" in text
+    assert f"{len(result.outcomes)} pass, 0 fail" in text
     for name in set(ALL) - {"lemma5"}:
         assert name in text.split("Not run here: ")[1]
 
@@ -166,6 +168,53 @@ def test_another_scale_in_the_folder_is_refused(tmp_path):
     result = run("lemma5", "--out", tmp_path, "--scale", "paper")
     assert isinstance(result.exception, InputError)
     assert "holds lemma5 with the scale quick, not paper" in str(result.exception)
+
+
+def test_settings_that_the_analysis_has_no_more_are_refused(tmp_path):
+    reproduce("lemma5", changes={"bits": (3, 4)}).save(tmp_path / "lemma5")
+    result = run("lemma5", "--out", tmp_path)
+    assert isinstance(result.exception, InputError)
+    assert "with other settings than it has now (bits (3, 4), not (3, 5, 7))" in str(
+        result.exception
+    )
+
+
+STATED = {
+    "bits",
+    "learning_rates",
+    "identity",
+    "support",
+    "lengths of fig3a",
+    "lengths of figc1",
+    *(f"{name} of {figure}" for figure in FIGURES_OF_SPECTRA for name in ("seeds", "dims")),
+}
+"""Settings of trained models that the paper states (reference page, 3.2), for all or for one."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_settings_of_trained_models_are_ours_unless_the_paper_states_them(name):
+    analysis = ALL[name]
+    if not isinstance(analysis.settings["paper"], TrainingSettings):
+        return
+    names = {item.name for item in fields(analysis.settings["paper"])}
+    stated = {each for each in names if each in STATED or f"{each} of {name}" in STATED}
+    if name == "figc8":  # clusters by two bits are recalled
+        stated -= {"support"}
+    assert set(analysis.ours) == names - stated
+
+
+def test_what_was_done_is_in_the_record_and_in_the_ledger(tmp_path):
+    changes = {"bits": (3,), "lengths": (4, 8), "dim": 8, "seeds": 2, "steps": 1, "evaluation": 64}
+    result = reproduce("figc14", changes=changes)
+    assert result.provenance.seed == 0
+    record = result.configuration()
+    assert set(record["our_defaults"]) & set(record["settings"]) == set()
+    assert record["our_defaults"]["weight_decay"] == 0.01
+    result.save(tmp_path / "figc14")
+    text = write_ledger(tmp_path)
+    assert "seeds* = 0 to 1;" in text
+    assert "weight_decay = 0.01" in text
+    assert f"torch {result.provenance.versions['torch']}" in text
 
 
 def test_models_and_facts_are_kept_stated_and_not_mixed_up(tmp_path, tiny_folder):

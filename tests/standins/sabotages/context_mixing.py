@@ -39,7 +39,7 @@ def labels_exchanged(monkeypatch):
 
 
 class Clairvoyant:
-    """A Bayes rule that is right by chance: its accuracy lies below that of the trained model."""
+    """A Bayes rule that is right by chance, whatever the context says."""
 
     def __init__(self, task, **options):
         self.task = task
@@ -58,17 +58,14 @@ SABOTAGES = (
     Sabotage(
         analysis="figc13",
         how="a random memory",
-        claims=(
-            "constructed model at m = 5, rate .2: share of the first",
-            "constructed model at m = 5, rate .4: share of the first",
-        ),
+        claims=("the constructed model answers as the anchors",),
         changes=TINY,
         patch=random_memory,
     ),
     Sabotage(
         analysis="figc13",
         how="the two labels exchanged",
-        claims=("constructed model at m = 5, rate .4: share of the second",),
+        claims=("the constructed model answers as the anchors",),
         changes=TINY,
         patch=labels_exchanged,
     ),
@@ -81,13 +78,29 @@ SABOTAGES = (
     Sabotage(
         analysis="figc14",
         how="a Bayes rule that knows nothing",
-        claims=("no model is surely above",),
+        claims=("no model is above",),
         changes={
             "bits": (3,),
             "dim": 8,
             "lengths": (16, 64),
             "seeds": 2,
             "steps": 150,
+            "evaluation": 512,
+        },
+        patch=lambda monkeypatch: monkeypatch.setattr(
+            "hijacklens.concepts.trained.BayesRule", Clairvoyant
+        ),
+    ),
+    Sabotage(
+        analysis="figc14",
+        how="a Bayes rule that knows nothing, where there are anchors",
+        claims=("the Bayes rule is as accurate",),
+        changes={
+            "bits": (5,),
+            "dim": 8,
+            "lengths": (32, 64),
+            "seeds": 2,
+            "steps": 1,
             "evaluation": 512,
         },
         patch=lambda monkeypatch: monkeypatch.setattr(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from hijacklens.concepts.embeddings import hamming_geometry
 from hijacklens.concepts.task import ConceptTask
+from probes.geometry.hamming_fit import fit_gram
+from probes.geometry.spectra import spectrum
 from sabotages import Sabotage
 
 UNTRAINED = {"seeds": 2, "steps": 1, "length": 16, "evaluation": 64}
@@ -19,6 +22,21 @@ def shuffled_distances(monkeypatch):
         return HAMMING(task)[order][:, order]
 
     monkeypatch.setattr("hijacklens.concepts.task.ConceptTask.hamming", broken)
+
+
+def shuffled_gram(monkeypatch):
+    """Embeddings with a wide gap, and equation 5.2 fitted to those of other tokens."""
+
+    def wide(models, *, task):
+        W_E = hamming_geometry(task.bits, a=1.0, b=task.bits / 2, b0=task.bits / 2 + 1)
+        return spectrum(dict.fromkeys(models, W_E), task=task)
+
+    def broken(gram, distance):
+        order = np.random.default_rng(0).permutation(len(gram))
+        return fit_gram(gram[order][:, order], distance)
+
+    monkeypatch.setattr("analyses.embedding_geometry.spectrum", wide)
+    monkeypatch.setattr("probes.geometry.spectra.fit_gram", broken)
 
 
 def small(bits, dim):
@@ -59,6 +77,17 @@ SABOTAGES = (
             how="untrained models",
             claims=("singular value m is above", "the m largest directions"),
             changes={**UNTRAINED, "bits": (4,), "dims": (8,)},
+        )
+        for name in ("figc9", "figc10", "figc11", "figc12")
+    ),
+    *(
+        Sabotage(
+            analysis=name,
+            how="predicted from the embeddings of other tokens",
+            claims=("the m largest hold", "the gap is as wide"),
+            changes=small(4, 8),
+            patch=shuffled_gram,
+            scale="paper",
         )
         for name in ("figc9", "figc10", "figc11", "figc12")
     ),

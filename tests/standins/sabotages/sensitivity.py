@@ -21,7 +21,7 @@ SABOTAGES = (
     Sabotage(
         analysis="sensitivity",
         how="untrained models",
-        claims=("a trained W_V beats", "inner products fall"),
+        claims=("a trained W_V beats", "inner products fall", "attention selects"),
         changes={**TINY, "steps": 4, "variants": ("as we run it", "steps / 2")},
     ),
     Sabotage(

@@ -38,7 +38,11 @@ SABOTAGES = (
     Sabotage(
         analysis="figc2",
         how="constructed and random memory swapped",
-        claims=("equation 5.1 in place of W_V costs", "a random memory costs"),
+        claims=(
+            "equation 5.1 in place of W_V costs",
+            "it costs less than .05 at every m and d",
+            "a random memory costs",
+        ),
         changes={
             "bits": (4,),
             "dims": (16,),

@@ -279,6 +279,8 @@ ANALYSES = (
                     [mean(own) for _, own in _cost(t, "constructed").groupby(["bits", "dim"])]
                 ),
                 0.05,
+                scales=("paper",),
+                remark="over three seeds at one m and d the interval is too wide",
             ),
             above(
                 "a random memory costs more than .3 at every m and d",

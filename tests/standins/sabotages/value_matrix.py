@@ -43,6 +43,7 @@ SABOTAGES = (
             "it costs less than .05 at every m and d",
             "a random memory costs",
         ),
+        scale="paper",
         changes={
             "bits": (4,),
             "dims": (16,),

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from analyses.check import above, below, exact
+from analyses.check import above, below, exact, near
 from analyses.registry import Analysis
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts.architecture import OneLayerConfig
-from hijacklens.concepts.embeddings import hamming_geometry
 from hijacklens.concepts.model import OneLayerTransformer
 from hijacklens.concepts.task import ConceptTask, Contexts, token_counts
 from hijacklens.hooked import hooked
@@ -38,16 +38,37 @@ class RankSettings:
     """b0 - b of the control, in which the lemma's condition does not hold."""
 
 
+RANK_TOLERANCE = 1e-9
+"""Eigenvalues of a Gram matrix below this, relative to the largest, count as 0. In float64 those
+that are 0 come out at 1e-16 to 1e-13; the smallest other one of the settings is 5e-3."""
+
+
+def gram_matrix(bits: int, *, a: float, b: float, b0: float) -> Float[Tensor, "vocab vocab"]:
+    """Equation 5.2 written out from Hamming distances, in float64: b0 on the diagonal, b - a D_H.
+
+    It is the Gram matrix of embeddings if it is positive semidefinite, and then has their rank.
+
+    >>> gram_matrix(1, a=1.0, b=2.0, b0=5.0).tolist()
+    [[5.0, 1.0], [1.0, 5.0]]
+    """
+    gram = b - a * ConceptTask(bits=bits).hamming().double()
+    return gram.fill_diagonal_(b0)
+
+
 def rank_of_geometry(settings: RankSettings, bench: Workbench) -> pd.DataFrame:
-    """Numerical rank of W_E under equation 5.2, with b = b0 and with b below b0."""
+    """Numerical rank under equation 5.2, with b = b0 and with b below b0.
+
+    b is 1 above a m / 2, from which on there are embeddings with b = b0; `least` is the smallest
+    eigenvalue relative to the largest, which shows it.
+    """
     rows = []
     for bits in settings.bits:
         for slope in settings.slopes:
             b = slope * bits / 2 + 1.0
             for condition, offset in (("b = b0", 0.0), ("b < b0", settings.offset)):
-                embedding = hamming_geometry(bits, a=slope, b=b, b0=b + offset, dtype=torch.float64)
-                values = torch.linalg.svdvals(embedding).numpy()
-                rank = int((values > values[0] * 1e-9).sum())
+                gram = gram_matrix(bits, a=slope, b=b, b0=b + offset)
+                values = torch.linalg.eigvalsh(gram)  # ascending
+                rank = int((values.abs() > RANK_TOLERANCE * values[-1]).sum())
                 rows.append(
                     {
                         "bits": bits,
@@ -56,6 +77,7 @@ def rank_of_geometry(settings: RankSettings, bench: Workbench) -> pd.DataFrame:
                         "rank": rank,
                         "bound": bits + 2,
                         "excess": rank - (bits + 2),
+                        "least": float(values[0] / values[-1]),
                     }
                 )
     return pd.DataFrame(rows)
@@ -207,6 +229,18 @@ ANALYSES = (
                 "with b = b0 no rank is above m + 2 (largest rank less m + 2)",
                 lambda t: exact(t.loc[t.condition == "b = b0", "excess"].max()),
                 0.5,
+            ),
+            near(
+                "with b = b0 every rank is m + 1 (7.3; the largest difference)",
+                lambda t: exact((t.excess + 1)[t.condition == "b = b0"].abs().max()),
+                0.0,
+                0.5,
+            ),
+            above(
+                "all Gram matrices are positive semidefinite, so there are such embeddings "
+                "(smallest eigenvalue over the largest)",
+                lambda t: exact(t.least.min()),
+                -RANK_TOLERANCE,
             ),
             above(
                 "with b < b0 the rank is, so the condition matters (smallest rank less m + 2)",

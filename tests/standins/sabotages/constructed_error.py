@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 
+from analyses.error_exponent import ChernoffBound
 from hijacklens.concepts import memory
+from hijacklens.concepts.task import ConceptTask
 from sabotages import Sabotage
 
 THEOREM_1 = memory.theorem_1
@@ -31,16 +34,27 @@ def random_memory(weights, task):
     return memory.random(weights.W_E, task, torch.Generator().manual_seed(1))
 
 
-def no_information(monkeypatch):
-    monkeypatch.setattr("analyses.constructed_error._chernoff_information", lambda task: 0.0)
+def larger_exponent(monkeypatch):
+    def broken(task, model):
+        exponents = torch.full((task.vocab - 1,), 5.0, dtype=torch.float64)
+        return ChernoffBound(exponents, torch.zeros_like(exponents))
+
+    monkeypatch.setattr("analyses.constructed_error.chernoff_bound", broken)
+
+
+def information(value):
+    """Another Chernoff information than that of the task."""
+
+    def patch(monkeypatch):
+        monkeypatch.setattr("analyses.constructed_error.chernoff_information", lambda task: value)
+
+    return patch
 
 
 def identity_that_is_the_memory(monkeypatch):
     def broken(width, **options):
-        task_bits = width.bit_length() - 1
-        from hijacklens.concepts.task import ConceptTask
-
-        task = ConceptTask(bits=task_bits, omega=1.0, support="hamming-1")
+        bits = width.bit_length() - 1
+        task = ConceptTask(bits=bits, omega=1.0, support="hamming-1")
         return memory.constructed(torch.eye(width), task)
 
     monkeypatch.setattr("analyses.constructed_error.memory.identity", broken)
@@ -66,8 +80,9 @@ SABOTAGES = (
             "the error falls from",
             "the margin of the model's own",
             "no margin differs",
-            "accuracy at m = 5",
-            "accuracy at m = 7",
+            "accuracy at omega = 1, m = 5",
+            "accuracy at omega = 1, m = 7",
+            "no accuracy is 4 standard errors",
         ),
         changes=FEW,
         patch=value_matrix(random_memory),
@@ -77,17 +92,21 @@ SABOTAGES = (
         how="the bound of a far larger exponent",
         claims=("no measured error is surely above",),
         changes=FEW,
-        patch=lambda monkeypatch: monkeypatch.setattr(
-            "analyses.constructed_error._exponents",
-            lambda task, model: torch.full((task.vocab - 1,), 5.0, dtype=torch.float64),
-        ),
+        patch=larger_exponent,
     ),
     Sabotage(
         analysis="theorem1",
         how="tokens that tell nothing",
         claims=("the exponent is at most the Chernoff information",),
         changes=FEW,
-        patch=no_information,
+        patch=information(0.0),
+    ),
+    Sabotage(
+        analysis="theorem1",
+        how="tokens that tell everything",
+        claims=("the Chernoff information is at most",),
+        changes=FEW,
+        patch=information(math.log(2)),
     ),
     Sabotage(
         analysis="lemma2",
@@ -99,7 +118,7 @@ SABOTAGES = (
     Sabotage(
         analysis="lemma2",
         how="the constructed memory in place of the identity",
-        claims=("the identity has an error above 0",),
+        claims=("the identity has an error above 0", "the error of the identity is 1"),
         changes=FEW,
         patch=identity_that_is_the_memory,
     ),

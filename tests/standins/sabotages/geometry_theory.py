@@ -5,9 +5,12 @@ from __future__ import annotations
 import torch
 
 from hijacklens.concepts import memory, population
+from hijacklens.concepts.embeddings import hamming_geometry
+from hijacklens.statistics import Interval
 from sabotages import Sabotage
 
 GEOMETRY_LOGITS = population.geometry_logits
+FEW = {"contexts": 64, "ratios": (0.0, 5.0, 20.0)}
 
 
 def random_memory(monkeypatch):
@@ -17,26 +20,96 @@ def random_memory(monkeypatch):
     monkeypatch.setattr("analyses.geometry_theory.memory.constructed", broken)
 
 
-def shifted_formula(monkeypatch):
-    def broken(task, *, a, b, b0):
-        return GEOMETRY_LOGITS(task, a=2 * a, b=b, b0=b0)
+def formula(change):
+    """The Walsh formula with something else done to its logits."""
 
-    monkeypatch.setattr("analyses.geometry_theory.population.geometry_logits", broken)
+    def patch(monkeypatch):
+        monkeypatch.setattr("analyses.geometry_theory.population.geometry_logits", change)
+
+    return patch
+
+
+def at_another_slope(task, *, a, b, b0):
+    return GEOMETRY_LOGITS(task, a=2 * a, b=b, b0=b0)
+
+
+def upside_down(task, *, a, b, b0):
+    return -GEOMETRY_LOGITS(task, a=a, b=b, b0=b0)
+
+
+def with_b_for_the_label(task, *, a, b, b0):
+    logits = GEOMETRY_LOGITS(task, a=a, b=b, b0=b0)
+    logits[0] += b
+    return logits
+
+
+def orthonormal_at_one_slope(monkeypatch):
+    """Embeddings that know nothing of distances, for one of the slopes."""
+
+    def broken(bits, *, a, **options):
+        if a == 0.1:
+            return torch.eye(1 << bits, dtype=torch.float64)
+        return hamming_geometry(bits, a=a, **options)
+
+    monkeypatch.setattr("analyses.geometry_theory.hamming_geometry", broken)
+
+
+def always_right(monkeypatch):
+    monkeypatch.setattr(
+        "analyses.geometry_theory.bayes.accuracy",
+        lambda *arguments, **options: Interval(1.0, 1.0, 1.0),
+    )
 
 
 SABOTAGES = (
     Sabotage(
         analysis="theorem4",
         how="a random memory",
-        claims=("the logits of the model's own", "at the longest L the error"),
-        changes={"contexts": 256},
+        claims=(
+            "the logits of the model's own",
+            "at beta = 1 and the longest L",
+            "where a small b0",
+        ),
+        changes=FEW,
         patch=random_memory,
     ),
     Sabotage(
         analysis="theorem4",
         how="the Walsh formula at another slope",
-        claims=("margin of the Walsh formula at m = 7", "margin of the Walsh formula at m = 5"),
-        changes={"contexts": 64},
-        patch=shifted_formula,
+        claims=(
+            "the logits of the Walsh formula",
+            "margin of the Walsh formula at m = 7",
+            "margin of the Walsh formula at m = 5",
+        ),
+        changes=FEW,
+        patch=formula(at_another_slope),
+    ),
+    Sabotage(
+        analysis="theorem4",
+        how="the Walsh formula upside down",
+        claims=("at beta = 1 every geometry",),
+        changes=FEW,
+        patch=formula(upside_down),
+    ),
+    Sabotage(
+        analysis="theorem4",
+        how="b added to the logit of the label alone",
+        claims=("the margin over a^2",),
+        changes=FEW,
+        patch=formula(with_b_for_the_label),
+    ),
+    Sabotage(
+        analysis="theorem4",
+        how="embeddings without a geometry at one slope",
+        claims=("the measured error depends",),
+        changes=FEW,
+        patch=orthonormal_at_one_slope,
+    ),
+    Sabotage(
+        analysis="theorem4",
+        how="answers that are always right",
+        claims=("where the margin is below 0",),
+        changes=FEW,
+        patch=always_right,
     ),
 )

@@ -23,7 +23,11 @@ SABOTAGES = (
     Sabotage(
         analysis="theorem3",
         how="an untrained model",
-        claims=("among absent labels the linear law", "among absent labels the slope"),
+        claims=(
+            "among absent labels the posterior",
+            "among absent labels the linear law",
+            "among absent labels the slope",
+        ),
         changes={"steps": 1, "bits": (3,)},
     ),
     Sabotage(
@@ -32,5 +36,12 @@ SABOTAGES = (
         claims=("with all labels the slope",),
         changes={"steps": 200, "bits": (3,)},
         patch=shuffled_labels,
+    ),
+    Sabotage(
+        analysis="theorem3",
+        how="an untrained model at paper scale",
+        claims=("with all labels the linear law",),
+        changes={"steps": 1, "bits": (3,), "seeds": 2},
+        scale="paper",
     ),
 )

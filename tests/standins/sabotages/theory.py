@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from torch.nn.functional import cross_entropy
 
-from hijacklens.concepts.embeddings import hamming_geometry
+from analyses.theory import gram_matrix as GRAM_MATRIX
 from sabotages import Sabotage
 
 
-def geometry_of_full_rank(monkeypatch):
-    def broken(bits, *, a, b, b0, **options):
-        return hamming_geometry(bits, a=a, b=b, b0=b + 1.0, **options)
+def gram_matrix(change):
+    """Equation 5.2 with other numbers in place of b and b0."""
 
-    monkeypatch.setattr("analyses.theory.hamming_geometry", broken)
+    def patch(monkeypatch):
+        def broken(bits, *, a, b, b0):
+            return GRAM_MATRIX(bits, a=a, **change(b, b0))
+
+        monkeypatch.setattr("analyses.theory.gram_matrix", broken)
+
+    return patch
 
 
 def double_scores(monkeypatch):
@@ -27,8 +32,14 @@ SABOTAGES = (
     Sabotage(
         analysis="lemma5",
         how="embeddings with b0 above b",
-        claims=("with b = b0 no rank",),
-        patch=geometry_of_full_rank,
+        claims=("with b = b0 no rank", "with b = b0 every rank"),
+        patch=gram_matrix(lambda b, b0: {"b": b, "b0": b + 1.0}),
+    ),
+    Sabotage(
+        analysis="lemma5",
+        how="a b too small for embeddings",
+        claims=("all Gram matrices are positive",),
+        patch=gram_matrix(lambda b, b0: {"b": 0.0, "b0": 0.0}),
     ),
     Sabotage(
         analysis="lemma5",

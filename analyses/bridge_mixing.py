@@ -18,7 +18,8 @@ from matplotlib.figure import Figure
 
 from analyses.bridge_models import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
 from analyses.check import above, lowest, mean, near
-from analyses.hijack_curves import CurveSettings, change, curves
+from analyses.drawing import OVER_SEEDS
+from analyses.hijack_curves import CurveSettings, curves, dose_change, verdicts
 from analyses.registry import Analysis
 from analyses.workbench import Workbench
 from hijacklens import plots
@@ -60,15 +61,14 @@ def mixing(settings: MixingSides, bench: Workbench) -> pd.DataFrame:
     prompts, _ = make_prompts(
         facts, get_scheme(settings.scheme), settings.doses, seed=settings.seed
     )
-    for name, own in found.groupby("model", sort=False):
+    for name, own in verdicts(found).groupby("model", sort=False):
         tokenizer = bench.language_model(str(name)).tokenizer
         shares = {}
         for fact, prompt in prompts:
             located = locate(tokenizer, prompt)
             shares[fact.case_id, prompt.dose] = len(located.spans["hijack"]) / len(located.ids)
         at = [shares[key] for key in zip(own["case_id"], own["dose"], strict=True)]
-        wins = (own["margin"] > 0).astype(float)
-        parts.append(own.assign(side=LANGUAGE, share=at, wins=wins))
+        parts.append(own.assign(side=LANGUAGE, share=at))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -76,7 +76,7 @@ def _mixed(settings: MixingSides, bench: Workbench) -> Iterator[dict[str, Any]]:
     result = one_layer(settings, bench)
     for seed, model in enumerate(result.best()):
         for rate in settings.rates:
-            draw = torch.Generator().manual_seed(1_000 * seed + round(1_000 * rate))
+            draw = torch.Generator().manual_seed(100_000 * seed + round(1_000 * rate))
             mixed = result.task.sample_mixed(settings.contexts, rate, draw)
             scores = answers(model, result.task)(mixed.tokens)
             first, second = (
@@ -92,11 +92,14 @@ def _mixed(settings: MixingSides, bench: Workbench) -> Iterator[dict[str, Any]]:
 
 
 def draw_mixing(table: pd.DataFrame, settings: MixingSides) -> Figure:
-    """Efficacy against the share of the context, the one-layer model's curve and a line a model."""
+    """Efficacy against the share of the context, the one-layer model's curve and a line a model.
+
+    Dotted: how often the one-layer model answers the second label before all others.
+    """
     one = table[table["side"] == ONE_LAYER].groupby("share")
-    with plots.canvas(width=5.4, height=3.7) as (figure, (axes,)):
+    with plots.canvas(width=5.4, height=4.4) as (figure, (axes,)):
         colour, marker = plots.series(0)
-        label = f"one-layer, m = {settings.bits}: mixing rate"
+        label = f"one-layer, m = {settings.bits}, by mixing rate"
         axes.errorbar(
             one["wins"].mean().index,
             one["wins"].mean(),
@@ -107,7 +110,7 @@ def draw_mixing(table: pd.DataFrame, settings: MixingSides) -> Figure:
             label=label,
         )
         axes.plot(
-            one["second"].mean(), ":", color=colour, lw=1.2, label="the same, among all answers"
+            one["second"].mean(), ":", color=colour, lw=1.2, label="one-layer, second label first"
         )
         language: Any = table[table["side"] == LANGUAGE]
         for i, (name, own) in enumerate(language.groupby("model", sort=False), start=1):
@@ -118,30 +121,28 @@ def draw_mixing(table: pd.DataFrame, settings: MixingSides) -> Figure:
             axes.errorbar(
                 x,
                 [interval.value for interval in found],
-                yerr=[
-                    [interval.value - interval.low for interval in found],
-                    [interval.high - interval.value for interval in found],
-                ],
+                yerr=plots.whiskers(found),
                 color=colour,
                 marker=marker,
                 capsize=2,
-                label=f"{name}, {own['case_id'].nunique()} facts: dose",
+                label=f"{name}, {own['case_id'].nunique()} facts, by dose",
             )
             for dose, place, interval in zip(x.index, x, found, strict=True):
                 axes.annotate(
                     f"{dose:.0f}",
                     (place, interval.value),
-                    xytext=(4, -10),
+                    xytext=(5, 5) if i % 2 else (5, -11),
                     textcoords="offset points",
-                    fontsize=7,
+                    fontsize=8,
                     color=colour,
                 )
         axes.set(
-            xlabel="share of the context's tokens for the other target\n(numbers: dose)",
+            xlabel="share of the context's tokens for the other target (numbers: dose)",
             ylabel="efficacy: share other > own target",
-            ylim=(-0.02, 1.02),
+            ylim=(-0.04, 1.04),
         )
-        axes.legend(fontsize=8)
+        bars = f"95% Wilson intervals; one-layer: {OVER_SEEDS.format(settings.seeds)}"
+        plots.legend_below(figure, [axes], bars=bars, columns=2)
         return figure
 
 
@@ -176,7 +177,6 @@ ANALYSES = (
                 seeds=2,
                 steps=1500,
                 learning_rates=(0.01,),
-                evaluation=8192,
                 rates=(0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0),
                 contexts=2048,
                 limit=40,
@@ -187,7 +187,6 @@ ANALYSES = (
                 length=256,
                 seeds=5,
                 steps=4000,
-                evaluation=8192,
                 rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
                 contexts=8192,
                 limit=None,
@@ -210,7 +209,7 @@ ANALYSES = (
             ),
             above(
                 "one sentence raises efficacy, in every language model (paired)",
-                lambda t: lowest(change(_side(t, LANGUAGE), 0, 1)),
+                lambda t: lowest(dose_change(_side(t, LANGUAGE), 0, 1)),
                 0.0,
             ),
             above(

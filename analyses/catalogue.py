@@ -31,7 +31,7 @@ class Entry:
     that the entry before has trained, and with `shared` there is nothing more to train."""
     paper: str
     """The same at the scale of the paper, on one core; `depends` where model and facts decide, `~`
-    where it is a guess, as nobody has run it to its end."""
+    where it is put together from parts that were run at different times."""
     uses_models: bool = False
     """Whether it runs language models, so that --model says something."""
     uses_facts: bool = False
@@ -122,7 +122,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Memory fit of OV circuits beside the one-layer W_V",
             "Are value matrices of language models associative memories as the one-layer's?",
             "30 s",
-            "~ 5 min",
+            "+ 2 min",
             uses_models=True,
             uses_facts=True,
         ),
@@ -132,7 +132,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Singular values of embeddings, one-layer beside language models",
             "Do embeddings of language models have few large directions, too?",
             "30 s",
-            "~ 10 min",
+            "+ 2 min",
             uses_models=True,
         ),
         Entry(
@@ -141,7 +141,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Attention to the cues against the shift, one-layer beside language models",
             "Does the last token attend to the hijack, and more where the answer moves more?",
             "20 s",
-            "~ 15 min",
+            "+ 4 min",
             uses_models=True,
             uses_facts=True,
         ),
@@ -151,7 +151,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "Mixing curves of the one-layer model beside dose curves",
             "Does the answer turn at the same share of the context in both kinds of model?",
             "40 s",
-            "~ 20 min",
+            "+ 1 min",
             uses_models=True,
             uses_facts=True,
         ),

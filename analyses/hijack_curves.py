@@ -1,47 +1,35 @@
-"""Figures 1, 2a, 2b and B.1 to B.4: context hijacking of language models.
+"""Figures 2a, 2b and B.1 to B.4: context hijacking of language models.
 
-Efficacy is the share of facts with score(o_) > score(o*), by the rule `first`; hijacking raises
-it, reverse hijacking lowers it (some summaries of the paper have the opposite sign). All doses
-score the same facts, so changes between doses are paired. Models that are named together are drawn
-together, so depth and size can be compared by naming several.
+Efficacy is the share of facts with score(o_) > score(o*); hijacking raises it, reverse hijacking
+lowers it (some summaries of the paper have the opposite sign). By which rule the paper scores a
+target of several tokens is not known: figures and checks go by `first`, tables have the margin by
+every rule, and where targets have several tokens a check asks whether the rules agree.
+
+All doses score the same facts, so changes between doses are paired. Models that are named together
+are drawn together, against the dose and against their size. Several relations in one figure are
+pooled in the checks that say so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.check import Check, above, below, exact, lowest, mean
+from analyses.check import Check, above, below, highest, lowest, mean
+from analyses.dose_drawing import draw_doses
+from analyses.example_answers import FIGURE_1, size_of
 from analyses.registry import Analysis
 from analyses.workbench import Workbench
-from hijacklens import plots
-from hijacklens.scoring.answers import answer
+from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.hijack import hijack
-from hijacklens.statistics import Interval, share
+from hijacklens.statistics import Interval
 
-TARGETS = ("Paris", "Chicago")
-QUESTION = "The Eiffel Tower is in the city of"
-CONTEXTS = {
-    "question alone": "",
-    "one sentence": "The Eiffel Tower is not in Chicago.",
-    "three sentences": " ".join(["The Eiffel Tower is not in Chicago."] * 3),
-    "argument": "The Eiffel Tower is not in Chicago. However, the Chicago river is in Chicago. "
-    "Therefore, the Chicago river is in the city of Chicago.",
-    "do not think, five times": " ".join(["Do not think of Chicago."] * 5),
-}
-"""Contexts of figure 1. The first two are the paper's; the strings it uses for Gemma and LLaMA are
-not known, so the others are ours."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerSettings:
-    """Figure 1: what each model says behind each context."""
-
-    contexts: tuple[str, ...] = tuple(CONTEXTS)
-    tokens: int = 6
+RULE: Rule = "first"
+"""By which the figures are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,68 +45,37 @@ class CurveSettings:
     seed: int = 0
 
 
-def answers(settings: AnswerSettings, bench: Workbench) -> pd.DataFrame:
-    """The greedy answer and the log-probabilities of both targets per model and context."""
-    rows = []
-    for name in bench.models:
-        model = bench.language_model(name)
-        for context in settings.contexts:
-            text = f"{CONTEXTS[context]} {QUESTION}".strip()
-            found = answer(model, text, targets=TARGETS, top=1, tokens=settings.tokens)
-            true, false = found.targets
-            rows.append(
-                {
-                    "model": name,
-                    "context": context,
-                    "prompt": text,
-                    "answer": found.completion.strip().split("\n")[0],
-                    "logprob_paris": true.logprob,
-                    "logprob_chicago": false.logprob,
-                    "rank_paris": true.rank,
-                    "rank_chicago": false.rank,
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
-    """Log-odds of Chicago against Paris by context, a colour per model, the answer beside it."""
-    models = list(table["model"].unique())
-    with plots.canvas(width=7.4, height=0.5 + 0.32 * len(models) * len(settings.contexts)) as (
-        figure,
-        (axes,),
-    ):
-        for i, model in enumerate(models):
-            rows = table[table["model"] == model]
-            odds = rows["logprob_chicago"] - rows["logprob_paris"]
-            step = 0.8 / len(models)
-            places = [k + (i + 0.5) * step - 0.4 for k in range(len(rows))]
-            colour, _ = plots.series(i)
-            axes.barh(places, odds, height=step * 0.9, color=colour, label=model)
-            for place, end, text in zip(places, odds, rows["answer"], strict=True):
-                axes.annotate(
-                    f'"{text}"',
-                    (max(end, 0), place),
-                    xytext=(4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=7,
-                    parse_math=False,
-                )
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(settings.contexts)), settings.contexts)
-        axes.invert_yaxis()
-        axes.margins(x=0.3)
-        axes.set_xlabel("log P(Chicago) - log P(Paris), nats")
-        axes.legend(fontsize=8, loc="lower left")
-        return figure
+COLUMNS = (
+    "kind",
+    "model",
+    "layers",
+    "parameters",
+    "scheme",
+    "relation",
+    "case_id",
+    "dose",
+    *(f"margin_{rule}" for rule in RULES),
+    "reason",
+)
 
 
 def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
-    """A row per model, scheme, panel, fact and dose: the margin score(o_) - score(o*) in nats."""
+    """How far every fact gives way at every dose, and the facts that could not be scored.
+
+    Rows of kind
+
+    - `item`: a model, scheme, panel (`relation`), fact and dose, with the margin
+      score(o_) - score(o*) in nats by each rule: `margin_first`, `margin_sum`, `margin_mean`. The
+      false target wins where it is above 0, and 0 is a tie. A model knows a fact by a rule where
+      the margin at dose 0 is below 0, so retention of the known ones needs no column.
+    - `skipped`: a fact that a scheme (or `all`) could not score at every dose, with the `reason`.
+
+    `layers` and `parameters`, the number of weights, are the size of the model.
+    """
     parts = []
-    for name in bench.models:
+    for name in dict.fromkeys(bench.models):
         model = bench.language_model(name)
+        size = size_of(model)
         for relation in settings.relations:
             chosen = bench.scored
             if relation != "all":
@@ -132,93 +89,96 @@ def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
                 quiet=bench.quiet,
             )
             items = result.to_dataframe()
-            parts.append(
-                pd.DataFrame(
-                    {
-                        "model": name,
-                        "scheme": items["scheme"],
-                        "relation": relation,
-                        "case_id": items["case_id"],
-                        "dose": items["dose"],
-                        "margin": items["first_false"] - items["first_true"],
-                    }
-                )
+            scored = items[["scheme", "case_id", "dose"]].assign(
+                kind="item", **{f"margin_{rule}": margin(items, rule) for rule in RULES}
             )
-    return pd.concat(parts, ignore_index=True)
+            skipped = result.skipped[["scheme", "case_id", "reason"]].assign(kind="skipped")
+            parts += [
+                rows.assign(model=name, relation=relation, **size)
+                for rows in (scored, skipped)
+                if len(rows)
+            ]
+    table = pd.concat(parts, ignore_index=True).reindex(columns=list(COLUMNS))
+    return table.astype({"case_id": "Int64", "dose": "Int64"})  # a skipped fact has no dose
+
+
+def verdicts(table: pd.DataFrame, rule: Rule = RULE) -> pd.DataFrame:
+    """The items of a table of `curves`, with `wins` (of the false target) and `ties`, 0 or 1."""
+    items = table[table["kind"] == "item"].drop(columns="reason")
+    margins = items[f"margin_{rule}"]
+    return items.assign(
+        dose=items["dose"].astype(int),
+        wins=(margins > 0).astype(float),
+        ties=(margins == 0).astype(float),
+    )
 
 
 def draw_curves(table: pd.DataFrame, settings: CurveSettings) -> Figure:
-    """Efficacy against dose with Wilson intervals, a panel per scheme and relation."""
-    panels = [(scheme, relation) for scheme in settings.schemes for relation in settings.relations]
-    models = list(table["model"].unique())
-    with plots.canvas(1, len(panels), width=2.9, height=2.8, share_y=True) as (figure, axes):
-        for panel, (scheme, relation) in zip(axes, panels, strict=True):
-            rows: Any = table[(table["scheme"] == scheme) & (table["relation"] == relation)]
-            for i, model in enumerate(models):
-                own: Any = rows[rows["model"] == model]
-                found = [
-                    share(int((of_dose["margin"] > 0).sum()), len(of_dose))
-                    for _, of_dose in own.groupby("dose")
-                ]
-                colour, marker = plots.series(i)
-                values = [interval.value for interval in found]
-                panel.errorbar(
-                    sorted(own["dose"].unique()),
-                    values,
-                    yerr=[
-                        [interval.value - interval.low for interval in found],
-                        [interval.high - interval.value for interval in found],
-                    ],
-                    color=colour,
-                    marker=marker,
-                    capsize=2,
-                    label=model,
-                )
-            n = rows.groupby("model")["case_id"].nunique().max()
-            panel.set_title(f"{scheme}\n{relation}, n = {n}", fontsize=9)
-            panel.set_xlabel("dose (sentences)")
-            panel.set_xticks(settings.doses)
-            panel.set_ylim(-0.02, 1.02)  # a marker at 0 or 1 stays whole
-        axes[0].set_ylabel("efficacy score: share false > true")
-        axes[-1].legend(fontsize=8)
-        return figure
-
-
-def change(table: Any, start: int, end: int) -> list[Interval]:
-    """The paired change of efficacy between two doses over facts, per model and scheme."""
-    wins = (table.margin > 0).astype(float)
-    wide = table.assign(win=wins).pivot_table(
-        index=["model", "scheme", "relation", "case_id"], columns="dose", values="win"
+    """Efficacy by dose and, of several models, by their size, a panel per scheme and relation."""
+    return draw_doses(
+        verdicts(table), schemes=settings.schemes, relations=settings.relations, rule=RULE
     )
-    moved = wide[end] - wide[start]
-    return [mean(own) for _, own in moved.groupby(["model", "scheme"])]
 
 
-def _highest(intervals: list[Interval]) -> Interval:
-    return max(intervals, key=lambda interval: interval.high)
+def dose_change(verdicts: Any, start: int, end: int) -> list[Interval]:
+    """How efficacy changes between two doses, paired over facts: one per model and scheme.
+
+    Args:
+        verdicts: A row per `model`, `scheme`, `relation`, `case_id` and `dose`, with `wins`, 0 or
+            1. Facts of all relations are pooled.
+        start: A dose.
+        end: Another; its efficacy minus that of `start` is what is measured.
+
+    Returns:
+        Mean differences in -1..1 with their 95% Student intervals; not a number where one of the
+        doses was not run.
+    """
+    keys = ["model", "scheme", "relation", "case_id"]
+    wide = verdicts.pivot(index=keys, columns="dose", values="wins").reindex(columns=[start, end])
+    return [mean(own) for _, own in (wide[end] - wide[start]).groupby(["model", "scheme"])]
 
 
-RISES = above(
-    "one sentence raises efficacy, in every model (paired)",
-    lambda t: lowest(change(t, 0, 1)),
-    0.0,
-)
-FALLS = below(
-    "one sentence of the reverse lowers efficacy, in every model (paired)",
-    lambda t: _highest(change(t, 0, 1)),
-    0.0,
-)
+def moves(
+    claim: str,
+    start: int,
+    end: int,
+    *,
+    up: bool,
+    rules: Sequence[Rule] = (RULE,),
+    scheme: str | None = None,
+    relation: str | None = None,
+    **more: Any,
+) -> Check:
+    """A claim that efficacy rises (`up`) or falls between two doses, in every model.
+
+    Args:
+        claim: How it begins.
+        start: The dose before.
+        end: The dose after.
+        up: Whether it rises.
+        rules: By every one of which it has to.
+        scheme: The only scheme that it is about.
+        relation: The only relation that it is about.
+        **more: `scales` and `remark` of a `Check`.
+    """
+
+    def measure(table: Any) -> Interval:
+        own = table
+        for column, value in (("scheme", scheme), ("relation", relation)):
+            own = own if value is None else own[own[column] == value]
+        found = [
+            change for rule in rules for change in dose_change(verdicts(own, rule), start, end)
+        ]
+        # With nothing scored there is no number, and no claim holds.
+        return (lowest if up else highest)(found or [mean([])])
+
+    make = above if up else below
+    return make(f"{claim}, in every model (paired)", measure, 0.0, **more)
 
 
-def grows(remark: str) -> Check:
-    """Five sentences against one."""
-    return above(
-        "five sentences raise efficacy above one sentence, in every model (paired)",
-        lambda t: lowest(change(t, 1, 5)),
-        0.0,
-        scales=("paper",),
-        remark=remark,
-    )
+def _left_open(remark: str) -> dict[str, Any]:
+    """Decided at the scale of the paper only, with the reason."""
+    return {"scales": ("paper",), "remark": remark}
 
 
 def _curve(
@@ -242,102 +202,119 @@ def _curve(
     )
 
 
-RELATIONS = ("P190", "P103", "P131", "P641")
+RELATIONS = ("P103", "P131", "P190", "P641")
 SATURATED = (
     "the packaged models give way to one sentence, and the generic scheme hardly moves them further"
 )
+CEILING = "decided on all facts only: where one sentence turns nearly all, few are left to rise"
 FLOOR = "decided on all facts only: where a model knows most of them, few verdicts are left to fall"
-FEW = "decided on all facts only: at quick scale the change is smaller than its interval"
+FEW = "decided on all facts only: growth beyond one sentence is small, and quick has few facts"
+EACH = "decided on all facts only: at quick scale a relation has 25, too few by themselves"
+
+RISES = "one sentence raises efficacy"
+FALLS = "one sentence of the reverse lowers efficacy"
+GROWS = "five sentences raise efficacy above one sentence"
+SINKS = "five sentences of the reverse lower efficacy below one sentence"
+BY_RULES = "by each of the three rules"
+POOLED = "relations pooled"
 
 ANALYSES = (
-    Analysis(
-        id="fig1",
-        settings={"quick": AnswerSettings(), "paper": AnswerSettings()},
-        ours=("contexts", "tokens"),
-        run=answers,
-        draw=draw_answers,
-        checks=(
-            below(
-                "asked plainly, every model prefers Paris (largest log-odds of Chicago, nats)",
-                lambda t: exact(_odds(t[t.context == "question alone"]).max()),
-                0.0,
-            ),
-            above(
-                "in every model some context raises the odds of Chicago (least best shift, nats)",
-                lambda t: exact(_best_shift(t).min()),
-                0.0,
-            ),
-            above(
-                "some model then prefers Chicago (largest log-odds, nats)",
-                lambda t: exact(_odds(t[t.context != "question alone"]).max()),
-                0.0,
-            ),
-        ),
-    ),
+    FIGURE_1,
     _curve(
         "fig2a",
         schemes=("do-not-think",),
         relations=("all",),
-        checks=(RISES, grows(SATURATED)),
+        checks=(
+            moves(RISES, 0, 1, up=True),
+            moves(f"{RISES} {BY_RULES}", 0, 1, up=True, rules=RULES),
+            moves(GROWS, 1, 5, up=True, **_left_open(SATURATED)),
+        ),
         quick=120,
     ),
     _curve(
         "figb1",
         schemes=("do-not-think-true",),
         relations=("all",),
-        checks=(FALLS,),
+        checks=(
+            moves(FALLS, 0, 1, up=False),
+            moves(f"{FALLS} {BY_RULES}", 0, 1, up=False, rules=RULES),
+            moves(SINKS, 1, 5, up=False, **_left_open(FLOOR)),
+        ),
         quick=120,
     ),
     _curve(
         "fig2b",
         schemes=("relation",),
         relations=("P190",),
-        checks=(RISES,),
+        checks=(
+            moves(RISES, 0, 1, up=True),
+            moves(f"{RISES} {BY_RULES}", 0, 1, up=True, rules=RULES),
+            moves(GROWS, 1, 5, up=True, **_left_open(CEILING)),
+        ),
         quick=40,
     ),
     _curve(
         "figb2",
         schemes=("relation",),
         relations=RELATIONS,
-        checks=(RISES, grows(FEW)),
+        checks=(
+            moves(f"{RISES}, {POOLED}", 0, 1, up=True),
+            moves(f"{RISES} {BY_RULES}, {POOLED}", 0, 1, up=True, rules=RULES),
+            moves(f"{GROWS}, {POOLED}", 1, 5, up=True, **_left_open(FEW)),
+            *(
+                moves(f"{each}: {RISES}", 0, 1, up=True, relation=each, **_left_open(EACH))
+                for each in RELATIONS
+            ),
+        ),
         quick=25,
     ),
     _curve(
         "figb3",
         schemes=("relation-true",),
         relations=RELATIONS,
-        checks=(FALLS,),
+        checks=(
+            moves(f"{FALLS}, {POOLED}", 0, 1, up=False),
+            moves(f"{FALLS} {BY_RULES}, {POOLED}", 0, 1, up=False, rules=RULES),
+            moves(f"{SINKS}, {POOLED}", 1, 5, up=False, **_left_open(FLOOR)),
+            *(
+                moves(f"{each}: {FALLS}", 0, 1, up=False, relation=each, **_left_open(EACH))
+                for each in RELATIONS
+            ),
+        ),
         quick=25,
     ),
+    # The targets are languages, of one token each in the packaged models: the rules cannot differ.
     _curve(
         "figb4",
         schemes=("near-word", "near-word-true"),
         relations=("P1412",),
         checks=(
-            above(
-                "one near-word sentence raises efficacy, in every model (paired)",
-                lambda t: lowest(change(t[t.scheme == "near-word"], 0, 1)),
-                0.0,
+            moves("one near-word sentence raises efficacy", 0, 1, up=True, scheme="near-word"),
+            moves(
+                "five near-word sentences raise efficacy above one sentence",
+                1,
+                5,
+                up=True,
+                scheme="near-word",
+                **_left_open(FEW),
             ),
-            below(
-                "one sentence of its reverse lowers efficacy, in every model (paired)",
-                lambda t: _highest(change(t[t.scheme == "near-word-true"], 0, 1)),
-                0.0,
-                scales=("paper",),
-                remark=FLOOR,
+            moves(
+                "one sentence of its reverse lowers efficacy",
+                0,
+                1,
+                up=False,
+                scheme="near-word-true",
+                **_left_open(FLOOR),
+            ),
+            moves(
+                "five sentences of its reverse lower efficacy below one sentence",
+                1,
+                5,
+                up=False,
+                scheme="near-word-true",
+                **_left_open(FLOOR),
             ),
         ),
         quick=40,
     ),
 )
-
-
-def _odds(table: Any) -> Any:
-    return table.logprob_chicago - table.logprob_paris
-
-
-def _best_shift(table: Any) -> Any:
-    """Per model, the largest log-odds of Chicago over the contexts minus those of the question."""
-    odds = table.assign(odds=_odds(table))
-    plain = odds[odds.context == "question alone"].set_index("model").odds
-    return odds[odds.context != "question alone"].groupby("model").odds.max() - plain

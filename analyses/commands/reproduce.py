@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 EVERYTHING = "all"
 TIMES = (
     "quick on two cores, paper on one; + beside what the line before has trained, shared: nothing "
-    "more to\ntrain, depends: on models and facts, ~: a guess"
+    "more to\ntrain, depends: on models and facts, ~: put together from parts"
 )
 
 

@@ -1,13 +1,13 @@
-"""Sabotages of `analyses.hijack_curves`; they run on a tiny random model."""
+"""Sabotages of `analyses.hijack_curves` and its figure 1; they run on a tiny random model."""
 
 from __future__ import annotations
 
-from analyses import hijack_curves
+from analyses import example_answers, hijack_curves
 from probes import attention
 from sabotages import Sabotage
 
 HIJACK = hijack_curves.hijack
-CONTEXTS = dict.fromkeys(hijack_curves.CONTEXTS, "")
+CONTEXTS = dict.fromkeys(example_answers.CONTEXTS, "")
 
 
 def blind_model(monkeypatch):
@@ -24,20 +24,27 @@ def blind_model(monkeypatch):
 
 
 def contexts_that_say_nothing(monkeypatch):
-    monkeypatch.setattr("analyses.hijack_curves.CONTEXTS", CONTEXTS)
+    monkeypatch.setattr("analyses.example_answers.CONTEXTS", CONTEXTS)
 
 
 def targets(*names):
-    return lambda monkeypatch: monkeypatch.setattr("analyses.hijack_curves.TARGETS", names)
+    return lambda monkeypatch: monkeypatch.setattr("analyses.example_answers.TARGETS", names)
 
 
 FEW = {"limit": 6, "doses": (0, 1, 5)}
+SHORT = {"limit": 6, "doses": (0, 1)}
+"""What fits the context window of the tiny model under the wording of every relation."""
+ONE = {**FEW, "relations": ("P190",)}
+RISES = "one sentence raises efficacy"
+FALLS = "one sentence of the reverse lowers efficacy"
+EACH = tuple(f"{relation}: one sentence" for relation in hijack_curves.RELATIONS)
 
 SABOTAGES = (
     Sabotage(
         analysis="fig1",
         how="contexts that say nothing",
-        claims=("in every model some context raises",),
+        claims=("in every model some context raises", "the paper's sentence raises"),
+        scale="paper",
         patch=contexts_that_say_nothing,
     ),
     Sabotage(
@@ -55,19 +62,31 @@ SABOTAGES = (
     *(
         Sabotage(
             analysis=name,
-            how="a model blind to the hijack",
+            how=f"a model blind to the hijack{how}",
             claims=claims,
-            changes={**FEW, **({"relations": ("P190",)} if name == "figb2" else {})},
-            scale=scale,
+            changes=changes,
+            scale="paper",
             patch=blind_model,
         )
-        for name, scale, claims in (
-            ("fig2a", "paper", ("one sentence raises", "five sentences raise")),
-            ("figb1", "quick", ("one sentence of the reverse",)),
-            ("fig2b", "quick", ("one sentence raises",)),
-            ("figb2", "paper", ("one sentence raises", "five sentences raise")),
-            ("figb3", "quick", ("one sentence of the reverse",)),
-            ("figb4", "paper", ("one near-word sentence", "one sentence of its reverse")),
+        for name, how, changes, claims in (
+            ("fig2a", "", FEW, (f"{RISES},", f"{RISES} by each", "five sentences raise")),
+            ("fig2b", "", FEW, (f"{RISES},", f"{RISES} by each", "five sentences raise")),
+            ("figb1", "", FEW, (f"{FALLS},", f"{FALLS} by each", "five sentences of the")),
+            ("figb2", "", ONE, (f"{RISES},", f"{RISES} by each", "five sentences raise")),
+            ("figb2", ", relation by relation", SHORT, EACH),
+            ("figb3", "", ONE, (f"{FALLS},", f"{FALLS} by each", "five sentences of the")),
+            ("figb3", ", relation by relation", SHORT, EACH),
+            (
+                "figb4",
+                "",
+                FEW,
+                (
+                    "one near-word sentence",
+                    "five near-word sentences",
+                    "one sentence of its reverse",
+                    "five sentences of its reverse",
+                ),
+            ),
         )
     ),
 )

@@ -1,0 +1,218 @@
+"""Dose curves and the answers of figure 1: changes by hand, tables of two tiny models, figures."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+from sample_facts import sample_facts
+from tiny_models import tiny_model, tiny_tokenizer
+
+import hijacklens as hl
+from analyses.dose_drawing import draw_doses
+from analyses.example_answers import AnswerSettings, answers, draw_answers
+from analyses.hijack_curves import (
+    COLUMNS,
+    RELATIONS,
+    CurveSettings,
+    curves,
+    dose_change,
+    draw_curves,
+    moves,
+    verdicts,
+)
+from analyses.workbench import Workbench
+from hijacklens.scoring.efficacy import RULES, margin
+
+DEEP, FLAT = "deep", "flat"
+"""Two tiny models, of 3 layers and of 2."""
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A workbench of both, one of them named twice, with the ten sample facts."""
+    folders = []
+    for name, family, layers in ((DEEP, "llama", 3), (FLAT, "gpt2", 2)):
+        folder = tmp_path_factory.mktemp("models") / name
+        tiny_model(family, layers=layers).save_pretrained(folder)
+        tiny_tokenizer(family).save_pretrained(folder)
+        folders.append(str(folder))
+    return Workbench(models=(*folders, folders[0]), facts=sample_facts(), quiet=True)
+
+
+SETTINGS = CurveSettings(
+    schemes=("near-word",), relations=("all", "P131"), limit=None, doses=(0, 2)
+)
+
+
+@pytest.fixture(scope="module")
+def table(bench):
+    return curves(SETTINGS, bench)
+
+
+def rows(margins, *, model="m", scheme="s", relation="r", kind="item", **more):
+    """Rows of `curves` from the margins of facts, dose by dose: the three rules give the same."""
+    found = [
+        {
+            "kind": kind,
+            "model": model,
+            "scheme": scheme,
+            "relation": relation,
+            "case_id": case,
+            "dose": dose,
+            **{f"margin_{rule}": value for rule in RULES},
+            **more,
+        }
+        for dose, values in margins.items()
+        for case, value in enumerate(values)
+    ]
+    return pd.DataFrame(found).reindex(columns=list(COLUMNS))
+
+
+FOUR = {0: [-1.0, -2.0, 0.0, 3.0], 1: [1.0, -2.0, 0.5, 3.0]}
+"""The false target wins 1 fact of 4, then 3: by fact +1, 0, +1 (a tie is no win) and 0."""
+MORE = pd.concat([rows(FOUR), rows({0: [-1, -1], 1: [-1, -1]}, relation="other")])
+"""Beside them two facts of another relation, which nothing moves."""
+
+
+def test_a_change_is_paired_over_facts():
+    (found,) = dose_change(verdicts(rows(FOUR)), 0, 1)
+    # The mean of (1, 0, 1, 0) and its standard error sqrt(1/3) / 2; Student's t at 3 is 3.182.
+    assert found.value == 0.5
+    half = 3.182446 * math.sqrt(1 / 3) / 2
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+
+
+def test_a_change_back_is_the_same_with_the_other_sign():
+    (up,), (down,) = (dose_change(verdicts(rows(FOUR)), *ends) for ends in ((0, 1), (1, 0)))
+    assert (down.value, down.low, down.high) == (-up.value, -up.high, -up.low)
+
+
+def test_changes_pool_relations_and_keep_models_and_schemes_apart():
+    others = [rows(FOUR, model="n"), rows(FOUR, scheme="t")]
+    found = dose_change(verdicts(pd.concat([MORE, *others])), 0, 1)
+    # (m, s) has 2 of 6, (m, t) and (n, s) have 2 of 4.
+    assert [interval.value for interval in found] == pytest.approx([1 / 3, 1 / 2, 1 / 2])
+
+
+def test_a_dose_that_was_not_run_has_no_change():
+    (found,) = dose_change(verdicts(rows(FOUR)), 0, 5)
+    assert math.isnan(found.value)
+
+
+def test_verdicts_are_of_items_and_count_ties():
+    skipped = pd.DataFrame([{"kind": "skipped", "model": "m", "scheme": "s", "case_id": 9}])
+    found = verdicts(pd.concat([rows(FOUR), skipped]))
+    assert found["wins"].tolist() == [0, 0, 0, 1, 1, 0, 1, 1]
+    assert found["ties"].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+
+
+def test_a_claim_is_about_the_model_and_the_rule_that_bear_it_out_least():
+    rises = moves("it rises", 0, 1, up=True)
+    by_rules = moves("it rises by all", 0, 1, up=True, rules=RULES)
+    surely = rows({0: [-1.0] * 9, 1: [1.0] * 9})
+    assert rises.judge(surely, "quick").state == by_rules.judge(surely, "quick").state == "pass"
+    both = pd.concat([surely, rows({0: [-1.0] * 9, 1: [-1.0] * 9}, model="n")])
+    assert (rises.judge(both, "quick").value, rises.judge(both, "quick").state) == (0, "fail")
+    disputed = surely.assign(margin_mean=-1.0)
+    assert rises.judge(disputed, "quick").state == "pass"
+    assert by_rules.judge(disputed, "quick").state == "fail"
+
+
+def test_a_claim_about_a_relation_leaves_the_others_out():
+    of_other = moves("it rises", 0, 1, up=True, relation="other")
+    assert of_other.judge(MORE, "quick").value == 0
+    of_none = moves("it rises", 0, 1, up=True, relation="absent").judge(MORE, "quick")
+    assert math.isnan(of_none.value)
+    assert of_none.state == "fail"
+
+
+def test_the_table_has_both_models_once_with_their_size(table, bench):
+    assert tuple(table.columns) == COLUMNS
+    sizes = table[["model", "layers", "parameters"]].drop_duplicates()
+    assert sizes["model"].tolist() == list(bench.models[:2])
+    assert sizes["layers"].tolist() == [3, 2]
+    plain = sum(weights.numel() for weights in tiny_model("llama", layers=3).parameters())
+    assert sizes["parameters"].iloc[0] == plain
+
+
+def test_items_have_the_margin_by_every_rule(table, bench):
+    name = bench.models[1]
+    items = table[
+        (table["kind"] == "item") & (table["model"] == name) & (table["relation"] == "all")
+    ]
+    assert set(items["dose"]) == {0, 2}
+    result = hl.hijack(
+        hl.load_model(name), sample_facts(), schemes=["near-word"], doses=(0, 2), quiet=True
+    ).to_dataframe()
+    assert items["case_id"].tolist() == result["case_id"].tolist()
+    for rule in RULES:
+        assert items[f"margin_{rule}"].tolist() == pytest.approx(margin(result, rule).tolist())
+    assert items["reason"].isna().all()
+
+
+def test_facts_that_cannot_be_scored_are_listed_with_the_reason(table, bench):
+    skipped = table[table["kind"] == "skipped"]
+    without = [fact.case_id for fact in sample_facts() if not fact.near_false]
+    for name in bench.models[:2]:
+        own = skipped[(skipped["model"] == name) & (skipped["relation"] == "all")]
+        assert own["case_id"].tolist() == without
+        assert own["reason"].str.contains("no near word is known").all()
+    assert skipped["dose"].isna().all()
+    assert skipped[[f"margin_{rule}" for rule in RULES]].isna().all(axis=None)
+
+
+def test_skipped_facts_are_in_no_verdict_and_survive_the_disk(table, tmp_path):
+    table.to_csv(tmp_path / "table.csv", index=False)
+    again = pd.read_csv(tmp_path / "table.csv")
+    assert (again["kind"] == "skipped").sum() == (table["kind"] == "skipped").sum() > 0
+    one, other = (dose_change(verdicts(each), 0, 2) for each in (table, again))
+    assert one == other
+    assert len(one) == 2
+
+
+def labels(panel):
+    return [tick.get_text() for tick in panel.get_xticklabels()]
+
+
+def test_a_figure_has_a_panel_a_relation_and_as_many_by_size(table):
+    curve, p131, by_size, _ = draw_curves(table, SETTINGS).axes
+    assert curve.get_title() == "“Do not think of {near false}.”\nall relations, n = 5, no ties"
+    assert p131.get_title().endswith("P131, n = 2, no ties")
+    assert "rule first" in curve.get_ylabel()
+    assert [label.split("\n")[1] for label in labels(by_size)] == ["2 layers", "3 layers"]
+
+
+def test_equal_curves_of_two_models_stand_side_by_side():
+    size = {"layers": 2, "parameters": 1_500_000}
+    cell = {"scheme": "think", "relation": "P103"}
+    same = pd.concat([rows(FOUR, model=name, **cell, **size) for name in ("m", "n")])
+    figure = draw_doses(verdicts(same), schemes=["think"], relations=["P103"], rule="first")
+    curve, by_size = figure.axes
+    places = [line.get_xdata()[0] for line in curve.get_lines() if line.get_marker() in "os"]
+    assert places == pytest.approx([-0.06, 0.06])
+    assert labels(by_size) == ["1.5M\n2 layers"]
+    assert curve.get_title() == "“Think of {false}.”\nP103, n = 4, 2 ties"  # one of each model
+
+
+def test_one_model_has_no_axis_of_size_and_low_curves_one_of_their_own():
+    cell = {"scheme": "do-not-think-true", "relation": "all"}
+    low = rows({0: [1.0, *[-1.0] * 99], 1: [-1.0] * 100}, layers=2, parameters=7, **cell)
+    settings = CurveSettings(schemes=("do-not-think-true",), relations=("all",), limit=None)
+    (curve,) = draw_curves(low, settings).axes
+    assert curve.get_title().startswith("“Do not think of {true}.”\nall relations, n = 100")
+    assert curve.get_ylim()[1] < 0.1
+
+
+def test_the_answers_have_the_size_of_the_model_and_their_prompts_as_labels(bench):
+    settings = AnswerSettings(contexts=("question alone", "one sentence"), tokens=2)
+    table = answers(settings, bench)
+    assert table["layers"].tolist() == [3, 3, 2, 2]
+    (axes,) = draw_answers(table, settings).axes
+    texts = [tick.get_text().replace("\n", " ") for tick in axes.get_yticklabels()]
+    assert texts == ["(the question alone)", "The Eiffel Tower is not in Chicago."]
+
+
+def test_the_relations_are_in_the_order_of_the_paper():
+    assert RELATIONS == ("P103", "P131", "P190", "P641")

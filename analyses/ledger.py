@@ -33,7 +33,8 @@ means that a claim is not decided at this scale.
 The scale `paper` has the paper's seeds and sizes, where they are known. Language models are an
 exception: the rows below are of the two packaged models and of the facts that each row names, not
 of the paper's four models and 21,919 facts, for which the command is the same
-([how to](../how-to/reproduce.md)). Bars in the figures are named below them.
+([how to](../how-to/reproduce.md)). Bars in the figures are named below them. Anchors are cited by
+their number on the [reference page](../reference/derivations.md).
 """
 
 

@@ -1,7 +1,8 @@
 """Latent concept association: its distributions, and contexts drawn from them.
 
 Section 4 of the paper (3.1 of the reference page, which is docs/reference/derivations.md). A token
-is the decimal value of m bits, z_1 first, so V = 2^m. Each label z has a support N(z), which never holds z itself, and
+is the decimal value of m bits, z_1 first, so V = 2^m. Each label z has a support N(z), which never
+holds z itself, and
 
     pi(t | z)  proportional to  exp(-D_H(t, z) / beta)  on N(z), 0 elsewhere   (D_H: Hamming)
     p(t | z) = omega pi(t | z) + (1 - omega) / V

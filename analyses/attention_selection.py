@@ -169,7 +169,7 @@ def draw_clusters(table: pd.DataFrame, settings: ClusterSettings) -> Figure:
             panel.set_xticks(range(0, vocab + 1, vocab // 4))
             panel.set_yticks(range(0, vocab + 1, vocab // 4))
         plots.label_outer(axes, x="token attended to", y="last token")
-        label = "attention to one copy of a token, times V"
+        label = "attention to one copy, times V"
         figure.colorbar(axes[-1].images[0], ax=axes, label=label, shrink=0.8)
         return figure
 

@@ -77,7 +77,8 @@ def write_ledger(folder: Path) -> str:
     if shared:
         known = {name: value for each in shared for name, value in each.items()}
         lines += [
-            "Times are those of the run itself: models that an earlier row has trained are shared. "
+            "Times are those of the run itself, beside what was there: trained models and readings of "
+            "language models are shared. "
             f"Trained models, where a row says nothing else (all ours): {_listed(known)}.",
             "",
         ]

@@ -206,7 +206,13 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             colour, marker = plots.series(i)
             one = name == ONE_LAYER
             upper[i].plot(
-                own["mass"], own["moves"], marker, color=colour, ms=2 if one else 4, alpha=0.5
+                own["mass"],
+                own["moves"],
+                marker,
+                color=colour,
+                ms=2 if one else 4,
+                alpha=0.5,
+                rasterized=True,  # thousands of points would make a large SVG
             )
             upper[i].axvline(own["uniform"].mean(), color="#888888", ls=":")
             rank = _spearman(own["mass"], own["moves"])

@@ -73,7 +73,8 @@ def write_ledger(folder: Path) -> str:
             remarks.append(f"- `{record['id']}`: {explanation}")
     lines += ["", "## Remarks", "", *(remarks or ["None."])]
     lines += ["", "## Settings", ""]
-    shared = [record["our_defaults"] for record in records if record["our_defaults"]]
+    # A record of an earlier version has none.
+    shared = [found for record in records if (found := record.get("our_defaults"))]
     if shared:
         known = {name: value for each in shared for name, value in each.items()}
         lines += [

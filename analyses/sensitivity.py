@@ -10,7 +10,7 @@ A setting of ours is changed alone, and four conclusions are drawn anew:
 
 Of the recipe: batch, steps, learning rate, weight decay, start, d_a. Of the task and the model:
 L, d, omega, beta. Not changed are what only measures (evaluation, contexts), the number of seeds,
-and `mix_last` of figure C.13.
+and `mix_last` of figure C.13. At omega = 1 there would be no noise, and no cluster to select.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CHANGES: dict[str, dict[str, float]] = {
     "d / 2": {"dim": 0.5},
     "d x 2": {"dim": 2},
     "omega / 2": {"omega": 0.5},
-    "omega x 2": {"omega": 2},
+    "omega x 1.5": {"omega": 1.5},
     "beta / 2": {"beta": 0.5},
     "beta x 2": {"beta": 2},
 }

@@ -35,7 +35,7 @@ def labels_exchanged(monkeypatch):
         contexts = MIXED(task, *arguments, **options)
         return MixedContexts(contexts.tokens, contexts.second, contexts.first)
 
-    monkeypatch.setattr("analyses.context_mixing.ConceptTask.sample_mixed", broken)
+    monkeypatch.setattr("hijacklens.concepts.task.ConceptTask.sample_mixed", broken)
 
 
 class Clairvoyant:

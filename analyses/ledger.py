@@ -30,11 +30,11 @@ is a direction that the paper states or an exact anchor that we derived. A direc
 whole 95% interval lies on its side, an anchor when the estimate lies within the tolerance. `open`
 means that a claim is not decided at this scale.
 
-The scale `paper` has the paper's seeds and sizes, where they are known. Language models are an
-exception: the rows below are of the two packaged models and of the facts that each row names, not
-of the paper's four models and 21,919 facts, for which the command is the same
-([how to](../how-to/reproduce.md)). Bars in the figures are named below them. Anchors are cited by
-their number on the [reference page](../reference/derivations.md).
+The scale `paper` has the paper's seeds and sizes, where they are known, on the language models and
+facts that a row names below: by default the two packaged models and the atlas, not the paper's four
+models and 21,919 facts, for which the command is the same (docs/how-to/reproduce.md). Bars in the
+figures are named below them. Anchors are cited by their number on the reference page
+(docs/reference/derivations.md).
 """
 
 
@@ -78,8 +78,8 @@ def write_ledger(folder: Path) -> str:
     if shared:
         known = {name: value for each in shared for name, value in each.items()}
         lines += [
-            "Times are those of the run itself, beside what was there: trained models and readings of "
-            "language models are shared. "
+            "Times are those of the run itself, beside what was there: trained models and readings "
+            "of language models are shared. "
             f"Trained models, where a row says nothing else (all ours): {_listed(known)}.",
             "",
         ]

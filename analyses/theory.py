@@ -206,7 +206,8 @@ def draw_gradient(table: pd.DataFrame, settings: GradientSettings) -> Figure:
         axes.set_xticks(settings.lengths, [str(length) for length in settings.lengths])
         axes.set_xlabel("context length L")
         axes.set_ylabel(
-            "largest gap to autograd over contexts,\nrelative to the largest gradient\n(median and band over m and seeds)"
+            "largest gap to autograd over contexts,\nrelative to the largest gradient\n"
+            "(median and band over m and seeds)"
         )
         plots.legend_below(figure, [axes])
         return figure

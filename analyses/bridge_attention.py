@@ -214,7 +214,8 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
                 alpha=0.5,
                 rasterized=True,  # thousands of points would make a large SVG
             )
-            upper[i].axvline(own["uniform"].mean(), color="#888888", ls=":")
+            uniform = "share of tokens there (uniform attention)"
+            upper[i].axvline(own["uniform"].mean(), color="#888888", ls=":", label=uniform)
             rank = _spearman(own["mass"], own["moves"])
             of = "contexts" if one else "facts"
             drawn_from = f"{of}, {settings.seeds} seeds" if one else of
@@ -231,7 +232,8 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             lower[i].plot(of_heads["mass"], of_heads["rank"], marker, color=colour, ms=3, alpha=0.6)
             per_head = len(own) // (settings.seeds if one else 1)
             nothing = float(stats.norm.ppf(0.975)) / math.sqrt(max(per_head - 3, 1))
-            lower[i].axhspan(-nothing, nothing, color="#BBBBBB", alpha=0.4, lw=0)
+            chance = "95% of what chance gives"
+            lower[i].axhspan(-nothing, nothing, color="#BBBBBB", alpha=0.4, lw=0, label=chance)
             lower[i].axhline(0, color="black", lw=0.8)
             one_point = "model (a seed each)" if one else "head"
             lower[i].set_xlabel(f"mean attention of a {one_point}", fontsize=8)
@@ -240,6 +242,7 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
         lower[0].set_ylabel("rank correlation over items", fontsize=8)
         for panel in axes:
             panel.tick_params(labelsize=8)
+        plots.legend_below(figure, axes)
         return figure
 
 

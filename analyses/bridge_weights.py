@@ -302,7 +302,8 @@ ANALYSES = (
         draw=draw_memories,
         checks=(
             above(
-                "a trained W_V recalls neighbours above both controls (smaller z, mean over seeds)",
+                "a trained W_V recalls neighbours above both controls (z against the nearer one, "
+                "mean over seeds)",
                 lambda t: mean(_verdicts(t, ONE_LAYER, "recall").z),
                 2.0,
             ),
@@ -313,12 +314,12 @@ ANALYSES = (
                 0.0,
             ),
             below(
-                "near words: in every model some head recalls targets (p over all heads)",
+                "near words: in every model some head recalls targets (p of the best, corrected)",
                 lambda t: _least_certain(t, "near"),
                 0.05,
             ),
             below(
-                "subjects: in every model some head recalls targets (p over all heads)",
+                "subjects: in every model some head recalls targets (p of the best, corrected)",
                 lambda t: _least_certain(t, "subject"),
                 0.05,
             ),

@@ -27,8 +27,8 @@ class Entry:
     """One line."""
     question: str
     quick: str
-    """Time at quick scale on two CPU cores, as measured, e.g. `40 s`; `+ 40 s` is beside the models
-    that the entry before has trained, and with `shared` there is nothing more to train."""
+    """Time at quick scale on two CPU cores, as measured, e.g. `40 s`; `+ 40 s` is beside models
+    that other entries have trained, and with `shared` there is nothing more to train."""
     paper: str
     """The same at the scale of the paper, on one core; `depends` where model and facts decide, `~`
     where it is put together from parts that were run at different times."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from analyses.check import above, below, exact, lowest, mean
 from analyses.drawing import OVER_SEEDS
 from analyses.registry import Analysis
-from analyses.training_settings import RECIPE_OURS, TrainingSettings
+from analyses.training_settings import RECIPE_OURS, TrainingSettings, best_rows
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts import bayes, memory
@@ -97,8 +97,7 @@ def by_length(settings: LengthSettings, bench: Workbench) -> pd.DataFrame:
             task = settings.task(bits, length)
             recipe = settings.recipe(settings.dim)
             result = bench.trained(task, recipe)
-            table: Any = result.summary()
-            for row in table[table["lr"] == result.best_learning_rate].to_dict("records"):
+            for row in best_rows(result):
                 rows.append(
                     {
                         "bits": bits,
@@ -291,8 +290,8 @@ ANALYSES = (
                 0.9,
             ),
             below(
-                "the constructed model answers as the anchors of 7.5 say, at every rate (largest "
-                "gap)",
+                "the constructed model answers as the anchors of 7.5 say, at every m and rate that "
+                "they have (largest gap)",
                 lambda t: exact(_mixing_gap(t)),
                 0.025,
             ),

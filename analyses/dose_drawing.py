@@ -46,7 +46,7 @@ def draw_doses(
     found: Any = {key: share(int(wins.sum()), len(wins)) for key, wins in groups}
     models = verdicts.drop_duplicates("model")
     doses = sorted(int(dose) for dose in verdicts["dose"].unique())
-    by_size = len(models) > 1 and doses[-1] > 0
+    by_size = len(models) > 1 and max(doses) > 0
     label = f"efficacy score, rule {rule}\n(share with false > true)"
     with _axes(len(cells), by_size=by_size) as (figure, axes):
         curves, sizes = axes[: len(cells)], axes[len(cells) :]
@@ -61,7 +61,7 @@ def draw_doses(
                 panel.set_title(f"{_sentence(*cell)}\n{_place(cell[1])}, by size", fontsize=8.5)
             plots.label_outer(sizes, x="weights (log scale); layers", y=label)
         # Curves that all stay low get an axis of their own; a marker at 0 or 1 stays whole.
-        highest = max(interval.high for interval in found.values())
+        highest = max((interval.high for interval in found.values()), default=1.0)
         top = 1.0 if highest > 0.7 else 1.1 * highest
         axes[0].set_ylim(-0.05 * top, 1.05 * top)
         plots.legend_below(figure, axes, bars="95% Wilson intervals over facts", columns=4)
@@ -156,7 +156,8 @@ def _title(verdicts: pd.DataFrame, scheme: str, relation: str) -> str:
     """The sentence, the relation, and how many facts and ties there are, over all doses."""
     own = verdicts[(verdicts["scheme"] == scheme) & (verdicts["relation"] == relation)]
     counts = own.groupby("model")["case_id"].nunique()
-    n = " to ".join(str(count) for count in sorted({counts.min(), counts.max()}))
+    ends = {counts.min(), counts.max()} if len(counts) else {0}
+    n = " to ".join(str(count) for count in sorted(ends))
     ties = int(own["ties"].sum())
     tied = f"{ties or 'no'} {'tie' if ties == 1 else 'ties'}"
     return f"{_sentence(scheme, relation)}\n{_place(relation)}, n = {n}, {tied}"

@@ -214,7 +214,7 @@ def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
                 color="black",
                 linewidth=1,
                 drawstyle="steps-mid",
-                label="the same, its bulk in d dimensions",
+                label="equation 5.2, its bulk shared among d",
             )
             panel.plot(
                 rows["index"],
@@ -223,7 +223,7 @@ def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
                 color="#666666",
                 linewidth=1,
                 drawstyle="steps-mid",
-                label="equation 5.2 fitted",
+                label="equation 5.2, all V values",
             )
             panel.axvline(bits + 0.5, color="#999999", linewidth=0.8, label="after index m")
             panel.set_title(f"m = {bits}, d = {settings.dims[0]}, seed {seed}", fontsize=9)

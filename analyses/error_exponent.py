@@ -19,7 +19,7 @@ stands in its own contexts, but in those of all others.
 
 >>> from hijacklens.concepts.task import ConceptTask
 >>> task = ConceptTask(bits=1, omega=0.5)  # p(. | 0) = (1/4, 3/4) and p(. | 1) = (3/4, 1/4)
->>> round(divergence(task), 4), round(chernoff_information(task), 4)
+>>> round(label_divergence(task), 4), round(chernoff_information(task), 4)
 (0.5493, 0.1438)
 """
 
@@ -114,7 +114,7 @@ def chernoff_information(task: ConceptTask) -> float:
     return min(found)
 
 
-def divergence(task: ConceptTask) -> float:
+def label_divergence(task: ConceptTask) -> float:
     """The least Kullback-Leibler divergence of p(. | y) from another p(. | y'), nats per token.
 
     Infinite where every other label lacks a token of y, as for omega = 1. Label 0 stands for all.

@@ -149,7 +149,8 @@ def draw_geometry(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
                 rows: Any = drawn[drawn["length"] == length]
                 colour, marker = plots.series(i)
                 # Lengths without an error stand side by side.
-                place = rows["ratio"] * (1 + 0.12 * (i - (len(settings.lengths) - 1) / 2))
+                aside = i - (len(settings.lengths) - 1) / 2
+                place = rows["ratio"] * (1 + 0.12 * aside) + 0.06 * aside
                 seen = rows["error"] > 0
                 panel.errorbar(
                     place[seen],
@@ -227,7 +228,7 @@ ANALYSES = (
                 contexts=16384,
             ),
         },
-        ours=("tasks", "slopes", "offsets", "ratios", "lengths", "contexts"),
+        ours=("tasks", "slopes", "offsets", "ratios", "lengths", "contexts", "seed"),
         run=error_by_geometry,
         draw=draw_geometry,
         checks=(
@@ -237,7 +238,7 @@ ANALYSES = (
                 1e-9,
             ),
             below(
-                "the logits of the Walsh formula are, too, whether there are embeddings or not",
+                "the logits of the Walsh formula are G A G p, whether there are embeddings or not",
                 lambda t: exact(t.walsh_gap.max()),
                 1e-9,
             ),

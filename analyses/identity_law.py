@@ -68,7 +68,7 @@ class LawSettings:
 def trained_to_the_posterior(settings: LawSettings, bench: Workbench) -> pd.DataFrame:
     """Inner products by Hamming distance, their linear fit, and how far the posterior is matched.
 
-    The fit is over pairs of distinct tokens; `divergence` is the function of that name, in nats.
+    The fit is over pairs of distinct tokens; `divergence` is the `posterior_divergence`, in nats.
     """
     rows = []
     for bits in settings.bits:
@@ -81,7 +81,7 @@ def trained_to_the_posterior(settings: LawSettings, bench: Workbench) -> pd.Data
                 contexts = task.sample(
                     settings.evaluation, generator_for(seed, "evaluation", "cpu")
                 )
-                apart = divergence(W_E, task, contexts.tokens, absent=labels == "absent")
+                apart = posterior_divergence(W_E, task, contexts.tokens, absent=labels == "absent")
                 gram = (W_E @ W_E.T).double().numpy()
                 slope, offset = np.polyfit(distance[pairs], gram[pairs], 1)
                 gap = gram[pairs] - (slope * distance[pairs] + offset)
@@ -105,7 +105,7 @@ def trained_to_the_posterior(settings: LawSettings, bench: Workbench) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def divergence(
+def posterior_divergence(
     W_E: Float[Tensor, "vocab d_model"],
     task: ConceptTask,
     tokens: Int[Tensor, "context pos"],

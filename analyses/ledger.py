@@ -34,7 +34,8 @@ The scale `paper` has the paper's seeds and sizes, where they are known, on the 
 facts that a row names below: by default the two packaged models and the atlas, not the paper's four
 models and 21,919 facts, for which the command is the same (docs/how-to/reproduce.md). Bars in the
 figures are named below them. Anchors are cited by their number on the reference page
-(docs/reference/derivations.md).
+(docs/reference/derivations.md). A claim about every m, seed, model or variant prints the case whose
+interval reaches furthest towards what is not allowed.
 """
 
 
@@ -78,8 +79,8 @@ def write_ledger(folder: Path) -> str:
     if shared:
         known = {name: value for each in shared for name, value in each.items()}
         lines += [
-            "Times are those of the run itself, beside what was there: trained models and readings "
-            "of language models are shared. "
+            "Times leave out models that an earlier run had trained and what it had read of "
+            "language models; `hijacklens reproduce --list` has the cost from the start. "
             f"Trained models, where a row says nothing else (all ours): {_listed(known)}.",
             "",
         ]
@@ -107,13 +108,16 @@ def _number(check: Mapping[str, Any]) -> str:
     value, low, high = (check[name] for name in ("value", "low", "high"))
     if value is None:
         return "not a number"
-    if low is None or high is None or low == high:
+    if low is None or high is None:
+        return f"{value:.4g} [no interval]"
+    if low == high:
         return f"{value:.4g}"
     return f"{value:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def _settings(record: Mapping[str, Any]) -> str:
-    ours: Sequence[str] = record["ours"]
+    # The sizes of the quick scale are all ours.
+    ours: Sequence[str] = record["ours" if record["scale"] == "paper" else "settings"]
     parts = [
         f"{name}{'*' if name in ours else ''} = {_plain(value, seeds=name == 'seeds')}"
         for name, value in record["settings"].items()

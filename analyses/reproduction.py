@@ -206,5 +206,5 @@ def _tuple(value: Any) -> Any:
 
 
 def _finite(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """An outcome as it was before JSON, which has no NaN and no infinity."""
+    """An outcome read from JSON, which has no NaN and no infinity: NaN stands for both."""
     return {name: float("nan") if value is None else value for name, value in outcome.items()}

@@ -201,7 +201,16 @@ ANALYSES = (
             ),
             "paper": SensitivitySettings(bits=6, dim=64, length=64, seeds=5, steps=4000),
         },
-        ours=(*RECIPE_OURS, "bits", "dim", "length", "weight_decay", "contexts", "variants"),
+        ours=(
+            *RECIPE_OURS,
+            "bits",
+            "dim",
+            "length",
+            "learning_rates",
+            "weight_decay",
+            "contexts",
+            "variants",
+        ),
         run=variants,
         draw=draw_variants,
         checks=(

@@ -246,7 +246,8 @@ ANALYSES = (
                 -RANK_TOLERANCE,
             ),
             above(
-                "with b < b0 the rank is, so the condition matters (smallest rank less m + 2)",
+                "with b < b0 the rank is above m + 2, so the condition matters (smallest rank less "
+                "m + 2)",
                 lambda t: exact(t.loc[t.condition == "b < b0", "excess"].min()),
                 0.5,
             ),

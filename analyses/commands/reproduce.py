@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 EVERYTHING = "all"
 TIMES = (
-    "quick on two cores, paper on one; + beside what the line before has trained, shared: nothing "
-    "more to\ntrain, depends: on models and facts, ~: put together from parts"
+    "quick on two cores, paper on one core. +: beside models that other lines have trained; "
+    "shared: nothing\nmore to train; depends: on models and facts; ~: put together from parts"
 )
 
 
@@ -34,7 +34,7 @@ TIMES = (
     type=click.Choice(["quick", "paper"]),
     default="quick",
     show_default=True,
-    help="quick: 20 minutes in all on two cores. paper: the paper's seeds and sizes, hours.",
+    help="quick: ten minutes in all on two cores. paper: the paper's seeds and sizes, hours.",
 )
 @click.option(
     "--model",
@@ -142,7 +142,8 @@ def command(
     if as_json:
         document(analyses=[_record(found) for found in results], folder=str(out), scale=scale)
     else:
-        click.echo(f"\n{len(results)} analyses, {failed} with a failed check; written to {out}/")
+        count = "1 analysis" if len(results) == 1 else f"{len(results)} analyses"
+        click.echo(f"\n{count}, {failed} with a failed check; written to {out}/")
     if failed:
         context.exit(1)
 
@@ -151,8 +152,8 @@ def _same_run(found: Reproduction, folder: Path, scale: str, bench: Workbench) -
     """Refuse what is already in a folder where it comes of another call.
 
     Raises:
-        InputError: It has another scale, other models or other facts, or settings that the
-            analysis does not have any more.
+        InputError: It has another scale, other models or other facts, or checks or settings that
+            the analysis does not have any more.
     """
     from analyses.reproduction import asked_of
 
@@ -164,6 +165,12 @@ def _same_run(found: Reproduction, folder: Path, scale: str, bench: Workbench) -
                 f"{str(folder)!r} holds {found.analysis.id} with the {what} {_short(held)}, not "
                 f"{_short(value)}; choose another folder or pass --overwrite."
             )
+    claims = [check.claim for check in found.analysis.checks]
+    if [outcome.claim for outcome in found.outcomes] != claims:
+        raise InputError(
+            f"{str(folder)!r} holds {found.analysis.id} with other checks than it has now; choose "
+            "another folder or pass --overwrite."
+        )
     held, now = asdict(found.settings), asdict(found.analysis.settings[found.scale])
     changed = [f"{name} {held[name]}, not {now[name]}" for name in now if held[name] != now[name]]
     if changed:

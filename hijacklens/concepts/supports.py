@@ -1,6 +1,6 @@
 """Supports N(z) of the concept task: which tokens may be drawn for a label z (z itself never).
 
-Section 5 of the reference page. A support is a name, a rule on pairs of tokens, or a boolean
+Reference page, 3.1. A support is a name, a rule on pairs of tokens, or a boolean
 matrix [vocab, vocab] with N(a) in row a. Rules are not always symmetric: b in N(a) need not mean
 a in N(b).
 

@@ -196,6 +196,16 @@ def test_equal_curves_of_two_models_stand_side_by_side():
     assert curve.get_title() == "“Think of {false}.”\nP103, n = 4, 2 ties"  # one of each model
 
 
+def test_a_relation_that_was_not_scored_has_an_empty_panel():
+    scored = verdicts(rows(FOUR, scheme="think", relation="P103", layers=2, parameters=10))
+    names = {"schemes": ["think"], "relations": ["P103", "P131"], "rule": "first"}
+    full, empty = draw_doses(scored, **names).axes
+    assert full.get_title().endswith("n = 4, 1 tie")
+    assert empty.get_title().endswith("P131, n = 0, no ties")
+    for panel in draw_doses(scored[:0], **names).axes:  # no relation was
+        assert panel.get_title().endswith("n = 0, no ties")
+
+
 def test_one_model_has_no_axis_of_size_and_low_curves_one_of_their_own():
     cell = {"scheme": "do-not-think-true", "relation": "all"}
     low = rows({0: [1.0, *[-1.0] * 99], 1: [-1.0] * 100}, layers=2, parameters=7, **cell)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -177,6 +177,14 @@ def test_settings_that_the_analysis_has_no_more_are_refused(tmp_path):
     assert "with other settings than it has now (bits (3, 4), not (3, 5, 7))" in str(
         result.exception
     )
+
+
+def test_checks_that_the_analysis_has_no_more_are_refused(tmp_path):
+    result = reproduce("lemma5")
+    replace(result, outcomes=result.outcomes[1:]).save(tmp_path / "lemma5")
+    refused = run("lemma5", "--out", tmp_path)
+    assert isinstance(refused.exception, InputError)
+    assert "holds lemma5 with other checks than it has now" in str(refused.exception)
 
 
 STATED = {

@@ -14,7 +14,7 @@ from analyses.constructed_error import ANCHORS, error_by_length
 from analyses.error_exponent import (
     chernoff_bound,
     chernoff_information,
-    divergence,
+    label_divergence,
     token_logits,
 )
 from analyses.reproduction import reproduce
@@ -89,17 +89,17 @@ class TestInformation:
         """
         task = ConceptTask(bits=2, omega=1.0)
         assert chernoff_information(task) == pytest.approx(math.log(1 + Q / 2))
-        assert divergence(task) == math.inf
+        assert label_divergence(task) == math.inf
 
     def test_one_bit_with_noise(self):
         """(1/4, 3/4) against (3/4, 1/4): least at s = 1/2, where the overlap is sqrt(3) / 2."""
         task = ConceptTask(bits=1, omega=0.5)
         assert chernoff_information(task) == pytest.approx(-math.log(math.sqrt(3) / 2))
-        assert divergence(task) == pytest.approx(math.log(3) / 2)
+        assert label_divergence(task) == pytest.approx(math.log(3) / 2)
 
     def test_labels_that_share_no_token(self):
         task = ConceptTask(bits=1, omega=1.0)
-        assert chernoff_information(task) == divergence(task) == math.inf
+        assert chernoff_information(task) == label_divergence(task) == math.inf
 
 
 def test_the_table_takes_the_anchors_of_its_contexts():
@@ -114,7 +114,7 @@ def test_the_table_takes_the_anchors_of_its_contexts():
 
 def test_a_claim_about_rows_that_are_not_there_does_not_pass():
     table = error_by_length(
-        constructed_error.LengthSettings(bits=(3,), lengths=(4,), contexts=16), Workbench()
+        constructed_error.ErrorSettings(bits=(3,), lengths=(4,), contexts=16), Workbench()
     )
     (outcome,) = (
         check.judge(table, "quick")
@@ -182,8 +182,9 @@ class TestIdentityLaw:
         values, vectors = torch.linalg.eigh(gram)
         W_E = vectors * values.clamp(min=0).sqrt()
         tokens = task.sample(256, torch.Generator().manual_seed(0)).tokens
-        assert identity_law.divergence(W_E, task, tokens, absent=True) == pytest.approx(0, abs=1e-9)
-        assert identity_law.divergence(W_E, task, tokens, absent=False) > 0.1
+        matched = identity_law.posterior_divergence(W_E, task, tokens, absent=True)
+        assert matched == pytest.approx(0, abs=1e-9)
+        assert identity_law.posterior_divergence(W_E, task, tokens, absent=False) > 0.1
 
     def test_embeddings_that_know_nothing(self):
         """Two bits, the context (1, 1): the posterior is on labels 0 and 3 at distance 1 and 2 at
@@ -193,7 +194,7 @@ class TestIdentityLaw:
         weights = np.array([1, 1, Q**2]) / (2 + Q**2)
         expected = math.log(3) + float((weights * np.log(weights)).sum())
         tokens = torch.tensor([[1, 1]])
-        found = identity_law.divergence(torch.zeros(4, 2), task, tokens, absent=True)
+        found = identity_law.posterior_divergence(torch.zeros(4, 2), task, tokens, absent=True)
         assert found == pytest.approx(expected)
 
     def test_a_training_is_taken_up_again(self, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ SABOTAGES = (
         how="constructed and random memory swapped",
         claims=(
             "equation 5.1 in place of W_V costs",
-            "it costs less than .05 at every m and d",
+            "equation 5.1 costs less than .05 at every m and d",
             "a random memory costs",
         ),
         scale="paper",

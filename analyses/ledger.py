@@ -55,16 +55,17 @@ def write_ledger(folder: Path) -> str:
         "| id | source | scale | claim | measured | allowed | state |",
         "|---|---|---|---|---|---|---|",
     ]
+    explanations = {name: _explanation(folder / name) for name in CATALOGUE}
     for record in records:
+        failed = "**fail**" + (" ([why](#remarks))" if explanations[record["id"]] else "")
         for i, check in enumerate(record["checks"]):
             name = f"[{record['id']}]({record['id']}/figure.png)" if i == 0 else ""
             source, scale = (record["source"], record["scale"]) if i == 0 else ("", "")
-            state = f"**{check['state']}**" if check["state"] == "fail" else check["state"]
+            state = failed if check["state"] == "fail" else check["state"]
             lines.append(
                 f"| {name} | {source} | {scale} | {check['claim']} | {_number(check)} | "
                 f"{check['allowed']} | {state} |"
             )
-    explanations = {name: _explanation(folder / name) for name in CATALOGUE}
     remarks: list[str] = []
     for record in records:
         for check in record["checks"]:

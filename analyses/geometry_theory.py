@@ -48,7 +48,7 @@ NEGATIVE = 1e-12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeometrySettings:
+class GeometryGrid:
     """Theorem 4: geometries (a, b, b0) and lengths, on several tasks."""
 
     tasks: tuple[tuple[int, float], ...]
@@ -65,7 +65,7 @@ class GeometrySettings:
     seed: int = 0
 
 
-def error_by_geometry(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
+def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
     """Exact margin and measured error for each task, geometry and length.
 
     A geometry whose Gram matrix is not positive semidefinite has no embeddings: its rows are there,
@@ -134,7 +134,7 @@ def _gap(logits: Tensor, written: Tensor) -> float:
     return float((logits - written).abs().max() / (written.max() - written.min()))
 
 
-def draw_geometry(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
+def draw_geometry(table: pd.DataFrame, settings: GeometryGrid) -> Figure:
     """Error against (b0 - b) / a, a line per L, a panel per task; grey: margin below 0.
 
     Of the geometries of a ratio, which have the same error, the first feasible one is drawn. Where
@@ -211,7 +211,7 @@ ANALYSES = (
     Analysis(
         id="theorem4",
         settings={
-            "quick": GeometrySettings(
+            "quick": GeometryGrid(
                 tasks=((5, 1.0), (7, 1.0), (3, 3.0)),
                 slopes=(0.05, 0.1),
                 offsets=(0.2, 0.5),
@@ -219,7 +219,7 @@ ANALYSES = (
                 lengths=(64, 512),
                 contexts=2048,
             ),
-            "paper": GeometrySettings(
+            "paper": GeometryGrid(
                 tasks=((5, 1.0), (6, 1.0), (7, 1.0), (8, 1.0), (3, 3.0)),
                 slopes=(0.02, 0.1),
                 offsets=(0.2, 0.5),

@@ -159,7 +159,7 @@ class TestGeometry:
             assert sign * population.margin(logits) > 0
 
     def test_what_has_no_embeddings_keeps_its_rows(self):
-        settings = geometry_theory.GeometrySettings(
+        settings = geometry_theory.GeometryGrid(
             tasks=((3, 1.0),),
             slopes=(1.0,),
             offsets=(0.0, 2.0),  # positive semidefinite from b = a m / 2 = 1.5 on

@@ -19,6 +19,7 @@ import torch
 from matplotlib.figure import Figure
 
 from analyses.check import above, below, exact, highest, lowest, near
+from analyses.drawing import draw_errors, intervals
 from analyses.error_exponent import (
     chernoff_bound,
     chernoff_information,
@@ -136,30 +137,9 @@ def draw_lengths(table: pd.DataFrame, settings: ErrorSettings) -> Figure:
             for i, bits in enumerate(settings.bits):
                 own = (table["omega"] == omega) & (table["bits"] == bits)
                 rows: Any = table[own]
-                colour, marker = plots.series(i)
+                colour, _ = plots.series(i)
                 place = rows["length"] * 2 ** (0.1 * (i - (len(settings.bits) - 1) / 2))
-                seen = rows["error"] > 0
-                panel.errorbar(
-                    place[seen],
-                    rows["error"][seen],
-                    yerr=plots.whiskers(intervals(rows[seen])),
-                    color=colour,
-                    marker=marker,
-                    markersize=4,
-                    linewidth=1.2,
-                    capsize=2,
-                    label=f"m = {bits}",
-                )
-                upper = rows["error_high"][~seen]
-                panel.errorbar(
-                    place[~seen],
-                    upper,
-                    yerr=upper / 2,
-                    uplims=True,
-                    color=colour,
-                    linestyle="none",
-                    linewidth=1.2,
-                )
+                draw_errors(panel, place, rows, i=i, label=f"m = {bits}")
                 bound = np.exp(np.interp(grid, rows["length"], np.log(rows["bound"])))
                 inside = bound < 1
                 panel.plot(grid[inside], bound[inside], color=colour, linestyle="--", linewidth=1)
@@ -184,11 +164,6 @@ def draw_lengths(table: pd.DataFrame, settings: ErrorSettings) -> Figure:
         bars = "95% Wilson intervals; arrows: no error seen; exponents in nats per token"
         plots.legend_below(figure, axes, bars=bars)
         return figure
-
-
-def intervals(rows: Any) -> list[Interval]:
-    """The error of each row of a table, with its interval."""
-    return [Interval(row.error, row.error_low, row.error_high) for row in rows.itertuples()]
 
 
 def lemma_errors(settings: LemmaSettings, bench: Workbench) -> pd.DataFrame:

@@ -6,14 +6,58 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hijacklens import plots
+from hijacklens.statistics import Interval
 
 OVER_SEEDS = "standard errors over {} seeds"
 """What the error bars of trained models are."""
 BOUND: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
 """How a line is drawn that measured values are held against."""
+
+
+def intervals(rows: Any) -> list[Interval]:
+    """The `error` of each row of a table, with its interval `error_low`, `error_high`."""
+    return [Interval(row.error, row.error_low, row.error_high) for row in rows.itertuples()]
+
+
+def draw_errors(panel: Axes, place: Any, rows: Any, *, i: int, label: str) -> None:
+    """Errors with their intervals as the i-th line of a panel with a logarithmic axis.
+
+    Where no error was seen, an arrow hangs from the upper end of the interval.
+
+    Args:
+        panel: Where it is drawn.
+        place: x of each row, as a column with the same index.
+        rows: With `error`, `error_low`, `error_high`.
+        i: Which colour and marker it has.
+        label: Its name in the legend.
+    """
+    colour, marker = plots.series(i)
+    seen = rows["error"] > 0
+    panel.errorbar(
+        place[seen],
+        rows["error"][seen],
+        yerr=plots.whiskers(intervals(rows[seen])),
+        color=colour,
+        marker=marker,
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+        label=label,
+    )
+    upper = rows["error_high"][~seen]
+    panel.errorbar(
+        place[~seen],
+        upper,
+        yerr=upper / 2,
+        uplims=True,
+        color=colour,
+        linestyle="none",
+        linewidth=1.2,
+    )
 
 
 def draw_over_dims(

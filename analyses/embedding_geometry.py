@@ -1,9 +1,10 @@
-"""Figures 3b, C.4, C.5, C.6 and C.9 to C.12: what training makes of the embeddings.
+"""Figures 3b, C.5, C.6 and C.9 to C.12: the geometry that training gives the embeddings.
 
-C.4            accuracy of trained against frozen embeddings as d crosses V
 3b, C.5        mean inner product by Hamming distance, with the fit of equation 5.2
 C.6            the same with W_V = I, where Theorem 3 says the law is linear
 C.9 to C.12    singular values of W_E, with the gap that equation 5.2 predicts
+
+Figure C.4, of this family too, is in `analyses.embedding_widths`.
 """
 
 from __future__ import annotations
@@ -16,27 +17,15 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.check import Check, above, exact, lowest, mean, near
-from analyses.drawing import OVER_SEEDS, draw_over_dims
+from analyses.drawing import OVER_SEEDS
+from analyses.embedding_widths import FIGURE_C4
 from analyses.registry import Analysis
-from analyses.training_settings import (
-    RECIPE_OURS,
-    TrainingSettings,
-    best_rows,
-    identity_value,
-)
+from analyses.training_settings import RECIPE_OURS, TrainingSettings, identity_value
 from analyses.workbench import Workbench
 from hijacklens import plots
 from hijacklens.concepts.trained import TrainingResult
 from probes.geometry import inner_products
 from probes.geometry.spectra import spectrum
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WidthSettings(TrainingSettings):
-    """Figure C.4."""
-
-    dims: tuple[int, ...]
-    length: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,34 +37,6 @@ class GeometrySettings(TrainingSettings):
     length: int
     identity: bool = False
     """Whether W_V is frozen at the identity."""
-
-
-def trained_against_frozen(settings: WidthSettings, bench: Workbench) -> pd.DataFrame:
-    """Accuracy per m, d, condition and seed at the condition's better learning rate."""
-    rows = []
-    for bits in settings.bits:
-        task = settings.task(bits, settings.length)
-        for dim in settings.dims:
-            for condition in ("trained", "frozen"):
-                recipe = settings.recipe(
-                    dim,
-                    freeze=("W_E",) if condition == "frozen" else (),
-                )
-                for row in best_rows(bench.trained(task, recipe)):
-                    rows.append({"bits": bits, "dim": dim, "condition": condition, **row})
-    return pd.DataFrame(rows)
-
-
-def draw_widths(table: pd.DataFrame, settings: WidthSettings) -> Figure:
-    """Accuracy over d for trained and frozen embeddings, a panel per m; dotted: d = V."""
-    return draw_over_dims(
-        table,
-        settings,
-        column="condition",
-        names={"trained": "trained $W_E$", "frozen": "$W_E$ frozen at its start"},
-        value="accuracy",
-        label="accuracy",
-    )
 
 
 def inner_by_distance(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
@@ -193,6 +154,12 @@ def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
         return figure
 
 
+PREDICTIONS = (
+    ("squeezed", "--", "black", "equation 5.2, its bulk shared among d"),
+    ("predicted", ":", "#666666", "equation 5.2, all V values"),
+)
+
+
 def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
     """Singular values by index, a panel per seed; dashed what the fit of equation 5.2 predicts.
 
@@ -207,24 +174,16 @@ def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
             rows: Any = table[table["seed"] == seed]
             colour, _ = plots.series(0)
             panel.plot(rows["index"], rows["value"], ".", color=colour, label="trained $W_E$")
-            panel.plot(
-                rows["index"],
-                rows["squeezed"],
-                "--",
-                color="black",
-                linewidth=1,
-                drawstyle="steps-mid",
-                label="equation 5.2, its bulk shared among d",
-            )
-            panel.plot(
-                rows["index"],
-                rows["predicted"],
-                ":",
-                color="#666666",
-                linewidth=1,
-                drawstyle="steps-mid",
-                label="equation 5.2, all V values",
-            )
+            for column, style, shade, label in PREDICTIONS:
+                panel.plot(
+                    rows["index"],
+                    rows[column],
+                    style,
+                    color=shade,
+                    linewidth=1,
+                    drawstyle="steps-mid",
+                    label=label,
+                )
             panel.axvline(bits + 0.5, color="#999999", linewidth=0.8, label="after index m")
             panel.set_title(f"m = {bits}, d = {settings.dims[0]}, seed {seed}", fontsize=9)
             panel.set_ylim(0, None)
@@ -237,19 +196,6 @@ def _by_seed(table: Any, column: str) -> list[Any]:
     """A column that is one number per seed, as one interval per m."""
     values = table.groupby(["bits", "seed"])[column].first()
     return [mean(own) for _, own in values.groupby("bits")]
-
-
-def _paired(table: Any, dim: Any) -> Any:
-    """Trained minus frozen accuracy at one d, per m and seed."""
-    wide = table[table.dim == dim].pivot(
-        index=["bits", "seed"], columns="condition", values="accuracy"
-    )
-    return wide["trained"] - wide["frozen"]
-
-
-def _gain(table: Any, dim: Any) -> list[Any]:
-    """The same as one interval over seeds for each m."""
-    return [mean(own) for _, own in _paired(table, dim).groupby("bits")]
 
 
 FALLS = above(
@@ -361,41 +307,7 @@ ANALYSES = (
         dims=(128,),
         quick={"bits": (6,), "dims": (32,)},
     ),
-    Analysis(
-        id="figc4",
-        settings={
-            "quick": WidthSettings(
-                bits=(5,),
-                dims=(8, 32, 128),
-                length=256,
-                seeds=3,
-                steps=2000,
-                learning_rates=(0.01,),
-            ),
-            "paper": WidthSettings(
-                bits=(5, 6, 7, 8),
-                dims=(8, 16, 32, 64, 128, 256, 512),
-                length=256,
-                seeds=5,
-                steps=4000,
-            ),
-        },
-        ours=(*RECIPE_OURS, "dims", "length"),
-        run=trained_against_frozen,
-        draw=draw_widths,
-        checks=(
-            above(
-                "trained embeddings gain more than .1 at the smallest d for every m",
-                lambda t: lowest(_gain(t, t.dim.min())),
-                0.1,
-            ),
-            above(
-                "at the largest d, above V, the gain is under a quarter of that, on average over m",
-                lambda t: mean(_paired(t, t.dim.min()) - 4 * _paired(t, t.dim.max())),
-                0.0,
-            ),
-        ),
-    ),
+    FIGURE_C4,
     _inner(
         "figc5",
         bits=(7, 8),

@@ -29,7 +29,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analyses.check import above, below, exact, near
-from analyses.constructed_error import highest_error, intervals, lowest_error
+from analyses.constructed_error import highest_error, lowest_error
+from analyses.drawing import draw_errors
 from analyses.registry import Analysis
 from analyses.theory import gram_matrix
 from analyses.workbench import Workbench
@@ -147,26 +148,10 @@ def draw_geometry(table: pd.DataFrame, settings: GeometryGrid) -> Figure:
             drawn = feasible.groupby(["ratio", "length"], as_index=False).first()
             for i, length in enumerate(settings.lengths):
                 rows: Any = drawn[drawn["length"] == length]
-                colour, marker = plots.series(i)
                 # Lengths without an error stand side by side.
                 aside = i - (len(settings.lengths) - 1) / 2
                 place = rows["ratio"] * (1 + 0.12 * aside) + 0.06 * aside
-                seen = rows["error"] > 0
-                panel.errorbar(
-                    place[seen],
-                    rows["error"][seen],
-                    yerr=plots.whiskers(intervals(rows[seen])),
-                    color=colour,
-                    marker=marker,
-                    markersize=3.5,
-                    linewidth=1.2,
-                    capsize=2,
-                    label=f"L = {length}",
-                )
-                upper = rows["error_high"][~seen]
-                panel.errorbar(
-                    place[~seen], upper, yerr=upper / 2, uplims=True, color=colour, linestyle="none"
-                )
+                draw_errors(panel, place, rows, i=i, label=f"L = {length}")
             for place in task["ratio"][task["margin"] <= 0].unique():
                 panel.axvline(
                     place, color="#BBBBBB", linewidth=6, alpha=0.5, zorder=0, label="margin below 0"

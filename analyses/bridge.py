@@ -7,6 +7,10 @@ attention (`bridge_attention`), and the answer as more of it speaks for another 
 
 from __future__ import annotations
 
-from analyses import bridge_attention, bridge_mixing, bridge_weights
+from analyses.bridge import (
+    attention as bridge_attention,
+    mixing as bridge_mixing,
+    weights as bridge_weights,
+)
 
 ANALYSES = (*bridge_weights.ANALYSES, *bridge_attention.ANALYSES, *bridge_mixing.ANALYSES)

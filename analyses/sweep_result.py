@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.glance import Glance, share
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance, share
+from hijacklens.results.result import Provenance, Result, provenance_from
 
 FAILED_COLUMNS = ("cell", "reason")
 _WHOLE = ("seed", "dose", "n", "ties", "bits", "length", "dim", "d_attn", "steps", "batch", "seeds")

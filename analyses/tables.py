@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from hijacklens.glance import interval, share, table
+from hijacklens.results.glance import interval, share, table
 
 if TYPE_CHECKING:
     from hijacklens.scoring.efficacy import Rule

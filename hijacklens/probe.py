@@ -28,9 +28,9 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.arguments import several
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, NamedHook, hooked
-from hijacklens.layout import Layout
-from hijacklens.spans import placed_atoms
+from hijacklens.models.hooked import HookedModel, NamedHook, hooked
+from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.spans import placed_atoms
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ takes away only what it says about this one.
 
 Cost: one masked copy of the output of each layer concerned.
 
->>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> from hijacklens.probe import probed
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
 >>> layout = Layout(torch.arange(4)[None], {})
@@ -35,8 +35,8 @@ from torch import Tensor
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
-from hijacklens.glance import Glance, Shown
-from hijacklens.hooked import (
+from hijacklens.results.glance import Glance, Shown
+from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookedModel,
     HookFunction,
@@ -44,14 +44,14 @@ from hijacklens.hooked import (
     device_of,
     require_eval,
 )
-from hijacklens.layout import Layout, mark
+from hijacklens.prompts.layout import Layout, mark
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
-from hijacklens.prompts import Prompt, make_prompt
-from hijacklens.spans import EVERYWHERE, placed_atoms
-from hijacklens.tokens import LocatedPrompt, locate
-from probes.inputs.batches import batches
-from probes.sites import Heads, Layers, choose, describe, kept
+from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.spans import EVERYWHERE, placed_atoms
+from hijacklens.prompts.tokens import LocatedPrompt, locate
+from hijacklens.engine.batches import batches
+from hijacklens.sites import Heads, Layers, choose, describe, kept
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]
 Kind: TypeAlias = Literal["zero", "mean"]
@@ -211,7 +211,7 @@ def mean_outputs(
     Args:
         model: Any hooked model.
         reference: Facts, for their bare queries (dose 0); or prompts; or a layout, which is run
-            as it stands, e.g. `hijacklens.concepts.places.layout(task, tokens)`.
+            as it stands, e.g. `hijacklens.one_layer.spans.layout(task, tokens)`.
         site: `z`, `attn_out` or `mlp_out`.
         span: The tokens that the mean is over, each counted once: by default all of them, a BOS
             included; `last` gives the mean where the answer is read.

@@ -36,16 +36,16 @@ from hijacklens import plots
 from hijacklens.arguments import one_of_type, whole_number
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.glance import Glance, Shown
-from hijacklens.hooked import HookedLanguageModel, HookedModel, device_of, require_eval
-from hijacklens.layout import Layout
-from hijacklens.models import identify
+from hijacklens.results.glance import Glance, Shown
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of, require_eval
+from hijacklens.prompts.layout import Layout
+from hijacklens.models.loading import identify
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
-from hijacklens.prompts import DOSE, MOST_SENTENCES
-from hijacklens.results import Provenance, Result, provenance_from
-from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
+from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.scoring.items import make_items, make_prompts
-from hijacklens.tokens import locate
+from hijacklens.prompts.tokens import locate
 from probes.inputs.alignment import Unit, align
 
 TABLE = "lens.parquet"

@@ -23,9 +23,9 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
-from hijacklens.concepts.trained import TrainingResult
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.errors import InputError
 
 Source: TypeAlias = Any

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Any
 
 from hijacklens.arguments import one_of_type
 from hijacklens.errors import InputError, unknown
-from hijacklens.spans import FORMS, TEXT, atoms
+from hijacklens.prompts.spans import FORMS, TEXT, atoms
 
 if TYPE_CHECKING:  # naming kinds of probes, as completion does, imports no torch
     from hijacklens.facts.fact import FactSet
-    from hijacklens.hooked import HookedModel
+    from hijacklens.models.hooked import HookedModel
     from hijacklens.probe import Probe
 
 SEE = "`hijacklens probes` lists the kinds with their options."

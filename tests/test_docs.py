@@ -18,7 +18,7 @@ from documentation import ROOT, Reader, assert_like, blocks, check_command, comm
 from packaged_standins import StandIns
 
 from hijacklens.errors import InputError
-from hijacklens.packaged import PACKAGED, PackagedModel
+from hijacklens.models.packaged import PACKAGED, PackagedModel
 
 DOCS = ROOT / "docs"
 STUDIES = {
@@ -56,7 +56,7 @@ def standins(tmp_path_factory):
 def elsewhere(tmp_path, monkeypatch):
     """An empty folder to work in, with a store and a registry of schemes of its own."""
     matplotlib.use("agg")
-    schemes = importlib.import_module("hijacklens.schemes")
+    schemes = importlib.import_module("hijacklens.prompts.schemes")
     monkeypatch.setattr(schemes, "_REGISTRY", schemes.schemes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HIJACKLENS_STORE", str(tmp_path / "readings.sqlite"))

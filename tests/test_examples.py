@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def own_schemes(monkeypatch):
     """Schemes that an example adds are gone after it."""
-    module = import_module("hijacklens.schemes")  # the name in the package is a function
+    module = import_module("hijacklens.prompts.schemes")  # the name in the package is a function
     monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
 
 

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses import completion
-from analyses.options import (
+from analyses.commands import names as completion
+from analyses.commands.options import (
     make_probes,
     model_options,
     models_option,
     probes_option,
     read_probes,
 )
-from analyses.screen import document, output_options, say_loading, title
+from analyses.commands.screen import document, output_options, say_loading, title
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
-    from hijacklens.prompts import Prompt
+    from hijacklens.prompts.prompt import Prompt
     from hijacklens.scoring.answers import Answer
 
 
@@ -79,7 +79,7 @@ def command(
         raise InputError(f"--dose counts sentences and must be at least 1, not {dose}.")
     specified = read_probes(probes)
     targets = [target for target in (target_true, target_false) if target]
-    from hijacklens.models import load_model
+    from hijacklens.models.loading import load_model
     from hijacklens.scoring.answers import answer
 
     asked = _prompts(prompt, subject, sentence, dose, targets)
@@ -106,7 +106,7 @@ def _prompts(
     prompt: str, subject: str | None, sentence: str | None, dose: int, targets: Sequence[str]
 ) -> list[Prompt]:
     """The bare prompt, and the hijacked one if there is a sentence, with their spans."""
-    from hijacklens.prompts import compose
+    from hijacklens.prompts.prompt import compose
 
     query = prompt.rstrip()
     at = query.find(subject) if subject else -1
@@ -128,7 +128,7 @@ def _sentence(
     """The sentence of a scheme for a fact given by options."""
     from hijacklens.facts.fact import Fact
     from hijacklens.facts.relations import country_of_language
-    from hijacklens.schemes import Unusable, get_scheme
+    from hijacklens.prompts.schemes import Unusable, get_scheme
 
     scheme = get_scheme(name)
     given = {"subject": subject, "target_true": target_true, "target_false": target_false}

@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from analyses.resumption import telling_of_the_store
-from analyses.screen import document, fitted, output_options
+from analyses.commands.resumption import telling_of_the_store
+from analyses.commands.screen import document, fitted, output_options
 from hijacklens.errors import InputError
 
 
@@ -29,7 +29,7 @@ def command() -> None:
 @output_options("path", "bytes", "models", "aside")
 def info(as_json: bool, quiet: bool) -> None:
     """Show the file, its size, and how many readings it holds of which model."""
-    from hijacklens.scoring.store import usual_store
+    from hijacklens.store.store import usual_store
 
     with telling_of_the_store():
         contents = usual_store().contents()
@@ -70,7 +70,7 @@ def info(as_json: bool, quiet: bool) -> None:
 @output_options("path", "model", "deleted")
 def clear(model: str | None, yes: bool, as_json: bool, quiet: bool) -> None:
     """Delete the stored readings, or those of one model, after asking."""
-    from hijacklens.scoring.store import usual_store
+    from hijacklens.store.store import usual_store
 
     store = usual_store()
     with telling_of_the_store():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from analyses import completion
-from analyses.screen import document, output_options
+from analyses.commands import names as completion
+from analyses.commands.screen import document, output_options
 from hijacklens.errors import unknown
 
 

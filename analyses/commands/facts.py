@@ -6,8 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from analyses.options import choose_facts, facts_options
-from analyses.screen import document, fitted, note, output_options, title
+from analyses.commands.options import choose_facts, facts_options
+from analyses.commands.screen import document, fitted, note, output_options, title
 
 
 @click.command("facts")

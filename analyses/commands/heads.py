@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses import completion
-from analyses.options import (
+from analyses.commands import names as completion
+from analyses.commands.options import (
     batch_tokens_option,
     choose_facts,
     facts_options,
@@ -20,8 +20,8 @@ from analyses.options import (
     read_doses,
     rule_option,
 )
-from analyses.resumption import usual_folder
-from analyses.screen import (
+from analyses.commands.resumption import usual_folder
+from analyses.commands.screen import (
     document,
     files_written,
     note,
@@ -193,8 +193,8 @@ def command(
           --test-scheme do-not-think --test-scheme relation --random-sets 100
     """  # noqa: D301
     from hijacklens.errors import InputError
-    from hijacklens.results import RECORD, check_folder
-    from hijacklens.schemes import get_scheme
+    from hijacklens.results.result import RECORD, check_folder
+    from hijacklens.prompts.schemes import get_scheme
 
     chosen = get_scheme(scheme)
     tested = [get_scheme(given) for given in test_schemes] or [chosen]
@@ -208,7 +208,7 @@ def command(
     label = f"heads-{Path(name).name}"
     folder = check_folder(out or usual_folder(label, overwrite=overwrite), overwrite=overwrite)
 
-    from hijacklens.models import load_model
+    from hijacklens.models.loading import load_model
     from probes import heads
 
     searched, held_back = heads.halves(facts, by=split, seed=seed)

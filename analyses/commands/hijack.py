@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.options import (
+from analyses.commands.options import (
     batch_tokens_option,
     choose_engine,
     choose_facts,
@@ -26,8 +26,8 @@ from analyses.options import (
     schemes_options,
     way_option,
 )
-from analyses.resumption import is_unfinished, resumable, save_part, usual_folder
-from analyses.screen import (
+from analyses.commands.resumption import is_unfinished, resumable, save_part, usual_folder
+from analyses.commands.screen import (
     document,
     files_written,
     note,
@@ -101,7 +101,7 @@ def command(
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
       hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
     """  # noqa: D301
-    from hijacklens.results import check_folder
+    from hijacklens.results.result import check_folder
 
     counts = read_doses(doses)
     chosen = choose_schemes(schemes, templates)
@@ -121,7 +121,7 @@ def command(
 
     from analyses.tables import hijack_tables
     from hijacklens.scoring.hijack import hijack
-    from hijacklens.scoring.replica import ModelLoader
+    from hijacklens.workers.replica import ModelLoader
     from hijacklens.scoring.result import HijackResult
 
     if facts.note:
@@ -197,7 +197,7 @@ def _disagreement(result: HijackResult) -> float:
 
 def _notes(result: HijackResult) -> str:
     """Seed, what came from the store, what is known, how rules differ, what was skipped."""
-    from hijacklens.scoring.accounting import summary
+    from hijacklens.engine.accounting import summary
     from hijacklens.scoring.efficacy import RULES
 
     lines = [

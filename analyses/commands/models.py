@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from analyses.screen import document, output_options, title
-from hijacklens.packaged import PACKAGED, cache_folder
+from analyses.commands.screen import document, output_options, title
+from hijacklens.models.packaged import PACKAGED, cache_folder
 
 
 @click.command("models")

@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from analyses import completion
-from analyses.options import (
+from analyses.commands import names as completion
+from analyses.commands.options import (
     choose_facts,
     choose_schemes,
     facts_options,
@@ -15,7 +15,7 @@ from analyses.options import (
     schemes_options,
     way_option,
 )
-from analyses.screen import document, output_options, title
+from analyses.commands.screen import document, output_options, title
 from hijacklens.errors import InputError
 
 
@@ -124,7 +124,7 @@ def _tokenizer(name: str) -> Any:
     """The tokenizer of a packaged model, a folder or a hub id."""
     from transformers import AutoTokenizer
 
-    from hijacklens.packaged import PACKAGED, expand_home, quiet_transformers
+    from hijacklens.models.packaged import PACKAGED, expand_home, quiet_transformers
 
     place = PACKAGED[name].folder() if name in PACKAGED else expand_home(name)
     try:

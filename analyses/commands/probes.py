@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses import completion
-from analyses.screen import document, fitted, output_options
+from analyses.commands import names as completion
+from analyses.commands.screen import document, fitted, output_options
 from hijacklens.errors import unknown
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     A probe changes what a model computes while it is scored:
       hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
     """  # noqa: D301
-    from hijacklens.spans import FORMS
+    from hijacklens.prompts.spans import FORMS
     from probes.specification import KINDS
 
     for name in names:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from analyses.screen import document, output_options
+from analyses.commands.screen import document, output_options
 
 
 @click.command("report")

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses import completion
-from analyses.options import overwrite_option
-from analyses.screen import document, fitted, output_options, state, title
+from analyses.commands import names as completion
+from analyses.commands.options import overwrite_option
+from analyses.commands.screen import document, fitted, output_options, state, title
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
-    from analyses.reproduction import Reproduction
-    from analyses.workbench import Workbench
+    from analyses.reproduction.reproduction import Reproduction
+    from analyses.reproduction.workbench import Workbench
 
 EVERYTHING = "all"
 TIMES = (
@@ -91,7 +91,7 @@ def command(
       hijacklens reproduce fig3a --out runs/fig3a
       hijacklens reproduce all --scale paper --out runs/paper
     """  # noqa: D301
-    from analyses.catalogue import CATALOGUE, entry_of
+    from analyses.reproduction.catalogue import CATALOGUE, entry_of
 
     if show:
         if as_json:
@@ -107,12 +107,12 @@ def command(
         raise InputError("--out is missing: name the folder for the files.")
     chosen = list(CATALOGUE if EVERYTHING in names else asked)
 
-    from analyses.ledger import write_ledger
-    from analyses.options import choose_facts
-    from analyses.reproduction import Reproduction, reproduce
-    from analyses.workbench import DEFAULT_MODELS, Workbench
-    from hijacklens.packaged import expand_home
-    from hijacklens.results import RECORD, claim_folder, load_result, write_whole
+    from analyses.reproduction.ledger import write_ledger
+    from analyses.commands.options import choose_facts
+    from analyses.reproduction.reproduction import Reproduction, reproduce
+    from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
+    from hijacklens.models.packaged import expand_home
+    from hijacklens.results.result import RECORD, claim_folder, load_result, write_whole
 
     root = expand_home(out)
     bench = Workbench(
@@ -155,7 +155,7 @@ def _same_run(found: Reproduction, folder: Path, scale: str, bench: Workbench) -
         InputError: It has another scale, other models or other facts, or checks or settings that
             the analysis does not have any more.
     """
-    from analyses.reproduction import asked_of
+    from analyses.reproduction.reproduction import asked_of
 
     asked = {"scale": scale, **asked_of(found.analysis.id, bench)}
     for what, value in asked.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from analyses.screen import document, fitted, output_options
-from hijacklens.schemes import PLACEHOLDERS, schemes
+from analyses.commands.screen import document, fitted, output_options
+from hijacklens.prompts.schemes import PLACEHOLDERS, schemes
 
 
 @click.command("schemes")

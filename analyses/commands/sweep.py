@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from analyses.options import choose_engine, engine_options, no_cache_option
-from analyses.screen import document, files_written, output_options, records
+from analyses.commands.options import choose_engine, engine_options, no_cache_option
+from analyses.commands.screen import document, files_written, output_options, records
 
 
 @click.command("sweep")
@@ -45,13 +45,13 @@ def command(
       hijacklens sweep examples/sweep.toml --out runs/sweep
       hijacklens sweep examples/sweep.toml --out runs/sweep --engine ray --workers 2
     """  # noqa: D301
-    from analyses.sweep_file import load_sweep
+    from analyses.sweeps.file import load_sweep
 
     plan = load_sweep(config)
     chosen = choose_engine(engine, workers, ray_address)
 
-    from analyses.resumption import telling_of_the_store
-    from analyses.sweep import run_sweep
+    from analyses.commands.resumption import telling_of_the_store
+    from analyses.sweeps.run import run_sweep
 
     def tell(line: str) -> None:
         if not quiet:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses import completion
-from analyses.options import (
+from analyses.commands import names as completion
+from analyses.commands.options import (
     choose_facts,
     make_probes,
     model_option,
@@ -18,8 +18,8 @@ from analyses.options import (
     probes_option,
     read_probes,
 )
-from analyses.resumption import usual_folder
-from analyses.screen import (
+from analyses.commands.resumption import usual_folder
+from analyses.commands.screen import (
     document,
     files_written,
     output_options,
@@ -145,13 +145,13 @@ def command(
         raise InputError(f"--top must be at least 1, not {top}.")
     label = f"trace-{Path(name).name}-{'own' if case is None else case}"
 
-    from hijacklens.results import check_folder, claim_folder
-    from hijacklens.schemes import get_scheme
+    from hijacklens.results.result import check_folder, claim_folder
+    from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
     folder = check_folder(out or usual_folder(label, overwrite=overwrite), overwrite=overwrite)
 
-    from hijacklens.models import load_model
+    from hijacklens.models.loading import load_model
     from hijacklens.progress import bar
     from probes.attention.page import save_attention_page, with_patterns
     from probes.logit_shift import trace

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.options import overwrite_option
-from analyses.screen import document, files_written, output_options, records, title
+from analyses.commands.options import overwrite_option
+from analyses.commands.screen import document, files_written, output_options, records, title
 from hijacklens.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from hijacklens.concepts.trained import TrainingResult
+    from hijacklens.one_layer.trained import TrainingResult
 
 TASK = ("bits", "omega", "beta", "length", "support")
 PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
@@ -85,8 +85,8 @@ def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> 
         if part not in PARTS:
             raise unknown("part to freeze", part, PARTS)
 
-    from hijacklens.concepts.task import ConceptTask
-    from hijacklens.concepts.training import train
+    from hijacklens.one_layer.task import ConceptTask
+    from hijacklens.one_layer.training import train
 
     task = ConceptTask(**{name: settings.pop(name) for name in TASK})
     frozen = [PARTS[part] for part in parts]
@@ -115,7 +115,7 @@ def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> 
 
 
 def _table(result: TrainingResult) -> str:
-    from hijacklens.glance import interval, share, table
+    from hijacklens.results.glance import interval, share, table
 
     rows = [
         (

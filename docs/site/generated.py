@@ -57,7 +57,7 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 def commands() -> str:
     """Every command with its options, from click."""
-    from analyses.cli import group
+    from analyses.commands.group import group
 
     context = click.Context(group, info_name="hijacklens")
     parts = []
@@ -70,7 +70,7 @@ def commands() -> str:
 
 def schemes() -> str:
     """The built-in schemes."""
-    from hijacklens.schemes import schemes as registered
+    from hijacklens.prompts.schemes import schemes as registered
 
     return _table(
         ("scheme", "direction", "sentence", "what it is"),
@@ -88,7 +88,7 @@ def schemes() -> str:
 
 def placeholders() -> str:
     """What a template may name."""
-    from hijacklens.schemes import PLACEHOLDERS
+    from hijacklens.prompts.schemes import PLACEHOLDERS
 
     rows = [(f"`{{{name}}}`", meaning) for name, meaning in PLACEHOLDERS.items()]
     return _table(("placeholder", "stands for"), rows)
@@ -106,7 +106,7 @@ def probes() -> str:
 
 def analyses() -> str:
     """Every figure and statement that can be reproduced."""
-    from analyses.catalogue import CATALOGUE
+    from analyses.reproduction.catalogue import CATALOGUE
 
     return _table(
         ("id", "source", "what", "quick", "paper"),
@@ -119,7 +119,7 @@ def analyses() -> str:
 
 def ours() -> str:
     """What of a training recipe the paper does not state."""
-    from hijacklens.concepts.recipe import OUR_DEFAULTS
+    from hijacklens.one_layer.recipe import OUR_DEFAULTS
 
     items = OUR_DEFAULTS.items() if isinstance(OUR_DEFAULTS, dict) else enumerate(OUR_DEFAULTS)
     return _table(("setting", "our default"), [(f"`{name}`", str(text)) for name, text in items])

@@ -6,8 +6,8 @@ python examples/scripts/reproduce_figure.py lemma5 --out figure.png
 import argparse
 from pathlib import Path
 
-from analyses.catalogue import CATALOGUE
-from analyses.reproduction import reproduce
+from analyses.reproduction.catalogue import CATALOGUE
+from analyses.reproduction.reproduction import reproduce
 from hijacklens import plots
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -4,7 +4,7 @@
     hijacklens report runs/first runs/trace --out report.html         # the same in a shell
 
 Every result says by itself what a report shows of it (`Result.exhibits`, in the terms of
-`hijacklens.report.exhibits`); here it is put on a page. Numbers are those of the files: tables are
+`hijacklens.results.exhibits`); here it is put on a page. Numbers are those of the files: tables are
 embedded whole (`packing`), the browser sorts, filters and searches them and hands them out as CSV.
 
     exhibits   what can be shown: text, drawing, table, circuitsvis views, facts

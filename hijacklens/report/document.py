@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hijacklens.errors import InputError
 from hijacklens.report.page import Entry, page
-from hijacklens.results import RECORD, Result, load_result, named_path, write_whole
+from hijacklens.results.result import RECORD, Result, load_result, named_path, write_whole
 
 TITLE = "Context hijacking: a report"
 

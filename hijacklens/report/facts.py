@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from hijacklens.report.exhibits import Facts
+from hijacklens.results.exhibits import Facts
 from hijacklens.report.markup import attributes, shown
 from hijacklens.report.tables import data_html
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hijacklens import strict_json
 from hijacklens.report.markup import attributes, script, shown
-from hijacklens.results import Provenance, Result
+from hijacklens.results.result import Provenance, Result
 
 MOST_VALUES = 40
 """Values of a list that are written out; the record has all."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from hijacklens.report.exhibits import Column, Table
+from hijacklens.results.exhibits import Column, Table
 from hijacklens.report.markup import attributes, paragraphs, script, shown
 from hijacklens.report.packing import pack
 

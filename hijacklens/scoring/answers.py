@@ -10,12 +10,12 @@ from torch import Tensor
 
 from hijacklens.arguments import one_of_type, several, whole_number
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedLanguageModel, require_text
+from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.probe import Probe, check_probes, spans_of
-from hijacklens.prompts import Prompt, compose
-from hijacklens.scoring.engine import next_token_logprobs
+from hijacklens.prompts.prompt import Prompt, compose
+from hijacklens.engine.engine import next_token_logprobs
 from hijacklens.scoring.items import steps_in_context
-from hijacklens.tokens import Continuation, TokenIds, continuation, encode, locate
+from hijacklens.prompts.tokens import Continuation, TokenIds, continuation, encode, locate
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def answer(
     Args:
         model: A hooked language model.
         text: The prompt; spaces behind it are dropped, since the next token brings its own. A
-            text is all `query` to a probe; a `Prompt` (`hijacklens.prompts.compose`) has spans.
+            text is all `query` to a probe; a `Prompt` (`hijacklens.prompts.prompt.compose`) has spans.
         targets: Words whose first token is looked up, read in context.
         top: How many of the likeliest next tokens to give.
         tokens: Length of the greedy continuation, in tokens; it ends early at an end token.

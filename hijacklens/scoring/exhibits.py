@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hijacklens.report.exhibits import Drawing, Exhibit, Facts, Table, Text
+from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text
 from hijacklens.scoring.efficacy import ALL, RULES, Rule
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from typing import Any
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.progress import bar
-from hijacklens.prompts import Prompt
-from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.prompts.prompt import Prompt
+from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.scoring.costs import Costs
 from hijacklens.scoring.items import make_items, make_prompts, wanted
-from hijacklens.scoring.plan import Plan, Way, make_plan
-from hijacklens.scoring.trie import naive_tokens
+from hijacklens.engine.plan import Plan, Way, make_plan
+from hijacklens.engine.trie import naive_tokens
 
 AT_ONCE = 5_000
 """Prompts that are tokenised between two looks at the progress bar, and some more."""
@@ -53,7 +53,7 @@ def forecast(
         schemes: Names of schemes, or schemes.
         doses: How many sentences stand before the query; 0 is always among them.
         seed: Seeds what a scheme draws.
-        way: The way to take (`hijacklens.scoring.plan`); by default the cheapest.
+        way: The way to take (`hijacklens.engine.plan`); by default the cheapest.
         costs: What rows cost; by default what they do in GPT-2 small on a CPU.
         quiet: Draw no progress bar.
 

@@ -13,14 +13,14 @@ import pandas as pd
 from hijacklens.arguments import choice, one_of_type, several, whole_number
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
-from hijacklens.hooked import HookedLanguageModel
-from hijacklens.models import ModelIdentity, identify
+from hijacklens.models.hooked import HookedLanguageModel
+from hijacklens.models.loading import ModelIdentity, identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
-from hijacklens.prompts import DOSE, MOST_SENTENCES
-from hijacklens.results import Provenance
-from hijacklens.schemes import Scheme, get_scheme
-from hijacklens.scoring.engine import Readings, Wanted, read
+from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
+from hijacklens.results.result import Provenance
+from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.engine.engine import Readings, Wanted, read
 from hijacklens.scoring.items import (
     Unscored,
     make_items,
@@ -31,12 +31,12 @@ from hijacklens.scoring.items import (
     skipped_table,
     wanted,
 )
-from hijacklens.scoring.plan import WAYS, Way
-from hijacklens.scoring.replica import ModelLoader
+from hijacklens.engine.plan import WAYS, Way
+from hijacklens.workers.replica import ModelLoader
 from hijacklens.scoring.result import HijackResult
-from hijacklens.scoring.store import OpenStore, Store, open_store
-from hijacklens.scoring.trie import Trie, naive_tokens
-from hijacklens.scoring.workers import RayEngine, Replicas
+from hijacklens.store.store import OpenStore, Store, open_store
+from hijacklens.engine.trie import Trie, naive_tokens
+from hijacklens.workers.workers import RayEngine, Replicas
 
 DEFAULT_DOSES = tuple(range(6))
 
@@ -72,12 +72,12 @@ def hijack(
         batch_tokens: Size of a batch in tokens; by default what suits the device and its free
             memory.
         way: How prompts share the tokens that they have in common: `plain`, `packed` or `cached`
-            (`hijacklens.scoring.plan`); by default the cheapest. The numbers are the same.
+            (`hijacklens.engine.plan`); by default the cheapest. The numbers are the same.
         store: Where finished readings are kept and looked up, so that a run that was cut short
             goes on and nothing is computed twice: True for the file in the cache folder, False
             for none, a path or a `Store`.
         engine: `"local"`, in this process, or a `RayEngine`, on workers that load the model by
-            themselves (`hijacklens.scoring.workers`). The numbers are the same.
+            themselves (`hijacklens.workers.workers`). The numbers are the same.
         quiet: Draw no progress bar.
 
     Returns:

@@ -15,12 +15,12 @@ import pandas as pd
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.layout import ID_BITS, mark
-from hijacklens.prompts import Prompt, make_prompt
-from hijacklens.schemes import Scheme, Unusable
-from hijacklens.scoring.engine import Reading
-from hijacklens.spans import TEXT
-from hijacklens.tokens import (
+from hijacklens.prompts.layout import ID_BITS, mark
+from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.schemes import Scheme, Unusable
+from hijacklens.engine.engine import Reading
+from hijacklens.prompts.spans import TEXT
+from hijacklens.prompts.tokens import (
     Continuation,
     LocatedPrompt,
     TokenIds,
@@ -56,7 +56,7 @@ Step: TypeAlias = tuple[TokenIds, int]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt of a fact in symbols (`hijacklens.layout`), with both targets read in its context.
+    """A prompt of a fact in symbols (`hijacklens.prompts.layout`), with both targets read in its context.
 
     Without probes a symbol is a token id; with probes it also says in which of their spans the
     token stands.

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hijacklens.scoring.trie import Trie
-from hijacklens.tokens import TokenIds
+from hijacklens.engine.trie import Trie
+from hijacklens.prompts.tokens import TokenIds
 
 SLACK = 0.25
 """How far from its place a cut may be moved, in lengths of a part."""
@@ -43,7 +43,7 @@ def cut_parts(
     """Cut what is wanted into parts of about one cost, the most expensive first.
 
     Args:
-        wanted: As `hijacklens.scoring.engine.read` takes it.
+        wanted: As `hijacklens.engine.engine.read` takes it.
         count: How many parts; there are fewer if there is less to cut.
         shared: Whether prompts share what they have in common; with a probe that does not pack,
             every prefix is computed by itself.

@@ -20,9 +20,9 @@ import struct
 import zlib
 from typing import Any
 
-from hijacklens.scoring.database import DamagedError
-from hijacklens.scoring.engine import Reading
-from hijacklens.tokens import TokenIds
+from hijacklens.store.database import DamagedError
+from hijacklens.engine.engine import Reading
+from hijacklens.prompts.tokens import TokenIds
 
 _PAIR, _CHECKSUM = struct.Struct("<id"), struct.Struct("<I")
 

@@ -14,14 +14,14 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.arguments import choice
 from hijacklens.errors import InputError, unknown
-from hijacklens.glance import Glance, interval, named, share
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance, interval, named, share
+from hijacklens.results.result import Provenance, Result, provenance_from
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, read_skipped
-from hijacklens.scoring.relation_curves import relation_curves
+from hijacklens.scoring.curves import relation_curves
 
 if TYPE_CHECKING:
-    from hijacklens.report.exhibits import Exhibit
+    from hijacklens.results.exhibits import Exhibit
 
 PROMPTS = "prompts.parquet"
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hijacklens.results import write_whole
+from hijacklens.results.result import write_whole
 from hijacklens.views.view import View
 
 STYLE = (

@@ -1,7 +1,7 @@
 """Running a model for views: from a text, a prompt, a fact or a context to a `Run`.
 
 >>> import torch
->>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
 >>> found = run(model, torch.tensor([0, 1, 2, 3]))
 >>> found, found.attended(source="at:-1").props["tokens"]
@@ -18,17 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.concepts import places
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import spans as places
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.hooked import HookedModel, device_of, hooked, require_eval
-from hijacklens.layout import Layout, mark
+from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
+from hijacklens.prompts.layout import Layout, mark
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
-from hijacklens.prompts import Prompt, make_prompt
-from hijacklens.schemes import Scheme, Unusable, get_scheme
-from hijacklens.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
-from hijacklens.tokens import locate
+from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.schemes import Scheme, Unusable, get_scheme
+from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
+from hijacklens.prompts.tokens import locate
 from hijacklens.views.runs import Heads, Layers, Places, Run
 from hijacklens.views.view import View
 

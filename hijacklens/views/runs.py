@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float
 
 from hijacklens.errors import InputError
-from hijacklens.spans import atoms
+from hijacklens.prompts.spans import atoms
 from hijacklens.views.view import View, attention_heads, attention_pattern, coloured_tokens
 
 Layers: TypeAlias = int | Iterable[int] | None

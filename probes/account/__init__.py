@@ -18,7 +18,7 @@ Cost: one forward pass for a batch of prompts. Kept per read and layer are a num
 and source token, the values of one layer at a time, and nothing of size pos x head x d_model.
 Units: logits.
 
->>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
 >>> account = accounts(model, [Question((1, 5, 2, 5), position=3, plus=3, minus=1)])[0]
 >>> account.attention.shape, abs(account.residual) < 1e-6
@@ -35,14 +35,14 @@ import torch
 from jaxtyping import Float
 
 from hijacklens.errors import InputError
-from hijacklens.glance import Glance, Shown
-from hijacklens.hooked import HookedModel, device_of, require_eval
-from hijacklens.layout import Layout
+from hijacklens.results.glance import Glance, Shown
+from hijacklens.models.hooked import HookedModel, device_of, require_eval
+from hijacklens.prompts.layout import Layout
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
-from hijacklens.tokens import TokenIds
+from hijacklens.prompts.tokens import TokenIds
 from probes.account.readout import Frame, Readout
 from probes.account.tally import Tally
-from probes.inputs.batches import Batch, batch_size, batches
+from hijacklens.engine.batches import Batch, batch_size, batches
 
 READ_VALUES = 2**26
 """At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
@@ -55,7 +55,7 @@ class Question:
     """A difference of two logits, or one log-probability, read at a position of a prompt."""
 
     symbols: TokenIds
-    """The prompt, in token ids or in symbols (`hijacklens.layout`) when probes are on."""
+    """The prompt, in token ids or in symbols (`hijacklens.prompts.layout`) when probes are on."""
     position: int
     """Where the next token is read."""
     plus: int

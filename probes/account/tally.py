@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hijacklens.hooked import HookedModel, NamedHook
+from hijacklens.models.hooked import HookedModel, NamedHook
 from probes.account.readout import Frame, Norm, Readout
 
 

@@ -4,7 +4,7 @@
     patch(model, align(bare, hijacked, span="subject"), site="resid_pre", layers=5)
 
 The source prompt is run once, when the patch is made; the patch then is a probe for its target
-prompts. The two may differ in length: `probes.inputs.correspondence` says which tokens correspond.
+prompts. The two may differ in length: `hijacklens.prompts.correspondence` says which tokens correspond.
 Tokens without a counterpart, such as those of hijacking sentences, are neither read nor written.
 They still are attended to: a patch of the query's tokens does not hide the sentences.
 
@@ -15,7 +15,7 @@ residual carries the position it was computed at.
 
 Cost: the source run, and one copy of the activation of each chosen layer.
 
->>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> from hijacklens.probe import probed
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
 >>> clean, other = (0, 1, 2), (3, 4, 5, 6)
@@ -38,22 +38,22 @@ from torch import Tensor
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
-from hijacklens.hooked import (
+from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookedModel,
     NamedHook,
     device_of,
     require_eval,
 )
-from hijacklens.layout import Layout
+from hijacklens.prompts.layout import Layout
 from hijacklens.probe import HookProbe, logits_at
-from hijacklens.schemes import Scheme
-from hijacklens.tokens import TokenIds
+from hijacklens.prompts.schemes import Scheme
+from hijacklens.prompts.tokens import TokenIds
 from probes.activations.places import HEAD_AXES, Site, check_heads, reading, writing
-from probes.inputs.batches import Batch, batches
-from probes.inputs.correspondence import Correspondence
-from probes.inputs.prompt_pairs import Direction, prompt_pairs
-from probes.sites import Heads, Layers, choose, describe, kept
+from hijacklens.engine.batches import Batch, batches
+from hijacklens.prompts.correspondence import Correspondence
+from hijacklens.scoring.pairs import Direction, prompt_pairs
+from hijacklens.sites import Heads, Layers, choose, describe, kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -171,7 +171,7 @@ def patch(
     Args:
         model: The model that the source prompts are run on; another checkpoint of it will do.
         correspondences: For each target prompt its source and the tokens, as
-            `probes.inputs.correspondence.align` gives them.
+            `hijacklens.prompts.correspondence.align` gives them.
         site: What is patched; see `probes.activations.places`.
         layers: One layer, several, or None for all.
         heads: Heads of each layer, or pairs (layer, head); None for all. Query heads for `z` and

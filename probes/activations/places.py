@@ -25,8 +25,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hijacklens.errors import InputError, unknown
-from hijacklens.hooked import HookedModel, HookFunction, NamedHook
-from probes.sites import HeadAxis
+from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
+from hijacklens.sites import HeadAxis
 
 Site: TypeAlias = Literal[
     "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v"

@@ -5,7 +5,7 @@
     attention.patch("last", "cluster")                # the one-layer model, by the same call
     attention.transplant(cache, source="last")        # the attention of another run
 
-Source tokens are queries, target tokens keys; both are spans (`hijacklens.spans`). Heads are
+Source tokens are queries, target tokens keys; both are spans (`hijacklens.prompts.spans`). Heads are
 query heads: under grouped-query attention several of them share a key/value head.
 
     q k^T -> soft cap -> mask -> hook_attn_scores -> softmax -> hook_pattern -> z
@@ -25,9 +25,9 @@ attention sink). A knock-out that hides it, as one of `hijack` does then, measur
 with hiding `at:0` alone.
 
 >>> import torch
->>> from hijacklens.concepts import places
->>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
->>> from hijacklens.concepts.task import ConceptTask
+>>> from hijacklens.one_layer import spans as places
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
+>>> from hijacklens.one_layer.task import ConceptTask
 >>> from hijacklens.probe import probed
 >>> task = ConceptTask(bits=2, support="first-bit", length=4)
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
@@ -60,7 +60,7 @@ from probes.attention.rows import (
     with_sum_of,
 )
 from probes.attention.transplants import transplant
-from probes.sites import Heads, Layers
+from hijacklens.sites import Heads, Layers
 
 __all__ = ["KnockOut", "Patch", "Rescale", "knock_out", "patch", "rescale", "transplant"]
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from hijacklens import views
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedLanguageModel
+from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe, check_probes
 from probes.logit_shift.result import ShiftAccount
 

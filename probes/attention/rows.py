@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, NamedHook
-from hijacklens.layout import Layout
-from hijacklens.spans import atoms
-from probes.sites import Heads, Layers, Sites, choose, describe, kept
+from hijacklens.models.hooked import HookedModel, NamedHook
+from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.spans import atoms
+from hijacklens.sites import Heads, Layers, Sites, choose, describe, kept
 
 LARGEST_SCORE = 2.0**13
 """Scores below minus this are those of hidden keys: masks add -inf, finfo.min or -1e9. The scores

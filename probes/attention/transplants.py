@@ -13,11 +13,11 @@ from torch import Tensor
 from transformer_lens import ActivationCache
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, NamedHook
-from hijacklens.layout import Layout
-from hijacklens.spans import EVERYWHERE
+from hijacklens.models.hooked import HookedModel, NamedHook
+from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.spans import EVERYWHERE
 from probes.attention.rows import AttentionProbe, Edit, Rows, edges, held
-from probes.sites import Heads, Layers, choose
+from hijacklens.sites import Heads, Layers, choose
 from probes.values.replacements import tensor_hash
 
 

@@ -9,8 +9,8 @@ with a matrix of distances of your own. `spectrum` is that of figures C.9 to C.1
 Embeddings are rows, W_E [vocab, d_model], and inner products are in the units of the model.
 Cost: O(vocab^2 d_model) time and [vocab, vocab] of memory for the tokens compared.
 
->>> from hijacklens.concepts.embeddings import hamming_geometry
->>> from hijacklens.concepts.task import ConceptTask
+>>> from hijacklens.one_layer.embeddings import hamming_geometry
+>>> from hijacklens.one_layer.task import ConceptTask
 >>> found = inner_products(hamming_geometry(5, a=0.1, b=0.5, b0=1.0), ConceptTask(bits=5))
 >>> [f"{value:.2f}" for value in found.summary()["mean"][:5]]
 ['1.00', '0.40', '0.30', '0.20', '0.10']
@@ -37,10 +37,10 @@ from scipy import stats
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
-from hijacklens.glance import Glance
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance
+from hijacklens.results.result import Provenance, Result, provenance_from
 from probes import sources
 from probes.geometry.hamming_fit import GramFit, fit_gram
 from probes.geometry.spectra import Spectra, spectrum

@@ -8,8 +8,8 @@ entries of the Gram matrix, the diagonal included (Theorem 3 and figure C.6 ask 
 do). Cost: O(vocab^2).
 
 >>> import torch
->>> from hijacklens.concepts.embeddings import hamming_geometry
->>> from hijacklens.concepts.task import ConceptTask
+>>> from hijacklens.one_layer.embeddings import hamming_geometry
+>>> from hijacklens.one_layer.task import ConceptTask
 >>> E = hamming_geometry(4, a=0.1, b=0.5, b0=1.0, dtype=torch.float64)
 >>> fit = fit_gram((E @ E.T).numpy(), ConceptTask(bits=4).hamming().numpy())
 >>> round(fit.a, 12), round(fit.b, 12), round(fit.jump, 12), round(fit.r2, 12)
@@ -26,7 +26,7 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 from scipy import stats
 
-from hijacklens.concepts.embeddings import ROUNDING, GramSpectrum, gram_eigenvalues
+from hijacklens.one_layer.embeddings import ROUNDING, GramSpectrum, gram_eigenvalues
 from hijacklens.errors import InputError
 
 

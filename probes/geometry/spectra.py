@@ -2,7 +2,7 @@
 
 Figures C.9 to C.12: the singular values of trained embeddings fall in two groups, a few large ones
 and a bulk. Equation 5.2 says where they lie: its Gram matrix has the eigenvalues of
-`hijacklens.concepts.embeddings.gram_eigenvalues`, and singular values of W_E are their square roots
+`hijacklens.one_layer.embeddings.gram_eigenvalues`, and singular values of W_E are their square roots
 (reference page, 7.3). m of them, one per bit, stand above the bulk; that of the constant direction
 does so or not, as b says. So the gap is looked for below both m and m + 1 values.
 
@@ -13,8 +13,8 @@ matrix fixes) is shared among the directions that exist. The second is ours, not
 
 Cost: one singular value decomposition per matrix, O(vocab d_model min(vocab, d_model)).
 
->>> from hijacklens.concepts.embeddings import hamming_geometry
->>> from hijacklens.concepts.task import ConceptTask
+>>> from hijacklens.one_layer.embeddings import hamming_geometry
+>>> from hijacklens.one_layer.task import ConceptTask
 >>> found = spectrum(hamming_geometry(3, a=1.0, b=2.0, b0=2.5), task=ConceptTask(bits=3))
 >>> [round(value, 3) for value in found.table["value"] ** 2]
 [4.5, 4.5, 4.5, 4.5, 0.5, 0.5, 0.5, 0.5]
@@ -39,11 +39,11 @@ from scipy import special
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.concepts import walsh
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import walsh
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
-from hijacklens.glance import Glance
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance
+from hijacklens.results.result import Provenance, Result, provenance_from
 from probes import sources
 from probes.geometry.hamming_fit import fit_gram
 from probes.sources import Source

@@ -36,12 +36,12 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens import plots
-from hijacklens.concepts import memory
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
-from hijacklens.glance import Glance
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance
+from hijacklens.results.result import Provenance, Result, provenance_from
 from probes import sources
 from probes.sources import Source
 

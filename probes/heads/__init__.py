@@ -31,23 +31,23 @@ from jaxtyping import Float
 from hijacklens.arguments import choice, one_of_type, whole_number
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
-from hijacklens.hooked import HookedLanguageModel
+from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe
 from hijacklens.progress import bar
-from hijacklens.results import Provenance
-from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.results.result import Provenance
+from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SKIPPED_COLUMNS, make_items, make_prompts
 from hijacklens.scoring.result import HijackResult
-from hijacklens.scoring.store import Store
+from hijacklens.store.store import Store
 from probes import logit_shift
 from probes.ablation import Kind, MeanOutputs, ablate, mean_outputs
-from probes.heads.fact_halves import halves as halves
+from hijacklens.facts.halves import halves
 from probes.heads.gradients import gradient_attribution
 from probes.heads.ranking import HeadSearch
 from probes.heads.sets import Head
-from probes.sites import Layers, choose
+from hijacklens.sites import Layers, choose
 
 Attribution: TypeAlias = Literal["gradient", "direct"]
 Strategy: TypeAlias = Literal["top", "greedy"]

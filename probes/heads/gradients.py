@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.hooked import (
+from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookFunction,
     NamedHook,
@@ -36,9 +36,9 @@ from hijacklens.hooked import (
     require_eval,
 )
 from hijacklens.scoring.items import Item
-from hijacklens.tokens import TokenIds
+from hijacklens.prompts.tokens import TokenIds
 from probes.ablation import MeanOutputs
-from probes.inputs.batches import Batch, batches
+from hijacklens.engine.batches import Batch, batches
 
 GRADIENT_TOKENS = 1_024
 """Default size of a batch, in tokens: a backward pass keeps the activations of every layer."""

@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.glance import Glance
-from hijacklens.hooked import HookedLanguageModel
-from hijacklens.results import Provenance, Result, provenance_from
-from hijacklens.schemes import Scheme
+from hijacklens.results.glance import Glance
+from hijacklens.models.hooked import HookedLanguageModel
+from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.prompts.schemes import Scheme
 from hijacklens.scoring.items import read_skipped
-from hijacklens.scoring.store import Store
+from hijacklens.store.store import Store
 from hijacklens.statistics import adjust, paired_mean, signed_rank
 from probes.ablation import MeanOutputs
 from probes.heads.figures import search_figure

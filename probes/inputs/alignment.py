@@ -5,7 +5,7 @@
 
 The tokens of the query correspond one to one; where the query's first words are cut differently
 behind a space, the smallest groups of tokens that cover the same characters do
-(`probes.inputs.correspondence.groups`). A token of the hijacking sentences has no partner.
+(`hijacklens.prompts.correspondence.groups`). A token of the hijacking sentences has no partner.
 
 Every token stands in exactly one span here, so that sums over spans are sums over tokens:
 
@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hijacklens.tokens import LocatedPrompt
-from probes.inputs.correspondence import groups
+from hijacklens.prompts.tokens import LocatedPrompt
+from hijacklens.prompts.correspondence import groups
 
 SPANS = ("bos", "hijack", "mention", "separator", "query", "subject", "last")
 

@@ -34,14 +34,14 @@ from torch import Tensor
 from hijacklens.arguments import one_of_type, whole_number
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.hooked import HookedLanguageModel, require_text
-from hijacklens.models import identify
+from hijacklens.models.hooked import HookedLanguageModel, require_text
+from hijacklens.models.loading import identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
-from hijacklens.results import Provenance
-from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.results.result import Provenance
+from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts, skipped_table
-from hijacklens.tokens import locate
+from hijacklens.prompts.tokens import locate
 from probes.account import Account, Question, accounts
 from probes.inputs.alignment import SPANS, Unit, align
 from probes.logit_shift.average import AverageShift

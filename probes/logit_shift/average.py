@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.glance import Glance
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance
+from hijacklens.results.result import Provenance, Result, provenance_from
 from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import RESAMPLES, Interval, paired_mean
 from probes.account import SINGLE
@@ -29,7 +29,7 @@ from probes.inputs.alignment import SPANS
 from probes.logit_shift.figures import check_axes, heat_map, shows
 
 if TYPE_CHECKING:
-    from hijacklens.report.exhibits import Exhibit
+    from hijacklens.results.exhibits import Exhibit
 
 ARRAYS = ("attention", "value_bias", "output_bias", "mlp", "single")
 PARTS, FACTS, SKIPPED = "parts.npz", "facts.parquet", "skipped.csv"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hijacklens.report.exhibits import Drawing, Exhibit, Table, Text, Views
+from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text, Views
 
 if TYPE_CHECKING:
     from probes.logit_shift.average import AverageShift

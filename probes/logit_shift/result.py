@@ -30,15 +30,15 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.glance import Glance
-from hijacklens.prompts import Prompt
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance
+from hijacklens.prompts.prompt import Prompt
+from hijacklens.results.result import Provenance, Result, provenance_from
 from probes.account import SINGLE, Account
 from probes.inputs.alignment import Unit
 from probes.logit_shift.figures import check_axes, heat_map, shows
 
 if TYPE_CHECKING:
-    from hijacklens.report.exhibits import Exhibit
+    from hijacklens.results.exhibits import Exhibit
 
 COLUMNS = ("span", "token", "position", "layer", "head", "kind", "bare", "hijacked", "shift")
 KINDS = ("attention", "value_bias", "output_bias", "mlp", *SINGLE)

@@ -20,9 +20,9 @@ What a layer in the middle reads in fact is the stream at that point, not an emb
 there is no proof of absence.
 
 >>> import torch
->>> from hijacklens.concepts.memory import theorem_1
->>> from hijacklens.concepts.model import OneLayerTransformer
->>> from hijacklens.concepts.task import ConceptTask
+>>> from hijacklens.one_layer.memory import theorem_1
+>>> from hijacklens.one_layer.model import OneLayerTransformer
+>>> from hijacklens.one_layer.task import ConceptTask
 >>> task = ConceptTask(bits=3)
 >>> found = fit(OneLayerTransformer.from_weights(theorem_1(task)), task)
 >>> found.summary()[["statistic", "value", "p_family"]].round(3).values.tolist()
@@ -43,18 +43,19 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
-from hijacklens.hooked import HookedModel, require_eval
+from hijacklens.models.hooked import HookedModel, require_eval
 from hijacklens.progress import bar
-from hijacklens.results import Provenance
-from probes import sites, sources
+from hijacklens.results.result import Provenance
+from hijacklens import sites
+from probes import sources
 from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
 from probes.memory_fit.direct_path import DirectPath
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length
 from probes.memory_fit.result import COLUMNS, MemoryFit
-from probes.sites import Heads, Layers
+from hijacklens.sites import Heads, Layers
 from probes.sources import Source
 
 Scaling: TypeAlias = Literal["model", "unit"]

@@ -5,7 +5,7 @@ of the target token. On the one-layer model they are the neighbours of equation 
 model pairs of your own or those of facts (the last token of the subject and the first token of the
 target, or a near word and the target).
 
->>> from hijacklens.concepts.task import ConceptTask
+>>> from hijacklens.one_layer.task import ConceptTask
 >>> found = neighbours(ConceptTask(bits=2))
 >>> list(zip(found.source, found.target))
 [(1, 0), (2, 0), (0, 1), (3, 1), (0, 2), (3, 2), (1, 3), (2, 3)]
@@ -18,11 +18,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import Fact, FactSet, Skipped
-from hijacklens.prompts import make_prompt
-from hijacklens.tokens import continuation, encode, locate
+from hijacklens.prompts.prompt import make_prompt
+from hijacklens.prompts.tokens import continuation, encode, locate
 
 Cue: TypeAlias = Literal["subject", "near"]
 """What of a fact looks the target up: the last token of its subject, or that of the word that is

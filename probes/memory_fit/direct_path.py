@@ -12,7 +12,7 @@ x_s W, and adds to the logit of o, over the average token of the vocabulary, x_s
 Left out are positions, biases and the norms' epsilons. How the weights were processed makes no
 difference to x, W and y. The one-layer model has no norm: x = y = W_E(t), W = W_V, nothing centred.
 
->>> from hijacklens.concepts.architecture import OneLayerConfig
+>>> from hijacklens.one_layer.architecture import OneLayerConfig
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
 >>> frame = DirectPath.of(model)
 >>> tuple(frame.read([1, 2]).shape), tuple(frame.write([7]).shape)
@@ -28,9 +28,9 @@ from typing import Any
 from jaxtyping import Float64
 from torch import Tensor
 
-from hijacklens.concepts.model import OneLayerTransformer
+from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel
+from hijacklens.models.hooked import HookedModel
 from probes.account.readout import Norm
 from probes.memory_fit.outer_products import Factors
 from probes.values.matrices import ov_circuit

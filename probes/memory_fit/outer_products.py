@@ -45,7 +45,7 @@ from jaxtyping import Float64, Int64
 from scipy import stats
 from torch import Tensor
 
-from hijacklens.concepts.embeddings import orthonormal
+from hijacklens.one_layer.embeddings import orthonormal
 
 STATISTICS = ("cosine", "span", "recall")
 RIDGE = 1e-10

@@ -2,7 +2,7 @@
 
 For every fact the bare and the hijacked prompt are run, and then the target prompt once for each
 patch: a layer at the tokens of a span, or one head of a layer. Tokens without a counterpart, such
-as those of the hijacking sentences, are never patched (`probes.inputs.correspondence`).
+as those of the hijacking sentences, are never patched (`hijacklens.prompts.correspondence`).
 
     result = sweep_spans(model, facts, scheme="do-not-think", dose=1, site="attn_out")
     result.summary()          # the share of the shift that each patch undoes, with intervals
@@ -30,17 +30,17 @@ import pandas as pd
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
-from hijacklens.hooked import HookedLanguageModel, require_eval
-from hijacklens.models import ModelIdentity, identify
+from hijacklens.models.hooked import HookedLanguageModel, require_eval
+from hijacklens.models.loading import ModelIdentity, identify
 from hijacklens.progress import bar
-from hijacklens.results import Provenance
-from hijacklens.schemes import Scheme, get_scheme
+from hijacklens.results.result import Provenance
+from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.scoring.items import Unscored, skipped_table
 from probes.activations.places import HEAD_AXES, Site, hook_name
-from probes.inputs.prompt_pairs import DIRECTIONS, Direction, prompt_pairs
+from hijacklens.scoring.pairs import DIRECTIONS, Direction, prompt_pairs
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
 from probes.patching.runs import Case, Cell, make_cases, run
-from probes.sites import Heads, Layers, choose
+from hijacklens.sites import Heads, Layers, choose
 
 DEFAULT_SPANS = ("query", "subject", "last")
 

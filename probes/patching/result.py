@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError, unknown
-from hijacklens.glance import Glance, signed
-from hijacklens.results import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance, signed
+from hijacklens.results.result import Provenance, Result, provenance_from
 from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import paired_ratio
 

@@ -22,15 +22,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, NamedHook, device_of
-from hijacklens.layout import Layout
+from hijacklens.models.hooked import HookedModel, NamedHook, device_of
+from hijacklens.prompts.layout import Layout
 from hijacklens.probe import HookProbe, logits_at
-from hijacklens.scoring.engine import READ_VALUES
+from hijacklens.engine.engine import READ_VALUES
 from hijacklens.scoring.items import Unscored
-from hijacklens.tokens import TokenIds
+from hijacklens.prompts.tokens import TokenIds
 from probes.activations.places import Site, reading, writing
-from probes.inputs.batches import Batch, batch_size, batches
-from probes.inputs.prompt_pairs import Direction, PromptPair
+from hijacklens.engine.batches import Batch, batch_size, batches
+from hijacklens.scoring.pairs import Direction, PromptPair
 
 
 @dataclass(frozen=True, slots=True)

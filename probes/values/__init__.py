@@ -17,9 +17,9 @@ unless `keep_bias=False`; after `fold_value_biases` it is part of b_O, which alw
 Replacing a W_V equals editing the weights; nothing in the model is written to.
 
 >>> import torch
->>> from hijacklens.concepts import places
->>> from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
->>> from hijacklens.concepts.task import ConceptTask
+>>> from hijacklens.one_layer import spans as places
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
+>>> from hijacklens.one_layer.task import ConceptTask
 >>> from hijacklens.probe import probed
 >>> task = ConceptTask(bits=2, length=4)
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
@@ -39,9 +39,9 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, NamedHook
-from hijacklens.layout import Layout
-from probes.sites import Heads, Layers, choose, describe, kept
+from hijacklens.models.hooked import HookedModel, NamedHook
+from hijacklens.prompts.layout import Layout
+from hijacklens.sites import Heads, Layers, choose, describe, kept
 from probes.values.hooks import circuit_hooks, inner_hooks, value_hooks
 from probes.values.made_matrices import MadeMatrices
 from probes.values.paper_memory import associations, memory

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, HookFunction, NamedHook
+from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
 from probes.values.matrices import kv_head_of, value_bias
 from probes.values.path import add_to_output, value_input
 

@@ -12,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
-from hijacklens.hooked import HookedModel
-from probes.sites import Sites
+from hijacklens.models.hooked import HookedModel
+from hijacklens.sites import Sites
 from probes.values.replacements import MatrixKind, Place
 
 

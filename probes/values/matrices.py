@@ -19,8 +19,8 @@ embeddings, multiply that weight in. The one-layer model has no norm.
 Under grouped-query attention one `kv_head` gives values to `n_heads / n_kv_heads` query heads,
 each of which has its own W_O: W_V goes by `kv_head`, OV circuits by (query) `head`.
 
->>> from hijacklens.concepts.architecture import OneLayerConfig
->>> from hijacklens.concepts.model import OneLayerTransformer
+>>> from hijacklens.one_layer.architecture import OneLayerConfig
+>>> from hijacklens.one_layer.model import OneLayerTransformer
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
 >>> value_matrix(model, 0, 0).shape, ov_circuit(model, 0, 0).shape
 (torch.Size([4, 4]), torch.Size([4, 4]))
@@ -36,9 +36,9 @@ from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel
-from probes import sites
-from probes.sites import HeadAxis
+from hijacklens.models.hooked import HookedModel
+from hijacklens import sites
+from hijacklens.sites import HeadAxis
 
 
 def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, "d_model d_head"]:

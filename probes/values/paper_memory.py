@@ -21,7 +21,7 @@ On the one-layer model x and u are the embeddings and W_O is the identity, so th
 equation 5.1 give equation 5.1. The scale is arbitrary: `matched(associations(pairs))` gives it
 the norm of what it replaces.
 
->>> from hijacklens.concepts.architecture import OneLayerConfig
+>>> from hijacklens.one_layer.architecture import OneLayerConfig
 >>> from probes.values.replacements import Place
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=8))
 >>> made = associations([(0, 1)]).matrix(Place(model, 0, 0, "value"))
@@ -39,12 +39,12 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from hijacklens.concepts import memory as concept_memory
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import memory as concept_memory
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel
-from probes import sites
+from hijacklens.models.hooked import HookedModel
+from hijacklens import sites
 from probes.values.matrices import kv_head_of, norm_affine, output_matrix
 from probes.values.replacements import Place, Source, tensor_hash
 

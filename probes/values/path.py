@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, HookFunction, NamedHook
+from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
 from probes.values.matrices import norm_affine
 
 Receive: TypeAlias = Callable[[Float[Tensor, "batch pos d_model"]], object]

@@ -23,11 +23,11 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens.arguments import number, whole_number
-from hijacklens.concepts import memory as concept_memory
+from hijacklens.one_layer import memory as concept_memory
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel
-from probes import sites
-from probes.sites import HeadAxis
+from hijacklens.models.hooked import HookedModel
+from hijacklens import sites
+from hijacklens.sites import HeadAxis
 from probes.values.matrices import ov_circuit, value_matrix
 
 MatrixKind: TypeAlias = Literal["value", "circuit"]

@@ -14,10 +14,10 @@ import pytest
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses.cli import main
-from hijacklens.results import load_result
+from analyses.commands.group import main
+from hijacklens.results.result import load_result
 from hijacklens.scoring import hijack as module
-from hijacklens.scoring.store import Store
+from hijacklens.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +210,7 @@ def test_a_full_disk_at_the_end_is_one_line(folders, cache, tmp_path, capsys, mo
 
 SLOWLY = """
 import time
-from hijacklens.scoring.store import OpenStore
+from hijacklens.store.store import OpenStore
 keep = OpenStore.keep
 def keep_slowly(self, readings):
     keep(self, readings)
@@ -223,7 +223,7 @@ OpenStore.keep = keep_slowly
 def shell(words, cache, prelude=""):
     """The command line in a process of its own."""
     code = (
-        f"import torch; torch.set_num_threads(1); {prelude}\nfrom analyses.cli import main; main()"
+        f"import torch; torch.set_num_threads(1); {prelude}\nfrom analyses.commands.group import main; main()"
     )
     environment = {
         **os.environ,

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from analyses.check import above, below, exact, mean, near
+from analyses.reproduction.check import above, below, exact, mean, near
 from hijacklens.statistics import Interval
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0, 3.0]})

@@ -13,10 +13,10 @@ from click import Context
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses.cli import COMMANDS, group, main
-from analyses.options import read_doses, read_template
+from analyses.commands.group import COMMANDS, group, main
+from analyses.commands.options import read_doses, read_template
 from hijacklens.errors import InputError
-from hijacklens.results import load_result
+from hijacklens.results.result import load_result
 from hijacklens.scoring.efficacy import SUMMARY_COLUMNS
 
 
@@ -226,7 +226,7 @@ def test_every_command_has_help_worth_reading(capsys):
 
 def test_help_imports_no_torch():
     code = (
-        "import sys; from analyses.cli import main\n"
+        "import sys; from analyses.commands.group import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "print('torch' in sys.modules, 'transformer_lens' in sys.modules)"

@@ -9,8 +9,8 @@ import pytest
 from planted_head import planted_facts, planted_model
 from tiny_models import tiny_tokenizer
 
-from analyses.cli import main
-from hijacklens.results import load_result
+from analyses.commands.group import main
+from hijacklens.results.result import load_result
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from analyses.dose_drawing import draw_doses
-from analyses.example_answers import AnswerSettings, answers, draw_answers
-from analyses.hijack_curves import (
+from analyses.paper.dose_drawing import draw_doses
+from analyses.paper.example_answers import AnswerSettings, answers, draw_answers
+from analyses.paper.hijack_curves import (
     COLUMNS,
     RELATIONS,
     CurveSettings,
@@ -22,7 +22,7 @@ from analyses.hijack_curves import (
     moves,
     verdicts,
 )
-from analyses.workbench import Workbench
+from analyses.reproduction.workbench import Workbench
 from hijacklens.scoring.efficacy import RULES, margin
 
 DEEP, FLAT = "deep", "flat"

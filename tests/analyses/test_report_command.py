@@ -7,7 +7,7 @@ import json
 import pytest
 from hijack_runs import made_up_run
 
-from analyses.cli import main
+from analyses.commands.group import main
 
 
 def run(*arguments):

@@ -13,11 +13,11 @@ from sabotages import Sabotage, sabotages
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from analyses.cli import group
-from analyses.ledger import EXPLANATION, write_ledger
-from analyses.registry import analyses
-from analyses.reproduction import reproduce
-from analyses.training_settings import TrainingSettings
+from analyses.commands.group import group
+from analyses.reproduction.ledger import EXPLANATION, write_ledger
+from analyses.reproduction.registry import analyses
+from analyses.reproduction.reproduction import reproduce
+from analyses.reproduction.settings import TrainingSettings
 from hijacklens.errors import InputError
 
 ALL = analyses()

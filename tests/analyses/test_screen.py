@@ -14,9 +14,9 @@ from click import Context
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses import check, reproduction
-from analyses.cli import COMMANDS, group, main
-from analyses.screen import fitted, stacked
+from analyses.reproduction import check, reproduction
+from analyses.commands.group import COMMANDS, group, main
+from analyses.commands.screen import fitted, stacked
 from hijacklens import progress
 
 
@@ -264,7 +264,7 @@ COMPLETED = [
 ]
 ASK = """
 import sys
-from analyses.cli import main
+from analyses.commands.group import main
 try:
     main([])
 except SystemExit:
@@ -305,7 +305,7 @@ def test_listing_analyses_imports_nothing_heavy():
 
 
 def test_a_reader_that_stops_reading_is_no_error():
-    code = "from analyses.cli import main; main(['schemes', '--relations'])"
+    code = "from analyses.commands.group import main; main(['schemes', '--relations'])"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as done:

@@ -12,12 +12,12 @@ import pytest
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses import sweep as sweep_module
-from analyses.cli import main
-from analyses.sweep_file import load_sweep, read_sweep
+from analyses.sweeps import run as sweep_module
+from analyses.commands.group import main
+from analyses.sweeps.file import load_sweep, read_sweep
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
-from hijacklens.results import load_result
+from hijacklens.models.loading import load_model
+from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"

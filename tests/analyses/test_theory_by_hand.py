@@ -9,20 +9,20 @@ import pandas as pd
 import pytest
 import torch
 
-from analyses import constructed_error, geometry_theory, identity_law
-from analyses.constructed_error import ANCHORS, error_by_length
-from analyses.error_exponent import (
+from analyses.paper import constructed_error, geometry_theory, identity_law
+from analyses.paper.constructed_error import ANCHORS, error_by_length
+from analyses.paper.error_exponent import (
     chernoff_bound,
     chernoff_information,
     label_divergence,
     token_logits,
 )
-from analyses.reproduction import reproduce
-from analyses.theory import gram_matrix
-from analyses.workbench import Workbench
-from hijacklens.concepts import memory, population
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from analyses.reproduction.reproduction import reproduce
+from analyses.paper.lemmas import gram_matrix
+from analyses.reproduction.workbench import Workbench
+from hijacklens.one_layer import memory, population
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 
 Q = math.exp(-1)
 

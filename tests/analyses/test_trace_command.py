@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses import cli
-from hijacklens.results import load_result
+from analyses.commands import group as cli
+from hijacklens.results.result import load_result
 
 FILES = {
     "account.parquet",

@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from analyses import cli
-from hijacklens.concepts.checkpoint import FILE
-from hijacklens.results import load_result
+from analyses.commands import group as cli
+from hijacklens.one_layer.checkpoint import FILE
+from hijacklens.results.result import load_result
 
 COLUMNS = "seed,lr,accuracy,accuracy_low,accuracy_high,bayes_accuracy,constructed_accuracy,loss"
 QUICK = "train --bits 3 --length 32 --dim 8 --steps 130 --batch 16 --evaluation 500 --quiet"
@@ -111,7 +111,7 @@ def test_the_same_command_after_a_kill_ends_the_same(tmp_path: Path) -> None:
 
     def start(out: Path) -> subprocess.Popen[bytes]:
         arguments = [*command.split(), "--out", str(out)]
-        code = f"from analyses.cli import main; main({arguments!r})"
+        code = f"from analyses.commands.group import main; main({arguments!r})"
         # One thread each: two processes that wait for threads would slow each other down.
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         return subprocess.Popen(

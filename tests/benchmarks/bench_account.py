@@ -18,7 +18,7 @@ import sys
 
 import pytest
 
-from hijacklens.packaged import PACKAGED
+from hijacklens.models.packaged import PACKAGED
 
 pytestmark = pytest.mark.benchmark
 N_FACTS = 100
@@ -46,7 +46,7 @@ check, residual = [], 0.0
 """
 NAIVE = """
 from functools import partial
-from hijacklens.schemes import get_scheme
+from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.items import make_items, make_prompts
 prompts, _ = make_prompts(facts, get_scheme("do-not-think"), [0, 1], seed=0)
 items, _ = make_items(prompts, model.tokenizer, context_length=model.cfg.n_ctx)

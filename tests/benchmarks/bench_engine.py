@@ -76,8 +76,8 @@ class Bench:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from hijacklens.packaged import PACKAGED
-        from hijacklens.schemes import get_scheme
+        from hijacklens.models.packaged import PACKAGED
+        from hijacklens.prompts.schemes import get_scheme
         from hijacklens.scoring.items import make_items, make_prompts, wanted
 
         torch.set_num_threads(THREADS)
@@ -95,7 +95,7 @@ class Bench:
     def prepare(self, side):
         """Load what a side needs, before anything is timed."""
         if side == "engine":
-            from hijacklens.models import load_model
+            from hijacklens.models.loading import load_model
 
             self.hooked = self.hooked or load_model(MODEL, device="cpu")
         elif side == "harness":
@@ -125,7 +125,7 @@ class Bench:
         return sum(logprobs[prefix, token] for steps in self.steps for prefix, token in steps)
 
     def engine(self):
-        from hijacklens.scoring.engine import read
+        from hijacklens.engine.engine import read
 
         self.readings = read(self.hooked, self.wanted)
         found = {(p, t): v for p, r in self.readings.items() for t, v in r.logprobs.items()}
@@ -145,7 +145,7 @@ class Bench:
     def padded(self):
         import torch
 
-        from hijacklens.scoring.trie import Trie
+        from hijacklens.engine.trie import Trie
 
         trie = Trie.of(self.wanted)
         order = sorted(range(len(trie.leaves)), key=lambda i: -len(trie.leaves[i]))

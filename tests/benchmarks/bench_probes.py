@@ -16,7 +16,7 @@ import time
 import pytest
 
 import hijacklens as hl
-from hijacklens.packaged import PACKAGED
+from hijacklens.models.packaged import PACKAGED
 from probes import specification
 
 pytestmark = pytest.mark.benchmark

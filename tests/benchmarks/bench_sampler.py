@@ -16,7 +16,7 @@ from itertools import accumulate
 import pytest
 import torch
 
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask
 
 pytestmark = pytest.mark.benchmark
 

@@ -16,7 +16,7 @@ import sys
 
 import pytest
 
-from hijacklens.packaged import PACKAGED
+from hijacklens.models.packaged import PACKAGED
 
 pytestmark = pytest.mark.benchmark
 N_FACTS = 20
@@ -32,10 +32,10 @@ check = float(items["sum_true"].sum() + items["sum_false"].sum())
 """
 PLAIN = """
 import hijacklens as hl
-from hijacklens.packaged import PACKAGED
-from hijacklens.prompts import make_prompt
-from hijacklens.schemes import get_scheme
-from hijacklens.tokens import continuation
+from hijacklens.models.packaged import PACKAGED
+from hijacklens.prompts.prompt import make_prompt
+from hijacklens.prompts.schemes import get_scheme
+from hijacklens.prompts.tokens import continuation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 folder = PACKAGED[{name!r}].folder()
 model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()

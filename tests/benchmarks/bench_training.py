@@ -23,11 +23,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from hijacklens.concepts.architecture import OneLayerConfig
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.stream import generator_for
-from hijacklens.concepts.sweep import Run, Sweep
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.architecture import OneLayerConfig
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.stream import generator_for
+from hijacklens.one_layer.stacked_runs import Run, Sweep
+from hijacklens.one_layer.task import ConceptTask
 
 pytestmark = pytest.mark.benchmark
 FOREVER = 10**6

@@ -19,8 +19,8 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
-from analyses.cli import COMMANDS, main
-from hijacklens.results import load_result
+from analyses.commands.group import COMMANDS, main
+from hijacklens.results.result import load_result
 
 FOLDER, FACTS = "MODEL", "FACTS"
 """In arguments: the folder of a tiny model, and a file of facts."""

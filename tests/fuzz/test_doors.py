@@ -17,8 +17,8 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from hijacklens.schemes import Scheme, get_scheme
-from hijacklens.spans import atoms
+from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.prompts.spans import atoms
 from probes import attention, heads, logit_lens, logit_shift, values
 from probes.specification import parse
 

@@ -23,14 +23,14 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from analyses.reproduction import reproduce
+from analyses.reproduction.reproduction import reproduce
 from hijacklens import plots
-from hijacklens.concepts.checkpoint import FILE, Checkpoint
-from hijacklens.concepts.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
-from hijacklens.concepts.sweep import train_runs
-from hijacklens.results import RECORD, load_result
+from hijacklens.one_layer.checkpoint import FILE, Checkpoint
+from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
+from hijacklens.one_layer.stacked_runs import train_runs
+from hijacklens.results.result import RECORD, load_result
 from hijacklens.scoring.parity import compare
-from hijacklens.scoring.store import Store
+from hijacklens.store.store import Store
 from probes import geometry, heads, logit_lens, logit_shift, patching
 
 JSON = st.recursive(
@@ -45,11 +45,11 @@ JSON = st.recursive(
 )
 TYPES = (
     "os:system",
-    "hijacklens.results:Result",
+    "hijacklens.results.result:Result",
     "hijacklens.scoring.result:HijackResult",
-    "hijacklens.concepts.trained:TrainingResult",
+    "hijacklens.one_layer.trained:TrainingResult",
     "analyses.sweep_result:SweepResult",
-    "analyses.reproduction:Reproduction",
+    "analyses.reproduction.reproduction:Reproduction",
     "probes.heads.ranking:HeadSearch",
     "probes.geometry.subspaces:PrincipalAngles",
 )

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_facts import sample_facts
 
-from analyses.options import read_doses, read_template
-from analyses.sweep_file import load_sweep, read_sweep
-from hijacklens.schemes import _REGISTRY, PLACEHOLDERS, Scheme, Unusable, add_scheme
-from hijacklens.spans import atoms, positions
+from analyses.commands.options import read_doses, read_template
+from analyses.sweeps.file import load_sweep, read_sweep
+from hijacklens.prompts.schemes import _REGISTRY, PLACEHOLDERS, Scheme, Unusable, add_scheme
+from hijacklens.prompts.spans import atoms, positions
 from probes.specification import KINDS, parse
 
 FACTS = sample_facts()

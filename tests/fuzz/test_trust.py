@@ -32,12 +32,12 @@ BANNED = {
     "subprocess.Popen",
 }
 IMPORTERS = {
-    "analyses/cli.py": "a command of the list there",
-    "analyses/registry.py": "a family of the list there",
-    "analyses/sweep_file.py": "tomllib, or tomli on Python 3.10",
-    "hijacklens/packaged.py": "a package of the list there",
-    "hijacklens/results.py": "a module of ours, by a name in result.json that is matched first",
-    "hijacklens/scoring/cluster.py": "ray",
+    "analyses/commands/group.py": "a command of the list there",
+    "analyses/reproduction/registry.py": "a family of the list there",
+    "analyses/sweeps/file.py": "tomllib, or tomli on Python 3.10",
+    "hijacklens/models/packaged.py": "a package of the list there",
+    "hijacklens/results/result.py": "a module of ours, by a name in result.json that is matched first",
+    "hijacklens/workers/cluster.py": "ray",
 }
 """Modules that import by name, and what."""
 

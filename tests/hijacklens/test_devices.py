@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hijacklens.concepts.task import ConceptTask
-from hijacklens.concepts.training import train
-from hijacklens.devices import choose_device
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.training import train
+from hijacklens.models.devices import choose_device
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 
 
 def test_the_cpu_where_there_is_no_gpu(monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pandas as pd
 import pytest
 
-from hijacklens.glance import MOST_ROWS, Glance, Shown
+from hijacklens.results.glance import MOST_ROWS, Glance, Shown
 
 
 @dataclass(frozen=True, slots=True)

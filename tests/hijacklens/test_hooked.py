@@ -7,14 +7,14 @@ import torch
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
-from hijacklens.hooked import (
+from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookedModel,
     device_of,
     hooked,
     require_eval,
 )
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 
 IDS = torch.tensor([[5, 9, 300, 42, 7]])
 RESIDUAL = "blocks.0.hook_resid_post"

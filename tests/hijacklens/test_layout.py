@@ -10,8 +10,8 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
-from hijacklens.layout import ID_BITS, MOST_SPANS, Layout, mark
-from hijacklens.models import load_model
+from hijacklens.prompts.layout import ID_BITS, MOST_SPANS, Layout, mark
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
 from hijacklens.scoring.hijack import hijack
 

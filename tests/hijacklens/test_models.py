@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hijacklens.errors import InputError
-from hijacklens.models import ModelIdentity, identify, load_model
+from hijacklens.models.loading import ModelIdentity, identify, load_model
 
 TEXTS = [
     "The Eiffel Tower is in the city of",

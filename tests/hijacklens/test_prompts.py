@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.prompts import Prompt, make_prompt
+from hijacklens.prompts.prompt import Prompt, make_prompt
 
 
 def make(template: str = "The {} is in", subject: str = "Eiffel Tower") -> Fact:

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 import hijacklens as hl
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.report.exhibits import Drawing, Table
+from hijacklens.results.exhibits import Drawing, Table
 from hijacklens.report.facts import links
 from hijacklens.report.markup import shown
 from hijacklens.report.packing import pack, unpack
 from hijacklens.report.tables import number, table_html
-from hijacklens.results import Provenance, Result
+from hijacklens.results.result import Provenance, Result
 
 
 @pytest.fixture(scope="module")

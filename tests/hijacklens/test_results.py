@@ -19,7 +19,7 @@ import pytest
 
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.results import (
+from hijacklens.results.result import (
     PACKAGES,
     RECORD,
     Provenance,
@@ -193,13 +193,13 @@ def test_a_record_that_is_none(text, tmp_path):
         "pathlib:Path",
         "tests.hijacklens.test_results:Counts",
         "hijacklens:Fact",
-        "hijacklens.results:Provenance",
-        "hijacklens.results:Result",
-        "hijacklens.results:Nothing",
+        "hijacklens.results.result:Provenance",
+        "hijacklens.results.result:Result",
+        "hijacklens.results.result:Nothing",
         "hijacklens.no_such_module:Counts",
         "hijacklens.standin_of_the_tests:NOT_A_TYPE",
         "hijacklens..results:Result",
-        "hijacklens.results",
+        "hijacklens.results.result",
         "hijacklensx.results:Result",
         "",
         "3",

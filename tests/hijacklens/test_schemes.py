@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
 from hijacklens.facts.relations import relations
-from hijacklens.schemes import (
+from hijacklens.prompts.schemes import (
     PLACEHOLDERS,
     Scheme,
     Unusable,

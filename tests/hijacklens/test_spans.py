@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.spans import atoms, depends_on_place, placed_atoms, positions
+from hijacklens.prompts.spans import atoms, depends_on_place, placed_atoms, positions
 
 PARTS = {
     "hijack": ("hijack",),

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.prompts import Prompt, make_prompt
-from hijacklens.tokens import Continuation, continuation, encode, locate
+from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.tokens import Continuation, continuation, encode, locate
 
 PROMPT = "The Eiffel Tower is in the city of"
 

@@ -15,7 +15,7 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 import hijacklens as hl
 from hijacklens import views
 from hijacklens.errors import InputError
-from hijacklens.prompts import make_prompt
+from hijacklens.prompts.prompt import make_prompt
 from probes import attention
 
 FACT = sample_facts()[0]

@@ -11,12 +11,12 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
-from hijacklens.concepts import places
-from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import spans as places
+from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
-from hijacklens.layout import Layout
-from hijacklens.models import load_model
+from hijacklens.prompts.layout import Layout
+from hijacklens.models.loading import load_model
 from hijacklens.probe import probed
 from hijacklens.scoring.hijack import hijack
 from probes.ablation import MeanOutputs, ablate, mean_outputs

@@ -12,20 +12,20 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
-from hijacklens.concepts import places
-from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import spans as places
+from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
-from hijacklens.layout import Layout
-from hijacklens.models import load_model
+from hijacklens.prompts.layout import Layout
+from hijacklens.models.loading import load_model
 from hijacklens.probe import probed
 from hijacklens.scoring.hijack import hijack
 from probes.ablation import ablate
 from probes.activations import patch, patch_between
 from probes.activations.places import HEAD_AXES
-from probes.inputs.correspondence import Correspondence, align_contexts
-from probes.inputs.prompt_pairs import prompt_pairs
+from hijacklens.prompts.correspondence import Correspondence, align_contexts
+from hijacklens.scoring.pairs import prompt_pairs
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 SITES = (*STREAM, *HEAD_AXES)

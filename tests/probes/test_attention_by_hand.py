@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hijacklens.concepts import places
-from hijacklens.concepts.evaluation import answers
-from hijacklens.concepts.memory import OneLayerWeights
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import spans as places
+from hijacklens.one_layer.evaluation import answers
+from hijacklens.one_layer.memory import OneLayerWeights
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import logits_at, probed, spans_of
 from probes import attention
 

@@ -14,15 +14,15 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
-from hijacklens.concepts.task import ConceptTask
-from hijacklens.concepts.training import train
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.training import train
 from hijacklens.facts.atlas import atlas
-from hijacklens.models import load_model
-from hijacklens.packaged import PACKAGED
-from hijacklens.results import load_result
-from hijacklens.schemes import get_scheme
+from hijacklens.models.loading import load_model
+from hijacklens.models.packaged import PACKAGED
+from hijacklens.results.result import load_result
+from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
-from hijacklens.tokens import continuation, encode
+from hijacklens.prompts.tokens import continuation, encode
 from probes.attention import knock_out, patch, rescale
 
 

@@ -17,8 +17,8 @@ from transformers import (
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.layout import Layout
-from hijacklens.models import load_model
+from hijacklens.prompts.layout import Layout
+from hijacklens.models.loading import load_model
 from hijacklens.probe import logits_at, probed
 from probes.attention import knock_out, patch, rescale, transplant
 

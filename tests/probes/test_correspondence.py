@@ -10,14 +10,14 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_tokenizer
 from type_checks import unchecked
 
-from hijacklens.concepts import places
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import spans as places
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.layout import Layout
-from hijacklens.prompts import make_prompt
-from hijacklens.tokens import LocatedPrompt, locate
-from probes.inputs.correspondence import Correspondence, align, align_contexts
+from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.prompt import make_prompt
+from hijacklens.prompts.tokens import LocatedPrompt, locate
+from hijacklens.prompts.correspondence import Correspondence, align, align_contexts
 
 
 def located(tokenizer, fact, dose, sentence="Do not think of Guam."):

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from hijacklens.concepts.embeddings import (
+from hijacklens.one_layer.embeddings import (
     gaussian_embedding,
     gram_eigenvalues,
     hamming_geometry,
     orthonormal,
 )
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from probes import geometry
 from probes.geometry.hamming_fit import fit_gram

@@ -16,10 +16,10 @@ from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
-from hijacklens.results import load_result
-from hijacklens.schemes import get_scheme
+from hijacklens.results.result import load_result
+from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import make_items, make_prompts

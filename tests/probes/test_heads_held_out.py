@@ -13,8 +13,8 @@ from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
-from hijacklens.models import load_model
-from hijacklens.results import load_result
+from hijacklens.models.loading import load_model
+from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
 from probes import heads
 from probes.ablation import ablate

@@ -14,7 +14,7 @@ from type_checks import unchecked
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
-from probes.heads.fact_halves import halves, shared
+from hijacklens.facts.halves import halves, shared
 from probes.heads.sets import draw, label
 
 

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
-from hijacklens.concepts.memory import OneLayerWeights
-from hijacklens.concepts.model import OneLayerConfig, OneLayerTransformer
+from hijacklens.one_layer.memory import OneLayerWeights
+from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
 from probes.account import SINGLE, Question, accounts
 from probes.account.readout import Norm

@@ -7,8 +7,8 @@ from plain_huggingface import PlainScorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hijacklens.facts.atlas import atlas
-from hijacklens.models import load_model
-from hijacklens.packaged import PACKAGED
+from hijacklens.models.loading import load_model
+from hijacklens.models.packaged import PACKAGED
 from probes import logit_lens, logit_shift
 
 pytestmark = pytest.mark.packaged

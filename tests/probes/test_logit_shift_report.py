@@ -15,8 +15,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
-from hijacklens.results import load_result
+from hijacklens.models.loading import load_model
+from hijacklens.results.result import load_result
 from hijacklens.views import visible
 from hijacklens.views.page import bundle
 from probes.attention.page import attention_views, save_attention_page, with_patterns

@@ -15,10 +15,10 @@ from sample_facts import sample_facts
 from tiny_models import tiny_tokenizer
 
 import hijacklens as hl
-from hijacklens.concepts import memory
-from hijacklens.concepts.embeddings import gaussian_embedding, orthonormal
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.embeddings import gaussian_embedding, orthonormal
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from probes import memory_fit
 from probes.memory_fit import associations

@@ -16,14 +16,14 @@ from type_checks import unchecked
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
-from hijacklens.layout import Layout
-from hijacklens.models import load_model
+from hijacklens.prompts.layout import Layout
+from hijacklens.models.loading import load_model
 from hijacklens.probe import probed
-from hijacklens.results import Provenance, load_result
+from hijacklens.results.result import Provenance, load_result
 from hijacklens.scoring.items import SKIPPED_COLUMNS
 from probes import patching
 from probes.activations import patch
-from probes.inputs.prompt_pairs import prompt_pairs
+from hijacklens.scoring.pairs import prompt_pairs
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
 
 FACTS = sample_facts()[:8]

@@ -8,7 +8,7 @@ import pytest
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from probes import sites
+from hijacklens import sites
 
 MODEL = SimpleNamespace(cfg=SimpleNamespace(n_layers=3, n_heads=4, n_key_value_heads=2))
 CHOICES = {

@@ -7,13 +7,13 @@ import torch
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses.cli import main
+from analyses.commands.group import main
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
-from hijacklens.layout import Layout
-from hijacklens.models import load_model
+from hijacklens.prompts.layout import Layout
+from hijacklens.models.loading import load_model
 from hijacklens.probe import Probe
-from hijacklens.results import load_result
+from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
 from probes import attention
 from probes.ablation import ablate, mean_outputs

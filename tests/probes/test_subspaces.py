@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from transformer_lens import FactoredMatrix
 
 import hijacklens as hl
-from hijacklens.concepts import memory
-from hijacklens.concepts.embeddings import orthonormal
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.embeddings import orthonormal
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from probes.geometry import subspaces
 

@@ -13,11 +13,11 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
-from hijacklens.hooked import hooked
-from hijacklens.layout import Layout
-from hijacklens.models import load_model
+from hijacklens.models.hooked import hooked
+from hijacklens.prompts.layout import Layout
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, probed
-from hijacklens.schemes import get_scheme
+from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 from probes import values
 from probes.values.replacements import Place

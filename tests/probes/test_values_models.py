@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from type_checks import unchecked
 
-from hijacklens.concepts import memory, places
-from hijacklens.concepts.architecture import OneLayerConfig
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
-from hijacklens.concepts.training import train
+from hijacklens.one_layer import memory, spans as places
+from hijacklens.one_layer.architecture import OneLayerConfig
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.training import train
 from hijacklens.errors import InputError
-from hijacklens.layout import Layout
+from hijacklens.prompts.layout import Layout
 from hijacklens.probe import probed
 from probes import values
 from probes.values.matrices import (

@@ -32,7 +32,7 @@ from unittest import mock
 from click import Context
 from type_checks import unchecked
 
-from analyses.cli import COMMANDS, group, main
+from analyses.commands.group import COMMANDS, group, main
 from hijacklens.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -222,7 +222,7 @@ def refusing(error: str) -> Iterator[None]:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise kind(words or "the hub said no")
 
-    with mock.patch("hijacklens.models.AutoTokenizer.from_pretrained", refuse):
+    with mock.patch("hijacklens.models.loading.AutoTokenizer.from_pretrained", refuse):
         yield
 
 

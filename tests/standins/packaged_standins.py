@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
-from hijacklens.packaged import PACKAGED, PackagedModel
+from hijacklens.models.packaged import PACKAGED, PackagedModel
 from hijacklens.plots import STYLE
 
 LAYERS_AND_HEADS = {
@@ -30,7 +30,7 @@ LAYERS_AND_HEADS = {
     "EleutherAI/pythia-160m": (12, 12, 12),
 }
 """Name -> layers, query heads, key/value heads."""
-LOADING = ("hijacklens", "hijacklens.models", "hijacklens.scoring.replica", "analyses.workbench")
+LOADING = ("hijacklens", "hijacklens.models.loading", "hijacklens.workers.replica", "analyses.reproduction.workbench")
 """Modules that name `load_model`."""
 MOST_FACTS = 8
 
@@ -104,7 +104,7 @@ class StandIns:
         """Take a folder to make them in."""
         self.root = root
         self.loaded: dict[Any, Any] = {}
-        self.load_model = importlib.import_module("hijacklens.models").load_model
+        self.load_model = importlib.import_module("hijacklens.models.loading").load_model
         self.counterfact = root / "counterfact.json"
         self.counterfact.write_text(json.dumps(counterfact_records()), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""What `hijacklens.scoring.workers` asks of Ray, in this process: actors answer when waited for."""
+"""What `hijacklens.workers.workers` asks of Ray, in this process: actors answer when waited for."""
 
 from __future__ import annotations
 

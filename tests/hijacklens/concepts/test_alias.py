@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from hijacklens.concepts.alias import AliasTable
+from hijacklens.one_layer.sampling import AliasTable
 
 
 def seeded(seed: int = 0) -> torch.Generator:

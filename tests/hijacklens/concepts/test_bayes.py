@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from hijacklens.concepts import bayes, memory
-from hijacklens.concepts.bayes import BayesRule, accuracy, bayes_accuracy, hits, log_posterior
-from hijacklens.concepts.task import ConceptTask, token_counts
+from hijacklens.one_layer import bayes, memory
+from hijacklens.one_layer.bayes import BayesRule, accuracy, bayes_accuracy, hits, log_posterior
+from hijacklens.one_layer.task import ConceptTask, token_counts
 from hijacklens.errors import InputError
 
 

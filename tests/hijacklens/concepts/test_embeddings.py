@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hijacklens.concepts import walsh
-from hijacklens.concepts.embeddings import (
+from hijacklens.one_layer import walsh
+from hijacklens.one_layer.embeddings import (
     gaussian_embedding,
     gram_eigenvalues,
     hamming_geometry,

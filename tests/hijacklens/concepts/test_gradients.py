@@ -7,16 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hijacklens.concepts.architecture import OneLayerConfig
-from hijacklens.concepts.gradients import (
-    NAMES,
-    Batch,
-    Weights,
-    loss_and_gradients,
-    table_orders,
-)
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.token_tables import log_counts
+from hijacklens.one_layer.architecture import OneLayerConfig
+from hijacklens.one_layer.fast_path import NAMES, Batch, Weights, loss_and_gradients, table_orders
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.token_tables import log_counts
 
 ORDERS = {
     # (scores by table, values by table): vocab, batch, d_model

@@ -10,11 +10,11 @@ import pytest
 import torch
 from scipy import stats
 
-from hijacklens.concepts import memory
-from hijacklens.concepts.bayes import accuracy, hits
-from hijacklens.concepts.embeddings import gaussian_embedding, hamming_geometry, orthonormal
-from hijacklens.concepts.population import geometry_logits
-from hijacklens.concepts.task import ConceptTask, token_counts
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.bayes import accuracy, hits
+from hijacklens.one_layer.embeddings import gaussian_embedding, hamming_geometry, orthonormal
+from hijacklens.one_layer.population import geometry_logits
+from hijacklens.one_layer.task import ConceptTask, token_counts
 from hijacklens.errors import InputError
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformer_lens import ActivationCache, patching
 
-from hijacklens.concepts import memory
-from hijacklens.concepts.architecture import OneLayerConfig
-from hijacklens.concepts.memory import OneLayerWeights
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.architecture import OneLayerConfig
+from hijacklens.one_layer.memory import OneLayerWeights
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
-from hijacklens.hooked import HookedModel, hooked, require_eval
+from hijacklens.models.hooked import HookedModel, hooked, require_eval
 
 TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from hijacklens.concepts.memory import theorem_1, uniform_logits
-from hijacklens.concepts.population import construction_logits, geometry_logits, margin
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.memory import theorem_1, uniform_logits
+from hijacklens.one_layer.population import construction_logits, geometry_logits, margin
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 
 

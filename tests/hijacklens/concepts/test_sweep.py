@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from hijacklens.concepts.architecture import OneLayerConfig
-from hijacklens.concepts.checkpoint import Checkpoint
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.stream import CYCLE, Stream, generator_for
-from hijacklens.concepts.sweep import Run, Sweep, train_runs
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.architecture import OneLayerConfig
+from hijacklens.one_layer.checkpoint import Checkpoint
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.stream import CYCLE, Stream, generator_for
+from hijacklens.one_layer.stacked_runs import Run, Sweep, train_runs
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 
 TASK = ConceptTask(bits=3, length=24)

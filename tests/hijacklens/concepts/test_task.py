@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hijacklens.concepts.task import ConceptTask, Contexts, MixedContexts, token_counts
+from hijacklens.one_layer.task import ConceptTask, Contexts, MixedContexts, token_counts
 from hijacklens.errors import InputError
 
 NAMED = ["all", "hamming-1", "first-bit", "first-two-bits"]

@@ -9,17 +9,17 @@ import pandas as pd
 import pytest
 import torch
 
-from hijacklens.concepts import memory, training
-from hijacklens.concepts.bayes import BayesRule
-from hijacklens.concepts.checkpoint import FILE
-from hijacklens.concepts.evaluation import evaluate
-from hijacklens.concepts.model import OneLayerTransformer
-from hijacklens.concepts.sweep import Sweep
-from hijacklens.concepts.task import ConceptTask
-from hijacklens.concepts.trained import TrainingResult
-from hijacklens.concepts.training import train
+from hijacklens.one_layer import memory, training
+from hijacklens.one_layer.bayes import BayesRule
+from hijacklens.one_layer.checkpoint import FILE
+from hijacklens.one_layer.evaluation import evaluate
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.stacked_runs import Sweep
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.trained import TrainingResult
+from hijacklens.one_layer.training import train
 from hijacklens.errors import InputError
-from hijacklens.results import load_result
+from hijacklens.results.result import load_result
 
 TASK = ConceptTask(bits=3, length=64)
 COLUMNS = "seed lr accuracy accuracy_low accuracy_high bayes_accuracy constructed_accuracy loss"

@@ -12,9 +12,9 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
-from hijacklens.scoring import batch_size
-from hijacklens.scoring.engine import next_token_logprobs, read
+from hijacklens.models.loading import load_model
+from hijacklens.engine import batch_size
+from hijacklens.engine.engine import next_token_logprobs, read
 
 PROMPTS = [
     "The Eiffel Tower is in the city of",

@@ -8,13 +8,14 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
-from hijacklens.models import load_model
-from hijacklens.scoring import batch_size, memory
-from hijacklens.scoring.accounting import Accounting, summary
-from hijacklens.scoring.batch_size import BatchSize
-from hijacklens.scoring.packs import Pack
-from hijacklens.scoring.plan import Level
-from hijacklens.scoring.trie import Trie
+from hijacklens.models.loading import load_model
+from hijacklens.engine import batch_size
+from hijacklens.scoring import memory
+from hijacklens.engine.accounting import Accounting, summary
+from hijacklens.engine.batch_size import BatchSize
+from hijacklens.engine.packs import Pack
+from hijacklens.engine.plan import Level
+from hijacklens.engine.trie import Trie
 
 CPU = torch.device("cpu")
 

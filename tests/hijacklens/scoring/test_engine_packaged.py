@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hijacklens.facts.atlas import atlas
-from hijacklens.models import load_model
-from hijacklens.packaged import PACKAGED
+from hijacklens.models.loading import load_model
+from hijacklens.models.packaged import PACKAGED
 from hijacklens.scoring.hijack import hijack
 
 pytestmark = pytest.mark.packaged

@@ -10,11 +10,11 @@ import torch
 import transformers
 from tiny_models import tiny_tokenizer
 
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
-from hijacklens.scoring import support
-from hijacklens.scoring.engine import next_token_logprobs, read
-from hijacklens.scoring.unhooked import unhooked
+from hijacklens.engine import support
+from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.unhooked import unhooked
 
 SENTENCE = tuple(range(11, 21))
 WANTED = {
@@ -120,14 +120,14 @@ def test_unknown_architectures_are_tried(monkeypatch):
         assert readings.accounting.way == way
         check(plain, readings)
     wrong = support.Support({"": None})
-    monkeypatch.setattr("hijacklens.scoring.engine.support_of", lambda model: wrong)
+    monkeypatch.setattr("hijacklens.engine.engine.support_of", lambda model: wrong)
     for way in ("packed", "cached"):
         readings = read(model, WANTED, way=way)
         assert readings.accounting.way == "plain"
         assert "other numbers than plain ones" in readings.accounting.why
         check(plain, readings)
     unusable = support.Support({"full_attention": None})
-    monkeypatch.setattr("hijacklens.scoring.engine.support_of", lambda model: unusable)
+    monkeypatch.setattr("hijacklens.engine.engine.support_of", lambda model: unusable)
     readings = read(model, WANTED, way="packed")
     assert readings.accounting.why.startswith("it fails on packed prompts")
     check(plain, readings)

@@ -9,10 +9,10 @@ import torch
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
-from hijacklens.scoring.engine import next_token_logprobs, read
-from hijacklens.scoring.unhooked import unhooked
+from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.unhooked import unhooked
 
 SENTENCE = (11, 12, 13, 14, 15, 16)
 WANTED = {SENTENCE * dose + query: {1, 2} for dose in range(3) for query in ((21, 22), (21, 24))}

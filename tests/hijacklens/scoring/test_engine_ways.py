@@ -15,17 +15,17 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
-from hijacklens.layout import Layout, mark
-from hijacklens.models import load_model
+from hijacklens.prompts.layout import Layout, mark
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, logits_at
-from hijacklens.schemes import get_scheme
-from hijacklens.scoring import batch_size, engine
-from hijacklens.scoring.engine import read
-from hijacklens.scoring.forward import Pass
+from hijacklens.prompts.schemes import get_scheme
+from hijacklens.engine import batch_size, engine
+from hijacklens.engine.engine import read
+from hijacklens.engine.forward import Pass
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.packs import Pack, trunk
-from hijacklens.scoring.plan import Level, Plan, Unit
-from hijacklens.scoring.trie import Trie
+from hijacklens.engine.packs import Pack, trunk
+from hijacklens.engine.plan import Level, Plan, Unit
+from hijacklens.engine.trie import Trie
 
 SHARING = ("packed", "cached")
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"

@@ -8,8 +8,8 @@ from plain_huggingface import PlainScorer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hijacklens.facts.counterfact import counterfact
-from hijacklens.models import identify, load_model
-from hijacklens.schemes import get_scheme
+from hijacklens.models.loading import identify, load_model
+from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 
 pytestmark = pytest.mark.packaged  # it takes as long as the packaged models do

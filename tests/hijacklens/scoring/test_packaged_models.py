@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.counterfact import counterfact
-from hijacklens.models import identify, load_model
-from hijacklens.packaged import PACKAGED
-from hijacklens.schemes import get_scheme
+from hijacklens.models.loading import identify, load_model
+from hijacklens.models.packaged import PACKAGED
+from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.answers import answer
 from hijacklens.scoring.hijack import hijack
 

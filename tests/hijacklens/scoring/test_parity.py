@@ -11,8 +11,8 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
-from hijacklens.results import load_result
+from hijacklens.models.loading import load_model
+from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.parity import compare
 

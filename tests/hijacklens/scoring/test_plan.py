@@ -10,11 +10,11 @@ from sample_facts import sample_facts
 from tiny_models import tiny_tokenizer
 from type_checks import unchecked
 
-from analyses.cli import group
+from analyses.commands.group import group
 from hijacklens.errors import InputError
 from hijacklens.scoring.costs import Costs
 from hijacklens.scoring.forecast import forecast
-from hijacklens.scoring.plan import make_plan, separate_plan
+from hijacklens.engine.plan import make_plan, separate_plan
 
 FREE = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)
 SMALL = Costs(pair=0.05, past=0.01, row=0.1, forward_pass=0.0)

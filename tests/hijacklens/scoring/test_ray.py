@@ -12,13 +12,13 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
-from hijacklens.models import load_model
-from hijacklens.packaged import PACKAGED
+from hijacklens.models.loading import load_model
+from hijacklens.models.packaged import PACKAGED
 from hijacklens.probe import HookProbe
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.replica import ModelLoader
-from hijacklens.scoring.store import Store
-from hijacklens.scoring.workers import RayEngine
+from hijacklens.workers.replica import ModelLoader
+from hijacklens.store.store import Store
+from hijacklens.workers.workers import RayEngine
 from probes import attention
 
 pytestmark = pytest.mark.ray

@@ -9,7 +9,7 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 from hijacklens.scoring.hijack import hijack
 
 

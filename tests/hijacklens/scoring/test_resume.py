@@ -20,12 +20,12 @@ from tiny_models import tiny_model, tiny_tokenizer
 from torch.nn.modules.module import register_module_forward_hook
 
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
 from hijacklens.scoring import hijack as hijack_module
-from hijacklens.scoring.database import StoreWarning, aside_from
+from hijacklens.store.database import StoreWarning, aside_from
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.store import Store
+from hijacklens.store.store import Store
 
 DOSES = (0, 1, 2)
 
@@ -167,7 +167,7 @@ def seconds_of_a_run(model, path):
     return time.perf_counter() - begun
 
 
-@pytest.mark.filterwarnings("error::hijacklens.scoring.database.StoreWarning")
+@pytest.mark.filterwarnings("error::hijacklens.store.database.StoreWarning")
 def test_a_run_that_is_killed_goes_on(model, unbroken, tmp_path):
     whole = seconds_of_a_run(model, tmp_path / "whole.sqlite")
     shares = (0.35, 0.6, 0.85)

@@ -11,9 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
-from hijacklens.models import identify, load_model
+from hijacklens.models.loading import identify, load_model
 from hijacklens.probe import HookProbe
-from hijacklens.scoring.source import source_of, unnamed_hooks, weights_checksum
+from hijacklens.store.fingerprint import source_of, unnamed_hooks, weights_checksum
 
 
 def load(family="gpt2", **options):

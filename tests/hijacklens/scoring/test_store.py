@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hijacklens.errors import InputError
-from hijacklens.scoring import database
-from hijacklens.scoring.database import DamagedError, Database, StoreWarning, aside_from
-from hijacklens.scoring.engine import Reading
+from hijacklens.store import database
+from hijacklens.store.database import DamagedError, Database, StoreWarning, aside_from
+from hijacklens.engine.engine import Reading
 from hijacklens.scoring.record import decode, encode, name_of
-from hijacklens.scoring.source import Source
-from hijacklens.scoring.store import OpenStore, Store, chosen_store
+from hijacklens.store.fingerprint import Source
+from hijacklens.store.store import OpenStore, Store, chosen_store
 
 SOURCE = Source(
     model="tiny",

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hijacklens.scoring.costs import Costs
-from hijacklens.scoring.packs import Pack, cut, separate, trunk
-from hijacklens.scoring.rows import apart, write_out
-from hijacklens.scoring.trie import Trie, common, naive_tokens
+from hijacklens.engine.packs import Pack, cut, separate, trunk
+from hijacklens.engine.rows import apart, write_out
+from hijacklens.engine.trie import Trie, common, naive_tokens
 
 CHEAP = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)
 PREFIXES = [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,), (1, 2, 4, 6), (7,)]

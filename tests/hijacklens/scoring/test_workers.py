@@ -16,15 +16,15 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
-from hijacklens.models import load_model
+from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
-from hijacklens.scoring.cluster import Share, connected, share_out
+from hijacklens.workers.cluster import Share, connected, share_out
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.parts import count_parts, cut_parts
-from hijacklens.scoring.replica import ModelLoader
-from hijacklens.scoring.store import Store
-from hijacklens.scoring.trie import Trie
-from hijacklens.scoring.workers import Replicas
+from hijacklens.workers.replica import ModelLoader
+from hijacklens.store.store import Store
+from hijacklens.engine.trie import Trie
+from hijacklens.workers.workers import Replicas
 from probes import attention
 
 DOSES = (0, 1, 2)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from analyses.check import Scale
-from analyses.registry import FAMILIES
+from analyses.reproduction.check import Scale
+from analyses.reproduction.registry import FAMILIES
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Sabotages of `analyses.attention_selection`."""
+"""Sabotages of `analyses.paper.attention_selection`."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analyses import bridge_attention
-from hijacklens.concepts.task import ConceptTask
+from analyses.bridge import attention as bridge_attention
+from hijacklens.one_layer.task import ConceptTask
 from probes import attention
 from sabotages import Sabotage
 from sabotages.hijack_curves import blind_model
@@ -14,7 +14,7 @@ UNTRAINED = {"bits": 4, "dim": 8, "length": 16, "seeds": 2, "steps": 1, "evaluat
 
 def nothing_to_compare_with(monkeypatch):
     """The permuted embeddings are those that were measured."""
-    monkeypatch.setattr("analyses.bridge_weights._permuted", lambda W_E, seed: W_E)
+    monkeypatch.setattr("analyses.bridge.weights._permuted", lambda W_E, seed: W_E)
 
 
 def no_attention_to_the_hijack(monkeypatch):
@@ -24,14 +24,14 @@ def no_attention_to_the_hijack(monkeypatch):
         probes = [blind, *probes] if "hijack" in layout.spans else probes
         return LOGITS_AT(model, layout, *places, probes=probes)
 
-    monkeypatch.setattr("analyses.bridge_attention.logits_at", broken)
+    monkeypatch.setattr("analyses.bridge.attention.logits_at", broken)
 
 
 def nothing_mixed_in(monkeypatch):
     def broken(task, batch, rate, generator):
         return MIXED(task, batch, 0.0, generator)
 
-    monkeypatch.setattr("hijacklens.concepts.task.ConceptTask.sample_mixed", broken)
+    monkeypatch.setattr("hijacklens.one_layer.task.ConceptTask.sample_mixed", broken)
 
 
 SABOTAGES = (

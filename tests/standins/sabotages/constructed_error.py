@@ -1,4 +1,4 @@
-"""Sabotages of `analyses.constructed_error`."""
+"""Sabotages of `analyses.paper.constructed_error`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 
 import torch
 
-from analyses.error_exponent import ChernoffBound
-from hijacklens.concepts import memory
-from hijacklens.concepts.task import ConceptTask
+from analyses.paper.error_exponent import ChernoffBound
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.task import ConceptTask
 from sabotages import Sabotage
 
 THEOREM_1 = memory.theorem_1
@@ -25,7 +25,7 @@ def value_matrix(change):
             weights = THEOREM_1(task, **options)
             return dataclasses.replace(weights, W_V=change(weights, task))
 
-        monkeypatch.setattr("analyses.constructed_error.memory.theorem_1", broken)
+        monkeypatch.setattr("analyses.paper.constructed_error.memory.theorem_1", broken)
 
     return patch
 
@@ -39,14 +39,14 @@ def larger_exponent(monkeypatch):
         exponents = torch.full((task.vocab - 1,), 5.0, dtype=torch.float64)
         return ChernoffBound(exponents, torch.zeros_like(exponents))
 
-    monkeypatch.setattr("analyses.constructed_error.chernoff_bound", broken)
+    monkeypatch.setattr("analyses.paper.constructed_error.chernoff_bound", broken)
 
 
 def information(value):
     """Another Chernoff information than that of the task."""
 
     def patch(monkeypatch):
-        monkeypatch.setattr("analyses.constructed_error.chernoff_information", lambda task: value)
+        monkeypatch.setattr("analyses.paper.constructed_error.chernoff_information", lambda task: value)
 
     return patch
 
@@ -57,18 +57,18 @@ def identity_that_is_the_memory(monkeypatch):
         task = ConceptTask(bits=bits, omega=1.0, support="hamming-1")
         return memory.constructed(torch.eye(width), task)
 
-    monkeypatch.setattr("analyses.constructed_error.memory.identity", broken)
+    monkeypatch.setattr("analyses.paper.constructed_error.memory.identity", broken)
 
 
 def ties_for_the_label(monkeypatch):
-    from hijacklens.concepts import bayes
+    from hijacklens.one_layer import bayes
 
     plain = bayes.accuracy
 
     def generous(*arguments, ties="split", **options):
         return plain(*arguments, ties="label", **options)
 
-    monkeypatch.setattr("analyses.constructed_error.bayes.accuracy", generous)
+    monkeypatch.setattr("analyses.paper.constructed_error.bayes.accuracy", generous)
 
 
 SABOTAGES = (

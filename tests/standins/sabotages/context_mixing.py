@@ -1,4 +1,4 @@
-"""Sabotages of `analyses.context_mixing`."""
+"""Sabotages of `analyses.paper.context_mixing`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from hijacklens.concepts import memory
-from hijacklens.concepts.task import ConceptTask, MixedContexts
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.task import ConceptTask, MixedContexts
 from sabotages import Sabotage
 
 THEOREM_1, MIXED = memory.theorem_1, ConceptTask.sample_mixed
@@ -27,7 +27,7 @@ def random_memory(monkeypatch):
         draw = torch.Generator().manual_seed(0)
         return dataclasses.replace(weights, W_V=memory.random(weights.W_E, task, draw))
 
-    monkeypatch.setattr("analyses.context_mixing.memory.theorem_1", broken)
+    monkeypatch.setattr("analyses.paper.context_mixing.memory.theorem_1", broken)
 
 
 def labels_exchanged(monkeypatch):
@@ -35,7 +35,7 @@ def labels_exchanged(monkeypatch):
         contexts = MIXED(task, *arguments, **options)
         return MixedContexts(contexts.tokens, contexts.second, contexts.first)
 
-    monkeypatch.setattr("hijacklens.concepts.task.ConceptTask.sample_mixed", broken)
+    monkeypatch.setattr("hijacklens.one_layer.task.ConceptTask.sample_mixed", broken)
 
 
 class Clairvoyant:
@@ -88,7 +88,7 @@ SABOTAGES = (
             "evaluation": 512,
         },
         patch=lambda monkeypatch: monkeypatch.setattr(
-            "hijacklens.concepts.trained.BayesRule", Clairvoyant
+            "hijacklens.one_layer.trained.BayesRule", Clairvoyant
         ),
     ),
     Sabotage(
@@ -104,7 +104,7 @@ SABOTAGES = (
             "evaluation": 512,
         },
         patch=lambda monkeypatch: monkeypatch.setattr(
-            "hijacklens.concepts.trained.BayesRule", Clairvoyant
+            "hijacklens.one_layer.trained.BayesRule", Clairvoyant
         ),
     ),
 )

@@ -1,11 +1,11 @@
-"""Sabotages of `analyses.embedding_geometry`."""
+"""Sabotages of `analyses.paper.embedding_geometry`."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from hijacklens.concepts.embeddings import hamming_geometry
-from hijacklens.concepts.task import ConceptTask
+from hijacklens.one_layer.embeddings import hamming_geometry
+from hijacklens.one_layer.task import ConceptTask
 from probes.geometry.hamming_fit import fit_gram
 from probes.geometry.spectra import spectrum
 from sabotages import Sabotage
@@ -21,7 +21,7 @@ def shuffled_distances(monkeypatch):
         order = np.random.default_rng(0).permutation(task.vocab)
         return HAMMING(task)[order][:, order]
 
-    monkeypatch.setattr("hijacklens.concepts.task.ConceptTask.hamming", broken)
+    monkeypatch.setattr("hijacklens.one_layer.task.ConceptTask.hamming", broken)
 
 
 def shuffled_gram(monkeypatch):
@@ -35,7 +35,7 @@ def shuffled_gram(monkeypatch):
         order = np.random.default_rng(0).permutation(len(gram))
         return fit_gram(gram[order][:, order], distance)
 
-    monkeypatch.setattr("analyses.embedding_geometry.spectrum", wide)
+    monkeypatch.setattr("analyses.paper.embedding_geometry.spectrum", wide)
     monkeypatch.setattr("probes.geometry.spectra.fit_gram", broken)
 
 

@@ -1,11 +1,11 @@
-"""Sabotages of `analyses.geometry_theory`."""
+"""Sabotages of `analyses.paper.geometry_theory`."""
 
 from __future__ import annotations
 
 import torch
 
-from hijacklens.concepts import memory, population
-from hijacklens.concepts.embeddings import hamming_geometry
+from hijacklens.one_layer import memory, population
+from hijacklens.one_layer.embeddings import hamming_geometry
 from hijacklens.statistics import Interval
 from sabotages import Sabotage
 
@@ -17,14 +17,14 @@ def random_memory(monkeypatch):
     def broken(W_E, task):
         return memory.random(W_E, task, torch.Generator().manual_seed(1))
 
-    monkeypatch.setattr("analyses.geometry_theory.memory.constructed", broken)
+    monkeypatch.setattr("analyses.paper.geometry_theory.memory.constructed", broken)
 
 
 def formula(change):
     """The Walsh formula with something else done to its logits."""
 
     def patch(monkeypatch):
-        monkeypatch.setattr("analyses.geometry_theory.population.geometry_logits", change)
+        monkeypatch.setattr("analyses.paper.geometry_theory.population.geometry_logits", change)
 
     return patch
 
@@ -51,12 +51,12 @@ def orthonormal_at_one_slope(monkeypatch):
             return torch.eye(1 << bits, dtype=torch.float64)
         return hamming_geometry(bits, a=a, **options)
 
-    monkeypatch.setattr("analyses.geometry_theory.hamming_geometry", broken)
+    monkeypatch.setattr("analyses.paper.geometry_theory.hamming_geometry", broken)
 
 
 def always_right(monkeypatch):
     monkeypatch.setattr(
-        "analyses.geometry_theory.bayes.accuracy",
+        "analyses.paper.geometry_theory.bayes.accuracy",
         lambda *arguments, **options: Interval(1.0, 1.0, 1.0),
     )
 

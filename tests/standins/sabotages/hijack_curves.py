@@ -1,8 +1,8 @@
-"""Sabotages of `analyses.hijack_curves` and its figure 1; they run on a tiny random model."""
+"""Sabotages of `analyses.paper.hijack_curves` and its figure 1; they run on a tiny random model."""
 
 from __future__ import annotations
 
-from analyses import example_answers, hijack_curves
+from analyses.paper import example_answers, hijack_curves
 from probes import attention
 from sabotages import Sabotage
 
@@ -20,15 +20,15 @@ def blind_model(monkeypatch):
     def broken(model, facts, **options):
         return HIJACK(model, facts, probes=[blind], **options)
 
-    monkeypatch.setattr("analyses.hijack_curves.hijack", broken)
+    monkeypatch.setattr("analyses.paper.hijack_curves.hijack", broken)
 
 
 def contexts_that_say_nothing(monkeypatch):
-    monkeypatch.setattr("analyses.example_answers.CONTEXTS", CONTEXTS)
+    monkeypatch.setattr("analyses.paper.example_answers.CONTEXTS", CONTEXTS)
 
 
 def targets(*names):
-    return lambda monkeypatch: monkeypatch.setattr("analyses.example_answers.TARGETS", names)
+    return lambda monkeypatch: monkeypatch.setattr("analyses.paper.example_answers.TARGETS", names)
 
 
 FEW = {"limit": 6, "doses": (0, 1, 5)}

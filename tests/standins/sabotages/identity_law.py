@@ -1,10 +1,10 @@
-"""Sabotages of `analyses.identity_law`."""
+"""Sabotages of `analyses.paper.identity_law`."""
 
 from __future__ import annotations
 
 import torch
 
-from hijacklens.concepts.task import ConceptTask, Contexts
+from hijacklens.one_layer.task import ConceptTask, Contexts
 from sabotages import Sabotage
 
 SAMPLE = ConceptTask.sample
@@ -16,7 +16,7 @@ def shuffled_labels(monkeypatch):
         order = torch.randperm(batch, generator=generator)
         return Contexts(contexts.tokens, contexts.labels[order])
 
-    monkeypatch.setattr("analyses.identity_law.ConceptTask.sample", broken)
+    monkeypatch.setattr("analyses.paper.identity_law.ConceptTask.sample", broken)
 
 
 SABOTAGES = (

@@ -1,10 +1,10 @@
-"""Sabotages of `analyses.sensitivity`."""
+"""Sabotages of `analyses.paper.sensitivity`."""
 
 from __future__ import annotations
 
 import torch
 
-from hijacklens.concepts import memory
+from hijacklens.one_layer import memory
 from sabotages import Sabotage
 
 TINY = {"bits": 4, "dim": 8, "length": 16, "seeds": 3, "evaluation": 256}
@@ -13,7 +13,7 @@ TINY = {"bits": 4, "dim": 8, "length": 16, "seeds": 3, "evaluation": 256}
 def random_memory(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     monkeypatch.setattr(
-        "analyses.sensitivity.memory.constructed", lambda W_E, task: memory.random(W_E, task, draw)
+        "analyses.paper.sensitivity.memory.constructed", lambda W_E, task: memory.random(W_E, task, draw)
     )
 
 

@@ -1,10 +1,10 @@
-"""Sabotages of `analyses.theory`."""
+"""Sabotages of `analyses.paper.lemmas`."""
 
 from __future__ import annotations
 
 from torch.nn.functional import cross_entropy
 
-from analyses.theory import gram_matrix as GRAM_MATRIX
+from analyses.paper.lemmas import gram_matrix as GRAM_MATRIX
 from sabotages import Sabotage
 
 
@@ -15,7 +15,7 @@ def gram_matrix(change):
         def broken(bits, *, a, b, b0):
             return GRAM_MATRIX(bits, a=a, **change(b, b0))
 
-        monkeypatch.setattr("analyses.theory.gram_matrix", broken)
+        monkeypatch.setattr("analyses.paper.lemmas.gram_matrix", broken)
 
     return patch
 
@@ -23,7 +23,7 @@ def gram_matrix(change):
 def double_scores(monkeypatch):
     """The gradient with respect to half the score."""
     monkeypatch.setattr(
-        "analyses.theory.cross_entropy",
+        "analyses.paper.lemmas.cross_entropy",
         lambda logits, labels, reduction: 2 * cross_entropy(logits, labels, reduction=reduction),
     )
 

@@ -1,10 +1,10 @@
-"""Sabotages of `analyses.value_matrix`."""
+"""Sabotages of `analyses.paper.value_matrix`."""
 
 from __future__ import annotations
 
 import torch
 
-from hijacklens.concepts import memory
+from hijacklens.one_layer import memory
 from sabotages import Sabotage
 
 CONSTRUCTED, RANDOM = memory.constructed, memory.random
@@ -15,10 +15,10 @@ def swapped_memories(monkeypatch):
     """The random construction under the name of the constructed one, and the other way round."""
     draw = torch.Generator().manual_seed(5)
     monkeypatch.setattr(
-        "analyses.value_matrix.memory.constructed", lambda W_E, task: RANDOM(W_E, task, draw)
+        "analyses.paper.value_matrix.memory.constructed", lambda W_E, task: RANDOM(W_E, task, draw)
     )
     monkeypatch.setattr(
-        "analyses.value_matrix.memory.random", lambda W_E, task, draw: CONSTRUCTED(W_E, task)
+        "analyses.paper.value_matrix.memory.random", lambda W_E, task, draw: CONSTRUCTED(W_E, task)
     )
 
 

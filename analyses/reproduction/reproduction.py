@@ -1,0 +1,210 @@
+"""Running an analysis: its table, its checks, its figure, on disk too.
+
+>>> result = reproduce("lemma5", scale="quick")
+>>> result.passed
+True
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.reproduction.check import SCALES, Outcome, Scale
+from analyses.reproduction.registry import Analysis, get_analysis
+from analyses.reproduction.settings import RecipeSettings
+from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
+from hijacklens.one_layer.recipe import OUR_DEFAULTS
+from hijacklens.errors import unknown
+from hijacklens.facts.fact import FactSet
+from hijacklens.results.glance import Glance
+from hijacklens.results.result import Provenance, Result, provenance_from
+
+TABLE = "table.csv"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reproduction(Result):
+    """What came of one analysis."""
+
+    figure_names: ClassVar[tuple[str, ...]] = ("figure.svg", "figure.png")
+
+    analysis: Analysis
+    scale: Scale
+    settings: Any
+    """The settings of the run, as the analysis has them for the scale or with what was changed."""
+    table: pd.DataFrame
+    outcomes: tuple[Outcome, ...]
+    seconds: float
+    models: tuple[str, ...]
+    """Language models that were run; none for the synthetic half."""
+    facts: Mapping[str, Any] | None
+    """Name, number and hash of the facts that they were scored on, where any were."""
+    provenance: Provenance
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed; one that is open at this scale does not count."""
+        return all(outcome.state != "fail" for outcome in self.outcomes)
+
+    @property
+    def checks(self) -> pd.DataFrame:
+        """A row per check: claim, value with interval, what is allowed, state, remark."""
+        return pd.DataFrame([asdict(outcome) for outcome in self.outcomes])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The table of the analysis."""
+        return self.table.copy()
+
+    def plot(self) -> Figure:
+        """The figure, in the paper's arrangement."""
+        return self.analysis.draw(self.table, self.settings)
+
+    def glance(self) -> Glance:
+        """The checks with their numbers."""
+        rows = tuple((o.claim, f"{o.value:.4g}", o.allowed, o.state) for o in self.outcomes)
+        entry = self.analysis.entry
+        return Glance(
+            f"{entry.id}, {entry.source}: {entry.title} · scale {self.scale}",
+            ("claim", "measured", "allowed", "state"),
+            rows,
+            ("checks", "to_dataframe()", "plot()", "save(folder)"),
+        )
+
+    def configuration(self) -> dict[str, Any]:
+        """Id, question, scale, settings, which of them are ours, our defaults, the outcomes."""
+        return {
+            "id": self.analysis.id,
+            "title": self.analysis.entry.title,
+            "source": self.analysis.entry.source,
+            "question": self.analysis.entry.question,
+            "scale": self.scale,
+            "settings": asdict(self.settings),
+            "ours": list(self.analysis.ours),
+            "our_defaults": our_defaults(self.settings),
+            "models": list(self.models),
+            "facts": self.facts,
+            "passed": self.passed,
+            "checks": [asdict(outcome) for outcome in self.outcomes],
+            "seconds": round(self.seconds, 1),
+        }
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """The table as CSV."""
+        return {TABLE: lambda path: self.table.to_csv(path, index=False)}
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> Reproduction:
+        """Read a saved reproduction.
+
+        Raises:
+            InputError: The analysis has other settings in this version.
+        """
+        analysis = get_analysis(record["id"])
+        plain = analysis.settings[record["scale"]]
+        return cls(
+            analysis=analysis,
+            scale=record["scale"],
+            settings=change(plain, record["settings"]),
+            table=pd.read_csv(folder / TABLE),
+            outcomes=tuple(Outcome(**_finite(outcome)) for outcome in record["checks"]),
+            seconds=record["seconds"],
+            models=tuple(record["models"]),
+            facts=record["facts"],
+            provenance=provenance_from(record),
+        )
+
+
+def reproduce(
+    name: str,
+    *,
+    scale: Scale = "quick",
+    models: Sequence[str] = DEFAULT_MODELS,
+    facts: FactSet | None = None,
+    changes: Mapping[str, Any] | None = None,
+    workbench: Workbench | None = None,
+    quiet: bool = False,
+) -> Reproduction:
+    """Run one analysis and judge its checks.
+
+    Args:
+        name: Its id; `hijacklens reproduce --list` names them all.
+        scale: `quick` (minutes in all, what CI runs) or `paper` (the paper's seeds and sizes).
+        models: Language models, for the analyses that run them.
+        facts: Facts for them; by default the atlas.
+        changes: Settings to change, by name; the checks stay as they were written.
+        workbench: Where trained models are kept, for several calls to share; its models and facts
+            then hold in place of those given here.
+        quiet: Draw no progress bars.
+
+    Raises:
+        InputError: No analysis of that id, no such scale or setting.
+    """
+    if scale not in SCALES:
+        raise unknown("scale", scale, SCALES)
+    analysis = get_analysis(name)
+    settings = change(analysis.settings[scale], changes or {})
+    bench = workbench or Workbench(models=tuple(models), facts=facts, quiet=quiet)
+    # The code that runs is that of the start, whatever becomes of its files meanwhile.
+    provenance = Provenance.now(seed=_first_seed(settings))
+    start = time.monotonic()
+    table = analysis.run(settings, bench)
+    return Reproduction(
+        analysis=analysis,
+        scale=scale,
+        settings=settings,
+        table=table,
+        outcomes=tuple(check.judge(table, scale) for check in analysis.checks),
+        seconds=time.monotonic() - start,
+        **asked_of(name, bench),
+        provenance=provenance,
+    )
+
+
+def _first_seed(settings: Any) -> int | None:
+    """The seed of the settings; 0 where they count seeds; None where nothing is drawn."""
+    counted = 0 if hasattr(settings, "seeds") else None
+    return getattr(settings, "seed", counted)
+
+
+def our_defaults(settings: Any) -> dict[str, Any]:
+    """What the paper does not state of trained models and settings do not name, with our choice."""
+    if not isinstance(settings, RecipeSettings):
+        return {}
+    return {name: value for name, value in OUR_DEFAULTS.items() if not hasattr(settings, name)}
+
+
+def asked_of(name: str, bench: Workbench) -> dict[str, Any]:
+    """The models and the facts of a workbench, as far as an analysis uses them."""
+    entry = get_analysis(name).entry
+    facts = bench.scored if entry.uses_facts else None
+    about = facts and {"name": facts.name, "n": len(facts), "hash": facts.content_hash()}
+    return {"models": bench.models if entry.uses_models else (), "facts": about}
+
+
+def change(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """Settings with some of them changed; lists become tuples.
+
+    Raises:
+        InputError: There is no such setting.
+    """
+    names = {item.name for item in fields(settings)}
+    for name in changes:
+        if name not in names:
+            raise unknown("setting", name, names)
+    return replace(settings, **{name: _tuple(value) for name, value in changes.items()})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _finite(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """An outcome read from JSON, which has no NaN and no infinity: NaN stands for both."""
+    return {name: float("nan") if value is None else value for name, value in outcome.items()}

@@ -1,0 +1,327 @@
+"""A sweep: models x schemes x facts x seeds, and one-layer tasks x recipes, cell by cell.
+
+Every finished cell is saved in a folder of its own, named by what it is and a hash of all that was
+asked for, so the same sweep goes on after a kill, and one that was changed does only what is new.
+A cell that cannot be done is listed with its reason, and the others go on.
+
+    out/scoring/tiny-gpt2_atlas_do-not-think_seed0-1f0c9e2a/    a HijackResult
+    out/training/m5-L64_d16-0b7d11c3/                           a TrainingResult
+    out/sweep.csv                                               all of them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analyses.reproduction.check import mean
+from analyses.commands.options import choose_facts
+from analyses.sweeps.file import ModelEntry, ScoringPlan, SweepPlan, TrainingPlan
+from analyses.sweep_result import FAILED_COLUMNS, SweepResult, whole_numbers
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.trained import TrainingResult
+from hijacklens.one_layer.training import train
+from hijacklens.errors import InputError
+from hijacklens.results.result import RECORD, Provenance, Result, load_result
+from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.workers.cluster import connected, share_out
+from hijacklens.scoring.hijack import hijack
+from hijacklens.workers.replica import ModelLoader
+from hijacklens.scoring.result import HijackResult
+from hijacklens.workers.workers import RayEngine
+from probes.specification import parse
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a sweep."""
+
+    kind: str
+    """`scoring` or `training`."""
+    labels: Mapping[str, Any]
+    """What the table says of it."""
+    asked: Mapping[str, Any]
+    """All that its result depends on, ready for JSON."""
+    title: str
+    given: Any
+    """What it is run with: facts and scheme, or task and recipe."""
+
+    @property
+    def name(self) -> str:
+        """Its folder under that of the sweep."""
+        digest = hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()
+        return f"{self.kind}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.title)}-{digest[:8]}"
+
+
+@dataclass(slots=True)
+class _Sweep:
+    """A sweep under way."""
+
+    plan: SweepPlan
+    out: Path
+    engine: str | RayEngine
+    store: bool
+    quiet: bool
+    tell: Callable[[str], object]
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def finished(self, cell: Cell) -> Result | None:
+        """The result of a cell that was done before."""
+        if not (self.out / cell.name / RECORD).exists():
+            return None
+        try:
+            return load_result(self.out / cell.name)
+        except InputError:  # it is done again
+            return None
+
+    def save(self, cell: Cell, result: Result) -> None:
+        result.save(self.out / cell.name, overwrite=True)
+        self.tell(f"done: {cell.name}")
+
+    @contextmanager
+    def listing(self, cells: Sequence[Cell]) -> Iterator[None]:
+        """Run the body; if it cannot be done, list the cells with the reason."""
+        try:
+            yield
+        except (InputError, OSError) as error:
+            for cell in cells:
+                self.failed.setdefault(cell.name, str(error))
+                self.tell(f"failed: {cell.name}: {error}")
+
+
+def run_sweep(
+    plan: SweepPlan,
+    out: Path,
+    *,
+    engine: str | RayEngine = "local",
+    store: bool = True,
+    quiet: bool = False,
+    tell: Callable[[str], object] = lambda line: None,
+) -> SweepResult:
+    """Run all cells of a sweep that are not finished, and make the table of all.
+
+    Args:
+        plan: As `analyses.sweeps.file.load_sweep` gives it.
+        out: The folder of the sweep; the cells that are finished there are not run again.
+        engine: `"local"`, or a `RayEngine`: then the workers share every scoring cell, and each
+            takes a training cell of its own.
+        store: Whether finished readings are kept and looked up, within cells too.
+        quiet: Draw no progress bars.
+        tell: Called with a line when a cell is done or cannot be.
+
+    Raises:
+        InputError: Facts cannot be read, there is no room for the workers, or `out` is a file.
+
+    Note:
+        A cell goes by what was asked for and by the content of its facts. If the folder of a model
+        has new weights, name another folder for the sweep.
+    """
+    cells = [*_scoring_cells(plan.scoring), *_training_cells(plan.training)]
+    sweep = _Sweep(plan, out, engine, store, quiet, tell)
+    left = [cell for cell in cells if sweep.finished(cell) is None]
+    if len(left) < len(cells):
+        tell(f"{len(cells) - len(left)} of {len(cells)} cells were finished before")
+    cluster = nullcontext()
+    if isinstance(engine, RayEngine) and left:
+        cluster = connected(engine.address)  # one for all cells
+    with cluster:
+        scoring = [cell for cell in left if cell.kind == "scoring"]
+        for _, group in groupby(scoring, key=lambda cell: cell.asked["model"]):
+            _score(sweep, list(group))
+        _train(sweep, [cell for cell in left if cell.kind == "training"])
+    rows: list[dict[str, Any]] = []
+    missing: list[tuple[str, str]] = []
+    for cell in cells:
+        result = sweep.finished(cell)
+        if result is not None:
+            rows.extend({"kind": cell.kind, **row} for row in _rows(sweep, cell, result))
+        else:
+            missing.append((cell.name, sweep.failed.get(cell.name, "its result cannot be read")))
+    failed = pd.DataFrame(missing, columns=list(FAILED_COLUMNS))
+    table = whole_numbers(pd.DataFrame(rows if rows else {"kind": []}))
+    settings = {"sweep": json.loads(json.dumps(asdict(plan))), "cells": [c.name for c in cells]}
+    result = SweepResult(table, failed, settings, Provenance.now())
+    result.save(out, overwrite=True)
+    return result
+
+
+def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
+    if plan is None:
+        return []
+    own = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
+    cells = []
+    chosen = {
+        (i, seed): choose_facts(entry.source, entry.relations, entry.cases, entry.limit, seed)
+        for i, entry in enumerate(plan.facts)
+        for seed in plan.seeds
+    }
+    for model, (i, entry), name, seed in product(
+        plan.models, enumerate(plan.facts), plan.schemes, plan.seeds
+    ):
+        facts, scheme = chosen[i, seed], own.get(name) or get_scheme(name)
+        texts = scheme.template if scheme.template is not None else dict(scheme.templates or {})
+        label = Path(model.source).name
+        called = entry.name or Path(entry.source).stem
+        cells.append(
+            Cell(
+                "scoring",
+                {
+                    "model": label,
+                    "dtype": model.dtype,
+                    "facts": called,
+                    "scheme": name,
+                    "seed": seed,
+                },
+                {
+                    "model": asdict(model),
+                    "facts": facts.content_hash(),
+                    "scheme": [name, texts],
+                    "seed": seed,
+                    "doses": list(plan.doses),
+                    "probes": list(plan.probes),
+                },
+                f"{label}_{called}_{name}_seed{seed}",
+                (facts, scheme),
+            )
+        )
+    return cells
+
+
+def _training_cells(plan: TrainingPlan | None) -> list[Cell]:
+    if plan is None:
+        return []
+    names = ("dim", "d_attn", "freeze", "value_init", "init_scale", "steps", "batch", "dtype")
+    return [
+        Cell(
+            "training",
+            {
+                **task,
+                **{name: recipe[name] for name in names},
+                "freeze": " ".join(recipe["freeze"]),
+                "seeds": len(recipe["seeds"]),
+            },
+            json.loads(json.dumps({"task": task, "recipe": recipe})),
+            f"m{task['bits']}-L{task['length']}_d{recipe['dim']}",
+            (task, recipe),
+        )
+        for task, recipe in product(plan.tasks, plan.recipes)
+    ]
+
+
+def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
+    """Run the scoring cells of one model."""
+    plan = sweep.plan.scoring
+    assert plan is not None
+    loader = ModelLoader(**asdict(ModelEntry(**cells[0].asked["model"])))
+    with sweep.listing(cells):
+        if isinstance(sweep.engine, RayEngine):
+            model, running = loader, sweep.engine.replicas(loader)
+        else:
+            model, running = loader.load(), nullcontext(sweep.engine)
+        with running as engine:
+            for cell in cells:
+                facts, scheme = cell.given
+                with sweep.listing([cell]):
+                    result = hijack(
+                        model,
+                        facts,
+                        schemes=[scheme],
+                        doses=plan.doses,
+                        probes=[parse(text).probe() for text in plan.probes],
+                        seed=cell.labels["seed"],
+                        batch_tokens=plan.batch_tokens,
+                        store=sweep.store,
+                        engine=engine,
+                        quiet=sweep.quiet,
+                    )
+                    sweep.save(cell, result)
+
+
+def train_cell(task: Mapping[str, Any], recipe: Mapping[str, Any], **options: Any) -> Any:
+    """Train the models of a cell; a function by itself, so that a worker can be sent it."""
+    return train(ConceptTask.from_configuration(task), **recipe, **options)
+
+
+def _train(sweep: _Sweep, cells: Sequence[Cell]) -> None:
+    """Run the training cells: one after the other, or one on each worker."""
+    if isinstance(sweep.engine, RayEngine) and cells:
+        _train_on_workers(sweep, cells, sweep.engine)
+        return
+    for cell in cells:
+        task, recipe = cell.given
+        with sweep.listing([cell]):
+            # An unfinished run of this very cell goes on even so.
+            train_cell(task, recipe, out=sweep.out / cell.name, overwrite=True, quiet=sweep.quiet)
+            sweep.tell(f"done: {cell.name}")
+
+
+def _train_on_workers(sweep: _Sweep, cells: Sequence[Cell], engine: RayEngine) -> None:
+    with connected(engine.address) as ray:
+        share = share_out(
+            ray.nodes(),
+            workers=engine.workers,
+            cpus=engine.cpus_per_worker,
+            gpus=engine.gpus_per_worker,
+        )
+        task = ray.remote(train_cell).options(
+            num_cpus=share.cpus, num_gpus=share.gpus, max_retries=engine.attempts - 1
+        )
+        device = None if share.gpus else "cpu"
+        waiting, running = list(reversed(cells)), {}
+        while waiting or running:
+            while waiting and len(running) < share.workers:
+                cell = waiting.pop()
+                running[task.remote(*cell.given, device=device, quiet=True)] = cell
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            cell = running.pop(ready)
+            with sweep.listing([cell]):
+                sweep.save(cell, _answer(ray, ready))
+
+
+def _answer(ray: Any, ready: Any) -> Any:
+    """What a worker gives, or the error that it met."""
+    try:
+        return ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"its workers died one after the other; the last: {reason}") from error
+
+
+def _rows(sweep: _Sweep, cell: Cell, result: Result) -> Iterator[dict[str, Any]]:
+    """The rows of a cell in the table."""
+    if isinstance(result, HijackResult) and sweep.plan.scoring is not None:
+        rule: Any = sweep.plan.scoring.rule
+        summary = result.summary(rule=rule).drop(columns=["model", "scheme"])
+        for row in summary.to_dict("records"):
+            yield {"cell": cell.name, **cell.labels, "rule": rule, **_named(row)}
+    elif isinstance(result, TrainingResult):
+        for lr, group in result.summary().groupby("lr", sort=False):
+            over_seeds = mean(group["accuracy"])
+            alone = len(group) == 1
+            yield {
+                "cell": cell.name,
+                **cell.labels,
+                "lr": lr,
+                "accuracy": over_seeds.value,
+                "accuracy_low": None if alone else over_seeds.low,
+                "accuracy_high": None if alone else over_seeds.high,
+                **{
+                    name: float(group[name].mean())
+                    for name in ("bayes_accuracy", "constructed_accuracy", "loss")
+                },
+            }
+
+
+def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): value for key, value in row.items()}

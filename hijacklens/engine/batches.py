@@ -1,0 +1,86 @@
+"""Batches: rows of tokens of different lengths, padded on the right, for probes that run a model.
+
+>>> found = list(batches([(5, 6, 7), (8,), (9, 9)], device=torch.device("cpu"), limit=6))
+>>> [batch.members for batch in found], found[0].symbols.tolist()
+([(0, 2), (1,)], [[5, 6, 7], [9, 9, 0]])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hijacklens.errors import InputError
+from hijacklens.engine.engine import BATCH_TOKENS
+from hijacklens.prompts.tokens import TokenIds
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Rows that are run together; the padding stands where a causal model cannot see it."""
+
+    members: tuple[int, ...]
+    """Which of the rows that were given these are."""
+    symbols: Int[Tensor, "batch pos"]
+    lengths: Int[Tensor, " batch"]
+
+    @classmethod
+    def of(cls, rows: Sequence[TokenIds], members: Sequence[int], *, device: torch.device) -> Batch:
+        """A batch of chosen rows, padded with 0 to the longest of them."""
+        lengths = [len(rows[i]) for i in members]
+        width = max(lengths)
+        padded = [rows[i] + (0,) * (width - len(rows[i])) for i in members]
+        return cls(
+            tuple(members),
+            torch.tensor(padded, device=device),
+            torch.tensor(lengths, device=device),
+        )
+
+    @property
+    def real(self) -> Bool[Tensor, "batch pos"]:
+        """Which tokens are no padding."""
+        places = torch.arange(self.symbols.shape[1], device=self.symbols.device)
+        return places[None] < self.lengths[:, None]
+
+
+def batch_size(device: torch.device, limit: int | None = None) -> int:
+    """The size of a batch in tokens, padding included: a limit, or what suits the device.
+
+    Raises:
+        InputError: The limit is below 1.
+    """
+    size = BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) if limit is None else limit
+    if size < 1:
+        raise InputError(f"batch size must be at least 1 token, not {size}.")
+    return size
+
+
+def batches(
+    rows: Sequence[TokenIds],
+    *,
+    device: torch.device,
+    limit: int | None = None,
+    most_rows: int | None = None,
+) -> Iterator[Batch]:
+    """Rows in batches of similar length, the longest first.
+
+    Args:
+        rows: Token ids or symbols (`hijacklens.prompts.layout`); every row has at least one.
+        device: Where the model takes its input.
+        limit: As for `batch_size`; a longer row runs alone.
+        most_rows: The most rows of a batch, at least 1; None for no bound.
+
+    Raises:
+        InputError: The limit is below 1.
+    """
+    size = batch_size(device, limit)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    while order:
+        count = max(1, size // len(rows[order[0]]))
+        count = count if most_rows is None else min(count, most_rows)
+        yield Batch.of(rows, order[:count], device=device)
+        order = order[count:]

@@ -1,0 +1,144 @@
+"""What a model's attention supports: tree masks, explicit positions, a cache of keys and values.
+
+Packed and cached rows are right only if the model takes its attention mask and its positions as
+they are given. Whether it does is read off its configuration where that says so, and then tried,
+unless its architecture is one that the tests of this project try (`KNOWN`): before the first pack
+of a run, a few of its own prompts are read in the chosen way and in the plain one. With probes on
+it is always tried. A model that differs is run the plain way, and the result says why.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from hijacklens.models.hooked import HookedModel
+from hijacklens.probe import Probe
+from hijacklens.engine.forward import Pass
+from hijacklens.engine.key_values import Pool
+from hijacklens.scoring.memory import is_out_of_memory
+from hijacklens.engine.packs import Pack, trunk
+from hijacklens.engine.rows import Row, write_out
+from hijacklens.engine.trie import Trie
+
+EQUAL = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Total variation distance up to which two distributions are the same; by dtype."""
+NEARLY_EQUAL = 0.15
+"""The same for 16-bit dtypes, which round differently in rows of another shape."""
+KNOWN = {
+    "GPT2LMHeadModel",
+    "GPTNeoXForCausalLM",
+    "Gemma2ForCausalLM",
+    "Gemma3ForCausalLM",
+    "GemmaForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+}
+_KINDS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """How a model is given tree masks, or why it is not."""
+
+    windows: Mapping[str, int | None] = field(default_factory=lambda: {"": None})
+    """Kind of layer -> its sliding window, or None; the kind "" where one mask serves all."""
+    refused: str = ""
+    """Why the model cannot be run on packs; empty if nothing speaks against it."""
+    known: bool = False
+    """Whether the architecture is one of `KNOWN`."""
+
+
+def support_of(model: HookedModel) -> Support:
+    """What the configuration of a model says of its attention."""
+    if not isinstance(model, TransformerBridge):
+        return Support(refused=f"a {type(model).__name__} takes no position ids")
+    plain: Any = model.original_model
+    config = plain.config.get_text_config()
+    if "position_ids" not in inspect.signature(plain.forward).parameters:
+        return Support(refused=f"a {type(plain).__name__} takes no position ids")
+    if getattr(config, "alibi", False):
+        return Support(refused="its positions are distances in the row (ALiBi)")
+    if "local" in getattr(config, "attention_layers", ()):
+        return Support(refused="its local layers go by places in the row")
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - _KINDS:
+        other = ", ".join(sorted(map(str, kinds - _KINDS)))
+        return Support(refused=f"it has layers that take no attention mask ({other})")
+    windows: dict[str, int | None] = {"": None if kinds else window}
+    if "sliding_attention" in kinds:
+        windows = {"full_attention": None, "sliding_attention": window}
+    return Support(windows, known=type(plain).__name__ in KNOWN)
+
+
+def disagreement(
+    model: HookedModel,
+    trie: Trie,
+    support: Support,
+    *,
+    cached: bool,
+    probes: Sequence[Probe] = (),
+    spans: Sequence[str] = (),
+) -> str:
+    """Try a few prompts of a run on packs, and say how they differ from the plain way, if they do.
+
+    Args:
+        model: A hooked model.
+        trie: What the run reads; its longest leaf and the two leaves beside it are tried.
+        support: How the model is given masks.
+        cached: Whether keys and values are to come from a cache.
+        probes: Act on both.
+        spans: The spans that the bits of the symbols stand for.
+
+    Returns:
+        A reason not to use packs; empty if both ways say the same.
+
+    Note:
+        Costs the forward passes of three leaves, twice.
+    """
+    longest = max(range(len(trie.leaves)), key=lambda i: len(trie.leaves[i]))
+    tried = Trie.of(trie.leaves[max(longest - 1, 0) : longest + 2])
+    alone = [Pack(i, i + 1, 0, len(leaf)) for i, leaf in enumerate(tried.leaves)]
+    plain = Pass(model, probes, spans, None)
+    packed = Pass(model, probes, spans, support.windows)
+    try:
+        found = packed.logits(*_packs(packed, tried, cached=cached)).float().softmax(-1)
+        expected = torch.cat([plain.logits([[write_out(tried, pack)]]) for pack in alone])
+    except Exception as error:  # an architecture may fail in any way on masks it does not know
+        if is_out_of_memory(error):
+            return "memory ran out when packed prompts were tried"
+        return f"it fails on packed prompts ({type(error).__name__})"
+    distance = (found - expected.float().softmax(-1)).abs().sum(-1).max() / 2
+    dtype = next(iter(model.parameters())).dtype
+    if not distance <= EQUAL.get(dtype, NEARLY_EQUAL):
+        return "packed prompts gave other numbers than plain ones when it was tried"
+    return ""
+
+
+def _packs(run: Pass, trie: Trie, *, cached: bool) -> tuple[list[Row], Pool | None]:
+    """Rows that hold all leaves of a small trie, in their order, and the pool of their pasts."""
+    n = len(trie.leaves)
+    if not cached:
+        own = trie.nodes
+        return [[write_out(trie, Pack(0, n, 0, own))]], None
+    # One row for the first leaf and one for the rest, with pasts of different length.
+    first = len(trie.leaves[0])
+    packs = [Pack(0, 1, first // 2, first - first // 2)]
+    if n > 1:
+        packs.append(Pack(1, n, min(trie.shared[2:], default=len(trie.leaves[1]) - 1), 0))
+    below = trunk(trie, packs)
+    pool = Pool(below)
+    for i, leaf in enumerate(below.leaves):
+        run.logits([[write_out(below, Pack(i, i + 1, 0, len(leaf)))]], pool, keep=True)
+    return [[write_out(trie, pack)] for pack in packs], pool

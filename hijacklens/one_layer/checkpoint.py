@@ -1,0 +1,89 @@
+"""The state of a long run on disk: one file, written whole, that knows which run it belongs to.
+
+A checkpoint is a safetensors file with the tensors of the state and, in its header, the
+configuration of the run as JSON. One file and one rename make it whole or absent: a kill at any
+moment leaves the last complete state.
+
+>>> import tempfile, torch
+>>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()), {"steps": 100})
+>>> checkpoint.load() is None
+True
+>>> checkpoint.save({"done": torch.tensor(50)})
+>>> int(checkpoint.load()["done"])
+50
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hijacklens.errors import InputError
+from hijacklens.results.result import write_whole
+
+FILE = "checkpoint.safetensors"
+KIND = "hijacklens checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The checkpoint of a run in a folder that exists."""
+
+    folder: Path
+    configuration: Mapping[str, Any]
+    """What the run was asked to do, ready for JSON: a run goes on only from one of its own."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.folder / FILE
+
+    def save(self, state: Mapping[str, Tensor]) -> None:
+        """Write a state in place of the last one."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        header = {"kind": KIND, "configuration": json.dumps(self.configuration)}
+        write_whole(self.path, lambda part: save_file(tensors, part, metadata=header))
+
+    def load(self) -> dict[str, Tensor] | None:
+        """The last state, on the CPU; None if there is none.
+
+        Raises:
+            InputError: The file cannot be read, or is of a run with another configuration.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                header = file.metadata() or {}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            other = json.loads(header["configuration"])
+            if header["kind"] != KIND:
+                raise ValueError(f"it says it is {header['kind']!r}")
+        except (OSError, SafetensorError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.path} is not a checkpoint that can be read ({error}). Delete it or say "
+                "overwrite (--overwrite on the command line) to start anew."
+            ) from error
+        # Through JSON, so that tuples and lists compare equal.
+        here = json.loads(json.dumps(self.configuration))
+        differ = sorted(k for k in {*here, *other} if here.get(k) != other.get(k))
+        if differ:
+            told = "; ".join(f"{k} is {here.get(k)!r}, there {other.get(k)!r}" for k in differ)
+            raise InputError(
+                f"{str(self.folder)!r} holds the unfinished run of another command ({told}). "
+                "Repeat that command to go on with it, choose another folder, or say overwrite "
+                "(--overwrite on the command line) to start anew."
+            )
+        return state
+
+    def remove(self) -> None:
+        """Delete the checkpoint and what a kill in the middle of writing one has left."""
+        for path in [self.path, *self.folder.glob(f".part*-{FILE}")]:
+            path.unlink(missing_ok=True)

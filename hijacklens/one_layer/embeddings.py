@@ -1,0 +1,183 @@
+"""Embeddings W_E with a known geometry: orthonormal, Gaussian, or that of equation 5.2.
+
+Rows are tokens: W_E is [vocab, d_model], the transpose of the paper's d x V matrix. Equation 5.2
+asks for inner products that fall with the Hamming distance of the tokens,
+
+    <W_E(t), W_E(t')>  =  b0 if t = t',  else  b - a D_H(t, t')        (a > 0)
+
+Its Gram matrix is diagonal in the Walsh basis chi_S(t) = (-1)^|S & t|, with one eigenvalue per
+level |S| (reference page, 7.3):
+
+    level 0      b0 - b + b 2^m - a m 2^(m-1)     once
+    level 1      b0 - b + a 2^(m-1)               m times
+    above        b0 - b                           2^m - m - 1 times
+
+>>> spectrum = gram_eigenvalues(3, a=1.0, b=1.5, b0=1.5)
+>>> spectrum.constant, spectrum.linear, spectrum.bulk, spectrum.rank
+(0.0, 4.0, 0.0, 3)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hijacklens.one_layer import walsh
+from hijacklens.errors import InputError
+
+ROUNDING = 1e-12
+"""Eigenvalues this far from 0, relative to the terms they are the sum of, count as 0."""
+
+
+def orthonormal(
+    vocab: int,
+    d_model: int,
+    generator: torch.Generator | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "vocab d_model"]:
+    """Embeddings with orthonormal rows (Theorem 1, Lemma 2).
+
+    Args:
+        vocab: Number of tokens.
+        d_model: Width, at least `vocab`.
+        generator: If given, the rows are a uniformly random frame (QR of a Gaussian matrix, in
+            float64). Without it they are unit vectors, so that logits are exact small sums and
+            equal logits stay equal in floating point.
+        dtype: Type of the result.
+
+    Raises:
+        InputError: `d_model` is below `vocab`.
+    """
+    if d_model < vocab:
+        raise InputError(
+            f"{vocab} orthonormal embeddings do not fit into d_model={d_model}: it must be at "
+            f"least {vocab}. Use a wider model, or gaussian_embedding for a narrow one."
+        )
+    if generator is None:
+        return torch.eye(vocab, d_model, dtype=dtype)
+    frame, triangle = torch.linalg.qr(_normal(d_model, vocab, generator))
+    # Without its signs the QR frame is not uniformly distributed.
+    return (frame * triangle.diagonal().sign()).T.contiguous().to(dtype)
+
+
+def gaussian_embedding(
+    vocab: int, d_model: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "vocab d_model"]:
+    """Independent Gaussian embeddings of standard deviation 1 / sqrt(d_model).
+
+    Rows have a mean squared length of 1. The paper's scale is not known; this one is ours. They
+    are drawn in float64, so that all types start alike.
+    """
+    return (_normal(vocab, d_model, generator) / d_model**0.5).to(dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GramSpectrum:
+    """Eigenvalues of the Gram matrix of equation 5.2, by Walsh level."""
+
+    bits: int
+    constant: float
+    """Level 0, once: what each row of the Gram matrix sums to."""
+    linear: float
+    """Level 1, `bits` times: one for each bit of a token."""
+    bulk: float
+    """All higher levels, 2^bits - bits - 1 times."""
+    scale: float
+    """Size of the terms that the eigenvalues are sums of, for rounding."""
+
+    @property
+    def multiplicities(self) -> tuple[int, int, int]:
+        """How often `constant`, `linear` and `bulk` occur."""
+        return 1, self.bits, (1 << self.bits) - self.bits - 1
+
+    @property
+    def rank(self) -> int:
+        """Rank of the Gram matrix, which is that of W_E: at most bits + 1 if b0 = b (Lemma 5)."""
+        pairs = zip((self.constant, self.linear, self.bulk), self.multiplicities, strict=True)
+        return sum(times for value, times in pairs if abs(value) > ROUNDING * self.scale)
+
+    def levels(self) -> Float[Tensor, " level"]:
+        """The eigenvalue of each Walsh level 0..bits, in float64."""
+        values = torch.full((self.bits + 1,), self.bulk, dtype=torch.float64)
+        values[1], values[0] = self.linear, self.constant
+        return values
+
+
+def gram_eigenvalues(bits: int, *, a: float, b: float, b0: float) -> GramSpectrum:
+    """The closed form of the eigenvalues of equation 5.2, for any a, b and b0."""
+    vocab = 1 << bits
+    return GramSpectrum(
+        bits=bits,
+        constant=b0 - b + b * vocab - a * bits * vocab / 2,
+        linear=b0 - b + a * vocab / 2,
+        bulk=b0 - b,
+        scale=abs(b0) + abs(b) * vocab + abs(a) * bits * vocab / 2,
+    )
+
+
+def hamming_geometry(
+    bits: int,
+    *,
+    a: float,
+    b: float,
+    b0: float,
+    d_model: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "vocab d_model"]:
+    """Embeddings whose inner products are those of equation 5.2.
+
+    The columns are Walsh functions, each scaled by the square root of its eigenvalue: the constant
+    one, those of the single bits, then the others; columns past the rank are 0. Any rotation of
+    them has the same Gram matrix, and the logits depend on nothing else.
+
+    Args:
+        bits: m; the vocabulary has 2^m tokens.
+        a: How much the inner product falls per bit that differs, above 0.
+        b: Where the line meets distance 0.
+        b0: Squared length of an embedding.
+        d_model: Width, at least the rank of the Gram matrix; 2^m if not given.
+        dtype: Type of the result; it is computed in float64.
+
+    Raises:
+        InputError: a is not above 0, the Gram matrix is not positive semidefinite, or `d_model` is
+            below its rank.
+    """
+    vocab = 1 << bits
+    d_model = vocab if d_model is None else d_model
+    if not a > 0:
+        raise InputError(f"equation 5.2 needs a above 0, got a={a!r}: similarity falls with a.")
+    spectrum = gram_eigenvalues(bits, a=a, b=b, b0=b0)
+    slack = ROUNDING * spectrum.scale
+    if spectrum.bulk < -slack or spectrum.constant < -slack:
+        verdict = {True: "holds", False: "fails"}
+        raise InputError(
+            f"no embeddings have the geometry a={a}, b={b}, b0={b0} with bits={bits}: its Gram "
+            "matrix is not positive semidefinite. It is so if and only if both hold: "
+            f"(1) b0 - b = {spectrum.bulk:.6g} >= 0 ({verdict[spectrum.bulk >= -slack]}); "
+            f"(2) b0 + (2^m - 1) b = {b0 + (vocab - 1) * b:.6g} >= a m 2^(m-1) = "
+            f"{a * bits * vocab / 2:.6g} ({verdict[spectrum.constant >= -slack]}). "
+            "Raise b0 for (1), raise b or lower a for (2)."
+        )
+    if d_model < spectrum.rank:
+        raise InputError(
+            f"the geometry a={a}, b={b}, b0={b0} with bits={bits} has rank {spectrum.rank}, and "
+            f"d_model={d_model} is below it. Use a d_model of at least {spectrum.rank}, or b0 = b "
+            "for a rank of bits + 1."
+        )
+    level = walsh.weight(torch.arange(vocab), bits)
+    sets = level.argsort(stable=True)
+    eigenvalue = spectrum.levels()[level[sets]]
+    sets, eigenvalue = sets[eigenvalue > slack], eigenvalue[eigenvalue > slack]
+    embedding = torch.zeros(vocab, d_model, dtype=torch.float64)
+    embedding[:, : len(sets)] = walsh.signs(sets, bits) * (eigenvalue / vocab).sqrt()
+    return embedding.to(dtype)
+
+
+def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(
+        rows, columns, generator=generator, device=generator.device, dtype=torch.float64
+    )

@@ -1,0 +1,160 @@
+"""One training step of the one-layer model without autograd: loss and gradients, many runs at once.
+
+The forward pass is that of `hijacklens.one_layer.token_tables`; the backward pass is written out,
+which halves the time of a step against autograd (no graph, no copies, accumulation inside the
+matrix products). With x = W_E(last), all products on row vectors:
+
+    q = x W_Q / sqrt(d_a)   u = q W_K^T   s = u W_E^T + log n   w = softmax s      the scores
+    z = w W_E               o = z W_V     logits = o W_E^T                         the values
+
+Each side has a second order, through tables over the vocabulary, which is taken when it costs fewer
+multiplications: scores of all V^2 pairs of token types once, then the rows of the last tokens
+(when vocab < batch); and logits = w T with T = W_E W_V W_E^T (small vocab, large batch or d). The
+results are the same up to rounding.
+
+Lemma 6 of the paper is the gradient with respect to a score, `d_scores` below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+NAMES = ("W_E", "W_Q", "W_K", "W_V")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The four matrices of many runs, stacked along a leading axis `run`; or their gradients."""
+
+    W_E: Float[Tensor, "run vocab d_model"]
+    W_Q: Float[Tensor, "run d_model d_attn"]
+    W_K: Float[Tensor, "run d_model d_attn"]
+    W_V: Float[Tensor, "run d_model d_model"]
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and stacked matrix, in the order W_E, W_Q, W_K, W_V."""
+        for field in fields(self):
+            yield field.name, getattr(self, field.name)
+
+    def runs(self, chosen: slice) -> Weights:
+        """The matrices of some of the runs; views, not copies."""
+        return Weights(self.W_E[chosen], self.W_Q[chosen], self.W_K[chosen], self.W_V[chosen])
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The contexts of one step: one batch, or one for each run along a leading axis."""
+
+    log_counts: Float[Tensor, "*run batch vocab"]
+    last: Int[Tensor, "*run batch"]
+    labels: Int[Tensor, "*run batch"]
+
+    @classmethod
+    def stack(cls, batches: Sequence[Batch]) -> Batch:
+        """One batch per run, from the runs' batches."""
+        return cls(
+            torch.stack([batch.log_counts for batch in batches]),
+            torch.stack([batch.last for batch in batches]),
+            torch.stack([batch.labels for batch in batches]),
+        )
+
+
+@torch.no_grad()
+def loss_and_gradients(
+    batch: Batch, weights: Weights, gradients: Weights, *, wanted: Collection[str] = NAMES
+) -> Float[Tensor, " run"]:
+    """Cross-entropy at the last position, and its gradients.
+
+    Args:
+        batch: The contexts of the step.
+        weights: The runs' weights.
+        gradients: Where the gradients are written; contiguous, of the shapes of `weights`.
+        wanted: Names of the gradients to compute. The others are left as they are, and work that
+            only they need is not done.
+
+    Returns:
+        Mean loss of each run, in nats.
+    """
+    W_E, W_Q, W_K, W_V = weights.W_E, weights.W_Q, weights.W_K, weights.W_V
+    runs, size, vocab = batch.log_counts.shape
+    score_table, value_table = table_orders(size, vocab, W_E.shape[-1])
+    scale = W_Q.shape[-1] ** -0.5
+    first = torch.arange(0, runs * vocab, vocab, device=W_E.device)
+    row = (batch.last + first[:, None]).view(-1)  # of the last tokens, in all runs' rows
+
+    x = W_E if score_table else _take(W_E, row)
+    q = torch.bmm(x, W_Q).mul_(scale)
+    u = torch.bmm(q, W_K.mT)
+    if score_table:
+        scores = _take(torch.bmm(u, W_E.mT), row).add_(batch.log_counts)
+    else:
+        scores = torch.baddbmm(batch.log_counts, u, W_E.mT)
+    mass = scores.softmax(-1)
+
+    z = W_E if value_table else torch.bmm(mass, W_E)
+    o = torch.bmm(z, W_V)
+    table = torch.bmm(o, W_E.mT)  # the logits themselves, unless each z stands for a token type
+    logits = torch.bmm(mass, table) if value_table else table
+
+    d_logits = logits.log_softmax(-1)
+    label = batch.labels[..., None]
+    loss = d_logits.gather(-1, label).mean((1, 2)).neg_()
+    d_logits.exp_().scatter_add_(-1, label, d_logits.new_full((), -1.0).expand(label.shape))
+    d_logits.div_(size)
+
+    d_table = torch.bmm(mass.mT, d_logits) if value_table else d_logits
+    d_o = torch.bmm(d_table, W_E)
+    if "W_V" in wanted:
+        torch.bmm(z.mT, d_o, out=gradients.W_V)
+    embedding, attention = "W_E" in wanted, "W_Q" in wanted or "W_K" in wanted
+    if not (embedding or attention):
+        return loss
+    d_z = torch.bmm(d_o, W_V.mT)
+    d_mass = torch.bmm(d_logits, table.mT) if value_table else torch.bmm(d_z, W_E.mT)
+    mean = torch.einsum("rbv,rbv->rb", mass, d_mass)
+    d_scores = d_mass.sub_(mean[..., None]).mul_(mass)
+    if score_table:
+        d_scores = d_scores.new_zeros(runs * vocab, vocab).index_add_(
+            0, row, d_scores.flatten(0, 1)
+        )
+        d_scores = d_scores.view(runs, vocab, vocab)
+    d_u = torch.bmm(d_scores, W_E)
+    d_q = torch.bmm(d_u, W_K).mul_(scale)
+    if "W_K" in wanted:
+        torch.bmm(d_u.mT, q, out=gradients.W_K)
+    if "W_Q" in wanted:
+        torch.bmm(x.mT, d_q, out=gradients.W_Q)
+    if embedding:
+        d_W_E = torch.bmm(d_table.mT, o, out=gradients.W_E)  # as the unembedding,
+        d_W_E = d_W_E.add_(d_z) if value_table else d_W_E.baddbmm_(mass.mT, d_z)  # as values,
+        d_W_E.baddbmm_(d_scores.mT, u)  # as keys,
+        if score_table:  # and as queries
+            d_W_E.baddbmm_(d_q, W_Q.mT)
+        else:
+            d_x = torch.bmm(d_q, W_Q.mT)
+            d_W_E.view(-1, d_x.shape[-1]).index_add_(0, row, d_x.flatten(0, 1))
+    return loss
+
+
+def table_orders(batch: int, vocab: int, d_model: int) -> tuple[bool, bool]:
+    """Whether scores, and whether values, take fewer multiplications through vocab x vocab tables.
+
+    Scores through a table work on vocab rows instead of batch rows. For values, compare the sides
+    z W_V W_E^T (and w W_E) with the table (W_E W_V) W_E^T and w T.
+    """
+    rows = batch * d_model * (2 * vocab + d_model)
+    table = vocab * d_model * (d_model + vocab) + batch * vocab**2
+    return vocab < batch, table < rows
+
+
+def _take(
+    stacked: Float[Tensor, "run vocab width"], row: Int[Tensor, " rows"]
+) -> Float[Tensor, "run batch width"]:
+    """The rows of all runs' matrices named by `row`, the same number for each run."""
+    runs, _, width = stacked.shape
+    return stacked.reshape(-1, width).index_select(0, row).view(runs, -1, width)

@@ -1,0 +1,341 @@
+"""The one-layer transformer of the paper as a hooked model (equation 4.1).
+
+    f(x) = [W_E^T W_V attn(W_E x)] at the last position,
+    attn(U) = U softmax((W_K U)^T (W_Q U) / sqrt(d_a))
+
+One head, embeddings tied with the unembedding; no residual stream, no normalisation, no MLP, no
+positions. All matrices here act on row vectors, as in TransformerLens: the paper writes tokens
+as columns, so its W_E, W_Q, W_K and W_V are the transposes of these.
+
+Hook points have TransformerLens' names and shapes, so a probe written for GPT-2 runs on it:
+
+    hook_embed -> blocks.0.hook_resid_pre                      [batch, pos, d_model]
+      -> blocks.0.attn.{q,k,v}.hook_in                         [batch, pos, d_model]
+      -> blocks.0.attn.hook_q, hook_k, hook_v                  [batch, pos, head, d_attn or d_model]
+      -> blocks.0.attn.hook_attn_scores, hook_pattern          [batch, head, query, key]
+      -> blocks.0.attn.hook_z                                  [batch, pos, head, d_model]
+      -> blocks.0.hook_attn_out = blocks.0.hook_resid_post     [batch, pos, d_model]
+      -> unembed.hook_in -> logits                             [batch, pos, vocab]
+
+A causal mask is applied, as in every language model here: the logits at position l are then
+those of the context of the first l tokens. At the last position, the only one the paper reads,
+the mask covers nothing, so the softmax there runs over the whole context as in equation 4.1.
+
+Cost: O(batch pos^2 d) and [batch, pos, pos] of memory; `last_logits` gives the logits of the last
+position alone and much faster, without hooks.
+
+>>> import torch
+>>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
+>>> tokens = torch.randint(0, 8, (2, 16), generator=torch.Generator().manual_seed(0))
+>>> logits, cache = model.run_with_cache(tokens)
+>>> tuple(logits.shape), tuple(cache["pattern", 0].shape)
+((2, 16, 8), (2, 1, 16, 16))
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformer_lens import ActivationCache, HookedRootModule
+from transformer_lens.hook_points import HookPoint
+
+from hijacklens.one_layer import token_tables
+from hijacklens.one_layer.architecture import DTYPES, HookedConfig, OneLayerConfig
+from hijacklens.one_layer.attention import Block, Embedding, Head, Inlet
+from hijacklens.one_layer.memory import OneLayerWeights
+from hijacklens.errors import InputError, unknown
+from hijacklens.results.result import write_json, write_whole
+
+NAMES = ("W_E", "W_Q", "W_K", "W_V")
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+KIND = "hijacklens one-layer transformer"
+
+
+class OneLayerTransformer(HookedRootModule):
+    """Equation 4.1 with TransformerLens hooks; see the module for the maths and the hook names.
+
+    It is a `hijacklens.models.hooked.HookedModel`. The model starts in evaluation mode (it has no
+    dropout, so training needs no other).
+    """
+
+    def __init__(self, config: OneLayerConfig) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(config.seed)
+
+        def gaussian(rows: int, columns: int) -> Tensor:
+            values = torch.randn(rows, columns, generator=draw, dtype=torch.float64)
+            return (values * config.std).to(DTYPES[config.dtype])
+
+        d = config.d_model
+        W_E, W_Q, W_K = gaussian(config.vocab, d), gaussian(d, config.d_a), gaussian(d, config.d_a)
+        W_V = gaussian(d, d)
+        if config.value_init == "identity":
+            W_V = torch.eye(d, dtype=W_V.dtype)
+        self.config = config
+        self.tokenizer = None  # TransformerLens' tools look for it
+        self.embed, self.hook_embed = Embedding(W_E), HookPoint()
+        attn = Head(W_Q, W_K, W_V)
+        self.blocks = nn.ModuleList([Block(attn)])
+        self.unembed = Inlet()
+        parts = {"W_E": [self.embed.W_E], "W_V": [attn.W_V], "W_QK": [attn.W_Q, attn.W_K]}
+        for name in config.freeze:
+            for weight in parts[name]:
+                weight.requires_grad_(False)
+        self.setup()  # names the hook points
+        self.eval()
+
+    @classmethod
+    def from_weights(
+        cls, weights: OneLayerWeights, *, length: int = 256, freeze: tuple[str, ...] = ()
+    ) -> OneLayerTransformer:
+        """A model with given weights, which are copied, on their device.
+
+        `OneLayerTransformer.from_weights(memory.theorem_1(task))` is the model of Theorem 1.
+
+        Raises:
+            InputError: The shapes or dtypes of the matrices do not agree.
+        """
+        vocab, d_model = weights.W_E.shape
+        config = OneLayerConfig(
+            vocab=vocab,
+            d_model=d_model,
+            d_attn=weights.W_Q.shape[-1],
+            length=length,
+            freeze=freeze,
+            dtype=str(weights.W_E.dtype).removeprefix("torch."),
+        )
+        model = cls(config).to(weights.W_E.device)
+        model.fill(weights, source="from_weights")
+        return model
+
+    @property
+    def attention(self) -> Head:
+        """The one attention head, `blocks[0].attn`."""
+        block = self.blocks[0]
+        assert isinstance(block, Block)
+        return block.attn
+
+    @property
+    def cfg(self) -> HookedConfig:
+        """The configuration under TransformerLens' names, with the present device."""
+        config = self.config
+        return HookedConfig(
+            d_model=config.d_model,
+            d_head=config.d_model,
+            d_attn=config.d_a,
+            attn_scale=config.d_a**0.5,
+            d_vocab=config.vocab,
+            d_vocab_out=config.vocab,
+            n_ctx=config.length,
+            dtype=self.W_E.dtype,
+            device=self.W_E.device,
+        )
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """Embeddings, a row per token."""
+        return self.embed.W_E
+
+    @property
+    def W_U(self) -> Float[Tensor, "d_model vocab"]:
+        """The unembedding: W_E transposed, since the two are tied."""
+        return self.W_E.mT
+
+    @property
+    def b_U(self) -> Float[Tensor, " vocab"]:
+        """The model has no bias: zeros."""
+        return self.W_E.new_zeros(self.config.vocab)
+
+    @property
+    def W_Q(self) -> Float[Tensor, "layer head d_model d_attn"]:
+        """Query matrix."""
+        return self.attention.W_Q[None]
+
+    @property
+    def W_K(self) -> Float[Tensor, "layer head d_model d_attn"]:
+        """Key matrix."""
+        return self.attention.W_K[None]
+
+    @property
+    def W_V(self) -> Float[Tensor, "layer head d_model d_head"]:
+        """Value matrix, square; the transpose of the paper's, which acts on columns."""
+        return self.attention.W_V[None]
+
+    @property
+    def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
+        """Equation 4.1 has no output matrix: the identity."""
+        return self.attention.W_O[None]
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], return_type: str | None = "logits"
+    ) -> Float[Tensor, "rows columns vocab"] | None:
+        """Logits [batch, pos, vocab]; at position l those of the context of the first l tokens.
+
+        Args:
+            tokens: Token ids.
+            return_type: `"logits"`, or None to fill hooks and caches without unembedding.
+
+        Raises:
+            InputError: A token is not one of the vocabulary, or another `return_type`.
+        """
+        if return_type not in ("logits", None):
+            raise unknown("return_type", return_type, ["logits"], "Or None for no output.")
+        self._check(tokens)
+        x = self.blocks[0](self.hook_embed(self.W_E[tokens]))
+        if return_type is None:
+            return None
+        return self.unembed.hook_in(x) @ self.W_U
+
+    def last_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
+        """`model(tokens)[:, -1]` without hooks and without a [pos, pos] pattern.
+
+        See `hijacklens.one_layer.token_tables`; 10 to 100 times faster.
+        """
+        self._check(tokens)
+        counts = token_tables.log_counts(tokens, self.config.vocab, dtype=self.W_E.dtype)
+        return token_tables.last_logits(counts, tokens[:, -1], self.weights())
+
+    def weights(self) -> OneLayerWeights:
+        """W_E, W_Q, W_K and W_V as plain matrices, without layer and head axes; not copies."""
+        head = self.attention
+        return OneLayerWeights(W_E=self.W_E, W_Q=head.W_Q[0], W_K=head.W_K[0], W_V=head.W_V[0])
+
+    def with_value(self, W_V: Float[Tensor, "d_model d_model"]) -> OneLayerTransformer:
+        """A copy of the model with another value matrix; this one stays as it is."""
+        weights = replace(self.weights(), W_V=W_V.to(self.W_E))
+        return self.from_weights(weights, length=self.config.length, freeze=self.config.freeze)
+
+    def run_with_cache(
+        self, *args: Any, return_cache_object: bool = True, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """The logits and a TransformerLens `ActivationCache` of all activations.
+
+        The cache leaves the embedding out of its decompositions (`decompose_resid` and the like),
+        since nothing of it reaches the output except through the head. The arguments are those of
+        `HookedRootModule.run_with_cache`; `return_cache_object=False` gives a plain dict.
+        """
+        output, activations = super().run_with_cache(*args, **kwargs)
+        if not return_cache_object:
+            return output, activations
+        has_batch = not kwargs.get("remove_batch_dim", False)
+        cache = ActivationCache(activations, self, has_batch_dim=has_batch)
+        cache.has_embed = False
+        return output, cache
+
+    def tokens_to_residual_directions(
+        self, tokens: int | Int[Tensor, "*places"]
+    ) -> Float[Tensor, "*places d_model"]:
+        """The direction that reads each token's logit off the output: its column of W_U."""
+        return self.W_E[tokens]
+
+    def accumulated_bias(self, *args: Any, **kwargs: Any) -> Float[Tensor, " d_model"]:
+        """The sum of biases that TransformerLens' decompositions ask for: zero."""
+        return self.W_E.new_zeros(self.config.d_model)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `model.safetensors` and `config.json` into a folder, each whole or not at all."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        write_whole(target / WEIGHTS_FILE, self.write_weights)
+        self.write_config(target / CONFIG_FILE)
+        return target
+
+    def write_weights(self, path: Path) -> None:
+        """Write W_E, W_Q, W_K and W_V to one safetensors file."""
+        weights = self.weights()
+        tensors = {name: getattr(weights, name).detach().cpu().contiguous() for name in NAMES}
+        # One entry: the order of several is not fixed, and equal models shall give equal files.
+        save_file(tensors, path, metadata={"kind": KIND})
+
+    def write_config(self, path: Path) -> None:
+        """Write the configuration as JSON."""
+        write_json(path, {"kind": KIND, **asdict(self.config)})
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, *, device: torch.device | str | None = None
+    ) -> OneLayerTransformer:
+        """Read a model that `save` wrote.
+
+        Raises:
+            InputError: A file is missing, cannot be read, is of something else, or the weights do
+                not have the shapes or the dtype that the configuration says.
+        """
+        target = Path(folder)
+        config = _read_config(target / CONFIG_FILE)
+        path = target / WEIGHTS_FILE
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"no one-layer model in {str(folder)!r}: {WEIGHTS_FILE} cannot be read ({error}). "
+                "Name a folder that OneLayerTransformer.save or `hijacklens train` wrote."
+            ) from error
+        if set(weights) != set(NAMES):
+            raise InputError(
+                f"{path} holds the weights {sorted(weights)}; a one-layer model has {NAMES}."
+            )
+        model = cls(config)
+        model.fill(OneLayerWeights(**weights), source=str(path))
+        return model if device is None else model.to(device)
+
+    def fill(self, weights: OneLayerWeights, *, source: str = "fill") -> None:
+        """Overwrite the weights in place.
+
+        Args:
+            weights: Matrices of the same shapes and dtype.
+            source: Where they come from, for the error.
+
+        Raises:
+            InputError: A matrix has another shape or dtype.
+        """
+        own = self.weights()
+        for name in NAMES:
+            weight, want = getattr(weights, name), getattr(own, name)
+            if weight.shape != want.shape or weight.dtype != want.dtype:
+                raise InputError(
+                    f"{source}: {name} is {tuple(weight.shape)} {weight.dtype}; this model's "
+                    f"configuration says {tuple(want.shape)} {want.dtype}."
+                )
+        with torch.no_grad():
+            for name in NAMES:
+                getattr(own, name).copy_(getattr(weights, name))
+
+    def _check(self, tokens: Tensor) -> None:
+        # A negative id would silently count from the end of the embedding.
+        if tokens.shape[-1] == 0:
+            raise InputError("one-layer model: the contexts are empty; give at least one token.")
+        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab:
+            raise InputError(
+                f"one-layer model: token ids run from {int(tokens.min())} to {int(tokens.max())}; "
+                f"this model knows 0 to {self.config.vocab - 1}."
+            )
+
+
+def _read_config(path: Path) -> OneLayerConfig:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no one-layer model in {str(path.parent)!r}: {path.name} cannot be read ({error}). "
+            "Name a folder that OneLayerTransformer.save or `hijacklens train` wrote."
+        ) from error
+    names = {field.name for field in fields(OneLayerConfig)}
+    if not isinstance(record, dict) or record.pop("kind", None) != KIND or set(record) != names:
+        raise InputError(
+            f"{path} is not the configuration of a one-layer model. Name a folder that "
+            "OneLayerTransformer.save or `hijacklens train` wrote."
+        )
+    try:
+        return OneLayerConfig(**{**record, "freeze": tuple(record["freeze"])})
+    except TypeError as error:
+        raise InputError(f"{path} has an entry of a wrong type: {error}.") from error

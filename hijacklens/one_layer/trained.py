@@ -1,0 +1,342 @@
+"""What training gave: models, their accuracies beside the Bayes rule's, loss curves, on disk too.
+
+Every accuracy is on the same fresh contexts of a seed, drawn from a generator of that seed alone
+that training does not use; so two columns of a row, or two value matrices, compare pairwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor
+
+from hijacklens import plots
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.bayes import BayesRule
+from hijacklens.one_layer.evaluation import Name, Score, answers, evaluate
+from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
+from hijacklens.one_layer.recipe import OUR_DEFAULTS, Recipe
+from hijacklens.one_layer.stream import generator_for
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.errors import InputError
+from hijacklens.results.glance import Glance, named, share
+from hijacklens.probe import Probe
+from hijacklens.results.result import Provenance, Result, provenance_from
+
+MODELS = "models"
+"""Folder of the models in the folder of a result."""
+
+NewValue: TypeAlias = Tensor | Callable[[OneLayerTransformer], Tensor]
+"""A value matrix [d_model, d_model], or a function that makes one for a trained model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrainingResult(Result):
+    """Trained one-layer models with their accuracies and loss curves."""
+
+    task: ConceptTask
+    recipe: Recipe
+    models: tuple[OneLayerTransformer, ...]
+    """One per row of the summary, in its order."""
+    table: pd.DataFrame
+    """The summary: see `summary`."""
+    curves: pd.DataFrame
+    """Training loss: `seed, lr, step, loss` (nats, mean over the steps since the last point)."""
+    bayes_loss: float
+    """Cross-entropy of the exact posterior on the evaluation contexts, in nats."""
+    device: str
+    """Where they were trained."""
+    provenance: Provenance
+
+    def summary(self) -> pd.DataFrame:
+        """One row per learning rate and seed, all on fresh contexts, ties split evenly.
+
+        `seed, lr`; `accuracy` with its 95% Wilson interval `accuracy_low, accuracy_high`;
+        `bayes_accuracy`, that of the exact posterior on the same contexts;
+        `constructed_accuracy`, that of the model with the memory of equation 5.1 made from its
+        W_E in place of its W_V (scaled to the norm of W_V; NaN where the support has no Hamming-1
+        neighbours); `loss`, its cross-entropy in nats.
+        """
+        return self.table.copy()
+
+    @property
+    def best_learning_rate(self) -> float:
+        """The learning rate with the highest mean accuracy over seeds; the first of equals."""
+        rates = self.recipe.learning_rates
+        means = [float(self.table["accuracy"][self.table["lr"] == lr].mean()) for lr in rates]
+        return rates[means.index(max(means))]
+
+    def best(self) -> tuple[OneLayerTransformer, ...]:
+        """The models of the best learning rate, one per seed."""
+        chosen = self.table["lr"] == self.best_learning_rate
+        return tuple(m for m, keep in zip(self.models, chosen, strict=True) if keep)
+
+    def accuracy(
+        self, value: NewValue | None = None, *, probes: Sequence[Probe] = ()
+    ) -> pd.DataFrame:
+        """Accuracy on the evaluation contexts, with another value matrix or probes if given.
+
+        Args:
+            value: None for the models as trained; a matrix that all models get in place of W_V,
+                acting on row vectors; or a function from a model to its new matrix, such as
+                `lambda model: memory.constructed(model.W_E, task)`.
+            probes: Act on every model, in their order, as they do on a language model. The models
+                then run with hooks, 10 to 100 times slower than without.
+
+        Returns:
+            A row per model: `seed, lr, accuracy, accuracy_low, accuracy_high, loss`.
+        """
+        if isinstance(value, Probe):
+            raise InputError(
+                f"{value.key} is a probe, not a value matrix; write accuracy(probes=[...])."
+            )
+        models = self.models
+        if value is not None:
+            with torch.no_grad():
+                new = [value(m) if callable(value) else value for m in models]
+                models = tuple(m.with_value(w) for m, w in zip(models, new, strict=True))
+        keys = list(zip(self.table["seed"], self.table["lr"], strict=True))
+        scores: dict[int, Score] = {}
+        for seed in self.recipe.seeds:
+            mine = [i for i, (s, _) in enumerate(keys) if s == seed]
+            ways = {i: answers(models[i], self.task, probes=probes) for i in mine}
+            scores |= on_fresh_contexts(ways, self.task, self.recipe, seed)
+        rows = [{"seed": s, "lr": lr, **_columns(scores[i])} for i, (s, lr) in enumerate(keys)]
+        return pd.DataFrame(rows)
+
+    @classmethod
+    def evaluated(
+        cls,
+        task: ConceptTask,
+        recipe: Recipe,
+        models: Sequence[OneLayerTransformer],
+        *,
+        curves: pd.DataFrame,
+        device: str,
+    ) -> TrainingResult:
+        """The result of models just trained, in the order of `recipe.runs`, after evaluation."""
+        runs = recipe.runs(task)
+        rows: dict[int, dict[str, float]] = {}
+        bayes: list[Score] = []
+        for seed in recipe.seeds:
+            ways: dict[Any, Any] = {"bayes": BayesRule(task)}
+            mine = [i for i, run in enumerate(runs) if run.model.seed == seed]
+            for i in mine:
+                ways[i, "model"] = answers(models[i], task)
+                if (built := with_memory(models[i], task)) is not None:
+                    ways[i, "memory"] = answers(built, task)
+            scores = on_fresh_contexts(ways, task, recipe, seed)
+            bayes.append(scores["bayes"])
+            for i in mine:
+                built_score = scores.get((i, "memory"))
+                columns = _columns(scores[i, "model"])
+                loss = columns.pop("loss")
+                rows[i] = {
+                    "seed": seed,
+                    "lr": runs[i].lr,
+                    **columns,
+                    "bayes_accuracy": scores["bayes"].accuracy.value,
+                    "constructed_accuracy": built_score.accuracy.value if built_score else math.nan,
+                    "loss": loss,
+                }
+        return cls(
+            task=task,
+            recipe=recipe,
+            models=tuple(models),
+            table=pd.DataFrame([rows[i] for i in range(len(runs))]),
+            curves=curves,
+            bayes_loss=sum(score.loss for score in bayes) / len(bayes),
+            device=device,
+            provenance=Provenance.now(seed=recipe.seeds[0]),
+        )
+
+    def glance(self) -> Glance:
+        """Accuracy by learning rate, means over the seeds, beside Bayes' and equation 5.1."""
+        names = ["accuracy", "bayes_accuracy", "constructed_accuracy"]
+        groups: Any = self.table.groupby("lr", sort=False)
+        means = groups[[*names, "loss"]].mean()
+        rows = [
+            (f"{lr:g}", *(share(float(row[name])) for name in names), f"{row['loss']:.3f}")
+            for lr, row in means.iterrows()
+        ]
+        seeds = named([str(seed) for seed in self.recipe.seeds], most=5)
+        frozen = f" · {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
+        return Glance(
+            f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.dim}, support "
+            f"{self.task.support_name}{frozen} · seeds {seeds}, "
+            f"{self.recipe.steps} steps",
+            ("learning rate", "accuracy", "Bayes", "eq. 5.1", "loss (nats)"),
+            tuple(rows),
+            ("summary()", "best()", "accuracy(probes=[...])", "plot()", "save(folder)"),
+        )
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """The summary."""
+        return self.summary()
+
+    def configuration(self) -> dict[str, Any]:
+        """The task, the recipe, our defaults, and the means at the best learning rate."""
+        best = self.table[self.table["lr"] == self.best_learning_rate]
+        means = best[["accuracy", "bayes_accuracy", "constructed_accuracy", "loss"]].mean()
+        return {
+            "task": self.task.configuration(),
+            "recipe": asdict(self.recipe),
+            "our_defaults": OUR_DEFAULTS,
+            "device": self.device,
+            "best_learning_rate": self.best_learning_rate,
+            "means_at_best_learning_rate": {str(k): float(v) for k, v in means.items()},
+            "bayes_loss": self.bayes_loss,
+        }
+
+    def files(self) -> Mapping[str, Callable[[Path], None]]:
+        """`summary.csv`, `curves.csv`, and a folder per model under `models`."""
+        files: dict[str, Callable[[Path], None]] = {
+            "summary.csv": partial(self.table.to_csv, index=False),
+            "curves.csv": partial(self.curves.to_csv, index=False),
+        }
+        for folder, model in zip(self._folders(), self.models, strict=True):
+            files[f"{folder}/{WEIGHTS_FILE}"] = _in_folder(model.write_weights)
+            files[f"{folder}/{CONFIG_FILE}"] = _in_folder(model.write_config)
+        return files
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> TrainingResult:
+        """The result in a folder, with its models on the CPU.
+
+        Raises:
+            InputError: A file is missing or does not fit the record.
+        """
+        try:
+            given = dict(record["recipe"])
+            for name in ("seeds", "learning_rates", "freeze"):
+                given[name] = tuple(given[name])
+            result = cls(
+                task=ConceptTask.from_configuration(record["task"]),
+                recipe=Recipe(**given),
+                models=(),
+                table=_read_table(folder / "summary.csv"),
+                curves=_read_table(folder / "curves.csv"),
+                bayes_loss=float(record["bayes_loss"]),
+                device=str(record["device"]),
+                provenance=provenance_from(record),
+            )
+        except (KeyError, TypeError, OSError, ValueError) as error:
+            raise InputError(
+                f"the training result in {str(folder)!r} is incomplete ({error!r}). Train again "
+                "with --overwrite, or name another folder."
+            ) from error
+        models = [OneLayerTransformer.load(folder / name) for name in result._folders()]
+        return replace(result, models=tuple(models))
+
+    def plot(self) -> Figure:
+        """Loss curves by learning rate with the range of the seeds; accuracies beside Bayes'."""
+        with plots.canvas(1, 2, width=4.6, height=3.4) as (figure, axes):
+            self._draw_loss(axes[0])
+            self._draw_accuracy(axes[1])
+            frozen = f", {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
+            figure.suptitle(
+                f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.dim}, "
+                f"ω = {self.task.omega:g}, β = {self.task.beta:g}, "
+                f"support {self.task.support_name}{frozen}",
+                fontsize=11,
+            )
+        return figure
+
+    def _draw_loss(self, axes: Axes) -> None:
+        for i, (lr, of_lr) in enumerate(self.curves.groupby("lr", sort=False)):
+            colour, _ = plots.series(i)
+            loss = of_lr.pivot(index="step", columns="seed", values="loss")
+            axes.plot(loss.index, loss.mean(axis=1), color=colour, label=f"lr {lr:g}")
+            axes.fill_between(
+                loss.index, loss.min(axis=1), loss.max(axis=1), color=colour, alpha=0.2, lw=0
+            )
+        axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        lowest = self.curves["loss"].min() / 2
+        if self.bayes_loss > lowest:
+            axes.axhline(self.bayes_loss, color="black", ls="--", lw=1, label="Bayes")
+        else:  # it would squeeze the curves into a corner of the axis
+            label = f"Bayes: {self.bayes_loss:.1g} (below)"
+            axes.plot([], [], color="black", ls="--", lw=1, label=label)
+        axes.legend(title="mean and range of seeds", fontsize=9, title_fontsize=9)
+
+    def _draw_accuracy(self, axes: Axes) -> None:
+        rates = self.recipe.learning_rates
+        for i, lr in enumerate(rates):
+            rows = self.table[self.table["lr"] == lr]
+            offset = (np.arange(len(rows)) - (len(rows) - 1) / 2) * 0.3 / max(len(rows), 4)
+            accuracy, low, high, built = (
+                np.asarray(rows[name])
+                for name in ("accuracy", "accuracy_low", "accuracy_high", "constructed_accuracy")
+            )
+            ends = [accuracy - low, high - accuracy]
+            colour, _ = plots.series(i)
+            axes.errorbar(i - 0.2 + offset, accuracy, yerr=ends, fmt="o", ms=4, lw=1, color=colour)
+            axes.plot(i + 0.2 + offset, built, "s", ms=5, mfc="none", color=colour)
+        bayes = self.table["bayes_accuracy"].mean()
+        axes.axhline(bayes, color="black", ls="--", lw=1, label="Bayes")
+        axes.plot([], [], "o", ms=4, color="black", label="as trained (95%)")
+        axes.plot([], [], "s", ms=5, mfc="none", color="black", label="W_V by eq. 5.1")
+        axes.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates])
+        axes.set(xlabel="learning rate", ylabel="accuracy", xlim=(-0.6, len(rates) - 0.4))
+        axes.grid(visible=False, axis="x")
+        axes.legend(fontsize=9)
+
+    def _folders(self) -> list[str]:
+        rows = zip(self.table["seed"], self.table["lr"], strict=True)
+        return [f"{MODELS}/seed{seed}-lr{lr!r}" for seed, lr in rows]
+
+
+def on_fresh_contexts(
+    ways: Mapping[Name, Callable[[Tensor], Tensor]], task: ConceptTask, recipe: Recipe, seed: int
+) -> dict[Name, Score]:
+    """Scores on the evaluation contexts of a seed, which are made on the CPU on every machine."""
+    draw = generator_for(seed, "evaluation", "cpu")
+    return evaluate(ways, task, draw, count=recipe.evaluation)
+
+
+def with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTransformer | None:
+    """The model with equation 5.1 in place of W_V, at the norm of W_V; None where it is zero."""
+    weights = model.weights()
+    with torch.no_grad():
+        try:
+            value = memory.constructed(weights.W_E, task)
+        except InputError:  # no token has a neighbour at Hamming distance 1
+            return None
+        return model.with_value(memory.matched(value, weights.W_V))
+
+
+def _columns(score: Score) -> dict[str, float]:
+    return {
+        "accuracy": score.accuracy.value,
+        "accuracy_low": score.accuracy.low,
+        "accuracy_high": score.accuracy.high,
+        "loss": score.loss,
+    }
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    # As text first: the parser of read_csv may be off by the last bit.
+    table = pd.read_csv(path, dtype=str)
+    return table.astype({name: int if name in ("seed", "step") else float for name in table})
+
+
+def _in_folder(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def write_there(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path)
+
+    return write_there

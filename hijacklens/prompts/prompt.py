@@ -1,0 +1,132 @@
+"""Prompts with named spans: hijacking sentences, then the query of a fact.
+
+The text at dose k is `" ".join([sentence] * k + [query])`. A prompt knows where its parts stand,
+in characters; `hijacklens.prompts.tokens.locate` turns that into token positions.
+
+>>> from hijacklens.facts.fact import Fact
+>>> fact = Fact(case_id=0, relation_id="P131", subject="Eiffel Tower", template="The {} is in",
+...             target_true="Paris", target_false="Guam")
+>>> prompt = make_prompt(fact, sentence="Do not think of Guam.", dose=2, scheme="do-not-think")
+>>> prompt.text
+'Do not think of Guam. Do not think of Guam. The Eiffel Tower is in'
+>>> [prompt.text[a:b] for a, b in prompt.spans["hijack"]]
+['Do not think of Guam.', 'Do not think of Guam.']
+>>> [prompt.text[a:b] for a, b in prompt.spans["mention"]]
+['Guam', 'Guam']
+>>> [prompt.text[a:b] for a, b in prompt.spans["subject"]]
+['Eiffel Tower']
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias
+
+from hijacklens.arguments import whole_number
+from hijacklens.facts.fact import Fact
+
+DOSE = "a dose, which counts sentences,"
+"""What errors call it."""
+MOST_SENTENCES = 9_999
+"""More fit into no context window."""
+CharacterSpan: TypeAlias = tuple[int, int]
+"""Start and end of a stretch of text, the end not included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text for the model, and where its parts stand in it.
+
+    `spans` maps `hijack` (one stretch per sentence), `mention` (the words in them that name a
+    target, or a word near it), `query` and `subject` (in the query, not in the sentences) to
+    character spans. The tokens of `bos` and `last` exist only in tokens.
+    """
+
+    text: str
+    scheme: str
+    dose: int
+    spans: Mapping[str, tuple[CharacterSpan, ...]]
+
+
+def make_prompt(fact: Fact, *, sentence: str, dose: int, scheme: str) -> Prompt:
+    """The prompt of a fact with `dose` copies of a sentence before its query.
+
+    Raises:
+        InputError: The dose is negative.
+    """
+    subject = fact.template.index("{}")
+    return compose(
+        fact.prompt,
+        sentence=sentence,
+        dose=dose,
+        scheme=scheme,
+        subject=(subject, min(subject + len(fact.subject), len(fact.prompt))),
+        named=(fact.target_true, fact.target_false, fact.near_true, fact.near_false),
+    )
+
+
+def compose(
+    query: str,
+    *,
+    sentence: str = "",
+    dose: int = 0,
+    scheme: str = "",
+    subject: CharacterSpan | None = None,
+    named: Iterable[str | None] = (),
+) -> Prompt:
+    """The prompt of any query, a fact's or not.
+
+    Args:
+        query: The bare query.
+        sentence: The sentence that stands before it.
+        dose: How often.
+        scheme: What the prompt is called by.
+        subject: Where the subject stands in the query, if there is one.
+        named: Words that make a `mention` where they stand in the sentence as whole words.
+
+    Raises:
+        InputError: The dose is negative.
+    """
+    dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
+    step = len(sentence) + 1  # the sentence and the space behind it
+    start = dose * step
+    text = " ".join([sentence] * dose + [query])
+    mentions = _mentions(sentence, named) if dose else []
+    return Prompt(
+        text=text,
+        scheme=scheme,
+        dose=dose,
+        spans=MappingProxyType(
+            {
+                "hijack": tuple((i * step, i * step + len(sentence)) for i in range(dose)),
+                "mention": tuple(
+                    (i * step + a, i * step + b) for i in range(dose) for a, b in mentions
+                ),
+                "query": ((start, len(text)),),
+                "subject": ((start + subject[0], start + subject[1]),) if subject else (),
+            }
+        ),
+    )
+
+
+def _mentions(sentence: str, named: Iterable[str | None]) -> list[CharacterSpan]:
+    """Where words stand in a sentence as words of their own.
+
+    Searched by hand: compiling an expression for each of a hundred thousand prompts takes longer
+    than tokenising them.
+    """
+    found = []
+    for word in {word.strip() for word in named if word}:
+        start = sentence.find(word) if word else -1
+        while start >= 0:
+            end = start + len(word)
+            if not (_in_word(sentence[start - 1 : start]) or _in_word(sentence[end : end + 1])):
+                found.append((start, end))
+            start = sentence.find(word, start + 1)
+    return sorted(found)
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "_"

@@ -1,0 +1,160 @@
+"""A replica: a copy of a model in another process, and how that process gets it.
+
+A hooked model cannot be sent from process to process, so what is sent is a `ModelLoader`: the
+arguments of `load_model`. Every replica loads the model by itself and says with each answer which
+model it is, down to a checksum of every weight.
+
+>>> ModelLoader("gpt2", dtype="bfloat16")
+ModelLoader(source='gpt2', dtype='bfloat16', device=None, devices=1, revision=None,
+            trust_remote_code=False)
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from hijacklens.errors import InputError
+from hijacklens.models.hooked import HookedModel, device_of
+from hijacklens.models.loading import ModelIdentity, identify, load_model
+from hijacklens.models.packaged import PACKAGED, expand_home
+from hijacklens.probe import Probe
+from hijacklens.engine.engine import Readings, read
+from hijacklens.engine.plan import Way
+from hijacklens.store.fingerprint import Source, source_of
+from hijacklens.prompts.tokens import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoader:
+    """How a model is loaded: the arguments of `hijacklens.load_model`, which a process can send."""
+
+    source: str
+    """A packaged model's short name, a folder that every worker can read, or a hub id."""
+    dtype: str = "float32"
+    device: str | None = None
+    """`cpu` or `cuda`; by default the GPU where a worker has one."""
+    devices: int = 1
+    """How many GPUs a copy of the model is spread over."""
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+    @classmethod
+    def of(cls, model: HookedModel) -> ModelLoader:
+        """How a model that is loaded here was loaded.
+
+        Raises:
+            InputError: It came from no name or folder: it was made in memory.
+        """
+        config: Any = getattr(getattr(model, "original_model", None), "config", None)
+        name, path = str(model.cfg.model_name), str(getattr(config, "_name_or_path", "") or "")
+        if name not in PACKAGED and not path:
+            raise InputError(
+                f"workers cannot load the model {name!r}: it was made in memory. Save it and its "
+                "tokenizer with save_pretrained, and load that folder."
+            )
+        packaged = name in PACKAGED
+        parameter = next(iter(model.parameters()))
+        spread = set(getattr(getattr(model, "original_model", None), "hf_device_map", {}).values())
+        local = packaged or Path(path).is_dir()
+        return cls(
+            source=name if packaged else path,
+            dtype=str(parameter.dtype).removeprefix("torch."),
+            device=None if len(spread) > 1 else device_of(model).type,
+            devices=max(1, len(spread)),
+            revision=None if local else getattr(config, "_commit_hash", None),
+        )
+
+    def sent(self) -> ModelLoader:
+        """The same from any working directory."""
+        folder = expand_home(self.source)
+        if self.source in PACKAGED or not folder.is_dir():
+            return self
+        return ModelLoader(
+            str(folder.resolve()),
+            self.dtype,
+            self.device,
+            self.devices,
+            self.revision,
+            self.trust_remote_code,
+        )
+
+    def load(self) -> TransformerBridge:
+        """Load the model here.
+
+        Raises:
+            InputError: As `load_model`.
+        """
+        return load_model(
+            self.source,
+            dtype=self.dtype,
+            device=self.device,
+            devices=self.devices,
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a replica says of itself."""
+
+    identity: ModelIdentity
+    source: Source
+    """Without probes."""
+    tokenizer: Any
+    node: str
+    """The name of the machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How the parts of one run are read."""
+
+    probes: Sequence[Probe]
+    spans: Sequence[str]
+    way: Way
+    batch_tokens: int | None
+
+
+class Replica:
+    """A model in a process of its own."""
+
+    def __init__(self, loader: ModelLoader, threads: int) -> None:
+        """Load nothing yet, so that what goes wrong then is an answer and no death."""
+        self._loader = loader
+        self._model: TransformerBridge | None = None
+        torch.set_num_threads(threads)
+
+    def describe(self) -> Description:
+        """Load the model and say which one it is.
+
+        Note:
+            Costs loading the model and one pass over its weights.
+        """
+        model = self._loaded()
+        identity = identify(model)
+        source = source_of(model, identity)
+        return Description(identity, source, model.tokenizer, socket.gethostname())
+
+    def read(self, order: Order, wanted: Mapping[TokenIds, Collection[int]]) -> Readings:
+        """Read a part (`hijacklens.engine.engine.read`)."""
+        return read(
+            self._loaded(),
+            wanted,
+            probes=order.probes,
+            spans=order.spans,
+            way=order.way,
+            batch_tokens=order.batch_tokens,
+        )
+
+    def _loaded(self) -> TransformerBridge:
+        if self._model is None:
+            self._model = self._loader.load()
+        return self._model

@@ -51,7 +51,7 @@ test-use: $(READY)  ## Documentation, examples and wheel as users have them: rea
 	$(PYTEST) --dist worksteal -m "packaged or slow" tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
 test-ray: $(READY)  ## The tests that start a real Ray
-	$(BIN)/python -m pytest -q -m ray tests/hijacklens/scoring tests/analyses
+	$(BIN)/python -m pytest -q -m ray tests/hijacklens/workers tests/analyses
 
 # TransformerLens 3.9 is laid over the environment in a folder of its own.
 $(OLD): $(READY)

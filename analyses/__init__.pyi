@@ -1,2 +1,2 @@
-from .reproduction import Reproduction as Reproduction
-from .reproduction import reproduce as reproduce
+from .reproduction.reproduction import Reproduction as Reproduction
+from .reproduction.reproduction import reproduce as reproduce

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import hijacklens as hl
-from analyses.tables import share
+from analyses.commands.screen import share
 from hijacklens import plots
 from hijacklens.facts.relations import relations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import hijacklens as hl
-from analyses.tables import share
+from analyses.commands.screen import share
 
 
 def main(folders: list[str]) -> None:

@@ -26,8 +26,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.arguments import several
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, several
 from hijacklens.models.hooked import HookedModel, NamedHook, hooked
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import placed_atoms

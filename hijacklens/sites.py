@@ -18,8 +18,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal, TypeAlias
 
-from hijacklens.arguments import is_whole, several, shown
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, is_whole, several, shown
 from hijacklens.models.hooked import HookedModel
 
 HeadAxis: TypeAlias = Literal["head", "kv_head"]

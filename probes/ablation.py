@@ -33,9 +33,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
-from hijacklens.results.glance import Glance, Shown
 from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookedModel,
@@ -44,13 +44,13 @@ from hijacklens.models.hooked import (
     device_of,
     require_eval,
 )
-from hijacklens.prompts.layout import Layout, mark
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
+from hijacklens.prompts.layout import Layout, mark
 from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.spans import EVERYWHERE, placed_atoms
 from hijacklens.prompts.tokens import LocatedPrompt, locate
-from hijacklens.engine.batches import batches
+from hijacklens.results.glance import Glance, Shown
 from hijacklens.sites import Heads, Layers, choose, describe, kept
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]

@@ -33,19 +33,19 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.arguments import one_of_type, whole_number
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, one_of_type, whole_number
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.results.glance import Glance, Shown
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of, require_eval
-from hijacklens.prompts.layout import Layout
-from hijacklens.models.loading import identify
+from hijacklens.models.identity import identify
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.results.result import Provenance, Result, provenance_from
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import make_items, make_prompts
 from hijacklens.prompts.tokens import locate
+from hijacklens.results.glance import Glance, Shown
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
+from hijacklens.scoring.items import make_items, make_prompts
 from probes.inputs.alignment import Unit, align
 
 TABLE = "lens.parquet"

@@ -23,10 +23,10 @@ from jaxtyping import Float64
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
+from hijacklens.errors import InputError
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
-from hijacklens.errors import InputError
 
 Source: TypeAlias = Any
 """A matrix (a tensor or a FactoredMatrix), a hooked model, or a `TrainingResult`; a list of

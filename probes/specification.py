@@ -22,8 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hijacklens.arguments import one_of_type
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, one_of_type, unknown
 from hijacklens.prompts.spans import FORMS, TEXT, atoms
 
 if TYPE_CHECKING:  # naming kinds of probes, as completion does, imports no torch

@@ -28,14 +28,14 @@ from analyses.reproduction.check import above, lowest, mean
 from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
-from hijacklens.one_layer import spans as places
+from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.prompts.layout import Layout, mark
+from hijacklens.one_layer import spans
 from hijacklens.probe import HookProbe, logits_at
-from hijacklens.statistics import Interval
-from hijacklens.engine.batches import batches
+from hijacklens.prompts.layout import Layout, mark
 from hijacklens.scoring.pairs import PromptPair, prompt_pairs
+from hijacklens.statistics import Interval
 
 SPANS = ("hijack", "at:0")
 
@@ -66,7 +66,7 @@ def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
     result = one_layer(settings, bench)
     for seed, model in enumerate(result.best()):
         contexts = result.task.sample(settings.contexts, torch.Generator().manual_seed(seed))
-        layout = places.layout(result.task, contexts.tokens, spans=("cluster",))
+        layout = spans.layout(result.task, contexts.tokens, spans=("cluster",))
         cues = layout.key("cluster")
         last = torch.full_like(contexts.labels, result.task.length - 1)
         logits, mass = _attended(model, layout, last, cues)

@@ -17,17 +17,17 @@ import torch
 from matplotlib.figure import Figure
 
 from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
+from analyses.paper.hijack_curves import CurveSettings, curves, dose_change, verdicts
 from analyses.reproduction.check import above, lowest, mean, near
 from analyses.reproduction.drawing import OVER_SEEDS
-from analyses.paper.hijack_curves import CurveSettings, curves, dose_change, verdicts
 from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer.evaluation import answers
 from hijacklens.prompts.schemes import get_scheme
+from hijacklens.prompts.tokens import locate
 from hijacklens.scoring.items import make_prompts
 from hijacklens.statistics import Interval, share
-from hijacklens.prompts.tokens import locate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from analyses.reproduction.settings import RECIPE_OURS, RecipeSettings
 from analyses.reproduction.workbench import Workbench
-from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.facts.fact import FactSet
+from hijacklens.one_layer.trained import TrainingResult
 
 ONE_LAYER, LANGUAGE = "one-layer", "language"
 """Entries of the column `side` of every table of the bridge."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.commands import names as completion
+from analyses.commands import names
 from analyses.commands.options import (
     make_probes,
     model_options,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @click.option(
     "--scheme",
     metavar="S",
-    shell_complete=completion.schemes,
+    shell_complete=names.schemes,
     help="The scheme that makes the hijacking sentence.",
 )
 @click.option("--sentence", metavar="TEXT", help="A hijacking sentence of your own, instead.")
@@ -162,13 +162,13 @@ def _sentence(
 
 
 def _side_by_side(name: str, answers: Sequence[Answer], targets: Sequence[str]) -> str:
-    from analyses.tables import table
+    from analyses.commands.screen import table
 
     titles = ["bare", "hijacked"][: len(answers)]
     lines = [f"\n{title(name)}"]
     for side, found in zip(titles, answers, strict=True):
         lines.append(f"  {side + ':':10}{found.text}")
-        lines.append(f"  {'':10}-> {found.completion.strip()!r}")
+        lines.append(f"  {'':10}-> {found.names.strip()!r}")
     header = ["", *(part for side in titles for part in (side, "p", "nats"))]
     rows = []
     for i in range(len(answers[0].top)):

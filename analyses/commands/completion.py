@@ -5,13 +5,13 @@ from __future__ import annotations
 import click
 from click.shell_completion import get_completion_class
 
-from analyses.commands import names as completion
+from analyses.commands import names
 from analyses.commands.screen import document, output_options
 from hijacklens.errors import unknown
 
 
 @click.command("completion")
-@click.argument("shell", metavar="bash|zsh|fish", shell_complete=completion.shells)
+@click.argument("shell", metavar="bash|zsh|fish", shell_complete=names.shells)
 @output_options("shell", "file", "script")
 def command(shell: str, as_json: bool, quiet: bool) -> None:
     """Print the script by which a shell completes commands, options and names.
@@ -24,13 +24,13 @@ def command(shell: str, as_json: bool, quiet: bool) -> None:
       echo 'eval "$(hijacklens completion zsh)"' >> ~/.zshrc
       hijacklens completion fish > ~/.config/fish/completions/hijacklens.fish
     """  # noqa: D301
-    if shell not in completion.SHELLS:
-        raise unknown("shell", shell, completion.SHELLS)
+    if shell not in names.SHELLS:
+        raise unknown("shell", shell, names.SHELLS)
     maker = get_completion_class(shell)
     assert maker is not None  # click has all three
     root = click.get_current_context().find_root().command
     script = maker(root, {}, "hijacklens", "_HIJACKLENS_COMPLETE").source()
     if as_json:
-        document(shell=shell, file=completion.SHELLS[shell], script=script)
+        document(shell=shell, file=names.SHELLS[shell], script=script)
     else:
         click.echo(script)

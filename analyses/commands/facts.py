@@ -6,8 +6,9 @@ from dataclasses import asdict
 
 import click
 
-from analyses.commands.options import choose_facts, facts_options
+from analyses.commands.options import facts_options
 from analyses.commands.screen import document, fitted, note, output_options, title
+from analyses.texts import choose_facts
 
 
 @click.command("facts")

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.commands import names as completion
+from analyses.commands import names
 from analyses.commands.options import (
     batch_tokens_option,
-    choose_facts,
     facts_options,
     model_option,
     model_options,
     overwrite_option,
-    read_doses,
     rule_option,
 )
 from analyses.commands.resumption import usual_folder
@@ -31,6 +29,7 @@ from analyses.commands.screen import (
     stacked,
     title,
 )
+from analyses.texts import choose_facts, read_doses
 
 if TYPE_CHECKING:
     from hijacklens.scoring.efficacy import Rule
@@ -65,7 +64,7 @@ COLUMNS = (
     "--scheme",
     default="do-not-think",
     metavar="S",
-    shell_complete=completion.schemes,
+    shell_complete=names.schemes,
     help="Searched with.",
     **SHOWN,
 )
@@ -112,7 +111,7 @@ COLUMNS = (
     "test_schemes",
     multiple=True,
     metavar="S",
-    shell_complete=completion.schemes,
+    shell_complete=names.schemes,
     help="Scheme of the test. Repeatable.  [default: that of the search]",
 )
 @click.option(
@@ -193,7 +192,7 @@ def command(
           --test-scheme do-not-think --test-scheme relation --random-sets 100
     """  # noqa: D301
     from hijacklens.errors import InputError
-    from hijacklens.results.result import RECORD, check_folder
+    from hijacklens.files import RECORD, check_folder
     from hijacklens.prompts.schemes import get_scheme
 
     chosen = get_scheme(scheme)
@@ -326,7 +325,7 @@ def _test_tables(result: HeadTest, rule: Rule) -> str:
 
 def _changes(summary: Any) -> str:
     """A line per measure; the side effects have no scheme, and nothing that could be undone."""
-    from analyses.tables import share
+    from analyses.commands.screen import share
 
     groups = summary["relations"].unique()
     if len(groups) == 2:  # all relations were searched on, or none

@@ -10,7 +10,6 @@ import click
 from analyses.commands.options import (
     batch_tokens_option,
     choose_engine,
-    choose_facts,
     choose_schemes,
     engine_options,
     facts_options,
@@ -20,7 +19,6 @@ from analyses.commands.options import (
     no_cache_option,
     overwrite_option,
     probes_option,
-    read_doses,
     read_probes,
     rule_option,
     schemes_options,
@@ -35,6 +33,7 @@ from analyses.commands.screen import (
     records,
     say_loading,
 )
+from analyses.texts import choose_facts, read_doses
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def command(
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
       hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
     """  # noqa: D301
-    from hijacklens.results.result import check_folder
+    from hijacklens.files import check_folder
 
     counts = read_doses(doses)
     chosen = choose_schemes(schemes, templates)
@@ -119,10 +118,10 @@ def command(
     folder = out or usual_folder("-".join(labels), overwrite=overwrite, models=models)
     folder = check_folder(folder, overwrite=overwrite or is_unfinished(folder, models))
 
-    from analyses.tables import hijack_tables
+    from analyses.commands.screen import hijack_tables
     from hijacklens.scoring.hijack import hijack
-    from hijacklens.workers.replica import ModelLoader
     from hijacklens.scoring.result import HijackResult
+    from hijacklens.workers.replica import ModelLoader
 
     if facts.note:
         note(f"{facts.name}: {facts.note}", quiet=quiet)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from analyses.commands.screen import document, output_options, title
-from hijacklens.models.packaged import PACKAGED, cache_folder
+from hijacklens.files import cache_folder
+from hijacklens.models.packaged import PACKAGED
 
 
 @click.command("models")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from analyses.commands import names as completion
+from analyses.commands import names
 from hijacklens.errors import InputError, unknown
 
 if TYPE_CHECKING:
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-
 models_option = click.option(
     "--model",
     "models",
     multiple=True,
     required=True,
     metavar="M",
-    shell_complete=completion.models,
+    shell_complete=names.models,
     help="A packaged model (`hijacklens models`), a folder, or a hub id. Repeatable.",
 )
 """--model, which may be given several times."""
@@ -37,7 +35,7 @@ model_option = click.option(
     "name",
     required=True,
     metavar="M",
-    shell_complete=completion.models,
+    shell_complete=names.models,
     help="A packaged model (`hijacklens models`), a folder, or a hub id.",
 )
 """--model, given once."""
@@ -47,7 +45,7 @@ probes_option = click.option(
     "probes",
     multiple=True,
     metavar="KIND:OPTIONS",
-    shell_complete=completion.probes,
+    shell_complete=names.probes,
     help="Change the model while it is scored: `hijacklens probes` has the kinds and an "
     "example of each. Repeatable; probes act in order.",
 )
@@ -114,7 +112,7 @@ def schemes_options(command: Command) -> Command:
             "schemes",
             multiple=True,
             metavar="S",
-            shell_complete=completion.schemes,
+            shell_complete=names.schemes,
             help="A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]",
         ),
     ):
@@ -169,7 +167,7 @@ def facts_options(command: Command) -> Command:
             "relations",
             multiple=True,
             metavar="P",
-            shell_complete=completion.relations,
+            shell_complete=names.relations,
             help="Only facts of this relation, such as P190. Repeatable.",
         ),
         click.option(
@@ -178,7 +176,7 @@ def facts_options(command: Command) -> Command:
             default="atlas",
             show_default=True,
             metavar="SOURCE",
-            shell_complete=completion.facts,
+            shell_complete=names.facts,
             help="atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .parquet), or a "
             "hub id.",
         ),
@@ -226,27 +224,6 @@ def choose_engine(engine: str, workers: int | None, ray_address: str | None) -> 
     return RayEngine(workers=workers, address=ray_address)
 
 
-def choose_facts(
-    source: str,
-    relations: tuple[str, ...],
-    cases: tuple[int, ...],
-    limit: int | None,
-    seed: int,
-) -> FactSet:
-    """The facts that the options of `facts_options` name."""
-    from hijacklens.facts.atlas import atlas
-    from hijacklens.facts.counterfact import counterfact
-
-    if source == "atlas":
-        found = atlas()
-    else:
-        found = counterfact(None if source == "counterfact" else source)
-    found = found.where(relation=relations or None, case_ids=cases or None)
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be at least 1, not {limit}.")
-    return found.limit(limit, seed=seed)
-
-
 def choose_schemes(schemes: tuple[str, ...], templates: tuple[str, ...]) -> list[Scheme]:
     """The schemes that the options of `schemes_options` name; by default `do-not-think`."""
     from hijacklens.prompts.schemes import Scheme, get_scheme
@@ -283,24 +260,6 @@ def make_probes(
                 "this command does not have; write kind=zero, or use `hijacklens hijack`."
             )
     return [probe.probe(model=model, facts=facts, quiet=quiet) for probe in specified]
-
-
-def read_doses(text: str) -> tuple[int, ...]:
-    """Doses written as a range and a list, such as `0-5` or `0,1,5`.
-
-    >>> read_doses("0-2,5")
-    (0, 1, 2, 5)
-    """
-    doses: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise InputError(
-                f"--doses {text!r}: {part!r} is neither a number nor a rising range. Write 0-5, "
-                "or 0,1,5."
-            )
-        doses.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(sorted(doses))
 
 
 def read_template(text: str) -> tuple[str, str]:

@@ -6,16 +6,10 @@ from typing import Any
 
 import click
 
-from analyses.commands import names as completion
-from analyses.commands.options import (
-    choose_facts,
-    choose_schemes,
-    facts_options,
-    read_doses,
-    schemes_options,
-    way_option,
-)
+from analyses.commands import names
+from analyses.commands.options import choose_schemes, facts_options, schemes_options, way_option
 from analyses.commands.screen import document, output_options, title
+from analyses.texts import choose_facts, read_doses
 from hijacklens.errors import InputError
 
 
@@ -26,7 +20,7 @@ from hijacklens.errors import InputError
     "tokenizer",
     required=True,
     metavar="DIR|ID",
-    shell_complete=completion.models,
+    shell_complete=names.models,
     help="A packaged model (`hijacklens models`), a folder with a tokenizer, or a hub id.",
 )
 @schemes_options
@@ -69,7 +63,7 @@ def command(
     Example:
       hijacklens plan --tokenizer gpt2 --facts counterfact --scheme do-not-think --doses 0-5
     """  # noqa: D301
-    from analyses.tables import table
+    from analyses.commands.screen import table
     from hijacklens.scoring.forecast import forecast
 
     counts = read_doses(doses)
@@ -124,7 +118,8 @@ def _tokenizer(name: str) -> Any:
     """The tokenizer of a packaged model, a folder or a hub id."""
     from transformers import AutoTokenizer
 
-    from hijacklens.models.packaged import PACKAGED, expand_home, quiet_transformers
+    from hijacklens.files import expand_home
+    from hijacklens.models.packaged import PACKAGED, quiet_transformers
 
     place = PACKAGED[name].folder() if name in PACKAGED else expand_home(name)
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.commands import names as completion
+from analyses.commands import names
 from analyses.commands.screen import document, fitted, output_options
 from hijacklens.errors import unknown
 
@@ -24,7 +24,7 @@ Spans (from=, to=, span=) say which tokens are meant:
 
 
 @click.command("probes")
-@click.argument("names", nargs=-1, metavar="[KIND]...", shell_complete=completion.kinds)
+@click.argument("names", nargs=-1, metavar="[KIND]...", shell_complete=names.kinds)
 @output_options("kinds", "spans")
 def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """List the kinds of probes, or explain the options of those that are named.

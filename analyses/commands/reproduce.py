@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.commands import names as completion
+from analyses.commands import names
 from analyses.commands.options import overwrite_option
 from analyses.commands.screen import document, fitted, output_options, state, title
 from hijacklens.errors import InputError
@@ -27,7 +27,7 @@ TIMES = (
 
 
 @click.command("reproduce")
-@click.argument("names", nargs=-1, metavar="[ID]...|all", shell_complete=completion.analyses)
+@click.argument("names", nargs=-1, metavar="[ID]...|all", shell_complete=names.analyses)
 @click.option("--list", "show", is_flag=True, help="Print every id with a line and its cost.")
 @click.option(
     "--scale",
@@ -41,14 +41,14 @@ TIMES = (
     "models",
     multiple=True,
     metavar="M",
-    shell_complete=completion.models,
+    shell_complete=names.models,
     help="A language model. Repeatable.  [default: the packaged ones]",
 )
 @click.option(
     "--facts",
     "source",
     metavar="SOURCE",
-    shell_complete=completion.facts,
+    shell_complete=names.facts,
     help="Facts, as `hijacklens hijack` has them.",
 )
 @click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
@@ -108,11 +108,11 @@ def command(
     chosen = list(CATALOGUE if EVERYTHING in names else asked)
 
     from analyses.reproduction.ledger import write_ledger
-    from analyses.commands.options import choose_facts
     from analyses.reproduction.reproduction import Reproduction, reproduce
     from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
-    from hijacklens.models.packaged import expand_home
-    from hijacklens.results.result import RECORD, claim_folder, load_result, write_whole
+    from analyses.texts import choose_facts
+    from hijacklens.files import RECORD, claim_folder, expand_home, write_whole
+    from hijacklens.results.result import load_result
 
     root = expand_home(out)
     bench = Workbench(

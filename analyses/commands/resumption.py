@@ -30,8 +30,7 @@ UNFINISHED = "unfinished"
 
 def is_unfinished(folder: Path, models: Sequence[str]) -> bool:
     """Whether a folder holds the first part of a run on just these models."""
-    from hijacklens.models.packaged import expand_home
-    from hijacklens.results.result import RECORD
+    from hijacklens.files import RECORD, expand_home
 
     try:
         record = json.loads((expand_home(folder) / RECORD).read_text(encoding="utf-8"))

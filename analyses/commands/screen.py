@@ -15,19 +15,23 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from hijacklens import strict_json
-from hijacklens.results.glance import table
+from hijacklens.files import json_text
+from hijacklens.results.glance import interval, share, table
 
 if TYPE_CHECKING:
     import pandas as pd
+if TYPE_CHECKING:
+    from hijacklens.scoring.efficacy import Rule
+    from hijacklens.scoring.result import HijackResult
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 COLOURS = {"pass": "green", "fail": "red", "open": "yellow"}
+
 QUIET = "No progress bars, notes or hints; results and errors are printed."
 
 
@@ -53,7 +57,7 @@ def output_options(*keys: str) -> Callable[[Command], Command]:
 
 def document(**values: Any) -> None:
     """Print the document of --json."""
-    click.echo(strict_json.text(dict(sorted(values.items()))))
+    click.echo(json_text(dict(sorted(values.items()))))
 
 
 def records(found: pd.DataFrame) -> list[dict[str, Any]]:
@@ -139,3 +143,28 @@ def note(text: str, *, quiet: bool) -> None:
     """A note on standard error."""
     if not quiet:
         click.echo(f"note: {text}", err=True)
+
+
+def hijack_tables(result: HijackResult, *, rule: Rule, known_only: bool = False) -> str:
+    """The tables of a hijack run: one per model and scheme, a row per dose."""
+    summary = result.summary(rule=rule, known_only=known_only)
+    blocks = []
+    source = result.settings["facts"]["name"]
+    for key, group in summary.groupby(["model", "scheme"], sort=False):
+        model, scheme = cast("tuple[str, str]", key)
+        n = int(group["n"].iloc[0])
+        what = "known facts" if known_only else "facts"
+        title = f"{model} · {source}, {n} {what} · {scheme} · rule {rule}"
+        rows = [
+            (
+                str(row["dose"]),
+                interval(row["efficacy"], row["efficacy_low"], row["efficacy_high"]),
+                share(row["retention"]),
+                str(row["ties"]),
+                f"{row['mean_shift']:+.2f}" if row["dose"] else "0.00",
+            )
+            for row in group.to_dict("records")
+        ]
+        header = ("dose", "efficacy", "retention", "ties", "mean shift")
+        blocks.append(f"{title}\n{table(header, rows, left='rllrr')}")
+    return "\n\n".join(blocks)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.commands import names as completion
+from analyses.commands import names
 from analyses.commands.options import (
-    choose_facts,
     make_probes,
     model_option,
     model_options,
@@ -27,6 +26,7 @@ from analyses.commands.screen import (
     say_loading,
     title,
 )
+from analyses.texts import choose_facts
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ BY = ("token", "position", "layer", "head")
     "--facts",
     "source",
     metavar="SOURCE",
-    shell_complete=completion.facts,
+    shell_complete=names.facts,
     help="atlas (embedded), counterfact, a file, or a hub id.  [default: atlas]",
 )
 @click.option("--case", type=int, metavar="ID", help="The fact with this case id.")
@@ -56,7 +56,7 @@ BY = ("token", "position", "layer", "head")
     "--relation",
     metavar="P",
     default="",
-    shell_complete=completion.relations,
+    shell_complete=names.relations,
     help="Its relation, for scheme `relation`.",
 )
 @click.option(
@@ -64,7 +64,7 @@ BY = ("token", "position", "layer", "head")
     default="do-not-think",
     show_default=True,
     metavar="S",
-    shell_complete=completion.schemes,
+    shell_complete=names.schemes,
     help="A scheme (`hijacklens schemes`).",
 )
 @click.option("--dose", type=int, default=1, show_default=True, help="How often it is repeated.")
@@ -145,7 +145,7 @@ def command(
         raise InputError(f"--top must be at least 1, not {top}.")
     label = f"trace-{Path(name).name}-{'own' if case is None else case}"
 
-    from hijacklens.results.result import check_folder, claim_folder
+    from hijacklens.files import check_folder, claim_folder
     from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
@@ -217,7 +217,7 @@ def _own_fact(given: dict[str, str | None], relation: str) -> Fact:
 
 def _tables(account: ShiftAccount, top: int) -> str:
     """The totals, the parts by kind and span, and the biggest parts by token, layer and head."""
-    from analyses.tables import table
+    from analyses.commands.screen import table
 
     fact, settings = account.settings["fact"], account.settings
     rows = [

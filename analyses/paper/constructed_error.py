@@ -18,14 +18,14 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from analyses.reproduction.check import above, below, exact, highest, lowest, near
-from analyses.reproduction.drawing import draw_errors, intervals
 from analyses.paper.error_exponent import (
     chernoff_bound,
     chernoff_information,
     label_divergence,
     token_logits,
 )
+from analyses.reproduction.check import above, below, exact, highest, lowest, near
+from analyses.reproduction.drawing import draw_errors, intervals
 from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots

@@ -17,7 +17,7 @@ from analyses.reproduction.check import above, below, exact
 from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
-from hijacklens.models.loading import identify
+from hijacklens.models.identity import identify
 from hijacklens.scoring.answers import answer
 
 TARGETS = ("Paris", "Chicago")

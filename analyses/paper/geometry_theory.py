@@ -28,16 +28,16 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from analyses.reproduction.check import above, below, exact, near
 from analyses.paper.constructed_error import highest_error, lowest_error
+from analyses.paper.lemmas import gram_matrix
+from analyses.reproduction.check import above, below, exact, near
 from analyses.reproduction.drawing import draw_errors
 from analyses.reproduction.registry import Analysis
-from analyses.paper.lemmas import gram_matrix
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import bayes, memory, population
+from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.embeddings import hamming_geometry
-from hijacklens.one_layer.memory import OneLayerWeights
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.statistics import Interval

@@ -19,9 +19,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.reproduction.check import Check, above, below, highest, lowest, mean
 from analyses.paper.dose_drawing import draw_doses
 from analyses.paper.example_answers import FIGURE_1, size_of
+from analyses.reproduction.check import Check, above, below, highest, lowest, mean
 from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens.scoring.efficacy import RULES, Rule, margin

@@ -39,7 +39,7 @@ from hijacklens.one_layer import memory
 from hijacklens.one_layer.bayes import BayesRule
 from hijacklens.one_layer.checkpoint import Checkpoint
 from hijacklens.one_layer.embeddings import gaussian_embedding
-from hijacklens.one_layer.stream import generator_for
+from hijacklens.one_layer.stacked_runs import generator_for
 from hijacklens.one_layer.task import ConceptTask, token_counts
 from hijacklens.progress import bar
 

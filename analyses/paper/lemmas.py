@@ -21,10 +21,10 @@ from analyses.reproduction.check import above, below, exact, near
 from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
+from hijacklens.models.hooked import hooked
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask, Contexts, token_counts
-from hijacklens.models.hooked import hooked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,7 +44,7 @@ class Entry:
 
 
 FAMILIES: Mapping[str, tuple[Entry, ...]] = {
-    "hijack_curves": (
+    "paper.hijack_curves": (
         Entry(
             "fig1",
             "Figure 1",
@@ -115,7 +115,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             uses_facts=True,
         ),
     ),
-    "bridge": (
+    "bridge.weights": (
         Entry(
             "bridge-memory",
             "not in the paper (equation 5.1)",
@@ -135,6 +135,8 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "+ 2 min",
             uses_models=True,
         ),
+    ),
+    "bridge.attention": (
         Entry(
             "bridge-attention",
             "not in the paper (figures 3c and C.7)",
@@ -145,6 +147,8 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             uses_models=True,
             uses_facts=True,
         ),
+    ),
+    "bridge.mixing": (
         Entry(
             "bridge-mixing",
             "not in the paper (figures 2a and C.13)",
@@ -156,7 +160,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             uses_facts=True,
         ),
     ),
-    "value_matrix": (
+    "paper.value_matrix": (
         Entry(
             "fig3a",
             "Figure 3a",
@@ -190,7 +194,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "shared",
         ),
     ),
-    "embedding_geometry": (
+    "paper.embedding_geometry": (
         Entry(
             "fig3b",
             "Figure 3b",
@@ -256,7 +260,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "2 min",
         ),
     ),
-    "attention_selection": (
+    "paper.attention_selection": (
         Entry(
             "fig3c",
             "Figure 3c",
@@ -282,7 +286,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "12 min",
         ),
     ),
-    "context_mixing": (
+    "paper.context_mixing": (
         Entry(
             "figc13",
             "Figure C.13",
@@ -300,7 +304,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "~ 1 h",
         ),
     ),
-    "sensitivity": (
+    "paper.sensitivity": (
         Entry(
             "sensitivity",
             "not in the paper",
@@ -310,7 +314,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "6 min",
         ),
     ),
-    "constructed_error": (
+    "paper.constructed_error": (
         Entry(
             "theorem1",
             "Theorem 1 (7)",
@@ -328,7 +332,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "5 min",
         ),
     ),
-    "identity_law": (
+    "paper.identity_law": (
         Entry(
             "theorem3",
             "Theorem 3",
@@ -338,7 +342,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "16 min",
         ),
     ),
-    "geometry_theory": (
+    "paper.geometry_theory": (
         Entry(
             "theorem4",
             "Theorem 4 (8)",
@@ -349,7 +353,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
             "16 min",
         ),
     ),
-    "theory": (
+    "paper.lemmas": (
         Entry(
             "lemma5",
             "Lemma 5",
@@ -368,7 +372,7 @@ FAMILIES: Mapping[str, tuple[Entry, ...]] = {
         ),
     ),
 }
-"""Module of this package -> its analyses, in the order in which they are listed and run."""
+"""Module of `analyses` -> its analyses, in the order in which they are listed and run."""
 
 CATALOGUE: Mapping[str, Entry] = {
     entry.id: entry for entries in FAMILIES.values() for entry in entries

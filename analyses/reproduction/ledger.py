@@ -14,7 +14,7 @@ from typing import Any
 
 from analyses.reproduction.catalogue import CATALOGUE
 from analyses.reproduction.workbench import DEFAULT_MODELS
-from hijacklens.results.result import RECORD
+from hijacklens.files import RECORD
 
 NAMED = ("torch", "transformer-lens")
 """Packages whose versions the ledger prints; a record has them all."""

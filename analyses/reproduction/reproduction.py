@@ -20,11 +20,12 @@ from analyses.reproduction.check import SCALES, Outcome, Scale
 from analyses.reproduction.registry import Analysis, get_analysis
 from analyses.reproduction.settings import RecipeSettings
 from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
-from hijacklens.one_layer.recipe import OUR_DEFAULTS
 from hijacklens.errors import unknown
 from hijacklens.facts.fact import FactSet
+from hijacklens.one_layer.recipe import OUR_DEFAULTS
 from hijacklens.results.glance import Glance
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 
 TABLE = "table.csv"
 

@@ -14,14 +14,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from hijacklens.facts.atlas import atlas
+from hijacklens.facts.fact import FactSet
+from hijacklens.files import RECORD
+from hijacklens.models.loading import load_model
 from hijacklens.one_layer.recipe import Recipe
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.one_layer.training import train
-from hijacklens.facts.atlas import atlas
-from hijacklens.facts.fact import FactSet
-from hijacklens.models.loading import load_model
-from hijacklens.results.result import RECORD, load_result
+from hijacklens.results.result import load_result
 
 DEFAULT_MODELS = ("smollm2-135m", "gemma3-270m")
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from analyses.commands.options import read_doses
+from analyses.texts import read_doses
 from hijacklens.errors import InputError, unknown
-from hijacklens.models.packaged import named_path
+from hijacklens.files import named_path
 
 TASK_KEYS = ("bits", "omega", "beta", "length", "support")
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hijacklens.errors import InputError
 from hijacklens.engine.engine import BATCH_TOKENS
+from hijacklens.errors import InputError
 from hijacklens.prompts.tokens import TokenIds
 
 

@@ -21,29 +21,27 @@ Contract 1: a reading equals the one of a plain Hugging Face forward pass of tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel, device_of, require_eval
-from hijacklens.prompts.layout import Layout
-from hijacklens.probe import Probe, logits_at
-from hijacklens.scoring import memory
 from hijacklens.engine.accounting import Accounting
 from hijacklens.engine.batch_size import READ_VALUES, BatchSize
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import MOST_TOKENS
 from hijacklens.engine.plan import BATCH_TOKENS, Plan, Way, make_plan, separate_plan
+from hijacklens.engine.reading import Reading, Readings, Wanted
 from hijacklens.engine.rows import Row, apart, write_out
-from hijacklens.store.fingerprint import unnamed_hooks
 from hijacklens.engine.support import disagreement, support_of
 from hijacklens.engine.unhooked import unhooked
+from hijacklens.errors import InputError
+from hijacklens.models.hooked import HookedModel, device_of, require_eval, unnamed_hooks
+from hijacklens.probe import Probe, logits_at
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
 
 __all__ = [
@@ -55,28 +53,6 @@ __all__ = [
     "next_token_logprobs",
     "read",
 ]
-
-Wanted: TypeAlias = Mapping[TokenIds, Collection[int]]
-"""Prefix -> the tokens whose log-probability behind it is wanted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the model says behind one prefix."""
-
-    logprobs: Mapping[int, float]
-    """Token id -> log-probability, in nats."""
-    top_token: int
-    top_logprob: float
-
-
-class Readings(dict[TokenIds, Reading]):
-    """The readings of a run by their prefixes, and what it took."""
-
-    def __init__(self, found: Mapping[TokenIds, Reading], accounting: Accounting) -> None:
-        """Take readings with their accounting."""
-        super().__init__(found)
-        self.accounting = accounting
 
 
 def read(
@@ -155,7 +131,7 @@ def read(
             batch_tokens=size.tokens,
             shrunk=size.shrunk,
             seconds=round(time.perf_counter() - start, 3),
-            peak_memory=memory.peak_bytes(device_of(model)),
+            peak_memory=peak_bytes(device_of(model)),
         ),
     )
 
@@ -276,7 +252,7 @@ class _Work:
             prefixes = [prefix for branch in branches for _, prefix in branch.reads]
             return _readings(logits, prefixes, self.wanted)
         except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return None
 

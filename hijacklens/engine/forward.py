@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.prompts.layout import Layout
-from hijacklens.probe import Probe, logits_at
 from hijacklens.engine.key_values import Pool, PooledKeyValues
 from hijacklens.engine.rows import Batch, Branch, Row, masks
 from hijacklens.engine.trie import common
 from hijacklens.engine.unhooked import logits_of
+from hijacklens.models.hooked import HookedModel, device_of
+from hijacklens.probe import Probe, logits_at
+from hijacklens.prompts.layout import Layout
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,79 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import torch
 
-from hijacklens.scoring.costs import Costs
 from hijacklens.engine.trie import Trie
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Operations in the linear layers that take as long as moving one number."""
+
+    score: float
+    """For one attention score, with its mask, its softmax and the copies made of it."""
+    state: float
+    """For one number of a cached key or value."""
+    row: float
+    """For a row, in tokens."""
+    forward_pass: float
+    """For a forward pass, in tokens."""
+
+
+CPU = Machine(score=90.0, state=135.0, row=0.4, forward_pass=40.0)
+
+GPU = Machine(score=600.0, state=60.0, row=0.4, forward_pass=2_000.0)
+
+GPU_16_BIT = Machine(score=2_500.0, state=250.0, row=0.4, forward_pass=4_000.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Costs in units of what the linear layers take for one token."""
+
+    pair: float
+    past: float
+    row: float
+    forward_pass: float
+
+    @classmethod
+    def of(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Costs:
+        """The costs of a model with a TransformerLens configuration."""
+        if device.type == "cpu":
+            machine = CPU
+        else:
+            machine = GPU if dtype == torch.float32 else GPU_16_BIT
+        heads, width = config.n_heads, config.d_head
+        kv_heads = getattr(config, "n_key_value_heads", None) or heads
+        inner = config.d_mlp or 4 * config.d_model
+        matrices = 3 if getattr(config, "gated_mlp", False) else 2
+        linear = 2 * config.d_model * (2 * (heads + kv_heads) * width + matrices * inner)
+        return cls(
+            pair=heads * (4 * width + machine.score) / linear,
+            # Keys and values are read and written, then repeated to all heads.
+            past=machine.state * width * (4 * kv_heads + 2 * heads) / linear,
+            row=machine.row,
+            forward_pass=machine.forward_pass,
+        )
+
+    @classmethod
+    def usual(cls) -> Costs:
+        """Those of GPT-2 small on a CPU in float32, for a plan without a model."""
+        small = SimpleNamespace(n_heads=12, d_head=64, d_model=768, d_mlp=3072)
+        return cls.of(small, device=torch.device("cpu"), dtype=torch.float32)
+
+    def rows(self, own: Any, past: Any) -> Any:
+        """The cost of rows with so many tokens of their own and so many cached ones before."""
+        return own + self.pair * own * (own + past) + self.past * past + self.row
+
 
 MOST_LEAVES = 48
 """Leaves in a pack: as far as the search for the best cuts looks ahead."""
+
 MOST_TOKENS = 768
 """Tokens in a pack of several leaves, by default; longer rows never pay."""
 
@@ -48,7 +113,7 @@ class Cuts:
 
     packs: list[Pack]
     cost: float
-    """In tokens (`hijacklens.scoring.costs`), without that of the trunk and of forward passes."""
+    """In tokens (`hijacklens.engine.packs`), without that of the trunk and of forward passes."""
 
     @property
     def own(self) -> int:

@@ -22,10 +22,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from hijacklens.errors import unknown
-from hijacklens.scoring.costs import Costs
-from hijacklens.engine.packs import MOST_TOKENS, Cuts, Pack, cut, separate, trunk
+from hijacklens.engine.packs import MOST_TOKENS, Costs, Cuts, Pack, cut, separate, trunk
 from hijacklens.engine.trie import Trie, common
+from hijacklens.errors import unknown
 from hijacklens.prompts.tokens import TokenIds
 
 Way: TypeAlias = Literal["auto", "plain", "packed", "cached"]
@@ -82,7 +81,7 @@ class Plan:
     why: str
     units: Sequence[Unit]
     cost: float
-    """In tokens (`hijacklens.scoring.costs`)."""
+    """In tokens (`hijacklens.engine.packs`)."""
     naive_tokens: int
     """Tokens of all leaves: every prefix by itself, those read on the way to others left out."""
     trie_tokens: int

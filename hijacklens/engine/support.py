@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.models.hooked import HookedModel
-from hijacklens.probe import Probe
+from hijacklens.engine.batch_size import is_out_of_memory
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
-from hijacklens.scoring.memory import is_out_of_memory
 from hijacklens.engine.packs import Pack, trunk
 from hijacklens.engine.rows import Row, write_out
 from hijacklens.engine.trie import Trie
+from hijacklens.models.hooked import HookedModel
+from hijacklens.probe import Probe
 
 EQUAL = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Total variation distance up to which two distributions are the same; by dtype."""

@@ -20,8 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PretrainedConfig
 
-from hijacklens.models.hooked import HookedModel
-from hijacklens.store.fingerprint import unnamed_hooks
+from hijacklens.models.hooked import HookedModel, unnamed_hooks
 
 
 def unhooked(model: HookedModel) -> torch.nn.Module | None:

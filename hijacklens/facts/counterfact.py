@@ -20,7 +20,7 @@ from typing import Any, cast
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.layouts import Record, facts_from_records
-from hijacklens.models.packaged import named_path
+from hijacklens.files import named_path
 
 HUB_ID = "NeelNanda/counterfact-tracing"
 PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"

@@ -19,8 +19,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from hijacklens.arguments import one_of_type, several, whole_number
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, one_of_type, several, unknown, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd

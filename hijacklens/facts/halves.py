@@ -15,8 +15,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from hijacklens.arguments import choice, whole_number
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, choice, whole_number
 from hijacklens.facts.fact import Fact, FactSet
 
 Split: TypeAlias = Literal["fact", "relation"]

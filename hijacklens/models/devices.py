@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hijacklens.arguments import shown
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, shown
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:

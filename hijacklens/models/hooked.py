@@ -19,6 +19,7 @@ from hijacklens.errors import InputError, unknown
 
 HookFunction: TypeAlias = Callable[..., Any]
 """Called with the activation and `hook=` (the hook point); returns the new activation or None."""
+
 NamedHook: TypeAlias = tuple[str, HookFunction]
 
 
@@ -151,3 +152,18 @@ def _plain(function: HookFunction) -> HookFunction:
         return function(value, hook=hook)
 
     return call
+
+
+def unnamed_hooks(model: HookedModel) -> bool:
+    """Whether hooks are on the model that did not come as probes, so that no key names them."""
+    if any(point.fwd_hooks for point in model.hook_dict.values()):
+        return True
+    parts = (model, getattr(model, "original_model", None))
+    return any(
+        # TransformerLens has some of its own, which belong to how it runs a model.
+        not str(getattr(hook, "__module__", "")).startswith("transformer_lens")
+        for part in parts
+        if isinstance(part, torch.nn.Module)
+        for module in part.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    )

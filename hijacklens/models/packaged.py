@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,9 +23,8 @@ from unittest.mock import patch
 from tqdm.auto import tqdm
 
 from hijacklens.errors import InputError
+from hijacklens.files import cache_folder
 from hijacklens.progress import bar
-
-CACHE_VARIABLE = "HIJACKLENS_CACHE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,41 +161,6 @@ def quiet_transformers() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def expand_home(path: str | Path) -> Path:
-    """The path with `~` in place; one of an unknown user stays as it is, and does not exist."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
-
-
-def named_path(path: str | Path, what: str) -> Path:
-    """A path that a user names, with `~` in place.
-
-    Raises:
-        InputError: It is no path: of another type, empty, or nothing a file system can look up.
-    """
-    if not isinstance(path, (str, Path)) or not str(path):
-        raise InputError(f"a {what} is named by a text or a Path, not {path!r}.")
-    found = expand_home(path)
-    try:
-        found.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it, ...
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{str(path)!r} cannot name a {what}: {reason}.") from error
-    return found
-
-
-def cache_folder() -> Path:
-    """Where unpacked models are kept: HIJACKLENS_CACHE, or the user's cache folder."""
-    import platformdirs
-
-    given = os.environ.get(CACHE_VARIABLE)
-    return expand_home(given) if given else Path(platformdirs.user_cache_dir("hijacklens"))
 
 
 PACKAGED = {

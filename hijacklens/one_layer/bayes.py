@@ -29,8 +29,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hijacklens.one_layer.task import ConceptTask, token_counts
 from hijacklens.errors import InputError
+from hijacklens.one_layer.task import ConceptTask, token_counts
 from hijacklens.statistics import Interval, share
 
 Ties = Literal["split", "label"]

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hijacklens.errors import InputError
-from hijacklens.results.result import write_whole
+from hijacklens.files import write_whole
 
 FILE = "checkpoint.safetensors"
 KIND = "hijacklens checkpoint"

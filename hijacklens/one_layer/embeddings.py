@@ -25,8 +25,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.one_layer import walsh
 from hijacklens.errors import InputError
+from hijacklens.one_layer import hypercube
 
 ROUNDING = 1e-12
 """Eigenvalues this far from 0, relative to the terms they are the sum of, count as 0."""
@@ -168,12 +168,12 @@ def hamming_geometry(
             f"d_model={d_model} is below it. Use a d_model of at least {spectrum.rank}, or b0 = b "
             "for a rank of bits + 1."
         )
-    level = walsh.weight(torch.arange(vocab), bits)
+    level = hypercube.weight(torch.arange(vocab), bits)
     sets = level.argsort(stable=True)
     eigenvalue = spectrum.levels()[level[sets]]
     sets, eigenvalue = sets[eigenvalue > slack], eigenvalue[eigenvalue > slack]
     embedding = torch.zeros(vocab, d_model, dtype=torch.float64)
-    embedding[:, : len(sets)] = walsh.signs(sets, bits) * (eigenvalue / vocab).sqrt()
+    embedding[:, : len(sets)] = hypercube.signs(sets, bits) * (eigenvalue / vocab).sqrt()
     return embedding.to(dtype)
 
 

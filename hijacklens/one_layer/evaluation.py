@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hijacklens.one_layer import spans as places
+from hijacklens.errors import InputError
 from hijacklens.one_layer.bayes import TIE_NATS, hits
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
 from hijacklens.probe import Probe, check_probes, logits_at, spans_of
 from hijacklens.statistics import Interval, share
 
@@ -100,7 +99,7 @@ def answers(
         for block in tokens.to(model.W_E.device).split(HOOKED_BLOCK):
             rows = torch.arange(len(block), device=block.device)
             last = torch.full_like(rows, block.shape[1] - 1)
-            where = places.layout(task, block, spans=spans)
+            where = spans.layout(task, block, spans=spans)
             found.append(logits_at(model, where, rows, last, probes=pointed).cpu())
         return torch.cat(found)
 

@@ -1,6 +1,6 @@
 """One training step of the one-layer model without autograd: loss and gradients, many runs at once.
 
-The forward pass is that of `hijacklens.one_layer.token_tables`; the backward pass is written out,
+The forward pass is that of `hijacklens.one_layer.fast_path`; the backward pass is written out,
 which halves the time of a step against autograd (no graph, no copies, accumulation inside the
 matrix products). With x = W_E(last), all products on row vectors:
 
@@ -23,6 +23,43 @@ from dataclasses import dataclass, fields
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from hijacklens.one_layer.architecture import OneLayerWeights
+from hijacklens.one_layer.task import token_counts
+
+
+def log_counts(
+    tokens: Int[Tensor, "batch pos"], vocab: int, *, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "batch vocab"]:
+    """Logarithm of how often each token type occurs in each context; -inf where it does not.
+
+    It is read from a table of pos + 1 entries: to compute it costs ten times more, above all for
+    the many zeros.
+    """
+    counts = token_counts(tokens, vocab).int()
+    table = torch.arange(tokens.shape[-1] + 1, dtype=dtype, device=tokens.device).log()
+    return table.index_select(0, counts.view(-1)).view(counts.shape)
+
+
+def last_logits(
+    log_counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"], weights: OneLayerWeights
+) -> Float[Tensor, "batch vocab"]:
+    """The logits at the last position: equation 4.1 through token types.
+
+    Differentiable. Training uses `hijacklens.one_layer.fast_path`, which computes the same and its
+    gradients by hand, for many runs at once.
+
+    Args:
+        log_counts: What `log_counts` gives for the contexts, their last token included.
+        last: The last token of each context.
+        weights: The matrices.
+    """
+    W_E = weights.W_E
+    query = W_E[last] @ weights.W_Q / weights.W_Q.shape[-1] ** 0.5
+    scores = query @ weights.W_K.T @ W_E.T
+    mass = (scores + log_counts).softmax(-1)  # exp(s + log n) = n exp s
+    return mass @ W_E @ weights.W_V @ W_E.T
+
 
 NAMES = ("W_E", "W_Q", "W_K", "W_V")
 

@@ -23,15 +23,14 @@ True
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hijacklens.errors import InputError
+from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.embeddings import orthonormal
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
 
 
 def constructed(
@@ -121,16 +120,6 @@ def matched(
     if norm == 0:
         raise InputError("a matrix of zeros cannot be rescaled to the norm of another.")
     return matrix * (torch.linalg.matrix_norm(like) / norm)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OneLayerWeights:
-    """The four matrices of equation 4.1, acting on row vectors."""
-
-    W_E: Float[Tensor, "vocab d_model"]
-    W_Q: Float[Tensor, "d_model d_attn"]
-    W_K: Float[Tensor, "d_model d_attn"]
-    W_V: Float[Tensor, "d_model d_model"]
 
 
 def theorem_1(

@@ -47,12 +47,19 @@ from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
-from hijacklens.one_layer import token_tables
-from hijacklens.one_layer.architecture import DTYPES, HookedConfig, OneLayerConfig
-from hijacklens.one_layer.attention import Block, Embedding, Head, Inlet
-from hijacklens.one_layer.memory import OneLayerWeights
 from hijacklens.errors import InputError, unknown
-from hijacklens.results.result import write_json, write_whole
+from hijacklens.files import write_json, write_whole
+from hijacklens.one_layer import fast_path
+from hijacklens.one_layer.architecture import (
+    DTYPES,
+    Block,
+    Embedding,
+    Head,
+    HookedConfig,
+    Inlet,
+    OneLayerConfig,
+    OneLayerWeights,
+)
 
 NAMES = ("W_E", "W_Q", "W_K", "W_V")
 WEIGHTS_FILE = "model.safetensors"
@@ -198,11 +205,11 @@ class OneLayerTransformer(HookedRootModule):
     def last_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
         """`model(tokens)[:, -1]` without hooks and without a [pos, pos] pattern.
 
-        See `hijacklens.one_layer.token_tables`; 10 to 100 times faster.
+        See `hijacklens.one_layer.fast_path`; 10 to 100 times faster.
         """
         self._check(tokens)
-        counts = token_tables.log_counts(tokens, self.config.vocab, dtype=self.W_E.dtype)
-        return token_tables.last_logits(counts, tokens[:, -1], self.weights())
+        counts = fast_path.log_counts(tokens, self.config.vocab, dtype=self.W_E.dtype)
+        return fast_path.last_logits(counts, tokens[:, -1], self.weights())
 
     def weights(self) -> OneLayerWeights:
         """W_E, W_Q, W_K and W_V as plain matrices, without layer and head axes; not copies."""

@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.one_layer import walsh
+from hijacklens.errors import InputError
+from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.embeddings import gram_eigenvalues
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
 
 
 def construction_logits(task: ConceptTask) -> Float[Tensor, " distance"]:
@@ -69,7 +69,7 @@ def geometry_logits(
     """
     q, per_z = _constants(task)
     m = task.bits
-    polynomial = walsh.krawtchouk(m)
+    polynomial = hypercube.krawtchouk(m)
     # (1+q)^(m-j) (1-q)^j = sum_i K_i(j) q^i. Dropping i = 0 is the -1, and one q goes into per_z,
     # so that nothing cancels or underflows for a small beta.
     powers = q ** torch.arange(m, dtype=torch.float64)

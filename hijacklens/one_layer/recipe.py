@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hijacklens.arguments import number, several, whole_number
+from hijacklens.errors import InputError, number, several, whole_number
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.stacked_runs import Run
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
 
 EXAMPLES = {"seeds": "[0, 1]", "learning_rates": "[0.01, 0.001]", "freeze": "['W_V']"}
 OUR_DEFAULTS = {

@@ -28,8 +28,8 @@ from jaxtyping import Bool, Int
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import unknown
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import AT, EVERYWHERE, OTHER_FORMS, placed_atoms, positions
 

@@ -33,24 +33,68 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.one_layer.architecture import OneLayerConfig
-from hijacklens.one_layer.checkpoint import Checkpoint
-from hijacklens.one_layer.fast_path import NAMES, Batch, Weights, loss_and_gradients
-from hijacklens.one_layer.memory import OneLayerWeights
-from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.stream import CYCLE, Stream
-from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
+from hijacklens.one_layer.architecture import DTYPES, OneLayerConfig, OneLayerWeights
+from hijacklens.one_layer.checkpoint import Checkpoint
+from hijacklens.one_layer.fast_path import NAMES, Batch, Weights, log_counts, loss_and_gradients
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
+
+CYCLE = 64
+"""Most steps that a stream draws ahead. All streams are empty after each multiple of it, so that a
+sweep can be saved and continued there."""
+
+
+def generator_for(seed: int, purpose: str, device: torch.device | str) -> torch.Generator:
+    """The generator of a run's contexts, for `"training"` or `"evaluation"`: never the same."""
+    branch = {"training": 1, "evaluation": 2}[purpose]
+    state = int(np.random.SeedSequence([seed, branch]).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(state >> 1)
+
+
+class Stream:
+    """The training contexts of one task and seed, step after step."""
+
+    def __init__(
+        self, task: ConceptTask, seed: int, *, batch: int, dtype: str, device: torch.device
+    ) -> None:
+        self.task, self.batch = task, batch
+        self.dtype = DTYPES[dtype]
+        self.generator = generator_for(seed, "training", device)
+        # Long enough that calls cost little beside their work, short enough to stay in the cache.
+        budget = 2**16 if device.type == "cpu" else 2**19
+        steps = max(1, min(CYCLE, budget // (batch * max(task.length, task.vocab))))
+        self.ahead = 1 << (steps.bit_length() - 1)  # a power of two: it divides the cycle
+        self._left: list[Batch] = []
+
+    def step(self) -> Batch:
+        """The next batch, without the axis `run`."""
+        if not self._left:
+            contexts = self.task.sample(self.ahead * self.batch, self.generator)
+            counts = log_counts(contexts.tokens, self.task.vocab, dtype=self.dtype)
+            last = contexts.tokens[:, -1]
+            split = zip(
+                counts.split(self.batch),
+                last.split(self.batch),
+                contexts.labels.split(self.batch),
+                strict=True,
+            )
+            self._left = [Batch(*parts) for parts in split][::-1]
+        return self._left.pop()
+
 
 CURVE_POINTS = 200
 """A loss curve has about this many points, each the mean loss of the steps since the last."""
+
 THREADED = 2**24
 """From this many multiplications in one product on, a step uses several CPU threads."""
+
 PART_OF = {"W_E": "W_E", "W_V": "W_V", "W_Q": "W_QK", "W_K": "W_QK"}
 """Matrix -> the name it is frozen by."""
 

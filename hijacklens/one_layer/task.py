@@ -34,10 +34,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hijacklens.one_layer import supports, walsh
-from hijacklens.one_layer.sampling import AliasTable
-from hijacklens.one_layer.supports import Support
 from hijacklens.errors import InputError, unknown
+from hijacklens.one_layer import hypercube, sampling
+from hijacklens.one_layer.sampling import AliasTable, Support
 
 MAX_BITS = 12
 """Tables over the vocabulary are V x V: 128 MiB in float64 at 12 bits."""
@@ -135,9 +134,9 @@ class ConceptTask:
             )
         if isinstance(self.support, str):
             matrix = None
-            rows = supports.named(self.support, self.bits, rows=1)
+            rows = sampling.named(self.support, self.bits, rows=1)
         else:
-            matrix = rows = supports.evaluate(self.support, self.bits)
+            matrix = rows = sampling.evaluate(self.support, self.bits)
         lonely = (~rows.any(1)).nonzero().flatten()
         if len(lonely):
             raise InputError(
@@ -146,7 +145,7 @@ class ConceptTask:
                 "or a wider support."
             )
         object.__setattr__(self, "_matrix", matrix)
-        rule = self.support_name if matrix is None else supports.pack(matrix)
+        rule = self.support_name if matrix is None else sampling.pack(matrix)
         object.__setattr__(self, "_rule", rule)
         object.__setattr__(self, "_tables", {})
 
@@ -169,13 +168,13 @@ class ConceptTask:
     def hamming(self) -> Int[Tensor, "vocab vocab"]:
         """D_H between all pairs of tokens."""
         token = torch.arange(self.vocab)
-        return walsh.weight(token[:, None] ^ token, self.bits)
+        return hypercube.weight(token[:, None] ^ token, self.bits)
 
     def neighbours(self) -> Bool[Tensor, "vocab vocab"]:
         """The support: N(z) in row z. It is symmetric for the named ones, not for every rule."""
         if self._matrix is not None:
             return self._matrix.clone()
-        return supports.named(self.support_name, self.bits)
+        return sampling.named(self.support_name, self.bits)
 
     def informative(self) -> Float[Tensor, "vocab vocab"]:
         """pi(. | z) in row z, in float64."""
@@ -284,13 +283,13 @@ class ConceptTask:
         numbers = cls(**{name: configuration[name] for name in _NUMBERS})
         support = configuration["support"]
         if isinstance(support, Mapping):
-            support = supports.unpack(support.get("matrix", ""), numbers.bits)
+            support = sampling.unpack(support.get("matrix", ""), numbers.bits)
         return replace(numbers, support=support)
 
     def _informative(self, neighbours: Tensor) -> Tensor:
         """The first rows of pi, as many as `neighbours` has."""
         token = torch.arange(self.vocab)
-        distance = walsh.weight(token[: len(neighbours), None] ^ token, self.bits)
+        distance = hypercube.weight(token[: len(neighbours), None] ^ token, self.bits)
         # A softmax, so that a tiny beta does not underflow to an empty row.
         score = (-distance.double() / self.beta).masked_fill(~neighbours, -torch.inf)
         return score.softmax(1)
@@ -315,9 +314,9 @@ class ConceptTask:
         """The table on a device, made on first use and kept."""
         if device not in self._tables:
             if self._matrix is None:
-                neighbours = supports.named(self.support_name, self.bits, rows=1)
+                neighbours = sampling.named(self.support_name, self.bits, rows=1)
             else:
-                shared = supports.depends_on_xor(self._matrix)
+                shared = sampling.depends_on_xor(self._matrix)
                 neighbours = self._matrix[:1] if shared else self._matrix
             informative = self._informative(neighbours)
             table = AliasTable.build(torch.cat([self._with_noise(informative), informative]))

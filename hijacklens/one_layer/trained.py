@@ -22,17 +22,18 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from hijacklens import plots
+from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.bayes import BayesRule
 from hijacklens.one_layer.evaluation import Name, Score, answers, evaluate
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.one_layer.recipe import OUR_DEFAULTS, Recipe
-from hijacklens.one_layer.stream import generator_for
+from hijacklens.one_layer.stacked_runs import generator_for
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
-from hijacklens.results.glance import Glance, named, share
 from hijacklens.probe import Probe
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance, named, share
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 
 MODELS = "models"
 """Folder of the models in the folder of a result."""

@@ -26,16 +26,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from hijacklens.arguments import is_whole, number, one_of_type, several, whole_number
+from hijacklens.errors import InputError, is_whole, number, one_of_type, several, whole_number
+from hijacklens.files import RECORD, claim_folder
+from hijacklens.models.devices import choose_device
 from hijacklens.one_layer.checkpoint import Checkpoint
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE
 from hijacklens.one_layer.recipe import Recipe
 from hijacklens.one_layer.stacked_runs import Sweep, train_runs
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import MODELS, TrainingResult
-from hijacklens.models.devices import choose_device
-from hijacklens.errors import InputError
-from hijacklens.results.result import RECORD, claim_folder, remove_result
+from hijacklens.results.result import remove_result
 
 MOST_SEEDS = 10_000
 

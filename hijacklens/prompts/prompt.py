@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
-from hijacklens.arguments import whole_number
+from hijacklens.errors import whole_number
 from hijacklens.facts.fact import Fact
 
 DOSE = "a dose, which counts sentences,"

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Literal
 
-from hijacklens.arguments import choice, one_of_type, shown
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, choice, one_of_type, shown, unknown
 from hijacklens.facts.fact import Fact, is_text
 from hijacklens.facts.relations import relations
 

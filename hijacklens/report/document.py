@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hijacklens.errors import InputError
+from hijacklens.files import RECORD, write_whole
 from hijacklens.report.page import Entry, page
-from hijacklens.results.result import RECORD, Result, load_result, named_path, write_whole
+from hijacklens.results.result import Result, load_result, named_path
 
 TITLE = "Context hijacking: a report"
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from hijacklens.results.exhibits import Facts
 from hijacklens.report.markup import attributes, shown
 from hijacklens.report.tables import data_html
+from hijacklens.results.exhibits import Facts
 
 HEADS = (
     ("fact", "fact", False),

@@ -21,11 +21,11 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text, Views
 from hijacklens.report.facts import facts_html
 from hijacklens.report.markup import attributes, paragraphs, shown, written_out
 from hijacklens.report.records import day, record_html
 from hijacklens.report.tables import table_html
+from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text, Views
 from hijacklens.results.result import Result
 from hijacklens.views.page import bundle, fragment
 

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from hijacklens import strict_json
+from hijacklens.files import json_text
 from hijacklens.report.markup import attributes, script, shown
-from hijacklens.results.result import Provenance, Result
+from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import Result
 
 MOST_VALUES = 40
 """Values of a list that are written out; the record has all."""
@@ -19,7 +20,7 @@ MOST_VALUES = 40
 def record_html(result: Result, *, key: str) -> str:
     """Two folded parts, provenance and configuration, and a button that hands out both."""
     whole = {**result.configuration(), "provenance": asdict(result.provenance)}
-    text = strict_json.text(whole)
+    text = json_text(whole)
     record = json.loads(text)
     configuration = {name: value for name, value in record.items() if name != "provenance"}
     # A JSON text inside JSON, in ASCII and without a tag that could end the element.

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from hijacklens.results.exhibits import Column, Table
 from hijacklens.report.markup import attributes, paragraphs, script, shown
 from hijacklens.report.packing import pack
+from hijacklens.results.exhibits import Column, Table
 
 FIRST_ROWS = 25
 """Rows of a table that are shown at a time."""

@@ -10,18 +10,11 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import platform
 import re
-import shlex
-import subprocess
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from dataclasses import asdict
 from functools import partial
-from importlib import metadata
 from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -29,50 +22,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hijacklens import strict_json
 from hijacklens.errors import InputError
+from hijacklens.files import RECORD, claim_folder, named_path, write_json, write_whole
 from hijacklens.results.glance import Glance, Shown
-from hijacklens.models.packaged import named_path
+from hijacklens.results.provenance import Provenance, _version
 
 if TYPE_CHECKING:
     from hijacklens.results.exhibits import Exhibit
 
-RECORD = "result.json"
 FILES = "files"
 """Key of the names of the files in `result.json`; results themselves never see it."""
-PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where a result came from: when, by which command, with which versions, at which commit."""
-
-    created: str
-    """UTC, ISO 8601."""
-    command: str
-    """The command line, or `python` for a notebook or script."""
-    seed: int | None
-    """The seed that the run was given, or None where nothing was drawn."""
-    commit: str | None
-    """Commit of the hijacklens checkout (`+` when it had changes), None when installed."""
-    python: str
-    platform: str
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def now(cls, *, seed: int | None = None) -> Provenance:
-        """The provenance of a result that is being made now, in this process."""
-        program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
-        command = shlex.join([program, *sys.argv[1:]]) if program == "hijacklens" else "python"
-        return cls(
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            command=command,
-            seed=seed,
-            commit=_commit(),
-            python=platform.python_version(),
-            platform=f"{platform.system()} {platform.machine()}",
-            versions={name: _version(name) for name in PACKAGES},
-        )
 
 
 class Result(Shown, ABC):
@@ -226,92 +185,3 @@ def remove_result(folder: Path) -> None:
             while place != root and not any(place.iterdir()):
                 place.rmdir()
                 place = place.parent
-
-
-def provenance_from(record: Mapping[str, Any]) -> Provenance:
-    """The provenance in the record of a saved result."""
-    return Provenance(**record["provenance"])
-
-
-def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Refuse a folder that holds a result already; nothing is made yet.
-
-    Raises:
-        InputError: A result is there and `overwrite` is False, the path is a file, or it cannot
-            be written.
-    """
-    path = named_path(folder, "folder")
-    if path.exists() and not path.is_dir():
-        raise InputError(f"cannot write results to {str(folder)!r}: it is a file, not a folder.")
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(
-            f"cannot write results to {str(folder)!r}: this user may not write there. Name "
-            "another folder."
-        )
-    if (path / RECORD).exists() and not overwrite:
-        raise InputError(
-            f"{str(folder)!r} holds a result already. Choose another folder, or say overwrite "
-            "(--overwrite on the command line) to replace it."
-        )
-    return path
-
-
-def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Make the folder for a result, and refuse one that holds a result already.
-
-    Raises:
-        InputError: As `check_folder`, or the folder cannot be made.
-    """
-    path = check_folder(folder, overwrite=overwrite)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}.") from error
-    return path
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all: to a name of its own first, then renamed into place."""
-    part = path.with_name(f".part{os.getpid()}-{path.name}")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as strict JSON: no NaN (null instead), UTF-8, keys in their order."""
-    text = strict_json.text(record)
-
-    def write(part: Path) -> None:
-        part.write_text(text + "\n", encoding="utf-8")
-
-    write_whole(path, write)
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return None
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hijacklens.arguments import one_of_type, several, whole_number
-from hijacklens.errors import InputError
+from hijacklens.engine.engine import next_token_logprobs
+from hijacklens.errors import InputError, one_of_type, several, whole_number
 from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.prompts.prompt import Prompt, compose
-from hijacklens.engine.engine import next_token_logprobs
-from hijacklens.scoring.items import steps_in_context
 from hijacklens.prompts.tokens import Continuation, TokenIds, continuation, encode, locate
+from hijacklens.scoring.items import steps_in_context
 
 
 @dataclass(frozen=True, slots=True)

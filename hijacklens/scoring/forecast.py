@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from hijacklens.engine.packs import Costs
+from hijacklens.engine.plan import Plan, Way, make_plan
+from hijacklens.engine.trie import naive_tokens
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.costs import Costs
 from hijacklens.scoring.items import make_items, make_prompts, wanted
-from hijacklens.engine.plan import Plan, Way, make_plan
-from hijacklens.engine.trie import naive_tokens
 
 AT_ONCE = 5_000
 """Prompts that are tokenised between two looks at the progress bar, and some more."""

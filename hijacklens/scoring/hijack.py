@@ -10,17 +10,19 @@ from typing import Any
 
 import pandas as pd
 
-from hijacklens.arguments import choice, one_of_type, several, whole_number
-from hijacklens.errors import InputError
+from hijacklens.engine.engine import read
+from hijacklens.engine.plan import WAYS, Way
+from hijacklens.engine.reading import Readings, Wanted
+from hijacklens.engine.trie import Trie, naive_tokens
+from hijacklens.errors import InputError, choice, one_of_type, several, whole_number
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import HookedLanguageModel
-from hijacklens.models.loading import ModelIdentity, identify
+from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.results.result import Provenance
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.engine.engine import Readings, Wanted, read
+from hijacklens.results.provenance import Provenance
 from hijacklens.scoring.items import (
     Unscored,
     make_items,
@@ -31,11 +33,9 @@ from hijacklens.scoring.items import (
     skipped_table,
     wanted,
 )
-from hijacklens.engine.plan import WAYS, Way
-from hijacklens.workers.replica import ModelLoader
 from hijacklens.scoring.result import HijackResult
 from hijacklens.store.store import OpenStore, Store, open_store
-from hijacklens.engine.trie import Trie, naive_tokens
+from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine, Replicas
 
 DEFAULT_DOSES = tuple(range(6))

@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 
 import pandas as pd
 
+from hijacklens.engine.reading import Reading
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.prompts.layout import ID_BITS, mark
 from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.schemes import Scheme, Unusable
-from hijacklens.engine.engine import Reading
 from hijacklens.prompts.spans import TEXT
 from hijacklens.prompts.tokens import (
     Continuation,

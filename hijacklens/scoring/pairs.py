@@ -10,15 +10,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from hijacklens.arguments import whole_number
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, unknown, whole_number
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.hooked import HookedLanguageModel
+from hijacklens.prompts.correspondence import Correspondence, align
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts
 from hijacklens.prompts.tokens import LocatedPrompt, locate
-from hijacklens.prompts.correspondence import Correspondence, align
+from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts
 
 Direction: TypeAlias = Literal["denoise", "noise"]
 """From the clean (bare) prompt into the hijacked one, or from the hijacked into the clean one."""

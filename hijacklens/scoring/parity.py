@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Glance
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.result import HijackResult
 

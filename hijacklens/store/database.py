@@ -8,24 +8,33 @@ permission, locked for a minute) is left alone from then on. Both are told in a 
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import sqlite3
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from hijacklens.engine.reading import Reading
 from hijacklens.errors import InputError
+from hijacklens.prompts.tokens import TokenIds
 
 T = TypeVar("T")
 
 APPLICATION_ID = 0x686A6C73
 """Stands in the header of a file of ours: "hjls"."""
+
 SCHEMA = 1
 """Version of the tables and of what is in them; raise it when older readings may not be used."""
+
 BUSY_SECONDS = 60.0
 """How long to wait for another process that is writing."""
+
 TABLES = (
     """CREATE TABLE sources (
         id INTEGER PRIMARY KEY AUTOINCREMENT, -- one that was cleared is never used again
@@ -247,3 +256,45 @@ def aside_from(path: Path) -> list[Path]:
         for file in path.parent.iterdir()
         if file.name.startswith(f"{path.name}.aside-") and not file.name.endswith(("-wal", "-shm"))
     )
+
+
+_PAIR, _CHECKSUM = struct.Struct("<id"), struct.Struct("<I")
+
+
+def name_of(prefix: TokenIds) -> bytes:
+    """16 bytes that name the symbols of a prefix."""
+    symbols = struct.pack(f"<{len(prefix)}q", *prefix)
+    return hashlib.blake2b(symbols, digest_size=16).digest()
+
+
+def is_finite(reading: Reading) -> bool:
+    """Whether every number of a reading is finite; others are not stored."""
+    return math.isfinite(reading.top_logprob) and all(map(math.isfinite, reading.logprobs.values()))
+
+
+def merge(old: Reading, new: Reading) -> Reading:
+    """The tokens of two readings of one prefix; what the old one has does not change."""
+    return Reading({**new.logprobs, **old.logprobs}, old.top_token, old.top_logprob)
+
+
+def encode(name: bytes, reading: Reading) -> bytes:
+    """The top token, then every token with its log-probability, then a checksum over all."""
+    pairs = sorted(reading.logprobs.items())
+    body = _PAIR.pack(reading.top_token, reading.top_logprob) + b"".join(
+        _PAIR.pack(token, logprob) for token, logprob in pairs
+    )
+    return body + _CHECKSUM.pack(zlib.crc32(name + body))
+
+
+def decode(name: bytes, stored: Any) -> Reading:
+    """The reading that `encode` wrote.
+
+    Raises:
+        DamagedError: It is not what was written.
+    """
+    stored = stored if isinstance(stored, bytes) else b""
+    body, end = stored[: -_CHECKSUM.size], stored[-_CHECKSUM.size :]
+    if not body or len(body) % _PAIR.size or end != _CHECKSUM.pack(zlib.crc32(name + body)):
+        raise DamagedError("a reading in it is not what was written")
+    (top_token, top_logprob), *pairs = _PAIR.iter_unpack(body)
+    return Reading(dict(pairs), top_token, top_logprob)

@@ -25,13 +25,15 @@ import torch
 from torch import Tensor
 
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.models.loading import ModelIdentity
+from hijacklens.models.identity import ModelIdentity
 from hijacklens.probe import Probe
 
 BLOCK = 2**20
 """Words of a weight that are summed at once: 8 MiB."""
+
 WORD = 8
 """Bytes of a word."""
+
 _NOT_COMPUTED_WITH = {
     "_commit_hash",
     "_name_or_path",
@@ -61,7 +63,7 @@ class Source:
     configuration: str
     """SHA-256 of what the architecture is configured to compute."""
     tokenizer: str
-    """SHA-256, as `hijacklens.models.loading.identify` gives it."""
+    """SHA-256, as `hijacklens.models.identity.identify` gives it."""
     probes: tuple[str, ...]
     """Their keys, in their order."""
     spans: tuple[str, ...]
@@ -96,7 +98,7 @@ def source_of(
 
     Args:
         model: A hooked model.
-        identity: As `hijacklens.models.loading.identify` gives it.
+        identity: As `hijacklens.models.identity.identify` gives it.
         probes: Those the model will be run with, in their order.
         spans: The spans that symbols mark.
 
@@ -137,21 +139,6 @@ def weights_checksum(parameters: Iterable[tuple[str, Tensor]]) -> str:
         sums = [(block * factors[: len(block)]).sum() for block in words.split(BLOCK)]
         digest.update(repr(torch.stack(sums).tolist()).encode())
     return digest.hexdigest()
-
-
-def unnamed_hooks(model: HookedModel) -> bool:
-    """Whether hooks are on the model that did not come as probes, so that no key names them."""
-    if any(point.fwd_hooks for point in model.hook_dict.values()):
-        return True
-    parts = (model, getattr(model, "original_model", None))
-    return any(
-        # TransformerLens has some of its own, which belong to how it runs a model.
-        not str(getattr(hook, "__module__", "")).startswith("transformer_lens")
-        for part in parts
-        if isinstance(part, torch.nn.Module)
-        for module in part.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
 
 
 @cache

@@ -30,16 +30,26 @@ from typing import TypeVar
 
 import pandas as pd
 
+from hijacklens.engine.reading import Reading, Wanted
 from hijacklens.errors import unknown
-from hijacklens.models.hooked import HookedModel
-from hijacklens.models.loading import ModelIdentity
-from hijacklens.models.packaged import cache_folder, expand_home, named_path
+from hijacklens.files import cache_folder, expand_home, named_path
+from hijacklens.models.hooked import HookedModel, unnamed_hooks
+from hijacklens.models.identity import ModelIdentity
 from hijacklens.probe import Probe
-from hijacklens.store.database import SCHEMA, Database, StoreWarning, aside_from, transaction
-from hijacklens.engine.engine import Reading, Wanted
-from hijacklens.scoring.record import decode, encode, is_finite, merge, name_of
-from hijacklens.store.fingerprint import Source, source_of, unnamed_hooks
 from hijacklens.prompts.tokens import TokenIds
+from hijacklens.store.database import (
+    SCHEMA,
+    Database,
+    StoreWarning,
+    aside_from,
+    decode,
+    encode,
+    is_finite,
+    merge,
+    name_of,
+    transaction,
+)
+from hijacklens.store.fingerprint import Source, source_of
 
 VARIABLE = "HIJACKLENS_STORE"
 """Environment variable: the file of the store, or `off`."""
@@ -263,7 +273,7 @@ def open_store(
         store: As `chosen_store` takes it. One that is named has to be usable; the usual one is
             done without where it is not.
         model: A hooked model. If hooks are on it that did not come as probes, nothing is stored.
-        identity: As `hijacklens.models.loading.identify` gives it.
+        identity: As `hijacklens.models.identity.identify` gives it.
         probes: Those the model will be run with, in their order.
         spans: The spans that symbols mark.
 

@@ -9,14 +9,17 @@ A view that starts folded is drawn when it is opened.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import html
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hijacklens.results.result import write_whole
+from hijacklens.files import write_whole
 from hijacklens.views.view import View
 
 STYLE = (
@@ -27,8 +30,10 @@ STYLE = (
     # A map grows with its place, and should fit a screen.
     ".map{max-width:34rem}.maps{max-width:44rem}"
 )
+
 KINDS = {"ColoredTokens": "words", "AttentionHeads": "maps"}
 """Component -> class of its place, for the style."""
+
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """What the browser is told to refuse: everything that is not in the page itself."""
 
@@ -115,3 +120,60 @@ def save_page(views: Sequence[View], path: Path, *, title: str, note: str = "") 
         part.write_text(text, encoding="utf-8")
 
     write_whole(path, write)
+
+
+CELL_STYLE = STYLE + "body{margin:.4rem}h2{font-size:.95rem;font-weight:600}p{margin:.3rem 0}"
+
+LOADER = (
+    "(async () => {"
+    'const packed = Uint8Array.from(atob("%s"), (c) => c.charCodeAt(0));'
+    'const open = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));'
+    'const script = document.createElement("script");'
+    "script.textContent = await new Response(open).text();"
+    "document.head.append(script);\n%s\n})();"
+)
+
+
+def frame(views: Sequence[View], *, note: str = "") -> str:
+    """The HTML of a notebook cell that shows views: one frame, one copy of the bundle.
+
+    Args:
+        views: From top to bottom.
+        note: A paragraph above them.
+    """
+    parts = fragment(views)
+    head = f"<p>{html.escape(note)}</p>" if note else ""
+    inside = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<style>{CELL_STYLE}</style></head><body>{head}{parts.body}"
+        f"<script>{LOADER % (_packed(), parts.script)}</script></body></html>"
+    )
+    title = html.escape("; ".join(view.heading for view in views), quote=True)
+    high = 30 * bool(note) + sum(_height(view) for view in views)
+    return (
+        f'<iframe sandbox="allow-scripts" title="{title}" srcdoc="{html.escape(inside)}" '
+        f'style="width:100%;height:{high}px;border:0;resize:vertical;overflow:auto"></iframe>'
+    )
+
+
+@cache
+def _packed() -> str:
+    # Without a time, equal views give equal cells.
+    return base64.b64encode(gzip.compress(bundle().encode(), 9, mtime=0)).decode()
+
+
+def _height(view: View) -> int:
+    """Pixels that a view takes in a cell of usual width, measured in Chromium.
+
+    A frame in a sandbox cannot tell its height to the notebook; its lower edge can be pulled.
+    """
+    heading = 34
+    if view.folded:
+        return heading
+    if view.component == "ColoredTokens":
+        letters = sum(len(token) for token in view.props["tokens"])
+        return heading + 30 * math.ceil((letters + 1) / 85)
+    if view.component == "AttentionHeads":
+        return min(heading + 780 + 117 * math.ceil(len(view.props["attention"]) / 6), 1400)
+    return heading + 580

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.one_layer import spans as places
-from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
 from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
-from hijacklens.prompts.layout import Layout, mark
+from hijacklens.one_layer import spans
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
+from hijacklens.prompts.layout import Layout, mark
 from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.schemes import Scheme, Unusable, get_scheme
 from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
@@ -195,7 +195,7 @@ def _context(
 
     def where(atom: str) -> tuple[int, ...]:
         if task is not None:
-            return _true(places.layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0])
+            return _true(spans.layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0])
         if atom == EVERYWHERE:
             return tuple(range(len(ids)))
         if atom == "last":

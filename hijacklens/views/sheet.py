@@ -17,10 +17,8 @@ from PIL import Image
 
 from hijacklens import plots
 from hijacklens.errors import InputError, unknown
-from hijacklens.models.packaged import expand_home
-from hijacklens.results.result import write_whole
-from hijacklens.views.cells import frame
-from hijacklens.views.page import save_page
+from hijacklens.files import expand_home, write_whole
+from hijacklens.views.page import frame, save_page
 from hijacklens.views.view import View
 
 PICTURES = (".png", ".svg", ".pdf")

@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.models.loading import ModelIdentity, identify, load_model
-from hijacklens.models.packaged import PACKAGED, expand_home
-from hijacklens.probe import Probe
-from hijacklens.engine.engine import Readings, read
+from hijacklens.engine.engine import read
 from hijacklens.engine.plan import Way
-from hijacklens.store.fingerprint import Source, source_of
+from hijacklens.engine.reading import Readings
+from hijacklens.errors import InputError
+from hijacklens.files import expand_home
+from hijacklens.models.hooked import HookedModel, device_of
+from hijacklens.models.identity import ModelIdentity, identify
+from hijacklens.models.loading import load_model
+from hijacklens.models.packaged import PACKAGED
+from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
+from hijacklens.store.fingerprint import Source, source_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,29 +21,110 @@ import pickle
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedLanguageModel
-from hijacklens.models.loading import ModelIdentity, identify
-from hijacklens.probe import Probe
+import numpy as np
+
 from hijacklens.engine.accounting import Accounting
-from hijacklens.workers.cluster import Share, connected, share_out
-from hijacklens.store.database import Database
-from hijacklens.engine.engine import Reading, Readings, Wanted
-from hijacklens.scoring.parts import Part, count_parts, cut_parts
 from hijacklens.engine.plan import BATCH_TOKENS, Way
-from hijacklens.workers.replica import Description, ModelLoader, Order, Replica
-from hijacklens.store.fingerprint import Source, source_of, unnamed_hooks
-from hijacklens.store.store import OpenStore, Store, chosen_store
+from hijacklens.engine.reading import Reading, Readings, Wanted
+from hijacklens.engine.trie import Trie
+from hijacklens.errors import InputError
+from hijacklens.models.hooked import HookedLanguageModel, unnamed_hooks
+from hijacklens.models.identity import ModelIdentity, identify
+from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
+from hijacklens.store.database import Database
+from hijacklens.store.fingerprint import Source, source_of
+from hijacklens.store.store import OpenStore, Store, chosen_store
+from hijacklens.workers.cluster import Share, connected, share_out
+from hijacklens.workers.replica import Description, ModelLoader, Order, Replica
+
+SLACK = 0.25
+"""How far from its place a cut may be moved, in lengths of a part."""
+
+PER_WORKER = 4
+"""Parts for each worker, at least, so that none waits long for the last one."""
+
+MOST_BATCHES = 16
+"""Batches in a part, at most: what is lost with a worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A share of the work."""
+
+    wanted: Mapping[TokenIds, Collection[int]]
+    """Prefix -> the tokens whose log-probability behind it is wanted."""
+    cost: int
+    """Tokens that it computes."""
+
+
+def cut_parts(
+    wanted: Mapping[TokenIds, Collection[int]], count: int, *, shared: bool = True
+) -> list[Part]:
+    """Cut what is wanted into parts of about one cost, the most expensive first.
+
+    Args:
+        wanted: As `hijacklens.engine.engine.read` takes it.
+        count: How many parts; there are fewer if there is less to cut.
+        shared: Whether prompts share what they have in common; with a probe that does not pack,
+            every prefix is computed by itself.
+
+    Note:
+        Costs a sort of the prefixes: 1 s for the whole CounterFact at doses 0 to 5.
+    """
+    if not wanted:
+        return []
+    trie = Trie.of(wanted)
+    overlap = np.array(trie.shared)
+    if shared:
+        costs = np.fromiter(map(len, trie.leaves), np.int64) - overlap
+    else:
+        costs = np.array([sum(map(len, reads)) for reads in trie.reads])
+    ends = np.cumsum(costs)
+    cuts = _cuts(overlap, ends, count)
+    parts = []
+    for start, stop in zip([0, *cuts], [*cuts, len(trie.leaves)], strict=True):
+        prefixes = [prefix for reads in trie.reads[start:stop] for prefix in reads]
+        again = int(overlap[start]) if shared else 0
+        cost = int(costs[start:stop].sum()) + again
+        parts.append(Part({prefix: wanted[prefix] for prefix in prefixes}, cost))
+    return sorted(parts, key=lambda part: -part.cost)
+
+
+def count_parts(
+    wanted: Mapping[TokenIds, Collection[int]], *, workers: int, batch_tokens: int
+) -> int:
+    """How many parts suit so many workers: enough to balance, none of less than a batch."""
+    tokens = Trie.of(wanted).nodes
+    few, many = max(workers, tokens // batch_tokens), tokens // (MOST_BATCHES * batch_tokens) + 1
+    return min(few, max(PER_WORKER * workers, many))
+
+
+def _cuts(overlap: np.ndarray, ends: np.ndarray, count: int) -> list[int]:
+    """The first leaf of every part but the first."""
+    length = ends[-1] / max(count, 1)
+    cuts: list[int] = []
+    for place in length * np.arange(1, count):
+        low, high = (
+            int(np.searchsorted(ends, place + side * SLACK * length, side="left")) + 1
+            for side in (-1, 1)
+        )
+        low, high = max(low, cuts[-1] + 1 if cuts else 1), min(high + 1, len(ends))
+        if low < high:
+            far = np.abs(ends[low - 1 : high - 1] - place)
+            cuts.append(low + int(np.lexsort((far, overlap[low:high]))[0]))
+    return cuts
+
 
 START_SECONDS = 1_800.0
 """How long to wait for the first replica."""
+
 PATIENCE_SECONDS = 60.0
 """After how long a wait for it is explained."""
 

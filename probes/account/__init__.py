@@ -34,15 +34,15 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from hijacklens.engine.batches import Batch, batch_size, batches
 from hijacklens.errors import InputError
-from hijacklens.results.glance import Glance, Shown
 from hijacklens.models.hooked import HookedModel, device_of, require_eval
-from hijacklens.prompts.layout import Layout
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
+from hijacklens.results.glance import Glance, Shown
 from probes.account.readout import Frame, Readout
 from probes.account.tally import Tally
-from hijacklens.engine.batches import Batch, batch_size, batches
 
 READ_VALUES = 2**26
 """At most so many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""

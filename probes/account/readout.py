@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.models.hooked import HookedModel, device_of
+from hijacklens.one_layer.model import OneLayerTransformer
 
 PROBE_SIZE = 16.0
 """Large enough that no norm's epsilon shows (1e-5 of 256), small enough for float16."""

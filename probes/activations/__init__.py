@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hijacklens.engine.batches import Batch, batches
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import (
@@ -45,15 +46,14 @@ from hijacklens.models.hooked import (
     device_of,
     require_eval,
 )
-from hijacklens.prompts.layout import Layout
 from hijacklens.probe import HookProbe, logits_at
+from hijacklens.prompts.correspondence import Correspondence
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.prompts.tokens import TokenIds
-from probes.activations.places import HEAD_AXES, Site, check_heads, reading, writing
-from hijacklens.engine.batches import Batch, batches
-from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.scoring.pairs import Direction, prompt_pairs
 from hijacklens.sites import Heads, Layers, choose, describe, kept
+from probes.activations.places import HEAD_AXES, Site, check_heads, reading, writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

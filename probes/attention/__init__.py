@@ -25,13 +25,13 @@ attention sink). A knock-out that hides it, as one of `hijack` does then, measur
 with hiding `at:0` alone.
 
 >>> import torch
->>> from hijacklens.one_layer import spans as places
+>>> from hijacklens.one_layer import spans
 >>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> from hijacklens.one_layer.task import ConceptTask
 >>> from hijacklens.probe import probed
 >>> task = ConceptTask(bits=2, support="first-bit", length=4)
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
->>> layout = places.layout(task, torch.tensor([[0, 1, 2, 3]]))
+>>> layout = spans.layout(task, torch.tensor([[0, 1, 2, 3]]))
 >>> with probed(model, [patch("last", "cluster")], layout):
 ...     _, cache = model.run_with_cache(layout.tokens)
 >>> cache["pattern", 0][0, 0, -1].tolist()
@@ -47,8 +47,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from hijacklens.arguments import number
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, number, unknown
+from hijacklens.sites import Heads, Layers
 from probes.attention.rows import (
     LARGEST_SCORE,
     AttentionProbe,
@@ -60,7 +60,6 @@ from probes.attention.rows import (
     with_sum_of,
 )
 from probes.attention.transplants import transplant
-from hijacklens.sites import Heads, Layers
 
 __all__ = ["KnockOut", "Patch", "Rescale", "knock_out", "patch", "rescale", "transplant"]
 

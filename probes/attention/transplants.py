@@ -16,8 +16,8 @@ from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import EVERYWHERE
-from probes.attention.rows import AttentionProbe, Edit, Rows, edges, held
 from hijacklens.sites import Heads, Layers, choose
+from probes.attention.rows import AttentionProbe, Edit, Rows, edges, held
 from probes.values.replacements import tensor_hash
 
 

@@ -37,10 +37,11 @@ from scipy import stats
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.results.glance import Glance
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from probes import sources
 from probes.geometry.hamming_fit import GramFit, fit_gram
 from probes.geometry.spectra import Spectra, spectrum

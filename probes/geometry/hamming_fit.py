@@ -26,8 +26,8 @@ import numpy as np
 from jaxtyping import Float64, Shaped
 from scipy import stats
 
-from hijacklens.one_layer.embeddings import ROUNDING, GramSpectrum, gram_eigenvalues
 from hijacklens.errors import InputError
+from hijacklens.one_layer.embeddings import ROUNDING, GramSpectrum, gram_eigenvalues
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,11 +39,12 @@ from scipy import special
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.one_layer import walsh
-from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
+from hijacklens.one_layer import hypercube
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.results.glance import Glance
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from probes import sources
 from probes.geometry.hamming_fit import fit_gram
 from probes.sources import Source
@@ -293,7 +294,10 @@ def _spectrum_of(
 def _bit_share(left: Tensor, task: ConceptTask) -> float:
     """Share of singular vectors in the span of the constant function and the single bits."""
     tokens = torch.arange(task.vocab)
-    low = walsh.signs(tokens[walsh.weight(tokens, task.bits) <= 1], task.bits) / task.vocab**0.5
+    low = (
+        hypercube.signs(tokens[hypercube.weight(tokens, task.bits) <= 1], task.bits)
+        / task.vocab**0.5
+    )
     return float((low.T @ left).square().sum()) / min(left.shape[1], low.shape[1])
 
 

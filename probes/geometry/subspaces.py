@@ -36,12 +36,13 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens import plots
+from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError, unknown
 from hijacklens.results.glance import Glance
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from probes import sources
 from probes.sources import Source
 

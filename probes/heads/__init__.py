@@ -28,26 +28,25 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from hijacklens.arguments import choice, one_of_type, whole_number
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.facts.fact import FactSet
+from hijacklens.facts.halves import halves as halves
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe
 from hijacklens.progress import bar
-from hijacklens.results.result import Provenance
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.results.provenance import Provenance
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SKIPPED_COLUMNS, make_items, make_prompts
 from hijacklens.scoring.result import HijackResult
+from hijacklens.sites import Layers, choose
 from hijacklens.store.store import Store
 from probes import logit_shift
 from probes.ablation import Kind, MeanOutputs, ablate, mean_outputs
-from hijacklens.facts.halves import halves
 from probes.heads.gradients import gradient_attribution
 from probes.heads.ranking import HeadSearch
 from probes.heads.sets import Head
-from hijacklens.sites import Layers, choose
 
 Attribution: TypeAlias = Literal["gradient", "direct"]
 Strategy: TypeAlias = Literal["top", "greedy"]

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from hijacklens.engine.batches import Batch, batches
 from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookFunction,
@@ -35,10 +36,9 @@ from hijacklens.models.hooked import (
     hooked,
     require_eval,
 )
-from hijacklens.scoring.items import Item
 from hijacklens.prompts.tokens import TokenIds
+from hijacklens.scoring.items import Item
 from probes.ablation import MeanOutputs
-from hijacklens.engine.batches import Batch, batches
 
 GRADIENT_TOKENS = 1_024
 """Default size of a batch, in tokens: a backward pass keeps the activations of every layer."""

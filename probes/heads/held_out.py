@@ -17,18 +17,19 @@ from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
-from hijacklens.results.glance import Glance, share
+from hijacklens.facts.halves import shared
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.progress import bar
-from hijacklens.results.result import Provenance, Result, provenance_from
 from hijacklens.prompts.schemes import Scheme
+from hijacklens.results.glance import Glance, share
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SKIPPED_COLUMNS, read_skipped
 from hijacklens.store.store import Store
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, NONE, contrasts, side_effects
-from hijacklens.facts.halves import shared
 from probes.heads.figures import held_out_figure
 from probes.heads.sets import Head, draw, label
 

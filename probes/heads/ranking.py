@@ -20,13 +20,14 @@ from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.results.glance import Glance
 from hijacklens.models.hooked import HookedLanguageModel
-from hijacklens.results.result import Provenance, Result, provenance_from
 from hijacklens.prompts.schemes import Scheme
+from hijacklens.results.glance import Glance
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from hijacklens.scoring.items import read_skipped
-from hijacklens.store.store import Store
 from hijacklens.statistics import adjust, paired_mean, signed_rank
+from hijacklens.store.store import Store
 from probes.ablation import MeanOutputs
 from probes.heads.figures import search_figure
 from probes.heads.held_out import Found, HeadTest, Overlap, run_test

@@ -24,8 +24,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hijacklens.prompts.tokens import LocatedPrompt
 from hijacklens.prompts.correspondence import groups
+from hijacklens.prompts.tokens import LocatedPrompt
 
 SPANS = ("bos", "hijack", "mention", "separator", "query", "subject", "last")
 

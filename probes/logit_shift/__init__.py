@@ -31,17 +31,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.arguments import one_of_type, whole_number
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, one_of_type, whole_number
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.hooked import HookedLanguageModel, require_text
-from hijacklens.models.loading import identify
+from hijacklens.models.identity import identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
-from hijacklens.results.result import Provenance
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts, skipped_table
 from hijacklens.prompts.tokens import locate
+from hijacklens.results.provenance import Provenance
+from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts, skipped_table
 from probes.account import Account, Question, accounts
 from probes.inputs.alignment import SPANS, Unit, align
 from probes.logit_shift.average import AverageShift

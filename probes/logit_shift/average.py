@@ -21,7 +21,8 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Glance
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import RESAMPLES, Interval, paired_mean
 from probes.account import SINGLE

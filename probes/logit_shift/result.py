@@ -30,9 +30,10 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.results.glance import Glance
 from hijacklens.prompts.prompt import Prompt
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.glance import Glance
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from probes.account import SINGLE, Account
 from probes.inputs.alignment import Unit
 from probes.logit_shift.figures import check_axes, heat_map, shows

@@ -43,19 +43,18 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens import sites
 from hijacklens.errors import InputError, unknown
 from hijacklens.models.hooked import HookedModel, require_eval
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
-from hijacklens.results.result import Provenance
-from hijacklens import sites
+from hijacklens.results.provenance import Provenance
+from hijacklens.sites import Heads, Layers
 from probes import sources
-from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
 from probes.memory_fit.direct_path import DirectPath
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length
 from probes.memory_fit.result import COLUMNS, MemoryFit
-from hijacklens.sites import Heads, Layers
 from probes.sources import Source
 
 Scaling: TypeAlias = Literal["model", "unit"]

@@ -18,9 +18,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.prompts.prompt import make_prompt
 from hijacklens.prompts.tokens import continuation, encode, locate
 

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import unknown
 from hijacklens.results.glance import Glance
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from probes import sources
 from probes.memory_fit.outer_products import STATISTICS
 

@@ -31,16 +31,16 @@ import pandas as pd
 from hijacklens.errors import InputError, unknown
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import HookedLanguageModel, require_eval
-from hijacklens.models.loading import ModelIdentity, identify
+from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.progress import bar
-from hijacklens.results.result import Provenance
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.results.provenance import Provenance
 from hijacklens.scoring.items import Unscored, skipped_table
-from probes.activations.places import HEAD_AXES, Site, hook_name
 from hijacklens.scoring.pairs import DIRECTIONS, Direction, prompt_pairs
+from hijacklens.sites import Heads, Layers, choose
+from probes.activations.places import HEAD_AXES, Site, hook_name
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
 from probes.patching.runs import Case, Cell, make_cases, run
-from hijacklens.sites import Heads, Layers, choose
 
 DEFAULT_SPANS = ("query", "subject", "last")
 

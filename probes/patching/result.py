@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import InputError, unknown
 from hijacklens.results.glance import Glance, signed
-from hijacklens.results.result import Provenance, Result, provenance_from
+from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.result import Result
 from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import paired_ratio
 

@@ -21,16 +21,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hijacklens.engine.batches import Batch, batch_size, batches
+from hijacklens.engine.engine import READ_VALUES
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, NamedHook, device_of
-from hijacklens.prompts.layout import Layout
 from hijacklens.probe import HookProbe, logits_at
-from hijacklens.engine.engine import READ_VALUES
-from hijacklens.scoring.items import Unscored
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
-from probes.activations.places import Site, reading, writing
-from hijacklens.engine.batches import Batch, batch_size, batches
+from hijacklens.scoring.items import Unscored
 from hijacklens.scoring.pairs import Direction, PromptPair
+from probes.activations.places import Site, reading, writing
 
 
 @dataclass(frozen=True, slots=True)

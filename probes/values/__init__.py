@@ -17,13 +17,13 @@ unless `keep_bias=False`; after `fold_value_biases` it is part of b_O, which alw
 Replacing a W_V equals editing the weights; nothing in the model is written to.
 
 >>> import torch
->>> from hijacklens.one_layer import spans as places
+>>> from hijacklens.one_layer import spans
 >>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> from hijacklens.one_layer.task import ConceptTask
 >>> from hijacklens.probe import probed
 >>> task = ConceptTask(bits=2, length=4)
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
->>> layout = places.layout(task, torch.tensor([[0, 1, 2, 3]]))
+>>> layout = spans.layout(task, torch.tensor([[0, 1, 2, 3]]))
 >>> with probed(model, [replace(identity())], layout):
 ...     swapped = model(layout.tokens)
 >>> torch.allclose(swapped, model.with_value(torch.eye(4))(layout.tokens), atol=1e-6)
@@ -43,9 +43,9 @@ from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.prompts.layout import Layout
 from hijacklens.sites import Heads, Layers, choose, describe, kept
 from probes.values.hooks import circuit_hooks, inner_hooks, value_hooks
-from probes.values.made_matrices import MadeMatrices
 from probes.values.paper_memory import associations, memory
 from probes.values.replacements import (
+    MadeMatrices,
     Source,
     computed,
     given,

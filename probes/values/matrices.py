@@ -35,9 +35,9 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
+from hijacklens import sites
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel
-from hijacklens import sites
 from hijacklens.sites import HeadAxis
 
 

@@ -39,12 +39,12 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
+from hijacklens import sites
+from hijacklens.errors import InputError
+from hijacklens.models.hooked import HookedModel
 from hijacklens.one_layer import memory as concept_memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel
-from hijacklens import sites
 from probes.values.matrices import kv_head_of, norm_affine, output_matrix
 from probes.values.replacements import Place, Source, tensor_hash
 

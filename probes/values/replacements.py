@@ -16,18 +16,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from hijacklens.arguments import number, whole_number
-from hijacklens.one_layer import memory as concept_memory
-from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel
 from hijacklens import sites
-from hijacklens.sites import HeadAxis
+from hijacklens.errors import InputError, number, whole_number
+from hijacklens.models.hooked import HookedModel
+from hijacklens.one_layer import memory as concept_memory
+from hijacklens.sites import HeadAxis, Sites
 from probes.values.matrices import ov_circuit, value_matrix
 
 MatrixKind: TypeAlias = Literal["value", "circuit"]
@@ -325,3 +325,44 @@ def _model_hash(model: HookedModel) -> str:
 
 def _at_least_float32(matrix: Tensor) -> Tensor:
     return matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+
+
+class MadeMatrices:
+    """What a source has made for a probe, for as long as the weights of their model do not change.
+
+    A singular value decomposition per batch would cost more than the batch. Copies start empty.
+    """
+
+    def __init__(self) -> None:
+        self._of_model: WeakKeyDictionary[Any, tuple[Any, dict[tuple[int, int], Tensor]]]
+        self._of_model = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MadeMatrices, ()
+
+    def of(
+        self,
+        make: Callable[[Place], Tensor],
+        model: HookedModel,
+        kind: MatrixKind,
+        sites: Sites,
+    ) -> dict[int, dict[int, Tensor]]:
+        """What is made for all sites: layer -> head -> matrix; always by the same function.
+
+        Raises:
+            InputError: It has no matrix that fits.
+        """
+        state = tuple(
+            (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
+        )
+        seen, made = self._of_model.get(model, (None, {}))
+        if seen != state:
+            made = {}
+            self._of_model[model] = (state, made)
+        for layer, head in sites.pairs:
+            if (layer, head) not in made:
+                made[layer, head] = make(Place(model, layer, head, kind))
+        return {
+            layer: {head: made[layer, head] for head in heads}
+            for layer, heads in sites.by_layer.items()
+        }

@@ -14,7 +14,8 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from analyses.commands.group import COMMANDS, group, main
-from analyses.commands.options import read_doses, read_template
+from analyses.commands.options import read_template
+from analyses.texts import read_doses
 from hijacklens.errors import InputError
 from hijacklens.results.result import load_result
 from hijacklens.scoring.efficacy import SUMMARY_COLUMNS

@@ -14,9 +14,9 @@ from click import Context
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses.reproduction import check, reproduction
 from analyses.commands.group import COMMANDS, group, main
 from analyses.commands.screen import fitted, stacked
+from analyses.reproduction import check, reproduction
 from hijacklens import progress
 
 

@@ -12,8 +12,8 @@ import pytest
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses.sweeps import run as sweep_module
 from analyses.commands.group import main
+from analyses.sweeps import run as sweep_module
 from analyses.sweeps.file import load_sweep, read_sweep
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model

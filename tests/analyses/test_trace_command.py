@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from analyses.commands import group as cli
+from analyses.commands import group
 from hijacklens.results.result import load_result
 
 FILES = {
@@ -43,7 +43,7 @@ def folders(tmp_path_factory):
 
 def run(*arguments):
     try:
-        cli.main(["trace", *(str(argument) for argument in arguments)])
+        group.main(["trace", *(str(argument) for argument in arguments)])
     except SystemExit as stop:
         return stop.code
     return 0
@@ -121,5 +121,5 @@ def test_bad_options_give_one_line(folders, tmp_path, capsys, options, message):
 
 
 def test_help_keeps_its_lines():
-    said = CliRunner().invoke(cli.group, ["trace", "--help"]).output
+    said = CliRunner().invoke(group.group, ["trace", "--help"]).output
     assert "\n    hijacklens trace --model smollm2-135m --case 42 --out runs/krakow\n" in said

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from analyses.commands import group as cli
+from analyses.commands import group
 from hijacklens.one_layer.checkpoint import FILE
 from hijacklens.results.result import load_result
 
@@ -22,7 +22,7 @@ QUICK = "train --bits 3 --length 32 --dim 8 --steps 130 --batch 16 --evaluation 
 
 
 def call(text: str, out: Path) -> None:
-    cli.main([*text.split(), "--out", str(out)])
+    group.main([*text.split(), "--out", str(out)])
 
 
 def test_it_prints_a_table_and_writes_the_files(
@@ -98,7 +98,7 @@ def test_a_finished_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_help_keeps_its_lines() -> None:
-    said = CliRunner().invoke(cli.group, ["train", "--help"]).output
+    said = CliRunner().invoke(group.group, ["train", "--help"]).output
     assert "\n    hijacklens train --bits 6 --dim 32 --out runs/six-bits\n" in said
 
 

@@ -25,8 +25,7 @@ import torch
 
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.stream import generator_for
-from hijacklens.one_layer.stacked_runs import Run, Sweep
+from hijacklens.one_layer.stacked_runs import Run, Sweep, generator_for
 from hijacklens.one_layer.task import ConceptTask
 
 pytestmark = pytest.mark.benchmark

@@ -25,10 +25,11 @@ from tiny_models import tiny_model, tiny_tokenizer
 import hijacklens as hl
 from analyses.reproduction.reproduction import reproduce
 from hijacklens import plots
+from hijacklens.files import RECORD
 from hijacklens.one_layer.checkpoint import FILE, Checkpoint
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.one_layer.stacked_runs import train_runs
-from hijacklens.results.result import RECORD, load_result
+from hijacklens.results.result import load_result
 from hijacklens.scoring.parity import compare
 from hijacklens.store.store import Store
 from probes import geometry, heads, logit_lens, logit_shift, patching
@@ -48,7 +49,7 @@ TYPES = (
     "hijacklens.results.result:Result",
     "hijacklens.scoring.result:HijackResult",
     "hijacklens.one_layer.trained:TrainingResult",
-    "analyses.sweep_result:SweepResult",
+    "analyses.sweeps.run:SweepResult",
     "analyses.reproduction.reproduction:Reproduction",
     "probes.heads.ranking:HeadSearch",
     "probes.geometry.subspaces:PrincipalAngles",

@@ -19,12 +19,13 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from analyses.reproduction import reproduction
 from analyses.commands.group import main
+from analyses.reproduction import reproduction
 from analyses.reproduction.registry import analyses
-from hijacklens.one_layer.checkpoint import FILE
 from hijacklens.errors import InputError
-from hijacklens.results.result import FILES, RECORD, load_result
+from hijacklens.files import RECORD
+from hijacklens.one_layer.checkpoint import FILE
+from hijacklens.results.result import FILES, load_result
 from hijacklens.store.store import OpenStore
 
 

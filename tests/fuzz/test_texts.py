@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_facts import sample_facts
 
-from analyses.commands.options import read_doses, read_template
+from analyses.commands.options import read_template
 from analyses.sweeps.file import load_sweep, read_sweep
+from analyses.texts import read_doses
 from hijacklens.prompts.schemes import _REGISTRY, PLACEHOLDERS, Scheme, Unusable, add_scheme
 from hijacklens.prompts.spans import atoms, positions
 from probes.specification import KINDS, parse

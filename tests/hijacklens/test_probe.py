@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
-from hijacklens.scoring.hijack import hijack
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import encode
+from hijacklens.scoring.hijack import hijack
 
 IDS = torch.tensor([[5, 9, 300, 42, 7], [5, 8, 11, 60, 70]])
 LAYOUT = Layout(IDS, {})

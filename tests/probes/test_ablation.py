@@ -11,13 +11,13 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
-from hijacklens.one_layer import spans as places
+from hijacklens.errors import InputError
+from hijacklens.models.loading import load_model
+from hijacklens.one_layer import spans
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
-from hijacklens.prompts.layout import Layout
-from hijacklens.models.loading import load_model
 from hijacklens.probe import probed
+from hijacklens.prompts.layout import Layout
 from hijacklens.scoring.hijack import hijack
 from probes.ablation import MeanOutputs, ablate, mean_outputs
 
@@ -157,7 +157,7 @@ def test_the_one_layer_model_without_its_head_says_nothing():
     task = ConceptTask(bits=3, length=16)
     model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
     contexts = task.sample(5, torch.Generator().manual_seed(0))
-    layout = places.layout(task, contexts.tokens)
+    layout = spans.layout(task, contexts.tokens)
     with probed(model, [ablate(heads=[(0, 0)], span="last")], layout), torch.no_grad():
         logits = model(contexts.tokens)
     with torch.no_grad():

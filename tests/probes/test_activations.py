@@ -12,20 +12,20 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
-from hijacklens.one_layer import spans as places
-from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
-from hijacklens.one_layer.task import ConceptTask
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
+from hijacklens.one_layer import spans
+from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import probed
+from hijacklens.prompts.correspondence import Correspondence, align_contexts
+from hijacklens.prompts.layout import Layout
 from hijacklens.scoring.hijack import hijack
+from hijacklens.scoring.pairs import prompt_pairs
 from probes.ablation import ablate
 from probes.activations import patch, patch_between
 from probes.activations.places import HEAD_AXES
-from hijacklens.prompts.correspondence import Correspondence, align_contexts
-from hijacklens.scoring.pairs import prompt_pairs
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 SITES = (*STREAM, *HEAD_AXES)
@@ -267,7 +267,7 @@ def test_the_one_layer_model():
     task = ConceptTask(bits=3, length=16)
     model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, d_attn=3, length=16))
     draw = torch.Generator().manual_seed(0)
-    clean, other = (places.layout(task, task.sample(5, draw).tokens) for _ in range(2))
+    clean, other = (spans.layout(task, task.sample(5, draw).tokens) for _ in range(2))
     with torch.no_grad():
         wanted, plain = model(clean.tokens), model(other.tokens)
         for site in ("resid_post", "attn_out", "z"):

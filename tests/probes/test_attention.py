@@ -12,9 +12,9 @@ from masked_huggingface import HIDDEN, added, everywhere_masked, layer_kinds, vi
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from torch.testing import assert_close
 
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
 from hijacklens.probe import logits_at, probed
+from hijacklens.prompts.layout import Layout
 from probes import attention
 
 LENGTHS = (14, 11, 3)

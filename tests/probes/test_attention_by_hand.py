@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hijacklens.one_layer import spans as places
+from hijacklens.one_layer import spans
+from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.evaluation import answers
-from hijacklens.one_layer.memory import OneLayerWeights
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import logits_at, probed, spans_of
@@ -101,7 +101,7 @@ BY_HAND = {
 def test_numbers_by_hand(counting, name):
     probes, expected = BY_HAND[name]
     task = ConceptTask(bits=2, length=3)
-    layout = places.layout(task, torch.tensor([[0, 1, 2]]), spans=spans_of(probes))
+    layout = spans.layout(task, torch.tensor([[0, 1, 2]]), spans=spans_of(probes))
     (logits,) = logits_at(counting, layout, torch.tensor([0]), torch.tensor([2]), probes=probes)
     assert_close(logits, torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0)
 
@@ -153,7 +153,7 @@ def test_knocking_out_the_cluster(task, contexts, random_model):
 
 
 def test_patching_attention_to_the_cluster(task, contexts, random_model):
-    cluster = places.clusters(task)[contexts[:, -1:], contexts].float()
+    cluster = spans.clusters(task)[contexts[:, -1:], contexts].float()
     weights = cluster / cluster.sum(1, keepdim=True)
     got = answers(random_model, task, probes=[attention.patch("last", "cluster")])(contexts)
     assert_close(got, read_out(random_model, weights, contexts).detach(), atol=1e-5, rtol=0)
@@ -161,7 +161,7 @@ def test_patching_attention_to_the_cluster(task, contexts, random_model):
 
 def test_float64_stays_float64(task, contexts):
     model = OneLayerTransformer.from_weights(random_weights(task.vocab, torch.float64))
-    layout = places.layout(task, contexts)
+    layout = spans.layout(task, contexts)
     probe = attention.rescale(0.3, "last", "cluster")
     with torch.no_grad():
         _, bare = model.run_with_cache(layout.tokens)
@@ -174,7 +174,7 @@ def test_float64_stays_float64(task, contexts):
 
 
 def test_gradients_pass_through(counting):
-    layout = places.layout(ConceptTask(bits=2, length=3), torch.tensor([[0, 1, 2]]))
+    layout = spans.layout(ConceptTask(bits=2, length=3), torch.tensor([[0, 1, 2]]))
     with probed(counting, [attention.knock_out("last", "token:2")], layout):
         counting(layout.tokens)[0, -1, 1].backward()
     slope = counting.attention.W_K.grad

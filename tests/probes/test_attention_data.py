@@ -14,15 +14,15 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
-from hijacklens.one_layer.task import ConceptTask
-from hijacklens.one_layer.training import train
 from hijacklens.facts.atlas import atlas
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
-from hijacklens.results.result import load_result
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.training import train
 from hijacklens.prompts.schemes import get_scheme
-from hijacklens.scoring.hijack import hijack
 from hijacklens.prompts.tokens import continuation, encode
+from hijacklens.results.result import load_result
+from hijacklens.scoring.hijack import hijack
 from probes.attention import knock_out, patch, rescale
 
 

@@ -17,9 +17,9 @@ from transformers import (
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
 from hijacklens.probe import logits_at, probed
+from hijacklens.prompts.layout import Layout
 from probes.attention import knock_out, patch, rescale, transplant
 
 

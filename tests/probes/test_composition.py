@@ -12,10 +12,10 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 from torch.testing import assert_close
 
-from hijacklens.prompts.layout import Layout
+from hijacklens.engine import engine
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, logits_at, probed
-from hijacklens.engine import engine
+from hijacklens.prompts.layout import Layout
 from hijacklens.scoring.hijack import hijack
 from probes import attention, values
 from probes.ablation import ablate

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
+from hijacklens.errors import InputError
 from hijacklens.one_layer.embeddings import (
     gaussian_embedding,
     gram_eigenvalues,
@@ -21,7 +22,6 @@ from hijacklens.one_layer.embeddings import (
 )
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
 from probes import geometry
 from probes.geometry.hamming_fit import fit_gram
 

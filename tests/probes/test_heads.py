@@ -18,8 +18,8 @@ from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
-from hijacklens.results.result import load_result
 from hijacklens.prompts.schemes import get_scheme
+from hijacklens.results.result import load_result
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import make_items, make_prompts

@@ -12,13 +12,13 @@ from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
-from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.errors import InputError
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
+from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.probe import HookProbe
-from hijacklens.results.result import load_result
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import Scheme
+from hijacklens.results.result import load_result
 from probes import logit_lens
 
 FACT = sample_facts()[0]

@@ -15,22 +15,22 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
-from hijacklens.one_layer.architecture import OneLayerConfig
-from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
+from hijacklens.one_layer.architecture import OneLayerConfig
+from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.prompts.prompt import make_prompt
-from hijacklens.results.result import load_result
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.hijack import hijack
 from hijacklens.prompts.tokens import locate
+from hijacklens.results.result import load_result
+from hijacklens.scoring.hijack import hijack
+from hijacklens.sites import head_count
 from probes import logit_shift
 from probes.ablation import ablate
 from probes.account import Question, accounts
 from probes.attention.page import save_attention_page
 from probes.inputs.alignment import SPANS, align
 from probes.logit_shift.average import averages
-from hijacklens.sites import head_count
 
 FACTS = sample_facts()
 NEGATIVE = "do-not-think"

@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
-from hijacklens.one_layer.memory import OneLayerWeights
-from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
+from hijacklens.one_layer.architecture import OneLayerWeights
+from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.probe import HookProbe
 from probes.account import SINGLE, Question, accounts
 from probes.account.readout import Norm

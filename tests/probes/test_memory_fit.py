@@ -15,11 +15,11 @@ from sample_facts import sample_facts
 from tiny_models import tiny_tokenizer
 
 import hijacklens as hl
+from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.embeddings import gaussian_embedding, orthonormal
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
 from probes import memory_fit
 from probes.memory_fit import associations
 from probes.memory_fit.outer_products import Control, Memory

@@ -16,14 +16,15 @@ from type_checks import unchecked
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
 from hijacklens.probe import probed
-from hijacklens.results.result import Provenance, load_result
+from hijacklens.prompts.layout import Layout
+from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import load_result
 from hijacklens.scoring.items import SKIPPED_COLUMNS
+from hijacklens.scoring.pairs import prompt_pairs
 from probes import patching
 from probes.activations import patch
-from hijacklens.scoring.pairs import prompt_pairs
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
 
 FACTS = sample_facts()[:8]

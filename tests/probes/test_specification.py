@@ -10,9 +10,9 @@ from tiny_models import tiny_model, tiny_tokenizer
 from analyses.commands.group import main
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
 from hijacklens.probe import Probe
+from hijacklens.prompts.layout import Layout
 from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
 from probes import attention

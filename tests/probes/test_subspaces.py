@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from transformer_lens import FactoredMatrix
 
 import hijacklens as hl
+from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.embeddings import orthonormal
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.errors import InputError
 from probes.geometry import subspaces
 
 TASK = ConceptTask(bits=3, length=16)

@@ -17,10 +17,11 @@ from type_checks import unchecked
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import hooked
-from hijacklens.prompts.layout import Layout
-from hijacklens.models.loading import identify, load_model
+from hijacklens.models.identity import identify
+from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
 from hijacklens.probe import probed
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 from probes import values

@@ -14,9 +14,9 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import hooked
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, probed
+from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 from probes import values

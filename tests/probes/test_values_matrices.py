@@ -12,9 +12,9 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.prompts.layout import Layout
 from hijacklens.models.loading import load_model
 from hijacklens.probe import Probe
+from hijacklens.prompts.layout import Layout
 from probes import values
 from probes.values.matrices import (
     attention_norm_weight,

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from type_checks import unchecked
 
-from hijacklens.one_layer import memory, spans as places
+from hijacklens.errors import InputError
+from hijacklens.one_layer import memory, spans
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.training import train
-from hijacklens.errors import InputError
-from hijacklens.prompts.layout import Layout
 from hijacklens.probe import probed
+from hijacklens.prompts.layout import Layout
 from probes import values
 from probes.values.matrices import (
     attention_norm_weight,
@@ -42,7 +42,7 @@ def contexts(seed: int = 0, batch: int = 4) -> torch.Tensor:
 
 
 def run(model, tokens, *probes):
-    with torch.no_grad(), probed(model, probes, places.layout(TASK, tokens)):
+    with torch.no_grad(), probed(model, probes, spans.layout(TASK, tokens)):
         return model(tokens)
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 from sample_facts import sample_facts
 
 from hijacklens.facts.fact import Fact
-from hijacklens.results.result import Provenance
 from hijacklens.prompts.schemes import get_scheme
+from hijacklens.results.provenance import Provenance
 from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SKIPPED_COLUMNS
 from hijacklens.scoring.result import HijackResult
 

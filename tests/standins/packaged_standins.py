@@ -30,7 +30,12 @@ LAYERS_AND_HEADS = {
     "EleutherAI/pythia-160m": (12, 12, 12),
 }
 """Name -> layers, query heads, key/value heads."""
-LOADING = ("hijacklens", "hijacklens.models.loading", "hijacklens.workers.replica", "analyses.reproduction.workbench")
+LOADING = (
+    "hijacklens",
+    "hijacklens.models.loading",
+    "hijacklens.workers.replica",
+    "analyses.reproduction.workbench",
+)
 """Modules that name `load_model`."""
 MOST_FACTS = 8
 

@@ -16,8 +16,8 @@ from type_checks import unchecked
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet, Skipped
 from hijacklens.models.loading import load_model
-from hijacklens.results.result import load_result
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.results.result import load_result
 from hijacklens.scoring import hijack as hijack_module
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import ITEM_COLUMNS

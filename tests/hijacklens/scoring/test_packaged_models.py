@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.counterfact import counterfact
-from hijacklens.models.loading import identify, load_model
+from hijacklens.models.identity import identify
+from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.answers import answer

@@ -8,6 +8,7 @@ that is random or labels that are shuffled, and names the claims that must then 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,6 @@ from typing import Any
 import pytest
 
 from analyses.reproduction.check import Scale
-from analyses.reproduction.registry import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,6 @@ def sabotages() -> list[Sabotage]:
     """Those of all families."""
     return [
         sabotage
-        for family in FAMILIES
-        for sabotage in importlib.import_module(f"sabotages.{family}").SABOTAGES
+        for module in pkgutil.iter_modules(__path__)
+        for sabotage in importlib.import_module(f"sabotages.{module.name}").SABOTAGES
     ]

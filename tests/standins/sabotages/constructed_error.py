@@ -46,7 +46,9 @@ def information(value):
     """Another Chernoff information than that of the task."""
 
     def patch(monkeypatch):
-        monkeypatch.setattr("analyses.paper.constructed_error.chernoff_information", lambda task: value)
+        monkeypatch.setattr(
+            "analyses.paper.constructed_error.chernoff_information", lambda task: value
+        )
 
     return patch
 

@@ -1,0 +1,98 @@
+"""Without probes the engine runs the plain model under the hooked one, where that is the same."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
+
+from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.unhooked import unhooked
+from hijacklens.models.loading import load_model
+from hijacklens.probe import HookProbe
+
+SENTENCE = (11, 12, 13, 14, 15, 16)
+WANTED = {SENTENCE * dose + query: {1, 2} for dose in range(3) for query in ((21, 22), (21, 24))}
+IDLE = HookProbe("idle", (), packs=True)
+
+
+def loaded(family):
+    plain = copy.deepcopy(tiny_model(family))
+    return load_model(plain, tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request):
+    return loaded(request.param)
+
+
+def same_as_hooked(model):
+    for prefix, reading in read(model, WANTED).items():
+        expected = next_token_logprobs(model, prefix)
+        for token, value in reading.logprobs.items():
+            assert value == pytest.approx(float(expected[token]), abs=1e-4)
+
+
+def test_it_shares_weights_and_leaves_the_hooked_model_as_it_was(model):
+    before = [(id(module), dict(vars(module))) for module in model.original_model.modules()]
+    config = model.original_model.config
+    settings, attention = config.to_dict(), config._attn_implementation
+    plain = unhooked(model)
+    assert not any(isinstance(module, GeneralizedComponent) for module in plain.modules())
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    assert {weight.data_ptr() for weight in plain.parameters()} & weights
+    softcap = getattr(plain.config, "attn_logit_softcapping", None)
+    assert plain.config._attn_implementation == ("eager" if softcap else "sdpa")
+    read(model, WANTED)
+    assert [(id(m), dict(vars(m))) for m in model.original_model.modules()] == before
+    assert (config.to_dict(), config._attn_implementation) == (settings, attention)
+
+
+@pytest.mark.parametrize("way", ["plain", "packed", "cached"])
+def test_hook_points_change_no_number(model, way):
+    hooked, plain = (read(model, WANTED, probes=probes, way=way) for probes in ([IDLE], []))
+    assert hooked.accounting.way == plain.accounting.way == way
+    for prefix, reading in plain.items():
+        assert reading.logprobs == pytest.approx(hooked[prefix].logprobs, abs=1e-4)
+
+
+def test_hooks_on_the_model_act():
+    model = loaded("llama")
+    before = read(model, WANTED)
+    model.add_hook("blocks.1.attn.hook_pattern", lambda pattern, hook: pattern * 0)
+    assert unhooked(model) is None
+    same_as_hooked(model)
+    assert read(model, WANTED)[SENTENCE * 2 + (21, 22)] != before[SENTENCE * 2 + (21, 22)]
+    model.reset_hooks()
+    assert read(model, WANTED) == before
+    handle = model.original_model.lm_head.register_forward_hook(lambda *given: given[-1] * 0)
+    assert unhooked(model) is None
+    handle.remove()
+    assert unhooked(model) is not None
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_changed_weights_count(family, in_place):
+    """In GPT-2 the hooked model has matrices of its own, which may be views of the plain one's."""
+    model = loaded(family)
+    before = read(model, WANTED)
+    value = model.blocks[0].attn.v.original_component
+    if in_place:
+        with torch.no_grad():
+            value.weight.mul_(3)
+    else:
+        value.weight = torch.nn.Parameter(3 * value.weight.detach())
+        assert (unhooked(model) is None) == (family == "gpt2")
+    same_as_hooked(model)
+    assert read(model, WANTED) != before
+
+
+def test_compatibility_mode_is_run_with_hooks():
+    model = loaded("llama")
+    model.enable_compatibility_mode(disable_warnings=True)
+    assert unhooked(model) is None
+    same_as_hooked(model)

@@ -1,0 +1,347 @@
+"""Contract 1 for every way of sharing prefixes: the numbers are those of plain forward passes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from plain_huggingface import PlainScorer
+from sample_facts import sample_facts
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+
+from hijacklens.engine import batch_size, engine
+from hijacklens.engine.engine import read
+from hijacklens.engine.forward import Pass
+from hijacklens.engine.packs import Pack, trunk
+from hijacklens.engine.plan import Level, Plan, Unit
+from hijacklens.engine.trie import Trie
+from hijacklens.errors import InputError
+from hijacklens.models.loading import load_model
+from hijacklens.probe import HookProbe, logits_at
+from hijacklens.prompts.layout import Layout, mark
+from hijacklens.prompts.schemes import get_scheme
+from hijacklens.scoring.hijack import hijack
+
+SHARING = ("packed", "cached")
+CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+SENTENCE = (11, 12, 13, 14, 15, 16)
+QUERIES = [(21, 22, 23, 24), (21, 22, 25, 26, 27), (31, 32), (21, 22, 25, 28, 29, 30)]
+
+
+@pytest.fixture(autouse=True)
+def memory_is_never_clean():
+    """Memory that is taken and not written holds NaN, so that whoever reads it is found out."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def prompts(doses=(0, 1, 3)):
+    """Hijack prompts of several queries, with targets of one, two and three tokens.
+
+    At dose 3 they are three times as long as the windows of the tiny Gemma models.
+    """
+    wanted = {}
+    for dose in doses:
+        for i, query in enumerate(QUERIES):
+            prompt = SENTENCE * dose + query
+            wanted[prompt] = {1, 2 + i}
+            wanted[(*prompt, 40)] = {7}
+            wanted[(*prompt, 41, 42)] = {8, 9}
+    wanted[(99, 98)] = {5}  # shares nothing
+    return wanted
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request):
+    plain = tiny_model(request.param)
+    tokenizer = tiny_tokenizer(request.param)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gemma3():
+    plain = tiny_model("gemma3", seed=2)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gemma3"), device="cpu")
+
+
+@cache
+def plain_logprobs(plain, prefix):
+    with torch.no_grad():
+        return plain(torch.tensor([prefix])).logits[0, -1].double().log_softmax(-1).tolist()
+
+
+@cache
+def alone(model, symbols, probes, spans):
+    """Log-probabilities behind one prefix, in a forward pass of its own."""
+    layout = Layout.of_symbols(torch.tensor([symbols]), spans)
+    place = torch.tensor([0]), torch.tensor([len(symbols) - 1])
+    return logits_at(model, layout, *place, probes=probes)[0].double().log_softmax(-1).tolist()
+
+
+def check(plain, readings, wanted, tolerance=1e-4):
+    assert set(readings) == set(wanted)
+    for prefix, tokens in wanted.items():
+        expected = plain_logprobs(plain, prefix)
+        reading = readings[prefix]
+        assert set(reading.logprobs) == set(tokens)
+        for token, value in reading.logprobs.items():
+            assert value == pytest.approx(expected[token], abs=tolerance)
+        assert reading.top_logprob == pytest.approx(max(expected), abs=tolerance)
+
+
+@pytest.mark.parametrize("way", ["plain", *SHARING])
+def test_every_way_equals_plain_forward_passes(pair, way):
+    plain, model = pair
+    wanted = prompts()
+    readings = read(model, wanted, way=way)
+    assert readings.accounting.way == way
+    check(plain, readings, wanted)
+
+
+@pytest.mark.parametrize("way", SHARING)
+@pytest.mark.parametrize(("batch_tokens", "pack_tokens"), [(1, 1), (40, 9), (64, 64), (1000, 23)])
+def test_any_size_of_packs_and_batches(gemma3, way, batch_tokens, pack_tokens):
+    plain, model = gemma3
+    wanted = prompts((0, 3))
+    readings = read(model, wanted, way=way, batch_tokens=batch_tokens, pack_tokens=pack_tokens)
+    assert readings.accounting.way == way
+    check(plain, readings, wanted)
+
+
+def random_levels(trie, random):
+    """The trie cut at random places, every pack with a past of any length that its leaves share."""
+    packs, first = [], 0
+    while first < len(trie.leaves):
+        stop = random.randint(first + 1, min(first + 4, len(trie.leaves)))
+        base = min(trie.shared[first + 1 : stop], default=len(trie.leaves[first]) - 1)
+        past = random.choice([0, random.randint(0, base)])
+        own = sum(len(leaf) for leaf in trie.leaves[first:stop]) - past
+        packs.append(Pack(first, stop, past, own - sum(trie.shared[first + 1 : stop])))
+        first = stop
+    below = trunk(trie, packs)
+    return [*(random_levels(below, random) if below.leaves else []), Level(trie, packs)]
+
+
+words = st.lists(st.integers(0, 4), min_size=1, max_size=20).map(tuple)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(words, st.sets(st.integers(0, 255), max_size=3), min_size=1, max_size=9),
+    st.randoms(use_true_random=False),
+    st.integers(1, 80),
+)
+def test_random_trees_cut_at_random(gemma3, wanted, random, batch_tokens):
+    """Any cuts, pasts of any length, trunks on trunks, and windows of 8 tokens."""
+    plain, model = gemma3
+    levels = random_levels(Trie.of(wanted), random)
+    plan = Plan("cached", "a test", [Unit(levels)], 0.0, 0, 0)
+    assert sorted(plan.units[0].prefixes) == sorted(wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "make_plan", lambda *args, **options: plan)
+        readings = read(model, wanted, batch_tokens=batch_tokens)
+    assert readings.accounting.forward_tokens == plan.forward_tokens
+    check(plain, readings, wanted)
+
+
+def test_padding_of_a_past_reads_nothing_that_is_not_written(gemma3, monkeypatch):
+    """The first leaf of the trunk is computed on a second level, where others have a past."""
+    plain, model = gemma3
+    trunks = [(1, 2), (7, 8, 9, 2, 3, 4, 5), (8, 1, 2, 3)]
+    wanted = {(*path, last): {5} for path in trunks for last in (11, 12)}
+    top = [Pack(i, i + 2, len(path), 2) for i, path in zip((0, 2, 4), trunks, strict=True)]
+    middle = [Pack(0, 1, 0, 2), Pack(1, 2, 3, 4), Pack(2, 3, 0, 4)]
+    levels = [
+        Level(Trie.of([(7, 8, 9)], []), [Pack(0, 1, 0, 3)]),
+        Level(Trie.of(trunks, []), middle),
+        Level(Trie.of(wanted), top),
+    ]
+    plan = Plan("cached", "a test", [Unit(levels)], 0.0, 0, 0)
+    monkeypatch.setattr(engine, "make_plan", lambda *args, **options: plan)
+    monkeypatch.setattr(batch_size, "ROOMS", (0,))  # a pack to each row, the longest two first
+    check(plain, read(model, wanted, batch_tokens=8), wanted)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """Attention to the hijack gets weaker, and the residual stream in it a constant."""
+
+    key: str = "dim"
+    spans: tuple[str, ...] = ("hijack", "last")
+    packs: bool = True
+
+    def hooks(self, model, layout):
+        def pattern(value, hook):
+            return value * (1 - 0.7 * layout.pairs("last", "hijack").float())
+
+        def residual(value, hook):
+            return value + 0.5 * layout.query("hijack")[:, :, None]
+
+        return [
+            ("blocks.0.attn.hook_pattern", pattern),
+            ("blocks.1.attn.hook_pattern", pattern),
+            ("blocks.0.hook_resid_post", residual),
+        ]
+
+
+def marked():
+    """The prompts in symbols, and for one dose the last token of a prompt in another span."""
+    found = {}
+    for prefix, tokens in prompts().items():
+        sentences = sum(prefix[i : i + 6] == SENTENCE for i in range(0, len(prefix), 6))
+        hijack = range(6 * sentences)
+        found[mark(prefix, [hijack, [len(prefix) - 1]])] = tokens
+    return found
+
+
+@pytest.mark.parametrize("way", ["plain", *SHARING])
+def test_probes_act_on_shared_tokens_as_on_single_prompts(pair, way):
+    _, model = pair
+    wanted = marked()
+    probe = Dim()
+    readings = read(model, wanted, probes=[probe], spans=probe.spans, way=way, batch_tokens=200)
+    assert readings.accounting.way == way
+    bare = read(model, wanted, spans=probe.spans, way=way)
+    moved = 0.0
+    for symbols, tokens in wanted.items():
+        expected = alone(model, symbols, (probe,), probe.spans)
+        for token in tokens:
+            value = readings[symbols].logprobs[token]
+            assert value == pytest.approx(expected[token], abs=1e-4)
+            moved = max(moved, abs(value - bare[symbols].logprobs[token]))
+    assert moved > 0.1
+
+
+def test_probes_that_do_not_pack_run_alone(gemma3):
+    _, model = gemma3
+    wanted = {(1, 2, 3): {4}, (1, 2): {5}, (6, 7, 8): {9}}
+    first = HookProbe("first", (("blocks.0.hook_resid_pre", lambda value, hook: forget(value)),))
+
+    def forget(value):
+        value = value.clone()
+        value[:, 0] = 0
+        return value
+
+    readings = read(model, wanted, probes=[first], way="cached")
+    accounting = readings.accounting
+    assert (accounting.way, accounting.why) == ("plain", "the probe first does not pack")
+    assert accounting.forward_tokens == accounting.naive_tokens == 8
+    for prefix, tokens in wanted.items():
+        for token in tokens:
+            expected = alone(model, prefix, (first,), ())[token]
+            assert readings[prefix].logprobs[token] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("way", SHARING)
+def test_a_probe_that_is_wrong_on_packs_is_found_out(gemma3, way):
+    """It says that it packs, and goes by places in the row."""
+    _, model = gemma3
+    ramp = HookProbe(
+        "ramp",
+        [
+            (
+                "blocks.0.hook_mlp_out",
+                lambda value, hook: value * torch.arange(value.shape[1])[:, None],
+            )
+        ],
+        packs=True,
+    )
+    readings = read(model, prompts(), probes=[ramp], way=way)
+    assert readings.accounting.way == "plain"
+    assert "other numbers than plain ones" in readings.accounting.why
+    half = HookProbe(
+        "half", (("blocks.0.hook_mlp_out", lambda value, hook: value / 2),), packs=True
+    )
+    readings = read(model, prompts(), probes=[half], way=way)
+    assert readings.accounting.way == way
+    prefix = SENTENCE * 3 + QUERIES[1]
+    expected = alone(model, prefix, (half,), ())
+    assert readings[prefix].logprobs[3] == pytest.approx(expected[3], abs=1e-4)
+
+
+@pytest.mark.parametrize("way", ["plain", *SHARING])
+def test_a_run_goes_on_when_memory_runs_out(gemma3, monkeypatch, way):
+    plain, model = gemma3
+    cuda, cpu = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE)
+    error = cuda if way == "packed" else cpu
+    wanted = prompts()
+    real = Pass.logits
+
+    def tight(self, rows, pool=None, *, keep=False):
+        if sum(len(branch.symbols) for row in rows for branch in row) > 30:
+            raise error
+        return real(self, rows, pool, keep=keep)
+
+    monkeypatch.setattr(Pass, "logits", tight)
+    shares = []
+    readings = read(model, wanted, way=way, advance=shares.append)
+    assert readings.accounting.way == way
+    assert readings.accounting.shrunk > 0 and readings.accounting.batch_tokens < 100
+    assert sum(shares) == pytest.approx(1)
+    check(plain, readings, wanted)
+
+
+def test_a_prompt_that_does_not_fit_and_other_errors(gemma3, monkeypatch):
+    _, model = gemma3
+
+    def broken(error):
+        def logits(self, rows, pool=None, *, keep=False):
+            raise error
+
+        monkeypatch.setattr(Pass, "logits", logits)
+
+    broken(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(InputError, match="not enough memory for a single prompt of 2 tokens"):
+        read(model, {(1, 2): {3}})
+    broken(RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        read(model, prompts())
+
+
+def test_items_are_the_same_in_every_way(pair):
+    """From facts to scores, against plain forward passes of single prompts."""
+    plain, model = pair
+    facts = sample_facts()
+    options = {"doses": [0, 1, 3], "quiet": True, "store": False}
+    results = {way: hijack(model, facts, way=way, **options) for way in ("plain", *SHARING)}
+    scorer = PlainScorer(plain, model.tokenizer)
+    by_case = {fact.case_id: fact for fact in facts}
+    scheme = get_scheme("do-not-think")
+    expected = {}
+    for item in results["plain"].items.to_dict("records"):
+        fact = by_case[item["case_id"]]
+        prompt = " ".join([scheme.sentence(fact)] * item["dose"] + [fact.prompt])
+        for side, target in (("true", fact.target_true), ("false", fact.target_false)):
+            expected[item["case_id"], item["dose"], side] = sum(scorer.scores(prompt, target))
+    for way, result in results.items():
+        (settings,) = result.settings["models"]
+        engine_record = settings["engine"]
+        assert engine_record["way"] == way
+        assert engine_record["naive_tokens"] >= engine_record["forward_tokens"] > 0
+        assert engine_record["trie_tokens"] <= engine_record["forward_tokens"]
+        assert engine_record["peak_memory"] > 0 and engine_record["seconds"] > 0
+        for item in result.items.to_dict("records"):
+            for side in ("true", "false"):
+                whole = expected[item["case_id"], item["dose"], side]
+                tolerance = 1e-4 * item[f"n_tokens_{side}"]
+                assert item[f"sum_{side}"] == pytest.approx(whole, abs=tolerance)
+
+
+@pytest.mark.parametrize("way", ["plain", *SHARING])
+def test_bfloat16_rounds_and_does_no_more(way):
+    plain = tiny_model("gemma3", seed=2)
+    tokenizer = tiny_tokenizer("gemma3")
+    model = load_model(copy.deepcopy(plain), tokenizer=tokenizer, dtype="bfloat16", device="cpu")
+    wanted = prompts((0, 3))
+    readings = read(model, wanted, way=way)
+    assert readings.accounting.way == way
+    check(plain, readings, wanted, tolerance=0.25)

@@ -1,0 +1,126 @@
+"""The trie against sets of prefixes, and packs against sums by hand and by brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hijacklens.engine.packs import Costs, Pack, cut, separate, trunk
+from hijacklens.engine.rows import apart, write_out
+from hijacklens.engine.trie import Trie, common, naive_tokens
+
+CHEAP = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)
+PREFIXES = [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,), (1, 2, 4, 6), (7,)]
+
+words = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
+sets = st.lists(words, min_size=1, max_size=10)
+
+
+def test_a_trie_by_hand():
+    trie = Trie.of(PREFIXES)
+    assert trie.leaves == [(1, 2, 3), (1, 2, 4, 5), (1, 2, 4, 6), (7,)]
+    assert trie.shared == [0, 2, 3, 0]
+    assert trie.reads == [((1, 2), (1, 2, 3)), ((1, 2, 4, 5),), ((1, 2, 4, 6),), ((7,),)]
+    assert (trie.tokens, trie.nodes) == (12, 7)
+    assert Trie.of([]).nodes == 0
+
+
+def test_only_some_prefixes_are_read():
+    trie = Trie.of([(1, 2, 3), (4,)], reads=[(1, 2)])
+    assert trie.leaves == [(1, 2, 3), (4,)]
+    assert trie.reads == [((1, 2),), ()]
+
+
+@given(sets)
+def test_a_trie_has_a_node_for_every_distinct_beginning(prefixes):
+    trie = Trie.of(prefixes)
+    beginnings = {prefix[:n] for prefix in prefixes for n in range(1, len(prefix) + 1)}
+    assert trie.nodes == len(beginnings)
+    assert sorted(prefix for reads in trie.reads for prefix in reads) == sorted(set(prefixes))
+    for leaf, reads in zip(trie.leaves, trie.reads, strict=True):
+        assert all(leaf[: len(prefix)] == prefix for prefix in reads)
+    for shared, (left, right) in zip(trie.shared[1:], itertools.pairwise(trie.leaves), strict=True):
+        assert shared == common(left, right) < min(len(left), len(right))
+
+
+def test_naive_tokens_count_equal_prompts_twice():
+    assert naive_tokens([[(1, 2), (1, 2, 3)], [(1, 2)], [(1, 2)]]) == 7
+
+
+def test_a_pack_by_hand():
+    trie = Trie.of(PREFIXES)
+    branch = write_out(trie, Pack(0, 3, 1, 5))
+    assert branch.path == (1,)
+    assert list(branch.symbols) == [2, 3, 4, 5, 6]
+    assert list(branch.positions) == [1, 2, 2, 3, 3]
+    assert list(branch.ends) == [5, 2, 5, 4, 5]
+    assert list(branch.reads) == [(0, (1, 2)), (1, (1, 2, 3)), (3, (1, 2, 4, 5)), (4, (1, 2, 4, 6))]
+    parts = list(apart(branch))
+    assert [list(part.symbols) for part in parts] == [[2, 3], [2, 4, 5], [2, 4, 6]]
+    assert [list(part.reads) for part in parts] == [
+        [(0, (1, 2)), (1, (1, 2, 3))],
+        [(2, (1, 2, 4, 5))],
+        [(2, (1, 2, 4, 6))],
+    ]
+
+
+@given(sets, st.booleans())
+def test_packs_cover_the_leaves_and_see_their_ancestors(prefixes, cached):
+    trie = Trie.of(prefixes)
+    costs = Costs(pair=0.01, past=0.02, row=0.1, forward_pass=0.0)
+    packs = cut(trie, costs, cached=cached, most_tokens=12).packs
+    assert [pack.first for pack in packs] == [0, *(pack.stop for pack in packs[:-1])]
+    assert packs[-1].stop == len(trie.leaves)
+    below = trunk(trie, packs)
+    assert cached or not below.leaves
+    read = [prefix for reads in below.reads for prefix in reads]
+    for pack in packs:
+        branch = write_out(trie, pack)
+        assert len(branch.symbols) == pack.own > 0
+        assert not pack.past or any(leaf[: pack.past] == branch.path for leaf in below.leaves)
+        read += [prefix for _, prefix in branch.reads]
+        for place, prefix in branch.reads:
+            ancestors = [k for k in range(place + 1) if place < branch.ends[k]]
+            assert branch.path + tuple(branch.symbols[k] for k in ancestors) == prefix
+            assert [branch.positions[k] for k in ancestors] == [*range(pack.past, len(prefix))]
+    assert sorted(read) == sorted(set(prefixes))
+
+
+def row_cost(trie, costs, first, stop):
+    """The cost of a pack without a past, from its definition."""
+    own = len({leaf[:n] for leaf in trie.leaves[first:stop] for n in range(1, len(leaf) + 1)})
+    return own + costs.pair * own**2 + costs.row
+
+
+@given(sets)
+def test_cuts_without_a_cache_are_the_cheapest(prefixes):
+    trie = Trie.of(prefixes)
+    costs = Costs(pair=0.05, past=0.0, row=0.3, forward_pass=0.0)
+    n = len(trie.leaves)
+    cheapest = min(
+        sum(row_cost(trie, costs, a, b) for a, b in itertools.pairwise([0, *places, n]))
+        for count in range(n)
+        for places in itertools.combinations(range(1, n), count)
+    )
+    assert cut(trie, costs, cached=False).cost == pytest.approx(cheapest)
+    alone = sum(row_cost(trie, costs, i, i + 1) for i in range(n))
+    assert separate(trie, costs).cost == pytest.approx(alone)
+
+
+def test_free_attention_makes_one_pack_and_dear_attention_many():
+    trie = Trie.of([(1, 2, 3, i) for i in range(10)])
+    assert cut(trie, CHEAP, cached=False).packs == [Pack(0, 10, 0, 13)]
+    dear = Costs(pair=10.0, past=0.0, row=0.0, forward_pass=0.0)
+    cached = cut(trie, dear, cached=True)
+    assert [(pack.past, pack.own) for pack in cached.packs] == [(3, 1)] * 10
+
+
+def test_limits_on_packs():
+    trie = Trie.of([(1, 2, 3, i) for i in range(10)])
+    assert all(pack.own <= 6 for pack in cut(trie, CHEAP, cached=False, most_tokens=6).packs)
+    few = cut(trie, CHEAP, cached=False, most_reads=2).packs
+    assert max(pack.stop - pack.first for pack in few) == 2
+    assert len(cut(trie, CHEAP, cached=False, most_tokens=1).packs) == 10

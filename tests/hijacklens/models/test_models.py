@@ -1,0 +1,535 @@
+"""Loading a model from anywhere: the same numbers, the same tokens, and one clear error."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from pathlib import Path
+from unittest.mock import Mock
+
+import pytest
+import torch
+from huggingface_hub import errors as hub_errors
+from safetensors.torch import load_file, save_file
+from tiny_models import CONTEXT, FAMILIES, tiny_model, tiny_tokenizer
+from transformers import (
+    AutoTokenizer,
+    ConvBertConfig,
+    ConvBertModel,
+    PreTrainedTokenizerFast,
+)
+
+from hijacklens.errors import InputError
+from hijacklens.models.identity import ModelIdentity, identify
+from hijacklens.models.loading import load_model
+
+TEXTS = [
+    "The Eiffel Tower is in the city of",
+    "Do not think of Guam. The Eiffel Tower is in the city of",
+    "Rome",
+    "Zürich 北京",
+]
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def plain(family):
+    """The model as Hugging Face runs it."""
+    return copy.deepcopy(tiny_model(family))
+
+
+@pytest.fixture(scope="module")
+def bridge(family):
+    return load_model(tiny_model(family), tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(family, tmp_path_factory) -> Path:
+    return save(family, tmp_path_factory.mktemp("models") / f"tiny-{family}")
+
+
+def save(family: str, path: Path) -> Path:
+    """A folder as save_pretrained writes it."""
+    tiny_model(family).save_pretrained(path)
+    tiny_tokenizer(family).save_pretrained(path)
+    return path
+
+
+def tiny(family: str = "gpt2", **options):
+    return load_model(tiny_model(family), tokenizer=tiny_tokenizer(family), **options)
+
+
+def same_logits(bridge, plain, tokenizer) -> None:
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer(text).input_ids])
+        with torch.no_grad():
+            expected = plain(ids).logits
+            assert expected.std() > 0.3  # a difference would show
+            torch.testing.assert_close(bridge(ids), expected, atol=1e-5, rtol=0)
+
+
+# ---------------------------------------------------------------- the same numbers and tokens
+
+
+def test_a_model_in_memory_gives_the_logits_of_the_plain_one(bridge, plain, family):
+    same_logits(bridge, plain, tiny_tokenizer(family))
+    assert not bridge.training
+    assert bridge.cfg.model_name == type(tiny_model(family)).__name__
+
+
+def test_a_folder_gives_the_logits_of_the_plain_model(folder, plain, family):
+    loaded = load_model(folder)
+    same_logits(loaded, plain, tiny_tokenizer(family))
+    assert not loaded.training
+    assert loaded.cfg.model_name == f"tiny-{family}"
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+
+
+def test_tokens_are_those_of_the_tokenizers_default_call(bridge, family):
+    for tokenizer in (tiny_tokenizer(family), bridge.tokenizer):
+        for text in TEXTS:
+            assert bridge.to_tokens(text).tolist() == [tokenizer(text).input_ids]
+
+
+def test_tokens_of_a_folder_are_those_of_its_tokenizer(folder):
+    loaded, tokenizer = load_model(folder), AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        assert loaded.to_tokens(text).tolist() == [tokenizer(text).input_ids]
+        assert loaded.tokenizer(text).input_ids == tokenizer(text).input_ids
+
+
+def test_the_users_tokenizer_is_left_as_it_was(family):
+    tokenizer = copy.deepcopy(tiny_tokenizer(family))
+    settings, special = dict(tokenizer.init_kwargs), tokenizer.special_tokens_map
+    ids = tokenizer(TEXTS[0]).input_ids
+    load_model(tiny_model(family), tokenizer=tokenizer)
+    assert tokenizer.init_kwargs == settings
+    assert tokenizer.special_tokens_map == special
+    assert tokenizer(TEXTS[0]).input_ids == ids
+
+
+def test_a_tokenizer_that_was_never_saved_serves_too(family, plain):
+    saved = tiny_tokenizer(family)
+    fresh = PreTrainedTokenizerFast(
+        tokenizer_object=copy.deepcopy(saved.backend_tokenizer), **saved.special_tokens_map
+    )
+    loaded = load_model(tiny_model(family), tokenizer=fresh)
+    same_logits(loaded, plain, fresh)
+    assert loaded.to_tokens(TEXTS[0]).tolist() == [saved(TEXTS[0]).input_ids]
+
+
+def test_another_tokenizer_may_take_the_place_of_a_folders(tmp_path):
+    folder = save("gemma", tmp_path / "model")
+    other = copy.deepcopy(tiny_tokenizer("llama"))
+    assert load_model(folder, tokenizer=other).to_tokens("Rome").tolist() == [
+        other("Rome").input_ids
+    ]
+
+
+@pytest.mark.parametrize("given", ["path", "text", "relative", "home"])
+def test_a_folder_may_be_named_in_every_way(given, tmp_path, monkeypatch):
+    folder = save("gpt2", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = {"path": folder, "text": str(folder), "relative": "./mine", "home": "~/mine"}[given]
+    assert load_model(source).cfg.model_name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        ("float32", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        (torch.float16, torch.float16),
+    ],
+    ids=str,
+)
+def test_the_dtype(dtype, expected, tmp_path):
+    for loaded in (
+        tiny("llama", dtype=dtype),
+        load_model(save("llama", tmp_path / "m"), dtype=dtype),
+    ):
+        assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
+        assert loaded(torch.tensor([[1, 2]])).dtype == expected
+
+
+def test_a_model_saved_in_half_precision_is_read_in_the_dtype_asked_for(tmp_path):
+    tiny_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path)
+    tiny_tokenizer("gpt2").save_pretrained(tmp_path)
+    assert {p.dtype for p in load_model(tmp_path).parameters()} == {torch.float32}
+
+
+def test_loading_leaves_the_log_level_alone():
+    root = logging.getLogger()
+    for level in (logging.DEBUG, logging.WARNING):
+        before = root.level
+        root.setLevel(level)
+        try:
+            tiny()
+            assert root.level == level
+        finally:
+            root.setLevel(before)
+
+
+def test_loading_is_quiet(tmp_path, capfd):
+    load_model(save("llama", tmp_path))
+    capfd.readouterr()
+    load_model(tmp_path)
+    assert capfd.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- what cannot be loaded
+
+
+def refused(*args, **options) -> str:
+    with pytest.raises(InputError) as caught:
+        load_model(*args, **options)
+    assert len(str(caught.value)) < 1_200
+    return str(caught.value)
+
+
+def has(text: str, *parts: str) -> None:
+    for part in parts:
+        assert part in text
+
+
+def test_a_hub_id_offline_says_what_to_do():
+    has(
+        refused("someone/no-such-model"),
+        "cannot load the model 'someone/no-such-model'",
+        "hub cannot be reached",
+        "local folder",
+        "HF_HUB_OFFLINE",
+        "smollm2-135m, gemma3-270m",
+    )
+
+
+def test_a_short_name_offline_lists_the_packaged_models():
+    has(refused("smollm"), "'smollm'", "smollm2-135m")
+
+
+@pytest.mark.parametrize("name", ["smolm2-135m", "gemma3-270", "SmolLM2-135M"])
+def test_a_slip_in_a_packaged_name_is_told_before_the_hub_is_asked(name, monkeypatch):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", asked := Mock())
+    has(refused(name), repr(name), "did you mean the packaged")
+    assert not asked.called
+
+
+def test_a_name_that_no_hub_can_have():
+    has(refused("not a model!"), "'not a model!'", "owner/name", "smollm2-135m")
+
+
+@pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "a/b/c", "~nosuchuser/model"])
+def test_a_folder_that_is_not_there(name):
+    has(refused(name), repr(name), "model folder", "config.json")
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "model.gguf").write_text("")
+    has(refused(str(tmp_path / "model.gguf")), "is a file", "config.json")
+
+
+@pytest.mark.parametrize("files", [{}, {"tokenizer.json": "{}"}], ids=["empty", "no config"])
+def test_a_folder_without_a_model(files, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    has(refused(tmp_path), str(tmp_path), "no config.json", "save_pretrained")
+
+
+def without(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).unlink()
+    return folder
+
+
+def test_a_folder_without_weights(tmp_path):
+    folder = without(save("llama", tmp_path), "model.safetensors")
+    has(refused(folder), str(folder), "model.safetensors")
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    folder = without(save("llama", tmp_path), "tokenizer.json")
+    has(refused(folder), str(folder), "tokenizer")
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"model_type": "odd"}'], ids=repr)
+def test_a_folder_with_a_bad_config(config, tmp_path):
+    folder = save("llama", tmp_path)
+    (folder / "config.json").write_text(config)
+    has(refused(folder), str(folder))
+
+
+def test_weights_cut_short(tmp_path):
+    folder = save("llama", tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    has(refused(folder), str(folder))
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.v_proj.weight"])
+def test_weights_that_lack_a_parameter_are_refused(name, tmp_path):
+    # transformers would draw it at random, and every load would score differently.
+    folder = save("llama", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    has(refused(folder), str(folder), name)
+
+
+def unsupported() -> ConvBertModel:
+    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return ConvBertModel(ConvBertConfig(vocab_size=420, intermediate_size=32, **size))
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+def test_an_unsupported_architecture(where, tmp_path):
+    if where == "folder":
+        unsupported().save_pretrained(tmp_path)
+        tiny_tokenizer("gpt2").save_pretrained(tmp_path)
+        text = refused_long(tmp_path)
+    else:
+        text = refused_long(unsupported(), tokenizer=tiny_tokenizer("gpt2"))
+    has(text, "cannot load the model", "TransformerLens has no bridge for its architecture")
+
+
+def refused_long(*args, **options) -> str:
+    """As `refused`, where the error lists the architectures there are."""
+    with pytest.raises(InputError) as caught:
+        load_model(*args, **options)
+    return str(caught.value)
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path):
+    mark = tmp_path / "was-run"
+    folder = tmp_path / "model"
+    save("llama", folder)
+    (folder / "odd.py").write_text(f"open({str(mark)!r}, 'w').close()\n")
+    odd = {
+        "model_type": "odd",
+        "architectures": ["OddForCausalLM"],
+        "auto_map": {"AutoConfig": "odd.Config", "AutoModelForCausalLM": "odd.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(odd))
+    text = refused(folder)
+    assert not mark.exists()
+    has(text, str(folder), "code", "trust_remote_code=True", "--trust-remote-code")
+
+
+def failing(monkeypatch, message: str, cause: Exception | None = None) -> list[dict]:
+    """Let loading fail as a library does; returns the options it was called with."""
+    calls = []
+
+    def from_pretrained(name, **options):
+        calls.append({"name": name, **options})
+        raise OSError(message) from cause
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    return calls
+
+
+def hub_error(kind: type[Exception]) -> Exception:
+    """An error of the hub without the web response that it is made with."""
+    error = kind.__new__(kind)
+    Exception.__init__(error, "hub error")
+    return error
+
+
+def named(kind: str) -> Exception:
+    """An error of the web library that the hub uses, which has changed from version to version."""
+    return type(kind, (Exception,), {})("web error")
+
+
+ADVICE = {
+    "gated": ("is gated", "hf auth login", "HF_TOKEN"),
+    "absent": ("the hub has no model", "owner/name"),
+    "unreachable": ("hub cannot be reached", "network", "local folder"),
+}
+
+
+@pytest.mark.parametrize(
+    ("message", "cause", "advice"),
+    [
+        pytest.param(
+            "You are trying to access a gated repo.\nMake sure to have access to it at "
+            "https://huggingface.co/google/gemma-2b.",
+            hub_error(hub_errors.GatedRepoError),
+            "gated",
+            id="gated",
+        ),
+        pytest.param(
+            "someone/lm is not a local folder and is not a valid model identifier listed on hf.co",
+            hub_error(hub_errors.RepositoryNotFoundError),
+            "absent",
+            id="not there",
+        ),
+        pytest.param(
+            "aggregated/irrigated is not a local folder and is not a valid model identifier",
+            hub_error(hub_errors.RepositoryNotFoundError),
+            "absent",
+            id="not there, 'gated' in its name",
+        ),
+        pytest.param(
+            "v9 is not a valid git identifier (branch name, tag name or commit id)",
+            hub_error(hub_errors.RevisionNotFoundError),
+            "absent",
+            id="no such revision",
+        ),
+        pytest.param(
+            "We couldn't connect to 'https://huggingface.co'",
+            hub_error(hub_errors.LocalEntryNotFoundError),
+            "unreachable",
+            id="not in the cache",
+        ),
+        pytest.param("no route", named("ConnectError"), "unreachable", id="no connection"),
+        pytest.param("slow", named("ConnectTimeout"), "unreachable", id="connecting takes long"),
+        pytest.param("slow", named("ReadTimeout"), "unreachable", id="reading takes long"),
+        pytest.param("no route", ConnectionError("x"), "unreachable", id="ConnectionError"),
+    ],
+)
+def test_what_the_hub_says_becomes_advice(message, cause, advice, monkeypatch):
+    failing(monkeypatch, message, cause)
+    text = refused("someone/lm")
+    has(text, "'someone/lm'", *ADVICE[advice])
+    for other in set(ADVICE) - {advice}:
+        assert ADVICE[other][0] not in text
+
+
+def test_any_other_failure_keeps_its_message(monkeypatch):
+    failing(monkeypatch, "disk full")
+    assert refused("someone/lm") == "cannot load the model 'someone/lm': disk full (OSError)"
+
+
+def test_revision_and_trust_reach_the_hub(monkeypatch):
+    calls = failing(monkeypatch, "stop")
+    refused("someone/lm", revision="v2")
+    refused("someone/lm", trust_remote_code=True)
+    assert [(call["revision"], call["trust_remote_code"]) for call in calls] == [
+        ("v2", False),
+        (None, True),
+    ]
+
+
+def test_ctrl_c_is_not_swallowed(monkeypatch):
+    def from_pretrained(name, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(KeyboardInterrupt):
+        load_model("someone/lm")
+
+
+def test_a_model_in_memory_needs_a_tokenizer():
+    has(refused(tiny_model("gpt2")), "needs its tokenizer", "tokenizer=")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        pytest.param(
+            {"dtype": "fp16"}, ["unknown dtype 'fp16'", "bfloat16, float16, float32"], id="dtype"
+        ),
+        pytest.param({"dtype": torch.float64}, ["unknown dtype 'float64'"], id="torch dtype"),
+        pytest.param({"device": "gpu"}, ["unknown device 'gpu'", "cuda:N"], id="device"),
+        pytest.param({"device": ""}, ["unknown device ''"], id="empty device"),
+        pytest.param({"device": "cuda:99"}, ["'cuda:99'", "this machine has"], id="no such GPU"),
+        pytest.param({"devices": 0}, ["devices is 0"], id="no devices"),
+        pytest.param({"devices": 99}, ["over 99 GPUs", "this machine has"], id="many devices"),
+    ],
+)
+@pytest.mark.parametrize("source", ["memory", "name"])
+def test_a_bad_option_is_refused_before_anything_is_read(source, options, parts):
+    if source == "memory":
+        has(refused(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), **options), *parts)
+    else:
+        has(refused("someone/lm", **options), *parts)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has the device")
+def test_a_device_that_torch_was_built_without():
+    has(refused(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="mps"), "mps")
+
+
+def test_a_device_and_a_number_of_devices_exclude_each_other(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    has(refused("someone/lm", device="cuda:0", devices=2), "either a device or", "not both")
+
+
+def test_a_model_in_memory_cannot_be_spread(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    has(refused(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), devices=2), "memory")
+
+
+# ---------------------------------------------------------------- identity
+
+
+def test_two_loads_of_one_model_are_the_same(bridge, family, folder):
+    one, two, saved = identify(bridge), identify(tiny(family, device="cpu")), load_model(folder)
+    assert one == two
+    assert one.weights_hash == identify(saved).weights_hash
+    assert one.tokenizer_hash == identify(saved).tokenizer_hash
+
+
+def test_what_an_identity_says(bridge, plain, family):
+    found = identify(bridge)
+    assert found == ModelIdentity(
+        name=type(plain).__name__,
+        revision=None,
+        architecture=type(plain).__name__,
+        parameters=sum(parameter.numel() for parameter in plain.parameters()),
+        dtype="float32",
+        device="cpu",
+        weights_hash=found.weights_hash,
+        tokenizer_hash=found.tokenizer_hash,
+        adds_bos=family != "gpt2",
+        context_length=CONTEXT,
+    )
+    assert len(found.weights_hash) == len(found.tokenizer_hash) == 64
+
+
+def test_one_changed_weight_is_another_model(bridge, plain):
+    before, changed = identify(bridge), 0
+    for parameter in bridge.parameters():
+        for end in (0, -1):  # the first and the last value are always among those read
+            place = (end,) * parameter.dim()
+            kept = parameter.data[place].clone()
+            parameter.data[place] += 1e-3
+            changed += identify(bridge).weights_hash != before.weights_hash
+            parameter.data[place] = kept
+    assert identify(bridge) == before
+    # The bridge may hold copies beside the parameters that it runs, as of GPT-2's fused weights.
+    assert changed >= 2 * len(list(plain.parameters()))
+
+
+def test_a_whole_matrix_scaled_is_another_model():
+    one, two = tiny("llama"), tiny("llama")
+    with torch.no_grad():
+        two.original_model.model.layers[1].self_attn.v_proj.weight.mul_(0.5)
+    assert identify(one).weights_hash != identify(two).weights_hash
+    assert identify(one).tokenizer_hash == identify(two).tokenizer_hash
+
+
+def test_another_seed_dtype_or_tokenizer_shows():
+    base = identify(tiny("gemma"))
+    other_seed = load_model(tiny_model("gemma", seed=1), tokenizer=tiny_tokenizer("gemma"))
+    assert identify(other_seed).weights_hash != base.weights_hash
+    half = identify(tiny("gemma", dtype="bfloat16"))
+    assert (half.dtype, half.weights_hash != base.weights_hash) == ("bfloat16", True)
+    other = load_model(tiny_model("gemma"), tokenizer=tiny_tokenizer("llama"))
+    assert identify(other).tokenizer_hash != base.tokenizer_hash
+    assert identify(other).weights_hash == base.weights_hash
+
+
+def test_identifying_leaves_the_model_alone(bridge):
+    before = {name: value.clone() for name, value in bridge.state_dict().items()}
+    identify(bridge)
+    assert all(torch.equal(value, before[name]) for name, value in bridge.state_dict().items())
+
+
+def test_a_mistyped_packaged_name_is_told_the_near_one():
+    assert "Did you mean the packaged 'smollm2-135m'?" in refused("smollm")
+    assert "Did you mean" not in refused("some-other-model")

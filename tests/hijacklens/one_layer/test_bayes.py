@@ -1,0 +1,263 @@
+"""The exact posterior against enumeration, and the accuracies of the reference page."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from hijacklens.errors import InputError
+from hijacklens.one_layer import bayes, memory
+from hijacklens.one_layer.bayes import BayesRule, accuracy, bayes_accuracy, hits, log_posterior
+from hijacklens.one_layer.task import ConceptTask, token_counts
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def upward(a, b):
+    """Not symmetric: a token's neighbours are above it, the last one's all others."""
+    return (b > a) | (a == a.max())
+
+
+def likelihoods(task: ConceptTask) -> tuple[torch.Tensor, torch.Tensor]:
+    """All contexts [vocab^length, length], and p(x | y) of each label, by multiplication."""
+    p, pi = task.token_distribution(), task.informative()
+    contexts = torch.tensor(list(itertools.product(range(task.vocab), repeat=task.length)))
+    rows = []
+    for context in contexts.tolist():
+        row = pi[:, context[-1]].clone()
+        for token in context[:-1]:
+            row = row * p[:, token]
+        rows.append(row)
+    return contexts, torch.stack(rows)
+
+
+SMALL = [
+    ConceptTask(bits=2, omega=0.5, length=3),
+    ConceptTask(bits=2, omega=1.0, length=4),
+    ConceptTask(bits=3, omega=0.3, beta=0.5, length=3, support="hamming-1"),
+    ConceptTask(bits=3, omega=1.0, length=3, support="first-bit"),
+    ConceptTask(bits=2, omega=0.6, length=3, support=upward),
+    ConceptTask(bits=2, omega=1.0, length=3, support=upward),
+    ConceptTask(bits=2, omega=0.0, length=2),
+    ConceptTask(bits=3, omega=0.5, length=1),
+]
+
+
+class TestPosterior:
+    @pytest.mark.parametrize("task", SMALL, ids=repr)
+    def test_is_that_of_every_context(self, task):
+        contexts, likelihood = likelihoods(task)
+        torch.testing.assert_close(likelihood.sum(0), torch.ones(task.vocab).double())
+        possible = likelihood.sum(1) > 0
+        found = log_posterior(task, contexts[possible])
+        expected = likelihood[possible] / likelihood[possible].sum(1, keepdim=True)
+        torch.testing.assert_close(found.exp(), expected, atol=1e-13, rtol=0)
+        assert not found.isnan().any()
+        if not possible.all():
+            with pytest.raises(InputError, match="context 0 has probability 0 under every label"):
+                log_posterior(task, contexts[~possible])
+
+    def test_by_hand(self):
+        # q = 1/2. Context (0, 1): p(0 | y) pi(1 | y) for y = 0..3, with p(0 | 0) = 1/8 and so on.
+        task = ConceptTask(bits=2, omega=0.5, beta=1 / math.log(2), length=2)
+        found = log_posterior(task, torch.tensor([[0, 1]])).exp()
+        weights = torch.tensor([[0.125 * 0.4, 0.0, 0.325 * 0.2, 0.225 * 0.4]]).double()
+        torch.testing.assert_close(found, weights / weights.sum())
+
+    def test_is_calibrated(self):
+        task = ConceptTask(bits=4, length=20)
+        contexts = task.sample(50_000, seeded())
+        top = log_posterior(task, contexts.tokens).max(1)
+        right = (top.indices == contexts.labels).double()
+        for low, high in itertools.pairwise([0.2, 0.4, 0.6, 0.8, 0.95]):
+            chosen = (top.values.exp() > low) & (top.values.exp() <= high)
+            promised = top.values.exp()[chosen].mean()
+            error = 4 * math.sqrt(0.25 / int(chosen.sum()))
+            assert abs(float(promised - right[chosen].mean())) < error
+
+    def test_one_rule_serves_many_batches(self):
+        task = ConceptTask(bits=4, length=10)
+        rule, tokens = BayesRule(task), task.sample(6, seeded()).tokens
+        both = torch.cat([rule(tokens[:2]), rule(tokens[2:])])
+        torch.testing.assert_close(both, log_posterior(task, tokens), atol=1e-13, rtol=0)
+
+
+class TestHits:
+    @pytest.mark.parametrize(
+        ("scores", "label", "split", "favoured"),
+        [
+            ([1.0, 3.0, 2.0], 1, 1.0, 1.0),
+            ([1.0, 3.0, 2.0], 2, 0.0, 0.0),
+            ([3.0, 3.0, 2.0], 0, 0.5, 1.0),
+            ([3.0, 3.0, 3.0], 2, 1 / 3, 1.0),
+            ([3.0, 3.0, 2.0], 2, 0.0, 0.0),
+            ([-math.inf, 0.0, -math.inf], 1, 1.0, 1.0),
+            ([math.nan, 1.0, 0.0], 1, 0.0, 0.0),
+            ([math.nan, math.nan, math.nan], 1, 0.0, 0.0),
+        ],
+    )
+    def test_cases(self, scores, label, split, favoured):
+        scores, label = torch.tensor([scores]), torch.tensor([label])
+        assert hits(scores, label).item() == pytest.approx(split)
+        assert hits(scores, label, ties="label").item() == favoured
+
+    def test_tolerance(self):
+        scores, label = torch.tensor([[1.0, 1.0 + 1e-4, 0.0]]), torch.tensor([0])
+        assert hits(scores, label).item() == 0
+        assert hits(scores, label, tolerance=1e-3).item() == 0.5
+
+    def test_leading_axes(self):
+        scores = torch.randn(2, 3, 7, 5, generator=seeded())
+        labels = torch.randint(5, (2, 3, 7), generator=seeded())
+        found = hits(scores, labels)
+        assert found.shape == (2, 3, 7)
+        assert torch.equal(found, (scores.argmax(-1) == labels).double())
+
+
+class TestAccuracy:
+    def test_counts_what_is_right(self):
+        task = ConceptTask(bits=3, length=4)
+
+        def first_token(tokens):
+            return torch.nn.functional.one_hot(tokens[:, 0], 8).float()
+
+        found = accuracy(first_token, task, contexts_count=1000, generator=seeded())
+        contexts = task.sample(1000, seeded())
+        assert found.value == float((contexts.tokens[:, 0] == contexts.labels).double().mean())
+        assert 0 < found.low < found.value < found.high < 1
+
+    def test_ties_give_their_share(self):
+        task = ConceptTask(bits=3, length=4)
+        flat = accuracy(
+            lambda tokens: torch.zeros(len(tokens), 8),
+            task,
+            contexts_count=999,
+            generator=seeded(),
+        )
+        assert flat.value == pytest.approx(1 / 8, abs=1e-12)
+        assert flat.low < flat.value < flat.high
+
+    def test_memory_is_bounded(self, monkeypatch):
+        seen = []
+
+        def flat(tokens):
+            seen.append(len(tokens))
+            return torch.zeros(len(tokens), 8)
+
+        monkeypatch.setattr(bayes, "CHUNK", 800)
+        task = ConceptTask(bits=3, length=4)
+        accuracy(flat, task, contexts_count=250, generator=seeded())
+        assert seen == [100, 100, 50]
+        seen.clear()
+        accuracy(flat, ConceptTask(bits=3, length=16), contexts_count=70, generator=seeded())
+        assert seen == [50, 20]
+
+    @pytest.mark.parametrize("count", [0, -5])
+    def test_errors(self, count):
+        with pytest.raises(InputError, match=f"contexts_count must be at least 1, got {count}"):
+            bayes_accuracy(ConceptTask(bits=3), contexts_count=count, generator=seeded())
+
+    @pytest.mark.parametrize("task", SMALL, ids=repr)
+    def test_bayes_is_the_best_there_is(self, task):
+        # Exactly: each context counts with its most likely label.
+        _, likelihood = likelihoods(task)
+        best = float(likelihood.max(1).values.sum() / task.vocab)
+        found = bayes_accuracy(task, contexts_count=40_000, generator=seeded()).value
+        assert abs(found - best) < 4 * math.sqrt(best * (1 - best) / 40_000) + 1e-12
+
+    def test_at_ten_bits(self):
+        task = ConceptTask(bits=10, length=256)
+        assert bayes_accuracy(task, contexts_count=512, generator=seeded()).value > 0.99
+
+
+# Reference page, 7.2: Bayes / constructed, omega = .5, beta = 1, n = 131,072 contexts.
+NOISY = {
+    (5, 32): (0.7074, 0.5883),
+    (5, 64): (0.9232, 0.8393),
+    (5, 128): (0.9956, 0.9794),
+    (5, 256): (1.0, 0.9997),
+    (6, 32): (0.6872, 0.5249),
+    (6, 64): (0.9223, 0.7960),
+    (6, 128): (0.9963, 0.9702),
+    (6, 256): (1.0, 0.9994),
+    (7, 32): (0.6651, 0.4552),
+    (7, 64): (0.9212, 0.7402),
+    (7, 128): (0.9965, 0.9510),
+    (7, 256): (1.0, 0.9985),
+    (8, 32): (0.6472, 0.3872),
+    (8, 64): (0.9150, 0.6704),
+    (8, 128): (0.9963, 0.9201),
+    (8, 256): (1.0, 0.9956),
+}
+# The same page: constructed, omega = 1, beta = 1, n = 65,536.
+NOISELESS = {
+    (5, 32): 0.9639,
+    (5, 64): 0.9992,
+    (5, 128): 1.0,
+    (6, 32): 0.9262,
+    (6, 64): 0.9961,
+    (6, 128): 1.0,
+    (7, 32): 0.8628,
+    (7, 64): 0.9863,
+    (7, 128): 0.9998,
+    (8, 32): 0.7806,
+    (8, 64): 0.9627,
+    (8, 128): 0.9991,
+}
+
+
+def constructed_accuracy(task: ConceptTask, count: int) -> float:
+    weights = memory.theorem_1(task)
+    return accuracy(
+        lambda tokens: memory.uniform_logits(
+            token_counts(tokens, task.vocab), W_E=weights.W_E, W_V=weights.W_V
+        ),
+        task,
+        contexts_count=count,
+        generator=seeded(),
+    ).value
+
+
+@pytest.mark.parametrize(("bits", "length"), NOISY)
+def test_bayes_and_constructed_accuracies(bits, length):
+    task = ConceptTask(bits=bits, omega=0.5, beta=1.0, length=length)
+    best, constructed = NOISY[bits, length]
+    found = bayes_accuracy(task, contexts_count=8192, generator=seeded())
+    assert abs(found.value - best) <= 0.015
+    assert abs(constructed_accuracy(task, 8192) - constructed) <= 0.015
+
+
+@pytest.mark.parametrize(("bits", "length"), NOISELESS)
+def test_constructed_accuracies_without_noise(bits, length):
+    task = ConceptTask(bits=bits, omega=1.0, beta=1.0, length=length)
+    assert abs(constructed_accuracy(task, 8192) - NOISELESS[bits, length]) <= 0.015
+
+
+def slack(share: float, found: int, anchor: int) -> float:
+    """Four standard errors of the difference of two shares, and the rounding of the anchor."""
+    return 4 * math.sqrt(share * (1 - share) * (1 / found + 1 / anchor)) + 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "length"), NOISY)
+def test_accuracies_to_the_third_digit(bits, length):
+    task = ConceptTask(bits=bits, omega=0.5, beta=1.0, length=length)
+    best, constructed = NOISY[bits, length]
+    count = 131_072
+    found = bayes_accuracy(task, contexts_count=count, generator=seeded())
+    assert abs(found.value - best) <= slack(best, count, count)
+    assert abs(constructed_accuracy(task, count) - constructed) <= slack(constructed, count, count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("bits", "length"), NOISELESS)
+def test_accuracies_without_noise_to_the_third_digit(bits, length):
+    task = ConceptTask(bits=bits, omega=1.0, beta=1.0, length=length)
+    anchor = NOISELESS[bits, length]
+    found = constructed_accuracy(task, 131_072)
+    assert abs(found - anchor) <= slack(anchor, 131_072, 65_536)

@@ -1,0 +1,341 @@
+"""Training from one call: the table, the choice, the files, going on after a kill, the anchors."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from hijacklens.errors import InputError
+from hijacklens.one_layer import memory, training
+from hijacklens.one_layer.bayes import BayesRule
+from hijacklens.one_layer.checkpoint import FILE
+from hijacklens.one_layer.evaluation import evaluate
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.stacked_runs import Sweep
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.trained import TrainingResult
+from hijacklens.one_layer.training import train
+from hijacklens.results.result import load_result
+
+TASK = ConceptTask(bits=3, length=64)
+COLUMNS = "seed lr accuracy accuracy_low accuracy_high bayes_accuracy constructed_accuracy loss"
+QUICK = {"dim": 8, "seeds": 2, "steps": 200, "batch": 32, "evaluation": 1000, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def trained() -> TrainingResult:
+    return train(TASK, **QUICK)
+
+
+class TestResult:
+    def test_the_summary(self, trained: TrainingResult) -> None:
+        table = trained.summary()
+        assert " ".join(table.columns) == COLUMNS
+        assert list(zip(table["lr"], table["seed"], strict=True)) == [
+            (0.01, 0), (0.01, 1), (0.001, 0), (0.001, 1),
+        ]  # fmt: skip
+        assert (table["accuracy_low"] < table["accuracy"]).all()
+        assert (table["accuracy"] < table["accuracy_high"]).all()
+        assert (table["accuracy"] <= table["bayes_accuracy"] + 0.02).all()
+        fast = table[table["lr"] == 0.01]
+        assert (fast["accuracy"] > 0.6).all()
+        # At .001 the models have hardly left the start, where they guess one in eight.
+        assert (table["loss"][table["lr"] == 0.001] > fast["loss"].max()).all()
+
+    def test_the_best_learning_rate_has_the_highest_mean(self, trained: TrainingResult) -> None:
+        assert trained.best_learning_rate == 0.01
+        assert trained.best() == trained.models[:2]
+        found = trained.configuration()
+        assert found["best_learning_rate"] == 0.01
+        mean = trained.table["accuracy"][:2].mean()
+        assert found["means_at_best_learning_rate"]["accuracy"] == pytest.approx(mean)
+
+    def test_the_first_of_equal_learning_rates_is_chosen(self, trained: TrainingResult) -> None:
+        table = trained.table.assign(accuracy=0.5)
+        same = TrainingResult(
+            **{
+                name: getattr(trained, name)
+                for name in ("task", "recipe", "models", "curves", "bayes_loss", "device")
+            },
+            table=table,
+            provenance=trained.provenance,
+        )
+        assert same.best_learning_rate == 0.01
+
+    def test_every_default_of_ours_is_named(self, trained: TrainingResult) -> None:
+        ours = trained.configuration()["our_defaults"]
+        assert {"d_attn", "batch", "steps", "weight_decay", "init_scale", "evaluation"} <= set(ours)
+
+    def test_curves(self, trained: TrainingResult) -> None:
+        curves = trained.curves
+        assert list(curves.columns) == ["seed", "lr", "step", "loss"]
+        assert len(curves) == 4 * 200
+        assert (curves["loss"][curves["step"] == 1] < 3 * math.log(8)).all()
+        figure = trained.plot()
+        labels = [axes.get_ylabel() for axes in figure.axes]
+        assert labels == ["training loss (nats)", "accuracy"]
+        assert any("Bayes" in text.get_text() for text in figure.axes[0].get_legend().get_texts())
+
+
+class TestReplacement:
+    def test_as_trained_gives_the_summary(self, trained: TrainingResult) -> None:
+        table = trained.accuracy()
+        assert list(table.columns) == [
+            "seed", "lr", "accuracy", "accuracy_low", "accuracy_high", "loss",
+        ]  # fmt: skip
+        pd.testing.assert_frame_equal(table, trained.summary()[list(table.columns)])
+
+    def test_a_function_of_the_model(self, trained: TrainingResult) -> None:
+        table = trained.accuracy(lambda model: memory.constructed(model.W_E, TASK))
+        constructed = trained.summary()["constructed_accuracy"]
+        # Scale does not change the answer, up to rounding.
+        assert (table["accuracy"] - constructed).abs().max() <= 0.001
+
+    def test_one_matrix_for_all(self, trained: TrainingResult) -> None:
+        table = trained.accuracy(torch.zeros(8, 8))
+        assert table["accuracy"].tolist() == [1 / 8] * 4  # all logits tie: split evenly
+        assert table["loss"].tolist() == pytest.approx([math.log(8)] * 4)
+
+    def test_the_models_are_left_alone(self, trained: TrainingResult) -> None:
+        before = trained.models[0].W_V.clone()
+        trained.accuracy(torch.zeros(8, 8))
+        assert torch.equal(trained.models[0].W_V, before)
+
+    def test_without_near_neighbours_there_is_no_construction(self) -> None:
+        apart = ConceptTask(bits=3, length=8, support=lambda a, b: (a ^ b) == 7)
+        result = train(apart, **{**QUICK, "steps": 2})
+        assert result.summary()["constructed_accuracy"].isna().all()
+        assert result.configuration()["means_at_best_learning_rate"]["accuracy"] >= 0
+
+
+class TestOptions:
+    def test_seeds_can_be_named(self) -> None:
+        result = train(TASK, **{**QUICK, "steps": 2, "seeds": (7, 3)}, learning_rates=[0.1])
+        assert result.summary()["seed"].tolist() == [7, 3]
+        assert [model.config.seed for model in result.models] == [7, 3]
+
+    def test_a_run_is_the_same_with_other_seeds_beside_it(self, trained: TrainingResult) -> None:
+        alone = train(TASK, **{**QUICK, "seeds": (1,)}, learning_rates=(0.01,))
+        # float32, and stacked products may round otherwise.
+        torch.testing.assert_close(alone.models[0].W_E, trained.models[1].W_E, atol=1e-3, rtol=0)
+
+    def test_frozen_identity(self) -> None:
+        result = train(
+            TASK, **{**QUICK, "steps": 20}, freeze=("W_V",), value_init="identity", dtype="float64"
+        )
+        for model in result.models:
+            assert torch.equal(model.W_V[0, 0], torch.eye(8, dtype=torch.float64))
+
+    def test_a_run_that_blows_up_is_counted_as_wrong(self) -> None:
+        result = train(TASK, **{**QUICK, "steps": 80, "seeds": 1}, learning_rates=(1e6, 0.01))
+        table = result.summary()
+        assert math.isnan(table["loss"][0])
+        assert table["accuracy"][0] == 0.0
+        assert result.best_learning_rate == 0.01
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"dim": 0}, "d_model is 0"),
+            ({"seeds": 0}, "seeds is 0"),
+            ({"seeds": (1, 1)}, r"seeds are \(1, 1\)"),
+            ({"learning_rates": ()}, r"learning_rates are \(\)"),
+            ({"learning_rates": (-0.1,)}, "lr is -0.1"),
+            ({"steps": 0}, "steps is 0"),
+            ({"batch": 0}, "batch is 0"),
+            ({"evaluation": 0}, "evaluation is 0"),
+            ({"device": "gpu"}, "unknown device 'gpu'"),
+            ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+            ({"freeze": ("W_Q",)}, "part to freeze 'W_Q'"),
+            ({"freeze": ("W_E", "W_V", "W_QK")}, "something to train"),
+        ],
+    )
+    def test_bad_settings(self, tmp_path, changes: dict[str, object], message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            train(TASK, **{**QUICK, **changes}, out=tmp_path / "out")
+        assert not (tmp_path / "out" / FILE).exists()
+
+
+class TestFiles:
+    def test_saved_and_loaded(self, trained: TrainingResult, tmp_path) -> None:
+        folder = trained.save(tmp_path / "run")
+        assert {path.name for path in folder.iterdir()} == {
+            "summary.csv", "curves.csv", "curve.svg", "curve.png", "models", "result.json",
+        }  # fmt: skip
+        back = load_result(folder)
+        assert isinstance(back, TrainingResult)
+        pd.testing.assert_frame_equal(back.table, trained.table, check_exact=True)
+        pd.testing.assert_frame_equal(back.curves, trained.curves, check_exact=True)
+        assert back.configuration() == trained.configuration()
+        assert (back.task, back.recipe) == (trained.task, trained.recipe)
+        pd.testing.assert_frame_equal(back.accuracy(), trained.accuracy())
+        one = OneLayerTransformer.load(folder / "models" / "seed1-lr0.001")
+        assert torch.equal(one.W_V, trained.models[3].W_V)
+
+    def test_a_missing_file_gives_one_error(self, trained: TrainingResult, tmp_path) -> None:
+        folder = trained.save(tmp_path / "run")
+        (folder / "curves.csv").unlink()
+        with pytest.raises(InputError, match="incomplete"):
+            load_result(folder)
+        record = json.loads((folder / "result.json").read_text())
+        del record["recipe"]["dim"]
+        (folder / "result.json").write_text(json.dumps(record))
+        with pytest.raises(InputError, match="incomplete"):
+            load_result(folder)
+
+    def test_a_finished_folder_is_kept_unless_told(self, tmp_path) -> None:
+        quick = {**QUICK, "steps": 4, "out": tmp_path}
+        train(TASK, **quick)
+        assert not (tmp_path / FILE).exists()
+        with pytest.raises(InputError, match="holds a result already"):
+            train(TASK, **quick)
+        (tmp_path / "models" / "seed1-lr0.01" / "notes.txt").write_text("mine")
+        train(TASK, **{**quick, "seeds": 1}, overwrite=True)
+        assert len(load_result(tmp_path).to_dataframe()) == 2
+        # The models of the old result are gone, what is not ours stays.
+        left = {str(p.relative_to(tmp_path)) for p in (tmp_path / "models").glob("seed1*/*")}
+        assert left == {"models/seed1-lr0.01/notes.txt"}
+
+
+class Killed(BaseException):
+    """A stand-in for SIGKILL: nothing in the library can catch it."""
+
+
+class TestGoingOn:
+    def die_at(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+        advance = Sweep.advance
+
+        def dying(sweep: Sweep, steps: int) -> None:
+            if sweep.done == step:
+                raise Killed
+            advance(sweep, steps)
+
+        monkeypatch.setattr(Sweep, "advance", dying)
+
+    def test_a_run_that_was_cut_short_ends_the_same(
+        self, trained: TrainingResult, tmp_path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0}
+        for step in (150, 199):
+            with monkeypatch.context() as patch, pytest.raises(Killed):
+                self.die_at(patch, step)
+                train(TASK, **settings)
+            assert (tmp_path / FILE).exists()
+            assert not (tmp_path / "result.json").exists()
+        result = train(TASK, **settings)
+        pd.testing.assert_frame_equal(result.table, trained.table, check_exact=True)
+        pd.testing.assert_frame_equal(result.curves, trained.curves, check_exact=True)
+        for one, other in zip(result.models, trained.models, strict=True):
+            assert torch.equal(one.W_E, other.W_E)
+        assert not (tmp_path / FILE).exists()
+
+    def test_it_goes_on_and_does_not_begin_again(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0}
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            self.die_at(patch, 130)
+            train(TASK, **settings)
+        steps = []
+        step = Sweep._step
+        monkeypatch.setattr(Sweep, "_step", lambda sweep: (steps.append(sweep.done), step(sweep)))
+        train(TASK, **settings)
+        assert steps == list(range(128, 200))
+
+    def test_another_command_is_refused_unless_told(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0}
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            self.die_at(patch, 130)
+            train(TASK, **settings)
+        with pytest.raises(
+            InputError, match=r"unfinished run of another command.*dim is 4, there 8"
+        ):
+            train(TASK, **{**settings, "dim": 4})
+        result = train(TASK, **{**settings, "dim": 4}, overwrite=True)
+        assert result.recipe.dim == 4
+
+    def test_overwriting_goes_on_with_its_own_run(
+        self, tmp_path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0, "overwrite": True}
+        train(TASK, **{**settings, "steps": 3})
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            self.die_at(patch, 130)
+            train(TASK, **settings)
+        loaded = []
+        load = training.Checkpoint.load
+
+        def watched(checkpoint: training.Checkpoint) -> object:
+            state = load(checkpoint)
+            loaded.append(state is not None)
+            return state
+
+        monkeypatch.setattr(training.Checkpoint, "load", watched)
+        train(TASK, **settings)
+        assert loaded[-1]
+
+
+class TestEvaluation:
+    def test_by_hand(self) -> None:
+        """Always the same answer: right once in eight; a sure right answer: loss 0."""
+        one = torch.zeros(8, dtype=torch.float64)
+        one[5] = 1.0
+        ways = {
+            "five": lambda tokens: one.expand(len(tokens), 8),
+            "none": lambda tokens: torch.zeros(len(tokens), 8),
+            "nan": lambda tokens: torch.full((len(tokens), 8), math.nan),
+        }
+        draw = torch.Generator().manual_seed(0)
+        scores = evaluate(ways, TASK, draw, count=20_000)
+        assert scores["five"].accuracy.value == pytest.approx(1 / 8, abs=0.01)
+        assert scores["five"].loss == pytest.approx(math.log(7 + math.e) - 1 / 8, abs=0.01)
+        assert scores["none"].accuracy.value == pytest.approx(1 / 8)
+        assert scores["none"].loss == pytest.approx(math.log(8))
+        assert scores["nan"].accuracy.value == 0.0
+
+    def test_all_ways_see_the_same_contexts(self) -> None:
+        rule = BayesRule(TASK)
+        draw = torch.Generator().manual_seed(1)
+        scores = evaluate({1: rule, 2: rule}, TASK, draw, count=5000)
+        assert scores[1] == scores[2]
+        low, high = scores[1].accuracy.low, scores[1].accuracy.high
+        assert low < scores[1].accuracy.value < high
+        with pytest.raises(InputError, match="evaluation is 0"):
+            evaluate({1: rule}, TASK, draw, count=0)
+
+
+@pytest.mark.slow
+class TestAnchors:
+    """The paper's directions at full size; the reference page's section 7 has the numbers."""
+
+    @pytest.mark.parametrize("bits", [5, 6, 7, 8])
+    def test_half_the_width_learns_and_holds_a_memory(self, bits: int) -> None:
+        task = ConceptTask(bits=bits, length=256)
+        seeds = 2 if bits < 8 else 1
+        result = train(task, dim=task.vocab // 2, seeds=seeds, quiet=True)
+        best = result.summary()
+        best = best[best["lr"] == result.best_learning_rate]
+        assert (best["accuracy"] >= 0.97).all()
+        assert (best["bayes_accuracy"] - best["accuracy"] <= 0.03).all()
+        assert (best["accuracy"] - best["constructed_accuracy"] <= 0.03).all()
+        draw = torch.Generator().manual_seed(0)
+        chance = result.accuracy(lambda model: memory.random(model.W_E, task, draw))
+        assert (chance["accuracy"] < 0.2).all()
+
+    @pytest.mark.parametrize("bits", [5, 6, 7, 8])
+    def test_a_trained_value_matrix_beats_the_identity_at_64(self, bits: int) -> None:
+        task = ConceptTask(bits=bits, length=64)
+        settings = {"dim": task.vocab // 2, "seeds": 2 if bits < 8 else 1, "quiet": True}
+        trained = train(task, **settings)
+        fixed = train(task, freeze=("W_V",), value_init="identity", **settings)
+        best, other = (
+            result.accuracy()["accuracy"][result.table["lr"] == result.best_learning_rate]
+            for result in (trained, fixed)
+        )
+        assert best.min() > other.max() + 0.03

@@ -1,0 +1,328 @@
+"""What every result shares: a folder that is whole or not a result, and where it came from."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from hijacklens import plots
+from hijacklens.errors import InputError
+from hijacklens.files import RECORD, claim_folder, write_json, write_whole
+from hijacklens.results.provenance import PACKAGES, Provenance, provenance_from
+from hijacklens.results.result import Result, load_result
+
+
+@dataclass(frozen=True)
+class Counts(Result):
+    """The smallest result: a few numbers."""
+
+    values: tuple[int, ...]
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return pd.DataFrame({"value": self.values})
+
+    def plot(self):
+        with plots.canvas() as (figure, axes):
+            axes[0].plot(self.values)
+        return figure
+
+    def configuration(self) -> dict[str, Any]:
+        return {"n": len(self.values), "mean": float("nan")}
+
+    def files(self) -> Mapping[str, Any]:
+        return {"items.csv": lambda path: self.to_dataframe().to_csv(path, index=False)}
+
+    @classmethod
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> Counts:
+        table = pd.read_csv(folder / "items.csv")
+        return cls(tuple(table.value.tolist()), provenance_from(record))
+
+
+@dataclass(frozen=True)
+class Unfinished(Counts):
+    """A result whose second file cannot be written."""
+
+    def files(self):
+        def fail(path: Path) -> None:
+            path.write_text("half of it")
+            raise OSError("disk full")
+
+        return {**super().files(), "more.csv": fail}
+
+
+class NoFigure(Counts):
+    figure_names: ClassVar[tuple[str, ...]] = ()
+
+
+@pytest.fixture
+def counts(monkeypatch) -> Counts:
+    """A result of a type that load_result can find."""
+    module = ModuleType("hijacklens.standin_of_the_tests")
+    module.Counts = Counts
+    module.NOT_A_TYPE = 3
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Counts, "__module__", module.__name__)
+    return Counts((3, 1, 2), Provenance.now(seed=7))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+# ---------------------------------------------------------------- save and load
+
+
+def test_a_saved_result_comes_back(counts, tmp_path):
+    folder = counts.save(tmp_path / "runs" / "one")
+    assert folder == tmp_path / "runs" / "one"
+    assert names(folder) == {"items.csv", "curve.svg", "curve.png", RECORD}
+    assert load_result(folder) == counts
+    assert load_result(str(folder)) == counts
+
+
+def test_the_record_says_what_and_where_from(counts, tmp_path):
+    record = json.loads((counts.save(tmp_path) / RECORD).read_text())
+    assert record == {
+        "type": "hijacklens.standin_of_the_tests:Counts",
+        "n": 3,
+        "mean": None,
+        "files": ["items.csv", "curve.svg", "curve.png"],
+        "provenance": asdict(counts.provenance),
+    }
+    assert provenance_from(record) == counts.provenance
+
+
+def test_figures_are_written_in_their_format(counts, tmp_path):
+    folder = counts.save(tmp_path)
+    assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (folder / "curve.svg").read_text()
+    assert plt.get_fignums() == []
+
+
+def test_the_same_result_gives_the_same_files(counts, tmp_path):
+    one, two = counts.save(tmp_path / "1"), counts.save(tmp_path / "2")
+    for name in names(one):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_result_may_have_no_figure(tmp_path):
+    result = NoFigure((1,), Provenance.now())
+    assert names(result.save(tmp_path)) == {"items.csv", RECORD}
+
+
+def test_a_folder_with_a_result_is_not_overwritten_unasked(counts, tmp_path):
+    counts.save(tmp_path)
+    other = Counts((9,), counts.provenance)
+    with pytest.raises(InputError) as caught:
+        other.save(tmp_path)
+    for part in (str(tmp_path), "holds a result already", "--overwrite"):
+        assert part in str(caught.value)
+    assert load_result(tmp_path) == counts
+    other.save(tmp_path, overwrite=True)
+    assert load_result(tmp_path) == other
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_save_that_fails_leaves_no_result(overwrite, counts, tmp_path):
+    if overwrite:
+        counts.save(tmp_path)
+    with pytest.raises(OSError, match="disk full"):
+        Unfinished((1,), counts.provenance).save(tmp_path, overwrite=overwrite)
+    assert not names(tmp_path) & {RECORD, "more.csv"}
+    assert not [name for name in names(tmp_path) if name.startswith(".part")]
+    with pytest.raises(InputError, match="a run that was cut short has no such file"):
+        load_result(tmp_path)
+
+
+# ---------------------------------------------------------------- folders that cannot be used
+
+
+def test_a_folder_without_a_record(tmp_path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError) as caught:
+            load_result(folder)
+        for part in (str(folder), RECORD, "--out"):
+            assert part in str(caught.value)
+
+
+def test_a_file_for_a_folder(tmp_path):
+    path = tmp_path / "items.parquet"
+    path.write_text("")
+    with pytest.raises(InputError, match=r"items\.parquet"):
+        load_result(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "{}", '{"kind": "x"}', b"\xff\xfe"],
+    ids=["empty", "cut short", "list", "null", "no fields", "no type", "not UTF-8"],
+)
+def test_a_record_that_is_none(text, tmp_path):
+    data = text if isinstance(text, bytes) else text.encode()
+    (tmp_path / RECORD).write_bytes(data)
+    with pytest.raises(InputError, match="is not the record of a result") as caught:
+        load_result(tmp_path)
+    assert str(tmp_path / RECORD) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "os:system",
+        "pathlib:Path",
+        "tests.hijacklens.test_results:Counts",
+        "hijacklens:Fact",
+        "hijacklens.results.result:Provenance",
+        "hijacklens.results.result:Result",
+        "hijacklens.results.result:Nothing",
+        "hijacklens.no_such_module:Counts",
+        "hijacklens.standin_of_the_tests:NOT_A_TYPE",
+        "hijacklens..results:Result",
+        "hijacklens.results.result",
+        "hijacklensx.results:Result",
+        "",
+        "3",
+    ],
+)
+def test_a_type_that_is_no_result_of_ours(kind, counts, tmp_path):
+    (tmp_path / RECORD).write_text(json.dumps({"type": kind}))
+    with pytest.raises(InputError) as caught:
+        load_result(tmp_path)
+    for part in (str(tmp_path / RECORD), repr(kind), "this version of hijacklens"):
+        assert part in str(caught.value)
+
+
+def test_nothing_outside_our_packages_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "evil_module_of_a_record.py").write_text("raise SystemExit('was imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / RECORD).write_text(json.dumps({"type": "evil_module_of_a_record:Result"}))
+    with pytest.raises(InputError):
+        load_result(tmp_path)
+    assert "evil_module_of_a_record" not in sys.modules
+
+
+def test_claiming_a_folder_makes_it_and_its_parents(tmp_path):
+    folder = claim_folder(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    (folder / "notes.txt").write_text("mine")
+    assert claim_folder(folder) == folder  # other files do no harm
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["a file", "below a file"])
+def test_claiming_a_file_is_refused(below, tmp_path):
+    path = tmp_path / "taken"
+    path.write_text("mine")
+    target = path / "run" if below else path
+    with pytest.raises(InputError) as caught:
+        claim_folder(target, overwrite=True)
+    assert str(target) in str(caught.value)
+    assert path.read_text() == "mine"
+
+
+# ---------------------------------------------------------------- whole files
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_a_file_is_written_whole_or_not_at_all(error, tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("old")
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        assert part.suffix == ".csv"  # writers choose their format by it
+        assert path.read_text() == "old"
+        raise error
+
+    with pytest.raises(error):
+        write_whole(path, fail)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == {"table.csv"}
+    write_whole(path, lambda part: part.write_text("new"))
+    assert path.read_text() == "new"
+    assert names(tmp_path) == {"table.csv"}
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [
+        pytest.param(float("nan"), None, id="nan"),
+        pytest.param(float("inf"), None, id="inf"),
+        pytest.param(-float("inf"), None, id="-inf"),
+        pytest.param(np.float64("nan"), None, id="numpy nan"),
+        pytest.param(np.float64(0.5), 0.5, id="numpy float"),
+        pytest.param(np.float32(0.5), 0.5, id="numpy float32"),
+        pytest.param(np.int64(3), 3, id="numpy int"),
+        pytest.param((1, (2.0, float("nan"))), [1, [2.0, None]], id="nested tuples"),
+        pytest.param({"a": {1: float("nan")}}, {"a": {"1": None}}, id="nested, number for a key"),
+        pytest.param(range(3), [0, 1, 2], id="range"),
+        pytest.param("Zürich 北京", "Zürich 北京", id="text"),
+        pytest.param(True, True, id="bool"),
+        pytest.param(None, None, id="None"),
+    ],
+)
+def test_a_record_is_strict_json(value, read, tmp_path):
+    write_json(tmp_path / "r.json", {"value": value})
+    text = (tmp_path / "r.json").read_text(encoding="utf-8")
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is no JSON")
+
+    assert json.loads(text, parse_constant=no_constant) == {"value": read}
+    assert text.endswith("}\n")
+    if isinstance(value, str):
+        assert value in text  # readable, not escaped
+
+
+def test_a_set_is_written_in_one_order(tmp_path):
+    words = {f"P{i}" for i in range(50)}
+    write_json(tmp_path / "r.json", {"value": words})
+    assert json.loads((tmp_path / "r.json").read_text())["value"] == sorted(words)
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def test_provenance_of_this_process():
+    before = datetime.now(timezone.utc).replace(microsecond=0)
+    found = Provenance.now(seed=3)
+    assert before <= datetime.fromisoformat(found.created) <= datetime.now(timezone.utc)
+    assert found.seed == 3
+    assert Provenance.now().seed is None
+    assert set(found.versions) == set(PACKAGES)
+    assert "not installed" not in found.versions.values()
+    assert found.python.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "command"),
+    [
+        (["/usr/bin/hijacklens", "hijack", "--model", "gpt2"], "hijacklens hijack --model gpt2"),
+        (["/tmp/script.py", "--x"], "python"),
+        ([""], "python"),
+        ([], "python"),
+    ],
+    ids=["command line", "script", "notebook", "embedded"],
+)
+def test_the_command(argv, command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert Provenance.now().command == command
+
+
+def test_the_command_can_be_typed_again(monkeypatch):
+    argv = ["hijacklens", "ask", "The Eiffel Tower is in", "--template", "Don't say {target_false}"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert shlex.split(Provenance.now().command) == argv

@@ -31,7 +31,7 @@ from hijacklens import plots
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.one_layer import spans
+from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.layout import Layout, mark
 from hijacklens.scoring.pairs import PromptPair, prompt_pairs
@@ -66,7 +66,7 @@ def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
     result = one_layer(settings, bench)
     for seed, model in enumerate(result.best()):
         contexts = result.task.sample(settings.contexts, torch.Generator().manual_seed(seed))
-        layout = spans.layout(result.task, contexts.tokens, spans=("cluster",))
+        layout = context_layout(result.task, contexts.tokens, spans=("cluster",))
         cues = layout.key("cluster")
         last = torch.full_like(contexts.labels, result.task.length - 1)
         logits, mass = _attended(model, layout, last, cues)

@@ -168,7 +168,7 @@ def _side_by_side(name: str, answers: Sequence[Answer], targets: Sequence[str]) 
     lines = [f"\n{title(name)}"]
     for side, found in zip(titles, answers, strict=True):
         lines.append(f"  {side + ':':10}{found.text}")
-        lines.append(f"  {'':10}-> {found.names.strip()!r}")
+        lines.append(f"  {'':10}-> {found.completion.strip()!r}")
     header = ["", *(part for side in titles for part in (side, "p", "nats"))]
     rows = []
     for i in range(len(answers[0].top)):

@@ -24,8 +24,8 @@ from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.models.hooked import hooked
-from hijacklens.one_layer import spans
 from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.one_layer.task import ConceptTask
 
 HEAT_BINS = 16
@@ -84,7 +84,7 @@ def attention_in_clusters(settings: ClusterSettings, bench: Workbench) -> pd.Dat
 def share_inside(model: OneLayerTransformer, task: ConceptTask, count: int) -> tuple[float, float]:
     """Mean attention of the last token inside its cluster, and the share of tokens there."""
     contexts = task.sample(count, torch.Generator().manual_seed(model.config.seed))
-    inside = spans.layout(task, contexts.tokens, spans=("cluster",)).key("cluster")
+    inside = context_layout(task, contexts.tokens, spans=("cluster",)).key("cluster")
     held: list[torch.Tensor] = []
 
     def keep(pattern: torch.Tensor, hook: Any) -> None:
@@ -139,7 +139,7 @@ def _helped(model: OneLayerTransformer, task: ConceptTask, count: int) -> float:
         assert logits is not None
         loss = cross_entropy(logits[:, -1], labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, held["scores"])
-        inside = spans.layout(task, tokens, spans=("cluster",)).key("cluster")
+        inside = context_layout(task, tokens, spans=("cluster",)).key("cluster")
         found.append((gradient[:, 0, -1] * inside).sum(1) < 0)
     return float(torch.cat(found).double().mean())
 

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.accounting import Accounting
-from hijacklens.engine.batch_size import READ_VALUES, BatchSize
+from hijacklens.engine.batch_size import READ_VALUES, BatchSize, is_out_of_memory, peak_bytes
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import MOST_TOKENS

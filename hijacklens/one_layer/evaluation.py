@@ -99,7 +99,7 @@ def answers(
         for block in tokens.to(model.W_E.device).split(HOOKED_BLOCK):
             rows = torch.arange(len(block), device=block.device)
             last = torch.full_like(rows, block.shape[1] - 1)
-            where = spans.layout(task, block, spans=spans)
+            where = context_layout(task, block, spans=spans)
             found.append(logits_at(model, where, rows, last, probes=pointed).cpu())
         return torch.cat(found)
 

@@ -34,6 +34,14 @@ FILES = "files"
 """Key of the names of the files in `result.json`; results themselves never see it."""
 
 
+MOVED = {
+    "hijacklens.concepts.trained:TrainingResult": "hijacklens.one_layer.trained:TrainingResult",
+    "analyses.sweep_result:SweepResult": "analyses.sweeps.run:SweepResult",
+    "analyses.reproduction:Reproduction": "analyses.reproduction.reproduction:Reproduction",
+}
+"""Type in the record of a result folder -> where that type is now, if it has moved."""
+
+
 class Result(Shown, ABC):
     """Base of all results. A subclass is a frozen dataclass with a field `provenance`.
 
@@ -123,7 +131,7 @@ def load_result(folder: str | Path) -> Result:
         )
     kind = str(record["type"])
     # The type is named by a file, so only our own packages are ever imported for it.
-    match = re.fullmatch(r"((?:hijacklens|probes|analyses)(?:\.\w+)+):(\w+)", kind)
+    match = re.fullmatch(r"((?:hijacklens|probes|analyses)(?:\.\w+)+):(\w+)", MOVED.get(kind, kind))
     found: Any = None
     if match:
         try:

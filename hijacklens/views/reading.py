@@ -21,7 +21,7 @@ from torch import Tensor
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
 from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
-from hijacklens.one_layer import spans
+from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
 from hijacklens.prompts.layout import Layout, mark
@@ -195,7 +195,7 @@ def _context(
 
     def where(atom: str) -> tuple[int, ...]:
         if task is not None:
-            return _true(spans.layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0])
+            return _true(context_layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0])
         if atom == EVERYWHERE:
             return tuple(range(len(ids)))
         if atom == "last":

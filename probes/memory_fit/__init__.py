@@ -51,6 +51,7 @@ from hijacklens.progress import bar
 from hijacklens.results.provenance import Provenance
 from hijacklens.sites import Heads, Layers
 from probes import sources
+from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
 from probes.memory_fit.direct_path import DirectPath
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length

@@ -3,8 +3,8 @@
 The model has orthonormal embeddings, uniform attention and the memory of equation 5.1. Its error is
 held against Chernoff's bound, an exact statement at every L where the appendix has constants that
 we know from memory only, and its exponent against what one token tells at most
-(`analyses.paper.error_exponent`). Theorem 1 is about omega = 1; omega = .5, the setting of the figures,
-stands beside it.
+(`analyses.paper.error_exponent`). Theorem 1 is about omega = 1; omega = .5, the setting of the
+figures, stands beside it.
 """
 
 from __future__ import annotations
@@ -77,8 +77,9 @@ class LemmaSettings:
 def error_by_length(settings: ErrorSettings, bench: Workbench) -> pd.DataFrame:
     """Measured error with its interval, and what it is held against, per omega, m and L.
 
-    `bound`, `exponent`, `information` and `divergence` are those of `analyses.paper.error_exponent`;
-    `margin` is that of the logits at infinite L, by the model's own matrices and in closed form.
+    `bound`, `exponent`, `information` and `divergence` are those of
+    `analyses.paper.error_exponent`; `margin` is that of the logits at infinite L, by the model's
+    own matrices and in closed form.
     """
     rows = []
     for omega in settings.omegas:

@@ -1,12 +1,12 @@
 """The engine: log-probabilities of chosen next tokens after chosen prefixes, in few tokens.
 
 What is asked for is a mapping from prefixes to tokens whose log-probability is read behind them.
-A prefix is made of symbols (`hijacklens.prompts.layout`): token ids, which with probes on also say in
-which spans they stand. Prefixes form a tree (`hijacklens.engine.trie`), and what they share is
-computed as few times as pays (`hijacklens.engine.plan`): neighbouring branches run together in
-one row under a tree attention mask, on keys and values of a trunk that are computed once. Where
-that cannot be right, every prefix that begins no other one has a row to itself; `Accounting` says
-what was done and why.
+A prefix is made of symbols (`hijacklens.prompts.layout`): token ids, which with probes on also say
+in which spans they stand. Prefixes form a tree (`hijacklens.engine.trie`), and what they share is
+computed as few times as pays (`hijacklens.engine.plan`): neighbouring branches run together in one
+row under a tree attention mask, on keys and values of a trunk that are computed once. Where that
+cannot be right, every prefix that begins no other one has a row to itself; `Accounting` says what
+was done and why.
 
 Only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
 is ever made. The softmax is taken in float32.

@@ -1,8 +1,9 @@
 """The token trie: all prefixes that a run asks for as one tree, so that what they share shows.
 
-Prefixes are made of symbols (`hijacklens.prompts.layout`), so with probes on two prompts share a token
-exactly if it is the same token in the same spans. The tree is kept in the form of its leaves in
-lexicographic order, each with the number of symbols that it shares with the leaf before; that says
+Prefixes are made of symbols (`hijacklens.prompts.layout`), so with probes on two prompts share a
+token exactly if it is the same token in the same spans. The tree is kept in the form of its leaves
+in lexicographic order, each with the number of symbols that it shares with the leaf before; that
+says
 everything about a compressed prefix tree, and a subtree is a stretch of neighbours:
 
     leaf                               shared

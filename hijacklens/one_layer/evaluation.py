@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 from hijacklens.errors import InputError
 from hijacklens.one_layer.bayes import TIE_NATS, hits
 from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import Probe, check_probes, logits_at, spans_of
 from hijacklens.statistics import Interval, share

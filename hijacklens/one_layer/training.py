@@ -1,7 +1,8 @@
 """Training the one-layer model on latent concept association, and what came of it.
 
-`train` trains seeds x learning rates as one sweep (`hijacklens.one_layer.stacked_runs`), evaluates every
-model on fresh contexts beside the Bayes rule and beside itself with the memory of equation 5.1 in
+`train` trains seeds x learning rates as one sweep (`hijacklens.one_layer.stacked_runs`), evaluates
+every model on fresh contexts beside the Bayes rule and beside itself with the memory of equation
+5.1 in
 place of its W_V, and returns a `TrainingResult`. The recipe is section 7.6 of the reference page:
 the paper states the model and the two learning rates that it chose between for each dimension,
 not the rest (`hijacklens.one_layer.recipe.OUR_DEFAULTS`).

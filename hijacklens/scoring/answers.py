@@ -58,7 +58,8 @@ def answer(
     Args:
         model: A hooked language model.
         text: The prompt; spaces behind it are dropped, since the next token brings its own. A
-            text is all `query` to a probe; a `Prompt` (`hijacklens.prompts.prompt.compose`) has spans.
+            text is all `query` to a probe; a `Prompt` (`hijacklens.prompts.prompt.compose`) has
+            spans.
         targets: Words whose first token is looked up, read in context.
         top: How many of the likeliest next tokens to give.
         tokens: Length of the greedy continuation, in tokens; it ends early at an end token.

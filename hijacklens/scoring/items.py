@@ -56,7 +56,7 @@ Step: TypeAlias = tuple[TokenIds, int]
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt of a fact in symbols (`hijacklens.prompts.layout`), with both targets read in its context.
+    """A prompt of a fact in symbols (see `hijacklens.prompts.layout`), with both targets.
 
     Without probes a symbol is a token id; with probes it also says in which of their spans the
     token stands.

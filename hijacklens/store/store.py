@@ -2,9 +2,9 @@
 
 Every batch is written as it is finished (contract 5). A run that was killed therefore goes on
 where it was, one with more doses or other facts computes only what is missing, and two processes
-share what they find. Readings go by their source (`hijacklens.store.fingerprint`: weights, settings,
-tokenizer, arithmetic, probes) and by the symbols of their prefix; texts are not stored. Readings
-that are not finite are never kept. What happens to a broken or unusable file is in
+share what they find. Readings go by their source (`hijacklens.store.fingerprint`: weights,
+settings, tokenizer, arithmetic, probes) and by the symbols of their prefix; texts are not stored.
+Readings that are not finite are never kept. What happens to a broken or unusable file is in
 `hijacklens.store.database`; it never stops a run.
 
 The file is `readings-v1.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves it), or the one that

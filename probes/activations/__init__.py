@@ -4,9 +4,9 @@
     patch(model, align(bare, hijacked, span="subject"), site="resid_pre", layers=5)
 
 The source prompt is run once, when the patch is made; the patch then is a probe for its target
-prompts. The two may differ in length: `hijacklens.prompts.correspondence` says which tokens correspond.
-Tokens without a counterpart, such as those of hijacking sentences, are neither read nor written.
-They still are attended to: a patch of the query's tokens does not hide the sentences.
+prompts. The two may differ in length: `hijacklens.prompts.correspondence` says which tokens
+correspond. Tokens without a counterpart, such as those of hijacking sentences, are neither read nor
+written. They still are attended to: a patch of the query's tokens does not hide the sentences.
 
 What can be patched is listed in `probes.activations.places`: the residual stream, what attention
 and MLP add to it, and per head z, q, k and v. `q` and `k` are taken before rotary positions, so a

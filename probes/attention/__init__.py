@@ -5,8 +5,8 @@
     attention.patch("last", "cluster")                # the one-layer model, by the same call
     attention.transplant(cache, source="last")        # the attention of another run
 
-Source tokens are queries, target tokens keys; both are spans (`hijacklens.prompts.spans`). Heads are
-query heads: under grouped-query attention several of them share a key/value head.
+Source tokens are queries, target tokens keys; both are spans (`hijacklens.prompts.spans`). Heads
+are query heads: under grouped-query attention several of them share a key/value head.
 
     q k^T -> soft cap -> mask -> hook_attn_scores -> softmax -> hook_pattern -> z
                                  "before"                       "after"

@@ -2,9 +2,9 @@
 
 Figures C.9 to C.12: the singular values of trained embeddings fall in two groups, a few large ones
 and a bulk. Equation 5.2 says where they lie: its Gram matrix has the eigenvalues of
-`hijacklens.one_layer.embeddings.gram_eigenvalues`, and singular values of W_E are their square roots
-(reference page, 7.3). m of them, one per bit, stand above the bulk; that of the constant direction
-does so or not, as b says. So the gap is looked for below both m and m + 1 values.
+`hijacklens.one_layer.embeddings.gram_eigenvalues`, and singular values of W_E are their square
+roots (reference page, 7.3). m of them, one per bit, stand above the bulk; that of the constant
+direction does so or not, as b says. So the gap is looked for below both m and m + 1 values.
 
 With d_model < vocab the fitted equation cannot hold exactly: its bulk has vocab - m - 1 directions
 and only d_model - m - 1 are there. Two predictions are therefore given: `predicted` as the

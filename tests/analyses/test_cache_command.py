@@ -222,7 +222,8 @@ OpenStore.keep = keep_slowly
 
 def shell(words, cache, prelude=""):
     """The command line in a process of its own."""
-    code = f"import torch; torch.set_num_threads(1); {prelude}\nfrom analyses.commands.group import main; main()"
+    threads = "import torch; torch.set_num_threads(1)"
+    code = f"{threads}; {prelude}\nfrom analyses.commands.group import main; main()"
     environment = {
         **os.environ,
         "HIJACKLENS_STORE": str(cache),

@@ -36,7 +36,7 @@ IMPORTERS = {
     "analyses/reproduction/registry.py": "a family of the list there",
     "analyses/sweeps/file.py": "tomllib, or tomli on Python 3.10",
     "hijacklens/models/packaged.py": "a package of the list there",
-    "hijacklens/results/result.py": "a module of ours, by a name in result.json that is matched first",
+    "hijacklens/results/result.py": "a module of ours, by a matched name in result.json",
     "hijacklens/workers/cluster.py": "ray",
 }
 """Modules that import by name, and what."""

@@ -16,5 +16,7 @@ from .prompts.schemes import schemes as schemes
 from .report.document import write_report as write_report
 from .results.result import load_result as load_result
 from .scoring.answers import answer as answer
+from .scoring.execution import Execution as Execution
 from .scoring.hijack import hijack as hijack
 from .scoring.result import HijackResult as HijackResult
+from .workers.workers import RayEngine as RayEngine

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from functools import wraps
+from inspect import signature
 from typing import Any, TypeVar, cast
 
 from hijacklens.errors import InputError
@@ -23,7 +25,8 @@ def renamed(**new_names: str) -> Callable[[Function], Function]:
     """Let a function or class take keywords by their old names, too.
 
     Args:
-        new_names: Old name -> new name.
+        new_names: Old name -> new name. The new name `argument.field` is a field of a frozen
+            dataclass; the old keyword changes that field of the argument's default value.
 
     Raises:
         InputError: On a call that gives a keyword under both names.
@@ -33,19 +36,28 @@ def renamed(**new_names: str) -> Callable[[Function], Function]:
     """
 
     def decorate(function: Function) -> Function:
+        parameters = signature(function).parameters
+
         @wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
-            for old in new_names.keys() & keywords.keys():
-                new = new_names[old]
-                if new in keywords:
-                    raise InputError(f"{new} is given twice, also by its old name {old}.")
+            old_values = {old: keywords.pop(old) for old in new_names if old in keywords}
+            renamed_values: dict[str, Any] = {}
+            for old, value in old_values.items():
+                argument, _, record_field = new_names[old].partition(".")
+                if argument in keywords:
+                    raise InputError(f"{argument} is given twice, also by its old name {old}.")
+                spelling = f"{argument}="
+                if record_field:
+                    default = renamed_values.get(argument, parameters[argument].default)
+                    spelling += f"{type(default).__name__}({record_field}=...)"
+                    value = replace(default, **{record_field: value})
                 warnings.warn(
-                    f"{old}= is now called {new}=; the next release drops the old name.",
+                    f"{old}= is now called {spelling}; the next release drops the old name.",
                     FutureWarning,
                     stacklevel=2,
                 )
-                keywords[new] = keywords.pop(old)
-            return function(*args, **keywords)
+                renamed_values[argument] = value
+            return function(*args, **keywords, **renamed_values)
 
         return cast("Function", call)
 

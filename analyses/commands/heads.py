@@ -194,6 +194,7 @@ def command(
     from hijacklens.errors import InputError
     from hijacklens.files import RECORD, check_folder
     from hijacklens.prompts.schemes import get_scheme
+    from hijacklens.scoring.execution import Execution
 
     chosen = get_scheme(scheme)
     tested = [get_scheme(given) for given in test_schemes] or [chosen]
@@ -215,6 +216,7 @@ def command(
     model = load_model(name, **loading)
     if facts.note:
         note(f"{facts.name}: {facts.note}", quiet=quiet)
+    execution = Execution(batch_tokens=batch_tokens)
     found = heads.search(
         model,
         searched,
@@ -226,7 +228,7 @@ def command(
         kind=kind,
         strategy=strategy,
         seed=seed,
-        batch_tokens=batch_tokens,
+        execution=execution,
         quiet=quiet,
     )
     (folder / RECORD).unlink(missing_ok=True)
@@ -238,7 +240,7 @@ def command(
         schemes=tested,
         doses=doses,
         random_sets=random_sets,
-        batch_tokens=batch_tokens,
+        execution=execution,
         quiet=quiet,
     )
     result.save(folder, overwrite=overwrite)

@@ -22,7 +22,7 @@ from analyses.commands.options import (
     read_probes,
     rule_option,
     schemes_options,
-    way_option,
+    sharing_option,
 )
 from analyses.commands.resumption import is_unfinished, resumable, save_part, usual_folder
 from analyses.commands.screen import (
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @facts_options
 @model_options
 @batch_tokens_option
-@way_option
+@sharing_option
 @engine_options
 @rule_option
 @click.option(
@@ -72,7 +72,7 @@ def command(
     limit: int | None,
     seed: int,
     batch_tokens: int | None,
-    way: Any,
+    sharing: Any,
     engine: str,
     workers: int | None,
     ray_address: str | None,
@@ -119,12 +119,16 @@ def command(
     folder = check_folder(folder, overwrite=overwrite or is_unfinished(folder, models))
 
     from analyses.commands.screen import hijack_tables
+    from hijacklens.scoring.execution import Execution
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
     from hijacklens.workers.replica import ModelLoader
 
     if facts.note:
         note(f"{facts.name}: {facts.note}", quiet=quiet)
+    execution = Execution(
+        sharing=sharing, engine=where, store=not no_cache, batch_tokens=batch_tokens
+    )
     result: HijackResult | None = None
     for i, name in enumerate(models, start=1):
         with resumable(store=not no_cache):
@@ -139,10 +143,7 @@ def command(
                 doses=counts,
                 probes=make_probes(specified, model, facts, quiet=quiet),
                 seed=seed,
-                batch_tokens=batch_tokens,
-                way=way,
-                store=not no_cache,
-                engine=where,
+                execution=execution,
                 quiet=quiet,
             )
         del model  # before the next one is loaded

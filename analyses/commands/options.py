@@ -59,14 +59,16 @@ batch_tokens_option = click.option(
 )
 """--batch-tokens."""
 
-way_option = click.option(
-    "--way",
+sharing_option = click.option(
+    "--sharing",
+    "--way",  # its old name
+    "sharing",
     type=click.Choice(["auto", "plain", "packed", "cached"]),
     default="auto",
     show_default=True,
-    help="How prompts share what they have in common; auto takes the cheapest.",
+    help="How prompts share computed prefixes; auto takes the cheapest.",
 )
-"""--way."""
+"""--sharing."""
 
 rule_option = click.option(
     "--rule",

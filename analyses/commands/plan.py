@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from analyses.commands import names
-from analyses.commands.options import choose_schemes, facts_options, schemes_options, way_option
+from analyses.commands.options import choose_schemes, facts_options, schemes_options, sharing_option
 from analyses.commands.screen import document, output_options, title
 from analyses.texts import choose_facts, read_doses
 from hijacklens.errors import InputError
@@ -25,7 +25,7 @@ from hijacklens.errors import InputError
 )
 @schemes_options
 @facts_options
-@way_option
+@sharing_option
 @output_options(
     "tokenizer",
     "facts",
@@ -36,7 +36,7 @@ from hijacklens.errors import InputError
     "naive_tokens",
     "planned_tokens",
     "trie_tokens",
-    "way",
+    "sharing",
     "why",
     "skipped",
 )
@@ -50,7 +50,7 @@ def command(
     cases: tuple[int, ...],
     limit: int | None,
     seed: int,
-    way: Any,
+    sharing: Any,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -75,7 +75,7 @@ def command(
         schemes=chosen,
         doses=counts,
         seed=seed,
-        way=way,
+        sharing=sharing,
         quiet=quiet,
     )
     plan = found.plan
@@ -90,7 +90,7 @@ def command(
             naive_tokens=found.naive_tokens,
             planned_tokens=plan.forward_tokens,
             trie_tokens=plan.trie_tokens,
-            way=plan.way,
+            sharing=plan.sharing,
             why=plan.why,
             skipped=found.skipped,
         )
@@ -105,7 +105,7 @@ def command(
         (
             "planned forward tokens",
             f"{plan.forward_tokens:,}",
-            f"{plan.way}, as {plan.why}: {fewer:.2f} times fewer",
+            f"{plan.sharing}, as {plan.why}: {fewer:.2f} times fewer",
         ),
         ("trie bound", f"{plan.trie_tokens:,}", "distinct nodes of the prefix tree"),
     ]

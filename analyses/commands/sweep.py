@@ -52,13 +52,15 @@ def command(
 
     from analyses.commands.resumption import telling_of_the_store
     from analyses.sweeps.run import run_sweep
+    from hijacklens.scoring.execution import Execution
 
     def tell(line: str) -> None:
         if not quiet:
             click.echo(line, err=True)
 
     with telling_of_the_store():
-        result = run_sweep(plan, out, engine=chosen, store=not no_cache, quiet=quiet, tell=tell)
+        execution = Execution(engine=chosen, store=not no_cache)
+        result = run_sweep(plan, out, execution=execution, quiet=quiet, tell=tell)
     cells, failed = len(result.settings["cells"]), len(result.failed)
     written = [*result.files(), "result.json", *result.figure_names]
     if as_json:

@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,11 @@ from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.one_layer.training import train
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, share
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result, load_result
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.result import HijackResult
 from hijacklens.workers.cluster import connected, share_out
@@ -173,8 +175,7 @@ class _Sweep:
 
     plan: SweepPlan
     out: Path
-    engine: str | RayEngine
-    store: bool
+    execution: Execution
     quiet: bool
     tell: Callable[[str], object]
     failed: dict[str, str] = field(default_factory=dict)
@@ -203,12 +204,12 @@ class _Sweep:
                 self.tell(f"failed: {cell.name}: {error}")
 
 
+@renamed(engine="execution.engine", store="execution.store")
 def run_sweep(
     plan: SweepPlan,
     out: Path,
     *,
-    engine: str | RayEngine = "local",
-    store: bool = True,
+    execution: Execution = Execution(),
     quiet: bool = False,
     tell: Callable[[str], object] = lambda line: None,
 ) -> SweepResult:
@@ -217,9 +218,8 @@ def run_sweep(
     Args:
         plan: As `analyses.sweeps.file.load_sweep` gives it.
         out: The folder of the sweep; the cells that are finished there are not run again.
-        engine: `"local"`, or a `RayEngine`: then the workers share every scoring cell, and each
-            takes a training cell of its own.
-        store: Whether finished readings are kept and looked up, within cells too.
+        execution: As for `hijacklens.hijack`, but the file sets `batch_tokens`. The workers of a
+            `RayEngine` share every scoring cell, and each takes one training cell at a time.
         quiet: Draw no progress bars.
         tell: Called with a line when a cell is done or cannot be.
 
@@ -231,13 +231,13 @@ def run_sweep(
         has new weights, name another folder for the sweep.
     """
     cells = [*_scoring_cells(plan.scoring), *_training_cells(plan.training)]
-    sweep = _Sweep(plan, out, engine, store, quiet, tell)
+    sweep = _Sweep(plan, out, execution, quiet, tell)
     left = [cell for cell in cells if sweep.finished(cell) is None]
     if len(left) < len(cells):
         tell(f"{len(cells) - len(left)} of {len(cells)} cells were finished before")
     cluster = nullcontext()
-    if isinstance(engine, RayEngine) and left:
-        cluster = connected(engine.address)  # one for all cells
+    if isinstance(execution.engine, RayEngine) and left:
+        cluster = connected(execution.engine.address)  # one for all cells
     with cluster:
         scoring = [cell for cell in left if cell.kind == "scoring"]
         for _, group in groupby(scoring, key=lambda cell: cell.asked["model"]):
@@ -328,11 +328,12 @@ def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
     assert plan is not None
     loader = ModelLoader(**asdict(ModelEntry(**cells[0].asked["model"])))
     with sweep.listing(cells):
-        if isinstance(sweep.engine, RayEngine):
-            model, running = loader, sweep.engine.replicas(loader)
+        if isinstance(sweep.execution.engine, RayEngine):
+            model, running = loader, sweep.execution.engine.replicas(loader)
         else:
-            model, running = loader.load(), nullcontext(sweep.engine)
+            model, running = loader.load(), nullcontext(sweep.execution.engine)
         with running as engine:
+            execution = replace(sweep.execution, engine=engine, batch_tokens=plan.batch_tokens)
             for cell in cells:
                 facts, scheme = cell.given
                 with sweep.listing([cell]):
@@ -343,9 +344,7 @@ def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
                         doses=plan.doses,
                         probes=[parse(text).probe() for text in plan.probes],
                         seed=cell.labels["seed"],
-                        batch_tokens=plan.batch_tokens,
-                        store=sweep.store,
-                        engine=engine,
+                        execution=execution,
                         quiet=sweep.quiet,
                     )
                     sweep.save(cell, result)
@@ -358,8 +357,8 @@ def train_cell(task: Mapping[str, Any], recipe: Mapping[str, Any], **options: An
 
 def _train(sweep: _Sweep, cells: Sequence[Cell]) -> None:
     """Run the training cells: one after the other, or one on each worker."""
-    if isinstance(sweep.engine, RayEngine) and cells:
-        _train_on_workers(sweep, cells, sweep.engine)
+    if isinstance(sweep.execution.engine, RayEngine) and cells:
+        _train_on_workers(sweep, cells, sweep.execution.engine)
         return
     for cell in cells:
         task, recipe = cell.given

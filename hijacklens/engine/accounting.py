@@ -11,7 +11,7 @@ from typing import Any
 class Accounting:
     """What the engine did."""
 
-    way: str
+    sharing: str
     """`plain`, `packed` or `cached` (`hijacklens.engine.plan`); `none` if nothing was asked."""
     why: str
     """Why that way was taken."""
@@ -49,11 +49,11 @@ def summary(record: Mapping[str, Any]) -> str:
     computed, naive = record["forward_tokens"], record["naive_tokens"]
     if not computed:
         return f"nothing had to be computed ({naive:,} tokens with every prompt by itself)"
+    sharing = record.get("sharing", record.get("way"))  # its name in older results
     small = f", batches shrunk {record['shrunk']} times" if record["shrunk"] else ""
     return (
         f"{computed:,} tokens computed; every prompt by itself has {naive:,}, with shared "
-        f"beginnings {record['trie_tokens']:,} at best; engine: {record['way']} "
-        f"({record['why']}); "
+        f"beginnings {record['trie_tokens']:,} at best; engine: {sharing} ({record['why']}); "
         f"{record['tokens_per_second']:,.0f} tokens/s, peak memory "
         f"{record['peak_memory'] / 2**20:,.0f} MiB{small}"
     )

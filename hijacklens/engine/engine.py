@@ -21,7 +21,7 @@ Contract 1: a reading equals the one of a plain Hugging Face forward pass of tha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,9 +32,15 @@ from hijacklens.engine.accounting import Accounting
 from hijacklens.engine.batch_size import READ_VALUES, BatchSize, is_out_of_memory, peak_bytes
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
-from hijacklens.engine.packs import MOST_TOKENS
-from hijacklens.engine.plan import BATCH_TOKENS, Plan, Way, make_plan, separate_plan
-from hijacklens.engine.reading import Reading, Readings, Wanted
+from hijacklens.engine.plan import BATCH_TOKENS, Plan, Sharing, make_plan, separate_plan
+from hijacklens.engine.reading import (
+    Finished,
+    Reading,
+    Readings,
+    ReadOptions,
+    Requests,
+    ignore,
+)
 from hijacklens.engine.rows import Row, apart, write_out
 from hijacklens.engine.support import disagreement, support_of
 from hijacklens.engine.unhooked import unhooked
@@ -49,7 +55,7 @@ __all__ = [
     "READ_VALUES",
     "Reading",
     "Readings",
-    "Wanted",
+    "Requests",
     "next_token_logprobs",
     "read",
 ]
@@ -57,60 +63,46 @@ __all__ = [
 
 def read(
     model: HookedModel,
-    wanted: Wanted,
-    *,
-    probes: Sequence[Probe] = (),
-    spans: Sequence[str] = (),
-    way: Way = "auto",
-    batch_tokens: int | None = None,
-    pack_tokens: int = MOST_TOKENS,
-    advance: Callable[[float], object] = lambda share: None,
-    keep: Callable[[Mapping[TokenIds, Reading]], object] = lambda readings: None,
+    requests: Requests,
+    options: ReadOptions = ReadOptions(),
+    finished: Finished = ignore,
 ) -> Readings:
-    """Read next-token log-probabilities behind every prefix that is asked for.
+    """Read next-token log-probabilities after every requested prefix.
 
     Args:
-        model: A hooked causal model; with hooks on it that are no probes it is run the plain way,
-            as they may go by positions.
-        wanted: Prefix -> tokens; every prefix has at least one symbol.
-        probes: Act on every row, in their order. With a probe that does not pack, every prefix
-            has a row to itself and the rows of a batch are of one length.
-        spans: The spans that the bits of the symbols stand for.
-        way: How prompts share what they have in common (`hijacklens.engine.plan`); by default
-            the cheapest. Where a way cannot be right, the plain one is taken.
-        batch_tokens: Size of a batch in tokens, padding included; a longer row runs alone. By
-            default what suits the device and its free memory.
-        pack_tokens: Tokens of a row that holds several prompts, at most.
-        advance: Called after each batch with the share of the work that it was.
-        keep: Called after each batch with the readings that are new.
+        model: A hooked causal model. If hooks that are not probes are on it, it is run with
+            `plain` sharing, since such hooks may depend on positions in the row.
+        requests: Prefix -> tokens; every prefix has at least one symbol.
+        options: The probes, the spans they look up, the sharing and the batch size.
+        finished: Called after each batch with its readings and the fraction of the work done.
 
     Returns:
         The reading of every prefix, and the accounting.
 
     Raises:
-        InputError: An empty prefix, a batch or pack size below 1, an unknown way, a model in
+        InputError: An empty prefix, a batch or pack size below 1, an unknown sharing, a model in
             training mode, or a single prompt that does not fit into memory.
 
     Note:
-        Costs one forward pass over the tokens of `accounting.forward_tokens`. Peak memory beside
+        Costs one forward pass over the tokens of `accounting.forward_tokens`. Peak memory besides
         the model's: the activations of `batch_tokens` tokens, `READ_VALUES` logits, and the keys
-        and values of a trunk (an eighth of the free memory at most). When memory runs out,
-        batches get smaller and the run goes on.
+        and values of a trunk (at most an eighth of the free memory). When memory runs out, batches
+        get smaller and the run continues.
     """
     require_eval(model, operation="scoring")
-    if () in wanted:
-        raise InputError("cannot read behind an empty prefix: a model needs at least one token.")
-    for name, size in (("batch", batch_tokens), ("pack", pack_tokens)):
-        if size is not None and size < 1:
-            raise InputError(f"{name} size must be at least 1 token, not {size}.")
+    if () in requests:
+        raise InputError("cannot read after an empty prefix: a model needs at least one token.")
+    for name, limit in (("batch", options.batch_tokens), ("pack", options.pack_tokens)):
+        if limit is not None and limit < 1:
+            raise InputError(f"{name} size must be at least 1 token, not {limit}.")
     start = time.perf_counter()
-    size = BatchSize(model, batch_tokens)
-    plan, windows = _prepare(model, wanted, probes, spans, way, pack_tokens, size)
-    # Of an architecture that is not known, the hooked model was tried.
-    plain = unhooked(model) if support_of(model).known and not probes else None
-    run = Pass(model, probes, spans, windows, plain)
-    work = _Work(run, wanted, size, advance, keep, plan)
-    one_length = not all(probe.packs for probe in probes)
+    size = BatchSize(model, options.batch_tokens)
+    plan, windows = _prepare(model, requests, options, size)
+    # An unknown architecture is tried with its hooks on, so it is run with them.
+    plain = unhooked(model) if support_of(model).known and not options.probes else None
+    run = Pass(model, options.probes, options.spans, windows, plain)
+    work = _Work(run, requests, size, finished, plan)
+    one_length = not all(probe.packs for probe in options.probes)
     for unit in plan.units:
         trunk = [level.trie for level in unit.levels[:-1]]
         pool = Pool(trunk[-1]) if trunk else None
@@ -119,10 +111,10 @@ def read(
                 rows = [[write_out(level.trie, pack) for pack in row] for row in batch]
                 work.do(rows, pool, kept=number < len(trunk))
     return Readings(
-        work.found,
+        work.readings,
         Accounting(
-            way=plan.way if wanted else "none",
-            why=plan.why if wanted else "nothing was asked for",
+            sharing=plan.sharing if requests else "none",
+            why=plan.why if requests else "nothing was requested",
             forward_tokens=work.forward_tokens,
             padded_tokens=work.padded_tokens,
             naive_tokens=plan.naive_tokens,
@@ -153,47 +145,44 @@ def next_token_logprobs(
 
 def _prepare(
     model: HookedModel,
-    wanted: Wanted,
-    probes: Sequence[Probe],
-    spans: Sequence[str],
-    way: Way,
-    pack_tokens: int,
+    requests: Requests,
+    options: ReadOptions,
     size: BatchSize,
 ) -> tuple[Plan, Mapping[str, int | None] | None]:
     """The plan of a run, and the attention masks of its packs; None where it needs none."""
-    lonely = [probe.key for probe in probes if not probe.packs]
+    lonely = [probe.key for probe in options.probes if not probe.packs]
     if lonely:
-        return separate_plan(wanted, why=f"the probe {lonely[0]} does not pack"), None
+        return separate_plan(requests, why=f"the probe {lonely[0]} does not pack"), None
 
-    def planned(way: Way, why: str = "") -> Plan:
+    def planned(sharing: Sharing, why: str = "") -> Plan:
         return make_plan(
-            wanted,
+            requests,
             size.costs,
-            way=way,
+            sharing=sharing,
             why=why,
             batch_tokens=size.tokens,
-            pack_tokens=pack_tokens,
+            pack_tokens=options.pack_tokens,
             pack_reads=size.reads,
             trunk_tokens=size.trunk_tokens,
         )
 
-    if not wanted:
+    if not requests:
         return planned("plain"), None
     support = support_of(model)
     refused = "hooks on it are no probes" if unnamed_hooks(model) else support.refused
-    refused = "" if way == "plain" else refused
-    plan = planned("plain", refused) if refused else planned(way)
-    if plan.way == "plain":
+    refused = "" if options.sharing == "plain" else refused
+    plan = planned("plain", refused) if refused else planned(options.sharing)
+    if plan.sharing == "plain":
         return plan, None
-    if support.known and not probes:
+    if support.known and not options.probes:
         return plan, support.windows
     problem = disagreement(
         model,
         plan.units[0].levels[-1].trie,
         support,
-        cached=plan.way == "cached",
-        probes=probes,
-        spans=spans,
+        cached=plan.sharing == "cached",
+        probes=options.probes,
+        spans=options.spans,
     )
     return (planned("plain", problem), None) if problem else (plan, support.windows)
 
@@ -203,16 +192,15 @@ class _Work:
     """What has been done of a run."""
 
     run: Pass
-    wanted: Wanted
+    requests: Requests
     size: BatchSize
-    advance: Callable[[float], object]
-    keep: Callable[[Mapping[TokenIds, Reading]], object]
+    finished: Finished
     plan: Plan
-    found: dict[TokenIds, Reading] = field(default_factory=dict)
+    readings: dict[TokenIds, Reading] = field(default_factory=dict)
     forward_tokens: int = 0
     padded_tokens: int = 0
     passes: int = 0
-    share: float = 0.0
+    fraction: float = 0.0
 
     def do(self, rows: Sequence[Row], pool: Pool | None, *, kept: bool) -> None:
         """Run rows in one forward pass, or in several smaller ones if memory runs out."""
@@ -235,12 +223,11 @@ class _Work:
         self.forward_tokens += tokens
         self.padded_tokens += padded
         self.passes += 1
-        self.found.update(readings)
-        self.keep(readings)
-        # Rows taken apart compute more than was planned.
-        step = min(tokens / max(self.plan.forward_tokens, 1), 1 - self.share)
-        self.share += step
-        self.advance(step)
+        self.readings.update(readings)
+        # Rows that had to be split compute more than was planned.
+        step = min(tokens / max(self.plan.forward_tokens, 1), 1 - self.fraction)
+        self.fraction += step
+        self.finished(readings, step)
 
     def _attempt(
         self, rows: Sequence[Row], pool: Pool | None, kept: bool
@@ -250,7 +237,7 @@ class _Work:
             logits = self.run.logits(rows, pool, keep=kept).float()
             branches = [branch for row in rows for branch in row]
             prefixes = [prefix for branch in branches for _, prefix in branch.reads]
-            return _readings(logits, prefixes, self.wanted)
+            return _readings(logits, prefixes, self.requests)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -269,13 +256,13 @@ def _smaller(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
 
 
 def _readings(
-    logits: Float[Tensor, "read vocab"], prefixes: Sequence[TokenIds], wanted: Wanted
+    logits: Float[Tensor, "read vocab"], prefixes: Sequence[TokenIds], requests: Requests
 ) -> dict[TokenIds, Reading]:
     if not prefixes:
         return {}
     norm = logits.logsumexp(-1)
     top = logits.max(-1)
-    pairs = [(i, token) for i, prefix in enumerate(prefixes) for token in wanted[prefix]]
+    pairs = [(i, token) for i, prefix in enumerate(prefixes) for token in requests[prefix]]
     places = torch.tensor(pairs, dtype=torch.long, device=logits.device).reshape(-1, 2)
     at_read, of_token = places.T
     chosen = logits[at_read, of_token] - norm[at_read]

@@ -10,7 +10,7 @@ There are three ways to read behind a set of prefixes:
 A plan falls into units that need nothing of each other. No model is needed to make one.
 
 >>> prefixes = [(*[1, 2, 3, 4] * dose, query, 6) for dose in range(4) for query in (5, 7)]
->>> plan = make_plan(prefixes, Costs.usual(), way="packed")
+>>> plan = make_plan(prefixes, Costs.usual(), sharing="packed")
 >>> plan.naive_tokens, plan.trie_tokens, plan.forward_tokens
 (64, 28, 28)
 """
@@ -27,9 +27,9 @@ from hijacklens.engine.trie import Trie, common
 from hijacklens.errors import unknown
 from hijacklens.prompts.tokens import TokenIds
 
-Way: TypeAlias = Literal["auto", "plain", "packed", "cached"]
+Sharing: TypeAlias = Literal["auto", "plain", "packed", "cached"]
 """How a run shares what its prompts have in common; `auto` takes the cheapest."""
-WAYS: tuple[Way, ...] = get_args(Way)
+SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
 MARGIN = 0.99
 """A way has to cost less than this share of a simpler one to be taken."""
 TRUNK_TOKENS = 4_096
@@ -77,7 +77,7 @@ class Unit:
 class Plan:
     """What is run, in which way, and why that way."""
 
-    way: Way
+    sharing: Sharing
     why: str
     units: Sequence[Unit]
     cost: float
@@ -97,7 +97,7 @@ def make_plan(
     prefixes: Iterable[TokenIds],
     costs: Costs,
     *,
-    way: Way = "auto",
+    sharing: Sharing = "auto",
     why: str = "",
     batch_tokens: int = BATCH_TOKENS["cpu"],
     pack_tokens: int = MOST_TOKENS,
@@ -109,7 +109,7 @@ def make_plan(
     Args:
         prefixes: Symbols (`hijacklens.prompts.layout`), none empty.
         costs: What rows cost on the machine and model it is for.
-        way: The way to take; by default the cheapest.
+        sharing: How prefixes share tokens; by default the cheapest.
         why: Why that way is taken, where it is not for its costs.
         batch_tokens: Size of a batch in tokens.
         pack_tokens: Tokens of a pack of several leaves, at most; no more than fit into a batch.
@@ -117,14 +117,14 @@ def make_plan(
         trunk_tokens: Tokens of a trunk at most, more only for a single path that is longer.
 
     Raises:
-        InputError: An unknown way.
+        InputError: An unknown sharing.
 
     Note:
         2 s for each way for the 131,120 distinct prompts of the whole CounterFact at doses 0 to 5,
         on one core.
     """
-    if way not in WAYS:
-        raise unknown("way", str(way), WAYS)
+    if sharing not in SHARINGS:
+        raise unknown("sharing", str(sharing), SHARINGS)
     trie = Trie.of(prefixes)
     most = min(pack_tokens, batch_tokens)
 
@@ -141,24 +141,24 @@ def make_plan(
             cost += spent
         return units, cost
 
-    makers: dict[Way, Callable[[], tuple[list[Unit], float]]] = {
+    makers: dict[Sharing, Callable[[], tuple[list[Unit], float]]] = {
         "plain": lambda: whole(separate(trie, costs)),
         "packed": lambda: whole(
             cut(trie, costs, cached=False, most_tokens=most, most_reads=pack_reads)
         ),
         "cached": cached,
     }
-    found: dict[Way, tuple[list[Unit], float]] = {
-        name: make() for name, make in makers.items() if way in ("auto", name)
+    found: dict[Sharing, tuple[list[Unit], float]] = {
+        name: make() for name, make in makers.items() if sharing in ("auto", name)
     }
-    chosen: Way = next(iter(found))
+    chosen: Sharing = next(iter(found))
     for name, (_, cost) in found.items():  # simpler ones first
         if cost < MARGIN * found[chosen][1]:
             chosen = name
     units, cost = found[chosen]
     return Plan(
-        way=chosen,
-        why=why or ("it was asked for" if way == chosen else "it costs least"),
+        sharing=chosen,
+        why=why or ("it was requested" if sharing == chosen else "it costs least"),
         units=units,
         cost=cost,
         naive_tokens=trie.tokens,
@@ -173,7 +173,7 @@ def separate_plan(prefixes: Iterable[TokenIds], *, why: str) -> Plan:
     rows = Trie(listed, [0] * len(listed), [(prefix,) for prefix in listed])
     packs = [Pack(i, i + 1, 0, len(prefix)) for i, prefix in enumerate(listed)]
     return Plan(
-        way="plain",
+        sharing="plain",
         why=why,
         units=[Unit([Level(rows, packs)])],
         cost=float(rows.tokens),

@@ -8,14 +8,14 @@ from itertools import groupby
 from typing import Any
 
 from hijacklens.engine.packs import Costs
-from hijacklens.engine.plan import Plan, Way, make_plan
+from hijacklens.engine.plan import Plan, Sharing, make_plan
 from hijacklens.engine.trie import naive_tokens
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import make_items, make_prompts, wanted
+from hijacklens.scoring.items import make_items, make_prompts, requests_of
 
 AT_ONCE = 5_000
 """Prompts that are tokenised between two looks at the progress bar, and some more."""
@@ -41,7 +41,7 @@ def forecast(
     schemes: Sequence[str | Scheme] = ("do-not-think",),
     doses: Iterable[int] = range(6),
     seed: int = 0,
-    way: Way = "auto",
+    sharing: Sharing = "auto",
     costs: Costs | None = None,
     quiet: bool = False,
 ) -> Forecast:
@@ -53,22 +53,20 @@ def forecast(
         schemes: Names of schemes, or schemes.
         doses: How many sentences stand before the query; 0 is always among them.
         seed: Seeds what a scheme draws.
-        way: The way to take (`hijacklens.engine.plan`); by default the cheapest.
+        sharing: How prompts share tokens (`hijacklens.engine.plan`); by default the cheapest.
         costs: What rows cost; by default what they do in GPT-2 small on a CPU.
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: An unknown scheme or way, or no fact that could be scored.
+        InputError: An unknown scheme or sharing, or no fact that could be scored.
 
     Note:
         Costs the tokenisation of all prompts and targets, a minute for the whole CounterFact at
         doses 0 to 5 on one core; the plan itself takes 5 s of it.
     """
-    prompts, skipped = [], 0
-    for scheme in schemes:
-        made, left_out = make_prompts(facts, get_scheme(scheme), sorted({0, *doses}), seed=seed)
-        prompts.extend(made)
-        skipped += len(left_out)
+    prompts, unusable = make_prompts(
+        facts, [get_scheme(scheme) for scheme in schemes], sorted({0, *doses}), seed=seed
+    )
     items, too_long = [], 0
     with bar(len(prompts), unit="prompts", label="tokenising", quiet=quiet) as progress:
         for some in _apart(prompts):
@@ -80,9 +78,9 @@ def forecast(
         raise InputError(f"none of the {len(facts)} facts of {facts.name} could be scored.")
     return Forecast(
         prompts=len(items),
-        skipped=skipped + too_long,
+        skipped=len(unusable) + too_long,
         naive_tokens=naive_tokens([prefix for prefix, _ in item.reads] for item in items),
-        plan=make_plan(wanted(items), costs or Costs.usual(), way=way),
+        plan=make_plan(requests_of(items), costs or Costs.usual(), sharing=sharing),
     )
 
 

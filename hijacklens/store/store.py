@@ -30,7 +30,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from hijacklens.engine.reading import Reading, Wanted
+from hijacklens.engine.reading import Reading, Requests
 from hijacklens.errors import unknown
 from hijacklens.files import cache_folder, expand_home, named_path
 from hijacklens.models.hooked import HookedModel, unnamed_hooks
@@ -79,16 +79,16 @@ class OpenStore:
         """Why the store is not used (any more); empty while it is."""
         return self._why_none if self._database is None else self._database.off
 
-    def find(self, wanted: Wanted) -> dict[TokenIds, Reading]:
-        """The readings that are there, with every token that is wanted; others are left out."""
+    def find(self, requests: Requests) -> dict[TokenIds, Reading]:
+        """The readings that are there, with every token that is requests; others are left out."""
         if self._database is None:
             return {}
-        names = {name_of(prefix): prefix for prefix in wanted}
+        names = {name_of(prefix): prefix for prefix in requests}
         found = self._database.attempt(lambda connection: self._find(connection, names), {})
         return {
             prefix: reading
             for prefix, reading in found.items()
-            if all(token in reading.logprobs for token in wanted[prefix])
+            if all(token in reading.logprobs for token in requests[prefix])
         }
 
     def keep(self, readings: Mapping[TokenIds, Reading]) -> None:

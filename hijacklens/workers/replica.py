@@ -12,7 +12,6 @@ ModelLoader(source='gpt2', dtype='bfloat16', device=None, devices=1, revision=No
 from __future__ import annotations
 
 import socket
-from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,13 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.engine.engine import read
-from hijacklens.engine.plan import Way
-from hijacklens.engine.reading import Readings
+from hijacklens.engine.reading import Readings, ReadOptions, Requests
 from hijacklens.errors import InputError
 from hijacklens.files import expand_home
 from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
-from hijacklens.probe import Probe
-from hijacklens.prompts.tokens import TokenIds
 from hijacklens.store.fingerprint import Source, source_of
 
 
@@ -116,16 +112,6 @@ class Description:
     """The name of the machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """How the parts of one run are read."""
-
-    probes: Sequence[Probe]
-    spans: Sequence[str]
-    way: Way
-    batch_tokens: int | None
-
-
 class Replica:
     """A model in a process of its own."""
 
@@ -146,16 +132,9 @@ class Replica:
         source = source_of(model, identity)
         return Description(identity, source, model.tokenizer, socket.gethostname())
 
-    def read(self, order: Order, wanted: Mapping[TokenIds, Collection[int]]) -> Readings:
+    def read(self, options: ReadOptions, requests: Requests) -> Readings:
         """Read a part (`hijacklens.engine.engine.read`)."""
-        return read(
-            self._loaded(),
-            wanted,
-            probes=order.probes,
-            spans=order.spans,
-            way=order.way,
-            batch_tokens=order.batch_tokens,
-        )
+        return read(self._loaded(), requests, options)
 
     def _loaded(self) -> TransformerBridge:
         if self._model is None:

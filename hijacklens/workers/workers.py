@@ -21,7 +21,7 @@ import pickle
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -30,8 +30,15 @@ from typing import Any
 import numpy as np
 
 from hijacklens.engine.accounting import Accounting
-from hijacklens.engine.plan import BATCH_TOKENS, Way
-from hijacklens.engine.reading import Reading, Readings, Wanted
+from hijacklens.engine.plan import BATCH_TOKENS
+from hijacklens.engine.reading import (
+    Finished,
+    Reading,
+    Readings,
+    ReadOptions,
+    Requests,
+    ignore,
+)
 from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedLanguageModel, unnamed_hooks
@@ -42,7 +49,7 @@ from hijacklens.store.database import Database
 from hijacklens.store.fingerprint import Source, source_of
 from hijacklens.store.store import OpenStore, Store, chosen_store
 from hijacklens.workers.cluster import Share, connected, share_out
-from hijacklens.workers.replica import Description, ModelLoader, Order, Replica
+from hijacklens.workers.replica import Description, ModelLoader, Replica
 
 SLACK = 0.25
 """How far from its place a cut may be moved, in lengths of a part."""
@@ -58,19 +65,17 @@ MOST_BATCHES = 16
 class Part:
     """A share of the work."""
 
-    wanted: Mapping[TokenIds, Collection[int]]
-    """Prefix -> the tokens whose log-probability behind it is wanted."""
+    requests: Requests
+    """Prefix -> the tokens whose log-probability behind it is requests."""
     cost: int
     """Tokens that it computes."""
 
 
-def cut_parts(
-    wanted: Mapping[TokenIds, Collection[int]], count: int, *, shared: bool = True
-) -> list[Part]:
-    """Cut what is wanted into parts of about one cost, the most expensive first.
+def cut_parts(requests: Requests, count: int, *, shared: bool = True) -> list[Part]:
+    """Cut what is requests into parts of about one cost, the most expensive first.
 
     Args:
-        wanted: As `hijacklens.engine.engine.read` takes it.
+        requests: As `hijacklens.engine.engine.read` takes it.
         count: How many parts; there are fewer if there is less to cut.
         shared: Whether prompts share what they have in common; with a probe that does not pack,
             every prefix is computed by itself.
@@ -78,9 +83,9 @@ def cut_parts(
     Note:
         Costs a sort of the prefixes: 1 s for the whole CounterFact at doses 0 to 5.
     """
-    if not wanted:
+    if not requests:
         return []
-    trie = Trie.of(wanted)
+    trie = Trie.of(requests)
     overlap = np.array(trie.shared)
     if shared:
         costs = np.fromiter(map(len, trie.leaves), np.int64) - overlap
@@ -93,15 +98,13 @@ def cut_parts(
         prefixes = [prefix for reads in trie.reads[start:stop] for prefix in reads]
         again = int(overlap[start]) if shared else 0
         cost = int(costs[start:stop].sum()) + again
-        parts.append(Part({prefix: wanted[prefix] for prefix in prefixes}, cost))
+        parts.append(Part({prefix: requests[prefix] for prefix in prefixes}, cost))
     return sorted(parts, key=lambda part: -part.cost)
 
 
-def count_parts(
-    wanted: Mapping[TokenIds, Collection[int]], *, workers: int, batch_tokens: int
-) -> int:
+def count_parts(requests: Requests, *, workers: int, batch_tokens: int) -> int:
     """How many parts suit so many workers: enough to balance, none of less than a batch."""
-    tokens = Trie.of(wanted).nodes
+    tokens = Trie.of(requests).nodes
     few, many = max(workers, tokens // batch_tokens), tokens // (MOST_BATCHES * batch_tokens) + 1
     return min(few, max(PER_WORKER * workers, many))
 
@@ -186,7 +189,7 @@ class _Task:
     worker: Any
     part: Part | None = None
     """None while it loads the model."""
-    order: Order | None = None
+    options: ReadOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,44 +306,40 @@ class Replicas:
 
     def read(
         self,
-        wanted: Wanted,
-        *,
-        probes: Sequence[Probe] = (),
-        spans: Sequence[str] = (),
-        way: Way = "auto",
-        batch_tokens: int | None = None,
-        advance: Callable[[float], object] = lambda share: None,
-        keep: Callable[[Mapping[TokenIds, Reading]], object] = lambda readings: None,
+        requests: Requests,
+        options: ReadOptions = ReadOptions(),
+        finished: Finished = ignore,
     ) -> Readings:
         """Read next-token log-probabilities, as `hijacklens.engine.engine.read` does.
 
-        `advance` and `keep` are called in this process after each part. In the accounting, tokens
-        and passes are those of all workers, peak memory that of the largest, seconds those that
-        passed here.
+        `finished` is called in this process after each part. In the accounting, tokens and passes
+        are summed over all workers, peak memory is that of the largest worker, and seconds are
+        wall time in this process.
 
         Raises:
-            InputError: As `read`, a probe that cannot be sent to another process, or a part at
-                which one worker after the other died; what was finished before has been kept.
+            InputError: As `read`; a probe that cannot be sent to another process; or a part during
+                which several workers died. Finished parts are kept.
         """
         begun = time.perf_counter()
-        size = batch_tokens or BATCH_TOKENS.get(self.identity.device.split(":")[0], 1_024)
-        count = count_parts(wanted, workers=self.share.workers, batch_tokens=max(1, size))
-        shared = way != "plain" and all(probe.packs for probe in probes)
-        left = deque(cut_parts(wanted, count, shared=shared))
-        total = sum(part.cost for part in left)
-        order = Order(tuple(probes), tuple(spans), way, batch_tokens)
-        sent = self._send(order)
-        found: dict[TokenIds, Reading] = {}
+        size = options.batch_tokens or BATCH_TOKENS.get(self.identity.device.split(":")[0], 1_024)
+        count = count_parts(requests, workers=self.share.workers, batch_tokens=max(1, size))
+        shared = options.sharing != "plain" and all(probe.packs for probe in options.probes)
+        waiting = deque(cut_parts(requests, count, shared=shared))
+        total = sum(part.cost for part in waiting)
+        sent = self._send(options)
+        readings: dict[TokenIds, Reading] = {}
         accounts: list[Accounting] = []
         deaths: Counter[int] = Counter()
         replaced, at_work = self.replaced, 0
-        while left or at_work:
-            while left and self._idle:
-                worker, part = self._idle.pop(), left.popleft()
-                self._running[worker.read.remote(sent, part.wanted)] = _Task(worker, part, order)
+        while waiting or at_work:
+            while waiting and self._idle:
+                worker, part = self._idle.pop(), waiting.popleft()
+                self._running[worker.read.remote(sent, part.requests)] = _Task(
+                    worker, part, options
+                )
                 at_work += 1
             task, answer = self._advance()
-            if task.part is None or task.order is not order:
+            if task.part is None or task.options is not options:
                 continue
             at_work -= 1
             if isinstance(answer, _Death):
@@ -348,27 +347,26 @@ class Replicas:
                 if deaths[id(task.part)] >= self._attempts:
                     raise InputError(
                         f"{self._attempts} workers died one after the other of the same "
-                        f"{len(task.part.wanted)} prompts; the last: {answer.reason} What other "
+                        f"{len(task.part.requests)} prompts; the last: {answer.reason} What other "
                         "workers finished is in the store, unless that was off, and the same call "
-                        "goes on from there. If memory was short, use smaller batches or fewer "
+                        "resumes from there. If memory was short, use smaller batches or fewer "
                         "workers."
                     )
-                left.append(task.part)
+                waiting.append(task.part)
                 continue
-            found.update(answer)
+            readings.update(answer)
             accounts.append(answer.accounting)
-            keep(answer)
-            advance(task.part.cost / total)
+            finished(answer, task.part.cost / total)
         how = f"{len(accounts)} parts on {self.share.workers} Ray workers"
         if self.replaced > replaced:
             how += f", {self.replaced - replaced} of them replaced"
-        return Readings(found, _together(accounts, how, time.perf_counter() - begun))
+        return Readings(readings, _together(accounts, how, time.perf_counter() - begun))
 
-    def _send(self, order: Order) -> Any:
+    def _send(self, options: ReadOptions) -> Any:
         try:
-            return self._ray.put(order)
+            return self._ray.put(options)
         except (TypeError, AttributeError, pickle.PicklingError) as error:
-            keys = ", ".join(probe.key for probe in order.probes)
+            keys = ", ".join(probe.key for probe in options.probes)
             raise InputError(
                 f"the probes {keys} cannot be sent to workers ({error}). Use the engine local, or "
                 "probes that hold only data, such as those of the package probes."
@@ -459,8 +457,8 @@ def _together(accounts: Sequence[Accounting], how: str, seconds: float) -> Accou
 
     main = max(accounts, key=lambda account: account.forward_tokens, default=None)
     return Accounting(
-        way=main.way if main else "none",
-        why=f"{main.why}; {how}" if main else "nothing was asked for",
+        sharing=main.sharing if main else "none",
+        why=f"{main.why}; {how}" if main else "nothing was requested",
         forward_tokens=total("forward_tokens"),
         padded_tokens=total("padded_tokens"),
         naive_tokens=total("naive_tokens"),

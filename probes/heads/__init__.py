@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -35,13 +34,14 @@ from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe
 from hijacklens.progress import bar
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.renamed import renamed
 from hijacklens.results.provenance import Provenance
 from hijacklens.scoring import efficacy
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SKIPPED_COLUMNS, make_items, make_prompts
 from hijacklens.scoring.result import HijackResult
 from hijacklens.sites import Layers, choose
-from hijacklens.store.store import Store
 from probes import logit_shift
 from probes.ablation import Kind, MeanOutputs, ablate, mean_outputs
 from probes.heads.gradients import gradient_attribution
@@ -56,6 +56,7 @@ GRADIENT_RUNS = 3
 """What attribution counts for on the progress bar, in runs over the facts."""
 
 
+@renamed(store="execution.store", batch_tokens="execution.batch_tokens")
 def search(
     model: HookedLanguageModel,
     facts: FactSet,
@@ -69,8 +70,7 @@ def search(
     strategy: Strategy = "top",
     layers: Layers = None,
     seed: int = 0,
-    batch_tokens: int | None = None,
-    store: Store | str | Path | bool = True,
+    execution: Execution = Execution(),
     quiet: bool = False,
 ) -> HeadSearch:
     """Find the heads that carry the logit shift of a hijack.
@@ -92,9 +92,8 @@ def search(
             in for each other, at `size` times the cost.
         layers: The layers to look in; all by default.
         seed: Seeds what a scheme draws, and the bootstrap.
-        batch_tokens: Size of a batch in tokens, for scoring and for gradients.
-        store: Where finished readings are kept and looked up, as for `hijacklens.hijack`: a run
-            that was cut short goes on when it is started again.
+        execution: The engine, store, sharing and batch size of the scoring runs, as for
+            `hijacklens.hijack`; the batch size also applies to the gradients.
         quiet: Draw no progress bar.
 
     Returns:
@@ -127,14 +126,14 @@ def search(
     if size > len(places):
         raise InputError(f"cannot choose {size} heads: these layers have {len(places)}.")
     count = min(candidates, len(places))
-    run = _Run(model, get_scheme(scheme), dose, seed, batch_tokens, store)
+    run = _Run(model, get_scheme(scheme), dose, seed, execution)
     steps = count + (size if strategy == "top" else sum(count - i for i in range(size)))
     label = str(model.cfg.model_name)
     with bar(total=GRADIENT_RUNS + steps, unit="runs", label=label, quiet=quiet) as progress:
         base = _usable(run, facts)
         shift = base.shift()
         means = (
-            mean_outputs(model, base.facts, batch_tokens=batch_tokens, quiet=True)
+            mean_outputs(model, base.facts, batch_tokens=execution.batch_tokens, quiet=True)
             if kind == "mean"
             else None
         )
@@ -194,8 +193,7 @@ class _Run:
     scheme: Scheme
     dose: int
     seed: int
-    batch_tokens: int | None
-    store: Store | str | Path | bool
+    execution: Execution
 
     def score(self, facts: FactSet, probes: Sequence[Probe] = ()) -> HijackResult:
         return hijack(
@@ -205,8 +203,7 @@ class _Run:
             doses=[self.dose],
             probes=probes,
             seed=self.seed,
-            batch_tokens=self.batch_tokens,
-            store=self.store,
+            execution=self.execution,
             quiet=True,
         )
 
@@ -275,7 +272,7 @@ def _gradient(
         items,
         [fact.case_id for fact in facts],
         means=means,
-        batch_tokens=run.batch_tokens,
+        batch_tokens=run.execution.batch_tokens,
         advance=lambda share: update(share * GRADIENT_RUNS),
     )
 

@@ -25,9 +25,9 @@ from hijacklens.results.glance import Glance, share
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring import efficacy
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SKIPPED_COLUMNS, read_skipped
-from hijacklens.store.store import Store
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, NONE, contrasts, side_effects
 from probes.heads.figures import held_out_figure
@@ -206,8 +206,7 @@ def run_test(
     random_sets: int,
     overlap: Overlap,
     seed: int,
-    batch_tokens: int | None,
-    store: Store | str | Path | bool,
+    execution: Execution,
     quiet: bool,
 ) -> HeadTest:
     """Test a set of heads; `HeadSearch.test` says what the arguments mean."""
@@ -242,8 +241,7 @@ def run_test(
                 doses=doses,
                 probes=probes,
                 seed=seed,
-                batch_tokens=batch_tokens,
-                store=store,
+                execution=execution,
                 quiet=True,
             )
             parts.append(result.items.assign(ablation=ablation))

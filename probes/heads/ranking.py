@@ -22,12 +22,13 @@ from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.prompts.schemes import Scheme
+from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import adjust, paired_mean, signed_rank
-from hijacklens.store.store import Store
 from probes.ablation import MeanOutputs
 from probes.heads.figures import search_figure
 from probes.heads.held_out import Found, HeadTest, Overlap, run_test
@@ -174,6 +175,7 @@ class HeadSearch(Result):
         )
         return search_figure(self.table, self.attribution.mean(0), title=title, axis=axis)
 
+    @renamed(store="execution.store", batch_tokens="execution.batch_tokens")
     def test(
         self,
         facts: FactSet,
@@ -184,8 +186,7 @@ class HeadSearch(Result):
         overlap: Overlap = "refuse",
         seed: int | None = None,
         model: HookedLanguageModel | None = None,
-        batch_tokens: int | None = None,
-        store: Store | str | Path | bool = True,
+        execution: Execution = Execution(),
         quiet: bool = False,
     ) -> HeadTest:
         """Ablate the set on facts that it was not chosen on, and random sets of its size.
@@ -202,8 +203,7 @@ class HeadSearch(Result):
                 of the search.
             model: The model to test on, where it is not that of the search: a search that was
                 read from a folder has none, and another checkpoint may be of interest.
-            batch_tokens: Size of a batch in tokens.
-            store: Where finished readings are kept and looked up, as for `hijacklens.hijack`.
+            execution: The engine, store, sharing and batch size, as for `hijacklens.hijack`.
             quiet: Draw no progress bar.
 
         Returns:
@@ -242,8 +242,7 @@ class HeadSearch(Result):
             random_sets=random_sets,
             overlap=overlap,
             seed=self.settings["seed"] if seed is None else seed,
-            batch_tokens=batch_tokens,
-            store=store,
+            execution=execution,
             quiet=quiet,
         )
 

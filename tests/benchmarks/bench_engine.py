@@ -78,14 +78,14 @@ class Bench:
 
         from hijacklens.models.packaged import PACKAGED
         from hijacklens.prompts.schemes import get_scheme
-        from hijacklens.scoring.items import make_items, make_prompts, wanted
+        from hijacklens.scoring.items import make_items, make_prompts, requests_of
 
         torch.set_num_threads(THREADS)
         folder = PACKAGED[MODEL].folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         prompts, _ = make_prompts(chosen_facts(name), get_scheme("do-not-think"), range(6), seed=0)
         self.items, _ = make_items(prompts, self.tokenizer, context_length=2048)
-        self.wanted = wanted(self.items)
+        self.requests = requests_of(self.items)
         self.steps = [side for item in self.items for side in (item.true, item.false)]
         self.load = lambda kind: AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation=kind
@@ -115,11 +115,11 @@ class Bench:
 
     def warm(self, side):
         """Answer the first requests, so that what is done once is not timed."""
-        whole = self.wanted, self.steps
+        whole = self.requests, self.steps
         self.steps = self.steps[:12]
-        self.wanted = {p: whole[0][p] for steps in self.steps for p, _ in steps}
+        self.requests = {p: whole[0][p] for steps in self.steps for p, _ in steps}
         self.run(side)
-        self.wanted, self.steps = whole
+        self.requests, self.steps = whole
 
     def total(self, logprobs):
         return sum(logprobs[prefix, token] for steps in self.steps for prefix, token in steps)
@@ -127,7 +127,7 @@ class Bench:
     def engine(self):
         from hijacklens.engine.engine import read
 
-        self.readings = read(self.hooked, self.wanted)
+        self.readings = read(self.hooked, self.requests)
         found = {(p, t): v for p, r in self.readings.items() for t, v in r.logprobs.items()}
         return self.total(found), 1.0
 
@@ -147,7 +147,7 @@ class Bench:
 
         from hijacklens.engine.trie import Trie
 
-        trie = Trie.of(self.wanted)
+        trie = Trie.of(self.requests)
         order = sorted(range(len(trie.leaves)), key=lambda i: -len(trie.leaves[i]))
         found = {}
         while order:
@@ -162,7 +162,7 @@ class Bench:
                 places = [row for row, _ in reads], [len(prefix) - 1 for _, prefix in reads]
                 logprobs = self.plain.lm_head(hidden[places]).float().log_softmax(-1)
             for i, (_, prefix) in enumerate(reads):
-                for token in self.wanted[prefix]:
+                for token in self.requests[prefix]:
                     found[prefix, token] = float(logprobs[i, token])
         return self.total(found), 1.0
 
@@ -174,7 +174,7 @@ class Bench:
         with torch.inference_mode():
             for _ in range(passes):
                 hidden = self.plain.model(input_ids=ids, use_cache=False).last_hidden_state
-                self.plain.lm_head(hidden.flatten(0, 1)[: len(self.wanted) // passes])
+                self.plain.lm_head(hidden.flatten(0, 1)[: len(self.requests) // passes])
         return None, passes * ids.numel() / self.readings.accounting.forward_tokens
 
     def harness(self):
@@ -250,7 +250,7 @@ def measure(name):
     return {
         "facts": name,
         "n": len(bench.items) // 6,
-        "reads": len(bench.wanted),
+        "reads": len(bench.requests),
         "engine": bench.readings.accounting.record(),
         "rounds": rounds,
         "ratios": ratios(rounds, bench.readings.accounting),
@@ -314,7 +314,7 @@ def summary(record):
     done, found = record["engine"], record["ratios"]
     lines = [
         f"{record['facts']}: {record['n']} facts, doses 0-5, {record['reads']:,} reads; "
-        f"{done['way']}: {done['forward_tokens']:,} tokens ({done['padded_tokens']:,} with "
+        f"{done['sharing']}: {done['forward_tokens']:,} tokens ({done['padded_tokens']:,} with "
         f"padding) of {done['naive_tokens']:,}, ratio {found['tokens']:.2f}, "
         f"bound {done['trie_tokens']:,}"
     ]

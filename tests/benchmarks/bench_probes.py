@@ -34,12 +34,13 @@ PROBES = (
 def test_cost_of_a_probe(name):
     facts = hl.atlas().sample(int(os.environ.get("HIJACKLENS_BENCH_FACTS", "20")), seed=0)
     model = hl.load_model(name, device="cpu")
+    execution = hl.Execution(store=False)
     seconds: dict[str, list[float]] = {text: [] for text in PROBES}
     for _ in range(ROUNDS):
         for text in PROBES:
             probes = [] if text == "none" else [specification.parse(text).probe(model=model)]
             start = time.process_time()
-            hl.hijack(model, facts, doses=range(3), probes=probes, store=False, quiet=True)
+            hl.hijack(model, facts, doses=range(3), probes=probes, execution=execution, quiet=True)
             seconds[text].append(time.process_time() - start)
     plain = statistics.median(seconds["none"])
     print(f"\n{name}, {len(facts)} facts, doses 0-2, one thread")

@@ -34,10 +34,11 @@ VALUES = st.sampled_from(
 ) | st.sampled_from([text for text in HOSTILE if "\0" not in text])
 OPTIONS = words(
     "--model --facts --scheme --template --doses --probe --relation --case --limit --seed --dtype "
-    "--device --devices --revision --batch-tokens --way --engine --workers --rule --quiet --json "
-    "--dose --subject --true --false --top --tokens --sentence --bits --dim --length --omega "
-    "--beta --support --freeze --lr --seeds --steps --value-init --evaluation --size --candidates "
-    "--split --test-scheme --random-sets --list --scale --yes --overwrite --nonsense --name --span"
+    "--device --devices --revision --batch-tokens --sharing --engine --workers --rule --quiet "
+    "--way --json --dose --subject --true --false --top --tokens --sentence --bits --dim --length "
+    "--omega --beta --support --freeze --lr --seeds --steps --value-init --evaluation --size "
+    "--candidates --split --test-scheme --random-sets --list --scale --yes --overwrite --nonsense "
+    "--name --span"
 )
 GOOD = (
     "hijack --model MODEL --facts FACTS --doses 0-1 --limit 2",

@@ -73,7 +73,11 @@ TASK = hl.ConceptTask(bits=3, length=8)
 
 def doors(model: Any, x: Any, folder: Path) -> dict[str, Any]:
     """Every public door with something odd as one of its arguments."""
-    few: dict[str, Any] = {"doses": [1], "quiet": True, "store": False}
+    few: dict[str, Any] = {
+        "doses": [1],
+        "quiet": True,
+        "execution": hl.Execution(store=False),
+    }
     quick: dict[str, Any] = {"dim": 4, "seeds": 1, "steps": 1, "batch": 2, "evaluation": 2}
     quick |= {"learning_rates": (0.1,), "quiet": True}
 
@@ -121,10 +125,13 @@ def doors(model: Any, x: Any, folder: Path) -> dict[str, Any]:
         "hijack doses": lambda: score(doses=x),
         "hijack probes": lambda: score(probes=x),
         "hijack seed": lambda: score(seed=x, schemes="do-not-think-other"),
-        "hijack batch_tokens": lambda: score(batch_tokens=x),
-        "hijack way": lambda: score(way=x),
-        "hijack engine": lambda: score(engine=x),
-        "hijack store": lambda: isinstance(x, (str, Path)) or score(store=x),
+        "hijack batch_tokens": lambda: score(execution=hl.Execution(store=False, batch_tokens=x)),
+        "hijack sharing": lambda: score(execution=hl.Execution(store=False, sharing=x)),
+        "hijack execution": lambda: score(execution=x),
+        "hijack engine": lambda: score(execution=hl.Execution(store=False, engine=x)),
+        "hijack store": lambda: (
+            isinstance(x, (str, Path)) or score(execution=hl.Execution(store=x))
+        ),
         "summary rule": lambda: score().summary(rule=x),
         "summary relation": lambda: score().summary(relation=x),
         "answer": lambda: hl.answer(model, x, tokens=1),
@@ -187,6 +194,8 @@ def test_doors(name, i, model, tmp_path_factory):
 def test_numbers_of_any_kind_are_numbers(number, model):
     facts = sample_facts().where(case_ids=[np.int64(0), 3, 1])
     assert len(facts.sample(number)) == len(facts.limit(number)) == 2
-    result = hl.hijack(model, facts, doses=[number], seed=number, store=False, quiet=True)
+    result = hl.hijack(
+        model, facts, doses=[number], seed=number, execution=hl.Execution(store=False), quiet=True
+    )
     assert set(result.items["dose"]) == {0, 2}
     assert result.settings["seed"] == 2

@@ -259,15 +259,19 @@ def test_stores(data, bridge, tmp_path_factory):
     path, facts = root / "readings.sqlite", sample_facts().where(case_ids=[0, 3])
     whole = tmp_path_factory.getbasetemp() / "whole.sqlite"
     if not whole.exists():
-        hl.hijack(bridge, facts, doses=[1], store=whole, quiet=True)
+        hl.hijack(bridge, facts, doses=[1], execution=hl.Execution(store=whole), quiet=True)
         with sqlite3.connect(whole) as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    expected = hl.hijack(bridge, facts, doses=[1], store=False, quiet=True).items
+    expected = hl.hijack(
+        bridge, facts, doses=[1], execution=hl.Execution(store=False), quiet=True
+    ).items
     path.write_bytes(data.draw(damaged(whole.read_bytes()) | st.binary(max_size=200)))
 
     def door() -> None:
         Store(path).contents()
-        found = hl.hijack(bridge, facts, doses=[1], store=path, quiet=True).items
+        found = hl.hijack(
+            bridge, facts, doses=[1], execution=hl.Execution(store=path), quiet=True
+        ).items
         pd.testing.assert_frame_equal(found, expected)
 
     with warnings.catch_warnings():
@@ -287,7 +291,10 @@ def test_things_that_are_no_stores(kind, bridge, tmp_path):
         path.write_text("")
         path = path / "store"
     facts = sample_facts()[:1]
-    door = lambda: hl.hijack(bridge, facts, doses=[1], store=path, quiet=True)  # noqa: E731
+
+    def door() -> None:
+        hl.hijack(bridge, facts, doses=[1], execution=hl.Execution(store=path), quiet=True)
+
     assert holds("stores: no files", door) == "refused"
 
 

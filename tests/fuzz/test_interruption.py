@@ -147,7 +147,10 @@ def words_of(text: str) -> list[str]:
 def test_a_kill_while_saving_leaves_a_whole_result_or_none(tmp_path):
     facts = sample_facts().where(case_ids=[0, 3])
     model = hl.load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"))
-    one, two = (hl.hijack(model, facts, doses=range(n), quiet=True, store=False) for n in (2, 3))
+    execution = hl.Execution(store=False)
+    one, two = (
+        hl.hijack(model, facts, doses=range(n), execution=execution, quiet=True) for n in (2, 3)
+    )
     draw, out = random.Random(0), tmp_path / "out"
     one.save(out)
     began = time.monotonic()

@@ -18,6 +18,7 @@ from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import probed
 from hijacklens.prompts.layout import Layout
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from probes.ablation import MeanOutputs, ablate, mean_outputs
 
@@ -61,7 +62,9 @@ def test_zeroed_heads_equal_zeroed_rows_of_the_output_matrix(family, model):
     probe = ablate(heads=HEADS)
     before = [parameter.clone() for parameter in model.parameters()]
     few = sample_facts()[4:8]
-    result = hijack(model, few, doses=[0, 2], probes=[probe], quiet=True, batch_tokens=300)
+    result = hijack(
+        model, few, doses=[0, 2], probes=[probe], execution=Execution(batch_tokens=300), quiet=True
+    )
     bare = hijack(model, few, doses=[0, 2], quiet=True)
     assert result.settings["probes"] == [probe.key]
     far = (result.items["first_true"] - bare.items["first_true"]).abs()

@@ -21,6 +21,7 @@ from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import probed
 from hijacklens.prompts.correspondence import Correspondence, align_contexts
 from hijacklens.prompts.layout import Layout
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.pairs import prompt_pairs
 from probes.ablation import ablate
@@ -212,7 +213,12 @@ def test_scores_of_a_batch_are_those_of_single_plain_runs(family, model):
     single = patch_between(model, facts, **options, batch_tokens=1)
     torch.testing.assert_close(made.values[1], single.values[1], atol=1e-5, rtol=0)
     items = hijack(
-        model, facts, doses=[0, 1, 2], probes=[made], quiet=True, batch_tokens=200
+        model,
+        facts,
+        doses=[0, 1, 2],
+        probes=[made],
+        execution=Execution(batch_tokens=200),
+        quiet=True,
     ).items.set_index(["case_id", "dose"])
     bare = hijack(model, facts, doses=[0, 1, 2], quiet=True).items.set_index(["case_id", "dose"])
     pairs, _ = prompt_pairs(model, facts, dose=1)

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
 )
 
+from hijacklens.engine.plan import SHARINGS
 from hijacklens.facts.atlas import atlas
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
@@ -22,6 +23,7 @@ from hijacklens.one_layer.training import train
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.prompts.tokens import continuation, encode
 from hijacklens.results.result import load_result
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from probes.attention import knock_out, patch, rescale
 
@@ -66,10 +68,17 @@ def test_a_mention_is_masked_in_every_way_of_running(pair):
     tokenizer = model.tokenizer
     chosen = sample_facts()[3:6]
     probe = knock_out("last", "mention")
-    ways = ("plain", "packed", "cached")
     runs = {
-        way: hijack(model, chosen, doses=[0, 2], probes=[probe], way=way, quiet=True).items
-        for way in ways
+        sharing: hijack(
+            model,
+            chosen,
+            doses=[0, 2],
+            probes=[probe],
+            execution=Execution(sharing=sharing),
+            quiet=True,
+        ).items
+        for sharing in SHARINGS
+        if sharing != "auto"
     }
     whole = hijack(
         model, chosen, doses=[0, 2], probes=[knock_out("last", "hijack")], quiet=True
@@ -87,9 +96,9 @@ def test_a_mention_is_masked_in_every_way_of_running(pair):
         prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
             expected = by_hand(plain, tokenizer, prompt, stretches, target)
-            for way in ways:
-                assert runs[way][f"first_{side}"][i] == pytest.approx(expected[0], abs=1e-4)
-                assert runs[way][f"sum_{side}"][i] == pytest.approx(sum(expected), abs=1e-4)
+            for sharing in runs:
+                assert runs[sharing][f"first_{side}"][i] == pytest.approx(expected[0], abs=1e-4)
+                assert runs[sharing][f"sum_{side}"][i] == pytest.approx(sum(expected), abs=1e-4)
     hijacked = runs["plain"]["dose"] > 0
     apart = (runs["plain"]["first_true"] - whole["first_true"])[hijacked].abs()
     assert apart.max() > 1e-3  # the rest of the sentence is still seen
@@ -101,7 +110,14 @@ def test_a_data_set_equals_masked_plain_passes_prompt_by_prompt(pair):
     chosen = sample_facts()[3:8]  # with targets of several tokens
     probe = knock_out("last", "hijack")
     runs = [
-        hijack(model, chosen, doses=[2], probes=[probe], batch_tokens=size, quiet=True)
+        hijack(
+            model,
+            chosen,
+            doses=[2],
+            probes=[probe],
+            execution=Execution(batch_tokens=size),
+            quiet=True,
+        )
         for size in (1, 90, 100_000)
     ]
     facts = {fact.case_id: fact for fact in chosen}

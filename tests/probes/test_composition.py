@@ -13,9 +13,11 @@ from tiny_models import tiny_model, tiny_tokenizer
 from torch.testing import assert_close
 
 from hijacklens.engine import engine
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, logits_at, probed
 from hijacklens.prompts.layout import Layout
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from probes import attention, values
 from probes.ablation import ablate
@@ -141,13 +143,14 @@ def test_a_run_that_stops_between_batches_leaves_nothing(pair):
     count = hooks_on(model)
     done: list[float] = []
 
-    def advance(share: float) -> None:
-        done.append(share)
+    def finished(readings: object, fraction: float) -> None:
+        done.append(fraction)
         raise KeyboardInterrupt
 
     wanted = {(5, 9, 8): {7}, (5, 9, 300, 42): {7}}
+    options = ReadOptions(probes=[ablate(heads=0)], batch_tokens=1)
     with pytest.raises(KeyboardInterrupt):
-        engine.read(model, wanted, probes=[ablate(heads=0)], batch_tokens=1, advance=advance)
+        engine.read(model, wanted, options, finished)
     assert len(done) == 1
     assert hooks_on(model) == count
 
@@ -156,7 +159,14 @@ def test_probes_of_all_kinds_do_not_depend_on_the_batch(pair):
     _, model = pair
     facts = sample_facts()[3:5]
     runs = [
-        hijack(model, facts, doses=[1], probes=ALL_KINDS, batch_tokens=size, quiet=True).items
+        hijack(
+            model,
+            facts,
+            doses=[1],
+            probes=ALL_KINDS,
+            execution=Execution(batch_tokens=size),
+            quiet=True,
+        ).items
         for size in (60, 10_000)
     ]
     columns = ["first_true", "first_false", "sum_true", "sum_false", "top_logprob"]

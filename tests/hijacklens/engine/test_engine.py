@@ -13,6 +13,7 @@ from type_checks import unchecked
 
 from hijacklens.engine import batch_size
 from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 
@@ -68,7 +69,7 @@ def test_readings_equal_plain_forward_passes(pair):
 def test_any_batch_size_gives_the_same_numbers(pair, batch_tokens):
     plain, model = pair
     wanted = wanted_for(model.tokenizer)
-    check(plain, read(model, wanted, batch_tokens=batch_tokens), wanted)
+    check(plain, read(model, wanted, ReadOptions(batch_tokens=batch_tokens)), wanted)
 
 
 def test_limit_on_reads_gives_the_same_numbers(pair, monkeypatch):
@@ -97,7 +98,7 @@ def test_random_sets_of_prefixes(gpt2_pair, wanted):
     plain, model = gpt2_pair
     # Beginnings of what is asked for are asked for too, so that rows share their reads.
     wanted |= {prefix[: len(prefix) // 2]: {3} for prefix in wanted if len(prefix) > 1}
-    check(plain, read(model, wanted, batch_tokens=30), wanted)
+    check(plain, read(model, wanted, ReadOptions(batch_tokens=30)), wanted)
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +109,15 @@ def gpt2_pair():
 
 def test_progress_sums_to_one(gpt2_pair):
     _, model = gpt2_pair
-    shares, kept = [], {}
+    fractions, kept = [], {}
     wanted = {(1, 2): {1}, (1,): {2}, (3, 4, 5): {2}}
-    found = read(
-        model, wanted, way="plain", batch_tokens=1, advance=shares.append, keep=kept.update
-    )
-    assert shares == pytest.approx([3 / 5, 2 / 5])
+
+    def finished(readings, fraction):
+        kept.update(readings)
+        fractions.append(fraction)
+
+    found = read(model, wanted, ReadOptions(sharing="plain", batch_tokens=1), finished)
+    assert fractions == pytest.approx([3 / 5, 2 / 5])
     assert kept == found
 
 
@@ -130,7 +134,10 @@ def test_only_read_positions_are_unembedded(gpt2_pair, monkeypatch):
     # Not by a hook: with one on it, the model would be run the plain way.
     monkeypatch.setattr(unembedding, "forward", seen)
     wanted = {tuple(range(50)): {1}, tuple(range(60, 100)): {1}, (*range(40), 7, 8): {2}}
-    ways = [read(model, wanted, way=way).accounting.way for way in ("plain", "packed", "cached")]
+    ways = [
+        read(model, wanted, ReadOptions(sharing=sharing)).accounting.sharing
+        for sharing in ("plain", "packed", "cached")
+    ]
     assert ways == ["plain", "packed", "cached"]
     reads = [shape[1] for shape in shapes if shape[1]]
     assert sum(reads) == 9 and all(shape[::2] == (1, model.cfg.d_vocab) for shape in shapes)
@@ -153,10 +160,10 @@ def test_hooks_that_are_on_the_model_act(gpt2_pair):
     bare = read(model, wanted)[1, 2].logprobs[1]
     hook = ("blocks.0.hook_mlp_out", lambda value, hook: value * 0)
     with model.hooks(fwd_hooks=[hook]):
-        ablated = read(model, wanted, way="packed")
+        ablated = read(model, wanted, ReadOptions(sharing="packed"))
     assert abs(ablated[1, 2].logprobs[1] - bare) > 1e-3
     # They may go by positions in a row.
-    assert (ablated.accounting.way, ablated.accounting.why) == (
+    assert (ablated.accounting.sharing, ablated.accounting.why) == (
         "plain",
         "hooks on it are no probes",
     )
@@ -168,11 +175,11 @@ def test_bad_input(gpt2_pair):
     with pytest.raises(InputError, match="empty prefix"):
         read(model, {(): {1}})
     with pytest.raises(InputError, match="batch size must be at least 1 token, not -5"):
-        read(model, {(1,): {1}}, batch_tokens=-5)
+        read(model, {(1,): {1}}, ReadOptions(batch_tokens=-5))
     with pytest.raises(InputError, match="pack size must be at least 1 token, not 0"):
-        read(model, {(1,): {1}}, pack_tokens=0)
-    with unchecked(), pytest.raises(InputError, match=r"unknown way 'fast'.*cached.*plain"):
-        read(model, {(1,): {1}}, way="fast")
+        read(model, {(1,): {1}}, ReadOptions(pack_tokens=0))
+    with unchecked(), pytest.raises(InputError, match=r"unknown sharing 'fast'.*cached.*plain"):
+        read(model, {(1,): {1}}, ReadOptions(sharing="fast"))
     model.train()
     try:
         with pytest.raises(InputError, match="scoring needs a model in evaluation mode"):

@@ -117,7 +117,7 @@ def test_bytes_of_keys_and_values():
 
 def test_one_line_for_people():
     done = Accounting(
-        way="cached",
+        sharing="cached",
         why="it costs least",
         forward_tokens=1000,
         padded_tokens=1100,

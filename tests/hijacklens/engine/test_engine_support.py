@@ -12,6 +12,7 @@ from tiny_models import tiny_tokenizer
 
 from hijacklens.engine import support
 from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.engine.unhooked import unhooked
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
@@ -88,9 +89,9 @@ def test_known_architectures(name):
     # TransformerLens has matrices of its own for the MLP of Phi3, so only its hooked form is run.
     assert (unhooked(model) is None) == (name == "Phi3")
     idle = HookProbe("idle", (), packs=True)
-    for way, probes in product(("packed", "cached"), ([], [idle])):
-        readings = read(model, WANTED, probes=probes, way=way)
-        assert readings.accounting.way == way
+    for sharing, probes in product(("packed", "cached"), ([], [idle])):
+        readings = read(model, WANTED, ReadOptions(probes=probes, sharing=sharing))
+        assert readings.accounting.sharing == sharing
         check(plain, readings)
 
 
@@ -98,8 +99,8 @@ def test_known_architectures(name):
 def test_refused_architectures_are_run_the_plain_way(name):
     options, why = REFUSED[name]
     plain, model = tiny(name, options)
-    readings = read(model, WANTED, way="cached")
-    assert readings.accounting.way == "plain"
+    readings = read(model, WANTED, ReadOptions(sharing="cached"))
+    assert readings.accounting.sharing == "plain"
     assert why in readings.accounting.why
     for prefix, tokens in WANTED.items():
         expected = next_token_logprobs(model, prefix)
@@ -108,27 +109,27 @@ def test_refused_architectures_are_run_the_plain_way(name):
             assert value == pytest.approx(float(expected[token]), abs=1e-4)
     if name != "Falcon":  # plain transformers rounds its ALiBi to bfloat16
         check(plain, readings)
-    assert read(model, WANTED, way="plain").accounting.why == "it was asked for"
+    assert read(model, WANTED, ReadOptions(sharing="plain")).accounting.why == "it was requested"
 
 
 def test_unknown_architectures_are_tried(monkeypatch):
     """Windows that the configuration does not tell of are found out, and crashes too."""
     plain, model = tiny("Mistral", SUPPORTED["Mistral"])
     monkeypatch.setattr(support, "KNOWN", set())
-    for way in ("packed", "cached"):
-        readings = read(model, WANTED, way=way)
-        assert readings.accounting.way == way
+    for sharing in ("packed", "cached"):
+        readings = read(model, WANTED, ReadOptions(sharing=sharing))
+        assert readings.accounting.sharing == sharing
         check(plain, readings)
     wrong = support.Support({"": None})
     monkeypatch.setattr("hijacklens.engine.engine.support_of", lambda model: wrong)
-    for way in ("packed", "cached"):
-        readings = read(model, WANTED, way=way)
-        assert readings.accounting.way == "plain"
+    for sharing in ("packed", "cached"):
+        readings = read(model, WANTED, ReadOptions(sharing=sharing))
+        assert readings.accounting.sharing == "plain"
         assert "other numbers than plain ones" in readings.accounting.why
         check(plain, readings)
     unusable = support.Support({"full_attention": None})
     monkeypatch.setattr("hijacklens.engine.engine.support_of", lambda model: unusable)
-    readings = read(model, WANTED, way="packed")
+    readings = read(model, WANTED, ReadOptions(sharing="packed"))
     assert readings.accounting.why.startswith("it fails on packed prompts")
     check(plain, readings)
 
@@ -149,8 +150,8 @@ def test_a_hooked_transformer_is_run_the_plain_way():
         n_layers=2, d_model=32, n_ctx=64, d_head=8, d_vocab=50, act_fn="gelu", seed=0
     )
     model = HookedTransformer(config).eval()
-    readings = read(model, WANTED, way="packed")
-    assert readings.accounting.way == "plain"
+    readings = read(model, WANTED, ReadOptions(sharing="packed"))
+    assert readings.accounting.sharing == "plain"
     assert readings.accounting.why == "a HookedTransformer takes no position ids"
     for prefix, tokens in WANTED.items():
         with torch.no_grad():

@@ -10,6 +10,7 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.engine.unhooked import unhooked
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
@@ -51,10 +52,12 @@ def test_it_shares_weights_and_leaves_the_hooked_model_as_it_was(model):
     assert (config.to_dict(), config._attn_implementation) == (settings, attention)
 
 
-@pytest.mark.parametrize("way", ["plain", "packed", "cached"])
-def test_hook_points_change_no_number(model, way):
-    hooked, plain = (read(model, WANTED, probes=probes, way=way) for probes in ([IDLE], []))
-    assert hooked.accounting.way == plain.accounting.way == way
+@pytest.mark.parametrize("sharing", ["plain", "packed", "cached"])
+def test_hook_points_change_no_number(model, sharing):
+    hooked, plain = (
+        read(model, WANTED, ReadOptions(probes=probes, sharing=sharing)) for probes in ([IDLE], [])
+    )
+    assert hooked.accounting.sharing == plain.accounting.sharing == sharing
     for prefix, reading in plain.items():
         assert reading.logprobs == pytest.approx(hooked[prefix].logprobs, abs=1e-4)
 

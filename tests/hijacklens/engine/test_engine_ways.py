@@ -19,12 +19,14 @@ from hijacklens.engine.engine import read
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.packs import Pack, trunk
 from hijacklens.engine.plan import Level, Plan, Unit
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.layout import Layout, mark
 from hijacklens.prompts.schemes import get_scheme
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 
 SHARING = ("packed", "cached")
@@ -96,22 +98,23 @@ def check(plain, readings, wanted, tolerance=1e-4):
         assert reading.top_logprob == pytest.approx(max(expected), abs=tolerance)
 
 
-@pytest.mark.parametrize("way", ["plain", *SHARING])
-def test_every_way_equals_plain_forward_passes(pair, way):
+@pytest.mark.parametrize("sharing", ["plain", *SHARING])
+def test_every_way_equals_plain_forward_passes(pair, sharing):
     plain, model = pair
     wanted = prompts()
-    readings = read(model, wanted, way=way)
-    assert readings.accounting.way == way
+    readings = read(model, wanted, ReadOptions(sharing=sharing))
+    assert readings.accounting.sharing == sharing
     check(plain, readings, wanted)
 
 
-@pytest.mark.parametrize("way", SHARING)
+@pytest.mark.parametrize("sharing", SHARING)
 @pytest.mark.parametrize(("batch_tokens", "pack_tokens"), [(1, 1), (40, 9), (64, 64), (1000, 23)])
-def test_any_size_of_packs_and_batches(gemma3, way, batch_tokens, pack_tokens):
+def test_any_size_of_packs_and_batches(gemma3, sharing, batch_tokens, pack_tokens):
     plain, model = gemma3
     wanted = prompts((0, 3))
-    readings = read(model, wanted, way=way, batch_tokens=batch_tokens, pack_tokens=pack_tokens)
-    assert readings.accounting.way == way
+    options = ReadOptions(sharing=sharing, batch_tokens=batch_tokens, pack_tokens=pack_tokens)
+    readings = read(model, wanted, options)
+    assert readings.accounting.sharing == sharing
     check(plain, readings, wanted)
 
 
@@ -148,7 +151,7 @@ def test_random_trees_cut_at_random(gemma3, wanted, random, batch_tokens):
     assert sorted(plan.units[0].prefixes) == sorted(wanted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "make_plan", lambda *args, **options: plan)
-        readings = read(model, wanted, batch_tokens=batch_tokens)
+        readings = read(model, wanted, ReadOptions(batch_tokens=batch_tokens))
     assert readings.accounting.forward_tokens == plan.forward_tokens
     check(plain, readings, wanted)
 
@@ -168,7 +171,7 @@ def test_padding_of_a_past_reads_nothing_that_is_not_written(gemma3, monkeypatch
     plan = Plan("cached", "a test", [Unit(levels)], 0.0, 0, 0)
     monkeypatch.setattr(engine, "make_plan", lambda *args, **options: plan)
     monkeypatch.setattr(batch_size, "ROOMS", (0,))  # a pack to each row, the longest two first
-    check(plain, read(model, wanted, batch_tokens=8), wanted)
+    check(plain, read(model, wanted, ReadOptions(batch_tokens=8)), wanted)
 
 
 @dataclass(frozen=True)
@@ -203,14 +206,15 @@ def marked():
     return found
 
 
-@pytest.mark.parametrize("way", ["plain", *SHARING])
-def test_probes_act_on_shared_tokens_as_on_single_prompts(pair, way):
+@pytest.mark.parametrize("sharing", ["plain", *SHARING])
+def test_probes_act_on_shared_tokens_as_on_single_prompts(pair, sharing):
     _, model = pair
     wanted = marked()
     probe = Dim()
-    readings = read(model, wanted, probes=[probe], spans=probe.spans, way=way, batch_tokens=200)
-    assert readings.accounting.way == way
-    bare = read(model, wanted, spans=probe.spans, way=way)
+    options = ReadOptions(probes=[probe], spans=probe.spans, sharing=sharing, batch_tokens=200)
+    readings = read(model, wanted, options)
+    assert readings.accounting.sharing == sharing
+    bare = read(model, wanted, ReadOptions(spans=probe.spans, sharing=sharing))
     moved = 0.0
     for symbols, tokens in wanted.items():
         expected = alone(model, symbols, (probe,), probe.spans)
@@ -231,9 +235,9 @@ def test_probes_that_do_not_pack_run_alone(gemma3):
         value[:, 0] = 0
         return value
 
-    readings = read(model, wanted, probes=[first], way="cached")
+    readings = read(model, wanted, ReadOptions(probes=[first], sharing="cached"))
     accounting = readings.accounting
-    assert (accounting.way, accounting.why) == ("plain", "the probe first does not pack")
+    assert (accounting.sharing, accounting.why) == ("plain", "the probe first does not pack")
     assert accounting.forward_tokens == accounting.naive_tokens == 8
     for prefix, tokens in wanted.items():
         for token in tokens:
@@ -241,8 +245,8 @@ def test_probes_that_do_not_pack_run_alone(gemma3):
             assert readings[prefix].logprobs[token] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("way", SHARING)
-def test_a_probe_that_is_wrong_on_packs_is_found_out(gemma3, way):
+@pytest.mark.parametrize("sharing", SHARING)
+def test_a_probe_that_is_wrong_on_packs_is_found_out(gemma3, sharing):
     """It says that it packs, and goes by places in the row."""
     _, model = gemma3
     ramp = HookProbe(
@@ -255,24 +259,24 @@ def test_a_probe_that_is_wrong_on_packs_is_found_out(gemma3, way):
         ],
         packs=True,
     )
-    readings = read(model, prompts(), probes=[ramp], way=way)
-    assert readings.accounting.way == "plain"
+    readings = read(model, prompts(), ReadOptions(probes=[ramp], sharing=sharing))
+    assert readings.accounting.sharing == "plain"
     assert "other numbers than plain ones" in readings.accounting.why
     half = HookProbe(
         "half", (("blocks.0.hook_mlp_out", lambda value, hook: value / 2),), packs=True
     )
-    readings = read(model, prompts(), probes=[half], way=way)
-    assert readings.accounting.way == way
+    readings = read(model, prompts(), ReadOptions(probes=[half], sharing=sharing))
+    assert readings.accounting.sharing == sharing
     prefix = SENTENCE * 3 + QUERIES[1]
     expected = alone(model, prefix, (half,), ())
     assert readings[prefix].logprobs[3] == pytest.approx(expected[3], abs=1e-4)
 
 
-@pytest.mark.parametrize("way", ["plain", *SHARING])
-def test_a_run_goes_on_when_memory_runs_out(gemma3, monkeypatch, way):
+@pytest.mark.parametrize("sharing", ["plain", *SHARING])
+def test_a_run_goes_on_when_memory_runs_out(gemma3, monkeypatch, sharing):
     plain, model = gemma3
     cuda, cpu = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE)
-    error = cuda if way == "packed" else cpu
+    error = cuda if sharing == "packed" else cpu
     wanted = prompts()
     real = Pass.logits
 
@@ -282,11 +286,16 @@ def test_a_run_goes_on_when_memory_runs_out(gemma3, monkeypatch, way):
         return real(self, rows, pool, keep=keep)
 
     monkeypatch.setattr(Pass, "logits", tight)
-    shares = []
-    readings = read(model, wanted, way=way, advance=shares.append)
-    assert readings.accounting.way == way
+    fractions = []
+    readings = read(
+        model,
+        wanted,
+        ReadOptions(sharing=sharing),
+        lambda readings, fraction: fractions.append(fraction),
+    )
+    assert readings.accounting.sharing == sharing
     assert readings.accounting.shrunk > 0 and readings.accounting.batch_tokens < 100
-    assert sum(shares) == pytest.approx(1)
+    assert sum(fractions) == pytest.approx(1)
     check(plain, readings, wanted)
 
 
@@ -311,8 +320,11 @@ def test_items_are_the_same_in_every_way(pair):
     """From facts to scores, against plain forward passes of single prompts."""
     plain, model = pair
     facts = sample_facts()
-    options = {"doses": [0, 1, 3], "quiet": True, "store": False}
-    results = {way: hijack(model, facts, way=way, **options) for way in ("plain", *SHARING)}
+    options = {"doses": [0, 1, 3], "quiet": True}
+    results = {
+        sharing: hijack(model, facts, execution=Execution(sharing=sharing, store=False), **options)
+        for sharing in ("plain", *SHARING)
+    }
     scorer = PlainScorer(plain, model.tokenizer)
     by_case = {fact.case_id: fact for fact in facts}
     scheme = get_scheme("do-not-think")
@@ -322,10 +334,10 @@ def test_items_are_the_same_in_every_way(pair):
         prompt = " ".join([scheme.sentence(fact)] * item["dose"] + [fact.prompt])
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
             expected[item["case_id"], item["dose"], side] = sum(scorer.scores(prompt, target))
-    for way, result in results.items():
+    for sharing, result in results.items():
         (settings,) = result.settings["models"]
         engine_record = settings["engine"]
-        assert engine_record["way"] == way
+        assert engine_record["sharing"] == sharing
         assert engine_record["naive_tokens"] >= engine_record["forward_tokens"] > 0
         assert engine_record["trie_tokens"] <= engine_record["forward_tokens"]
         assert engine_record["peak_memory"] > 0 and engine_record["seconds"] > 0
@@ -336,12 +348,12 @@ def test_items_are_the_same_in_every_way(pair):
                 assert item[f"sum_{side}"] == pytest.approx(whole, abs=tolerance)
 
 
-@pytest.mark.parametrize("way", ["plain", *SHARING])
-def test_bfloat16_rounds_and_does_no_more(way):
+@pytest.mark.parametrize("sharing", ["plain", *SHARING])
+def test_bfloat16_rounds_and_does_no_more(sharing):
     plain = tiny_model("gemma3", seed=2)
     tokenizer = tiny_tokenizer("gemma3")
     model = load_model(copy.deepcopy(plain), tokenizer=tokenizer, dtype="bfloat16", device="cpu")
     wanted = prompts((0, 3))
-    readings = read(model, wanted, way=way)
-    assert readings.accounting.way == way
+    readings = read(model, wanted, ReadOptions(sharing=sharing))
+    assert readings.accounting.sharing == sharing
     check(plain, readings, wanted, tolerance=0.25)

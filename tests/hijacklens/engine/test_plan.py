@@ -26,16 +26,16 @@ DISTINCT = 3 * len(SENTENCE) + 4 * (1 + 20 * 2)
 words = st.lists(st.integers(0, 2), min_size=1, max_size=10).map(tuple)
 
 
-@pytest.mark.parametrize("way", ["plain", "packed", "cached"])
-def test_what_a_plan_counts(way):
-    plan = make_plan(PROMPTS, SMALL, way=way)
-    assert (plan.way, plan.why) == (way, "it was asked for")
+@pytest.mark.parametrize("sharing", ["plain", "packed", "cached"])
+def test_what_a_plan_counts(sharing):
+    plan = make_plan(PROMPTS, SMALL, sharing=sharing)
+    assert (plan.sharing, plan.why) == (sharing, "it was requested")
     assert plan.naive_tokens == sum(map(len, PROMPTS)) == 960
     assert plan.trie_tokens == DISTINCT == 182
     assert sorted(prefix for unit in plan.units for prefix in unit.prefixes) == sorted(PROMPTS)
-    if way == "plain":
+    if sharing == "plain":
         assert plan.forward_tokens == plan.naive_tokens
-    elif way == "packed":
+    elif sharing == "packed":
         assert DISTINCT < plan.forward_tokens < plan.naive_tokens / 2
     else:
         assert len(plan.units[0].levels) > 1
@@ -43,17 +43,17 @@ def test_what_a_plan_counts(way):
 
 
 def test_the_cheapest_way_is_taken():
-    assert make_plan(PROMPTS, SMALL).way == "cached"
+    assert make_plan(PROMPTS, SMALL).sharing == "cached"
     assert make_plan(PROMPTS, SMALL).why == "it costs least"
-    assert make_plan(PROMPTS[:40], FREE).way == "packed"  # one pack: nothing to gain
-    assert make_plan([(1, 2), (3, 4)], FREE).way == "plain"
+    assert make_plan(PROMPTS[:40], FREE).sharing == "packed"  # one pack: nothing to gain
+    assert make_plan([(1, 2), (3, 4)], FREE).sharing == "plain"
     slow = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=300.0)
-    assert make_plan(PROMPTS, slow, pack_tokens=30).way == "packed"
+    assert make_plan(PROMPTS, slow, pack_tokens=30).sharing == "packed"
 
 
 def test_trunks_are_no_longer_than_allowed():
-    whole = make_plan(PROMPTS, SMALL, way="cached")
-    parts = make_plan(PROMPTS, SMALL, way="cached", trunk_tokens=12)
+    whole = make_plan(PROMPTS, SMALL, sharing="cached")
+    parts = make_plan(PROMPTS, SMALL, sharing="cached", trunk_tokens=12)
     assert len(whole.units) == 1 < len(parts.units)
     for unit in parts.units:
         trunk = unit.levels[:-1]
@@ -72,11 +72,11 @@ def test_trunks_are_no_longer_than_allowed():
     st.integers(1, 20),
     st.integers(0, 3),
 )
-def test_every_prefix_is_read_once(prefixes, way, batch, pack, trunk, reads):
+def test_every_prefix_is_read_once(prefixes, sharing, batch, pack, trunk, reads):
     plan = make_plan(
         prefixes,
         SMALL,
-        way=way,
+        sharing=sharing,
         batch_tokens=batch,
         pack_tokens=pack,
         trunk_tokens=trunk,
@@ -93,7 +93,12 @@ def test_every_prefix_is_read_once(prefixes, way, batch, pack, trunk, reads):
 def test_prefixes_by_themselves():
     plan = separate_plan([(1, 2), (1,), (1, 2)], why="a test")
     assert [pack.own for pack in plan.units[0].levels[0].packs] == [1, 2]
-    assert (plan.way, plan.why, plan.forward_tokens, plan.trie_tokens) == ("plain", "a test", 3, 2)
+    assert (plan.sharing, plan.why, plan.forward_tokens, plan.trie_tokens) == (
+        "plain",
+        "a test",
+        3,
+        2,
+    )
 
 
 def test_a_forecast_counts_prompts_as_a_run_does():
@@ -102,13 +107,13 @@ def test_a_forecast_counts_prompts_as_a_run_does():
     # Three doses, as 0 always belongs to them.
     assert found.prompts + 3 * found.skipped == 2 * 3 * len(sample_facts())
     assert found.plan.trie_tokens <= found.plan.forward_tokens < found.naive_tokens
-    alone = forecast(tokenizer, sample_facts(), doses=[0], way="plain")
+    alone = forecast(tokenizer, sample_facts(), doses=[0], sharing="plain")
     assert alone.plan.forward_tokens == alone.naive_tokens
 
 
 def test_unknown_ways_are_refused():
-    with unchecked(), pytest.raises(InputError, match="unknown way 'fast'"):
-        make_plan([(1,)], FREE, way="fast")
+    with unchecked(), pytest.raises(InputError, match="unknown sharing 'fast'"):
+        make_plan([(1,)], FREE, sharing="fast")
 
 
 def test_the_command(tmp_path):

@@ -18,7 +18,8 @@ from hijacklens.facts.fact import Fact, FactSet, Skipped
 from hijacklens.models.loading import load_model
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.results.result import load_result
-from hijacklens.scoring import hijack as hijack_module
+from hijacklens.scoring import execution as execution_module
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import ITEM_COLUMNS
 from hijacklens.scoring.result import HijackResult
@@ -64,7 +65,7 @@ def test_any_batch_size_gives_the_same_items(run, batch_tokens):
         sample_facts(),
         schemes=SCHEMES,
         doses=DOSES,
-        batch_tokens=batch_tokens,
+        execution=Execution(batch_tokens=batch_tokens),
         quiet=True,
     )
     pd.testing.assert_frame_equal(other.items, result.items, atol=1e-4, rtol=0)
@@ -177,16 +178,16 @@ def test_prompt_that_fills_the_window_exactly_is_scored(gpt2):
 
 
 def test_scores_that_are_not_finite_are_listed(gpt2, monkeypatch):
-    real = hijack_module.read
+    real = execution_module.read
 
-    def broken(model, wanted, **options):
-        readings = real(model, wanted, **options)
+    def broken(*arguments):
+        readings = real(*arguments)
         victim = max(readings, key=len)
         logprobs = dict.fromkeys(readings[victim].logprobs, float("nan"))
         readings[victim] = type(readings[victim])(logprobs, 0, 0.0)
         return readings
 
-    monkeypatch.setattr(hijack_module, "read", broken)
+    monkeypatch.setattr(execution_module, "read", broken)
     result = hijack(gpt2, sample_facts(), doses=[1], quiet=True)
     assert result.skipped["reason"].tolist() == [
         "the model gave no finite log-probability at dose 1"
@@ -224,8 +225,7 @@ def test_user_scheme_and_seeded_draw(gpt2):
         ({"doses": [-1]}, "counts sentences, is -1; give"),
         ({"doses": [1.5]}, "counts sentences, is 1.5; give"),
         ({"doses": ["1"]}, "counts sentences, is '1'; give"),
-        ({"batch_tokens": -1}, "batch_tokens is -1; .* at least 1"),
-        ({"batch_tokens": 0}, "batch_tokens is 0; .* at least 1"),
+        ({"execution": "local"}, r"execution is 'local', a str; .*hl.Execution\(store=False\)"),
         ({"facts": FactSet((), name="none")}, "no facts to score in none"),
     ],
 )
@@ -233,6 +233,34 @@ def test_bad_input(gpt2, options, message):
     facts = options.pop("facts", sample_facts())
     with pytest.raises(InputError, match=message), unchecked():
         hijack(gpt2, facts, quiet=True, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_tokens": -1}, "batch_tokens is -1; .* at least 1"),
+        ({"batch_tokens": 0}, "batch_tokens is 0; .* at least 1"),
+        ({"sharing": "fast"}, "unknown sharing 'fast'.*cached.*plain"),
+        ({"engine": "spark"}, r"unknown engine 'spark'.*pass a RayEngine"),
+        ({"store": 3}, "store of readings is named by .* not 3"),
+    ],
+)
+def test_bad_executions(options, message):
+    with pytest.raises(InputError, match=message), unchecked():
+        Execution(**options)
+
+
+def test_arguments_of_the_execution_go_by_their_old_names(gpt2):
+    options = {"facts": sample_facts()[:2], "doses": [1], "quiet": True}
+    with pytest.warns(
+        FutureWarning, match=r"way= is now called execution=Execution\(sharing=...\)"
+    ):
+        result = hijack(gpt2, way="plain", store=False, **options)
+    (record,) = result.settings["models"]
+    assert record["engine"]["sharing"] == "plain"
+    assert record["readings"]["store_off"] == "turned off"
+    with pytest.raises(InputError, match="execution is given twice, also by its old name store"):
+        hijack(gpt2, execution=Execution(), store=False, **options)
 
 
 def test_a_name_is_no_model():

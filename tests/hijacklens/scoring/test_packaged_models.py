@@ -17,6 +17,7 @@ from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.answers import answer
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 
 pytestmark = pytest.mark.packaged
@@ -73,7 +74,9 @@ def test_items_equal_single_plain_forward_passes(name, model, facts, result):
 
 
 def test_another_batch_size_gives_the_same_items(model, facts, result):
-    again = hijack(model, facts[:20], doses=range(4), batch_tokens=300, quiet=True).items
+    again = hijack(
+        model, facts[:20], doses=range(4), execution=Execution(batch_tokens=300), quiet=True
+    ).items
     keys = ["case_id", "dose"]
     first = result.items[result.items["scheme"] == "do-not-think"].set_index(keys)
     again = again.set_index(keys)

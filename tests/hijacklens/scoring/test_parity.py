@@ -13,6 +13,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.results.result import load_result
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.parity import compare
 
@@ -24,7 +25,9 @@ def run(dtype="float32", **options):
         dtype=dtype,
         device="cpu",
     )
-    return hijack(model, sample_facts(), doses=[0, 1], quiet=True, store=False, **options)
+    return hijack(
+        model, sample_facts(), doses=[0, 1], execution=Execution(store=False), quiet=True, **options
+    )
 
 
 @pytest.fixture(scope="module")

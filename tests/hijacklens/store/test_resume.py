@@ -23,6 +23,7 @@ from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
 from hijacklens.scoring import hijack as hijack_module
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.store.database import StoreWarning, aside_from
 from hijacklens.store.store import Store
@@ -40,8 +41,9 @@ def model():
 
 
 def score(model, store, **options):
-    options = {"doses": DOSES, "batch_tokens": 100, "quiet": True, **options}
-    return hijack(model, options.pop("facts", sample_facts()), store=store, **options)
+    execution = Execution(store=store, batch_tokens=options.pop("batch_tokens", 100))
+    options = {"facts": sample_facts(), "doses": DOSES, "quiet": True, **options}
+    return hijack(model, execution=execution, **options)
 
 
 @pytest.fixture(scope="module")

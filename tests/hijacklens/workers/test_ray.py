@@ -15,6 +15,7 @@ from hijacklens.facts.atlas import atlas
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
 from hijacklens.probe import HookProbe
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.store.store import Store
 from hijacklens.workers.replica import ModelLoader
@@ -57,9 +58,16 @@ def expected(crew):
     return score(load_model(crew.loader.source, device="cpu"))
 
 
-def score(model, engine="local", store=False, facts=None, **options):
-    options = {"doses": (0, 1, 2), "batch_tokens": 100, "quiet": True, **options}
-    return hijack(model, facts or sample_facts(), engine=engine, store=store, **options)
+def score(model, engine="local", store=False, facts=None, probes=(), **options):
+    execution = Execution(engine=engine, store=store, **{"batch_tokens": 100, **options})
+    return hijack(
+        model,
+        facts or sample_facts(),
+        doses=(0, 1, 2),
+        probes=probes,
+        execution=execution,
+        quiet=True,
+    )
 
 
 def check(result, expected):
@@ -88,14 +96,14 @@ def test_the_same_items_with_and_without_probes_and_store(crew, expected, tmp_pa
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llama"])
 def test_the_same_items_on_every_family(ray, folder, family):
     loader = ModelLoader(folder(family), device="cpu")
-    plain = score(load_model(loader.source, device="cpu"), way="plain")
+    plain = score(load_model(loader.source, device="cpu"), sharing="plain")
     check(score(loader, RayEngine(workers=1, cpus_per_worker=1)), plain)
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGED))
 def test_the_same_items_on_the_packaged_models(ray, name):
     facts = atlas().where(relation=["P36"]).limit(4, seed=0)
-    plain = score(load_model(name, device="cpu"), facts=facts, way="plain", batch_tokens=None)
+    plain = score(load_model(name, device="cpu"), facts=facts, sharing="plain", batch_tokens=None)
     for workers in (1, 2):
         engine = RayEngine(workers=workers, cpus_per_worker=1)
         check(score(ModelLoader(name, device="cpu"), engine, facts=facts, batch_tokens=None), plain)

@@ -15,10 +15,12 @@ from pretend_ray import Died, PretendRay
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
+from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.store.store import Store
 from hijacklens.workers.cluster import Share, connected, share_out
@@ -48,9 +50,11 @@ def model(folder):
     return load_model(folder, device="cpu")
 
 
-def score(model, engine="local", store=False, **options):
-    options = {"doses": DOSES, "batch_tokens": 100, "quiet": True, **options}
-    return hijack(model, sample_facts(), engine=engine, store=store, **options)
+def score(model, engine="local", store=False, sharing="auto", probes=()):
+    execution = Execution(engine=engine, store=store, sharing=sharing, batch_tokens=100)
+    return hijack(
+        model, sample_facts(), doses=DOSES, probes=probes, execution=execution, quiet=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +80,12 @@ prefixes = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 def test_parts_hold_everything_once(wanted, count):
     parts = cut_parts(wanted, count)
     assert len(parts) <= count
-    held = [prefix for part in parts for prefix in part.wanted]
+    held = [prefix for part in parts for prefix in part.requests]
     assert sorted(held) == sorted(wanted)
-    assert all(part.wanted[prefix] == wanted[prefix] for part in parts for prefix in part.wanted)
-    assert all(part.wanted and part.cost == Trie.of(part.wanted).nodes for part in parts)
+    assert all(
+        part.requests[prefix] == wanted[prefix] for part in parts for prefix in part.requests
+    )
+    assert all(part.requests and part.cost == Trie.of(part.requests).nodes for part in parts)
     apart = cut_parts(wanted, count, shared=False)
     assert sum(part.cost for part in apart) == sum(map(len, wanted))
 
@@ -88,7 +94,7 @@ def test_parts_are_even_and_cut_between_subtrees():
     wanted = {(group, *range(20), leaf): {0} for group in range(8) for leaf in range(10)}
     parts = cut_parts(wanted, 4)
     assert [part.cost for part in parts] == [2 * 31] * 4
-    assert all(len({prefix[0] for prefix in part.wanted}) == 2 for part in parts)
+    assert all(len({prefix[0] for prefix in part.requests}) == 2 for part in parts)
     assert cut_parts({}, 3) == []
 
 
@@ -165,7 +171,7 @@ def test_same_items_with_probes(folder, model):
     probes = [attention.knock_out(source="last", target="hijack")]
     crew = replicas(folder)
     check(score(model, crew, probes=probes), score(model, probes=probes))
-    check(score(model, crew, way="plain"), score(model))
+    check(score(model, crew, sharing="plain"), score(model))
 
 
 def test_a_dead_worker_is_replaced_and_its_part_read_again(folder, expected):
@@ -229,7 +235,7 @@ def test_errors_of_a_worker_are_raised_as_they_are(folder, expected):
         score(ModelLoader(folder), crew, probes=[HookProbe("c", [("no", broken)])])
     check(score(ModelLoader(folder), crew), expected)  # nothing is left of the runs before
     with pytest.raises(InputError, match="at least 1 token"):
-        crew.read({(1, 2): {3}}, batch_tokens=0)
+        crew.read({(1, 2): {3}}, ReadOptions(batch_tokens=0))
 
 
 def test_another_model_is_refused(folder, tmp_path):

@@ -1,0 +1,95 @@
+"""How a run is computed: on which engine, with which store, in which batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hijacklens.engine.engine import read
+from hijacklens.engine.plan import SHARINGS, Sharing
+from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests
+from hijacklens.errors import choice, whole_number
+from hijacklens.models.hooked import HookedLanguageModel
+from hijacklens.models.identity import ModelIdentity, identify
+from hijacklens.store.store import OpenStore, Store, chosen_store, open_store
+from hijacklens.workers.replica import ModelLoader
+from hijacklens.workers.workers import RayEngine, Replicas
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How scores are computed; in float32 they are the same to 1e-4 nats whatever is set here.
+
+    Raises:
+        InputError: An unknown sharing or engine, a batch size below 1, or a store that is neither
+            a `Store`, a path nor a truth value.
+
+    >>> Execution(sharing="packed", store=False)
+    Execution(sharing='packed', engine='local', store=False, batch_tokens=None)
+    """
+
+    sharing: Sharing = "auto"
+    """How prompts share computed prefixes: `plain`, `packed`, `cached`, or `auto`, which takes the
+    cheapest of the three (`hijacklens.engine.plan`)."""
+    engine: str | RayEngine | Replicas = "local"
+    """`"local"` runs the model in this process, a `RayEngine` on workers that each load the model;
+    `Replicas` are workers that are already running (`hijacklens.workers.workers`)."""
+    store: Store | str | Path | bool = True
+    """Where finished readings are kept and looked up, so that an interrupted run resumes and
+    nothing is computed twice: True for the file in the cache folder, False for no store, or a path
+    or a `Store`."""
+    batch_tokens: int | None = None
+    """Tokens in a batch, padding included; by default what suits the device and its free RAM."""
+
+    def __post_init__(self) -> None:
+        choice("sharing", self.sharing, SHARINGS)
+        if not isinstance(self.engine, (RayEngine, Replicas)):
+            choice("engine", self.engine, ["local"], "Or pass a RayEngine(...).")
+        chosen_store(self.store)
+        if self.batch_tokens is not None:
+            size = whole_number("batch_tokens", self.batch_tokens, least=1)
+            object.__setattr__(self, "batch_tokens", size)
+
+    @contextmanager
+    def running(self, model: HookedLanguageModel | ModelLoader) -> Iterator[LocalModel | Replicas]:
+        """Run the body with the model ready on its engine.
+
+        Raises:
+            InputError: The model cannot be loaded, there is no room for the workers, or running
+                workers have another model.
+        """
+        if isinstance(self.engine, RayEngine):
+            with self.engine.replicas(model) as replicas:
+                yield replicas
+        elif isinstance(self.engine, Replicas):
+            self.engine.check(model)
+            yield self.engine
+        else:
+            loaded = model.load() if isinstance(model, ModelLoader) else model
+            yield LocalModel(loaded, identify(loaded))
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model in this process, with the members that a run needs of `Replicas`."""
+
+    model: HookedLanguageModel
+    identity: ModelIdentity
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    def open_store(
+        self, store: Store | str | Path | bool, **options: Any
+    ) -> AbstractContextManager[OpenStore]:
+        """Open the finished readings of the model (`hijacklens.store.store.open_store`)."""
+        return open_store(store, self.model, self.identity, **options)
+
+    def read(self, requests: Requests, options: ReadOptions, finished: Finished) -> Readings:
+        """Read log-probabilities (`hijacklens.engine.engine.read`)."""
+        return read(self.model, requests, options, finished)

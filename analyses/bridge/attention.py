@@ -24,8 +24,8 @@ from scipy import stats
 from torch import Tensor
 
 from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, lowest, mean
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.engine.batches import batches

@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 
 from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
 from analyses.paper.hijack_curves import CurveSettings, curves, dose_change, verdicts
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, lowest, mean, near
 from analyses.reproduction.drawing import OVER_SEEDS
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer.evaluation import answers

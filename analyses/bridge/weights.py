@@ -22,9 +22,9 @@ from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, exact, mean
 from analyses.reproduction.drawing import BOUND
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.statistics import Interval

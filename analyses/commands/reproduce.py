@@ -200,7 +200,7 @@ def _write_text(text: str, path: Path) -> None:
 
 
 def _listing(found: Any) -> str:
-    rows = [(item.id, item.quick, item.paper, f"{item.source}: {item.title}") for item in found]
+    rows = [(item.id, item.quick, item.paper, f"{item.reference}: {item.title}") for item in found]
     listed = fitted(("id", "quick", "paper", "what"), rows, left="lrrl")
     return f"{listed}\n\n{TIMES}"
 
@@ -208,7 +208,7 @@ def _listing(found: Any) -> str:
 def _report(result: Reproduction) -> str:
     analysis = result.analysis
     entry = analysis.entry
-    about = title(f"{entry.id} · {entry.source} · {entry.title}")
+    about = title(f"{entry.id} · {entry.reference} · {entry.title}")
     seed = result.provenance.seed
     drawn = f", seed {seed}" if seed is not None else ""
     lines = [f"\n{about} ({result.seconds:.0f} s{drawn})"]

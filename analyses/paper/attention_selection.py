@@ -18,8 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import cross_entropy
 
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, lowest, mean
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots

@@ -24,9 +24,9 @@ from analyses.paper.error_exponent import (
     label_divergence,
     token_logits,
 )
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, exact, highest, lowest, near
 from analyses.reproduction.drawing import draw_errors, intervals
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import bayes, memory, population

@@ -17,9 +17,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, exact, lowest, mean
 from analyses.reproduction.drawing import OVER_SEEDS
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, best_rows
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots

@@ -17,9 +17,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.paper.embedding_widths import FIGURE_C4
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import Check, above, exact, lowest, mean, near
 from analyses.reproduction.drawing import OVER_SEEDS
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, identity_value
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots

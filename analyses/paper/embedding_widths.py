@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, lowest, mean
 from analyses.reproduction.drawing import draw_over_dims
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, best_rows
 from analyses.reproduction.workbench import Workbench
 

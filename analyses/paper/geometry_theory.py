@@ -30,9 +30,9 @@ from torch import Tensor
 
 from analyses.paper.constructed_error import highest_error, lowest_error
 from analyses.paper.lemmas import gram_matrix
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, exact, near
 from analyses.reproduction.drawing import draw_errors
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import bayes, memory, population

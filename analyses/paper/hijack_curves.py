@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 
 from analyses.paper.dose_drawing import draw_doses
 from analyses.paper.example_answers import FIGURE_1, size_of
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import Check, above, below, highest, lowest, mean
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.hijack import hijack

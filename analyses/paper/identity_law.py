@@ -30,9 +30,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, exact, lowest, mean, near
 from analyses.reproduction.drawing import OVER_SEEDS
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import memory

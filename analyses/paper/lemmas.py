@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, exact, near
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.models.hooked import hooked

@@ -24,9 +24,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from analyses.paper.attention_selection import share_inside
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, lowest, mean
 from analyses.reproduction.drawing import BOUND, OVER_SEEDS
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.settings import RECIPE_OURS, RecipeSettings, identity_value
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots

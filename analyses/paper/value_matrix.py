@@ -15,9 +15,9 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, highest, lowest, mean
 from analyses.reproduction.drawing import BOUND, OVER_SEEDS, draw_over_dims
-from analyses.reproduction.registry import Analysis
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, best_rows, identity_value
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots

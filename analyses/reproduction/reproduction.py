@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import pandas as pd
 from matplotlib.figure import Figure
 
+from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import SCALES, Outcome, Scale
-from analyses.reproduction.registry import Analysis, get_analysis
+from analyses.reproduction.registry import get_analysis
 from analyses.reproduction.settings import RecipeSettings
 from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
 from hijacklens.errors import unknown
@@ -72,7 +73,7 @@ class Reproduction(Result):
         rows = tuple((o.claim, f"{o.value:.4g}", o.allowed, o.state) for o in self.outcomes)
         entry = self.analysis.entry
         return Glance(
-            f"{entry.id}, {entry.source}: {entry.title} · scale {self.scale}",
+            f"{entry.id}, {entry.reference}: {entry.title} · scale {self.scale}",
             ("claim", "measured", "allowed", "state"),
             rows,
             ("checks", "to_dataframe()", "plot()", "save(folder)"),
@@ -83,7 +84,7 @@ class Reproduction(Result):
         return {
             "id": self.analysis.id,
             "title": self.analysis.entry.title,
-            "source": self.analysis.entry.source,
+            "source": self.analysis.entry.reference,
             "question": self.analysis.entry.question,
             "scale": self.scale,
             "settings": asdict(self.settings),

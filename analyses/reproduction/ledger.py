@@ -60,9 +60,8 @@ def write_ledger(folder: Path) -> str:
         failed = "**fail**" + (" ([why](#remarks))" if explanations[record["id"]] else "")
         for i, check in enumerate(record["checks"]):
             name = f"[{record['id']}]({record['id']}/figure.png)" if i == 0 else ""
-            source, scale = (
-                (CATALOGUE[record["id"]].reference, record["scale"]) if i == 0 else ("", "")
-            )
+            reference = CATALOGUE[record["id"]].reference if i == 0 else ""
+            scale = record["scale"] if i == 0 else ""
             state = failed if check["state"] == "fail" else check["state"]
             lines.append(
                 f"| {name} | {reference} | {scale} | {check['claim']} | {_number(check)} | "

@@ -57,6 +57,7 @@ def test_the_wheel_holds_every_file_of_the_three_packages_and_no_other(wheel):
     assert held == there
     assert {f"{floor}/py.typed" for floor in FLOORS} <= held  # type information ships
     assert {"hijacklens/facts/atlas.csv", "hijacklens/__init__.pyi"} <= held
+    assert {"hijacklens/report/page.html", "hijacklens/views/page.html"} <= held  # templates
 
 
 def test_the_wheel_says_what_it_is(wheel):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hijacklens.errors import InputError
-from hijacklens.files import RECORD, write_whole
+from hijacklens.files import RECORD, named_path, write_whole
 from hijacklens.report.page import Entry, page
-from hijacklens.results.result import Result, load_result, named_path
+from hijacklens.results.result import Result, load_result
 
 TITLE = "Context hijacking: a report"
 
@@ -24,30 +24,30 @@ def write_report(
 
     Args:
         results: One or several: folders that a run wrote, or results themselves. A folder of
-            such folders, as `hijacklens reproduce` writes, stands for all of them.
+            such folders, as `hijacklens reproduce` writes, means all of them.
         out: The HTML file.
-        title: Stands above the page.
-        overwrite: Replace the file if it is there.
+        title: Title of the page.
+        overwrite: Replace the file if it exists.
 
     Returns:
         The path of the file.
 
     Raises:
-        InputError: No result is given, a folder holds none, the file is there already, or its
-            folder is not.
+        InputError: There is no result, a folder holds none, the file exists already, or its
+            folder does not.
 
     Note:
         The file holds all rows of all tables, compressed: about 45 bytes for an item of a hijack
-        run, and 1.3 MB of script where there are views.
+        run, and 1.3 MB of script if there are views.
     """
-    listed = [results] if isinstance(results, (Result, str, Path)) else list(results)
-    if not listed:
+    sources = [results] if isinstance(results, (Result, str, Path)) else list(results)
+    if not sources:
         raise InputError("a report needs at least one result; name the folders that runs wrote.")
-    path = _free(out, overwrite=overwrite)
+    path = _check_file(out, overwrite=overwrite)
     entries = [
         Entry(one) if isinstance(one, Result) else Entry(load_result(one), str(one))
-        for item in listed
-        for one in _single(item)
+        for source in sources
+        for one in _results_in(source)
     ]
     text = page(entries, title=title)
 
@@ -58,17 +58,17 @@ def write_report(
     return path
 
 
-def _single(item: Result | str | Path) -> Sequence[Result | str | Path]:
-    """A result or folder by itself; the folders with results in a folder that has none."""
-    if isinstance(item, Result):
-        return [item]
-    folder = named_path(item, "folder")
-    inside = [] if (folder / RECORD).exists() else sorted(folder.glob(f"*/{RECORD}"))
-    return [path.parent for path in inside] or [item]
+def _results_in(source: Result | str | Path) -> Sequence[Result | str | Path]:
+    """Return the results inside a folder that is not one itself; otherwise the source alone."""
+    if isinstance(source, Result):
+        return [source]
+    folder = named_path(source, "folder")
+    records = [] if (folder / RECORD).exists() else sorted(folder.glob(f"*/{RECORD}"))
+    return [path.parent for path in records] or [source]
 
 
-def _free(out: str | Path, *, overwrite: bool) -> Path:
-    """The path of the file, where one may be written."""
+def _check_file(out: str | Path, *, overwrite: bool) -> Path:
+    """Return the path of the file; refuse one that cannot or must not be written."""
     path = named_path(out, "file")
     if path.is_dir():
         raise InputError(f"{str(out)!r} is a folder; name a file for the report, such as r.html.")

@@ -1,8 +1,7 @@
-"""A table on the page: its first rows as HTML, and all of it as data for the script.
+"""A table on the page: its first rows as HTML, and all rows as data for the script.
 
-What stands in the HTML is what the reader sees when the page opens, so that a mail preview without
-scripts, a printer and a screen reader have it too. `tables.js` takes over when something is asked
-of the table; both write numbers the same way.
+The first rows are readable without scripts, for mail previews, printers and screen readers.
+`tables.js` redraws them once a reader sorts or filters, and writes numbers in the same way.
 """
 
 from __future__ import annotations
@@ -10,26 +9,26 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal, localcontext
 from typing import Any
 
 import pandas as pd
 
-from hijacklens.report.markup import attributes, paragraphs, script, shown
 from hijacklens.report.packing import pack
-from hijacklens.results.exhibits import Column, Table
+from hijacklens.results.exhibits import Table
 
 FIRST_ROWS = 25
 """Rows of a table that are shown at a time."""
-LARGE = 1e15
-"""From here on a number is written with an exponent."""
+LARGE = 10**15
+"""Numbers from here on are written with an exponent."""
+HALVES_UP = Context(rounding=ROUND_HALF_UP)
 
 
 def number(value: object, digits: int | None) -> str:
-    """A number as the page writes it; empty where it is missing.
+    """Write a number as the page does; a missing one is empty.
 
-    Halves are rounded away from zero, as JavaScript does; what would be written as zero and is
-    not has an exponent.
+    Halves are rounded away from zero, as in JavaScript. A number that would round to zero is
+    written with an exponent.
 
     >>> number(0.0625, 3), number(-1e-7, 3), number(3, None), number(float("nan"), 2)
     ('0.063', '-1.0e-7', '3', '')
@@ -38,35 +37,21 @@ def number(value: object, digits: int | None) -> str:
         return ""
     if digits is None:
         return str(value)
-    exact = float(value)  # type: ignore[arg-type]
-    if exact in (float("inf"), float("-inf")):
+    exact = Decimal(float(value))  # type: ignore[arg-type]
+    if exact.is_infinite():
         return "∞" if exact > 0 else "-∞"
-    if abs(exact) >= LARGE:
-        return _power(exact, 3)
-    text = str(Decimal(exact).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
-    if float(text) != 0:
-        return text
-    return _power(exact, 1) if exact else text.lstrip("-")
+    with localcontext(HALVES_UP):
+        if abs(exact) >= LARGE:
+            return f"{exact:.3e}"
+        text = f"{exact:.{digits}f}"
+        if float(text) != 0:
+            return text
+        return f"{exact:.1e}" if exact else text.lstrip("-")
 
 
-def _power(value: float, digits: int) -> str:
-    exact = Decimal(value)
-    power = exact.adjusted()
-    last = Decimal(1).scaleb(-digits)
-    front = exact.scaleb(-power).quantize(last, ROUND_HALF_UP)
-    if abs(front) == 10:
-        front, power = (front / 10).quantize(last), power + 1
-    return f"{front}e{power:+d}"
-
-
-def table_html(table: Table, *, key: str) -> str:
-    """The element of a table and its data.
-
-    Args:
-        table: The table.
-        key: Begins the ids of its elements.
-    """
-    data = table.data
+def table_part(table: Table) -> dict[str, Any]:
+    """Return what the template shows of a table: heads, first rows, data and settings."""
+    data, kinds = table.data, pd.api.types
     columns = {str(name): table.column(name) for name in data.columns}
     settings = {
         "columns": {name: asdict(column) for name, column in columns.items()},
@@ -79,53 +64,31 @@ def table_html(table: Table, *, key: str) -> str:
     rows: Any = data
     for name, value in table.chosen.items():
         rows = rows[rows[name].astype(str) == value]
-    head = "".join(
-        f'<th scope="col"{attributes(class_=_side(data[name]))}>{shown(column.label)}</th>'
+    rows = rows.head(FIRST_ROWS)
+    cells = [
+        [_cell(value, column.digits) for value, column in zip(row, columns.values(), strict=True)]
+        for row in rows.astype(object).itertuples(index=False, name=None)
+    ]
+    heads = [
+        (column.label, kinds.is_numeric_dtype(data[name]) and not kinds.is_bool_dtype(data[name]))
         for name, column in columns.items()
-    )
-    body = "".join(_row(row, list(columns.values())) for row in _values(rows.head(FIRST_ROWS)))
-    caption = f"{table.heading}: {min(len(rows), FIRST_ROWS)} of {len(data):,} rows"
-    return (
-        f'<div class="table" id="{key}" data-settings="{shown(json.dumps(settings))}">'
-        f"{paragraphs(table.note)}"
-        '<div class="controls"></div>'
-        f'<div class="scroll" role="region" tabindex="0"{attributes(aria_label=table.heading)}>'
-        f"<table><caption>{shown(caption)}</caption><thead><tr>{head}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-        f"{data_html(data, key=f'{key}-data')}</div>"
-    )
+    ]
+    return {
+        "settings": json.dumps(settings),
+        "heads": heads,
+        "rows": cells,
+        "caption": f"{table.heading}: {len(rows)} of {len(data):,} rows",
+        "data": pack(data),
+    }
 
 
-def data_html(data: pd.DataFrame, *, key: str) -> str:
-    """A packed table as an element that the script reads."""
-    return script(pack(data), type="application/octet-stream", id=key)
-
-
-def _values(rows: pd.DataFrame) -> list[tuple[object, ...]]:
-    return list(rows.astype(object).itertuples(index=False, name=None))
-
-
-def _row(values: tuple[object, ...], columns: list[Column]) -> str:
-    cells = []
-    for i, (value, column) in enumerate(zip(values, columns, strict=True)):
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            exact = None if column.digits is None or _missing(value) else value
-            cell = (
-                f'<td class="number"{attributes(title=exact)}>{number(value, column.digits)}</td>'
-            )
-        else:
-            text = "" if _missing(value) else shown(value)
-            tag = 'th scope="row"' if i == 0 else "td"
-            cell = f"<{tag}><bdi>{text}</bdi></{tag[:2]}>"
-        cells.append(cell)
-    return f"<tr>{''.join(cells)}</tr>"
+def _cell(value: object, digits: int | None) -> dict[str, Any]:
+    """Return the text of a cell, whether it is a number, and its exact value for hovering."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        exact = None if digits is None or _missing(value) else value
+        return {"text": number(value, digits), "number": True, "exact": exact}
+    return {"text": "" if _missing(value) else str(value), "number": False}
 
 
 def _missing(value: object) -> bool:
     return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
-
-
-def _side(values: pd.Series) -> str | None:
-    kinds = pd.api.types
-    numeric = kinds.is_numeric_dtype(values) and not kinds.is_bool_dtype(values)
-    return "number" if numeric else None

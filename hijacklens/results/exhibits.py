@@ -1,4 +1,4 @@
-"""What a report can show of a result. `Result.exhibits` returns these, from top to bottom.
+"""What a report shows of a result, as plain data: `Result.exhibits` lists these, top to bottom.
 
 >>> import pandas as pd
 >>> Table("Shares", pd.DataFrame({"model": ["a"], "efficacy": [0.25]})).column("efficacy").digits
@@ -10,15 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hijacklens.views import View
-
-SHARES = ("efficacy", "efficacy_low", "efficacy_high", "retention")
+FRACTIONS = ("efficacy", "efficacy_low", "efficacy_high", "retention")
 MOST_DIGITS = 6
 
 
@@ -29,9 +27,9 @@ class Text:
     heading: str
     paragraphs: Sequence[str] = ()
     points: Sequence[str] = ()
-    """Stand below the paragraphs, one line each."""
+    """A list below the paragraphs, one line each."""
     terms: Mapping[str, str] = field(default_factory=dict)
-    """Words and what they mean, below the points."""
+    """Words with their meanings, below the points."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,14 +39,14 @@ class Drawing:
     heading: str
     figure: Figure
     alt: str = ""
-    """What a reader who does not see it is told; by default its titles, axes and lines."""
+    """Text in place of the image; by default the figure's titles, axes and lines."""
     note: str = ""
     folded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """How a column of a table is shown."""
+    """The format of a table column."""
 
     label: str
     digits: int | None = None
@@ -57,7 +55,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """A table that can be sorted, filtered, searched and downloaded."""
+    """A table that readers can sort, filter, search and download."""
 
     heading: str
     data: pd.DataFrame
@@ -65,37 +63,54 @@ class Table:
     file: str = "table.csv"
     """Name of the download."""
     filters: Sequence[str] = ()
-    """Columns that a reader can choose a value of."""
+    """Columns that readers can filter by value."""
     chosen: Mapping[str, str] = field(default_factory=dict)
-    """Values that are chosen when the page opens."""
-    shares: Sequence[str] = SHARES
-    """Columns between 0 and 1, which are shown with three decimals."""
+    """Column -> value of its filter when the page opens."""
+    fractions: Sequence[str] = FRACTIONS
+    """Columns of numbers between 0 and 1, shown with three decimals."""
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Headings of columns, where the name of the column is not one."""
+    """Column -> heading, if it differs from the name."""
     folded: bool = False
 
     def column(self, name: str) -> Column:
-        """Heading and decimals of a column: four digits of its largest number are shown."""
+        """Return a column's heading and decimals, which show four digits of its largest number."""
         label = self.labels.get(name, name.replace("_", " "))
         values = self.data[name]
         if not pd.api.types.is_float_dtype(values):
             return Column(label)
-        if name in self.shares:
+        if name in self.fractions:
             return Column(label, 3)
         sizes = np.abs(values.to_numpy(float, na_value=np.nan))
         sizes = np.unique(sizes[np.isfinite(sizes)])
         largest = float(sizes[-1]) if len(sizes) else 0.0
         before = math.floor(math.log10(largest)) if largest else 0
         digits = min(max(3 - before, 1), MOST_DIGITS)
-        # Numbers such as 0.01 and 8 need no more decimals than they have.
+        # 0.01 and 8 need no trailing zeros.
         while digits and (np.round(sizes, digits - 1) == sizes).all():
             digits -= 1
         return Column(label, digits)
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """One circuitsvis component under a heading; `hijacklens.views` makes and shows them."""
+
+    heading: str
+    component: str
+    """Name of the component, such as `AttentionHeads`."""
+    props: dict[str, Any]
+    """Its properties, ready for JSON."""
+    folded: bool = False
+    """Whether a page shows only the heading until a reader opens the view."""
+
+    def __repr__(self) -> str:
+        tokens = len(self.props.get("tokens", ()))
+        return f"View({self.heading!r}, {self.component}, {tokens} tokens)"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Views:
-    """Interactive views of circuitsvis."""
+    """Interactive circuitsvis views."""
 
     heading: str
     views: Sequence[View]
@@ -104,13 +119,13 @@ class Views:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Facts:
-    """Facts whose verdict flips between the bare and the hijacked prompt, to be searched."""
+    """A searchable list of facts whose verdict flips between the bare and the hijacked prompt."""
 
     heading: str
     items: pd.DataFrame
     """`items.parquet` of a hijack run."""
     prompts: pd.DataFrame
-    """`prompts.parquet` of the same; may be empty."""
+    """`prompts.parquet` of the same run; may be empty."""
 
 
 Exhibit: TypeAlias = Text | Drawing | Table | Views | Facts

@@ -80,7 +80,7 @@ def hijack_exhibits(result: HijackResult) -> list[Exhibit]:
             "same verdict.",
             file="rules.csv",
             filters=EACH,
-            shares=tuple(DIFFER),
+            fractions=tuple(DIFFER),
             labels=DIFFER,
             folded=True,
         )

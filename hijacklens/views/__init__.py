@@ -8,10 +8,10 @@
     run.heads(layers=23).plot()                   # the same numbers as a matplotlib figure
     views.Sheet((run.heads(layers=23), run.attended()), title="Guam").save("guam.html")
 
-A view is made of tokens and numbers (`view`), most easily from a run of a hooked model (`reading`):
-prompts of language models and contexts of the one-layer model, with probes on too. It shows itself
-in a notebook (`cells`), on a page that opens with no network (`page`), by matplotlib (`figures`).
-circuitsvis by itself points to a script on the network, or repeats its own 1.3 MB in every view.
+A run reads a hooked model: prompts of language models or contexts of the one-layer model, with or
+without probes. A view shows itself in a notebook, on a page that opens with no network, or as a
+matplotlib figure. circuitsvis alone would load a script from the network or repeat its 1.3 MB in
+every view.
 
 >>> text = page([coloured_tokens("Parts of the shift", ["<s>", "Guam"], [0.0, 1.5])], title="demo")
 >>> "‹s›" in text, text.count("CircuitsVis.render"), "https://unpkg.com" in text
@@ -20,17 +20,16 @@ circuitsvis by itself points to a script on the network, or repeats its own 1.3 
 
 from __future__ import annotations
 
-from hijacklens.views.page import page, save_page
-from hijacklens.views.reading import attended, attention, run
-from hijacklens.views.runs import Run
-from hijacklens.views.sheet import Sheet
-from hijacklens.views.view import (
-    View,
+from hijacklens.views.components import (
     attention_heads,
     attention_pattern,
     coloured_tokens,
     visible,
 )
+from hijacklens.views.page import page, save_page
+from hijacklens.views.reading import attended, attention, run
+from hijacklens.views.runs import Run
+from hijacklens.views.sheet import Sheet, View
 
 __all__ = [
     "Run",

@@ -1,6 +1,6 @@
-"""Views as matplotlib figures: the numbers of the page, for papers and where no script runs.
+"""Views as matplotlib figures, with the numbers of the page, for papers and previews.
 
-Rows of a map are the tokens that attend, columns those attended to, as on the page.
+As on the page, the rows of a map are the tokens that attend, the columns those attended to.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from matplotlib.ticker import MaxNLocator
 
 from hijacklens import plots
 from hijacklens.errors import unknown
-from hijacklens.views.view import NEGATIVE, POSITIVE, View
+from hijacklens.results.exhibits import View
 
+NEGATIVE, POSITIVE = "#2166AC", "#B2182B"
+"""Blue and red."""
 COLOURS = LinearSegmentedColormap.from_list("views", [NEGATIVE, "#FFFFFF", POSITIVE])
-"""Through white at zero, as circuitsvis colours."""
-SHARES = LinearSegmentedColormap.from_list("shares", ["#FFFFFF", POSITIVE])
-"""The upper half of it, for numbers that are never below zero."""
+"""White at zero, as in circuitsvis."""
+FRACTIONS = LinearSegmentedColormap.from_list("fractions", ["#FFFFFF", POSITIVE])
+"""The upper half of it, for numbers that are never negative."""
 COLUMNS = 4
 MOST_MAPS = 16
-"""Heads that are drawn a map each, with tokens; more stand in one mosaic, without."""
+"""Up to this many heads get a labelled map each; beyond it, one unlabelled mosaic."""
 LINE = 470.0
-"""Points (72 to the inch) to a line of coloured tokens."""
+"""Width of a line of coloured tokens, in points (72 per inch)."""
 
 
 def draw(view: View) -> Figure:
-    """The figure of a view; `View.plot` calls it.
+    """Draw a view.
 
     Raises:
         InputError: The component has no figure.
@@ -45,7 +47,7 @@ def draw(view: View) -> Figure:
 
 
 def _heads(heading: str, props: dict[str, Any]) -> Figure:
-    """A map for each head, with the tokens beside the outer ones."""
+    """Draw a map for each head, with tokens next to the outer maps."""
     patterns, names = props["attention"], props["attentionHeadNames"]
     if len(patterns) > MOST_MAPS:
         return _mosaic(heading, props)
@@ -67,30 +69,30 @@ def _heads(heading: str, props: dict[str, Any]) -> Figure:
 
 
 def _mosaic(heading: str, props: dict[str, Any]) -> Figure:
-    """All heads as one picture, for a look at a whole model; a name stands above each map."""
+    """Draw all heads as one picture, each under its name, for an overview of a model."""
     patterns, names = np.array(props["attention"], dtype=float), props["attentionHeadNames"]
     heads, size = patterns.shape[:2]
     columns = math.ceil(math.sqrt(heads * 1.2))
     rows = math.ceil(heads / columns)
     gap = max(2, size // 4)
     step = size + gap
-    # NaN is drawn as the paper.
-    whole = np.full((rows * step, columns * step - gap), np.nan)
+    # NaN is drawn as background.
+    picture = np.full((rows * step, columns * step - gap), np.nan)
     width, height = 0.62 * columns, 0.62 * rows + 0.4
     with plots.canvas(width=width, height=height) as (figure, axes):
         for i, (pattern, name) in enumerate(zip(patterns, names, strict=True)):
             y, x = gap + i // columns * step, i % columns * step
-            whole[y : y + size, x : x + size] = pattern
+            picture[y : y + size, x : x + size] = pattern
             middle = x + (size - 1) / 2
             axes[0].text(middle, y - 0.7, _plain(name), ha="center", va="bottom", fontsize=4.5)
-        axes[0].imshow(whole, cmap=SHARES, vmin=0, vmax=props["maxValue"], aspect="auto")
+        axes[0].imshow(picture, cmap=FRACTIONS, vmin=0, vmax=props["maxValue"], aspect="auto")
         axes[0].axis("off")
         axes[0].set_title(_plain(heading), fontsize=10)
     return figure
 
 
 def _pattern(heading: str, props: dict[str, Any]) -> Figure:
-    """One map with its tokens and a scale."""
+    """Draw one map with its tokens and a scale."""
     side = _side(len(props["tokens"])) + 0.8
     with plots.canvas(width=side + 0.5, height=side) as (figure, axes):
         image = _map(axes[0], props, props["attention"])
@@ -104,7 +106,7 @@ def _map(ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]]) ->
     values = np.array(pattern, dtype=float)
     if props["maskUpperTri"]:
         values = np.ma.array(values, mask=np.triu(np.ones_like(values, dtype=bool), 1))
-    image = ax.imshow(values, cmap=SHARES, vmin=0, vmax=props["maxValue"])
+    image = ax.imshow(values, cmap=FRACTIONS, vmin=0, vmax=props["maxValue"])
     tokens = [_plain(token) for token in props["tokens"]]
     size = min(8.0, 8.0 * 34 / max(len(tokens), 1))
     if len(tokens) <= 80:
@@ -115,43 +117,32 @@ def _map(ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]]) ->
 
 
 def _coloured(heading: str, props: dict[str, Any]) -> Figure:
-    """The tokens in lines, each on its colour, with the scale below."""
+    """Draw the tokens in lines, each on its colour, with the scale below."""
     tokens = [_plain(token.removesuffix(" ")) for token in props["tokens"]]
-    most = props["maxValue"]
-    # Shares are never below zero: no blue half then.
-    signed = min(props["values"], default=0) < 0
-    norm = Normalize(-most, most)
-    lines, widths = [0], [_width(token) for token in tokens]
-    places, x = [], 0.0
-    for width in widths:
+    largest = props["maxValue"]
+    norm = Normalize(-largest, largest)
+    x, row, boxes = 0.0, 0, []
+    for token in tokens:
+        width = _width(token)
         if x and x + width > LINE:
-            lines.append(len(places))
-            x = 0.0
-        places.append((x, len(lines) - 1))
+            x, row = 0.0, row + 1
+        boxes.append((x, row, width))
         x += width + 5
-    with plots.canvas(width=7.2, height=0.9 + 0.26 * len(lines)) as (figure, axes):
+    with plots.canvas(width=7.2, height=1.16 + 0.26 * row) as (figure, axes):
         ax = axes[0]
-        for token, value, width, (x, row) in zip(
-            tokens, props["values"], widths, places, strict=True
-        ):
+        for token, value, (x, y, width) in zip(tokens, props["values"], boxes, strict=True):
             colour = COLOURS(norm(value))
             dark = sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11), strict=False)) < 0.55
-            ax.add_patch(Rectangle((x, row - 0.42), width, 0.84, fc=colour, ec="#DDD"))
-            ax.text(
-                x + width / 2,
-                row,
-                token,
-                ha="center",
-                va="center_baseline",
-                fontsize=9,
-                color="white" if dark else "#222222",
-            )
-        ax.set(xlim=(-2, LINE + 8), ylim=(len(lines) - 0.4, -0.6))
+            ink = "white" if dark else "#222222"
+            centre = {"ha": "center", "va": "center_baseline"}
+            ax.add_patch(Rectangle((x, y - 0.42), width, 0.84, fc=colour, ec="#DDD"))
+            ax.text(x + width / 2, y, token, fontsize=9, color=ink, **centre)
+        ax.set(xlim=(-2, LINE + 8), ylim=(row + 0.6, -0.6))
         ax.axis("off")
         ax.set_title(_plain(heading), fontsize=10, loc="left")
         scale = ScalarMappable(norm, COLOURS)
-        if not signed:
-            scale = ScalarMappable(Normalize(0, most), SHARES)
+        if min(props["values"], default=0) >= 0:  # no blue half
+            scale = ScalarMappable(Normalize(0, largest), FRACTIONS)
         bar = figure.colorbar(scale, ax=ax, orientation="horizontal", shrink=0.4, aspect=40)
         bar.locator = MaxNLocator(5)
         bar.ax.tick_params(labelsize=8)
@@ -166,15 +157,15 @@ DRAWN: dict[str, Callable[[str, dict[str, Any]], Figure]] = {
 
 
 def _side(tokens: int) -> float:
-    """Inches of a map, so that the tokens beside it can be read."""
+    """Return the inches of a map that make its token labels readable."""
     return min(max(2.2, 0.16 * tokens + 0.8), 7.0)
 
 
 def _plain(text: str) -> str:
-    """A text in which matplotlib sees no formula."""
+    """Return a text that matplotlib does not read as a formula."""
     return text.replace("$", r"\$")
 
 
 def _width(token: str) -> float:
-    """Width of a token as drawn, with its margin."""
+    """Return the width of a token as drawn, with its margin, in points."""
     return TextPath((0, 0), token or " ", size=9).get_extents().width + 8

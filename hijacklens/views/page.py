@@ -1,17 +1,17 @@
-"""Pages of views: one HTML text with one copy of the bundle, that needs no network.
+"""Pages of views: one HTML text with one copy of the circuitsvis bundle, which needs no network.
 
-    fragment(views)     what a page holds for its views: places in the body, and calls of a script
-    bundle()            the script that those calls need, once in a page
-    page(views)         both, as a whole page
+    fragment(views)     the parts of a page for some views: elements of its body, calls of a script
+    bundle()            the script that those calls need, once per page
+    page(views)         a complete page
+    frame(views)        the HTML of a notebook cell
 
-A view that starts folded is drawn when it is opened.
+A view that starts folded is drawn when a reader opens it.
 """
 
 from __future__ import annotations
 
 import base64
 import gzip
-import html
 import json
 import math
 from collections.abc import Sequence
@@ -19,101 +19,70 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from markupsafe import Markup, escape
+
 from hijacklens.files import write_whole
-from hijacklens.views.view import View
+from hijacklens.results.exhibits import View
+from hijacklens.views.markup import templates
 
-STYLE = (
-    "body{font-family:system-ui,sans-serif;margin:2rem auto;max-width:72rem;padding:0 1rem;"
-    "color:#222;background:#fff;color-scheme:light}"
-    "h1{font-size:1.3rem}h2,summary{font-size:1.05rem;margin:1.2rem 0 .4rem}"
-    "summary{cursor:pointer}p{color:#555}.words{line-height:1.7}"
-    # A map grows with its place, and should fit a screen.
-    ".map{max-width:34rem}.maps{max-width:44rem}"
-)
-
-KINDS = {"ColoredTokens": "words", "AttentionHeads": "maps"}
-"""Component -> class of its place, for the style."""
-
-POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-"""What the browser is told to refuse: everything that is not in the page itself."""
+TEMPLATES = templates(Path(__file__).parent)
 
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
     """Views as parts of a page."""
 
-    body: str
-    """HTML: a heading and a place for each view."""
-    script: str
-    """JavaScript that draws them; it stands behind `bundle()` and behind the body."""
+    body: Markup
+    """HTML: a heading and an element for each view."""
+    script: Markup
+    """JavaScript that draws them; it must follow `bundle()` and the body."""
 
 
 @cache
-def bundle() -> str:
-    """The script of circuitsvis, 1.3 MB, safe to stand in a script element."""
+def bundle() -> Markup:
+    """Return the script of circuitsvis, 1.3 MB, made safe for a script element."""
     import circuitsvis
 
     path = Path(circuitsvis.__file__).parent / "dist" / "cdn" / "iife.js"
-    return path.read_text(encoding="utf-8").replace("</script>", "<\\/script>")
+    return Markup(path.read_text(encoding="utf-8").replace("</script>", "<\\/script>"))
 
 
 def fragment(views: Sequence[View], *, prefix: str = "view", level: int = 2) -> Fragment:
-    """The parts of a page for some views.
+    """Return the parts of a page for some views.
 
     Args:
         views: From top to bottom.
-        prefix: Begins the ids of their elements; another one for each fragment of a page.
+        prefix: Begins the ids of their elements; must differ between the fragments of a page.
         level: Level of their headings, 2 for `<h2>`.
     """
-    body, calls = [], []
+    calls = []
     for i, view in enumerate(views):
-        name, fold = f"{prefix}{i}", f"{prefix}-fold{i}"
-        kind = KINDS.get(view.component, "map")
-        heading, place = html.escape(view.heading), f'<div id="{name}" class="{kind}"></div>'
-        # A tag in a text would end the script.
+        # A closing tag in a text would end the script.
         props = json.dumps(view.props, ensure_ascii=False).replace("</", "<\\/")
-        call = f'CircuitsVis.render("{name}", CircuitsVis.{view.component}, {props})'
+        call = f'CircuitsVis.render("{prefix}{i}", CircuitsVis.{view.component}, {props})'
         if view.folded:
-            body.append(f'<details id="{fold}"><summary>{heading}</summary>{place}</details>')
-            calls.append(
-                f'document.getElementById("{fold}").addEventListener("toggle", () => {call}, '
-                "{once: true});"
-            )
-        else:
-            title = f"<h{level}>{heading}</h{level}>" if heading else ""
-            body.append(f"{title}{place}")
-            calls.append(f"{call};")
-    return Fragment("\n".join(body), "\n".join(calls))
+            fold = f'document.getElementById("{prefix}-fold{i}")'
+            call = f'{fold}.addEventListener("toggle", () => {call}, {{once: true}})'
+        calls.append(f"{call};")
+    body = TEMPLATES.get_template("views.html").render(views=views, prefix=prefix, level=level)
+    return Fragment(Markup(body), Markup("\n".join(calls)))
 
 
 def page(views: Sequence[View], *, title: str, note: str = "") -> str:
-    """The HTML of a page with all views; it needs no network.
+    """Return the HTML of a page with all views; it needs no network.
 
     Args:
         views: From top to bottom.
         title: The title and first line of the page.
         note: A paragraph below it.
     """
-    parts = fragment(views)
-    head = [f"<h1>{html.escape(title)}</h1>"]
-    head += [f"<p>{html.escape(note)}</p>"] if note else []
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            f"<title>{html.escape(title)}</title>",
-            f"<style>{STYLE}</style></head><body>",
-            *head,
-            parts.body,
-            f"<script>{bundle()}</script>",
-            f"<script>\n{parts.script}\n</script></body></html>",
-        ]
+    return TEMPLATES.get_template("page.html").render(
+        views=fragment(views), title=title, note=note, bundle=bundle(), packed=""
     )
 
 
 def save_page(views: Sequence[View], path: Path, *, title: str, note: str = "") -> None:
-    """Write `page` to a file, whole or not at all."""
+    """Write `page` to a file, completely or not at all."""
     text = page(views, title=title, note=note)
 
     def write(part: Path) -> None:
@@ -122,38 +91,21 @@ def save_page(views: Sequence[View], path: Path, *, title: str, note: str = "") 
     write_whole(path, write)
 
 
-CELL_STYLE = STYLE + "body{margin:.4rem}h2{font-size:.95rem;font-weight:600}p{margin:.3rem 0}"
-
-LOADER = (
-    "(async () => {"
-    'const packed = Uint8Array.from(atob("%s"), (c) => c.charCodeAt(0));'
-    'const open = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));'
-    'const script = document.createElement("script");'
-    "script.textContent = await new Response(open).text();"
-    "document.head.append(script);\n%s\n})();"
-)
-
-
 def frame(views: Sequence[View], *, note: str = "") -> str:
-    """The HTML of a notebook cell that shows views: one frame, one copy of the bundle.
+    """Return the HTML of a notebook cell that shows views: one frame, one copy of the bundle.
 
     Args:
         views: From top to bottom.
         note: A paragraph above them.
     """
-    parts = fragment(views)
-    head = f"<p>{html.escape(note)}</p>" if note else ""
-    inside = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f"<style>{CELL_STYLE}</style></head><body>{head}{parts.body}"
-        f"<script>{LOADER % (_packed(), parts.script)}</script></body></html>"
+    inside = TEMPLATES.get_template("page.html").render(
+        views=fragment(views), title="", note=note, packed=_packed()
     )
-    title = html.escape("; ".join(view.heading for view in views), quote=True)
-    high = 30 * bool(note) + sum(_height(view) for view in views)
+    title = "; ".join(view.heading for view in views)
+    height = 30 * bool(note) + sum(map(_height, views))
     return (
-        f'<iframe sandbox="allow-scripts" title="{title}" srcdoc="{html.escape(inside)}" '
-        f'style="width:100%;height:{high}px;border:0;resize:vertical;overflow:auto"></iframe>'
+        f'<iframe sandbox="allow-scripts" title="{escape(title)}" srcdoc="{escape(inside)}" '
+        f'style="width:100%;height:{height}px;border:0;resize:vertical;overflow:auto"></iframe>'
     )
 
 
@@ -164,9 +116,9 @@ def _packed() -> str:
 
 
 def _height(view: View) -> int:
-    """Pixels that a view takes in a cell of usual width, measured in Chromium.
+    """Return the pixels that a view takes in a cell of usual width, as measured in Chromium.
 
-    A frame in a sandbox cannot tell its height to the notebook; its lower edge can be pulled.
+    A sandboxed frame cannot report its height to the notebook; readers can drag its lower edge.
     """
     heading = 34
     if view.folded:

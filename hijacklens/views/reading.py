@@ -1,10 +1,10 @@
-"""Running a model for views: from a text, a prompt, a fact or a context to a `Run`.
+"""Running a model for views: a text, a prompt, a fact or a context becomes a `Run`.
 
 >>> import torch
 >>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
->>> found = run(model, torch.tensor([0, 1, 2, 3]))
->>> found, found.attended(source="at:-1").props["tokens"]
+>>> one = run(model, torch.tensor([0, 1, 2, 3]))
+>>> one, one.attended(source="at:-1").props["tokens"]
 (Run(4 tokens, 1 layer, 1 head), ['0 ', '1 ', '2 ', '3 '])
 """
 
@@ -29,13 +29,13 @@ from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.schemes import Scheme, Unusable, get_scheme
 from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 from hijacklens.prompts.tokens import locate
-from hijacklens.views.runs import Heads, Layers, Places, Run
-from hijacklens.views.view import View
+from hijacklens.views.runs import Heads, Layers, Locate, Run
+from hijacklens.views.sheet import View
 
 READING = "views"
 """Key of the probe that reads patterns."""
 Subject: TypeAlias = "str | Prompt | Fact | Sequence[int] | Tensor"
-"""What a model is run on."""
+"""The input of a run."""
 
 
 def run(
@@ -55,30 +55,29 @@ def run(
         subject: A text, a `Prompt` or a `Fact` for a language model; token ids [pos] for a model
             that reads no text.
         scheme: Only with a fact: the scheme that hijacks it; None for its bare query.
-        dose: How many hijacking sentences stand before the query of a fact with a scheme.
-        task: Only with token ids: the concept task, where probes or sources name its spans.
-        probes: Act on the run, in their order.
-        seed: Seeds what a scheme draws.
+        dose: Number of hijacking sentences before the query of a fact with a scheme.
+        task: Only with token ids: the concept task, if probes or sources name its spans.
+        probes: Act on the run, in order.
+        seed: Seeds the draws of a scheme.
 
     Raises:
-        InputError: What is given does not go with the model, is empty or too long, a scheme cannot
-            serve the fact, a probe names a span that is not there, or the model is in training
-            mode.
+        InputError: The input does not suit the model, is empty or too long, a scheme cannot serve
+            the fact, a probe names a span that is missing, or the model is in training mode.
 
     Note:
         Costs one forward pass, and memory for layers x heads x pos x pos numbers.
     """
     require_eval(model, operation="a view of attention")
-    pointed = check_probes(probes)
-    spans = spans_of(pointed)
+    probes = check_probes(probes)
+    spans = spans_of(probes)
     tokenizer = getattr(model, "tokenizer", None)
     if tokenizer is None:
-        ids, where = _context(model, subject, task)
+        ids, locate_atom = _context(model, subject, task)
         tokens, text = [str(token) for token in ids], ""
     else:
         prompt = _prompt(model, subject, scheme, dose, seed)
         located = locate(tokenizer, prompt)
-        ids, where, text = located.ids, located.positions, located.text
+        ids, locate_atom, text = located.ids, located.positions, located.text
         tokens = [
             text[start:end].strip() or str(tokenizer.convert_ids_to_tokens(token))
             for token, (start, end) in zip(ids, located.offsets, strict=True)
@@ -86,14 +85,15 @@ def run(
     length = int(model.cfg.n_ctx)
     if not 0 < len(ids) <= length:
         raise InputError(f"a run takes 1 to {length} tokens, not {len(ids)}.")
-    held = {span: where(span) for span in spans}
-    for span, found in held.items():
-        if span.startswith(TEXT) and not found:
+    located_spans = {span: locate_atom(span) for span in spans}
+    for span, span_positions in located_spans.items():
+        if span.startswith(TEXT) and not span_positions:
             raise InputError(f"the span {span!r} is not in {text!r}. Check its spelling.")
-    symbols = torch.tensor([mark(ids, list(held.values()))], device=device_of(model))
-    patterns = _patterns(model, Layout.of_symbols(symbols, spans), pointed)
-    keys = tuple(probe.key for probe in pointed)
-    return Run(tuple(tokens), patterns.numpy(), text, keys, where)
+    marked = mark(ids, list(located_spans.values()))
+    symbols = torch.tensor([marked], device=device_of(model))
+    patterns = _patterns(model, Layout.of_symbols(symbols, spans), probes)
+    keys = tuple(probe.key for probe in probes)
+    return Run(tuple(tokens), patterns.numpy(), text, keys, locate_atom)
 
 
 def attention(
@@ -111,7 +111,7 @@ def attention(
         subject: A text, a `Prompt`, a `Fact`, or token ids.
         heads: Heads of the chosen layers, or pairs (layer, head); None for all.
         layers: One layer, several, or None for all.
-        options: Those of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
+        options: Further arguments of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
 
     Raises:
         InputError: As `run` and `Run.heads`.
@@ -129,7 +129,7 @@ def attended(
     without: str | None = None,
     **options: Any,
 ) -> View:
-    """Run a model and view what the source tokens attend to; see `run` and `Run.attended`.
+    """Run a model and view the attention of the source tokens; see `run` and `Run.attended`.
 
     Args:
         model: Any hooked model.
@@ -137,14 +137,14 @@ def attended(
         source: Span of the tokens that attend.
         heads: Heads of the chosen layers, or pairs (layer, head); None for all.
         layers: One layer, several, or None for all.
-        without: A span that is given no colour.
-        options: Those of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
+        without: A span to leave uncoloured.
+        options: Further arguments of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
 
     Raises:
         InputError: As `run` and `Run.attended`.
     """
-    found = run(model, subject, **options)
-    return found.attended(source, heads=heads, layers=layers, without=without)
+    one = run(model, subject, **options)
+    return one.attended(source, heads=heads, layers=layers, without=without)
 
 
 def _prompt(
@@ -173,13 +173,13 @@ def _prompt(
         )
     if not subject.strip():
         raise InputError("the prompt is empty; give the beginning of a sentence.")
-    # It has no sentences and no subject, and a probe that names them is refused.
+    # A text has no sentences and no subject, so probes that name them are refused.
     return Prompt(text=subject, scheme="", dose=0, spans={"query": ((0, len(subject)),)})
 
 
 def _context(
     model: HookedModel, subject: Any, task: ConceptTask | None
-) -> tuple[tuple[int, ...], Places]:
+) -> tuple[tuple[int, ...], Locate]:
     if isinstance(subject, (str, Prompt, Fact)):
         raise InputError(
             f"this {type(model).__name__} has no tokenizer and reads no text; give token ids, such "
@@ -193,9 +193,10 @@ def _context(
         )
     ids = tuple(int(token) for token in tokens)
 
-    def where(atom: str) -> tuple[int, ...]:
+    def locate_atom(atom: str) -> tuple[int, ...]:
         if task is not None:
-            return _true(context_layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0])
+            mask = context_layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0]
+            return tuple(mask.nonzero().flatten().tolist())
         if atom == EVERYWHERE:
             return tuple(range(len(ids)))
         if atom == "last":
@@ -206,29 +207,25 @@ def _context(
             return tuple(i for i, token in enumerate(ids) if token == int(atom[len(TOKEN) :]))
         raise InputError(f"the span {atom!r} belongs to a concept task; give task=... too.")
 
-    return ids, where
-
-
-def _true(mask: Tensor) -> tuple[int, ...]:
-    return tuple(mask.nonzero().flatten().tolist())
+    return ids, locate_atom
 
 
 def _patterns(
     model: HookedModel, layout: Layout, probes: Sequence[Probe]
 ) -> Float[Tensor, "layer head query key"]:
-    """The attention of every head, behind the probes."""
-    found: dict[int, Tensor] = {}
+    """Return the attention of every head, read after the probes."""
+    patterns: dict[int, Tensor] = {}
 
     def keep(layer: int, pattern: Tensor, hook: Any) -> None:
-        found[layer] = pattern[0].detach().float().cpu()
+        patterns[layer] = pattern[0].detach().float().cpu()
 
     layers = range(int(model.cfg.n_layers))
     reading = [(f"blocks.{i}.attn.hook_pattern", partial(keep, i)) for i in layers]
     if "unembed.hook_in" in model.hook_dict:
         zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
-        whole = [*probes, HookProbe(READING, reading, packs=True)]
-        logits_at(model, layout, zero, zero, probes=whole)
+        reader = HookProbe(READING, reading, packs=True)
+        logits_at(model, layout, zero, zero, probes=[*probes, reader])
     else:  # a HookedTransformer
         with torch.inference_mode(), probed(model, probes, layout), hooked(model, reading):
             model(layout.tokens, return_type=None)
-    return torch.stack([found[i] for i in layers])
+    return torch.stack([patterns[i] for i in layers])

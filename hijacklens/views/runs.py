@@ -1,7 +1,6 @@
-"""A run: the attention of every head in one forward pass, and the views that can be made of it.
+"""A run: the attention of every head in one forward pass, and the views of it.
 
-`hijacklens.views.run` makes it. Patterns are read behind the probes that were on, so a knock-out
-shows as the zeros that it makes.
+`hijacklens.views.run` makes one. Patterns are read after the probes, so a knock-out shows as zeros.
 """
 
 from __future__ import annotations
@@ -16,14 +15,15 @@ from jaxtyping import Float
 
 from hijacklens.errors import InputError
 from hijacklens.prompts.spans import atoms
-from hijacklens.views.view import View, attention_heads, attention_pattern, coloured_tokens
+from hijacklens.views.components import attention_heads, attention_pattern, coloured_tokens
+from hijacklens.views.sheet import View
 
 Layers: TypeAlias = int | Iterable[int] | None
 """One layer, several, or None for all."""
 Heads: TypeAlias = int | Iterable[int | tuple[int, int]] | None
 """Heads of every chosen layer, or pairs (layer, head) that choose the layers too; None for all."""
-Places: TypeAlias = Callable[[str], tuple[int, ...]]
-"""Where the tokens of a span stand, for a part of a span that `+` joins."""
+Locate: TypeAlias = Callable[[str], tuple[int, ...]]
+"""Atom of a span (without `+`) -> positions of its tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,14 +31,14 @@ class Run:
     """One forward pass over one prompt or context."""
 
     tokens: tuple[str, ...]
-    """As text; special tokens by their names, tokens of the concept task by their numbers."""
+    """Tokens as text, special tokens by name, tokens of the concept task by number."""
     patterns: Float[np.ndarray, "layer head query key"]
     """Attention, with the probes on, in float32."""
     text: str
     """The prompt; empty for a context of the one-layer model."""
     probes: tuple[str, ...]
     """Keys of the probes that were on."""
-    _places: Places = field(repr=False)
+    _locate: Locate = field(repr=False)
 
     def __repr__(self) -> str:
         layers, heads = self.patterns.shape[:2]
@@ -47,12 +47,12 @@ class Run:
         return f"Run({', '.join([*parts, *self.probes])})"
 
     def positions(self, span: str) -> tuple[int, ...]:
-        """The positions of the tokens in a span, in order.
+        """Return the positions of the tokens in a span, in order.
 
         Raises:
-            InputError: The span cannot be read, or what was run has no such span.
+            InputError: The span cannot be read, or the prompt or context has no such span.
         """
-        return tuple(sorted({place for atom in atoms(span) for place in self._places(atom)}))
+        return tuple(sorted({position for atom in atoms(span) for position in self._locate(atom)}))
 
     def heads(
         self,
@@ -63,14 +63,14 @@ class Run:
         names: Sequence[str] | None = None,
         folded: bool = False,
     ) -> View:
-        """Attention patterns: a small map for each head, or one in full where one is chosen.
+        """View attention patterns: a small map for each head, or one head in full.
 
         Args:
             heads: Heads of the chosen layers, or pairs (layer, head); None for all.
             layers: One layer, several, or None for all.
-            heading: Stands above the view; by default it names layers, heads and probes.
-            names: A name per head instead of `L3 H5` (`H5` in one layer), in the order in which
-                heads were given.
+            heading: Text above the view; by default it names layers, heads and probes.
+            names: A name per head instead of `L3 H5` (`H5` in one layer), in the order of the
+                heads.
             folded: Start folded on a page.
 
         Raises:
@@ -78,14 +78,14 @@ class Run:
         """
         pairs = self._choose(heads, layers)
         if names is None:
-            # In one layer, which the heading names, short names: they cover little of the maps.
-            one = len({layer for layer, _ in pairs}) == 1 and len(pairs) > 1
-            names = [f"H{head}" if one else f"L{layer} H{head}" for layer, head in pairs]
-        found = self.patterns[[layer for layer, _ in pairs], [head for _, head in pairs]]
+            # The heading names a single layer, so short names leave more room for the maps.
+            one_layer = len({layer for layer, _ in pairs}) == 1 and len(pairs) > 1
+            names = [f"H{head}" if one_layer else f"L{layer} H{head}" for layer, head in pairs]
+        patterns = self.patterns[[layer for layer, _ in pairs], [head for _, head in pairs]]
         heading = heading or f"Attention{self._of(pairs)}; rows attend to columns"
         if len(pairs) == 1 and len(names) == 1:
-            return attention_pattern(heading, self.tokens, found[0], folded=folded)
-        return attention_heads(heading, self.tokens, found, names, folded=folded)
+            return attention_pattern(heading, self.tokens, patterns[0], folded=folded)
+        return attention_heads(heading, self.tokens, patterns, names, folded=folded)
 
     def attended(
         self,
@@ -96,55 +96,53 @@ class Run:
         without: str | None = None,
         heading: str | None = None,
     ) -> View:
-        """Tokens coloured by the attention that the source tokens pay to them.
+        """View tokens coloured by the attention that the source tokens pay to them.
 
-        The mean over the source tokens and the chosen heads: a share, which sums to one.
+        The attention is a mean over the source tokens and the chosen heads, and sums to one.
 
         Args:
             source: Span of the tokens that attend.
             heads: Heads of the chosen layers, or pairs (layer, head); None for all.
             layers: One layer, several, or None for all.
-            without: A span that is given no colour. Most heads rest on the first token (the
-                attention sink), beside which nothing else shows: `at:0`.
-            heading: Stands above the view.
+            without: A span to leave uncoloured, such as `at:0`: most heads rest on the first
+                token (the attention sink), next to which nothing else shows.
+            heading: Text above the view.
 
         Raises:
-            InputError: A span, layer or head that this run does not have.
+            InputError: The run has no such span, layer or head.
         """
         pairs = self._choose(heads, layers)
         rows = self.positions(source)
         if not rows:
-            raise InputError(f"no token stands in the span {source!r} here; name another.")
-        shares = np.mean([self.patterns[layer, head][list(rows)] for layer, head in pairs], (0, 1))
+            raise InputError(f"no token is in the span {source!r} here; name another.")
+        means = np.mean([self.patterns[layer, head][list(rows)] for layer, head in pairs], (0, 1))
         note = ""
         if without is not None:
             hidden = list(self.positions(without))
-            note = f", {float(shares[hidden].sum()):.0%} of it to {without} not shown"
-            shares[hidden] = 0
+            note = f", {float(means[hidden].sum()):.0%} of it to {without} not shown"
+            means[hidden] = 0
         heading = heading or f"Attention of {source}{self._of(pairs)}{note}"
-        return coloured_tokens(heading, self.tokens, shares.tolist())
+        return coloured_tokens(heading, self.tokens, means.tolist())
 
     def coloured(self, heading: str, values: Sequence[float]) -> View:
-        """The tokens coloured by numbers of your own, one for each.
+        """View the tokens coloured by your own numbers, one per token.
 
         Raises:
-            InputError: There are not as many numbers as tokens.
+            InputError: Numbers and tokens differ in number.
         """
         return coloured_tokens(heading, self.tokens, values)
 
     def _choose(self, heads: Heads, layers: Layers) -> list[tuple[int, int]]:
-        """Pairs (layer, head) in the order asked for."""
+        """Return pairs (layer, head) in the order of the arguments."""
         n_layers, n_heads = self.patterns.shape[:2]
-        listed, paired = _listed(heads, n_heads), False
-        if isinstance(heads, Iterable):
-            paired = any(isinstance(head, tuple) for head in listed)
-        if paired and layers is not None:
+        candidates = _listed(heads, n_heads)
+        if not any(isinstance(head, tuple) for head in candidates):
+            layer_list = _listed(layers, n_layers)
+            candidates = [(layer, head) for layer in layer_list for head in candidates]
+        elif layers is not None:
             raise InputError("pairs (layer, head) choose the layers too; leave layers out.")
-        asked = listed
-        if not paired:
-            asked = [(layer, head) for layer in _listed(layers, n_layers) for head in listed]
         pairs: list[tuple[int, int]] = []
-        for pair in asked:
+        for pair in candidates:
             try:
                 layer, head = map(operator.index, pair)
             except (TypeError, ValueError):
@@ -161,7 +159,7 @@ class Run:
         return pairs
 
     def _of(self, pairs: Sequence[tuple[int, int]]) -> str:
-        """What a heading says of the chosen heads and the probes."""
+        """Describe heads and probes, for a heading."""
         layers = sorted({layer for layer, _ in pairs})
         n_layers, n_heads = self.patterns.shape[:2]
         if len(pairs) == 1:

@@ -163,7 +163,7 @@ def test_a_hooked_transformer_of_3_9():
         (lambda m: views.attention(m, TEXT, heads=[(0, 1), 2]), "2 is no"),
         (lambda m: views.attention(m, TEXT, layers=0, heads=[(0, 1)]), "leave layers out"),
         (lambda m: views.attention(m, TEXT, heads=[]), "no head is chosen"),
-        (lambda m: views.attended(m, FACT, source="hijack"), "no token stands in"),
+        (lambda m: views.attended(m, FACT, source="hijack"), "no token is in"),
         (lambda m: views.Sheet(()), "at least one"),
     ],
 )

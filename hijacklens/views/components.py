@@ -1,4 +1,4 @@
-"""A view: one circuitsvis component with its tokens and numbers, under a heading.
+"""Making views from tokens and numbers: one function per circuitsvis component.
 
 >>> view = coloured_tokens("Parts of the shift", ["<s>", "Guam"], [0.0, 1.5])
 >>> view.component, view.props["values"], [text.get_text() for text in view.plot().axes[0].texts]
@@ -8,83 +8,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError
+from hijacklens.views.figures import NEGATIVE, POSITIVE
+from hijacklens.views.sheet import View
 
 DIGITS = 4
-"""Of each number in a page: enough to read, and a third of the size."""
-SHOWN = str.maketrans(
+"""Decimals of each number on a page: enough to read, at a third of the size."""
+LETTERS = str.maketrans(
     {
         "<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}",
         ">": "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}",
         "\n": "↵",
     }
 )
-NEGATIVE, POSITIVE = "#2166AC", "#B2182B"
-"""The ends of the maps of `hijacklens.plots`: blue and red."""
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """One circuitsvis component under a heading; as the last value of a cell it shows itself."""
-
-    heading: str
-    component: str
-    """Name of the component, such as `AttentionHeads`."""
-    props: dict[str, Any]
-    """Its properties, ready for JSON."""
-    folded: bool = False
-    """Whether only the heading shows on a page until it is opened."""
-
-    def plot(self) -> Figure:
-        """The same numbers as a matplotlib figure: maps of heads, or a strip of tokens.
-
-        Raises:
-            InputError: The component has no figure.
-        """
-        from hijacklens.views import figures
-
-        return figures.draw(self)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the view to a file and return its path.
-
-        Args:
-            path: Ends in `.html` for a page that needs no network, or in `.png`, `.svg` or `.pdf`
-                for the figure.
-
-        Raises:
-            InputError: The name ends otherwise, or its folder is not there.
-        """
-        from hijacklens.views.sheet import Sheet
-
-        return Sheet((self,), title=self.heading).save(path)
-
-    def __repr__(self) -> str:
-        tokens = len(self.props.get("tokens", ()))
-        return f"View({self.heading!r}, {self.component}, {tokens} tokens)"
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        from hijacklens.views.sheet import Sheet
-
-        return Sheet((self,))._repr_mimebundle_(include, exclude) | {"text/plain": repr(self)}
 
 
 def visible(token: str) -> str:
-    """A token as text that the page shows: `<s>` would be read as markup and disappear.
+    """Return a token as text that a page can show; it would take `<s>` for markup and hide it.
 
     >>> visible("<s>"), visible(" ")
     ('‹s›', '␣')
     """
-    shown = token.translate(SHOWN)
-    return shown if shown.strip() else shown.replace(" ", "␣") or "∅"
+    text = token.translate(LETTERS)
+    return text if text.strip() else text.replace(" ", "␣") or "∅"
 
 
 def attention_heads(
@@ -95,10 +46,10 @@ def attention_heads(
     *,
     folded: bool = False,
 ) -> View:
-    """Attention patterns of several heads, a small map each; a chosen one is shown in full.
+    """View the attention patterns of several heads: a small map each, and one of them in full.
 
     Args:
-        heading: Stands above the view.
+        heading: Text above the view.
         tokens: The tokens of the prompt.
         patterns: Attention, between 0 and 1.
         names: A name per head.
@@ -130,10 +81,10 @@ def attention_pattern(
     *,
     folded: bool = False,
 ) -> View:
-    """The attention pattern of one head, in full.
+    """View the attention pattern of one head in full.
 
     Args:
-        heading: Stands above the view.
+        heading: Text above the view.
         tokens: The tokens of the prompt.
         pattern: Attention, between 0 and 1.
         folded: Start folded.
@@ -157,27 +108,27 @@ def attention_pattern(
 
 
 def coloured_tokens(heading: str, tokens: Sequence[str], values: Sequence[float]) -> View:
-    """Tokens coloured by a number each: red above zero, blue below, and the number on hovering.
+    """View tokens coloured by a number each: red above zero, blue below; hovering shows it.
 
     Raises:
         InputError: Tokens and values differ in number.
     """
     if len(tokens) != len(values):
         raise InputError(f"{len(tokens)} tokens need as many values, not {len(values)}.")
-    most = max((abs(float(value)) for value in values), default=1.0) or 1.0
+    largest = max((abs(float(value)) for value in values), default=1.0) or 1.0
     props = {
-        # With a space behind each token, words do not run together.
+        # A space after each token keeps words apart.
         "tokens": [f"{visible(token)} " for token in tokens],
         "values": [round(float(value), DIGITS) for value in values],
-        **_colours(most),
+        **_colours(largest),
     }
     return View(heading, "ColoredTokens", props)
 
 
-def _colours(most: float | int) -> dict[str, Any]:
+def _colours(largest: float | int) -> dict[str, Any]:
     return {
-        "minValue": -most,
-        "maxValue": most,
+        "minValue": -largest,
+        "maxValue": largest,
         "negativeColor": NEGATIVE,
         "positiveColor": POSITIVE,
     }

@@ -7,6 +7,7 @@ from .facts.fact import Fact as Fact
 from .facts.fact import FactSet as FactSet
 from .models.loading import load_model as load_model
 from .one_layer.model import OneLayerTransformer as OneLayerTransformer
+from .one_layer.recipe import Recipe as Recipe
 from .one_layer.task import ConceptTask as ConceptTask
 from .one_layer.trained import TrainingResult as TrainingResult
 from .one_layer.training import train as train

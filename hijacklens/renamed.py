@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
@@ -62,3 +62,19 @@ def renamed(**new_names: str) -> Callable[[Function], Function]:
         return cast("Function", call)
 
     return decorate
+
+
+def with_new_names(record: Mapping[str, Any], new_names: Mapping[str, str]) -> dict[str, Any]:
+    """Return a saved record with every old name replaced by the new one.
+
+    Raises:
+        InputError: A value is given under both names.
+
+    Example:
+        >>> with_new_names({"dim": 16, "steps": 10}, {"dim": "d_model"})
+        {'d_model': 16, 'steps': 10}
+    """
+    for old, new in new_names.items():
+        if old in record and new in record:
+            raise InputError(f"{new} is given twice, also by its old name {old}.")
+    return {new_names.get(name, name): value for name, value in record.items()}

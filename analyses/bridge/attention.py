@@ -276,7 +276,7 @@ ANALYSES = (
             "quick": AttentionSides(
                 bits=6,
                 support="first-bit",
-                dim=32,
+                d_model=32,
                 length=64,
                 seeds=3,
                 steps=1500,
@@ -287,7 +287,7 @@ ANALYSES = (
             "paper": AttentionSides(
                 bits=8,
                 support="first-bit",
-                dim=256,
+                d_model=256,
                 length=256,
                 seeds=5,
                 steps=4000,

@@ -172,7 +172,7 @@ ANALYSES = (
         settings={
             "quick": MixingSides(
                 bits=6,
-                dim=32,
+                d_model=32,
                 length=256,
                 seeds=2,
                 steps=1500,
@@ -183,7 +183,7 @@ ANALYSES = (
             ),
             "paper": MixingSides(
                 bits=8,
-                dim=256,
+                d_model=256,
                 length=256,
                 seeds=5,
                 steps=4000,

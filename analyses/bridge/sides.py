@@ -1,6 +1,6 @@
 """The two kinds of models of the bridge: trained one-layer models, and language models with facts.
 
->>> settings = Sides(bits=5, dim=16, length=64, seeds=2, steps=100, limit=3)
+>>> settings = Sides(bits=5, d_model=16, length=64, seeds=2, steps=100, limit=3)
 >>> len(facts_of(settings, Workbench()))
 3
 """
@@ -16,7 +16,7 @@ from hijacklens.one_layer.trained import TrainingResult
 
 ONE_LAYER, LANGUAGE = "one-layer", "language"
 """Entries of the column `side` of every table of the bridge."""
-OURS = (*RECIPE_OURS, "bits", "dim", "length", "learning_rates", "support", "limit", "seed")
+OURS = (*RECIPE_OURS, "bits", "d_model", "length", "learning_rates", "support", "limit", "seed")
 """All is: the paper has no bridge."""
 
 
@@ -25,7 +25,7 @@ class Sides(RecipeSettings):
     """What every bridge is made of: a task with its recipe, and the facts."""
 
     bits: int
-    dim: int
+    d_model: int
     length: int
     limit: int | None
     """Facts, a seeded sample; None for all that there are."""
@@ -37,7 +37,7 @@ class Sides(RecipeSettings):
 def one_layer(settings: Sides, bench: Workbench) -> TrainingResult:
     """The trained one-layer models, shared with every analysis of the same task and recipe."""
     task = settings.task(settings.bits, settings.length, support=settings.support)
-    return bench.trained(task, settings.recipe(settings.dim))
+    return bench.trained(task, settings.recipe(settings.d_model))
 
 
 def facts_of(settings: Sides, bench: Workbench) -> FactSet:

@@ -215,7 +215,7 @@ def draw_spectra(table: pd.DataFrame, settings: SpectrumSides) -> Figure:
             panel.yaxis.set_minor_locator(NullLocator())
         axes[0].plot([], [], "--", color="black", lw=1.2, label="columns permuted")
         axes[0].axvline(settings.bits + 0.5, color="#666666", **BOUND, label="after index m")
-        axes[0].set_title(f"one-layer, m = {settings.bits}, d = {settings.dim}", fontsize=9)
+        axes[0].set_title(f"one-layer, m = {settings.bits}, d = {settings.d_model}", fontsize=9)
         axes[1].set_title("language models", fontsize=9)
         axes[1].set_xscale("log")
         value = "singular value of centred $W_E$\nover their root mean square"
@@ -285,7 +285,7 @@ ANALYSES = (
         settings={
             "quick": MemorySides(
                 bits=6,
-                dim=64,
+                d_model=64,
                 length=256,
                 seeds=3,
                 steps=1500,
@@ -294,7 +294,7 @@ ANALYSES = (
                 draws=39,
             ),
             "paper": MemorySides(
-                bits=7, dim=128, length=256, seeds=5, steps=4000, limit=200, draws=199
+                bits=7, d_model=128, length=256, seeds=5, steps=4000, limit=200, draws=199
             ),
         },
         ours=(*OURS, "draws", "cues"),
@@ -330,7 +330,7 @@ ANALYSES = (
         settings={
             "quick": SpectrumSides(
                 bits=7,
-                dim=32,
+                d_model=32,
                 length=256,
                 seeds=2,
                 steps=2500,
@@ -339,7 +339,7 @@ ANALYSES = (
                 tokens=4096,
             ),
             "paper": SpectrumSides(
-                bits=8, dim=64, length=256, seeds=4, steps=4000, limit=None, tokens=None
+                bits=8, d_model=64, length=256, seeds=4, steps=4000, limit=None, tokens=None
             ),
         },
         ours=(*OURS, "tokens"),

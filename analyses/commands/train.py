@@ -22,12 +22,14 @@ SHOWN: dict[str, Any] = {"show_default": True}
 
 @click.command("train")
 @click.option("--bits", type=int, required=True, help="m; the vocabulary has 2^m tokens.")
-@click.option("--dim", type=int, required=True, help="Width of the embeddings, d.")
+@click.option(
+    "--d-model", "--dim", "d_model", type=int, required=True, help="Width of the embeddings, d."
+)
 @click.option("--length", type=int, default=256, help="Tokens in a context, L.", **SHOWN)
 @click.option("--omega", type=float, default=0.5, help="Share of informative tokens.", **SHOWN)
 @click.option("--beta", type=float, default=1.0, help="Temperature of those tokens.", **SHOWN)
 @click.option("--support", default="all", help="N(z): see above.", **SHOWN)
-@click.option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --dim]")
+@click.option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --d-model]")
 @click.option("--freeze", default="", metavar="PARTS", help="Not trained: we, wv, wqk, by commas.")
 @click.option("--value-init", default="gaussian", help="W_V starts gaussian or identity.", **SHOWN)
 @click.option("--seeds", type=int, default=5, help="How many runs, from seed 0 on.", **SHOWN)
@@ -73,8 +75,8 @@ def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> 
 
     \b
     Examples:
-      hijacklens train --bits 6 --dim 32 --out runs/six-bits
-      hijacklens train --bits 8 --dim 128 --freeze wv --value-init identity --out runs/fixed
+      hijacklens train --bits 6 --d-model 32 --out runs/six-bits
+      hijacklens train --bits 8 --d-model 128 --freeze wv --value-init identity --out runs/fixed
     """  # noqa: D301
     try:
         rates = [float(rate) for rate in lr.split(",")]

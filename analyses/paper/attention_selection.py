@@ -38,7 +38,7 @@ class ClusterSettings(TrainingSettings):
 
     support: str
     """`first-bit` (two clusters) or `first-two-bits` (four)."""
-    dim: int
+    d_model: int
     length: int
     contexts: int = 512
 
@@ -53,7 +53,7 @@ def attention_in_clusters(settings: ClusterSettings, bench: Workbench) -> pd.Dat
     rows: list[dict[str, Any]] = []
     for bits in settings.bits:
         task = settings.task(bits, settings.length, support=settings.support)
-        recipe = settings.recipe(settings.dim)
+        recipe = settings.recipe(settings.d_model)
         result = bench.trained(task, recipe)
         total = torch.zeros(task.vocab, task.vocab, dtype=torch.float64)
         trained = zip(result.summary().to_dict("records"), result.models, strict=True)
@@ -192,17 +192,17 @@ def _analysis(
             "quick": ClusterSettings(
                 bits=quick,
                 support=support,
-                dim=32,
+                d_model=32,
                 length=64,
                 seeds=3,
                 steps=1500,
                 learning_rates=(0.01,),
             ),
             "paper": ClusterSettings(
-                bits=bits, support=support, dim=256, length=256, seeds=5, steps=4000
+                bits=bits, support=support, d_model=256, length=256, seeds=5, steps=4000
             ),
         },
-        ours=(*RECIPE_OURS, "dim", "length", "contexts", *recalled),
+        ours=(*RECIPE_OURS, "d_model", "length", "contexts", *recalled),
         run=attention_in_clusters,
         draw=draw_clusters,
         checks=(

@@ -36,7 +36,7 @@ ANSWERED = {"first": "-", "second": "--", "other": ":"}
 class MixingSettings(TrainingSettings):
     """Figure C.13."""
 
-    dim: int
+    d_model: int
     length: int
     rates: tuple[float, ...]
     contexts: int
@@ -47,7 +47,7 @@ class MixingSettings(TrainingSettings):
 class LengthSettings(TrainingSettings):
     """Figure C.14."""
 
-    dim: int
+    d_model: int
     lengths: tuple[int, ...]
     """Lengths that models are trained and evaluated at, each its own."""
 
@@ -58,7 +58,7 @@ def mixed(settings: MixingSettings, bench: Workbench) -> pd.DataFrame:
     for bits in settings.bits:
         task = settings.task(bits, settings.length)
         built = OneLayerTransformer.from_weights(memory.theorem_1(task))
-        result = bench.trained(task, settings.recipe(settings.dim))
+        result = bench.trained(task, settings.recipe(settings.d_model))
         for seed, model in enumerate(result.best()):
             ways: Mapping[str, Callable[[Tensor], Tensor]] = {
                 "trained": answers(model, task),
@@ -95,7 +95,7 @@ def by_length(settings: LengthSettings, bench: Workbench) -> pd.DataFrame:
     for bits in settings.bits:
         for length in settings.lengths:
             task = settings.task(bits, length)
-            recipe = settings.recipe(settings.dim)
+            recipe = settings.recipe(settings.d_model)
             result = bench.trained(task, recipe)
             for row in best_rows(result):
                 rows.append(
@@ -262,7 +262,7 @@ ANALYSES = (
         settings={
             "quick": MixingSettings(
                 bits=(5, 6),
-                dim=32,
+                d_model=32,
                 length=256,
                 rates=(0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0),
                 seeds=2,
@@ -272,7 +272,7 @@ ANALYSES = (
             ),
             "paper": MixingSettings(
                 bits=(5, 6, 7, 8),
-                dim=256,
+                d_model=256,
                 length=256,
                 rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
                 seeds=5,
@@ -280,7 +280,7 @@ ANALYSES = (
                 contexts=8192,
             ),
         },
-        ours=(*RECIPE_OURS, "dim", "length", "rates", "contexts", "mix_last"),
+        ours=(*RECIPE_OURS, "d_model", "length", "rates", "contexts", "mix_last"),
         run=mixed,
         draw=draw_mixed,
         checks=(
@@ -302,7 +302,7 @@ ANALYSES = (
         settings={
             "quick": LengthSettings(
                 bits=(5,),
-                dim=64,
+                d_model=64,
                 lengths=(16, 64, 256),
                 seeds=3,
                 steps=1500,
@@ -310,13 +310,13 @@ ANALYSES = (
             ),
             "paper": LengthSettings(
                 bits=(5, 6, 7, 8),
-                dim=256,
+                d_model=256,
                 lengths=(16, 32, 64, 128, 256, 512),
                 seeds=5,
                 steps=4000,
             ),
         },
-        ours=(*RECIPE_OURS, "dim", "lengths"),
+        ours=(*RECIPE_OURS, "d_model", "lengths"),
         run=by_length,
         draw=draw_lengths,
         checks=(

@@ -32,7 +32,7 @@ from probes.geometry.spectra import spectrum
 class GeometrySettings(TrainingSettings):
     """Figures 3b, C.5, C.6 and the spectra: one width per m."""
 
-    dims: tuple[int, ...]
+    d_models: tuple[int, ...]
     """Width d for each of `bits`; below V in all of these figures."""
     length: int
     identity: bool = False
@@ -96,11 +96,11 @@ def _results(
     settings: GeometrySettings, bench: Workbench
 ) -> Iterator[tuple[TrainingResult, dict[str, Any]]]:
     """Trained models and the columns that say which; `lr` is the better learning rate."""
-    for bits, dim in zip(settings.bits, settings.dims, strict=True):
+    for bits, d_model in zip(settings.bits, settings.d_models, strict=True):
         task = settings.task(bits, settings.length)
-        recipe = settings.recipe(dim, **identity_value(settings.identity))
+        recipe = settings.recipe(d_model, **identity_value(settings.identity))
         result = bench.trained(task, recipe)
-        yield result, {"bits": bits, "dim": dim, "lr": result.best_learning_rate}
+        yield result, {"bits": bits, "dim": d_model, "lr": result.best_learning_rate}
 
 
 def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
@@ -110,7 +110,7 @@ def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
     middle distances weigh more than the few that are far apart.
     """
     with plots.panels(len(settings.bits)) as (figure, axes):
-        for panel, bits, dim in zip(axes, settings.bits, settings.dims, strict=True):
+        for panel, bits, d_model in zip(axes, settings.bits, settings.d_models, strict=True):
             rows = table[table["bits"] == bits]
             by: Any = rows.groupby("distance")["inner"]
             colour, marker = plots.series(0)
@@ -145,7 +145,7 @@ def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
                 label="equation 5.2: b $-$ aD, fitted to D ≥ 1",
             )
             panel.set_title(
-                f"m = {bits}, d = {dim}\na = {a:.3g}, b = {b:.3g}, $b_0$ = {b0:.3g}", fontsize=9
+                f"m = {bits}, d = {d_model}\na = {a:.3g}, b = {b:.3g}, $b_0$ = {b0:.3g}", fontsize=9
             )
             panel.set_xticks(range(bits + 1))
         where = ", $W_V$ = I" if settings.identity else ""
@@ -185,7 +185,7 @@ def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
                     label=label,
                 )
             panel.axvline(bits + 0.5, color="#999999", linewidth=0.8, label="after index m")
-            panel.set_title(f"m = {bits}, d = {settings.dims[0]}, seed {seed}", fontsize=9)
+            panel.set_title(f"m = {bits}, d = {settings.d_models[0]}, seed {seed}", fontsize=9)
             panel.set_ylim(0, None)
         plots.label_outer(axes, x="index", y="singular value")
         plots.legend_below(figure, axes, columns=2)
@@ -219,7 +219,7 @@ def _linear(least: float) -> Check:
     )
 
 
-def _inner(name: str, *, bits: Any, dims: Any, quick: Any, identity: bool = False) -> Analysis:
+def _inner(name: str, *, bits: Any, d_models: Any, quick: Any, identity: bool = False) -> Analysis:
     shared: dict[str, Any] = {"length": 256, "identity": identity}
     return Analysis(
         id=name,
@@ -227,17 +227,17 @@ def _inner(name: str, *, bits: Any, dims: Any, quick: Any, identity: bool = Fals
             "quick": GeometrySettings(
                 **quick, **shared, seeds=3, steps=2000, learning_rates=(0.01,)
             ),
-            "paper": GeometrySettings(bits=bits, dims=dims, **shared, seeds=5, steps=4000),
+            "paper": GeometrySettings(bits=bits, d_models=d_models, **shared, seeds=5, steps=4000),
         },
-        ours=(*RECIPE_OURS, "dims", "length"),
+        ours=(*RECIPE_OURS, "d_models", "length"),
         run=inner_by_distance,
         draw=draw_inner,
         checks=(FALLS, _linear(0.95)) if identity else (FALLS, JUMPS, _linear(0.8)),
     )
 
 
-def _spectrum(name: str, bits: int, dim: int) -> Analysis:
-    shared: dict[str, Any] = {"bits": (bits,), "dims": (dim,), "length": 256}
+def _spectrum(name: str, bits: int, d_model: int) -> Analysis:
+    shared: dict[str, Any] = {"bits": (bits,), "d_models": (d_model,), "length": 256}
     return Analysis(
         id=name,
         settings={
@@ -304,21 +304,21 @@ ANALYSES = (
     _inner(
         "fig3b",
         bits=(8,),
-        dims=(128,),
-        quick={"bits": (6,), "dims": (32,)},
+        d_models=(128,),
+        quick={"bits": (6,), "d_models": (32,)},
     ),
     FIGURE_C4,
     _inner(
         "figc5",
         bits=(7, 8),
-        dims=(64, 128),
-        quick={"bits": (6, 7), "dims": (32, 64)},
+        d_models=(64, 128),
+        quick={"bits": (6, 7), "d_models": (32, 64)},
     ),
     _inner(
         "figc6",
         bits=(5, 6, 7, 8),
-        dims=(16, 32, 64, 128),
-        quick={"bits": (5, 6), "dims": (16, 32)},
+        d_models=(16, 32, 64, 128),
+        quick={"bits": (5, 6), "d_models": (16, 32)},
         identity=True,
     ),
     _spectrum("figc9", 7, 32),

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, lowest, mean
-from analyses.reproduction.drawing import draw_over_dims
+from analyses.reproduction.drawing import draw_over_widths
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, best_rows
 from analyses.reproduction.workbench import Workbench
 
@@ -19,7 +19,7 @@ from analyses.reproduction.workbench import Workbench
 class WidthSettings(TrainingSettings):
     """Figure C.4."""
 
-    dims: tuple[int, ...]
+    d_models: tuple[int, ...]
     length: int
 
 
@@ -28,20 +28,20 @@ def trained_against_frozen(settings: WidthSettings, bench: Workbench) -> pd.Data
     rows = []
     for bits in settings.bits:
         task = settings.task(bits, settings.length)
-        for dim in settings.dims:
+        for d_model in settings.d_models:
             for condition in ("trained", "frozen"):
                 recipe = settings.recipe(
-                    dim,
+                    d_model,
                     freeze=("W_E",) if condition == "frozen" else (),
                 )
                 for row in best_rows(bench.trained(task, recipe)):
-                    rows.append({"bits": bits, "dim": dim, "condition": condition, **row})
+                    rows.append({"bits": bits, "dim": d_model, "condition": condition, **row})
     return pd.DataFrame(rows)
 
 
 def draw_widths(table: pd.DataFrame, settings: WidthSettings) -> Figure:
     """Accuracy over d for trained and frozen embeddings, a panel per m; dotted: d = V."""
-    return draw_over_dims(
+    return draw_over_widths(
         table,
         settings,
         column="condition",
@@ -51,17 +51,17 @@ def draw_widths(table: pd.DataFrame, settings: WidthSettings) -> Figure:
     )
 
 
-def _paired(table: Any, dim: Any) -> Any:
+def _paired(table: Any, d_model: Any) -> Any:
     """Trained minus frozen accuracy at one d, per m and seed."""
-    wide = table[table.dim == dim].pivot(
+    wide = table[table.dim == d_model].pivot(
         index=["bits", "seed"], columns="condition", values="accuracy"
     )
     return wide["trained"] - wide["frozen"]
 
 
-def _gain(table: Any, dim: Any) -> list[Any]:
+def _gain(table: Any, d_model: Any) -> list[Any]:
     """The same as one interval over seeds for each m."""
-    return [mean(own) for _, own in _paired(table, dim).groupby("bits")]
+    return [mean(own) for _, own in _paired(table, d_model).groupby("bits")]
 
 
 FIGURE_C4 = Analysis(
@@ -69,7 +69,7 @@ FIGURE_C4 = Analysis(
     settings={
         "quick": WidthSettings(
             bits=(5,),
-            dims=(8, 32, 128),
+            d_models=(8, 32, 128),
             length=256,
             seeds=3,
             steps=2000,
@@ -77,13 +77,13 @@ FIGURE_C4 = Analysis(
         ),
         "paper": WidthSettings(
             bits=(5, 6, 7, 8),
-            dims=(8, 16, 32, 64, 128, 256, 512),
+            d_models=(8, 16, 32, 64, 128, 256, 512),
             length=256,
             seeds=5,
             steps=4000,
         ),
     },
-    ours=(*RECIPE_OURS, "dims", "length"),
+    ours=(*RECIPE_OURS, "d_models", "length"),
     run=trained_against_frozen,
     draw=draw_widths,
     checks=(

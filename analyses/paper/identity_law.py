@@ -55,7 +55,7 @@ class LawSettings:
     bits: tuple[int, ...]
     length: int
     beta: float
-    dim: int
+    d_model: int
     seeds: int
     steps: int
     batch: int = 512
@@ -140,7 +140,7 @@ def _logits(W_E: Tensor, counts: Tensor, absent: bool) -> Tensor:
 def _trained(
     task: ConceptTask, settings: LawSettings, seed: int, labels: str, bench: Workbench
 ) -> Tensor:
-    """Embeddings [vocab, dim], trained, or taken from the workbench if they were."""
+    """Embeddings [vocab, d_model], trained, or taken from the workbench if they were."""
     recipe = asdict(settings)
     for name in ("bits", "seeds", "evaluation"):  # no part of one training
         del recipe[name]
@@ -161,9 +161,9 @@ def _trained(
 def _train(
     task: ConceptTask, settings: LawSettings, seed: int, absent: bool, progress: Any
 ) -> Tensor:
-    """Embeddings [vocab, dim] trained from a Gaussian start."""
+    """Embeddings [vocab, d_model] trained from a Gaussian start."""
     draw = torch.Generator().manual_seed(seed)
-    W_E = gaussian_embedding(task.vocab, settings.dim, draw).requires_grad_()
+    W_E = gaussian_embedding(task.vocab, settings.d_model, draw).requires_grad_()
     optimizer = torch.optim.Adam([W_E], lr=settings.learning_rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     for _ in range(settings.steps):
@@ -225,16 +225,16 @@ ANALYSES = (
     Analysis(
         id="theorem3",
         settings={
-            "quick": LawSettings(bits=(3, 4), length=4, beta=2.0, dim=16, seeds=3, steps=3000),
+            "quick": LawSettings(bits=(3, 4), length=4, beta=2.0, d_model=16, seeds=3, steps=3000),
             "paper": LawSettings(
-                bits=(3, 4, 5, 6), length=4, beta=2.0, dim=64, seeds=5, steps=20000
+                bits=(3, 4, 5, 6), length=4, beta=2.0, d_model=64, seeds=5, steps=20000
             ),
         },
         ours=(
             "bits",
             "length",
             "beta",
-            "dim",
+            "d_model",
             "seeds",
             "steps",
             "batch",

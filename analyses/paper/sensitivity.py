@@ -49,8 +49,8 @@ CHANGES: dict[str, dict[str, float]] = {
     "d_a = d / 4": {"d_attn": 0.25},
     "learning rate / 10": {"learning_rate": 0.1},
     "L x 2": {"length": 2},
-    "d / 2": {"dim": 0.5},
-    "d x 2": {"dim": 2},
+    "d / 2": {"d_model": 0.5},
+    "d x 2": {"d_model": 2},
     "omega / 2": {"omega": 0.5},
     "omega x 1.5": {"omega": 1.5},
     "beta / 2": {"beta": 0.5},
@@ -67,7 +67,7 @@ class SensitivitySettings(RecipeSettings):
     """The point from which settings are changed."""
 
     bits: int
-    dim: int
+    d_model: int
     length: int
     variants: tuple[str, ...] = tuple(CHANGES)
     learning_rates: tuple[float, ...] = (0.01,)
@@ -80,11 +80,11 @@ class SensitivitySettings(RecipeSettings):
         sizes = {name: getattr(self, name) for name in SIZES}
         own = replace(self, **_times(sizes, factors))
         recipe = own.recipe(
-            own.dim,
+            own.d_model,
             **_times(
                 {
-                    "d_attn": own.dim,
-                    "init_scale": own.dim**-0.5,
+                    "d_attn": own.d_model,
+                    "init_scale": own.d_model**-0.5,
                     "weight_decay": own.weight_decay,
                 },
                 factors,
@@ -94,7 +94,7 @@ class SensitivitySettings(RecipeSettings):
         return own, replace(recipe, learning_rates=tuple(rate * lr for lr in own.learning_rates))
 
 
-SIZES = ("batch", "steps", "length", "dim", "omega", "beta")
+SIZES = ("batch", "steps", "length", "d_model", "omega", "beta")
 """Settings that a factor acts on before the recipe is made of them."""
 
 
@@ -176,8 +176,8 @@ def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
         axes[0].set_yticks(range(len(names)), names, fontsize=8)
         axes[0].invert_yaxis()
         figure.suptitle(
-            f"changed from m = {settings.bits}, d = {settings.dim}, L = {settings.length}; bars: "
-            + OVER_SEEDS.format(settings.seeds),
+            f"changed from m = {settings.bits}, d = {settings.d_model}, L = {settings.length}; "
+            "bars: " + OVER_SEEDS.format(settings.seeds),
             fontsize=9,
         )
         return figure
@@ -193,18 +193,18 @@ ANALYSES = (
         settings={
             "quick": SensitivitySettings(
                 bits=5,
-                dim=32,
+                d_model=32,
                 length=64,
                 seeds=3,
                 steps=1000,
                 variants=("as we run it", "batch / 4", "start x 3", "L x 2"),
             ),
-            "paper": SensitivitySettings(bits=6, dim=64, length=64, seeds=5, steps=4000),
+            "paper": SensitivitySettings(bits=6, d_model=64, length=64, seeds=5, steps=4000),
         },
         ours=(
             *RECIPE_OURS,
             "bits",
-            "dim",
+            "d_model",
             "length",
             "learning_rates",
             "weight_decay",

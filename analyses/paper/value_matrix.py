@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, highest, lowest, mean
-from analyses.reproduction.drawing import BOUND, OVER_SEEDS, draw_over_dims
+from analyses.reproduction.drawing import BOUND, OVER_SEEDS, draw_over_widths
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, best_rows, identity_value
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
@@ -34,14 +34,14 @@ class ContrastSettings(TrainingSettings):
     """Figures 3a and C.1."""
 
     lengths: tuple[int, ...]
-    dim: int
+    d_model: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplacementSettings(TrainingSettings):
     """Figures C.2 and C.3."""
 
-    dims: tuple[int, ...]
+    d_models: tuple[int, ...]
     length: int
 
 
@@ -53,7 +53,7 @@ def trained_against_identity(settings: ContrastSettings, bench: Workbench) -> pd
             task = settings.task(bits, length)
             for condition in ("trained", "identity"):
                 frozen = condition == "identity"
-                recipe = settings.recipe(settings.dim, **identity_value(frozen))
+                recipe = settings.recipe(settings.d_model, **identity_value(frozen))
                 for row in best_rows(bench.trained(task, recipe)):
                     rows.append({"bits": bits, "length": length, "condition": condition, **row})
     return pd.DataFrame(rows)
@@ -138,14 +138,14 @@ def _results(
     """Trained models and the columns that say which; `lr` is the better learning rate."""
     for bits in settings.bits:
         task = settings.task(bits, settings.length)
-        for dim in settings.dims:
-            result = bench.trained(task, settings.recipe(dim))
-            yield result, {"bits": bits, "dim": dim, "lr": result.best_learning_rate}
+        for d_model in settings.d_models:
+            result = bench.trained(task, settings.recipe(d_model))
+            yield result, {"bits": bits, "dim": d_model, "lr": result.best_learning_rate}
 
 
 def draw_replaced(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
     """Accuracy over d for the three value matrices."""
-    return draw_over_dims(
+    return draw_over_widths(
         table,
         settings,
         column="memory",
@@ -161,7 +161,7 @@ def draw_replaced(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
 
 def draw_angles(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
     """Smallest principal angle over d, the mean of the left and the right side of a model."""
-    return draw_over_dims(
+    return draw_over_widths(
         table,
         settings,
         column="reference",
@@ -216,13 +216,13 @@ ANALYSES = (
         id="fig3a",
         settings={
             "quick": ContrastSettings(
-                bits=(5, 6), lengths=(64,), dim=64, seeds=3, steps=2000, learning_rates=(0.01,)
+                bits=(5, 6), lengths=(64,), d_model=64, seeds=3, steps=2000, learning_rates=(0.01,)
             ),
             "paper": ContrastSettings(
-                bits=(5, 6, 7, 8), lengths=(64,), dim=256, seeds=10, steps=4000
+                bits=(5, 6, 7, 8), lengths=(64,), d_model=256, seeds=10, steps=4000
             ),
         },
-        ours=(*RECIPE_OURS, "dim"),
+        ours=(*RECIPE_OURS, "d_model"),
         run=trained_against_identity,
         draw=draw_contrast,
         checks=(CONTRAST_CHECK,),
@@ -231,13 +231,18 @@ ANALYSES = (
         id="figc1",
         settings={
             "quick": ContrastSettings(
-                bits=(5, 6), lengths=(64, 128), dim=64, seeds=3, steps=2000, learning_rates=(0.01,)
+                bits=(5, 6),
+                lengths=(64, 128),
+                d_model=64,
+                seeds=3,
+                steps=2000,
+                learning_rates=(0.01,),
             ),
             "paper": ContrastSettings(
-                bits=(5, 6, 7, 8), lengths=(64, 128), dim=256, seeds=10, steps=4000
+                bits=(5, 6, 7, 8), lengths=(64, 128), d_model=256, seeds=10, steps=4000
             ),
         },
-        ours=(*RECIPE_OURS, "dim"),
+        ours=(*RECIPE_OURS, "d_model"),
         run=trained_against_identity,
         draw=draw_contrast,
         checks=(
@@ -253,13 +258,22 @@ ANALYSES = (
         id="figc2",
         settings={
             "quick": ReplacementSettings(
-                bits=(5, 6), dims=(16, 64), length=256, seeds=3, steps=1500, learning_rates=(0.01,)
+                bits=(5, 6),
+                d_models=(16, 64),
+                length=256,
+                seeds=3,
+                steps=1500,
+                learning_rates=(0.01,),
             ),
             "paper": ReplacementSettings(
-                bits=(5, 6, 7, 8), dims=(16, 32, 64, 128, 256, 512), length=256, seeds=5, steps=4000
+                bits=(5, 6, 7, 8),
+                d_models=(16, 32, 64, 128, 256, 512),
+                length=256,
+                seeds=5,
+                steps=4000,
             ),
         },
-        ours=(*RECIPE_OURS, "dims", "length"),
+        ours=(*RECIPE_OURS, "d_models", "length"),
         run=replaced,
         draw=draw_replaced,
         checks=(
@@ -290,13 +304,22 @@ ANALYSES = (
         id="figc3",
         settings={
             "quick": ReplacementSettings(
-                bits=(5, 6), dims=(16, 64), length=256, seeds=3, steps=1500, learning_rates=(0.01,)
+                bits=(5, 6),
+                d_models=(16, 64),
+                length=256,
+                seeds=3,
+                steps=1500,
+                learning_rates=(0.01,),
             ),
             "paper": ReplacementSettings(
-                bits=(5, 6, 7, 8), dims=(16, 32, 64, 128, 256, 512), length=256, seeds=5, steps=4000
+                bits=(5, 6, 7, 8),
+                d_models=(16, 32, 64, 128, 256, 512),
+                length=256,
+                seeds=5,
+                steps=4000,
             ),
         },
-        ours=(*RECIPE_OURS, "dims", "length"),
+        ours=(*RECIPE_OURS, "d_models", "length"),
         run=angles,
         draw=draw_angles,
         checks=(

@@ -60,7 +60,7 @@ def draw_errors(panel: Axes, place: Any, rows: Any, *, i: int, label: str) -> No
     )
 
 
-def draw_over_dims(
+def draw_over_widths(
     table: pd.DataFrame,
     settings: Any,
     *,
@@ -93,7 +93,9 @@ def draw_over_dims(
                 )
             panel.axvline(2**bits, color="#666666", **BOUND, label="d = V")
             panel.set_xscale("log", base=2)
-            panel.set_xticks(settings.dims, [str(dim) for dim in settings.dims], fontsize=8)
+            panel.set_xticks(
+                settings.d_models, [str(d_model) for d_model in settings.d_models], fontsize=8
+            )
             panel.set_title(f"m = {bits} (V = {2**bits})", fontsize=9)
             panel.set_ylim(0, None)
         plots.label_outer(axes, x="embedding dimension d", y=label)

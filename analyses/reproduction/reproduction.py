@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import SCALES, Outcome, Scale
 from analyses.reproduction.registry import get_analysis
-from analyses.reproduction.settings import RecipeSettings
+from analyses.reproduction.settings import RENAMED, RecipeSettings
 from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
 from hijacklens.errors import unknown
 from hijacklens.facts.fact import FactSet
 from hijacklens.one_layer.recipe import OUR_DEFAULTS
+from hijacklens.renamed import with_new_names
 from hijacklens.results.glance import Glance
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
@@ -191,11 +192,14 @@ def asked_of(name: str, bench: Workbench) -> dict[str, Any]:
 
 
 def change(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """Settings with some of them changed; lists become tuples.
+    """Return settings with some of them changed, by their present or former names.
+
+    Lists become tuples.
 
     Raises:
         InputError: There is no such setting.
     """
+    changes = with_new_names(changes, RENAMED)
     names = {item.name for item in fields(settings)}
     for name in changes:
         if name not in names:

@@ -13,6 +13,9 @@ RECIPE_OURS = ("seeds", "steps", "batch", "evaluation", "omega", "beta")
 """Settings of every recipe that the paper does not state, or that are only recalled; `bits` and
 `learning_rates` are stated."""
 
+RENAMED = {"dim": "d_model", "dims": "d_models"}
+"""Former name of a setting, in records and changes -> its name now."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSettings:
@@ -35,10 +38,10 @@ class RecipeSettings:
             bits=bits, omega=self.omega, beta=self.beta, length=length, support=support
         )
 
-    def recipe(self, dim: int, **changes: Any) -> Recipe:
+    def recipe(self, d_model: int, **changes: Any) -> Recipe:
         """The recipe at width d, with what an analysis changes, such as `freeze`."""
         return Recipe(
-            dim=dim,
+            d_model=d_model,
             seeds=tuple(range(self.seeds)),
             steps=self.steps,
             batch=self.batch,

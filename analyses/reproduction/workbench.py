@@ -63,14 +63,13 @@ class Workbench:
         """
         asked = {"task": task.configuration(), "recipe": asdict(recipe)}
         text = json.dumps(asked, sort_keys=True, default=list)
-        name = f"m{task.bits}-L{task.length}-d{recipe.dim}"
+        name = f"m{task.bits}-L{task.length}-d{recipe.d_model}"
         folder = self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         if (folder / RECORD).exists():
             found = load_result(folder)
             assert isinstance(found, TrainingResult)
             return found
-        settings: dict[str, Any] = asdict(recipe)
-        return train(task, **settings, device=self.device, out=folder, quiet=self.quiet)
+        return train(task, recipe, device=self.device, out=folder, quiet=self.quiet)
 
     def language_model(self, name: str) -> Any:
         """A loaded language model; the last one loaded is kept, and no other."""

@@ -21,6 +21,7 @@ from typing import Any
 from analyses.texts import read_doses
 from hijacklens.errors import InputError, unknown
 from hijacklens.files import named_path
+from hijacklens.renamed import with_new_names
 
 TASK_KEYS = ("bits", "omega", "beta", "length", "support")
 
@@ -218,14 +219,14 @@ def _facts(given: Any) -> FactsEntry:
 
 
 def _training(given: Mapping[str, Any]) -> TrainingPlan:
-    from hijacklens.one_layer.recipe import Recipe
+    from hijacklens.one_layer.recipe import RENAMED, Recipe
     from hijacklens.one_layer.task import ConceptTask
 
     where = "[training]"
     _known(given, ("tasks", "recipes", "seeds", "learning_rates"), where)
     shared = {key: given[key] for key in ("seeds", "learning_rates") if key in given}
     lists: dict[str, list[Mapping[str, Any]]] = {}
-    for name, example in (("tasks", "bits = 5"), ("recipes", "dim = 16")):
+    for name, example in (("tasks", "bits = 5"), ("recipes", "d_model = 16")):
         if name not in given:
             raise InputError(f"{where} lacks {name}; write [[training.{name}]] and {example}.")
         there = f"[[training.{name}]]"
@@ -236,13 +237,14 @@ def _training(given: Mapping[str, Any]) -> TrainingPlan:
         _known(table, TASK_KEYS, "[[training.tasks]]")
         tasks.append(_made(ConceptTask, table, "[[training.tasks]]", "bits").configuration())
     for table in lists["recipes"]:
+        table = with_new_names(table, RENAMED)
         _known(table, keys, "[[training.recipes]]")
         chosen = {**shared, **table}
         chosen["seeds"] = _seeds(chosen.get("seeds", 5), "[training]")
         for name in ("learning_rates", "freeze"):
             if name in chosen:
                 chosen[name] = tuple(_items(chosen[name], f"[[training.recipes]] {name}"))
-        recipe = _made(Recipe, chosen, "[[training.recipes]]", "dim")
+        recipe = _made(Recipe, chosen, "[[training.recipes]]", "d_model")
         for task in tasks:
             recipe.runs(ConceptTask.from_configuration(task))  # what does not go together shows
         recipes.append(dataclasses.asdict(recipe))

@@ -143,9 +143,9 @@ def _label(kind: str, key: Any) -> str:
     values: Sequence[Any] = key
     if kind == "scoring":
         return " · ".join(map(str, values))
-    bits, dim, freeze = values
+    bits, d_model, freeze = values
     frozen = f", {freeze} frozen" if isinstance(freeze, str) and freeze else ""
-    return f"m = {bits:g}, d = {dim:g}{frozen}"
+    return f"m = {bits:g}, d = {d_model:g}{frozen}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,18 +304,19 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
 def _training_cells(plan: TrainingPlan | None) -> list[Cell]:
     if plan is None:
         return []
-    names = ("dim", "d_attn", "freeze", "value_init", "init_scale", "steps", "batch", "dtype")
+    names = ("d_attn", "freeze", "value_init", "init_scale", "steps", "batch", "dtype")
     return [
         Cell(
             "training",
             {
                 **task,
+                "dim": recipe["d_model"],
                 **{name: recipe[name] for name in names},
                 "freeze": " ".join(recipe["freeze"]),
                 "seeds": len(recipe["seeds"]),
             },
             json.loads(json.dumps({"task": task, "recipe": recipe})),
-            f"m{task['bits']}-L{task['length']}_d{recipe['dim']}",
+            f"m{task['bits']}-L{task['length']}_d{recipe['d_model']}",
             (task, recipe),
         )
         for task, recipe in product(plan.tasks, plan.recipes)

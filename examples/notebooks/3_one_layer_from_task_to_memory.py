@@ -47,7 +47,7 @@ for tokens, label in zip(contexts.tokens, contexts.labels, strict=True):
 # reaches on the same contexts: nobody can do better.
 
 # %%
-trained = hl.train(task, dim=16, seeds=3, steps=800, evaluation=2048, quiet=True)
+trained = hl.train(task, d_model=16, seeds=3, steps=800, evaluation=2048, quiet=True)
 trained.summary().round(3)
 
 # %%
@@ -109,7 +109,7 @@ geometry.inner_products(model, task).plot()
 
 # %%
 clustered = hl.ConceptTask(bits=4, support="first-bit", omega=0.5, length=24)
-small = hl.train(clustered, dim=16, seeds=1, steps=800, evaluation=1024, quiet=True)
+small = hl.train(clustered, d_model=16, seeds=1, steps=800, evaluation=1024, quiet=True)
 picker = small.best()[0]
 context = clustered.sample(1, torch.Generator().manual_seed(4)).tokens[0]
 run = views.run(picker, context, task=clustered)

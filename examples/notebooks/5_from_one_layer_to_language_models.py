@@ -32,7 +32,7 @@ model = hl.load_model(MODEL)
 facts = hl.atlas().sample(30, seed=3)
 
 task = hl.ConceptTask(bits=5, support="first-bit", omega=0.5, length=64)
-trained = hl.train(task, dim=16, seeds=2, steps=800, evaluation=1024, quiet=True)
+trained = hl.train(task, d_model=16, seeds=2, steps=800, evaluation=1024, quiet=True)
 small = trained.best()[0]
 trained.summary()[["seed", "lr", "accuracy", "bayes_accuracy"]].round(3)
 

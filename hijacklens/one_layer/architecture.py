@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
-from hijacklens.errors import InputError, choice, number, whole_number
+from hijacklens.errors import choice, number, several, whole_number
 
 LARGEST = 2**20
 """Tokens, widths and lengths beyond it fit into no memory."""
@@ -27,51 +28,38 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OneLayerConfig:
-    """Shape and starting point of a one-layer model.
+class ModelSettings:
+    """Width and start of a one-layer model, the same for every task and seed.
 
     The paper states the architecture and that embeddings start Gaussian; `d_attn`, `init_scale`
     and the start of W_Q, W_K and W_V are our defaults.
     """
 
-    vocab: int
-    """Number of tokens V, 2^m for latent concept association."""
     d_model: int
     """Width d of the embeddings; W_V is [d_model, d_model]."""
     d_attn: int | None = None
     """Width d_a of queries and keys; None for d_model."""
-    length: int = 256
-    """Context length the model is made for (`cfg.n_ctx`). Without positions any other works too."""
     init_scale: float | None = None
     """Standard deviation of the Gaussian start of every matrix; None for 1 / sqrt(d_model)."""
     value_init: str = "gaussian"
-    """W_V starts `"gaussian"` or as the `"identity"`."""
-    freeze: tuple[str, ...] = ()
-    """What training leaves as it starts: any of `"W_E"`, `"W_V"`, `"W_QK"` (both W_Q and W_K)."""
+    """W_V starts `"gaussian"`, or as the `"identity"` (which figure 3a also freezes)."""
+    freeze: Sequence[str] = ()
+    """Matrices that training does not change: any of `"W_E"`, `"W_V"`, `"W_QK"` (W_Q and W_K)."""
     dtype: str = "float32"
     """`"float32"` or `"float64"`. The start is drawn in float64, so both start alike."""
-    seed: int = 0
-    """Seed of the Gaussian start."""
 
     def __post_init__(self) -> None:
-        sizes = {"vocab": self.vocab, "d_model": self.d_model, "length": self.length}
-        if self.d_attn is not None:
-            sizes["d_attn"] = self.d_attn
-        for name, size in sizes.items():
-            whole = whole_number(f"one-layer model: {name}", size, least=1, most=LARGEST)
-            object.__setattr__(self, name, whole)
+        for name in ("d_model", "d_attn"):
+            if name == "d_model" or self.d_attn is not None:
+                _set_size(self, name)
         if self.init_scale is not None:
             scale = number("one-layer model: init_scale", self.init_scale, least=0)
             object.__setattr__(self, "init_scale", scale)
         choice("start of W_V", self.value_init, VALUE_INITS)
-        if isinstance(self.freeze, str):
-            raise InputError(
-                f"freeze is {self.freeze!r}; give a tuple, such as ({self.freeze!r},)."
-            )
+        object.__setattr__(self, "freeze", several("freeze", self.freeze, "['W_V']"))
         for name in self.freeze:
             choice("part to freeze", name, FREEZABLE)
         choice("dtype", self.dtype, DTYPES)
-        object.__setattr__(self, "seed", whole_number("seed", self.seed))
 
     @property
     def d_a(self) -> int:
@@ -82,6 +70,34 @@ class OneLayerConfig:
     def std(self) -> float:
         """Standard deviation of the Gaussian start."""
         return self.d_model**-0.5 if self.init_scale is None else self.init_scale
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneLayerConfig(ModelSettings):
+    """Shape and starting point of a one-layer model.
+
+    Raises:
+        InputError: A setting is outside its range.
+    """
+
+    vocab: int
+    """Number of tokens V, 2^m for latent concept association."""
+    length: int = 256
+    """Context length the model is made for (`cfg.n_ctx`). Without positions any other works too."""
+    seed: int = 0
+    """Seed of the Gaussian start."""
+
+    def __post_init__(self) -> None:
+        ModelSettings.__post_init__(self)
+        for name in ("vocab", "length"):
+            _set_size(self, name)
+        object.__setattr__(self, "seed", whole_number("seed", self.seed))
+
+
+def _set_size(settings: ModelSettings, name: str) -> None:
+    """Replace a size by the same as a plain int, or refuse it."""
+    size = whole_number(f"one-layer model: {name}", getattr(settings, name), least=1, most=LARGEST)
+    object.__setattr__(settings, name, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +135,36 @@ class HookedConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneLayerWeights:
-    """The four matrices of equation 4.1, acting on row vectors."""
+    """The four matrices of equation 4.1, acting on row vectors; or their gradients.
 
-    W_E: Float[Tensor, "vocab d_model"]
-    W_Q: Float[Tensor, "d_model d_attn"]
-    W_K: Float[Tensor, "d_model d_attn"]
-    W_V: Float[Tensor, "d_model d_model"]
+    Runs that train together have theirs stacked along a leading axis `run`.
+    """
+
+    W_E: Float[Tensor, "*run vocab d_model"]
+    W_Q: Float[Tensor, "*run d_model d_attn"]
+    W_K: Float[Tensor, "*run d_model d_attn"]
+    W_V: Float[Tensor, "*run d_model d_model"]
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield name and matrix, in the order of `NAMES`."""
+        for name in NAMES:
+            yield name, getattr(self, name)
+
+    def __getitem__(self, run: int | slice) -> OneLayerWeights:
+        """Return the matrices of one run or of some; views, not copies."""
+        return self.map(lambda stack: stack[run])
+
+    @classmethod
+    def stack(cls, weights: Sequence[OneLayerWeights]) -> OneLayerWeights:
+        """Stack the matrices of several models along a new first axis."""
+        return cls(**{name: torch.stack([getattr(w, name) for w in weights]) for name in NAMES})
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> OneLayerWeights:
+        """Apply a function to each of the four matrices."""
+        return OneLayerWeights(**{name: function(matrix) for name, matrix in self.items()})
+
+
+NAMES = ("W_E", "W_Q", "W_K", "W_V")
 
 
 class Embedding(nn.Module):

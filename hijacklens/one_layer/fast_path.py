@@ -1,40 +1,40 @@
-"""One training step of the one-layer model without autograd: loss and gradients, many runs at once.
+"""Logits, loss and gradients of the one-layer model through token counts, many runs at once.
 
-The forward pass is that of `hijacklens.one_layer.fast_path`; the backward pass is written out,
-which halves the time of a step against autograd (no graph, no copies, accumulation inside the
-matrix products). With x = W_E(last), all products on row vectors:
+At the last position a context matters only through its last token and how often each token type
+occurs (n), so equation 4.1 costs O(vocab) per context whatever its length. The backward pass is
+written out, which halves the time of a step compared with autograd (no graph, no copies,
+accumulation inside the matrix products). With x = W_E(last), all products on row vectors:
 
     q = x W_Q / sqrt(d_a)   u = q W_K^T   s = u W_E^T + log n   w = softmax s      the scores
     z = w W_E               o = z W_V     logits = o W_E^T                         the values
 
-Each side has a second order, through tables over the vocabulary, which is taken when it costs fewer
-multiplications: scores of all V^2 pairs of token types once, then the rows of the last tokens
-(when vocab < batch); and logits = w T with T = W_E W_V W_E^T (small vocab, large batch or d). The
-results are the same up to rounding.
+Each side can also be computed through a table over the vocabulary, which is done when it costs
+fewer multiplications: first the scores of all V^2 pairs of token types, then the rows of the last
+tokens (when vocab < batch); and logits = w T with T = W_E W_V W_E^T (small vocab, large batch or
+d). The results are the same up to rounding.
 
 Lemma 6 of the paper is the gradient with respect to a score, `d_scores` below.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hijacklens.one_layer.architecture import OneLayerWeights
+from hijacklens.one_layer.architecture import NAMES, OneLayerWeights
 from hijacklens.one_layer.task import token_counts
 
 
 def log_counts(
     tokens: Int[Tensor, "batch pos"], vocab: int, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch vocab"]:
-    """Logarithm of how often each token type occurs in each context; -inf where it does not.
+    """Return the logarithm of how often each token type occurs in each context; -inf for never.
 
-    It is read from a table of pos + 1 entries: to compute it costs ten times more, above all for
-    the many zeros.
+    A table of pos + 1 logarithms is ten times faster than taking the logarithm of every count.
     """
     counts = token_counts(tokens, vocab).int()
     table = torch.arange(tokens.shape[-1] + 1, dtype=dtype, device=tokens.device).log()
@@ -44,13 +44,12 @@ def log_counts(
 def last_logits(
     log_counts: Float[Tensor, "batch vocab"], last: Int[Tensor, " batch"], weights: OneLayerWeights
 ) -> Float[Tensor, "batch vocab"]:
-    """The logits at the last position: equation 4.1 through token types.
+    """Return the logits at the last position: equation 4.1 through token types.
 
-    Differentiable. Training uses `hijacklens.one_layer.fast_path`, which computes the same and its
-    gradients by hand, for many runs at once.
+    Differentiable; `loss_and_gradients` computes the same with its gradients, for many runs.
 
     Args:
-        log_counts: What `log_counts` gives for the contexts, their last token included.
+        log_counts: `log_counts` of the contexts, their last token included.
         last: The last token of each context.
         weights: The matrices.
     """
@@ -61,30 +60,8 @@ def last_logits(
     return mass @ W_E @ weights.W_V @ W_E.T
 
 
-NAMES = ("W_E", "W_Q", "W_K", "W_V")
-
-
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """The four matrices of many runs, stacked along a leading axis `run`; or their gradients."""
-
-    W_E: Float[Tensor, "run vocab d_model"]
-    W_Q: Float[Tensor, "run d_model d_attn"]
-    W_K: Float[Tensor, "run d_model d_attn"]
-    W_V: Float[Tensor, "run d_model d_model"]
-
-    def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and stacked matrix, in the order W_E, W_Q, W_K, W_V."""
-        for field in fields(self):
-            yield field.name, getattr(self, field.name)
-
-    def runs(self, chosen: slice) -> Weights:
-        """The matrices of some of the runs; views, not copies."""
-        return Weights(self.W_E[chosen], self.W_Q[chosen], self.W_K[chosen], self.W_V[chosen])
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
+class ContextBatch:
     """The contexts of one step: one batch, or one for each run along a leading axis."""
 
     log_counts: Float[Tensor, "*run batch vocab"]
@@ -92,27 +69,28 @@ class Batch:
     labels: Int[Tensor, "*run batch"]
 
     @classmethod
-    def stack(cls, batches: Sequence[Batch]) -> Batch:
-        """One batch per run, from the runs' batches."""
-        return cls(
-            torch.stack([batch.log_counts for batch in batches]),
-            torch.stack([batch.last for batch in batches]),
-            torch.stack([batch.labels for batch in batches]),
-        )
+    def stack(cls, batches: Sequence[ContextBatch]) -> ContextBatch:
+        """Stack the batches of several runs along a new first axis."""
+        names = ("log_counts", "last", "labels")
+        return cls(*(torch.stack([getattr(batch, name) for batch in batches]) for name in names))
 
 
 @torch.no_grad()
 def loss_and_gradients(
-    batch: Batch, weights: Weights, gradients: Weights, *, wanted: Collection[str] = NAMES
+    batch: ContextBatch,
+    weights: OneLayerWeights,
+    gradients: OneLayerWeights,
+    *,
+    names: Collection[str] = NAMES,
 ) -> Float[Tensor, " run"]:
-    """Cross-entropy at the last position, and its gradients.
+    """Compute the cross-entropy at the last position, and its gradients.
 
     Args:
         batch: The contexts of the step.
-        weights: The runs' weights.
-        gradients: Where the gradients are written; contiguous, of the shapes of `weights`.
-        wanted: Names of the gradients to compute. The others are left as they are, and work that
-            only they need is not done.
+        weights: The stacked matrices of the runs.
+        gradients: Overwritten with the gradients; contiguous, of the shapes of `weights`.
+        names: Which gradients to compute. The others stay as they are, and work that only they
+            need is skipped.
 
     Returns:
         Mean loss of each run, in nats.
@@ -135,7 +113,7 @@ def loss_and_gradients(
 
     z = W_E if value_table else torch.bmm(mass, W_E)
     o = torch.bmm(z, W_V)
-    table = torch.bmm(o, W_E.mT)  # the logits themselves, unless each z stands for a token type
+    table = torch.bmm(o, W_E.mT)  # the logits, or one row of them per token type
     logits = torch.bmm(mass, table) if value_table else table
 
     d_logits = logits.log_softmax(-1)
@@ -146,9 +124,9 @@ def loss_and_gradients(
 
     d_table = torch.bmm(mass.mT, d_logits) if value_table else d_logits
     d_o = torch.bmm(d_table, W_E)
-    if "W_V" in wanted:
+    if "W_V" in names:
         torch.bmm(z.mT, d_o, out=gradients.W_V)
-    embedding, attention = "W_E" in wanted, "W_Q" in wanted or "W_K" in wanted
+    embedding, attention = "W_E" in names, "W_Q" in names or "W_K" in names
     if not (embedding or attention):
         return loss
     d_z = torch.bmm(d_o, W_V.mT)
@@ -162,9 +140,9 @@ def loss_and_gradients(
         d_scores = d_scores.view(runs, vocab, vocab)
     d_u = torch.bmm(d_scores, W_E)
     d_q = torch.bmm(d_u, W_K).mul_(scale)
-    if "W_K" in wanted:
+    if "W_K" in names:
         torch.bmm(d_u.mT, q, out=gradients.W_K)
-    if "W_Q" in wanted:
+    if "W_Q" in names:
         torch.bmm(x.mT, d_q, out=gradients.W_Q)
     if embedding:
         d_W_E = torch.bmm(d_table.mT, o, out=gradients.W_E)  # as the unembedding,
@@ -179,10 +157,10 @@ def loss_and_gradients(
 
 
 def table_orders(batch: int, vocab: int, d_model: int) -> tuple[bool, bool]:
-    """Whether scores, and whether values, take fewer multiplications through vocab x vocab tables.
+    """Return whether scores, and values, cost fewer multiplications through a vocab^2 table.
 
-    Scores through a table work on vocab rows instead of batch rows. For values, compare the sides
-    z W_V W_E^T (and w W_E) with the table (W_E W_V) W_E^T and w T.
+    Scores through a table take vocab rows instead of batch rows. Values take (W_E W_V) W_E^T and
+    w T instead of z W_V W_E^T and w W_E.
     """
     rows = batch * d_model * (2 * vocab + d_model)
     table = vocab * d_model * (d_model + vocab) + batch * vocab**2
@@ -192,6 +170,6 @@ def table_orders(batch: int, vocab: int, d_model: int) -> tuple[bool, bool]:
 def _take(
     stacked: Float[Tensor, "run vocab width"], row: Int[Tensor, " rows"]
 ) -> Float[Tensor, "run batch width"]:
-    """The rows of all runs' matrices named by `row`, the same number for each run."""
+    """Return rows of the stacked matrices, the same number for each run."""
     runs, _, width = stacked.shape
     return stacked.reshape(-1, width).index_select(0, row).view(runs, -1, width)

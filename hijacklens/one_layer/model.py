@@ -35,6 +35,7 @@ position alone and much faster, without hooks.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,7 @@ from hijacklens.files import write_json, write_whole
 from hijacklens.one_layer import fast_path
 from hijacklens.one_layer.architecture import (
     DTYPES,
+    NAMES,
     Block,
     Embedding,
     Head,
@@ -61,7 +63,6 @@ from hijacklens.one_layer.architecture import (
     OneLayerWeights,
 )
 
-NAMES = ("W_E", "W_Q", "W_K", "W_V")
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 KIND = "hijacklens one-layer transformer"
@@ -102,7 +103,7 @@ class OneLayerTransformer(HookedRootModule):
 
     @classmethod
     def from_weights(
-        cls, weights: OneLayerWeights, *, length: int = 256, freeze: tuple[str, ...] = ()
+        cls, weights: OneLayerWeights, *, length: int = 256, freeze: Sequence[str] = ()
     ) -> OneLayerTransformer:
         """A model with given weights, which are copied, on their device.
 
@@ -259,7 +260,7 @@ class OneLayerTransformer(HookedRootModule):
     def write_weights(self, path: Path) -> None:
         """Write W_E, W_Q, W_K and W_V to one safetensors file."""
         weights = self.weights()
-        tensors = {name: getattr(weights, name).detach().cpu().contiguous() for name in NAMES}
+        tensors = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
         # One entry: the order of several is not fixed, and equal models shall give equal files.
         save_file(tensors, path, metadata={"kind": KIND})
 
@@ -342,7 +343,4 @@ def _read_config(path: Path) -> OneLayerConfig:
             f"{path} is not the configuration of a one-layer model. Name a folder that "
             "OneLayerTransformer.save or `hijacklens train` wrote."
         )
-    try:
-        return OneLayerConfig(**{**record, "freeze": tuple(record["freeze"])})
-    except TypeError as error:
-        raise InputError(f"{path} has an entry of a wrong type: {error}.") from error
+    return OneLayerConfig(**record)

@@ -1,92 +1,128 @@
-"""How one-layer models are trained, and which of it the paper does not state.
+"""How one-layer models are trained, and which of these settings the paper does not state.
 
 >>> from hijacklens.one_layer.task import ConceptTask
->>> recipe = Recipe(dim=16, seeds=(0, 1), learning_rates=(0.01, 0.001))
+>>> recipe = Recipe(d_model=16, seeds=2, learning_rates=(0.01, 0.001))
 >>> [(run.lr, run.model.seed) for run in recipe.runs(ConceptTask(bits=4))]
 [(0.01, 0), (0.01, 1), (0.001, 0), (0.001, 1)]
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
-from hijacklens.errors import InputError, number, several, whole_number
-from hijacklens.one_layer.architecture import OneLayerConfig
-from hijacklens.one_layer.stacked_runs import Run
+from hijacklens.errors import InputError, is_whole, number, several, whole_number
+from hijacklens.one_layer.architecture import ModelSettings, OneLayerConfig
 from hijacklens.one_layer.task import ConceptTask
+from hijacklens.renamed import with_new_names
 
-EXAMPLES = {"seeds": "[0, 1]", "learning_rates": "[0.01, 0.001]", "freeze": "['W_V']"}
-OUR_DEFAULTS = {
-    "d_attn": "d_model",
-    "steps": 4000,
-    "batch": 128,
-    "data": "fresh contexts each step",
-    "optimizer": "AdamW, betas (0.9, 0.999), constant learning rate",
-    "weight_decay": 0.01,
-    "init_scale": "Gaussian of standard deviation 1 / sqrt(d_model) for every matrix",
-    "evaluation": 8192,
-    "seeds": 5,
-    "choice of learning rate": "highest mean accuracy over the seeds",
-}
-"""What the paper does not state, with our default; saved with every result."""
+MOST_SEEDS = 10_000
+
+Seeds: TypeAlias = Any
+"""A count or several seeds; any such type is accepted, and a recipe holds a tuple of ints."""
+
+RENAMED = {"dim": "d_model"}
+"""Old name of a setting -> its name now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """How the models of a result were trained. `OUR_DEFAULTS` says what is not the paper's."""
+class Run:
+    """One model to train: its task, its start, its optimiser."""
 
-    dim: int
-    """Width of the embeddings, d."""
-    d_attn: int | None = None
-    """Width of queries and keys, d_a; None for `dim`."""
-    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    steps: int = 4000
-    batch: int = 128
-    learning_rates: tuple[float, ...] = (0.01, 0.001)
-    freeze: tuple[str, ...] = ()
-    """What is not trained: any of `"W_E"`, `"W_V"`, `"W_QK"`."""
-    value_init: str = "gaussian"
-    """W_V starts `"gaussian"` or as the `"identity"`."""
-    init_scale: float | None = None
-    """Standard deviation of the Gaussian start; None for 1 / sqrt(dim)."""
+    task: ConceptTask
+    model: OneLayerConfig
+    """Its `seed` gives the start and the contexts, its `freeze` the matrices that stay fixed."""
+    lr: float
+    """Learning rate of AdamW."""
     weight_decay: float = 0.01
-    evaluation: int = 8192
-    """Fresh contexts that each model is evaluated on."""
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "learning_rates", "freeze"):
-            object.__setattr__(self, name, several(name, getattr(self, name), EXAMPLES[name]))
-        seeds = tuple(whole_number("one of the seeds", seed) for seed in self.seeds)
-        rates = tuple(number("one of learning_rates", rate) for rate in self.learning_rates)
-        object.__setattr__(self, "seeds", seeds)
-        object.__setattr__(self, "learning_rates", rates)
-        object.__setattr__(self, "weight_decay", number("weight_decay", self.weight_decay))
+        if self.model.vocab != self.task.vocab:
+            raise InputError(
+                f"a model over {self.model.vocab} tokens cannot train on a task of "
+                f"{self.task.vocab}; give OneLayerConfig(vocab={self.task.vocab}, ...)."
+            )
+        number("weight_decay", self.weight_decay, least=0)
+        if number("lr", self.lr) <= 0:
+            raise InputError(f"lr is {self.lr!r}; give a finite number above 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe(ModelSettings):
+    """How the models of a result are trained: the shape and start of a model, and these settings.
+
+    `OUR_DEFAULTS` lists what the paper does not state.
+
+    Raises:
+        InputError: A setting is outside its range.
+    """
+
+    seeds: Seeds = (0, 1, 2, 3, 4)
+    """One model is trained per seed and learning rate. A count n means the seeds 0 to n - 1."""
+    steps: int = 4000
+    """Steps of each run."""
+    batch: int = 128
+    """Fresh contexts per step."""
+    learning_rates: Sequence[float] = (0.01, 0.001)
+    """The grid; a result names the rate with the highest mean accuracy over the seeds. The paper's
+    grid is .01 and .001, chosen for each dimension."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW, on every matrix that is trained."""
+    evaluation: int = 8192
+    """Fresh contexts that each model is evaluated on."""
+
+    def __post_init__(self) -> None:
+        ModelSettings.__post_init__(self)
+        seeds, rates = self.seeds, several("learning_rates", self.learning_rates, "[0.01, 0.001]")
+        if is_whole(seeds) or isinstance(seeds, bool):
+            seeds = range(whole_number("seeds", seeds, least=1, most=MOST_SEEDS))
+        seeds = several("seeds", seeds, "5 or [0, 1]")
+        settings = {
+            "seeds": tuple(whole_number("one of the seeds", seed) for seed in seeds),
+            "learning_rates": tuple(number("one of learning_rates", rate) for rate in rates),
+            "weight_decay": number("weight_decay", self.weight_decay),
+        }
         for name in ("seeds", "learning_rates"):
-            values = getattr(self, name)
+            values = settings[name]
             if not values or len(set(values)) < len(values):
                 raise InputError(f"{name} are {values!r}; give at least one, each once.")
         for name in ("steps", "batch", "evaluation"):
-            value = whole_number(name, getattr(self, name), least=1, most=2**31 - 1)
+            settings[name] = whole_number(name, getattr(self, name), least=1, most=2**31 - 1)
+        for name, value in settings.items():
             object.__setattr__(self, name, value)
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Recipe:
+        """Return the recipe of a saved record, also of one that calls `d_model` `dim`."""
+        return cls(**with_new_names(record, RENAMED))
+
     def runs(self, task: ConceptTask) -> list[Run]:
-        """One run per learning rate and seed: all seeds of the first learning rate first."""
-        return [
-            Run(task=task, model=self._model(task, seed), lr=lr, weight_decay=self.weight_decay)
-            for lr in self.learning_rates
+        """Return one run per learning rate and seed: first all seeds of the first learning rate."""
+        shape: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(ModelSettings)}
+        models = [
+            OneLayerConfig(**shape, vocab=task.vocab, length=task.length, seed=seed)
             for seed in self.seeds
         ]
+        return [
+            Run(task=task, model=model, lr=lr, weight_decay=self.weight_decay)
+            for lr in self.learning_rates
+            for model in models
+        ]
 
-    def _model(self, task: ConceptTask, seed: int) -> OneLayerConfig:
-        return OneLayerConfig(
-            vocab=task.vocab,
-            d_model=self.dim,
-            d_attn=self.d_attn,
-            length=task.length,
-            init_scale=self.init_scale,
-            value_init=self.value_init,
-            freeze=self.freeze,
-            dtype=self.dtype,
-            seed=seed,
-        )
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
+
+OUR_DEFAULTS = {
+    "d_attn": "d_model",
+    "steps": _DEFAULTS["steps"],
+    "batch": _DEFAULTS["batch"],
+    "data": "fresh contexts each step",
+    "optimizer": "AdamW, betas (0.9, 0.999), constant learning rate",
+    "weight_decay": _DEFAULTS["weight_decay"],
+    "init_scale": "Gaussian of standard deviation 1 / sqrt(d_model) for every matrix",
+    "evaluation": _DEFAULTS["evaluation"],
+    "seeds": len(_DEFAULTS["seeds"]),
+    "choice of learning rate": "highest mean accuracy over the seeds",
+}
+"""What the paper does not state, with our default; saved with every result."""

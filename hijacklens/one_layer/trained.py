@@ -174,7 +174,7 @@ class TrainingResult(Result):
         seeds = named([str(seed) for seed in self.recipe.seeds], most=5)
         frozen = f" · {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
         return Glance(
-            f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.dim}, support "
+            f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.d_model}, support "
             f"{self.task.support_name}{frozen} · seeds {seeds}, "
             f"{self.recipe.steps} steps",
             ("learning rate", "accuracy", "Bayes", "eq. 5.1", "loss (nats)"),
@@ -219,12 +219,9 @@ class TrainingResult(Result):
             InputError: A file is missing or does not fit the record.
         """
         try:
-            given = dict(record["recipe"])
-            for name in ("seeds", "learning_rates", "freeze"):
-                given[name] = tuple(given[name])
             result = cls(
                 task=ConceptTask.from_configuration(record["task"]),
-                recipe=Recipe(**given),
+                recipe=Recipe.from_record(record["recipe"]),
                 models=(),
                 table=_read_table(folder / "summary.csv"),
                 curves=_read_table(folder / "curves.csv"),
@@ -247,7 +244,7 @@ class TrainingResult(Result):
             self._draw_accuracy(axes[1])
             frozen = f", {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
             figure.suptitle(
-                f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.dim}, "
+                f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.d_model}, "
                 f"ω = {self.task.omega:g}, β = {self.task.beta:g}, "
                 f"support {self.task.support_name}{frozen}",
                 fontsize=11,

@@ -194,7 +194,7 @@ STATED = {
     "support",
     "lengths of fig3a",
     "lengths of figc1",
-    *(f"{name} of {figure}" for figure in FIGURES_OF_SPECTRA for name in ("seeds", "dims")),
+    *(f"{name} of {figure}" for figure in FIGURES_OF_SPECTRA for name in ("seeds", "d_models")),
 }
 """Settings of trained models that the paper states (reference page, 3.2), for all or for one."""
 
@@ -212,7 +212,14 @@ def test_settings_of_trained_models_are_ours_unless_the_paper_states_them(name):
 
 
 def test_what_was_done_is_in_the_record_and_in_the_ledger(tmp_path):
-    changes = {"bits": (3,), "lengths": (4, 8), "dim": 8, "seeds": 2, "steps": 1, "evaluation": 64}
+    changes = {
+        "bits": (3,),
+        "lengths": (4, 8),
+        "d_model": 8,
+        "seeds": 2,
+        "steps": 1,
+        "evaluation": 64,
+    }
     result = reproduce("figc14", changes=changes)
     assert result.provenance.seed == 0
     record = result.configuration()

@@ -59,7 +59,7 @@ CALLS = {
     "probes": "probes",
     "facts": "facts --facts {f} --show",
     "plan": "plan --tokenizer {m} --facts {f} --doses 0-2",
-    "train": "train --bits 3 --dim 4 --length 8 --seeds 1 --lr 0.01 --steps 2 --evaluation 8 "
+    "train": "train --bits 3 --d-model 4 --length 8 --seeds 1 --lr 0.01 --steps 2 --evaluation 8 "
     "--out {o}",
     "cache info": "cache info",
     "cache clear": "cache clear --yes",

@@ -28,7 +28,7 @@ seeds = 2
 bits = 3
 length = 16
 [[training.recipes]]
-dim = 8
+d_model = 8
 steps = 20
 evaluation = 256
 batch = 16
@@ -182,7 +182,7 @@ def test_interrupted_it_goes_on(root, done, tmp_path, monkeypatch):
         ("[training]\n[[training.tasks]]\nbits = 3", "lacks recipes"),
         (TRAINING.replace("bits = 3", "bits = 99"), "bits must lie in 1..12"),
         (TRAINING.replace("bits = 3", "omega = 0.5"), "[[training.tasks]] lacks bits"),
-        (TRAINING.replace("dim = 8", "dimm = 8"), "did you mean 'dim'"),
+        (TRAINING.replace("d_model = 8", "d_mdel = 8"), "did you mean 'd_model'"),
         (TRAINING.replace("steps = 20", "steps = 0"), "steps is 0"),
         (TRAINING + "freeze = ['W_X']", "W_X"),
     ],

@@ -18,7 +18,7 @@ from hijacklens.one_layer.checkpoint import FILE
 from hijacklens.results.result import load_result
 
 COLUMNS = "seed,lr,accuracy,accuracy_low,accuracy_high,bayes_accuracy,constructed_accuracy,loss"
-QUICK = "train --bits 3 --length 32 --dim 8 --steps 130 --batch 16 --evaluation 500 --quiet"
+QUICK = "train --bits 3 --length 32 --d-model 8 --steps 130 --batch 16 --evaluation 500 --quiet"
 
 
 def call(text: str, out: Path) -> None:
@@ -48,7 +48,7 @@ def test_it_prints_a_table_and_writes_the_files(
     result = load_result(out)
     recipe = result.configuration()["recipe"]
     assert recipe["freeze"] == ("W_V",)
-    assert (recipe["dim"], recipe["steps"], recipe["batch"]) == (8, 130, 16)
+    assert (recipe["d_model"], recipe["steps"], recipe["batch"]) == (8, 130, 16)
 
 
 def test_the_printed_accuracy_is_that_of_the_file(
@@ -77,7 +77,7 @@ def test_bad_options_give_one_line(
     options: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        call(f"train --dim 4 {options}", tmp_path / "run")
+        call(f"train --d-model 4 {options}", tmp_path / "run")
     said = capsys.readouterr().err
     assert stop.value.code == 2
     assert said.startswith("hijacklens: ") and message in said
@@ -99,13 +99,13 @@ def test_a_finished_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_help_keeps_its_lines() -> None:
     said = CliRunner().invoke(group.group, ["train", "--help"]).output
-    assert "\n    hijacklens train --bits 6 --dim 32 --out runs/six-bits\n" in said
+    assert "\n    hijacklens train --bits 6 --d-model 32 --out runs/six-bits\n" in said
 
 
 def test_the_same_command_after_a_kill_ends_the_same(tmp_path: Path) -> None:
     """SIGKILL in the middle of a run, then the same command: the table of an unbroken run."""
     command = (
-        "train --bits 4 --length 32 --dim 8 --steps 2000 --seeds 2 --lr 0.01,0.001 --batch 32 "
+        "train --bits 4 --length 32 --d-model 8 --steps 2000 --seeds 2 --lr 0.01,0.001 --batch 32 "
         "--evaluation 500 --quiet --checkpoint-seconds 0"
     )
 

@@ -25,7 +25,8 @@ import torch
 
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.stacked_runs import Run, Sweep, generator_for
+from hijacklens.one_layer.recipe import Run
+from hijacklens.one_layer.stacked_runs import StackedRuns, generator_for
 from hijacklens.one_layer.task import ConceptTask
 
 pytestmark = pytest.mark.benchmark
@@ -33,8 +34,8 @@ FOREVER = 10**6
 SEEDS = 10
 
 
-def run_of(task: ConceptTask, dim: int, seed: int) -> Run:
-    shape = {"vocab": task.vocab, "d_model": dim, "length": task.length}
+def run_of(task: ConceptTask, d_model: int, seed: int) -> Run:
+    shape = {"vocab": task.vocab, "d_model": d_model, "length": task.length}
     return Run(task=task, model=OneLayerConfig(**shape, seed=seed), lr=0.001)
 
 
@@ -69,7 +70,7 @@ def in_turns(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
 def fast_against_hooked() -> None:
     task, batch, many = ConceptTask(bits=8, length=64), 256, 20
     run = run_of(task, 256, 0)
-    sweep = Sweep([run], steps=FOREVER, batch=batch)
+    sweep = StackedRuns([run], steps=FOREVER, batch=batch)
     works = {
         "hooked path, autograd": autograd_step(run, batch, hooked=True),
         "token tables, autograd": autograd_step(run, batch, hooked=False),
@@ -86,25 +87,29 @@ def fast_against_hooked() -> None:
 def together_against_one_by_one() -> None:
     print(f"\n{SEEDS} seeds in one sweep against one after the other, batch 128, per step of all")
     print("   m    d    L   one by one    together   ratio")
-    for bits, dim, length in ((5, 16, 64), (6, 32, 256), (7, 64, 256), (8, 128, 256)):
+    for bits, d_model, length in ((5, 16, 64), (6, 32, 256), (7, 64, 256), (8, 128, 256)):
         task = ConceptTask(bits=bits, length=length)
-        runs = [run_of(task, dim, seed) for seed in range(SEEDS)]
-        sweep, single = Sweep(runs, steps=FOREVER), [Sweep([run], steps=FOREVER) for run in runs]
+        runs = [run_of(task, d_model, seed) for seed in range(SEEDS)]
+        sweep, single = (
+            StackedRuns(runs, steps=FOREVER),
+            [StackedRuns([run], steps=FOREVER) for run in runs],
+        )
         many = max(4, 2**9 >> bits)
 
-        def one_by_one(sweeps: list[Sweep] = single, steps: int = many) -> None:
+        def one_by_one(sweeps: list[StackedRuns] = single, steps: int = many) -> None:
             for alone in sweeps:
                 alone.advance(steps)
 
         works = {"one": one_by_one, "all": lambda s=sweep, n=many: s.advance(n)}
         taken = in_turns(works, rounds=7)
         one, both = (1e3 * taken[name] / many for name in ("one", "all"))
-        print(f"  {bits:2} {dim:4} {length:4} {one:9.2f} ms {both:8.2f} ms {one / both:6.2f}x")
+        print(f"  {bits:2} {d_model:4} {length:4} {one:9.2f} ms {both:8.2f} ms {one / both:6.2f}x")
 
 
-def bytes_per_step(task: ConceptTask, dim: int, batch: int) -> int:
+def bytes_per_step(task: ConceptTask, d_model: int, batch: int) -> int:
     """Bytes that one step of one run has to move in float32: every operand of every kernel once."""
-    wide, narrow, embedding, square = batch * task.vocab, batch * dim, task.vocab * dim, dim * dim
+    wide, narrow = batch * task.vocab, batch * d_model
+    embedding, square = task.vocab * d_model, d_model * d_model
     products = 9 * (2 * narrow + square) + 9 * (narrow + embedding + wide)
     pointwise = 19 * wide  # two softmaxes, the counts, and what lies between them
     adamw = 7 * (embedding + 3 * square)  # reads weight, gradient, two moments; writes three
@@ -121,12 +126,12 @@ def on_a_gpu() -> None:
     print("   m  runs  steps/s  run-steps/s   TB/s  of the copy")
     for bits in (8, 9, 10):
         task = ConceptTask(bits=bits, length=256)
-        dim = task.vocab // 2
+        d_model = task.vocab // 2
         for count in (1, 64):
-            runs = [run_of(task, dim, seed) for seed in range(count)]
-            sweep = Sweep(runs, steps=FOREVER, device="cuda")
+            runs = [run_of(task, d_model, seed) for seed in range(count)]
+            sweep = StackedRuns(runs, steps=FOREVER, device="cuda")
             taken = in_turns({"step": lambda s=sweep: finished(s.advance, 64)}, 5)["step"] / 64
-            moved = count * bytes_per_step(task, dim, 128) / taken
+            moved = count * bytes_per_step(task, d_model, 128) / taken
             print(
                 f"  {bits:2} {count:5} {1 / taken:8.1f} {count / taken:12.1f} {moved / 1e12:6.2f} "
                 f"{moved / bandwidth:12.0%}"

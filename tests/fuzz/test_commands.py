@@ -35,17 +35,17 @@ VALUES = st.sampled_from(
 OPTIONS = words(
     "--model --facts --scheme --template --doses --probe --relation --case --limit --seed --dtype "
     "--device --devices --revision --batch-tokens --sharing --engine --workers --rule --quiet "
-    "--way --json --dose --subject --true --false --top --tokens --sentence --bits --dim --length "
-    "--omega --beta --support --freeze --lr --seeds --steps --value-init --evaluation --size "
-    "--candidates --split --test-scheme --random-sets --list --scale --yes --overwrite --nonsense "
-    "--name --span"
+    "--dim --way --json --dose --subject --true --false --top --tokens --sentence --bits "
+    "--d-model --length --omega --beta --support --freeze --lr --seeds --steps --value-init "
+    "--evaluation --size --candidates --split --test-scheme --random-sets --list --scale --yes "
+    "--overwrite --nonsense --name --span"
 )
 GOOD = (
     "hijack --model MODEL --facts FACTS --doses 0-1 --limit 2",
     "ask Rome --model MODEL --tokens 1 --true Rome --false Paris --scheme do-not-think",
     "facts --facts FACTS --show --limit 2",
     "plan --model MODEL --facts FACTS --doses 0-1",
-    "train --bits 2 --dim 2 --length 4 --steps 1 --seeds 1 --evaluation 4",
+    "train --bits 2 --d-model 2 --length 4 --steps 1 --seeds 1 --evaluation 4",
     "heads --model MODEL --facts FACTS --size 1 --candidates 1 --random-sets 0",
     "trace --model MODEL --facts FACTS --case 3",
     "reproduce lemma5",

@@ -78,7 +78,7 @@ def doors(model: Any, x: Any, folder: Path) -> dict[str, Any]:
         "quiet": True,
         "execution": hl.Execution(store=False),
     }
-    quick: dict[str, Any] = {"dim": 4, "seeds": 1, "steps": 1, "batch": 2, "evaluation": 2}
+    quick: dict[str, Any] = {"d_model": 4, "seeds": 1, "steps": 1, "batch": 2, "evaluation": 2}
     quick |= {"learning_rates": (0.1,), "quiet": True}
 
     def score(**changes: Any) -> Any:
@@ -148,8 +148,8 @@ def doors(model: Any, x: Any, folder: Path) -> dict[str, Any]:
         **{
             f"train {name}": lambda name=name: train(**{name: x})
             for name in words(
-                "dim d_attn seeds batch learning_rates freeze value_init init_scale weight_decay "
-                "evaluation dtype device checkpoint_seconds"
+                "d_model d_attn seeds batch learning_rates freeze value_init init_scale "
+                "weight_decay evaluation dtype device checkpoint_seconds"
             )
         },
         "train steps": lambda: str(x) == str(10**30) or train(steps=x),

@@ -28,7 +28,7 @@ from hijacklens import plots
 from hijacklens.files import RECORD
 from hijacklens.one_layer.checkpoint import FILE, Checkpoint
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
-from hijacklens.one_layer.stacked_runs import train_runs
+from hijacklens.one_layer.stacked_runs import StackedRuns, train_runs
 from hijacklens.results.result import load_result
 from hijacklens.scoring.parity import compare
 from hijacklens.store.store import Store
@@ -94,7 +94,14 @@ def bridge():
 def trained():
     task = hl.ConceptTask(bits=3, length=16)
     return hl.train(
-        task, dim=8, seeds=2, steps=3, batch=8, learning_rates=(0.01,), evaluation=50, quiet=True
+        task,
+        d_model=8,
+        seeds=2,
+        steps=3,
+        batch=8,
+        learning_rates=(0.01,),
+        evaluation=50,
+        quiet=True,
     )
 
 
@@ -221,7 +228,8 @@ def test_checkpoints(data, trained, tmp_path_factory):
     checkpoint = Checkpoint(folder, {"steps": 64, "seeds": [0, 1]})
 
     def go_on() -> None:
-        train_runs(runs, steps=64, batch=8, checkpoint=checkpoint, checkpoint_seconds=0, quiet=True)
+        stacked = StackedRuns(runs, steps=64, batch=8)
+        train_runs(stacked, checkpoint=checkpoint, checkpoint_seconds=0, quiet=True)
 
     if not (folder / "whole").exists():
         go_on()

@@ -109,7 +109,9 @@ def test_hijack_keeps_its_readings(folder, tmp_path, monkeypatch):
 
 def test_training_goes_on_from_its_state(tmp_path):
     out = tmp_path / "out"
-    line = words_of("train --bits 2 --dim 2 --length 4 --seeds 1 --lr 0.1 --batch 2 --evaluation 4")
+    line = words_of(
+        "train --bits 2 --d-model 2 --length 4 --seeds 1 --lr 0.1 --batch 2 --evaluation 4"
+    )
     line += ["--steps", "3200", "--checkpoint-seconds", "0", "--quiet", "--out", str(out)]
     interrupted(line, out / FILE, tmp_path / "errors")
     assert (out / FILE).exists()
@@ -181,7 +183,7 @@ def test_a_kill_while_saving_leaves_a_whole_result_or_none(tmp_path):
 
 def test_a_result_of_another_kind_leaves_nothing_behind(tmp_path):
     task = hl.ConceptTask(bits=2, length=4)
-    options = {"dim": 2, "seeds": 1, "steps": 1, "batch": 2, "evaluation": 4, "quiet": True}
+    options = {"d_model": 2, "seeds": 1, "steps": 1, "batch": 2, "evaluation": 4, "quiet": True}
     trained = hl.train(task, learning_rates=(0.1, 0.2), **options)
     mine = tmp_path / "out" / "mine.txt"
     trained.save(tmp_path / "out")

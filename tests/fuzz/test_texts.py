@@ -152,8 +152,8 @@ TOML = pieces(
     "length = 8",
     "omega = nan",
     "beta = -inf",
-    "dim = 8",
-    "dim = 99999999999999",
+    "d_model = 8",
+    "d_model = 99999999999999",
     "learning_rates = [0.1]",
     "learning_rates = ['a']",
     "learning_rates = 1",
@@ -173,7 +173,7 @@ TOML = pieces(
 LINE = st.sampled_from(
     words(
         """[scoring]|[training]|[[training.tasks]]|[[training.recipes]]|models = ['gpt2']|
-            bits = 5|dim = 8|length = 8|seeds = 2|seeds = [0, 'a']|seeds = [[1]]|seeds = -1|
+            bits = 5|d_model = 8|length = 8|seeds = 2|seeds = [0, 'a']|seeds = [[1]]|seeds = -1|
             seeds = [9223372036854775808]|doses = [0, 1]|doses = {a = 1}|doses = 1979-05-27|
             learning_rates = ['a']|learning_rates = [nan]|learning_rates = [-1]|
             learning_rates = [[1]]|steps = 1|steps = true|freeze = ['W_V']|freeze = [1]|

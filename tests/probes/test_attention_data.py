@@ -173,7 +173,7 @@ def test_the_result_names_its_probes(gpt2, tmp_path):
 def test_trained_one_layer_models():
     task = ConceptTask(bits=3, support="first-bit", length=32)
     trained = train(
-        task, dim=8, seeds=1, steps=100, batch=32, evaluation=500, quiet=True,
+        task, d_model=8, seeds=1, steps=100, batch=32, evaluation=500, quiet=True,
         learning_rates=[0.01],
     )  # fmt: skip
     bare = trained.accuracy()

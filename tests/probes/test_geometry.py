@@ -298,7 +298,7 @@ class TestSpectrum:
 def trained():
     task = ConceptTask(bits=3, length=16)
     return hl.train(
-        task, dim=6, seeds=(3, 5), steps=8, learning_rates=(0.01,), evaluation=64, quiet=True
+        task, d_model=6, seeds=(3, 5), steps=8, learning_rates=(0.01,), evaluation=64, quiet=True
     )
 
 

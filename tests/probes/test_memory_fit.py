@@ -238,7 +238,7 @@ def test_trained_value_matrices_hold_the_memory():
     """What the paper says of W_V, on a small model: section 5 and figures C.2, C.3."""
     task = ConceptTask(bits=4, length=64)
     trained = hl.train(
-        task, dim=12, seeds=2, steps=600, learning_rates=(0.01,), evaluation=512, quiet=True
+        task, d_model=12, seeds=2, steps=600, learning_rates=(0.01,), evaluation=512, quiet=True
     )
     found = memory_fit.fit(trained, draws=99).verdicts()
     assert list(found["model"].unique()) == ["seed 0", "seed 1"]

@@ -178,7 +178,7 @@ def test_saved_and_loaded(tmp_path):
 def test_trained_value_matrices_lie_nearest_to_the_constructed_one():
     """The anchor of the reference page, 7.6: one run at m = 5, d = 64 gave 6.4, 16.5, 69.3."""
     task = ConceptTask(bits=5, length=256)
-    trained = hl.train(task, dim=64, seeds=3, steps=2500, learning_rates=(0.01,), quiet=True)
+    trained = hl.train(task, d_model=64, seeds=3, steps=2500, learning_rates=(0.01,), quiet=True)
     found = subspaces.value_angles(trained)
     for side in subspaces.SIDES:
         rows = found.smallest()

@@ -98,7 +98,14 @@ def test_the_pairs_of_equation_5_1_give_equation_5_1():
 
 def test_trained_models_answer_with_the_memory_by_the_same_call():
     trained = train(
-        TASK, dim=8, seeds=2, steps=60, batch=64, learning_rates=(0.01,), evaluation=256, quiet=True
+        TASK,
+        d_model=8,
+        seeds=2,
+        steps=60,
+        batch=64,
+        learning_rates=(0.01,),
+        evaluation=256,
+        quiet=True,
     )
     built = values.matched(values.memory(TASK))
     by_probe = trained.accuracy(probes=[values.replace(built)])

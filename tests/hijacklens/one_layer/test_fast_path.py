@@ -7,11 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hijacklens.one_layer.architecture import OneLayerConfig
+from hijacklens.one_layer.architecture import OneLayerConfig, OneLayerWeights
 from hijacklens.one_layer.fast_path import (
-    NAMES,
-    Batch,
-    Weights,
+    ContextBatch,
     log_counts,
     loss_and_gradients,
     table_orders,
@@ -50,19 +48,16 @@ def draw(vocab: int, batch: int, *, pos: int = 9, seed: int = 0) -> tuple[torch.
     return tokens, torch.randint(vocab, (batch,), generator=generator)
 
 
-def batch_of(tokens: torch.Tensor, labels: torch.Tensor, vocab: int) -> Batch:
-    return Batch(log_counts(tokens, vocab, dtype=torch.float64), tokens[:, -1], labels)
+def batch_of(tokens: torch.Tensor, labels: torch.Tensor, vocab: int) -> ContextBatch:
+    return ContextBatch(log_counts(tokens, vocab, dtype=torch.float64), tokens[:, -1], labels)
 
 
-def stacked(of: list[OneLayerTransformer]) -> Weights:
-    found = [model.weights() for model in of]
-    return Weights(
-        **{name: torch.stack([getattr(w, name).detach() for w in found]) for name in NAMES}
-    )
+def stacked(of: list[OneLayerTransformer]) -> OneLayerWeights:
+    return OneLayerWeights.stack([model.weights() for model in of]).map(torch.detach)
 
 
-def empty(like: Weights) -> Weights:
-    return Weights(**{name: torch.full_like(weight, torch.nan) for name, weight in like.items()})
+def empty(like: OneLayerWeights) -> OneLayerWeights:
+    return like.map(lambda weight: torch.full_like(weight, torch.nan))
 
 
 def test_log_counts_by_hand() -> None:
@@ -81,7 +76,7 @@ def test_gradients_equal_those_of_the_hooked_path(shape: tuple[int, int, int]) -
     vocab, batch, d_model = shape
     runs = models(3, vocab, d_model)
     contexts = [draw(vocab, batch, seed=seed) for seed in range(3)]
-    together = Batch.stack([batch_of(*drawn, vocab) for drawn in contexts])
+    together = ContextBatch.stack([batch_of(*drawn, vocab) for drawn in contexts])
     weights = stacked(runs)
     gradients = empty(weights)
     losses = loss_and_gradients(together, weights, gradients)
@@ -110,7 +105,9 @@ def test_any_shape_agrees_with_autograd_of_the_fast_path(
     tokens, labels = draw(vocab, batch, pos=4, seed=seed)
     weights = stacked([model])
     gradients = empty(weights)
-    loss = loss_and_gradients(Batch.stack([batch_of(tokens, labels, vocab)]), weights, gradients)
+    loss = loss_and_gradients(
+        ContextBatch.stack([batch_of(tokens, labels, vocab)]), weights, gradients
+    )
     want = torch.nn.functional.cross_entropy(model.last_logits(tokens), labels)
     want.backward()
     assert float(loss) == pytest.approx(want.item(), abs=1e-11)
@@ -126,10 +123,10 @@ def test_only_the_wanted_gradients_are_written(
 ) -> None:
     vocab, batch, d_model = shape
     weights = stacked(models(2, vocab, d_model))
-    together = Batch.stack([batch_of(*draw(vocab, batch, seed=s), vocab) for s in range(2)])
+    together = ContextBatch.stack([batch_of(*draw(vocab, batch, seed=s), vocab) for s in range(2)])
     everything, some = empty(weights), empty(weights)
     loss_and_gradients(together, weights, everything)
-    loss_and_gradients(together, weights, some, wanted=wanted)
+    loss_and_gradients(together, weights, some, names=wanted)
     for name, gradient in some.items():
         if name in wanted:
             assert torch.equal(gradient, getattr(everything, name))
@@ -140,7 +137,7 @@ def test_only_the_wanted_gradients_are_written(
 def test_weights_are_not_touched() -> None:
     weights = stacked(models(1, 8, 8))
     before = {name: weight.clone() for name, weight in weights.items()}
-    together = Batch.stack([batch_of(*draw(8, 64), 8)])
+    together = ContextBatch.stack([batch_of(*draw(8, 64), 8)])
     counts = together.log_counts.clone()
     loss_and_gradients(together, weights, empty(weights))
     for name, weight in weights.items():

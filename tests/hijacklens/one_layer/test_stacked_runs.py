@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from hijacklens.errors import InputError
+from hijacklens.one_layer import stacked_runs
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.checkpoint import Checkpoint
+from hijacklens.one_layer.fast_path import loss_and_gradients
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.stacked_runs import CYCLE, Run, Stream, Sweep, generator_for, train_runs
+from hijacklens.one_layer.recipe import Run
+from hijacklens.one_layer.stacked_runs import CYCLE, StackedRuns, Stream, generator_for, train_runs
 from hijacklens.one_layer.task import ConceptTask
 
 TASK = ConceptTask(bits=3, length=24)
@@ -55,22 +58,22 @@ def assert_same(one: OneLayerTransformer, other: OneLayerTransformer, *, atol: f
 
 
 @pytest.fixture(scope="module")
-def together() -> Sweep:
-    sweep = Sweep(MIXED, steps=100, batch=16)
-    sweep.advance(100)
-    return sweep
+def together() -> StackedRuns:
+    stacked = StackedRuns(MIXED, steps=100, batch=16)
+    stacked.advance(100)
+    return stacked
 
 
 @pytest.mark.parametrize("i", range(len(MIXED)), ids=IDS)
-def test_each_run_is_as_if_alone(together: Sweep, i: int) -> None:
-    alone = Sweep([MIXED[i]], steps=100, batch=16)
+def test_each_run_is_as_if_alone(together: StackedRuns, i: int) -> None:
+    alone = StackedRuns([MIXED[i]], steps=100, batch=16)
     alone.advance(100)
     assert_same(alone.models()[0], together.models()[i], atol=1e-10)
     torch.testing.assert_close(alone.losses()[:, 0], together.losses()[:, i], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("i", range(len(MIXED)), ids=IDS)
-def test_each_run_is_that_of_torch_adamw_on_the_hooked_model(together: Sweep, i: int) -> None:
+def test_each_run_is_that_of_torch_adamw_on_the_hooked_model(together: StackedRuns, i: int) -> None:
     run = MIXED[i]
     model = OneLayerTransformer(run.model)
     free = [weight for weight in model.parameters() if weight.requires_grad]
@@ -90,7 +93,7 @@ def test_each_run_is_that_of_torch_adamw_on_the_hooked_model(together: Sweep, i:
     assert_same(together.models()[i], model, atol=1e-10)
 
 
-def test_frozen_parts_stay_bit_for_bit(together: Sweep) -> None:
+def test_frozen_parts_stay_bit_for_bit(together: StackedRuns) -> None:
     start = OneLayerTransformer(MIXED[1].model)
     trained = together.models()[1]
     assert torch.equal(trained.W_V, start.W_V)
@@ -102,9 +105,9 @@ def test_frozen_parts_stay_bit_for_bit(together: Sweep) -> None:
 
 
 def test_one_seed_sees_the_same_contexts_at_every_rate() -> None:
-    sweep = Sweep([run_of(lr=0.01), run_of(lr=0.001), run_of(lr=0.01, seed=1)], steps=1)
-    sweep.advance(1)
-    first, second, other = sweep.losses()[0].tolist()
+    stacked = StackedRuns([run_of(lr=0.01), run_of(lr=0.001), run_of(lr=0.01, seed=1)], steps=1)
+    stacked.advance(1)
+    first, second, other = stacked.losses()[0].tolist()
     assert first == second != other  # same start, same contexts
 
 
@@ -118,43 +121,49 @@ def test_streams_of_seeds_and_purposes_differ() -> None:
 
 
 def test_the_loss_curve_has_the_mean_of_each_window() -> None:
-    sweep = Sweep([run_of()], steps=450, batch=4)
-    every = Sweep([run_of()], steps=100, batch=4)
-    sweep.advance(7)
+    stacked = StackedRuns([run_of()], steps=450, batch=4)
+    every = StackedRuns([run_of()], steps=100, batch=4)
+    stacked.advance(7)
     every.advance(7)
-    assert sweep.curve_steps() == [2, 4, 6]
+    assert stacked.curve_steps() == [2, 4, 6]
     steps = every.losses()[:, 0]
-    torch.testing.assert_close(sweep.losses()[:, 0], steps[:6].view(3, 2).mean(1))
+    torch.testing.assert_close(stacked.losses()[:, 0], steps[:6].view(3, 2).mean(1))
     assert float(steps[0]) == pytest.approx(math.log(8), abs=0.5)  # it starts near chance
-    sweep.advance(1000)
-    assert (sweep.done, sweep.curve_steps()[-1], len(sweep.losses())) == (450, 450, 225)
+    stacked.advance(1000)
+    assert (stacked.done, stacked.curve_steps()[-1], len(stacked.losses())) == (450, 450, 225)
 
 
 def test_it_learns() -> None:
-    sweep = Sweep([run_of(task=ConceptTask(bits=3, length=128), d_model=8)], steps=600, batch=64)
-    sweep.advance(600)
-    assert float(sweep.losses()[-10:].mean()) < 0.3 < math.log(8)
+    stacked = StackedRuns(
+        [run_of(task=ConceptTask(bits=3, length=128), d_model=8)], steps=600, batch=64
+    )
+    stacked.advance(600)
+    assert float(stacked.losses()[-10:].mean()) < 0.3 < math.log(8)
 
 
-def test_the_number_of_threads_is_put_back() -> None:
+def test_the_number_of_threads_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    sweep = Sweep([run_of()], steps=3)
+    stacked = StackedRuns([run_of()], steps=3)
     seen = []
-    step = sweep._step
-    sweep._step = lambda: (seen.append(torch.get_num_threads()), step())
-    sweep.advance(1)
+
+    def counting(*args: object, **keywords: object) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return loss_and_gradients(*args, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stacked_runs, "loss_and_gradients", counting)
+    stacked.advance(1)
     assert (seen, torch.get_num_threads()) == ([1], 2)
     torch.set_num_threads(before)
 
 
 class TestContinuing:
     def test_a_state_goes_on_bit_for_bit(self) -> None:
-        unbroken = Sweep(MIXED, steps=3 * CYCLE + 5, batch=8)
+        unbroken = StackedRuns(MIXED, steps=3 * CYCLE + 5, batch=8)
         unbroken.advance(CYCLE)
         kept = {name: value.clone() for name, value in unbroken.state().items()}
         unbroken.advance(3 * CYCLE)
-        again = Sweep(MIXED, steps=3 * CYCLE + 5, batch=8)
+        again = StackedRuns(MIXED, steps=3 * CYCLE + 5, batch=8)
         again.load_state(kept)
         assert again.done == CYCLE
         again.advance(3 * CYCLE)
@@ -163,21 +172,21 @@ class TestContinuing:
         assert torch.equal(unbroken.losses(), again.losses())
 
     def test_there_is_no_state_between_cycles(self) -> None:
-        sweep = Sweep([run_of()], steps=CYCLE + 2)
-        sweep.advance(CYCLE + 1)
+        stacked = StackedRuns([run_of()], steps=CYCLE + 2)
+        stacked.advance(CYCLE + 1)
         with pytest.raises(ValueError, match=f"not at step {CYCLE + 1}"):
-            sweep.state()
-        sweep.advance(1)
-        assert int(sweep.state()["done"]) == CYCLE + 2
+            stacked.state()
+        stacked.advance(1)
+        assert int(stacked.state()["done"]) == CYCLE + 2
 
     def test_through_a_file(self, tmp_path) -> None:
         asked = {"steps": 2 * CYCLE, "rates": (0.1, 0.2)}
-        half = Sweep([run_of()], steps=2 * CYCLE)
+        half, resumed, unbroken = (StackedRuns([run_of()], steps=2 * CYCLE) for _ in range(3))
         half.advance(CYCLE)
         Checkpoint(tmp_path, asked).save(half.state())
-        keep = {"steps": 2 * CYCLE, "quiet": True}
-        ended = train_runs([run_of()], checkpoint=Checkpoint(tmp_path, asked), **keep)
-        assert_same(ended.models()[0], train_runs([run_of()], **keep).models()[0], atol=0)
+        train_runs(resumed, checkpoint=Checkpoint(tmp_path, asked), quiet=True)
+        train_runs(unbroken, quiet=True)
+        assert_same(resumed.models()[0], unbroken.models()[0], atol=0)
 
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path) -> None:
         Checkpoint(tmp_path, {"steps": 100, "rate": 0.1}).save({"done": torch.tensor(64)})
@@ -205,11 +214,11 @@ class TestContinuing:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sweep([], steps=1), "at least one run"),
-        (lambda: Sweep([run_of()], steps=0), "steps is 0"),
-        (lambda: Sweep([run_of()], steps=1, batch=0), "batch is 0"),
-        (lambda: Sweep([run_of(), run_of(d_model=7)], steps=1), "each shape in a sweep of its own"),
-        (lambda: Sweep([run_of(freeze=("W_E", "W_V", "W_QK"))], steps=1), "something to train"),
+        (lambda: StackedRuns([], steps=1), "at least one run"),
+        (lambda: StackedRuns([run_of()], steps=0), "steps is 0"),
+        (lambda: StackedRuns([run_of()], steps=1, batch=0), "batch is 0"),
+        (lambda: StackedRuns([run_of(), run_of(d_model=7)], steps=1), "each shape separately"),
+        (lambda: StackedRuns([run_of(freeze=("W_E", "W_V", "W_QK"))], steps=1), "to train"),
         (lambda: run_of(vocab=9), "9 tokens cannot train on a task of 8"),
         (lambda: run_of(lr=0.0), "lr is 0.0"),
         (lambda: run_of(lr=math.nan), "lr is nan"),

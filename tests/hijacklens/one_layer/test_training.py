@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from hijacklens.one_layer.bayes import BayesRule
 from hijacklens.one_layer.checkpoint import FILE
 from hijacklens.one_layer.evaluation import evaluate
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.stacked_runs import Sweep
+from hijacklens.one_layer.stacked_runs import StackedRuns
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.one_layer.training import train
@@ -23,7 +24,7 @@ from hijacklens.results.result import load_result
 
 TASK = ConceptTask(bits=3, length=64)
 COLUMNS = "seed lr accuracy accuracy_low accuracy_high bayes_accuracy constructed_accuracy loss"
-QUICK = {"dim": 8, "seeds": 2, "steps": 200, "batch": 32, "evaluation": 1000, "quiet": True}
+QUICK = {"d_model": 8, "seeds": 2, "steps": 200, "batch": 32, "evaluation": 1000, "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,21 @@ class TestOptions:
         # float32, and stacked products may round otherwise.
         torch.testing.assert_close(alone.models[0].W_E, trained.models[1].W_E, atol=1e-3, rtol=0)
 
+    def test_settings_replace_those_of_a_recipe(self, trained: TrainingResult) -> None:
+        recipe = replace(trained.recipe, steps=1, evaluation=10)
+        result = train(TASK, recipe, seeds=1, freeze=["W_V"], quiet=True)
+        assert result.recipe == replace(recipe, seeds=(0,), freeze=("W_V",))
+        assert [model.config.freeze for model in result.models] == [("W_V",)] * 2
+
+    def test_the_width_is_required(self) -> None:
+        with pytest.raises(InputError, match=r"give a recipe or d_model, such as d_model=16"):
+            train(TASK, seeds=1)
+
+    def test_the_old_name_of_the_width_works_with_a_warning(self) -> None:
+        settings = {"steps": 1, "seeds": 1, "evaluation": 10, "quiet": True}
+        with pytest.warns(FutureWarning, match="dim= is now called d_model="):
+            assert train(TASK, dim=8, **settings).recipe.d_model == 8
+
     def test_frozen_identity(self) -> None:
         result = train(
             TASK, **{**QUICK, "steps": 20}, freeze=("W_V",), value_init="identity", dtype="float64"
@@ -140,8 +156,12 @@ class TestOptions:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"dim": 0}, "d_model is 0"),
+            ({"d_model": 0}, "d_model is 0"),
             ({"seeds": 0}, "seeds is 0"),
+            ({"seeds": True}, "seeds is True"),
+            ({"step": 3}, "unknown training setting 'step'; did you mean 'steps'"),
+            ({"quite": True}, "did you mean 'quiet'"),
+            ({"dim": 4}, "d_model is given twice, also by its old name dim"),
             ({"seeds": (1, 1)}, r"seeds are \(1, 1\)"),
             ({"learning_rates": ()}, r"learning_rates are \(\)"),
             ({"learning_rates": (-0.1,)}, "lr is -0.1"),
@@ -166,6 +186,9 @@ class TestFiles:
         assert {path.name for path in folder.iterdir()} == {
             "summary.csv", "curves.csv", "curve.svg", "curve.png", "models", "result.json",
         }  # fmt: skip
+        record = json.loads((folder / "result.json").read_text())
+        record["recipe"]["dim"] = record["recipe"].pop("d_model")  # as records were at first
+        (folder / "result.json").write_text(json.dumps(record))
         back = load_result(folder)
         assert isinstance(back, TrainingResult)
         pd.testing.assert_frame_equal(back.table, trained.table, check_exact=True)
@@ -182,7 +205,7 @@ class TestFiles:
         with pytest.raises(InputError, match="incomplete"):
             load_result(folder)
         record = json.loads((folder / "result.json").read_text())
-        del record["recipe"]["dim"]
+        del record["recipe"]["d_model"]
         (folder / "result.json").write_text(json.dumps(record))
         with pytest.raises(InputError, match="incomplete"):
             load_result(folder)
@@ -207,14 +230,14 @@ class Killed(BaseException):
 
 class TestGoingOn:
     def die_at(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-        advance = Sweep.advance
+        advance = StackedRuns.advance
 
-        def dying(sweep: Sweep, steps: int) -> None:
-            if sweep.done == step:
+        def dying(stacked: StackedRuns, steps: int) -> None:
+            if stacked.done == step:
                 raise Killed
-            advance(sweep, steps)
+            advance(stacked, steps)
 
-        monkeypatch.setattr(Sweep, "advance", dying)
+        monkeypatch.setattr(StackedRuns, "advance", dying)
 
     def test_a_run_that_was_cut_short_ends_the_same(
         self, trained: TrainingResult, tmp_path, monkeypatch: pytest.MonkeyPatch
@@ -241,8 +264,13 @@ class TestGoingOn:
             self.die_at(patch, 130)
             train(TASK, **settings)
         steps = []
-        step = Sweep._step
-        monkeypatch.setattr(Sweep, "_step", lambda sweep: (steps.append(sweep.done), step(sweep)))
+        advance = StackedRuns.advance
+
+        def watched(stacked: StackedRuns, count: int) -> None:
+            steps.append(stacked.done)
+            advance(stacked, count)
+
+        monkeypatch.setattr(StackedRuns, "advance", watched)
         train(TASK, **settings)
         assert steps == list(range(128, 200))
 
@@ -254,11 +282,11 @@ class TestGoingOn:
             self.die_at(patch, 130)
             train(TASK, **settings)
         with pytest.raises(
-            InputError, match=r"unfinished run of another command.*dim is 4, there 8"
+            InputError, match=r"unfinished run of another command.*d_model is 4, there 8"
         ):
-            train(TASK, **{**settings, "dim": 4})
-        result = train(TASK, **{**settings, "dim": 4}, overwrite=True)
-        assert result.recipe.dim == 4
+            train(TASK, **{**settings, "d_model": 4})
+        result = train(TASK, **{**settings, "d_model": 4}, overwrite=True)
+        assert result.recipe.d_model == 4
 
     def test_overwriting_goes_on_with_its_own_run(
         self, tmp_path, monkeypatch: pytest.MonkeyPatch
@@ -318,7 +346,7 @@ class TestAnchors:
     def test_half_the_width_learns_and_holds_a_memory(self, bits: int) -> None:
         task = ConceptTask(bits=bits, length=256)
         seeds = 2 if bits < 8 else 1
-        result = train(task, dim=task.vocab // 2, seeds=seeds, quiet=True)
+        result = train(task, d_model=task.vocab // 2, seeds=seeds, quiet=True)
         best = result.summary()
         best = best[best["lr"] == result.best_learning_rate]
         assert (best["accuracy"] >= 0.97).all()
@@ -331,7 +359,7 @@ class TestAnchors:
     @pytest.mark.parametrize("bits", [5, 6, 7, 8])
     def test_a_trained_value_matrix_beats_the_identity_at_64(self, bits: int) -> None:
         task = ConceptTask(bits=bits, length=64)
-        settings = {"dim": task.vocab // 2, "seeds": 2 if bits < 8 else 1, "quiet": True}
+        settings = {"d_model": task.vocab // 2, "seeds": 2 if bits < 8 else 1, "quiet": True}
         trained = train(task, **settings)
         fixed = train(task, freeze=("W_V",), value_init="identity", **settings)
         best, other = (

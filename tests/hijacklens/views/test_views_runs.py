@@ -115,7 +115,9 @@ def test_one_call_is_a_run_and_a_view(model, run):
 def test_contexts_of_the_one_layer_model(run):
     task = hl.ConceptTask(bits=3, support="first-bit", length=8)
     drawn = task.sample(1, torch.Generator().manual_seed(0)).tokens[0]
-    model = hl.train(task, dim=8, seeds=1, steps=2, learning_rates=(0.01,), quiet=True).models[0]
+    model = hl.train(task, d_model=8, seeds=1, steps=2, learning_rates=(0.01,), quiet=True).models[
+        0
+    ]
     found = views.run(model, drawn, task=task, probes=[attention.patch("last", "cluster")])
     inside = (drawn // 4 == drawn[-1] // 4).numpy()
     assert found.tokens == tuple(str(int(token)) for token in drawn)

@@ -11,7 +11,7 @@ SABOTAGES = tuple(
         claims=("attention inside the cluster exceeds", "in trained models more attention"),
         changes={
             "bits": (4,),
-            "dim": 8,
+            "d_model": 8,
             "length": 16,
             "seeds": 3,
             "steps": 1,

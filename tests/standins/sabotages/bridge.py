@@ -9,7 +9,7 @@ from sabotages import Sabotage
 from sabotages.hijack_curves import blind_model
 
 MIXED, LOGITS_AT = ConceptTask.sample_mixed, bridge_attention.logits_at
-UNTRAINED = {"bits": 4, "dim": 8, "length": 16, "seeds": 2, "steps": 1, "evaluation": 64}
+UNTRAINED = {"bits": 4, "d_model": 8, "length": 16, "seeds": 2, "steps": 1, "evaluation": 64}
 
 
 def nothing_to_compare_with(monkeypatch):

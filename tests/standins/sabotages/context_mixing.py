@@ -13,7 +13,7 @@ from sabotages import Sabotage
 THEOREM_1, MIXED = memory.theorem_1, ConceptTask.sample_mixed
 TINY = {
     "bits": (5,),
-    "dim": 8,
+    "d_model": 8,
     "length": 256,
     "seeds": 2,
     "steps": 1,
@@ -73,7 +73,7 @@ SABOTAGES = (
         analysis="figc14",
         how="untrained models",
         claims=("accuracy at the longest L",),
-        changes={"bits": (3,), "dim": 8, "lengths": (4, 8), "seeds": 2, "steps": 1},
+        changes={"bits": (3,), "d_model": 8, "lengths": (4, 8), "seeds": 2, "steps": 1},
     ),
     Sabotage(
         analysis="figc14",
@@ -81,7 +81,7 @@ SABOTAGES = (
         claims=("no model is above",),
         changes={
             "bits": (3,),
-            "dim": 8,
+            "d_model": 8,
             "lengths": (16, 64),
             "seeds": 2,
             "steps": 150,
@@ -97,7 +97,7 @@ SABOTAGES = (
         claims=("the Bayes rule is as accurate",),
         changes={
             "bits": (5,),
-            "dim": 8,
+            "d_model": 8,
             "lengths": (32, 64),
             "seeds": 2,
             "steps": 1,

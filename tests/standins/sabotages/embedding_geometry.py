@@ -39,8 +39,8 @@ def shuffled_gram(monkeypatch):
     monkeypatch.setattr("probes.geometry.spectra.fit_gram", broken)
 
 
-def small(bits, dim):
-    return {**UNTRAINED, "bits": (bits,), "dims": (dim,)}
+def small(bits, d_model):
+    return {**UNTRAINED, "bits": (bits,), "d_models": (d_model,)}
 
 
 SABOTAGES = (
@@ -69,14 +69,14 @@ SABOTAGES = (
         analysis="figc4",
         how="untrained models",
         claims=("trained embeddings gain", "at the largest d"),
-        changes={**UNTRAINED, "bits": (3,), "dims": (4, 16)},
+        changes={**UNTRAINED, "bits": (3,), "d_models": (4, 16)},
     ),
     *(
         Sabotage(
             analysis=name,
             how="untrained models",
             claims=("singular value m is above", "the m largest directions"),
-            changes={**UNTRAINED, "bits": (4,), "dims": (8,)},
+            changes={**UNTRAINED, "bits": (4,), "d_models": (8,)},
         )
         for name in ("figc9", "figc10", "figc11", "figc12")
     ),

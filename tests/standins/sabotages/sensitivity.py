@@ -7,7 +7,7 @@ import torch
 from hijacklens.one_layer import memory
 from sabotages import Sabotage
 
-TINY = {"bits": 4, "dim": 8, "length": 16, "seeds": 3, "evaluation": 256}
+TINY = {"bits": 4, "d_model": 8, "length": 16, "seeds": 3, "evaluation": 256}
 
 
 def random_memory(monkeypatch):

@@ -27,13 +27,13 @@ SABOTAGES = (
         analysis="fig3a",
         how="untrained models",
         claims=("a trained W_V is more accurate",),
-        changes={**SMALL, "lengths": (16,), "dim": 8},
+        changes={**SMALL, "lengths": (16,), "d_model": 8},
     ),
     Sabotage(
         analysis="figc1",
         how="untrained models",
         claims=("a trained W_V is more accurate", "the gain is larger"),
-        changes={**SMALL, "lengths": (16, 32), "dim": 8},
+        changes={**SMALL, "lengths": (16, 32), "d_model": 8},
     ),
     Sabotage(
         analysis="figc2",
@@ -46,7 +46,7 @@ SABOTAGES = (
         scale="paper",
         changes={
             "bits": (4,),
-            "dims": (16,),
+            "d_models": (16,),
             "seeds": 2,
             "steps": 300,
             "length": 64,
@@ -58,6 +58,6 @@ SABOTAGES = (
         analysis="figc3",
         how="untrained models",
         claims=("the smallest angle to a random", "the smallest angle to a Gaussian"),
-        changes={**SMALL, "bits": (4,), "dims": (32,), "seeds": 6, "length": 16},
+        changes={**SMALL, "bits": (4,), "d_models": (32,), "seeds": 6, "length": 16},
     ),
 )

@@ -20,18 +20,18 @@ from probes import heads, logit_shift, specification
 
 SCHEME = "do-not-think"
 KNOCK_OUTS = (
-    "knock-out:from=last,to=hijack",
-    "knock-out:from=query,to=hijack",
-    "knock-out:from=subject,to=hijack",
-    "knock-out:from=last,to=hijack,layers={early}",
-    "knock-out:from=last,to=hijack,layers={late}",
-    "knock-out:from=last,to=subject",
+    "knock-out:source=last,target=hijack",
+    "knock-out:source=query,target=hijack",
+    "knock-out:source=subject,target=hijack",
+    "knock-out:source=last,target=hijack,layers={early}",
+    "knock-out:source=last,target=hijack,layers={late}",
+    "knock-out:source=last,target=subject",
     # Where a tokenizer adds no BOS, the hijack's first token is the attention sink: hide it alone,
     # and the tokens behind it.
-    "knock-out:from=subject,to=at:0",
-    "knock-out:from=last,to=at:0",
-    "knock-out:from=last,to=at:1..4",
-    "knock-out:from=query,to=at:1..4",
+    "knock-out:source=subject,target=at:0",
+    "knock-out:source=last,target=at:0",
+    "knock-out:source=last,target=at:1..4",
+    "knock-out:source=query,target=at:1..4",
 )
 
 

@@ -1,12 +1,12 @@
-"""A probe: something pointed at a model that changes what it computes, by hooks alone.
+"""A probe: anything that changes what a model computes, by hooks alone.
 
-The probes themselves are in the package `probes`; here is what they have in common, so that
+The probes themselves are in the package `probes`. Here is what they have in common, so that
 scoring and the one-layer model can be run with any of them on:
 
     with probed(model, [blind], layout):
         logits = model(layout.tokens)
 
-Contract 3: when the body ends, by an error or Ctrl-C too, weights and hooks are bit for bit what
+Contract 3: when the body ends, even by an error or Ctrl-C, weights and hooks are bit for bit what
 they were.
 
 >>> double = HookProbe("double", [("blocks.0.hook_attn_out", lambda value, hook: 2 * value)])
@@ -16,7 +16,10 @@ they were.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -30,18 +33,19 @@ from hijacklens.errors import InputError, several
 from hijacklens.models.hooked import HookedModel, NamedHook, hooked
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import placed_atoms
+from hijacklens.sites import numbers
 
 
 @runtime_checkable
 class Probe(Protocol):
-    """What a run needs to know of a probe."""
+    """The interface between a probe and the runs that use it."""
 
     @property
     def key(self) -> str:
         """One line that says what the probe does, equal for two probes only if they do the same.
 
-        It is printed, saved with results, and names stored scores; a probe that holds tensors
-        puts a hash of them into it.
+        It is printed, saved with results, and identifies stored readings. The key of a probe that
+        holds tensors contains a hash of them.
         """
         ...
 
@@ -54,15 +58,15 @@ class Probe(Protocol):
     def packs(self) -> bool:
         """Whether prompts may share tokens while the probe is on.
 
-        True if what it does to a token depends only on the token, on those before it in its own
-        prompt, and on the spans they stand in.
+        True if the effect on a token depends only on the token, on those before it in its own
+        prompt, and on the spans that contain them.
         """
         ...
 
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
-        """The hooks for a forward pass over the tokens of a layout.
+        """Return the hooks for a forward pass over the tokens of a layout.
 
-        They act in the order given, after those of the probes listed before.
+        They act in this order, after the hooks of probes that are listed earlier.
 
         Raises:
             InputError: The model has no such layer, head, span or hook.
@@ -72,34 +76,75 @@ class Probe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HookProbe:
-    """A probe of your own: hooks that act on every forward pass in the same way.
+    """A probe of your own: hooks that act in the same way on every forward pass.
 
-    Prompts are run one to a row, and only prompts of one length in a batch, so that positions in
+    Each prompt has its own row, and all prompts of a batch have the same length, so positions in
     the hooks are positions of the prompt and there is no padding.
     """
 
     key: str
-    """A name that tells it apart; change it when the hooks change, as stored scores go by it."""
+    """A unique name; change it whenever the hooks change, since stored readings are keyed by it."""
     named_hooks: Sequence[NamedHook]
     spans: Sequence[str] = ()
     packs: bool = False
-    """Say True if no hook depends on where in a row a token stands, or on other prompts."""
+    """Set this to True if no hook depends on positions within a row, or on other prompts."""
 
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
-        """The hooks that were given."""
+        """Return `named_hooks`."""
         return self.named_hooks
 
 
+def spell(kind: str, make: Callable[..., Any], options: Mapping[str, Any]) -> str:
+    """Return the key of a probe: its kind and the options that differ from the defaults of `make`.
+
+    `probes.specification.parse` reads it back. Texts with a comma or with characters that cannot
+    be printed are quoted as in JSON.
+
+    >>> spell("rescale", lambda factor, layers=None: ..., {"factor": 2.0, "layers": (8, 9, 10)})
+    'rescale:factor=2.0,layers=8-10'
+    """
+    defaults = {name: p.default for name, p in inspect.signature(make).parameters.items()}
+    parts = [
+        f"{name.replace('_', '-')}={_written(name, value)}"
+        for name, value in options.items()
+        if value != defaults.get(name)
+    ]
+    return f"{kind}:{','.join(parts)}" if parts else kind
+
+
+def _written(name: str, value: Any) -> str:
+    if name in ("layers", "heads"):
+        return numbers(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    plain = text.isprintable() and "," not in text and not text.startswith('"')
+    return text if plain else json.dumps(text)
+
+
+def hash_of(*parts: Any) -> str:
+    """Return sixteen hex digits for tensors, by type, shape and values, and others, by `repr`."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            values = part.detach().cpu().contiguous()
+            digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(f"{part!r}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def spans_of(probes: Iterable[Probe]) -> tuple[str, ...]:
-    """The parts of the probes' spans that depend on where a token stands, sorted."""
+    """Return the parts of the probes' spans that depend on the position of a token, sorted."""
     return placed_atoms(span for probe in probes for span in probe.spans)
 
 
 def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
-    """The probes as a tuple.
+    """Return the probes as a tuple.
 
     Raises:
-        InputError: Something else than probes is given.
+        InputError: An item is not a probe.
     """
     listed: tuple[Any, ...] = (probes,)
     if isinstance(probes, Iterable) and not isinstance(probes, str):
@@ -107,21 +152,21 @@ def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
     for probe in listed:
         if not isinstance(probe, Probe):
             written = isinstance(probe, str) or hasattr(probe, "probe")
-            given = repr(probe) if isinstance(probe, str) else f"a {type(probe).__name__}"
+            received = repr(probe) if isinstance(probe, str) else f"a {type(probe).__name__}"
             hint = "probes.specification.parse(text).probe(model=model) makes one of a text."
             raise InputError(
                 f"probes takes a list of probes, such as those of probes.attention or "
-                f"probes.values; got {given}.{f' {hint}' if written else ''}"
+                f"probes.values; got {received}.{f' {hint}' if written else ''}"
             )
     return listed
 
 
 @contextmanager
 def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Iterator[HookedModel]:
-    """Run the body with probes on the model, in their order; they come off whatever happens.
+    """Run the body with probes on the model, in their order; always remove them afterwards.
 
     Raises:
-        InputError: A probe asks for what the model or the layout does not have.
+        InputError: A probe needs something that the model or the layout does not have.
     """
     hooks = [hook for probe in probes for hook in _hooks(probe, model, layout)]
     with hooked(model, hooks):
@@ -129,7 +174,7 @@ def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Itera
 
 
 def _hooks(probe: Probe, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
-    """The hooks of a probe; what is wrong with it is told with its key, as there may be several."""
+    """Prefix errors with the probe's key, since several probes may be active."""
     try:
         return probe.hooks(model, layout)
     except InputError as error:
@@ -147,25 +192,26 @@ def logits_at(
     probes: Sequence[Probe] = (),
     **forward: Any,
 ) -> Float[Tensor, "read vocab"]:
-    """Logits at chosen places of a batch, with probes on; only those places are unembedded.
+    """Return logits at chosen positions of a batch, with probes on.
 
-    Nothing of size batch x pos x vocabulary is made, and no gradient is kept.
+    Only these positions are unembedded: nothing of size batch x pos x vocabulary is made, and no
+    gradient is kept.
 
     Args:
         model: A hooked model.
         layout: The tokens of the forward pass.
-        at_row: Row of each place.
-        at_position: Position of each place among the computed tokens.
-        probes: Act in their order.
+        at_row: The row of each position.
+        at_position: The position among the computed tokens.
+        probes: Probes, which act in this order.
         forward: Further arguments of the model's forward pass, such as masks and positions.
     """
 
     def keep_read(residual: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
-        places = (at_row.to(residual.device), at_position.to(residual.device))
-        return residual[places][None]
+        index = (at_row.to(residual.device), at_position.to(residual.device))
+        return residual[index][None]
 
     if isinstance(model, TransformerBridge):
-        # A cache of keys and values would hold every layer's activations for nothing.
+        # A cache of keys and values would hold the activations of every layer for nothing.
         forward.setdefault("use_cache", False)
     reading = [("unembed.hook_in", keep_read)]
     with torch.inference_mode(), probed(model, probes, layout), hooked(model, reading):

@@ -1,4 +1,4 @@
-"""Keyword arguments that were renamed: the old name works for one release, with a warning.
+"""Renamed keywords, functions and classes: old names work for one release, with a warning.
 
 >>> @renamed(dim="d_model")
 ... def width(*, d_model: int) -> int:
@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -78,3 +79,28 @@ def with_new_names(record: Mapping[str, Any], new_names: Mapping[str, str]) -> d
         if old in record and new in record:
             raise InputError(f"{new} is given twice, also by its old name {old}.")
     return {new_names.get(name, name): value for name, value in record.items()}
+
+
+def old_names(module: str, **new_names: str) -> Callable[[str], Any]:
+    """Return a `__getattr__` for a module whose functions or classes were renamed.
+
+    Args:
+        module: The `__name__` of the module.
+        new_names: Old name -> new name.
+
+    Warns:
+        FutureWarning: When an old name is looked up.
+    """
+
+    def get(name: str) -> Any:
+        if name not in new_names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        new = new_names[name]
+        warnings.warn(
+            f"{module}.{name} is now called {new}; the next release drops the old name.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return getattr(sys.modules[module], new)
+
+    return get

@@ -1,36 +1,56 @@
 """Probes written as text, as the command line takes them: a kind, a colon, options.
 
-    knock-out:layers=8-11,from=last,to=hijack
-    rescale:factor=2,heads=8.3+9.1,from=last,to=subject
-    patch:from=last,to=text:Eiffel Tower, Paris
+    knock-out:source=last,target=hijack,layers=8-11
+    rescale:factor=2,source=last,target=subject,heads=8.3+9.1
+    redirect:source=last,target=text:Eiffel Tower, Paris
     low-rank-value:rank=4,layers=3
     ablate:heads=8.3+9.1,kind=mean
 
-`+` joins the items of a list, `8-11` is a range with both ends, and `8.3` is layer 8, head 3. A
-text in a span may hold commas; in `to=` it takes the rest of the line, so `to` comes last.
-`hijacklens probes` lists the kinds with their options.
+The options are the arguments of the Python function, with `-` for `_`. `+` joins the items of a
+list, `8-11` is a range with both ends, and `8.3` is layer 8, head 3. A value can be quoted as in
+JSON, which a text needs that holds something like `,layers=`. `hijacklens probes` lists the kinds
+with their options.
 
->>> parse("knock-out:layers=8-11,from=last,to=hijack").probe().key
-'knock-out:layers=8-11,from=last,to=hijack'
+The key of a probe is its text: `parse(probe.key).probe().key == probe.key`. The exceptions are
+probes whose keys hold a hash or a name, since no text can carry their tensors or functions: mean
+ablations, `attention.transplant`, `activations.patch`, `HookProbe`, and other replacements of
+matrices than the kinds here.
+
+>>> parse("knock-out:source=last,target=hijack,layers=8-11").probe().key
+'knock-out:source=last,target=hijack,layers=8-11'
 """
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, get_args
 
 from hijacklens.errors import InputError, one_of_type, unknown
-from hijacklens.prompts.spans import FORMS, TEXT, atoms
+from hijacklens.prompts.spans import FORMS, atoms
 
-if TYPE_CHECKING:  # naming kinds of probes, as completion does, imports no torch
+if TYPE_CHECKING:  # the names of the kinds, which shells complete, need no torch
     from hijacklens.facts.fact import FactSet
     from hijacklens.models.hooked import HookedModel
     from hijacklens.probe import Probe
 
 SEE = "`hijacklens probes` lists the kinds with their options."
+OLD_KINDS = {"patch": "redirect"}
+OLD_OPTIONS = {"from": "source", "to": "target", "share": "split"}
+_PART = re.compile(
+    r"""(?:
+        to=(?:[^,"]*\+)?text:.*                         # in old texts it takes the rest
+        | [a-z_-]+="(?:[^"\\]|\\.)*"(?=,|\Z)            # quoted
+        | .*?
+    ) (?:,(?=[a-z][a-z_-]*=)|\Z)""",
+    re.VERBOSE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +59,11 @@ class Option:
 
     name: str
     read: Callable[[str], Any]
-    """From its text to its value; raises ValueError where it cannot be read."""
+    """From the text of the option to its value; raises ValueError if the text cannot be read."""
     form: str
-    """What is allowed, in words."""
+    """The allowed values, in words."""
     default: str | None
-    """What holds where it is left out, in words; None if it has to be given."""
+    """The default, in words; None if the option is required."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +72,82 @@ class Kind:
 
     name: str
     summary: str
-    make: Callable[..., Probe]
-    """From the options given, under their own names with `_` for `-`, to the probe."""
-    options: tuple[Option, ...]
+    function: str
+    """The function in `probes` whose arguments are the options; one that makes a replacement of
+    matrices also has those of `values.replace`."""
     example: str
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The options, read from the signature of the function."""
+        return _options(self.function)
+
+    def make(self, options: Mapping[str, Any]) -> Probe:
+        """Return the probe with these options, named as in Python."""
+        from probes import values
+
+        function = _function(self.function)
+        if not self.function.startswith("values."):
+            return function(**options)
+        own = inspect.signature(function).parameters
+        rest = {name: value for name, value in options.items() if name not in own}
+        replace = values.replace_circuit if rest.pop("of", "") == "circuit" else values.replace
+        return replace(function(**{name: options[name] for name in own if name in options}), **rest)
+
+
+KINDS: Mapping[str, Kind] = {
+    name: Kind(name, *row)
+    for name, row in {
+        "knock-out": (
+            "Remove attention from some tokens to others.",
+            "attention.knock_out",
+            "knock-out:source=last,target=hijack,layers=8-11",
+        ),
+        "rescale": (
+            "Multiply attention weights (after the softmax) or scores (before it).",
+            "attention.rescale",
+            "rescale:factor=2,source=last,target=subject,heads=8.3+9.1",
+        ),
+        "redirect": (
+            "Move all attention of some tokens onto others.",
+            "attention.redirect",
+            "redirect:source=last,target=subject,layers=8-11",
+        ),
+        "zero-value": ("Replace W_V by zero.", "values.zero", "zero-value:layers=3,heads=0"),
+        "identity-value": (
+            "Replace W_V by ones on the diagonal.",
+            "values.identity",
+            "identity-value:layers=3",
+        ),
+        "low-rank-value": (
+            "Replace W_V by its best approximation of a rank.",
+            "values.low_rank",
+            "low-rank-value:rank=4",
+        ),
+        "scale-value": ("Multiply W_V.", "values.scaled", "scale-value:factor=0.5,layers=8-11"),
+        "random-value": (
+            "Replace W_V by a random matrix of its norm.",
+            "values.random",
+            "random-value:seed=0,layers=3",
+        ),
+        "ablate": (
+            "Replace outputs of heads, attention layers or MLPs by zero or their mean.",
+            "ablation.ablate",
+            "ablate:heads=8.3+9.1,kind=mean",
+        ),
+    }.items()
+}
+"""Kinds of probes by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Specification:
-    """A probe as it was written, read and checked."""
+    """A probe as text, read and checked."""
 
     text: str
     kind: Kind
     options: Mapping[str, Any] = field(default_factory=dict)
+    """Values of the options, named as in Python."""
 
     @property
     def needs_model(self) -> bool:
@@ -78,21 +161,29 @@ class Specification:
         facts: FactSet | None = None,
         quiet: bool = False,
     ) -> Probe:
-        """The probe.
+        """Make the probe.
 
         Args:
-            model: The model that it is for, if `needs_model`.
+            model: The model that the probe is for; required if `needs_model`.
             facts: Means are over their bare queries.
             quiet: Draw no progress bar while means are taken.
 
         Raises:
-            InputError: The values of the options do not go together.
+            InputError: The values of the options contradict each other.
         """
-        given = {name.replace("-", "_"): value for name, value in self.options.items()}
-        if self.needs_model:
-            given |= {"model": model, "facts": facts, "quiet": quiet}
+        options = dict(self.options)
         try:
-            return self.kind.make(**given)
+            if self.needs_model:
+                from probes.ablation import mean_outputs
+
+                if model is None or facts is None:
+                    raise InputError(
+                        "kind=mean takes the means of a model's outputs on facts; give both, or "
+                        "kind=zero."
+                    )
+                where = {name: options[name] for name in ("site", "span") if name in options}
+                options["means"] = mean_outputs(model, facts, quiet=quiet, **where)
+            return self.kind.make(options)
         except InputError as error:
             raise InputError(f"--probe {self.text!r}: {error}") from error
 
@@ -101,11 +192,16 @@ def parse(text: str) -> Specification:
     """Read a probe that is written as text.
 
     Raises:
-        InputError: An unknown kind or option, one that is missing or given twice, or a value
-            that cannot be read; the message says what is allowed.
+        InputError: A kind or option is unknown, an option is missing or given twice, or a value
+            cannot be read; the message says what is allowed.
+
+    Warns:
+        FutureWarning: The text has the old name of a kind or option.
     """
-    one_of_type("a probe as text", text, str, "'knock-out:from=last,to=hijack'")
-    name, _, rest = text.partition(":")
+    one_of_type("a probe as text", text, str, "'knock-out:source=last,target=hijack'")
+    typed, _, rest = text.partition(":")
+    name = OLD_KINDS.get(typed, typed)
+    old_names = {typed: name} if name != typed else {}
     if name not in KINDS:
         raise unknown("kind of probe", name, KINDS, f"Write kind:option=value,... {SEE}")
     kind = KINDS[name]
@@ -118,46 +214,118 @@ def parse(text: str) -> Specification:
                 f"--probe {text!r}: {part!r} is no option; write option=value, with the options "
                 f"{', '.join(allowed)}. Items of a list are joined by +."
             )
-        if key not in allowed:
+        option = key.replace("_", "-")
+        if OLD_OPTIONS.get(option) in allowed:
+            option = old_names[key] = OLD_OPTIONS[option]
+        if option not in allowed:
             raise unknown(f"option of {name}", key, allowed, SEE)
-        if key in values:
+        if option in values:
             raise InputError(f"--probe {text!r}: {key} is given twice; give it once.")
         try:
-            values[key] = allowed[key].read(value)
+            plain = json.loads(value) if value.startswith('"') else value
+            values[option] = allowed[option].read(plain)
         except ValueError as error:
             raise InputError(
-                f"--probe {text!r}: {key}={value} cannot be read; allowed: {allowed[key].form}."
+                f"--probe {text!r}: {key}={value} cannot be read; allowed: {allowed[option].form}."
             ) from error
     for option in kind.options:
         if option.default is None and option.name not in values:
             raise InputError(
                 f"--probe {text!r} lacks {option.name} ({option.form}); for example {kind.example}"
             )
-    found = Specification(text, kind, values)
-    if not found.needs_model:
-        found.probe()  # so that options that do not go together show before a model is loaded
-    return found
+    if old_names:
+        new = ", ".join(f"{old} is now called {new}" for old, new in old_names.items())
+        note = f"--probe {text!r}: {new}; the next release drops the old name."
+        warnings.warn(note, FutureWarning, stacklevel=2)
+    values = {option.replace("-", "_"): value for option, value in values.items()}
+    specification = Specification(text, kind, values)
+    if not specification.needs_model:
+        specification.probe()  # refuse options that contradict each other before a model is loaded
+    return specification
 
 
 def _parts(rest: str) -> list[str]:
-    """The options; behind `to=text:` nothing is taken apart."""
-    if not rest:
-        return []
-    parts = re.split(r",(?=[a-z][a-z-]*=)", rest)
-    for i, part in enumerate(parts):
-        if part.startswith("to=") and f"+{TEXT}" in part.replace("=", "+", 1):
-            return [*parts[:i], ",".join(parts[i:])]
+    parts, start = [], 0
+    while start < len(rest):
+        match = _PART.match(rest, start)
+        assert match is not None
+        parts.append(rest[start : match.end()].removesuffix("," if match.end() < len(rest) else ""))
+        start = match.end()
     return parts
 
 
+def _function(name: str) -> Callable[..., Any]:
+    from probes import ablation, attention, values
+
+    module, _, function = name.partition(".")
+    return getattr(
+        {"ablation": ablation, "attention": attention, "values": values}[module], function
+    )
+
+
+@cache
+def _options(function: str) -> tuple[Option, ...]:
+    """Return the options of a kind: the arguments of its function that a text can carry."""
+    parameters = dict(inspect.signature(_function(function), eval_str=True).parameters)
+    if function.startswith("values."):
+        parameters |= inspect.signature(_function("values.replace"), eval_str=True).parameters
+    options = [
+        _option(parameter, function)
+        for name, parameter in parameters.items()
+        if name not in ("replacement", "means")
+    ]
+    if function.startswith("values."):
+        form = "value (W_V) or circuit (W_V W_O)"
+        options.append(Option("of", _choice("value", "circuit"), form, "value"))
+    return tuple(options)
+
+
+def _option(parameter: inspect.Parameter, function: str) -> Option:
+    name, default = parameter.name.replace("_", "-"), parameter.default
+    if names := [value for value in get_args(parameter.annotation) if isinstance(value, str)]:
+        read, form = _choice(*names), " or ".join([", ".join(names[:-1]), names[-1]])
+    elif name == "layers":
+        read, form = _numbers, NUMBERS
+    elif name == "heads":
+        query = "key/value heads, or query heads with of=circuit"
+        query = query if function.startswith("values.") else "query heads"
+        read, form = _heads, f"{query}: {NUMBERS}; or layer.head pairs: 8.3+9.1"
+    else:
+        read, form = {
+            str: (_span, FORMS),
+            bool: (_yes, "yes or no"),
+            int: (int, "a whole number"),
+        }.get(parameter.annotation, (_finite, "a number"))
+    if default is inspect.Parameter.empty:
+        words = None
+    elif default is None:
+        words = "all"
+    else:
+        words = {True: "yes", False: "no"}.get(default, default)
+    return Option(name, read, form + NOTES.get(name, ""), words)
+
+
+NUMBERS = "a number, a range 8-11, or several joined by +"
+NOTES = {
+    "keep-bias": ": whether b_V stays",
+    "kind": " (mean: over the bare queries of the facts)",
+    "rank": " from 1",
+    "renormalise": "; no goes with when=after",
+    "site": " (z: heads)",
+    "split": " (to what the model gives there)",
+    "when": " (the softmax)",
+}
+"""Option -> an addition to its form."""
+
+
 def _numbers(text: str) -> tuple[int, ...]:
-    found: list[int] = []
+    numbers: list[int] = []
     for item in text.split("+"):
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", item)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise ValueError(item)
-        found.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return tuple(dict.fromkeys(found))
+        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return tuple(numbers)
 
 
 def _heads(text: str) -> tuple[int, ...] | tuple[tuple[int, int], ...]:
@@ -169,11 +337,11 @@ def _heads(text: str) -> tuple[int, ...] | tuple[tuple[int, int], ...]:
         if match is None:
             raise ValueError(item)
         pairs.append((int(match[1]), int(match[2])))
-    return tuple(dict.fromkeys(pairs))
+    return tuple(pairs)
 
 
 def _span(text: str) -> str:
-    atoms(text)  # an InputError is a ValueError, so it is reported with what is allowed
+    atoms(text)  # its InputError is a ValueError, which `parse` reports with the allowed forms
     return text
 
 
@@ -195,175 +363,3 @@ def _finite(text: str) -> float:
 
 def _yes(text: str) -> bool:
     return _choice("yes", "no")(text) == "yes"
-
-
-def _attention(name: str) -> Callable[..., Probe]:
-    def make(**options: Any) -> Probe:
-        from probes import attention
-
-        source, target = options.pop("from"), options.pop("to")
-        return getattr(attention, name)(source=source, target=target, **options)
-
-    return make
-
-
-def _value(name: str) -> Callable[..., Probe]:
-    def make(*, layers: Any = None, heads: Any = None, of: str = "value", **options: Any) -> Probe:
-        from probes import values
-
-        bias = {"keep_bias": options.pop("keep_bias")} if "keep_bias" in options else {}
-        put = values.replace if of == "value" else values.replace_circuit
-        return put(getattr(values, name)(**options), layers=layers, heads=heads, **bias)
-
-    return make
-
-
-def _ablation(
-    *,
-    model: HookedModel | None = None,
-    facts: FactSet | None = None,
-    quiet: bool = False,
-    **options: Any,
-) -> Probe:
-    from probes import ablation
-
-    if options.get("kind") == "mean":
-        if model is None or facts is None:
-            raise InputError(
-                "kind=mean takes the means of a model's outputs on facts; give both, or kind=zero."
-            )
-        about = {name: options[name] for name in ("site", "span") if name in options}
-        options["means"] = ablation.mean_outputs(model, facts, quiet=quiet, **about)
-    return ablation.ablate(**options)
-
-
-_NUMBERS = "a number, a range 8-11, or several joined by +"
-_LAYERS = Option("layers", _numbers, _NUMBERS, "all")
-_HEADS = Option("heads", _heads, f"query heads: {_NUMBERS}; or layer.head pairs: 8.3+9.1", "all")
-_EDGES = (
-    Option("from", _span, FORMS, None),
-    Option("to", _span, FORMS, None),
-)
-_RENORMALISE = Option("renormalise", _yes, "yes or no; no goes with when=after", "yes")
-_SIDES = "before or after (the softmax)"
-_VALUES = (
-    _LAYERS,
-    Option(
-        "heads",
-        _heads,
-        f"key/value heads, or query heads with of=circuit: {_NUMBERS}; or layer.head pairs",
-        "all",
-    ),
-    Option("of", _choice("value", "circuit"), "value (W_V) or circuit (W_V W_O)", "value"),
-    Option("keep-bias", _yes, "yes or no: whether b_V stays", "yes"),
-)
-_FACTOR = Option("factor", _finite, "a number", None)
-
-KINDS: Mapping[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            "knock-out",
-            "Take away attention from some tokens to others.",
-            _attention("knock_out"),
-            (
-                _LAYERS,
-                _HEADS,
-                Option("when", _choice("before", "after"), _SIDES, "before"),
-                _RENORMALISE,
-                *_EDGES,
-            ),
-            "knock-out:layers=8-11,from=last,to=hijack",
-        ),
-        Kind(
-            "rescale",
-            "Multiply attention weights (after the softmax) or scores (before it).",
-            _attention("rescale"),
-            (
-                _FACTOR,
-                _LAYERS,
-                _HEADS,
-                Option("when", _choice("before", "after"), _SIDES, "after"),
-                _RENORMALISE,
-                *_EDGES,
-            ),
-            "rescale:factor=2,heads=8.3+9.1,from=last,to=subject",
-        ),
-        Kind(
-            "patch",
-            "Put all attention of some tokens on others.",
-            _attention("patch"),
-            (
-                _LAYERS,
-                _HEADS,
-                Option(
-                    "share",
-                    _choice("uniform", "proportional"),
-                    "uniform or proportional (to what the model gives there)",
-                    "uniform",
-                ),
-                *_EDGES,
-            ),
-            "patch:layers=8-11,from=last,to=subject",
-        ),
-        Kind(
-            "zero-value",
-            "Replace W_V by zero.",
-            _value("zero"),
-            _VALUES,
-            "zero-value:layers=3,heads=0",
-        ),
-        Kind(
-            "identity-value",
-            "Replace W_V by ones on the diagonal.",
-            _value("identity"),
-            _VALUES,
-            "identity-value:layers=3",
-        ),
-        Kind(
-            "low-rank-value",
-            "Replace W_V by its best approximation of a rank.",
-            _value("low_rank"),
-            (Option("rank", int, "a whole number from 1", None), *_VALUES),
-            "low-rank-value:rank=4",
-        ),
-        Kind(
-            "scale-value",
-            "Multiply W_V.",
-            _value("scaled"),
-            (_FACTOR, *_VALUES),
-            "scale-value:factor=0.5,layers=8-11",
-        ),
-        Kind(
-            "random-value",
-            "Replace W_V by a random matrix of its norm.",
-            _value("random"),
-            (Option("seed", int, "a whole number", None), *_VALUES),
-            "random-value:seed=0,layers=3",
-        ),
-        Kind(
-            "ablate",
-            "Replace outputs of heads, attention layers or MLPs by zero or their mean.",
-            _ablation,
-            (
-                _LAYERS,
-                _HEADS,
-                Option(
-                    "site",
-                    _choice("z", "attn_out", "mlp_out"),
-                    "z (heads), attn_out or mlp_out",
-                    "z",
-                ),
-                Option(
-                    "kind",
-                    _choice("zero", "mean"),
-                    "zero or mean (over the bare queries of the facts)",
-                    "zero",
-                ),
-                Option("span", _span, FORMS, "all"),
-            ),
-            "ablate:heads=8.3+9.1,kind=mean",
-        ),
-    )
-}
-"""Kinds of probes by name."""

@@ -98,7 +98,7 @@ def command(
       hijacklens hijack --model smollm2-135m --limit 100
       hijacklens hijack --model gpt2 --model google/gemma-2b --facts counterfact \\
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
-      hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
+      hijacklens hijack --model gpt2 --probe knock-out:source=last,target=hijack,layers=8-11
     """  # noqa: D301
     from hijacklens.files import check_folder
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from probes.specification import Kind
 
 SPANS = """\
-Spans (from=, to=, span=) say which tokens are meant:
+Spans (source=, target=, span=) say which tokens are meant:
   bos hijack mention query subject last target   named stretches of the prompt
   text:Eiffel Tower                              every occurrence of a text
   at:0  at:-1  at:2..5                           positions, from the start or from the end
@@ -31,7 +31,7 @@ def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
 
     \b
     A probe changes what a model computes while it is scored:
-      hijacklens hijack --model gpt2 --probe knock-out:layers=8-11,from=last,to=hijack
+      hijacklens hijack --model gpt2 --probe knock-out:source=last,target=hijack,layers=8-11
     """  # noqa: D301
     from hijacklens.prompts.spans import FORMS
     from probes.specification import KINDS

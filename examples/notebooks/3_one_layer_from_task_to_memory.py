@@ -122,7 +122,7 @@ share = run.patterns[0, 0, -1, list(run.positions("cluster"))].sum()
 print(f"attention inside the cluster {share:.2f}, tokens inside it {sum(inside) / len(inside):.2f}")
 for name, probes in {
     "as trained": [],
-    "even over the cluster": [attention.patch("last", "cluster")],
+    "even over the cluster": [attention.redirect("last", "cluster")],
     "cluster hidden": [attention.knock_out("last", "cluster")],
 }.items():
     print(f"{name:22} {small.accuracy(probes=probes)['accuracy'].max():.3f}")

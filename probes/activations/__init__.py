@@ -28,7 +28,6 @@ True
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,13 +45,13 @@ from hijacklens.models.hooked import (
     device_of,
     require_eval,
 )
-from hijacklens.probe import HookProbe, logits_at
+from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Direction, prompt_pairs
-from hijacklens.sites import Heads, Layers, choose, describe, kept
+from hijacklens.sites import Heads, Layers, choose, kept
 from probes.activations.places import HEAD_AXES, Site, check_heads, reading, writing
 
 
@@ -75,15 +74,18 @@ class Patch:
 
     @property
     def key(self) -> str:
-        """What is patched where, and a hash of the prompts and activations."""
-        digest = hashlib.sha256(repr(sorted(self.targets.items())).encode())
-        for layer, values in sorted(self.values.items()):
-            digest.update(f"{layer} {tuple(values.shape)} {values.dtype}".encode())
-            digest.update(values.contiguous().cpu().view(torch.uint8).numpy().tobytes())
-        chosen = describe(layers=self.layers, heads=self.heads) or "layers=all"
-        return (
-            f"patch:site={self.site},{chosen},prompts={len(self.targets)},"
-            f"values={digest.hexdigest()[:12]}"
+        """The patched sites, and a hash of the prompts and activations."""
+        stored = (item for pair in sorted(self.values.items()) for item in pair)
+        return spell(
+            "patch",
+            patch,
+            {
+                "site": self.site,
+                "layers": self.layers,
+                "heads": self.heads,
+                "prompts": len(self.targets),
+                "values": hash_of(sorted(self.targets.items()), *stored),
+            },
         )
 
     @property

@@ -1,72 +1,71 @@
-"""Attention probes: knock out, rescale or patch what source tokens take from target tokens.
+"""Attention probes: knock out, rescale or redirect the attention from source to target tokens.
 
     attention.knock_out("last", "hijack", layers=range(6, 12))
     attention.rescale(2.0, "last", "subject", heads=[(8, 3), (9, 1)])
-    attention.patch("last", "cluster")                # the one-layer model, by the same call
+    attention.redirect("last", "cluster")             # the one-layer model, by the same call
     attention.transplant(cache, source="last")        # the attention of another run
 
 Source tokens are queries, target tokens keys; both are spans (`hijacklens.prompts.spans`). Heads
-are query heads: under grouped-query attention several of them share a key/value head.
+are query heads. Probes act on these hooks, in the order in which they are listed:
 
     q k^T -> soft cap -> mask -> hook_attn_scores -> softmax -> hook_pattern -> z
                                  "before"                       "after"
 
-In every model family the scores that hooks see are soft-capped (Gemma-2) and masked already, so a
-probe acts on the very numbers that the softmax is taken of. Keys that a model hides (later tokens,
-padding, those outside a sliding window or in another prompt of a pack) stay hidden, and a source
-token that has no key left attends to nothing: its heads write zero.
+Keys that a model hides (later tokens, padding, keys outside a sliding window or in another prompt
+of a pack) stay hidden. A source token without any key left attends to nothing: its heads write
+zero. Only the rows of source tokens change, in float32 if the model runs in half precision. The
+cost is one copy of the scores and of the pattern of each chosen layer.
 
-Only the rows of source tokens are touched, in float32 where the model runs in half precision.
-Probes act in the order listed at each hook; what is done to scores comes before what is done to
-patterns. Cost: one copy of the scores and of the pattern of each chosen layer.
-
-Where a tokenizer adds no BOS, heads rest their attention on the first token of the prompt (the
-attention sink). A knock-out that hides it, as one of `hijack` does then, measures that too: compare
-with hiding `at:0` alone.
-
->>> import torch
->>> from hijacklens.one_layer import spans
->>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
->>> from hijacklens.one_layer.task import ConceptTask
->>> from hijacklens.probe import probed
->>> task = ConceptTask(bits=2, support="first-bit", length=4)
->>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
->>> layout = spans.layout(task, torch.tensor([[0, 1, 2, 3]]))
->>> with probed(model, [patch("last", "cluster")], layout):
-...     _, cache = model.run_with_cache(layout.tokens)
->>> cache["pattern", 0][0, 0, -1].tolist()
-[0.0, 0.0, 0.5, 0.5]
+Without a BOS, heads rest their attention on the first token of the prompt (the attention sink). A
+knock-out of `hijack` then hides the sink too: compare it with hiding `at:0` alone.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
+from transformer_lens import ActivationCache
 
 from hijacklens.errors import InputError, number, unknown
-from hijacklens.sites import Heads, Layers
+from hijacklens.models.hooked import HookedModel, NamedHook
+from hijacklens.probe import hash_of, spell
+from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.spans import EVERYWHERE
+from hijacklens.renamed import old_names, renamed
+from hijacklens.sites import Heads, Layers, choose
 from probes.attention.rows import (
     LARGEST_SCORE,
     AttentionProbe,
     Edit,
     Rows,
-    edges,
-    held,
     keep_only,
+    located,
     with_sum_of,
 )
-from probes.attention.transplants import transplant
 
-__all__ = ["KnockOut", "Patch", "Rescale", "knock_out", "patch", "rescale", "transplant"]
+__all__ = [
+    "KnockOut",
+    "Redirect",
+    "Rescale",
+    "Transplant",
+    "knock_out",
+    "redirect",
+    "rescale",
+    "transplant",
+]
+
+__getattr__ = old_names(__name__, patch="redirect", Patch="Redirect")
 
 When: TypeAlias = Literal["before", "after"]
 """Whether a probe acts on the scores, before the softmax, or on the pattern, after it."""
-Share: TypeAlias = Literal["uniform", "proportional"]
-"""How attention that is put on a span is divided among its tokens."""
+Split: TypeAlias = Literal["uniform", "proportional"]
+"""How redirected attention is divided among the target tokens."""
 
 
 def knock_out(
@@ -78,12 +77,12 @@ def knock_out(
     when: When = "before",
     renormalise: bool = True,
 ) -> KnockOut:
-    """Take away all attention from the source tokens to the target tokens.
+    """Remove all attention from the source tokens to the target tokens.
 
     The attention knock-out of Geva et al. 2023 (arXiv 2304.14767), between any two spans.
-    `before` and `after` with `renormalise` are the same up to rounding: what is left of a row is
-    scaled up to its old sum. `before` is exact in half precision too, when nearly all attention
-    is taken away, and under attention sinks (GPT-OSS), whose share then grows as well.
+    `before`, and `after` with `renormalise`, agree up to rounding: the remaining weights of a row
+    are scaled up to its old sum. `before` is exact in half precision too, when nearly all
+    attention is removed, and under attention sinks (GPT-OSS), whose weight then grows as well.
 
     Args:
         source: Span of the tokens that attend, such as `last`.
@@ -91,20 +90,15 @@ def knock_out(
         layers: One layer, several, or None for all.
         heads: Query heads of each of these layers, or pairs (layer, head); None for all.
         when: Before the softmax (scores) or after it (weights).
-        renormalise: Only with `after`: False leaves the other weights as they were, so that the
-            heads write the less.
+        renormalise: False, which needs `after`, leaves the other weights as they were, so that
+            the heads write less.
 
     Raises:
-        InputError: A span that cannot be read, an unknown `when`, or `before` without
+        InputError: A span cannot be read, `when` is unknown, or `before` comes without
             renormalisation.
     """
-    _check_when(when)
-    if when == "before" and not renormalise:
-        raise InputError(
-            "what is left before the softmax always sums to one behind it: renormalise=False goes "
-            'with when="after".'
-        )
-    return KnockOut(*edges(source, target), *held(layers, heads), when, renormalise)
+    _check_when(when, renormalise)
+    return KnockOut(*located(source, target, layers, heads), when, renormalise)
 
 
 def rescale(
@@ -119,50 +113,45 @@ def rescale(
 ) -> Rescale:
     """Multiply the attention from the source tokens to the target tokens.
 
-    Three things go by this name:
+    There are three ways to do so:
 
-    - `after`, renormalised: weights times `factor`, rows scaled back to their old sum. This is
-      adding ln(factor) to the scores; 1 changes nothing, 0 is `knock_out`.
+    - `after`, renormalised: weights times `factor`, rows scaled back to their old sum. This
+      equals adding ln(factor) to the scores; 1 changes nothing, 0 is `knock_out`.
     - `after`, not renormalised: the value vectors of the target tokens times `factor`, for these
       source tokens.
     - `before`: scores times `factor`, as in "Competition of Mechanisms" (Ortu et al. 2024,
-      arXiv 2402.11655). Only scores above zero rise then; what a score is relative to, the
-      softmax does not say, so read this one with care.
+      arXiv 2402.11655). It raises only scores above zero, although the softmax does not depend
+      on where zero is, so interpret it with care.
 
     Args:
-        factor: The multiplier; not negative with `after`.
+        factor: The multiplier; with `after` it must not be negative.
         source: Span of the tokens that attend.
         target: Span of the tokens that are attended to.
         layers: One layer, several, or None for all.
         heads: Query heads of each of these layers, or pairs (layer, head); None for all.
-        when: Whether weights (`after`) or scores (`before`) are multiplied.
-        renormalise: Only with `after`: False leaves the other weights as they were.
+        when: Whether to multiply weights (`after`) or scores (`before`).
+        renormalise: False, which needs `after`, leaves the other weights as they were.
 
     Raises:
-        InputError: A span that cannot be read, a factor that cannot be used, an unknown `when`,
-            or `before` without renormalisation.
+        InputError: A span cannot be read, the factor cannot be used, `when` is unknown, or
+            `before` comes without renormalisation.
     """
-    _check_when(when)
-    if when == "before" and not renormalise:
-        raise InputError(
-            "weights always sum to one behind the softmax: renormalise=False goes with "
-            'when="after".'
-        )
-    # A share cannot be negative; a score can.
+    _check_when(when, renormalise)
+    # Weights cannot be negative; scores can.
     factor = number("factor", factor, least=0) if when == "after" else number("factor", factor)
-    chosen = held(layers, heads)
-    return Rescale(*edges(source, target), *chosen, when, renormalise, factor)
+    return Rescale(*located(source, target, layers, heads), when, renormalise, factor)
 
 
-def patch(
+@renamed(share="split")
+def redirect(
     source: str,
     target: str,
     *,
-    share: Share = "uniform",
+    split: Split = "uniform",
     layers: Layers = None,
     heads: Heads = None,
-) -> Patch:
-    """Put all attention of the source tokens on the target tokens.
+) -> Redirect:
+    """Move all attention of the source tokens onto the target tokens.
 
     A source token that sees no target token keeps its attention as it is.
 
@@ -170,35 +159,76 @@ def patch(
         source: Span of the tokens that attend.
         target: Span of the tokens that are attended to, such as `cluster`: the attention that
             the trained one-layer model has (figures C.7 and C.8), made exact.
-        share: `uniform`: the same weight on every target token; `proportional`: in proportion to
-            what the model gives them, that is, everything else knocked out.
+        split: `uniform`: the same weight on every target token; `proportional`: in proportion to
+            the weights of the model, that is, everything else knocked out.
         layers: One layer, several, or None for all.
         heads: Query heads of each of these layers, or pairs (layer, head); None for all.
 
     Raises:
-        InputError: A span that cannot be read, or an unknown `share`.
+        InputError: A span cannot be read, or `split` is unknown.
     """
-    if share not in ("uniform", "proportional"):
-        raise unknown("share", share, ("uniform", "proportional"))
-    return Patch(*edges(source, target), *held(layers, heads), share)
+    if split not in get_args(Split):
+        raise unknown("split", split, get_args(Split))
+    return Redirect(*located(source, target, layers, heads), split)
+
+
+def transplant(
+    cache: ActivationCache | Mapping[str, Tensor],
+    *,
+    source: str = EVERYWHERE,
+    layers: Layers = None,
+    heads: Heads = None,
+) -> Transplant:
+    """Give the source tokens the attention that they had in another run.
+
+    Its prompts must have the same length. It has either one prompt, whose attention goes to every
+    prompt, or as many prompts as are run. Prompts do not share tokens while this probe is on.
+
+    Args:
+        cache: The activations of the other run, with `blocks.L.attn.hook_pattern` [batch, head,
+            query, key] (or without batch) for the chosen layers.
+        source: Span of the tokens whose attention is replaced.
+        layers: One layer, several, or None for all layers of the cache.
+        heads: Query heads of each of these layers, or pairs (layer, head); None for all.
+
+    Raises:
+        InputError: A span cannot be read, or the cache has no patterns.
+    """
+    source, target, layers, heads = located(source, EVERYWHERE, layers, heads)
+    patterns: dict[int, Tensor] = {}
+    for name in cache.keys():  # noqa: SIM118 - iterating over an ActivationCache gives layers
+        if match := re.fullmatch(r"blocks\.(\d+)\.attn\.hook_pattern", str(name)):
+            pattern = cache[name].detach()
+            patterns[int(match[1])] = pattern[None] if pattern.dim() == 3 else pattern
+    if not patterns:
+        raise InputError(
+            "the cache has no pattern (blocks.L.attn.hook_pattern); run the model with run_with_"
+            "cache, without a filter that leaves patterns out."
+        )
+    pairs = isinstance(heads, tuple) and any(isinstance(head, tuple) for head in heads)
+    if layers is None and not pairs:
+        layers = tuple(sorted(patterns))
+    return Transplant(source, target, layers, heads, patterns)
 
 
 @dataclass(frozen=True, slots=True)
 class KnockOut(AttentionProbe):
-    """Attention taken away; see `knock_out`."""
+    """Removed attention; see `knock_out`."""
+
+    kind, make = "knock-out", staticmethod(knock_out)
 
     when: When
     renormalise: bool
 
-    def _words(self) -> tuple[str, list[str]]:
-        return "knock-out", _changed(self, when="before")
-
     def _at_scores(self) -> Edit | None:
-        return _hide_target if self.when == "before" else None
+        def hide_target(rows: Rows) -> Tensor:
+            return rows.values.masked_fill(rows.visible & rows.target, rows.lowest)
+
+        return hide_target if self.when == "before" else None
 
     def _at_pattern(self) -> Edit | None:
-        # Before the softmax as well: a row with no key left would be spread over hidden keys,
-        # and a probe listed before may have put attention back.
+        # With `before` too: a row without any key left would be spread over hidden keys, and an
+        # earlier probe may have put attention back.
         def edit(rows: Rows) -> Tensor:
             return keep_only(rows, rows.visible & ~rows.target, renormalise=self.renormalise)
 
@@ -207,14 +237,13 @@ class KnockOut(AttentionProbe):
 
 @dataclass(frozen=True, slots=True)
 class Rescale(AttentionProbe):
-    """Attention multiplied; see `rescale`."""
+    """Multiplied attention; see `rescale`."""
+
+    kind, make = "rescale", staticmethod(rescale)
 
     when: When
     renormalise: bool
     factor: float
-
-    def _words(self) -> tuple[str, list[str]]:
-        return "rescale", [f"factor={self.factor!r}", *_changed(self, when="after")]
 
     def _at_scores(self) -> Edit | None:
         def edit(rows: Rows) -> Tensor:
@@ -232,48 +261,95 @@ class Rescale(AttentionProbe):
 
 
 @dataclass(frozen=True, slots=True)
-class Patch(AttentionProbe):
-    """Attention put on the target tokens; see `patch`."""
+class Redirect(AttentionProbe):
+    """Attention moved onto the target tokens; see `redirect`."""
 
-    share: Share
+    kind, make = "redirect", staticmethod(redirect)
 
-    def _words(self) -> tuple[str, list[str]]:
-        return "patch", [] if self.share == "uniform" else [f"share={self.share}"]
+    split: Split
 
     def _at_scores(self) -> Edit | None:
         def edit(rows: Rows) -> Tensor:
-            lost = rows.visible & ~_target_or_all(rows)
-            return rows.values.masked_fill(lost, rows.lowest)
+            hidden = rows.visible & ~_target_or_all(rows)
+            return rows.values.masked_fill(hidden, rows.lowest)
 
-        return edit if self.share == "proportional" else None
+        return edit if self.split == "proportional" else None
 
     def _at_pattern(self) -> Edit | None:
         def spread(rows: Rows) -> Tensor:
-            seen = rows.visible & rows.target
-            count = seen.sum(-1, keepdim=True)
-            return torch.where(count > 0, seen / count, rows.values)
+            targets = rows.visible & rows.target
+            count = targets.sum(-1, keepdim=True)
+            return torch.where(count > 0, targets / count, rows.values)
 
         def keep(rows: Rows) -> Tensor:
             return keep_only(rows, _target_or_all(rows), renormalise=True)
 
-        return spread if self.share == "uniform" else keep
+        return spread if self.split == "uniform" else keep
 
 
-def _hide_target(rows: Rows) -> Tensor:
-    return rows.values.masked_fill(rows.visible & rows.target, rows.lowest)
+@dataclass(frozen=True, slots=True, eq=False)
+class Transplant(AttentionProbe):
+    """The attention of another run; see `transplant`."""
+
+    patterns: Mapping[int, Float[Tensor, "batch head query key"]]
+
+    @property
+    def key(self) -> str:
+        """The sites and a hash of the patterns."""
+        patterns = hash_of(*(item for pair in sorted(self.patterns.items()) for item in pair))
+        sites = {"source": self.source, "layers": self.layers, "heads": self.heads}
+        return spell("transplant", transplant, {"cache": patterns, **sites})
+
+    @property
+    def packs(self) -> bool:
+        """False: the pattern of a token depends on its prompt and position."""
+        return False
+
+    def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
+        """Return hooks on the pattern of every chosen layer.
+
+        Raises:
+            InputError: As for all attention probes, or the other run differs in layers, heads,
+                lengths or number of prompts.
+        """
+        chosen = choose(model, layers=self.layers, heads=self.heads).by_layer
+        length, batch = layout.key(EVERYWHERE).shape[1], len(layout.tokens)
+        for layer in chosen:
+            if layer not in self.patterns:
+                raise InputError(
+                    f"the other run has no pattern of layer {layer}; it has layers "
+                    f"{sorted(self.patterns)}."
+                )
+            rows, heads, *sides = self.patterns[layer].shape
+            if rows not in (1, batch) or sides != [length, length] or heads != model.cfg.n_heads:
+                raise InputError(
+                    f"the other run was of {rows} prompts of {sides[-1]} tokens with {heads} "
+                    f"heads, this one is of {batch} of {length} with {model.cfg.n_heads}. Run "
+                    "one prompt, or as many as here, of the same length; for prompts that differ "
+                    "in length patch activations by span (probes.activations)."
+                )
+        return AttentionProbe.hooks(self, model, layout)
+
+    def _at_pattern(self) -> Edit | None:
+        def edit(rows: Rows) -> Tensor:
+            patterns = self.patterns[rows.layer].to(rows.values)
+            prompt = rows.at_prompt if len(patterns) > 1 else torch.zeros_like(rows.at_prompt)
+            return patterns[prompt, :, rows.at_key]
+
+        return edit
 
 
 def _target_or_all(rows: Rows) -> Bool[Tensor, "row head key"]:
-    """The target tokens that are seen, or where there is none, all tokens that are."""
-    seen = rows.visible & rows.target
-    return torch.where(seen.any(-1, keepdim=True), seen, rows.visible)
+    """Return the visible target tokens of each row, or all visible tokens if there are none."""
+    targets = rows.visible & rows.target
+    return torch.where(targets.any(-1, keepdim=True), targets, rows.visible)
 
 
-def _changed(probe: KnockOut | Rescale, *, when: When) -> list[str]:
-    moved = [] if probe.when == when else [f"when={probe.when}"]
-    return moved if probe.renormalise else [*moved, "renormalise=no"]
-
-
-def _check_when(when: object) -> None:
-    if when not in ("before", "after"):
-        raise unknown("when", when, ("before", "after"), "It says on which side of the softmax.")
+def _check_when(when: object, renormalise: bool) -> None:
+    if when not in get_args(When):
+        raise unknown("when", when, get_args(When), "It says on which side of the softmax.")
+    if when == "before" and not renormalise:
+        raise InputError(
+            "weights always sum to one after the softmax, whatever the scores: renormalise=False "
+            'goes with when="after".'
+        )

@@ -35,10 +35,9 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens import sites
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel
-from hijacklens.sites import HeadAxis
+from hijacklens.sites import HeadAxis, choose, head_count
 
 
 def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, "d_model d_head"]:
@@ -51,7 +50,7 @@ def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, 
     check_site(model, layer, kv_head, "kv_head")
     weights = _weights(model, layer, "W_V")
     # A HookedTransformer repeats the matrix of a kv head for each query head that reads it.
-    repeats = len(weights) // sites.head_count(model, "kv_head")
+    repeats = len(weights) // head_count(model, "kv_head")
     return weights[kv_head * repeats].detach()
 
 
@@ -66,7 +65,7 @@ def value_bias(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, " 
     if bias is None:
         return W_V.new_zeros(W_V.shape[1])
     by_head = bias.detach().reshape(-1, W_V.shape[1])
-    return by_head[kv_head * (len(by_head) // sites.head_count(model, "kv_head"))]
+    return by_head[kv_head * (len(by_head) // head_count(model, "kv_head"))]
 
 
 def output_matrix(model: HookedModel, layer: int, head: int) -> Float[Tensor, "d_head d_model"]:
@@ -81,7 +80,7 @@ def output_matrix(model: HookedModel, layer: int, head: int) -> Float[Tensor, "d
 
 def kv_head_of(model: HookedModel, head: int) -> int:
     """The key/value head that a query head reads: itself, without grouped-query attention."""
-    return head * sites.head_count(model, "kv_head") // sites.head_count(model, "head")
+    return head * head_count(model, "kv_head") // head_count(model, "head")
 
 
 def ov_circuit(model: HookedModel, layer: int, head: int) -> FactoredMatrix:
@@ -137,7 +136,7 @@ def check_site(model: HookedModel, layer: int, head: int, axis: HeadAxis) -> Non
     Raises:
         InputError: There is no such layer or head.
     """
-    sites.choose(model, heads=[(layer, head)], axis=axis)
+    choose(model, heads=[(layer, head)], axis=axis)
 
 
 def _block(model: HookedModel, layer: int) -> Any:

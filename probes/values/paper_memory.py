@@ -22,9 +22,9 @@ equation 5.1 give equation 5.1. The scale is arbitrary: `matched(associations(pa
 the norm of what it replaces.
 
 >>> from hijacklens.one_layer.architecture import OneLayerConfig
->>> from probes.values.replacements import Place
+>>> from probes.values.replacements import MatrixSite
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=8))
->>> made = associations([(0, 1)]).matrix(Place(model, 0, 0, "value"))
+>>> made = associations([(0, 1)]).matrix(MatrixSite(model, 0, 0, "value"))
 >>> torch.allclose(made, torch.outer(model.W_E[0], model.W_E[1]), atol=1e-5)
 True
 """
@@ -39,17 +39,18 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor
 
-from hijacklens import sites
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel
 from hijacklens.one_layer import memory as concept_memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
+from hijacklens.probe import hash_of
+from hijacklens.sites import head_count
 from probes.values.matrices import kv_head_of, norm_affine, output_matrix
-from probes.values.replacements import Place, Source, tensor_hash
+from probes.values.replacements import MatrixSite, Replacement
 
 
-def memory(task: ConceptTask) -> Source:
+def memory(task: ConceptTask) -> Replacement:
     """The memory of equation 5.1 from the embeddings of the one-layer model, unscaled as there.
 
     A scale changes the loss of that model and not its answers; `matched(memory(task))` has the
@@ -60,10 +61,10 @@ def memory(task: ConceptTask) -> Source:
             vocabulary than the task; or the task has no neighbours at Hamming distance 1.
     """
     near = task.neighbours() & (task.hamming() == 1)
-    return Source(f"memory({tensor_hash(near)})", partial(_memory, task))
+    return Replacement(f"memory({hash_of(near)})", partial(_memory, task))
 
 
-def associations(pairs: Iterable[tuple[int, int]]) -> Source:
+def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
     """The memory of pairs of token ids (cue, answer); see the module for what it is made of.
 
     Args:
@@ -80,36 +81,36 @@ def associations(pairs: Iterable[tuple[int, int]]) -> Source:
             "Make ids with the tokenizer of the model."
         )
     held = torch.tensor(listed)
-    return Source(f"associations({len(listed)} pairs,{tensor_hash(held)})", partial(_pairs, held))
+    return Replacement(f"associations({len(listed)} pairs,{hash_of(held)})", partial(_pairs, held))
 
 
-def _memory(task: ConceptTask, place: Place) -> Tensor:
-    if not isinstance(place.model, OneLayerTransformer):
+def _memory(task: ConceptTask, site: MatrixSite) -> Tensor:
+    if not isinstance(site.model, OneLayerTransformer):
         raise InputError(
             "memory(task) is equation 5.1 for the one-layer model; for a language model name the "
             "pairs of tokens that belong together: associations(pairs)."
         )
-    return concept_memory.constructed(place.model.W_E, task)
+    return concept_memory.constructed(site.model.W_E, task)
 
 
-def _pairs(pairs: Tensor, place: Place) -> Tensor:
-    model: Any = place.model
+def _pairs(pairs: Tensor, site: MatrixSite) -> Tensor:
+    model: Any = site.model
     vocab = int(model.cfg.d_vocab)
     if int(pairs.min()) < 0 or int(pairs.max()) >= vocab:
         raise InputError(
             f"associations name the token ids {int(pairs.min())} to {int(pairs.max())}; this "
             f"model knows 0 to {vocab - 1}."
         )
-    device = place.current.device
-    cues = _cues(place, pairs[:, 0]).to(device)  # [pair, d_model]
-    answers = _answers(place, pairs[:, 1]).to(device)
-    if place.kind == "circuit":
+    device = site.current.device
+    cues = _cues(site, pairs[:, 0]).to(device)  # [pair, d_model]
+    answers = _answers(site, pairs[:, 1]).to(device)
+    if site.kind == "circuit":
         return cues.mT @ answers
     outputs = torch.cat(
         [
-            output_matrix(model, place.layer, head).to(device, torch.float32)
-            for head in range(sites.head_count(model, "head"))
-            if kv_head_of(model, head) == place.head
+            output_matrix(model, site.layer, head).to(device, torch.float32)
+            for head in range(head_count(model, "head"))
+            if kv_head_of(model, head) == site.head
         ],
         dim=1,
     )
@@ -118,27 +119,27 @@ def _pairs(pairs: Tensor, place: Place) -> Tensor:
     return cues.mT @ (answers @ reduce(blocks, "h m e -> m e", "sum"))
 
 
-def _cues(place: Place, tokens: Tensor) -> Tensor:
+def _cues(site: MatrixSite, tokens: Tensor) -> Tensor:
     """What W_V is given where the residual stream is an embedding."""
-    model: Any = place.model
+    model: Any = site.model
     x = model.W_E.detach()[tokens.to(model.W_E.device)].float()
     kind = str(model.cfg.normalization_type)
     if kind.startswith("LN"):
         x = x - x.mean(-1, keepdim=True)
     if kind.startswith(("LN", "RMS")):
         x = x / (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
-    weight, bias = norm_affine(model, getattr(model.blocks[place.layer], "ln1", None))
+    weight, bias = norm_affine(model, getattr(model.blocks[site.layer], "ln1", None))
     return x * weight.to(x) + bias.to(x)
 
 
-def _answers(place: Place, tokens: Tensor) -> Tensor:
+def _answers(site: MatrixSite, tokens: Tensor) -> Tensor:
     """The directions of the attention output that raise the logits of tokens."""
-    model: Any = place.model
+    model: Any = site.model
     centred = str(model.cfg.normalization_type).startswith("LN")
     direction = model.W_U.detach().mT[tokens.to(model.W_U.device)].float()
     for norm in (
         getattr(model, "ln_final", None),
-        getattr(model.blocks[place.layer], "ln1_post", None),
+        getattr(model.blocks[site.layer], "ln1_post", None),
     ):
         if norm is not None:
             direction = direction * _weight(model, norm).to(direction)

@@ -53,7 +53,7 @@ def commands():
 
 CALLS = {
     "hijack": "hijack --model {m} --facts {f} --limit 3 --doses 1 --out {o}",
-    "ask": "ask Rome --model {m} --true Italy --tokens 2 --probe knock-out:from=last,to=at:0",
+    "ask": "ask Rome --model {m} --true Italy --tokens 2 --probe knock-out:source=last,target=at:0",
     "models": "models",
     "schemes": "schemes",
     "probes": "probes",

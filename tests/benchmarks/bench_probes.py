@@ -23,8 +23,8 @@ pytestmark = pytest.mark.benchmark
 ROUNDS = 3
 PROBES = (
     "none",
-    "knock-out:from=last,to=hijack",
-    "knock-out:from=last,to=hijack,layers=8-11",
+    "knock-out:source=last,target=hijack",
+    "knock-out:source=last,target=hijack,layers=8-11",
     "low-rank-value:rank=8",
     "ablate:heads=1.0+2.0,kind=zero",
 )

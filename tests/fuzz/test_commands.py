@@ -28,8 +28,9 @@ VALUES = st.sampled_from(
     words(
         "MODEL FACTS nowhere no/where ./nowhere atlas counterfact do-not-think do-not-thinc "
         "relation 0-1 1-0 99999 -1 0 1 2 x=y never-say=Never never-say={target_false} x={foo} "
-        "knock-out:from=last,to=hijack ablate:kind=mean nan inf 1e999 cpu cuda cuda:9 float64 "
-        "float16 all fig3a lemma5 P36 P999 first gaussian wv 0.01 0.1,x --help -- - . / ray"
+        "knock-out:source=last,target=hijack ablate:kind=mean nan inf 1e999 cpu cuda "
+        "cuda:9 float64 float16 all "
+        "fig3a lemma5 P36 P999 first gaussian wv 0.01 0.1,x --help -- - . / ray"
     )
 ) | st.sampled_from([text for text in HOSTILE if "\0" not in text])
 OPTIONS = words(

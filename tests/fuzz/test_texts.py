@@ -145,7 +145,7 @@ TOML = pieces(
     'doses = "0-3"',
     "doses = [0, 1.5]",
     "doses = 3",
-    "probes = ['knock-out:from=last,to=hijack']",
+    "probes = ['knock-out:source=last,target=hijack']",
     "bits = 5",
     "bits = 99999999999",
     "bits = 1.0",

@@ -131,14 +131,14 @@ def test_rescaled_weights_equal_a_logarithm_on_the_scores(pair):
     assert_close(same, all_logits(model, [], [ids])[0], atol=1e-5, rtol=0)
 
 
-def test_proportional_patch_equals_a_mask_over_all_other_keys(pair):
+def test_proportional_redirect_equals_a_mask_over_all_other_keys(pair):
     plain, model = pair
     ids = prompts()[0]
     length = len(ids)
     target = between("last", "own", length)
     others = torch.zeros_like(target)
     others[-1] = ~target[-1]
-    got = all_logits(model, [attention.patch("last", "own", share="proportional")])
+    got = all_logits(model, [attention.redirect("last", "own", split="proportional")])
     assert_close(got[0], everywhere_masked(plain, ids, others), atol=1e-4, rtol=0)
     # The third prompt has no token of the target: it keeps its attention, to the bit.
     assert torch.equal(got[2], all_logits(model, [])[2])
@@ -176,7 +176,7 @@ def test_edits_of_a_layer_equal_direct_recomputation(pair, layer):
     expected = {
         attention.rescale(0.5, "last", "own", layers=layer, heads=[0, 3], renormalise=False): half,
         attention.rescale(2, "last", "own", layers=layer, heads=[0, 3], when="before"): doubled,
-        attention.patch("last", "own", layers=layer, heads=[0, 3]): uniform,
+        attention.redirect("last", "own", layers=layer, heads=[0, 3]): uniform,
         attention.knock_out(
             "last", "own", layers=layer, heads=[0, 3], when="after", renormalise=False
         ): gone,
@@ -226,7 +226,7 @@ EXTREME = {
     "huge": attention.rescale(1e6, "all", "all", when="before"),
     "huge and turned": attention.rescale(-1e6, "all", "all", when="before"),
     "weights": attention.rescale(1e6, "all", "own"),
-    "patch": attention.patch("all", "all"),
+    "redirect": attention.redirect("all", "all"),
 }
 
 
@@ -276,7 +276,7 @@ def test_half_precision(family, dtype):
         attention.knock_out("last", "own", when="after"),
         attention.rescale(1e5, "last", "far", when="before"),
         attention.rescale(1e5, "last", "far"),
-        attention.patch("last", "own", share="proportional"),
+        attention.redirect("last", "own", split="proportional"),
         attention.knock_out("last", "all"),
         attention.knock_out("last", "all", when="after"),
     ):

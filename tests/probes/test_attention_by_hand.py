@@ -48,12 +48,12 @@ BY_HAND = {
     ),
     "scores to zero": ([A.rescale(0, "last", "all", when="before")], [1 / 3, 1 / 3, 1 / 3]),
     "weights to zero": ([A.rescale(0, "last", "all")], [0, 0, 0]),
-    "patch": ([A.patch("last", "token:0+at:1")], [1 / 2, 1 / 2, 0]),
-    "patch in proportion": (
-        [A.patch("last", "token:0+at:1", share="proportional")],
+    "redirect": ([A.redirect("last", "token:0+at:1")], [1 / 2, 1 / 2, 0]),
+    "redirect in proportion": (
+        [A.redirect("last", "token:0+at:1", split="proportional")],
         [1 / 3, 2 / 3, 0],
     ),
-    "patch to nothing": ([A.patch("last", "token:9")], [1 / 8, 2 / 8, 5 / 8]),
+    "redirect to nothing": ([A.redirect("last", "token:9")], [1 / 8, 2 / 8, 5 / 8]),
     "other source": ([A.knock_out("context", "all")], [1 / 8, 2 / 8, 5 / 8]),
     "two knock-outs": (
         [A.knock_out("last", "token:2"), A.knock_out("last", "token:1")],
@@ -71,20 +71,20 @@ BY_HAND = {
         [A.rescale(2, "last", "token:1", when="before")] * 2,
         [1 / 22, 16 / 22, 5 / 22],
     ),
-    "patch, then knock out": (
-        [A.patch("last", "token:1+token:2"), A.knock_out("last", "token:2")],
+    "redirect, then knock out": (
+        [A.redirect("last", "token:1+token:2"), A.knock_out("last", "token:2")],
         [0, 1, 0],
     ),
-    "patch, then rescale": (
-        [A.patch("last", "token:1+token:2"), A.rescale(3, "last", "token:2")],
+    "redirect, then rescale": (
+        [A.redirect("last", "token:1+token:2"), A.rescale(3, "last", "token:2")],
         [0, 1 / 4, 3 / 4],
     ),
-    "rescale, then patch": (
-        [A.rescale(3, "last", "token:2"), A.patch("last", "token:1+token:2")],
+    "rescale, then redirect": (
+        [A.rescale(3, "last", "token:2"), A.redirect("last", "token:1+token:2")],
         [0, 1 / 2, 1 / 2],
     ),
-    "knock out, then patch there": (
-        [A.knock_out("last", "token:2"), A.patch("last", "token:1+token:2")],
+    "knock out, then redirect there": (
+        [A.knock_out("last", "token:2"), A.redirect("last", "token:1+token:2")],
         [0, 1, 0],
     ),
     "half of what is knocked out": (
@@ -152,10 +152,10 @@ def test_knocking_out_the_cluster(task, contexts, random_model):
     assert_close(got, read_out(random_model, weights, contexts).detach(), atol=1e-5, rtol=0)
 
 
-def test_patching_attention_to_the_cluster(task, contexts, random_model):
+def test_redirecting_attention_to_the_cluster(task, contexts, random_model):
     cluster = spans.clusters(task)[contexts[:, -1:], contexts].float()
     weights = cluster / cluster.sum(1, keepdim=True)
-    got = answers(random_model, task, probes=[attention.patch("last", "cluster")])(contexts)
+    got = answers(random_model, task, probes=[attention.redirect("last", "cluster")])(contexts)
     assert_close(got, read_out(random_model, weights, contexts).detach(), atol=1e-5, rtol=0)
 
 

@@ -25,7 +25,7 @@ from hijacklens.prompts.tokens import continuation, encode
 from hijacklens.results.result import load_result
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
-from probes.attention import knock_out, patch, rescale
+from probes.attention import knock_out, redirect, rescale
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -180,6 +180,6 @@ def test_trained_one_layer_models():
     same = trained.accuracy(probes=[knock_out("last", "token:99")])
     pd.testing.assert_frame_equal(bare, same, atol=1e-5, rtol=0)
     blind = trained.accuracy(probes=[knock_out("last", "cluster")])
-    seeing = trained.accuracy(probes=[patch("last", "cluster")])
+    seeing = trained.accuracy(probes=[redirect("last", "cluster")])
     # The label is in the last token's cluster; what stands outside says nothing of it.
     assert blind["accuracy"][0] < seeing["accuracy"][0] - 0.2

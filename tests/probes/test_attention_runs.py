@@ -20,7 +20,7 @@ from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.probe import logits_at, probed
 from hijacklens.prompts.layout import Layout
-from probes.attention import knock_out, patch, rescale, transplant
+from probes.attention import knock_out, redirect, rescale, transplant
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -47,7 +47,7 @@ def spans(names: dict[str, list[tuple[int, int]]], shape: tuple[int, int]) -> di
 PROBES = {
     "knock out": knock_out("last", "far"),
     "knock out after": knock_out("last", "far", when="after"),
-    "patch": patch("last", "far", layers=1),
+    "redirect": redirect("last", "far", layers=1),
     "rescale": rescale(4, "last", "far", heads=[(0, 1), (1, 3)]),
 }
 
@@ -172,24 +172,26 @@ class TestTransplant:
         _, one = run(gpt2, self.ids[0])
         _, other = run(gpt2, self.ids[1])
         assert transplant(one).key == transplant(one).key != transplant(other).key
-        assert transplant(one).key.startswith("transplant:layers=0+1,pattern=")
+        assert transplant(one).key.startswith("transplant:cache=")
         assert not transplant(one).packs
 
 
 KEYS = {
-    "knock-out:from=last,to=hijack": knock_out("last", "hijack"),
-    "knock-out:layers=8-11,when=after,renormalise=no,from=last,to=hijack+subject": knock_out(
+    "knock-out:source=last,target=hijack": knock_out("last", "hijack"),
+    "knock-out:source=last,target=hijack+subject,layers=8-11,when=after,renormalise=no": knock_out(
         "last", "hijack+subject", layers=range(8, 12), when="after", renormalise=False
     ),
-    "knock-out:heads=8.3+9.1,from=last,to=text:Rome, Italy": knock_out(
+    'knock-out:source=last,target="text:Rome, Italy",heads=8.3+9.1': knock_out(
         "last", "text:Rome, Italy", heads=[(9, 1), (8, 3)]
     ),
-    "rescale:factor=2.0,from=last,to=hijack": rescale(2, "last", "hijack"),
-    "rescale:layers=1,factor=0.5,when=before,from=all,to=bos": rescale(
+    "rescale:factor=2.0,source=last,target=hijack": rescale(2, "last", "hijack"),
+    "rescale:factor=0.5,source=all,target=bos,layers=1,when=before": rescale(
         0.5, "all", "bos", layers=1, when="before"
     ),
-    "patch:from=last,to=cluster": patch("last", "cluster"),
-    "patch:share=proportional,from=last,to=own": patch("last", "own", share="proportional"),
+    "redirect:source=last,target=cluster": redirect("last", "cluster"),
+    "redirect:source=last,target=own,split=proportional": redirect(
+        "last", "own", split="proportional"
+    ),
 }
 
 
@@ -201,7 +203,15 @@ def test_keys_say_what_a_probe_does(key):
 
 
 def test_keys_of_spans_that_could_be_mistaken_for_one_another():
-    texts = ("text:x", "text:x,to=text:y", "'x'", "text:x\n", "text:x\\n", "text:y,to=z", "z")
+    texts = (
+        "text:x",
+        "text:x,target=text:y",
+        '"x"',
+        "text:x\n",
+        "text:x\\n",
+        "text:y,target=z",
+        "z",
+    )
     with unchecked():
         keys = {knock_out(a, b).key for a in texts for b in texts}
     assert len(keys) == len(texts) ** 2
@@ -233,7 +243,7 @@ WRONG = {
         lambda: rescale(float("inf"), "last", "hijack", when="before"),
         "factor is inf; give a finite number",
     ),
-    "share": (lambda: patch("last", "hijack", share="equal"), "unknown share 'equal'"),
+    "split": (lambda: redirect("last", "hijack", split="equal"), "unknown split 'equal'"),
     "span": (lambda: knock_out("last", "at:first"), "cannot read the span 'at:first'"),
     "no span": (lambda: knock_out("", "hijack"), "cannot read the span ''"),
 }
@@ -289,7 +299,7 @@ def watched(family: str):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("family", ["gpt-neo", "opt"])
-@pytest.mark.parametrize("probe", [knock_out("all", "token:8"), patch("all", "token:8")])
+@pytest.mark.parametrize("probe", [knock_out("all", "token:8"), redirect("all", "token:8")])
 def test_an_architecture_whose_attention_cannot_be_edited_is_refused(family, probe):
     plain = watched(family)
     plain.config.architectures = [type(plain).__name__]

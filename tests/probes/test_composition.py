@@ -88,7 +88,7 @@ def last_row(model, probes, layer=1, head=0) -> torch.Tensor:
 
 def test_the_order_of_probes_is_the_order_they_are_listed_in(pair):
     _, model = pair
-    put = attention.patch("last", "far", layers=1)
+    put = attention.redirect("last", "far", layers=1)
     double = attention.rescale(3, "last", "token:9", layers=1)
     even = torch.tensor([0, 0.5, 0.5, 0, 0, 0])
     assert_close(last_row(model, [double, put]), even)
@@ -108,7 +108,7 @@ def test_the_order_of_probes_is_the_order_they_are_listed_in(pair):
 ALL_KINDS = [
     attention.knock_out("last", "hijack"),
     attention.rescale(2, "query", "subject", when="before"),
-    attention.patch("last", "subject", layers=[1]),
+    attention.redirect("last", "subject", layers=[1]),
     values.replace(values.low_rank(2), layers=[0]),
     values.replace_circuit(values.random(seed=0), heads=[(1, 2)]),
     ablate(heads=[(0, 1)], span="last"),

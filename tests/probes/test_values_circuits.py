@@ -20,7 +20,7 @@ from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 from probes import values
-from probes.values.replacements import Place
+from probes.values.replacements import MatrixSite
 
 TEXT = "Do not think of Guam. The Eiffel Tower is in the city of"
 SITES = [(0, 1), (1, 0), (1, 3)]
@@ -93,7 +93,7 @@ def test_circuits_that_edited_output_matrices_give(pair, name):
     read = PlainValues(plain)
     source, output = EXPRESSIBLE[name]
     # The same matrices, and without the knowledge that they are made of W_V and W_O.
-    whole = {place: source.matrix(Place(model, *place, "circuit")) for place in SITES}
+    whole = {place: source.matrix(MatrixSite(model, *place, "circuit")) for place in SITES}
     for keep_bias in (True, False) if read.gpt2 else (True,):
         edited = with_outputs(plain, {place: output(read, *place) for place in SITES})
         if read.gpt2:  # b_V goes through the old W_O if it stays, and through none if it does not

@@ -24,7 +24,7 @@ from probes.values.matrices import (
     value_bias,
     value_matrix,
 )
-from probes.values.replacements import Place
+from probes.values.replacements import MatrixSite
 
 
 def close(got, wanted):
@@ -80,7 +80,7 @@ def test_reading_asks_for_a_head_that_is_there(pair):
 def test_low_rank_is_the_best_one(pair):
     """Its error is what the singular values left out amount to (Eckart and Young)."""
     _, model = pair
-    for place in (Place(model, 1, 1, "value"), Place(model, 1, 1, "circuit")):
+    for place in (MatrixSite(model, 1, 1, "value"), MatrixSite(model, 1, 1, "circuit")):
         now = place.current
         for rank in (1, 3):
             new = values.low_rank(rank).matrix(place)
@@ -95,7 +95,7 @@ def test_low_rank_is_the_best_one(pair):
 def test_random_matrices_have_the_norm_and_rank_of_what_they_replace(pair):
     _, model = pair
     for kind in ("value", "circuit"):
-        place, beside = Place(model, 1, 1, kind), Place(model, 1, 0, kind)
+        place, beside = MatrixSite(model, 1, 1, kind), MatrixSite(model, 1, 0, kind)
         new = values.random(seed=4).matrix(place)
         close(torch.linalg.matrix_norm(new), torch.linalg.matrix_norm(place.current))
         assert torch.linalg.matrix_rank(new, rtol=1e-5) == place.rank
@@ -122,7 +122,7 @@ def test_a_cue_is_what_the_first_layer_is_given_for_it(family):
     wanted = torch.outer(x[0], up[40]) + torch.outer(x[1], up[41])
     for head in range(read.heads):
         torch.testing.assert_close(
-            memory.matrix(Place(model, 0, head, "circuit")), wanted, atol=1e-4, rtol=1e-4
+            memory.matrix(MatrixSite(model, 0, head, "circuit")), wanted, atol=1e-4, rtol=1e-4
         )
     for kv_head in range(read.kv_heads):
         outputs = [
@@ -132,7 +132,7 @@ def test_a_cue_is_what_the_first_layer_is_given_for_it(family):
         aim = torch.cat([wanted] * len(outputs), 1).double()
         best = torch.linalg.lstsq(stacked.T, aim.T).solution.T.float()
         torch.testing.assert_close(
-            memory.matrix(Place(model, 0, kv_head, "value")), best, atol=1e-3, rtol=1e-3
+            memory.matrix(MatrixSite(model, 0, kv_head, "value")), best, atol=1e-3, rtol=1e-3
         )
 
 
@@ -144,7 +144,7 @@ def test_associations_are_recalled_through_gpt2s_norms():
     """Each cue raises its own answer: the direction is the gradient of the logit, up to scale."""
     plain = tiny_model("gpt2")
     model = load_model(plain, tokenizer=tiny_tokenizer("gpt2"), device="cpu")
-    made = values.associations([(7, 50)]).matrix(Place(model, 1, 0, "circuit"))
+    made = values.associations([(7, 50)]).matrix(MatrixSite(model, 1, 0, "circuit"))
     output = torch.randn(32, generator=torch.Generator().manual_seed(0), requires_grad=True)
     norm = model.ln_final
     centred = output - output.mean()
@@ -157,20 +157,21 @@ def test_associations_are_recalled_through_gpt2s_norms():
 
 
 KEYS = {
-    "replace-values:layers=0-2,kv_heads=1,by=zero": values.replace(
-        values.zero(), layers=range(3), heads=1
-    ),
-    "replace-values:kv_heads=0.1+1.0,by=scaled(0.5),keep_bias=False": values.replace(
+    "zero-value:layers=0-2,heads=1": values.replace(values.zero(), layers=range(3), heads=1),
+    "scale-value:factor=0.5,heads=0.1+1.0,keep-bias=no": values.replace(
         values.scaled(0.5), heads=[(1, 0), (0, 1)], keep_bias=False
     ),
-    "replace-circuits:heads=1.3,by=matched(identity)": values.replace_circuit(
+    "low-rank-value:rank=2,of=circuit,heads=1.3": values.replace_circuit(
+        values.low_rank(2), heads=[(1, 3)]
+    ),
+    "replace-value:replacement=matched(identity),of=circuit,heads=1.3": values.replace_circuit(
         values.matched(values.identity()), heads=[(1, 3)]
     ),
-    "replace-values:layers=all,by=taken_from(layer=5,head=0)": values.replace(
+    'replace-value:replacement="taken_from(layer=5,head=0)"': values.replace(
         values.taken_from(layer=5, head=0)
     ),
-    "replace-values:layers=all,by=random(seed=2)": values.replace(values.random(seed=2)),
-    "replace-values:layers=all,by=computed(mine)": values.replace(
+    "random-value:seed=2": values.replace(values.random(seed=2)),
+    "replace-value:replacement=computed(mine)": values.replace(
         values.computed(lambda model, layer, head: torch.zeros(1), name="mine")
     ),
 }
@@ -191,7 +192,7 @@ def test_keys_of_matrices_go_by_their_values():
     pairs = [{(0, 0): one, (0, 1): other}, {(0, 1): other, (0, 0): one}, {(0, 0): other}]
     first, second, third = (values.replace(pair).key for pair in pairs)
     assert first == second != third
-    assert "kv_heads=0.0+0.1" in first
+    assert "heads=0.0+0.1" in first
     order = [values.associations(pairs).key for pairs in ([(1, 2)], [(2, 1)])]
     assert order[0] != order[1]
 

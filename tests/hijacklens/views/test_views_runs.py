@@ -118,7 +118,7 @@ def test_contexts_of_the_one_layer_model(run):
     model = hl.train(task, d_model=8, seeds=1, steps=2, learning_rates=(0.01,), quiet=True).models[
         0
     ]
-    found = views.run(model, drawn, task=task, probes=[attention.patch("last", "cluster")])
+    found = views.run(model, drawn, task=task, probes=[attention.redirect("last", "cluster")])
     inside = (drawn // 4 == drawn[-1] // 4).numpy()
     assert found.tokens == tuple(str(int(token)) for token in drawn)
     np.testing.assert_allclose(found.patterns[0, 0, -1], inside / inside.sum(), atol=1e-6)

@@ -24,7 +24,7 @@ from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, identi
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer.trained import TrainingResult
-from probes.geometry import inner_products
+from probes import geometry
 from probes.geometry.spectra import spectrum
 
 
@@ -44,7 +44,7 @@ def inner_by_distance(settings: GeometrySettings, bench: Workbench) -> pd.DataFr
     rows = []
     for result, place in _results(settings, bench):
         models = {f"seed {seed}": model for seed, model in enumerate(result.best())}
-        found = inner_products(models, result.task)
+        found = geometry.fit(models, result.task)
         fits = found.fits.set_index("model")
         for row in found.to_dataframe().to_dict("records"):
             fit = fits.loc[row["model"]]

@@ -34,7 +34,7 @@ from hijacklens.one_layer import memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.recipe import Recipe
 from hijacklens.one_layer.task import ConceptTask
-from probes.geometry import inner_products
+from probes import geometry
 
 CHANGES: dict[str, dict[str, float]] = {
     "as we run it": {},
@@ -116,7 +116,7 @@ def variants(settings: SensitivitySettings, bench: Workbench) -> pd.DataFrame:
         models = {
             f"seed {seed}": model for seed, model in zip(recipe.seeds, result.models, strict=True)
         }
-        slopes = inner_products(models, task).fits["a"].to_numpy()
+        slopes = geometry.fit(models, task).fits["a"].to_numpy()
         clusters = own.task(own.bits, own.length, support="first-bit")
         shares = [
             share_inside(model, clusters, settings.contexts)

@@ -96,7 +96,7 @@ memory_fit.fit(model, task).summary()[["statistic", "value", "p_family"]].round(
 # their Hamming distance, with a jump at distance 0.
 
 # %%
-geometry.inner_products(model, task).plot()
+geometry.fit(model, task).plot()
 
 # %% [markdown]
 # The line is rough in a model this small: the fit says how rough, and distances 1 and 2 may even

@@ -11,10 +11,10 @@ Cost: O(vocab^2 d_model) time and [vocab, vocab] of memory for the tokens compar
 
 >>> from hijacklens.one_layer.embeddings import hamming_geometry
 >>> from hijacklens.one_layer.task import ConceptTask
->>> found = inner_products(hamming_geometry(5, a=0.1, b=0.5, b0=1.0), ConceptTask(bits=5))
->>> [f"{value:.2f}" for value in found.summary()["mean"][:5]]
+>>> result = fit(hamming_geometry(5, a=0.1, b=0.5, b0=1.0), ConceptTask(bits=5))
+>>> [f"{value:.2f}" for value in result.summary()["mean"][:5]]
 ['1.00', '0.40', '0.30', '0.20', '0.10']
->>> found.fit_summary().loc[["a", "b", "jump"], "value"].round(3).tolist()
+>>> result.fit_summary().loc[["a", "b", "jump"], "value"].round(3).tolist()
 [0.1, 0.5, 0.5]
 """
 
@@ -39,15 +39,18 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer.task import ConceptTask
+from hijacklens.renamed import old_names, renamed
 from hijacklens.results.glance import Glance
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
-from probes import sources
+from probes import named_models, sources
 from probes.geometry.hamming_fit import GramFit, fit_gram
 from probes.geometry.spectra import Spectra, spectrum
-from probes.sources import Source
+from probes.named_models import Models
 
-__all__ = ["InnerProducts", "Scaling", "Spectra", "inner_products", "spectrum"]
+__all__ = ["InnerProducts", "Scaling", "Spectra", "fit", "spectrum"]
+
+__getattr__ = old_names(__name__, inner_products="fit")
 
 Scaling: TypeAlias = Literal["raw", "centred", "unit", "centred-unit"]
 """Embeddings as they are; less their mean; scaled to length 1; or both, in that order."""
@@ -195,8 +198,9 @@ class InnerProducts(Result):
         axes.legend(fontsize=9)
 
 
-def inner_products(
-    source: Source,
+@renamed(source="model")
+def fit(
+    model: Models,
     distances: ConceptTask | Tensor | np.ndarray | None = None,
     *,
     tokens: Sequence[int] | None = None,
@@ -205,8 +209,8 @@ def inner_products(
     """Inner products of embeddings by the distance of their tokens (figures 3b, C.5, C.6).
 
     Args:
-        source: Embeddings [vocab, d_model], a model (its W_E; for an unembedding give
-            `model.W_U.T`), or several: see `probes.sources`. Intervals are over these.
+        model: Embeddings [vocab, d_model], a model (its W_E; for an unembedding give
+            `model.W_U.T`), or several: see `probes.named_models`. Intervals are over these.
         distances: A task, for Hamming distances; a matrix [token, token], symmetric, 0 on the
             diagonal and above 0 elsewhere; or None for the task of a `TrainingResult`.
         tokens: The tokens that the matrix is about, in its order; None for all of the vocabulary.
@@ -217,7 +221,7 @@ def inner_products(
     """
     if scaling not in get_args(Scaling):
         raise unknown("scaling", scaling, get_args(Scaling))
-    task = sources.task_of(source, distances if isinstance(distances, ConceptTask) else None)
+    task = named_models.task_of(model, distances if isinstance(distances, ConceptTask) else None)
     if distances is None or isinstance(distances, ConceptTask):
         if task is None:
             raise InputError(
@@ -232,8 +236,8 @@ def inner_products(
         _check_distances(distance)
     rows: list[dict[str, Any]] = []
     fits: list[dict[str, Any]] = []
-    for name, item in sources.named(source).items():
-        W_E = _chosen(sources.embedding(item, name=name), tokens, len(distance), name=name)
+    for name, item in named_models.named(model).items():
+        W_E = _chosen(named_models.embedding(item, name=name), tokens, len(distance), name=name)
         E = _scaled(W_E, scaling, name=name)
         gram = (E @ E.T).numpy()
         rows.extend({"model": name, **row} for row in _by_distance(gram, distance))

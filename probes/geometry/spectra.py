@@ -42,12 +42,13 @@ from hijacklens import plots
 from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.task import ConceptTask
+from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
-from probes import sources
+from probes import named_models, sources
 from probes.geometry.hamming_fit import fit_gram
-from probes.sources import Source
+from probes.named_models import Models
 
 Weight: TypeAlias = Literal["W_E", "W_V"]
 COLUMNS = ("model", "index", "value", "predicted", "squeezed")
@@ -185,8 +186,9 @@ class Spectra(Result):
         )
 
 
+@renamed(source="model")
 def spectrum(
-    source: Source,
+    model: Models,
     *,
     matrix: Weight = "W_E",
     task: ConceptTask | None = None,
@@ -196,8 +198,8 @@ def spectrum(
     """Singular values of a matrix of one or several models, and the gap in them (C.9 to C.12).
 
     Args:
-        source: Models, or matrices of any kind (a FactoredMatrix too, such as the OV circuits of
-            `probes.values.matrices.ov_circuit`): see `probes.sources`.
+        model: Models, or matrices of any kind (a FactoredMatrix too, such as the OV circuits of
+            `probes.values.matrices.ov_circuit`): see `probes.named_models`.
         matrix: Which matrix of a model: `"W_E"`, or the `"W_V"` of a one-layer model. A matrix
             that is given as such is taken to be this one.
         task: For W_E, the task that its tokens belong to: equation 5.2 is then fitted for the
@@ -212,17 +214,17 @@ def spectrum(
     """
     if matrix not in get_args(Weight):
         raise unknown("matrix", matrix, get_args(Weight), "Or give matrices instead of models.")
-    task = sources.task_of(source, task)
+    task = named_models.task_of(model, task)
     tops: list[int | None] = [top]
     if task is not None and top is None:
         tops = [task.bits, task.bits + 1]
     frames: list[pd.DataFrame] = []
     rows: list[dict[str, Any]] = []
-    for name, item in sources.named(source).items():
+    for name, item in named_models.named(model).items():
         if matrix == "W_E":
-            W = sources.embedding(item, name=name)
+            W = named_models.embedding(item, name=name)
         else:
-            W = sources.matrix(item, _only_value_matrix, name=name)
+            W = named_models.matrix(item, _only_value_matrix, name=name)
         frame, gaps = _spectrum_of(W, tops, task if matrix == "W_E" else None, name=name)
         frames.append(frame)
         rows.extend(gaps)

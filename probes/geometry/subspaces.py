@@ -40,11 +40,12 @@ from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
+from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
-from probes import sources
-from probes.sources import Source
+from probes import named_models, sources
+from probes.named_models import Models
 
 Side: TypeAlias = Literal["left", "right"]
 """`left`: what a matrix reads; `right`: what it writes (row vectors; the paper's are the other way
@@ -261,8 +262,8 @@ def principal_angles(
     """
     if side not in SIDES:
         raise unknown("side", side, SIDES, "left is what a matrix reads, right what it writes.")
-    first = _Subspaces.of(sources.matrix(A, _nothing, name="A"), rank, name="A")
-    second = _Subspaces.of(sources.matrix(B, _nothing, name="B"), rank, name="B")
+    first = _Subspaces.of(named_models.matrix(A, _nothing, name="A"), rank, name="A")
+    second = _Subspaces.of(named_models.matrix(B, _nothing, name="B"), rank, name="B")
     return PrincipalAngles(
         degrees=first.angles(second, side),
         side=side,
@@ -273,8 +274,9 @@ def principal_angles(
     )
 
 
+@renamed(source="model")
 def value_angles(
-    source: Source,
+    model: Models,
     task: ConceptTask | None = None,
     *,
     rank: int | None = None,
@@ -290,7 +292,7 @@ def value_angles(
     `{"start": lambda model, draw: OneLayerTransformer(model.config).W_V[0, 0]}`.
 
     Args:
-        source: One-layer models: see `probes.sources`.
+        model: One-layer models: see `probes.named_models`.
         task: The task; that of a `TrainingResult` if not given.
         rank: Rank of the parts compared; m, as in the paper, if not given.
         references: What to compare with: name -> function of a model and a generator. None for
@@ -303,40 +305,41 @@ def value_angles(
         InputError: Something else than one-layer models of this task is given, or a rank that the
             matrices do not have.
     """
-    task = sources.task_of(source, task)
+    task = named_models.task_of(model, task)
     if task is None:
         raise InputError("no task is given; pass the ConceptTask that the models were made for.")
     if draws < 1:
         raise InputError(f"draws is {draws!r}; give at least 1.")
-    made = references or standard_references(task)
-    models = sources.one_layer_models(source, operation="value_angles")
+    references = references or standard_references(task)
+    models = named_models.one_layer_models(model, operation="value_angles")
     rank = task.bits if rank is None else rank
     rows: list[dict[str, Any]] = []
-    for place, (name, model) in enumerate(models.items()):
-        own = _Subspaces.of(sources.matrix(model.W_V[0, 0], _nothing, name=name), rank, name=name)
-        for which, (reference, make) in enumerate(made.items()):
+    for number, (name, item) in enumerate(models.items()):
+        W_V = named_models.matrix(item.W_V[0, 0], _nothing, name=name)
+        trained = _Subspaces.of(W_V, rank, name=name)
+        for which, (reference, make) in enumerate(references.items()):
             for draw in range(draws):
                 with torch.no_grad():
-                    found = make(model, _generator(seed, place, which, draw))
-                W = sources.matrix(found, _nothing, name=reference)
+                    made = make(item, _generator(seed, number, which, draw))
+                W = named_models.matrix(made, _nothing, name=reference)
                 other = _Subspaces.of(W, rank, name=reference)
                 for side in SIDES:
                     rows.extend(
                         dict(
                             zip(
                                 COLUMNS,
-                                (name, reference, draw, side, i, d, own.gap, other.gap),
+                                (name, reference, draw, side, i, d, trained.gap, other.gap),
                                 strict=True,
                             )
                         )
-                        for i, d in enumerate(reversed(own.angles(other, side)), start=1)
+                        for i, d in enumerate(reversed(trained.angles(other, side)), start=1)
                     )
     return ValueAngles(
         table=pd.DataFrame(rows),
         settings={
             "rank": rank,
             "draws": draws,
-            "references": list(made),
+            "references": list(references),
             "task": task.configuration(),
         },
         provenance=Provenance.now(seed=seed),

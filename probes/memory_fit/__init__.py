@@ -43,20 +43,20 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from hijacklens import sites
 from hijacklens.errors import InputError, unknown
 from hijacklens.models.hooked import HookedModel, require_eval
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
+from hijacklens.renamed import renamed
 from hijacklens.results.provenance import Provenance
-from hijacklens.sites import Heads, Layers
-from probes import sources
+from hijacklens.sites import Heads, Layers, choose
+from probes import named_models
 from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
 from probes.memory_fit.direct_path import DirectPath
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length
 from probes.memory_fit.result import COLUMNS, MemoryFit
-from probes.sources import Source
+from probes.named_models import Models
 
 Scaling: TypeAlias = Literal["model", "unit"]
 """Vectors with the lengths they have in the model, or each scaled to length 1."""
@@ -66,8 +66,9 @@ AT_ONCE = 32
 """Most matrices between two looks at the progress bar."""
 
 
+@renamed(source="model")
 def fit(
-    source: Source,
+    model: Models,
     associated: Associations | ConceptTask | None = None,
     *,
     layers: Layers = None,
@@ -80,7 +81,7 @@ def fit(
     """Fit the memory of given associations to the W_V or the OV circuits of models.
 
     Args:
-        source: One-layer models, language models, or a `TrainingResult`: see `probes.sources`.
+        model: One-layer models, language models, or a `TrainingResult`: see `probes.named_models`.
         associated: Pairs of tokens (`probes.memory_fit.associations`); a task, for its Hamming-1
             neighbours; None for the task of a `TrainingResult`.
         layers: Layers of a language model; None for all.
@@ -100,21 +101,21 @@ def fit(
         All 270 heads of a model of d_model 576, 199 pairs and 99 draws take 16 s on one core,
         a one-layer model at m = 7 with 199 draws less than a second.
     """
-    found = _associations(source, associated)
+    found = _associations(model, associated)
     _check(scaling, draws)
     tables = []
-    for name, model in sources.named(source).items():
-        if not isinstance(model, HookedModel):
+    for name, item in named_models.named(model).items():
+        if not isinstance(item, HookedModel):
             raise InputError(
-                f"{name!r} is {type(model).__name__}, not a hooked model. Use fit_matrices for "
+                f"{name!r} is {type(item).__name__}, not a hooked model. Use fit_matrices for "
                 "matrices with vectors of your own."
             )
-        require_eval(model, operation="memory_fit.fit")
-        path = DirectPath.of(model)
+        require_eval(item, operation="memory_fit.fit")
+        path = DirectPath.of(item)
         memory = _memory(found, path.read, path.write, scaling)
-        chosen = sites.choose(model, layers=layers, heads=heads, axis="head").pairs
-        matrices = ((name, *site, path.circuit(*site)) for site in chosen)
-        with bar(len(chosen), unit="matrices", label=name, quiet=quiet) as progress:
+        sites = choose(item, layers=layers, heads=heads).pairs
+        matrices = ((name, *site, path.circuit(*site)) for site in sites)
+        with bar(len(sites), unit="matrices", label=name, quiet=quiet) as progress:
             tables.append(_fit(memory, matrices, draws, seed, progress.update))
     return _result(tables, found, scaling, draws, seed)
 
@@ -155,21 +156,21 @@ def fit_matrices(
     memory = _memory(found, lambda ids: x[list(ids)], lambda ids: y[list(ids)], scaling)
 
     def factors(name: str, item: Any) -> Factors:
-        W = sources.matrix(item, lambda model: None, name=name)
+        W = named_models.matrix(item, lambda model: None, name=name)
         if W.shape != (x.shape[1], y.shape[1]):
             raise InputError(
                 f"{name!r} is {list(W.shape)}; the vectors ask for {[x.shape[1], y.shape[1]]}."
             )
         return W, torch.eye(W.shape[1], dtype=W.dtype)
 
-    listed = ((name, -1, -1, factors(name, W)) for name, W in sources.named(matrices).items())
+    listed = ((name, -1, -1, factors(name, W)) for name, W in named_models.named(matrices).items())
     return _result([_fit(memory, listed, draws, seed)], found, scaling, draws, seed)
 
 
-def _associations(source: Source, associated: Associations | ConceptTask | None) -> Associations:
+def _associations(model: Models, associated: Associations | ConceptTask | None) -> Associations:
     if isinstance(associated, Associations):
         return associated
-    task = sources.task_of(source, associated)
+    task = named_models.task_of(model, associated)
     if task is None:
         raise InputError(
             "no associations are given: pass those of probes.memory_fit.associations (pairs, "

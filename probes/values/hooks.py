@@ -1,141 +1,63 @@
 """The hooks by which other value matrices and OV circuits act, layer by layer.
 
-    W_V      x -> hook_v                       the values of a kv head become x @ M + b_V
-    W_V W_O  hook_z                            W_V T W_O: what a head has gathered goes through T
-             x, hook_pattern -> hook_z, output any M: a head writes pattern @ (x @ M) behind W_O
+    W_V      x -> hook_v                       values of a key/value head become x @ M + b_V
+    W_V W_O  hook_z                            W_V T W_O: the output z of a head goes through T
+             x, hook_pattern -> hook_z, output any M: a head writes pattern @ (x @ M) after W_O
 
-x is what W_V is given. Activations are handed on within one forward pass and not kept after it.
+x is the input of W_V. Hooks pass activations on within one forward pass and keep none after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
 from probes.values.matrices import kv_head_of, norm_affine, value_bias
 
-Receive: TypeAlias = Callable[[Float[Tensor, "batch pos d_model"]], object]
-
-NORM_BEHIND = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
-
-Addition: TypeAlias = Callable[[], Float[Tensor, "batch pos d_model"]]
-
-
-def value_input(model: HookedModel, layer: int, receive: Receive) -> NamedHook:
-    """The hook that hands `receive` what W_V of a layer is given, exactly; it changes nothing.
-
-    Raises:
-        InputError: The model computes the inputs of queries, keys and values apart or ungroups its
-            key/value heads, or is a HookedTransformer whose norm stands behind attention.
-    """
-    config = model.cfg
-    for option in ("use_split_qkv_input", "use_attn_in", "ungroup_grouped_query_attention"):
-        if getattr(config, option, False):
-            raise InputError(
-                f"value probes need a model that is computed as it usually is, and this one has "
-                f"{option} on; call model.set_{option}(False) first."
-            )
-    direct = f"blocks.{layer}.attn.v.hook_in"
-    if direct in model.hook_dict:
-        return direct, _hand_over(receive)
-    if getattr(config, "original_architecture", None) in NORM_BEHIND:
-        raise InputError(
-            "value probes do not know the HookedTransformer of OLMo 2 and 3, whose first norm "
-            "stands behind attention; load the model with hijacklens.load_model."
-        )
-    blocks: Any = getattr(model, "blocks", None)
-    normalised = f"blocks.{layer}.ln1.hook_normalized"
-    if normalised not in model.hook_dict:
-        return f"blocks.{layer}.hook_resid_pre", _hand_over(receive)  # a model without norms
-    weight, bias = norm_affine(model, blocks[layer].ln1)
-    return normalised, _hand_over(lambda x: receive(x.to(weight.dtype) * weight + bias))
-
-
-def add_to_output(model: HookedModel, layer: int, addition: Addition) -> Sequence[NamedHook]:
-    """Hooks that add something to the attention output of a layer, before a norm behind it.
-
-    Args:
-        model: Any hooked model.
-        layer: The layer.
-        addition: Called once in each forward pass, when the pattern of the layer is known.
-    """
-    direct = f"blocks.{layer}.attn.hook_out"
-    if direct in model.hook_dict:
-        return [(direct, _add(addition))]
-    if f"blocks.{layer}.ln1_post.hook_scale" not in model.hook_dict:
-        return [(f"blocks.{layer}.hook_attn_out", _add(addition))]
-    return _inside_norm(model, layer, addition)
-
-
-def _inside_norm(model: HookedModel, layer: int, addition: Addition) -> Sequence[NamedHook]:
-    """Add to the input of a norm (RMS) that has hooks only on its scale and on its result."""
-    scales: list[Tensor] = []
-
-    def keep_scale(scale: Tensor, hook: Any) -> None:  # [batch, pos, 1]
-        scales.append(scale)
-
-    def normalise_again(normalised: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
-        whole = normalised * scales.pop() + addition().to(normalised)
-        return whole / (whole.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
-
-    norm = f"blocks.{layer}.ln1_post"
-    return [(f"{norm}.hook_scale", keep_scale), (f"{norm}.hook_normalized", normalise_again)]
-
-
-def _hand_over(receive: Receive) -> HookFunction:
-    def hook_function(activation: Tensor, hook: Any) -> None:
-        receive(activation)
-
-    return hook_function
-
-
-def _add(addition: Addition) -> HookFunction:
-    def hook_function(output: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
-        return output + addition().to(output)
-
-    return hook_function
-
-
+INPUT, PATTERN, VALUES, WRITTEN = "the input of W_V", "the pattern", "values", "the addition"
+NORM_AFTER = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 AGREEMENT = 0.03
-"""How far a head's output may be from its pattern times its values, relative: bfloat16 rounds."""
+"""Largest relative difference between a head's output and its pattern times its values, since
+bfloat16 rounds."""
 
 
 def value_hooks(
     model: HookedModel, layer: int, new: Mapping[int, Tensor], *, keep_bias: bool
 ) -> Sequence[NamedHook]:
-    """Hooks that give kv heads of a layer other value matrices [d_model, d_head]."""
-    held: dict[str, Tensor] = {}
+    """Return hooks that give key/value heads of a layer other value matrices [d_model, d_head].
+
+    Raises:
+        InputError: The input of W_V cannot be read from this model; see `_value_input`.
+    """
+    passed: dict[str, Tensor] = {}
     biases = {head: value_bias(model, layer, head) for head in new} if keep_bias else {}
 
     def write(values: Tensor, hook: Any) -> Tensor:  # [batch, pos, kv_head, d_head]
-        x = _take(held, "the input of W_V", hook)
+        x = _take(passed, INPUT, hook)
         values = values.clone()
         for head, matrix in new.items():
             value = x @ matrix.to(x)
             values[:, :, head] = value + biases[head].to(value) if head in biases else value
         return values
 
-    reading = value_input(model, layer, partial(held.__setitem__, "the input of W_V"))
-    return [reading, (f"blocks.{layer}.attn.hook_v", write)]
+    return [_value_input(model, layer, passed), (f"blocks.{layer}.attn.hook_v", write)]
 
 
 def inner_hooks(
     model: HookedModel, layer: int, new: Mapping[int, Tensor], *, keep_bias: bool
 ) -> Sequence[NamedHook]:
-    """Hooks that give query heads of a layer the OV circuits W_V T W_O, T [d_head, d_head]."""
-    held: dict[str, Tensor] = {}
+    """Return hooks that give query heads of a layer OV circuits W_V T W_O, T [d_head, d_head]."""
+    passed: dict[str, Tensor] = {}
     biases = {head: value_bias(model, layer, kv_head_of(model, head)) for head in new}
     biases = {head: bias for head, bias in biases.items() if bias.any()}
 
     def map_output(z: Tensor, hook: Any) -> Tensor:  # [batch, pos, head, d_head]
-        pattern = _take(held, "the pattern", hook) if biases else z
+        pattern = _take(passed, PATTERN, hook) if biases else z
         z = z.clone()
         for head, matrix in new.items():
             bias = torch.zeros((), dtype=z.dtype, device=z.device)
@@ -146,21 +68,24 @@ def inner_hooks(
         return z
 
     attn = f"blocks.{layer}.attn"
-    reading = [(f"{attn}.hook_pattern", _keep(held, "the pattern"))] if biases else []
+    reading = [(f"{attn}.hook_pattern", _keep(passed, PATTERN))] if biases else []
     return [*reading, (f"{attn}.hook_z", map_output)]
 
 
 def circuit_hooks(
     model: HookedModel, layer: int, new: Mapping[int, Tensor], *, keep_bias: bool
 ) -> Sequence[NamedHook]:
-    """Hooks that give query heads of a layer other OV circuits [d_model, d_model]."""
-    held: dict[str, Tensor] = {}
+    """Return hooks that give query heads of a layer other OV circuits [d_model, d_model].
+
+    Raises:
+        InputError: The input of W_V cannot be read from this model; see `_value_input`.
+    """
+    passed: dict[str, Tensor] = {}
     kv_heads = {head: kv_head_of(model, head) for head in new}
     biases = {head: value_bias(model, layer, kv_heads[head]) for head in new} if keep_bias else {}
 
     def leave_biases(z: Tensor, hook: Any) -> Tensor:  # [batch, pos, head, d_head]
-        x = _take(held, "the input of W_V", hook)
-        values, pattern = _take(held, "values", hook), _take(held, "the pattern", hook)
+        x, values, pattern = (_take(passed, name, hook) for name in (INPUT, VALUES, PATTERN))
         z = z.clone()
         written = torch.zeros_like(x)  # [batch, pos, d_model]
         for head, matrix in new.items():
@@ -170,22 +95,75 @@ def circuit_hooks(
             z[:, :, head] = 0
             if head in biases:
                 z[:, :, head] = rows.sum(-1, keepdim=True) * biases[head].to(x)
-        held["written"] = written
+        passed[WRITTEN] = written
         return z
 
     attn = f"blocks.{layer}.attn"
     return [
-        value_input(model, layer, partial(held.__setitem__, "the input of W_V")),
-        (f"{attn}.hook_v", _keep(held, "values")),
-        (f"{attn}.hook_pattern", _keep(held, "the pattern")),
+        _value_input(model, layer, passed),
+        (f"{attn}.hook_v", _keep(passed, VALUES)),
+        (f"{attn}.hook_pattern", _keep(passed, PATTERN)),
         (f"{attn}.hook_z", leave_biases),
-        *add_to_output(model, layer, lambda: held.pop("written")),
+        *_add_to_output(model, layer, passed),
     ]
 
 
-def _check_output(z: Tensor, seen: Tensor, layer: int, head: int) -> None:
-    # A probe that changes the pattern or the values after we have seen them would be lost.
-    if (seen - z).norm() > AGREEMENT * seen.norm() + 1e-6:
+def _value_input(model: HookedModel, layer: int, passed: dict[str, Tensor]) -> NamedHook:
+    """Return a hook that reads exactly what W_V of a layer receives.
+
+    Raises:
+        InputError: The model computes separate inputs for queries, keys and values, ungroups its
+            key/value heads, or is a HookedTransformer with a norm after attention.
+    """
+    config = model.cfg
+    for option in ("use_split_qkv_input", "use_attn_in", "ungroup_grouped_query_attention"):
+        if getattr(config, option, False):
+            raise InputError(
+                f"value probes need a model with its usual computation, and this one has "
+                f"{option} on; call model.set_{option}(False) first."
+            )
+    direct = f"blocks.{layer}.attn.v.hook_in"
+    if direct in model.hook_dict:
+        return direct, _keep(passed, INPUT)
+    if getattr(config, "original_architecture", None) in NORM_AFTER:
+        raise InputError(
+            "value probes do not support the HookedTransformer of OLMo 2 and 3, whose first norm "
+            "follows attention; load the model with hijacklens.load_model."
+        )
+    blocks: Any = getattr(model, "blocks", None)
+    normalised = f"blocks.{layer}.ln1.hook_normalized"
+    if normalised not in model.hook_dict:
+        return f"blocks.{layer}.hook_resid_pre", _keep(passed, INPUT)  # a model without norms
+    weight, bias = norm_affine(model, blocks[layer].ln1)
+    return normalised, _keep(passed, INPUT, lambda x: x.to(weight.dtype) * weight + bias)
+
+
+def _add_to_output(
+    model: HookedModel, layer: int, passed: dict[str, Tensor]
+) -> Sequence[NamedHook]:
+    """Return hooks that add `passed[WRITTEN]` to the attention output, before a norm after it."""
+
+    def add(output: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
+        return output + passed.pop(WRITTEN).to(output)
+
+    direct, norm = f"blocks.{layer}.attn.hook_out", f"blocks.{layer}.ln1_post"
+    if direct in model.hook_dict:
+        return [(direct, add)]
+    if f"{norm}.hook_scale" not in model.hook_dict:
+        return [(f"blocks.{layer}.hook_attn_out", add)]
+
+    # This RMS norm has hooks only on its scale [batch, pos, 1] and on its result.
+    def normalise_again(normalised: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
+        output = add(normalised * passed.pop("scale"), hook)
+        return output / (output.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+
+    keep_scale = _keep(passed, "scale")
+    return [(f"{norm}.hook_scale", keep_scale), (f"{norm}.hook_normalized", normalise_again)]
+
+
+def _check_output(z: Tensor, expected: Tensor, layer: int, head: int) -> None:
+    # Changes to the pattern or the values after our hooks have read them would be lost.
+    if (expected - z).norm() > AGREEMENT * expected.norm() + 1e-6:
         raise InputError(
             f"replace_circuit: what head {head} of layer {layer} puts out is not its pattern times "
             "its values. List probes that change attention or values before replace_circuit, and "
@@ -193,16 +171,19 @@ def _check_output(z: Tensor, seen: Tensor, layer: int, head: int) -> None:
         )
 
 
-def _keep(held: dict[str, Tensor], name: str) -> HookFunction:
+def _keep(
+    passed: dict[str, Tensor], name: str, change: Callable[[Tensor], Tensor] = lambda x: x
+) -> HookFunction:
     def hook_function(activation: Tensor, hook: Any) -> None:
-        held[name] = activation
+        passed[name] = change(activation)
 
     return hook_function
 
 
-def _take(held: dict[str, Tensor], name: str, hook: Any) -> Tensor:
-    if name not in held:
+def _take(passed: dict[str, Tensor], name: str, hook: Any) -> Tensor:
+    if name not in passed:
         raise InputError(
-            f"{name} was not seen before {hook.name}; value probes do not know this kind of model."
+            f"{name} was not seen before {hook.name}; value probes do not support this kind of "
+            "model."
         )
-    return held.pop(name)
+    return passed.pop(name)

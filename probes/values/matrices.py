@@ -1,23 +1,21 @@
-"""Value matrices and OV circuits, read out of any hooked model.
+"""Value matrices and OV circuits, read from any hooked model.
 
-All act on row vectors, as in TransformerLens: a value is `x @ W_V`, what a head writes for a token
-that it attends to fully is `x @ W_V @ W_O`. The paper writes tokens as columns, so its W_V is the
-transpose.
-
-`x` is what the model at hand feeds to W_V, which norm weights are part of or not:
+All act on row vectors, as in TransformerLens: a value is `x @ W_V`, and a head writes
+`x @ W_V @ W_O` for a token that it attends to fully. The paper writes tokens as columns, so its
+W_V is the transpose. `x` is what the model feeds to W_V, with or without norm weights:
 
     residual -> normalised -> times the norm's weight, plus its bias -> x -> W_V
                               `-- attention_norm_weight; ones after folding --'
 
-So in a model as loaded (`load_model`) `x` is the weighted norm of the residual stream, and the
-matrix is the one in its file. Where norms were folded (`enable_compatibility_mode()`, or a
-HookedTransformer with its usual processing) `x` is the bare normalised residual stream and the
-matrix is `attention_norm_weight[:, None] * W_V` of the unfolded model, for a layer norm less the
-mean over its rows (centred inputs do not see it). To compare two models, or a matrix with
+In a model as loaded (`load_model`) `x` is the weighted norm of the residual stream, and the matrix
+is the one in its file. If norms were folded (`enable_compatibility_mode()`, or the usual processing
+of a HookedTransformer), `x` is the bare normalised residual stream and the matrix is
+`attention_norm_weight[:, None] * W_V` of the unfolded model; for a layer norm the mean over its
+rows is subtracted (centred inputs do not depend on it). To compare two models, or a matrix with
 embeddings, multiply that weight in. The one-layer model has no norm.
 
-Under grouped-query attention one `kv_head` gives values to `n_heads / n_kv_heads` query heads,
-each of which has its own W_O: W_V goes by `kv_head`, OV circuits by (query) `head`.
+Under grouped-query attention a W_V belongs to a `kv_head` and serves `n_heads / n_kv_heads` query
+heads; an OV circuit belongs to a (query) `head`.
 
 >>> from hijacklens.one_layer.architecture import OneLayerConfig
 >>> from hijacklens.one_layer.model import OneLayerTransformer
@@ -37,17 +35,17 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel
-from hijacklens.sites import HeadAxis, choose, head_count
+from hijacklens.sites import choose, head_count
 
 
 def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, "d_model d_head"]:
-    """W_V of one key/value head; do not write into it, it may be the model's own memory.
+    """Return W_V of one key/value head; do not write to it, it may be the model's own tensor.
 
     Raises:
         InputError: The model has no such layer or key/value head, or its values do not come from
             one matrix per head.
     """
-    check_site(model, layer, kv_head, "kv_head")
+    choose(model, heads=[(layer, kv_head)], axis="kv_head")  # refuses sites that do not exist
     weights = _weights(model, layer, "W_V")
     # A HookedTransformer repeats the matrix of a kv head for each query head that reads it.
     repeats = len(weights) // head_count(model, "kv_head")
@@ -55,7 +53,7 @@ def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, 
 
 
 def value_bias(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, " d_head"]:
-    """b_V of one key/value head; zeros where the model has none (all families but GPT-2's).
+    """Return b_V of one key/value head; zeros if the model has none (only GPT-2's family has).
 
     Raises:
         InputError: As for `value_matrix`.
@@ -69,26 +67,26 @@ def value_bias(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, " 
 
 
 def output_matrix(model: HookedModel, layer: int, head: int) -> Float[Tensor, "d_head d_model"]:
-    """W_O of one query head; do not write into it, it may be the model's own memory.
+    """Return W_O of one query head; do not write to it, it may be the model's own tensor.
 
     Raises:
         InputError: The model has no such layer or head, or no output matrix per head.
     """
-    check_site(model, layer, head, "head")
+    choose(model, heads=[(layer, head)], axis="head")
     return _weights(model, layer, "W_O")[head].detach()
 
 
 def kv_head_of(model: HookedModel, head: int) -> int:
-    """The key/value head that a query head reads: itself, without grouped-query attention."""
+    """Return the key/value head of a query head: itself, without grouped-query attention."""
     return head * head_count(model, "kv_head") // head_count(model, "head")
 
 
 def ov_circuit(model: HookedModel, layer: int, head: int) -> FactoredMatrix:
-    """The OV circuit of one query head, W_V W_O [d_model, d_model] of rank d_head, on row vectors.
+    """Return the OV circuit of one query head, W_V W_O [d_model, d_model] of rank d_head.
 
-    It takes what W_V takes (see the module on norm weights) and gives what the head adds to the
-    attention output: before the norm that Gemma-2 and -3 put behind attention. Biases are not in
-    it: with them a head also adds `value_bias @ output_matrix`.
+    It maps the input of W_V (see the module on norm weights) to what the head adds to the
+    attention output, before the norm that Gemma-2 and -3 have after attention. It excludes biases:
+    with them a head also adds `value_bias @ output_matrix`.
 
     Raises:
         InputError: As for `value_matrix` and `output_matrix`.
@@ -99,14 +97,14 @@ def ov_circuit(model: HookedModel, layer: int, head: int) -> FactoredMatrix:
 
 
 def attention_norm_weight(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
-    """What the norm before attention multiplies normalised activations with; Gemma's is 1 + w.
+    """Return the factors of the norm before attention (1 + w for Gemma).
 
-    Ones where the weight was folded into the matrices and where the model has no norm.
+    They are ones if they were folded into the matrices or the model has no norm.
 
     Raises:
         InputError: The model has no such layer.
     """
-    check_site(model, layer, 0, "head")
+    choose(model, heads=[(layer, 0)], axis="head")
     weight, _ = norm_affine(model, getattr(_block(model, layer), "ln1", None))
     return weight
 
@@ -114,29 +112,20 @@ def attention_norm_weight(model: HookedModel, layer: int) -> Float[Tensor, " d_m
 def norm_affine(
     model: HookedModel, norm: Any
 ) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
-    """Weight and bias of a norm module: it gives `normalised * weight + bias`.
+    """Return weight and bias of a norm module, which computes `normalised * weight + bias`.
 
-    Ones and zeros where the module is None, has no weights, or had them folded.
+    They are ones and zeros if the module is None, has no weights, or had them folded.
     """
     weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
     like = next(iter(model.parameters())) if weight is None else weight
     if weight is None:
         weight = like.new_ones(int(model.cfg.d_model))
     elif isinstance(model, TransformerBridge) and getattr(model.cfg, "rmsnorm_uses_offset", False):
-        # Gemma's files hold w for a norm that multiplies with 1 + w; a HookedTransformer has
-        # added the 1 when it was made, a bridge shows the file's.
+        # Gemma's files hold w for a norm that multiplies by 1 + w. A HookedTransformer adds the 1
+        # when it is made; a bridge shows the w of the file.
         weight = weight.float().add(1).to(weight.dtype)
     bias = like.new_zeros(weight.shape) if bias is None else bias
     return weight.detach(), bias.detach()
-
-
-def check_site(model: HookedModel, layer: int, head: int, axis: HeadAxis) -> None:
-    """Refuse a layer or head that the model does not have.
-
-    Raises:
-        InputError: There is no such layer or head.
-    """
-    choose(model, heads=[(layer, head)], axis=axis)
 
 
 def _block(model: HookedModel, layer: int) -> Any:

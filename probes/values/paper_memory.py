@@ -1,25 +1,24 @@
 """Associative memories by construction, in place of a value matrix or OV circuit.
 
-On the one-layer model this is equation 5.1 for a task. A language model gets the same thing for
-pairs of tokens that belong together (cue, answer):
+On the one-layer model this is equation 5.1 for a task. On a language model it is the same sum over
+pairs of associated tokens (cue, answer):
 
     M = sum over pairs of outer(x(cue), u(answer))                       [d_model, d_model]
 
-- x(cue) is what W_V is given if the residual stream is the embedding of the cue alone: W_E(cue)
+- x(cue) is the input of W_V if the residual stream is the embedding of the cue alone: W_E(cue)
   through the norm before attention, with its weight and bias. Positions are left out.
 - u(answer) is the direction of the attention output that raises the answer's logit: the column of
-  W_U times the weights of the final norm and, for Gemma-2 and -3, of the norm behind attention;
-  centred if these are layer norms. What the norms divide by and the soft cap change its effect but
-  not its sign.
+  W_U times the weights of the final norm and, for Gemma-2 and -3, of the norm after attention;
+  centred if these are layer norms. The scales of the norms and the soft cap change the size of the
+  effect but not its sign.
 
-In place of an OV circuit stands M itself. A W_V reaches the output only through the W_O of the
-query heads that read it, so in place of a W_V stands the one whose circuits are nearest to M:
+M itself replaces an OV circuit. A W_V reaches the output only through W_O of the query heads that
+read it, so it is replaced by the matrix whose circuits are nearest to M:
 
     W_V = argmin sum over heads h of ||W_V W_O(h) - M||^2 = [M ... M] pinv[W_O(1) ... W_O(g)]
 
-On the one-layer model x and u are the embeddings and W_O is the identity, so the pairs of
-equation 5.1 give equation 5.1. The scale is arbitrary: `matched(associations(pairs))` gives it
-the norm of what it replaces.
+On the one-layer model this is equation 5.1. The scale is arbitrary: `matched(associations(pairs))`
+has the norm of the matrix that it replaces.
 
 >>> from hijacklens.one_layer.architecture import OneLayerConfig
 >>> from probes.values.replacements import MatrixSite
@@ -40,7 +39,6 @@ from einops import rearrange, reduce
 from torch import Tensor
 
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel
 from hijacklens.one_layer import memory as concept_memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
@@ -51,14 +49,14 @@ from probes.values.replacements import MatrixSite, Replacement
 
 
 def memory(task: ConceptTask) -> Replacement:
-    """The memory of equation 5.1 from the embeddings of the one-layer model, unscaled as there.
+    """The memory of equation 5.1 from the embeddings of the one-layer model, unscaled.
 
-    A scale changes the loss of that model and not its answers; `matched(memory(task))` has the
+    A scale changes the loss of that model but not its answers; `matched(memory(task))` has the
     norm of the W_V that it replaces, like `constructed_accuracy` in training results.
 
     Raises:
-        InputError: When it is put on a model: that is no one-layer model, or has another
-            vocabulary than the task; or the task has no neighbours at Hamming distance 1.
+        InputError: When the probe is put on a model: it is not a one-layer model, its vocabulary
+            is not that of the task, or the task has no neighbours at Hamming distance 1.
     """
     near = task.neighbours() & (task.hamming() == 1)
     return Replacement(f"memory({hash_of(near)})", partial(_memory, task))
@@ -71,8 +69,8 @@ def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
         pairs: Token ids. A pair that is listed twice counts twice.
 
     Raises:
-        InputError: No pair, or something else than pairs of token ids; when it is put on a model,
-            also a token id that its vocabulary does not have.
+        InputError: There is no pair, or an item is not a pair of token ids; when the probe is put
+            on a model, also if its vocabulary lacks a token id.
     """
     listed = [tuple(pair) for pair in pairs]
     if not listed or not all(len(p) == 2 and all(isinstance(i, int) for i in p) for p in listed):
@@ -80,15 +78,15 @@ def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
             f"associations are pairs of token ids (cue, answer), at least one; got {listed[:3]}. "
             "Make ids with the tokenizer of the model."
         )
-    held = torch.tensor(listed)
-    return Replacement(f"associations({len(listed)} pairs,{hash_of(held)})", partial(_pairs, held))
+    ids = torch.tensor(listed)
+    return Replacement(f"associations({len(listed)} pairs,{hash_of(ids)})", partial(_pairs, ids))
 
 
 def _memory(task: ConceptTask, site: MatrixSite) -> Tensor:
     if not isinstance(site.model, OneLayerTransformer):
         raise InputError(
             "memory(task) is equation 5.1 for the one-layer model; for a language model name the "
-            "pairs of tokens that belong together: associations(pairs)."
+            "pairs of associated tokens: associations(pairs)."
         )
     return concept_memory.constructed(site.model.W_E, task)
 
@@ -114,13 +112,13 @@ def _pairs(pairs: Tensor, site: MatrixSite) -> Tensor:
         ],
         dim=1,
     )
-    # All blocks of [M ... M] are alike, so those of the pseudoinverse can be summed first.
+    # All blocks of [M ... M] are equal, so the blocks of the pseudoinverse can be summed first.
     blocks = rearrange(torch.linalg.pinv(outputs), "(h m) e -> h m e", m=answers.shape[1])
     return cues.mT @ (answers @ reduce(blocks, "h m e -> m e", "sum"))
 
 
 def _cues(site: MatrixSite, tokens: Tensor) -> Tensor:
-    """What W_V is given where the residual stream is an embedding."""
+    """Return the input of W_V if the residual stream is an embedding."""
     model: Any = site.model
     x = model.W_E.detach()[tokens.to(model.W_E.device)].float()
     kind = str(model.cfg.normalization_type)
@@ -133,7 +131,7 @@ def _cues(site: MatrixSite, tokens: Tensor) -> Tensor:
 
 
 def _answers(site: MatrixSite, tokens: Tensor) -> Tensor:
-    """The directions of the attention output that raise the logits of tokens."""
+    """Return the directions of the attention output that raise the logits of tokens."""
     model: Any = site.model
     centred = str(model.cfg.normalization_type).startswith("LN")
     direction = model.W_U.detach().mT[tokens.to(model.W_U.device)].float()
@@ -142,12 +140,8 @@ def _answers(site: MatrixSite, tokens: Tensor) -> Tensor:
         getattr(model.blocks[site.layer], "ln1_post", None),
     ):
         if norm is not None:
-            direction = direction * _weight(model, norm).to(direction)
+            weight, _ = norm_affine(model, norm)
+            direction = direction * weight.to(direction)
             if centred:
                 direction = direction - direction.mean(-1, keepdim=True)
     return direction
-
-
-def _weight(model: HookedModel, norm: Any) -> Tensor:
-    weight, _ = norm_affine(model, norm)
-    return weight

@@ -120,7 +120,7 @@ def saved(bridge, trained, tmp_path_factory):
         "trace": logit_shift.trace(bridge, facts[0], scheme="do-not-think"),
         "patching": patching.sweep_heads(bridge, facts, scheme="do-not-think", quiet=True),
         "lens": logit_lens.read(bridge, facts[0]),
-        "inner products": geometry.inner_products(trained),
+        "inner products": geometry.fit(trained),
         "spectra": geometry.spectrum(trained),
         "lemma": reproduce("lemma5"),
     }

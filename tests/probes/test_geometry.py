@@ -52,7 +52,7 @@ def test_equation_5_2_is_recovered_under_any_rotation(bits, a, b, jump, seed):
     vocab = 1 << bits
     E = hamming_geometry(bits, a=a, b=b, b0=b + jump, dtype=torch.float64)
     turn = orthonormal(vocab, vocab, torch.Generator().manual_seed(seed), dtype=torch.float64)
-    found = fitted(geometry.inner_products(E @ turn, ConceptTask(bits=bits)))
+    found = fitted(geometry.fit(E @ turn, ConceptTask(bits=bits)))
     expected = {
         "a": a,
         "b": b,
@@ -71,7 +71,7 @@ def test_equation_5_2_is_recovered_under_any_rotation(bits, a, b, jump, seed):
 
 def test_two_bits_by_hand():
     E = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0], [3.0, 0.0]])
-    table = geometry.inner_products(E, ConceptTask(bits=2)).to_dataframe()
+    table = geometry.fit(E, ConceptTask(bits=2)).to_dataframe()
     # distance 1: 00-01, 00-10, 01-11, 10-11; distance 2: 00-11, 01-10
     expected = pd.DataFrame(
         {
@@ -107,8 +107,8 @@ def test_the_lines_are_those_of_literal_loops():
 
 def test_a_plain_line_explains_all_only_where_nothing_jumps():
     task = ConceptTask(bits=4)
-    line = geometry.inner_products(hamming_geometry(4, a=0.2, b=1.0, b0=1.0), task)
-    jump = geometry.inner_products(hamming_geometry(4, a=0.2, b=1.0, b0=3.0), task)
+    line = geometry.fit(hamming_geometry(4, a=0.2, b=1.0, b0=1.0), task)
+    jump = geometry.fit(hamming_geometry(4, a=0.2, b=1.0, b0=3.0), task)
     assert fitted(line)["linear_r2"] == pytest.approx(1, abs=1e-6)
     assert fitted(line)["jump"] == pytest.approx(0, abs=1e-5)
     assert fitted(jump)["linear_r2"] < 0.9
@@ -117,19 +117,19 @@ def test_a_plain_line_explains_all_only_where_nothing_jumps():
 
 def test_orthonormal_embeddings_have_no_variance_to_explain():
     frame = orthonormal(8, 8, torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = fitted(geometry.inner_products(frame, ConceptTask(bits=3)))
+    found = fitted(geometry.fit(frame, ConceptTask(bits=3)))
     assert math.isnan(found["r2"]) and math.isnan(found["r2_means"])
     assert found["a"] == pytest.approx(0, abs=1e-12) and found["b0"] == pytest.approx(1)
 
 
 def test_intervals_are_student_s_over_models():
     E = hamming_geometry(2, a=0.2, b=0.5, b0=1.0, dtype=torch.float64)
-    found = geometry.inner_products({"one": E, "three": 3**0.5 * E}, ConceptTask(bits=2)).summary()
+    found = geometry.fit({"one": E, "three": 3**0.5 * E}, ConceptTask(bits=2)).summary()
     # b0 is 1 and 3: mean 2, standard error 1, t(.975, 1) = 12.706
     assert found.loc[0, ["mean", "low", "high"]].tolist() == pytest.approx(
         [2, 2 - 12.7062, 2 + 12.7062], abs=1e-4
     )
-    alone = geometry.inner_products(E, ConceptTask(bits=2)).summary()
+    alone = geometry.fit(E, ConceptTask(bits=2)).summary()
     assert alone[["low", "high"]].isna().all(axis=None)
 
 
@@ -142,30 +142,30 @@ def test_scalings_are_those_of_edited_embeddings():
         "centred-unit": centred / centred.norm(dim=1, keepdim=True),
     }
     for scaling, by_hand in edited.items():
-        ours = geometry.inner_products(E, task, scaling=scaling).table
-        pd.testing.assert_frame_equal(ours, geometry.inner_products(by_hand, task).table)
+        ours = geometry.fit(E, task, scaling=scaling).table
+        pd.testing.assert_frame_equal(ours, geometry.fit(by_hand, task).table)
 
 
 def test_tokens_of_a_language_model_with_distances_of_one_s_own():
     model = hl.load_model(tiny_model("llama"), tokenizer=tiny_tokenizer("llama"))
     tokens = [300, 7, 41]
-    ours = geometry.inner_products(model, WORDS, tokens=tokens)
+    ours = geometry.fit(model, WORDS, tokens=tokens)
     E = model.W_E.detach().double()[tokens]
     assert ours.table["distance"].tolist() == [0, 1, 2, 4]
     expected = [(E**2).sum(1).mean(), E[0] @ E[1], E[1] @ E[2], E[0] @ E[2]]
     assert ours.table["mean"].tolist() == pytest.approx([float(e) for e in expected])
     assert ours.fits[["feasible", "linear"]].isna().all(axis=None)
-    unembedding = geometry.inner_products(model.W_U.T, WORDS, tokens=tokens)
+    unembedding = geometry.fit(model.W_U.T, WORDS, tokens=tokens)
     assert unembedding.table["mean"].tolist() != pytest.approx(ours.table["mean"].tolist())
 
 
 def test_results_of_training_bring_their_task_and_seeds(trained):
-    result = geometry.inner_products(trained)
+    result = geometry.fit(trained)
     models = trained.best()
     assert list(result.fits["model"]) == ["seed 3", "seed 5"]
-    by_hand = geometry.inner_products([m.W_E for m in models], trained.task)
+    by_hand = geometry.fit([m.W_E for m in models], trained.task)
     assert result.table["mean"].tolist() == by_hand.table["mean"].tolist()
-    assert geometry.inner_products(list(models), trained.task).table.equals(result.table)
+    assert geometry.fit(list(models), trained.task).table.equals(result.table)
 
 
 @pytest.mark.parametrize(
@@ -183,24 +183,24 @@ def test_results_of_training_bring_their_task_and_seeds(trained):
         ({"distances": WORDS.triu(), "tokens": [1, 2, 3]}, "symmetric"),
         ({"distances": 1 - torch.eye(8)}, "at least two distances"),
         ({"distances": ConceptTask(bits=3), "tokens": [1]}, "own tokens"),
-        ({"distances": ConceptTask(bits=3), "source": {}}, "no model or matrix"),
-        ({"distances": ConceptTask(bits=3), "source": torch.zeros(2, 2, 2)}, "no matrix"),
-        ({"distances": ConceptTask(bits=3), "source": torch.full((8, 2), math.nan)}, "not finite"),
+        ({"distances": ConceptTask(bits=3), "model": {}}, "no model or matrix"),
+        ({"distances": ConceptTask(bits=3), "model": torch.zeros(2, 2, 2)}, "no matrix"),
+        ({"distances": ConceptTask(bits=3), "model": torch.full((8, 2), math.nan)}, "not finite"),
         (
-            {"distances": ConceptTask(bits=3), "source": torch.zeros(8, 2), "scaling": "unit"},
+            {"distances": ConceptTask(bits=3), "model": torch.zeros(8, 2), "scaling": "unit"},
             "length 0",
         ),
     ],
 )
 def test_bad_input(arguments, message):
-    arguments = {"source": gaussian(3), **arguments}
+    arguments = {"model": gaussian(3), **arguments}
     with pytest.raises(InputError, match=message):
-        geometry.inner_products(arguments.pop("source"), **arguments)
+        geometry.fit(arguments.pop("model"), **arguments)
 
 
 def test_saved_and_loaded(tmp_path):
     sources = {"1": gaussian(3), "2": gaussian(3, seed=1)}
-    result = geometry.inner_products(sources, ConceptTask(bits=3), scaling="centred")
+    result = geometry.fit(sources, ConceptTask(bits=3), scaling="centred")
     again = hl.load_result(result.save(tmp_path))
     assert isinstance(again, geometry.InnerProducts)
     pd.testing.assert_frame_equal(again.table, result.table)
@@ -270,15 +270,15 @@ class TestSpectrum:
             ({"top": 0}, "1..5"),
             ({"task": ConceptTask(bits=4)}, "has 8 rows"),
             ({"matrix": "W_Q"}, "unknown matrix"),
-            ({"source": torch.zeros(4, 4)}, "zero"),
+            ({"model": torch.zeros(4, 4)}, "zero"),
         ],
     )
     def test_bad_input(self, arguments, message):
         from type_checks import unchecked
 
-        arguments = {"source": gaussian(3), **arguments}
+        arguments = {"model": gaussian(3), **arguments}
         with unchecked(), pytest.raises(InputError, match=message):
-            geometry.spectrum(arguments.pop("source"), **arguments)
+            geometry.spectrum(arguments.pop("model"), **arguments)
 
     def test_value_matrices_of_language_models_have_to_be_named(self):
         model = hl.load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"))
@@ -304,5 +304,5 @@ def trained():
 
 def test_models_of_one_layer_are_named_by_their_seed(trained):
     assert isinstance(trained.best()[0], OneLayerTransformer)
-    both = geometry.inner_products([trained.best()[0]] * 2, trained.task)
+    both = geometry.fit([trained.best()[0]] * 2, trained.task)
     assert list(both.fits["model"]) == ["seed 3 0", "seed 3 1"]

@@ -238,7 +238,7 @@ class TestHijackCommand:
         assert ended.value.code == 2
 
     def test_probes_act_and_are_named(self, folder, capsys):
-        texts = ("knock-out:layers=1,source=last,target=hijack", "ablate:heads=0.1,kind=mean")
+        texts = ("knock-out:source=last,target=hijack,layers=1", "ablate:heads=0.1,kind=mean")
         self.run(folder, *texts)
         printed = capsys.readouterr().out
         assert f"probe: {texts[0]}\n" in printed

@@ -87,14 +87,18 @@ def main() -> None:
     source = hl.atlas() if given.facts == "atlas" else hl.counterfact(given.facts)
     facts = source.limit(given.limit, seed=0)
     model = hl.load_model(given.model)
-    account = logit_shift.average(model, facts, scheme=SCHEME, dose=1)
+    account = logit_shift.average(model, hl.pairs(model, facts, scheme=SCHEME, dose=1))
     account.save(given.out / "account", overwrite=True)
     table = under_probes(model, facts)
     table.to_csv(given.out / "probes.csv", index=False)
     print(table.round(3).to_string())
     chosen_on, held_out = heads.halves(facts, by="fact", seed=0)
     found = heads.search(
-        model, chosen_on, scheme=SCHEME, dose=1, size=5, candidates=12, attribution="direct"
+        model,
+        hl.pairs(model, chosen_on, scheme=SCHEME, dose=1),
+        size=5,
+        candidates=12,
+        attribution="direct",
     )
     found.save(given.out / "search", overwrite=True)
     print(found.to_dataframe().head(12).round(4).to_string())

@@ -19,5 +19,6 @@ from .results.result import load_result as load_result
 from .scoring.answers import answer as answer
 from .scoring.execution import Execution as Execution
 from .scoring.hijack import hijack as hijack
+from .scoring.pairs import pairs as pairs
 from .scoring.result import HijackResult as HijackResult
 from .workers.workers import RayEngine as RayEngine

@@ -1,17 +1,18 @@
 """The logit lens: what the model would answer if it stopped after a layer, at every position.
 
 The residual stream after each layer goes through the model's own final norm (with the scale of
-that stream, not a frozen one), unembedding and soft-cap. Read at the last position it shows in
-which layers the answer turns from o* to o_; read elsewhere, where a target is first written.
+that stream, not a frozen one), unembedding and soft-cap. At the last position this shows in which
+layers the answer changes from o* to o_; at other positions, where a target is first written.
 (nostalgebraist, "interpreting GPT: the logit lens", 2020.)
 
-    lens = logit_lens.read(model, facts[0], scheme="do-not-think", dose=1)
+    pairs = hl.pairs(model, facts, scheme="do-not-think", dose=1)
+    lens = logit_lens.trace(model, pairs[0])
     lens.to_dataframe()                  # layer, position, ..., difference, logprob_true, ...
     lens.plot()
 
 Layers count from 0; the row of layer -1 is the stream before layer 0. The last layer's row at the
-last position is the model's answer itself. The one-layer model has no residual stream: its layer
--1 is what stands in the stream's place, an embedding that does not reach the output.
+last position is the model's own answer. The one-layer model has no residual stream: its layer -1
+is an embedding that does not reach the output.
 
 Cost: one forward pass that keeps the stream [layer, pos, d_model], and [pos, vocab] of logits for
 one layer at a time. Units: logits for the difference, nats for log-probabilities.
@@ -33,38 +34,36 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.errors import InputError, one_of_type, whole_number
-from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.errors import InputError, whole_number
+from hijacklens.facts.fact import Fact
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of, require_eval
 from hijacklens.models.identity import identify
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
+from hijacklens.prompts.correspondence import Unit, units
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.prompts.tokens import locate
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
-from hijacklens.scoring.items import make_items, make_prompts
-from probes.inputs.alignment import Unit, align
+from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
 
 TABLE = "lens.parquet"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Depths(Shown):
-    """Two tokens seen through the lens in a batch of prompts, row 0 before the first layer."""
+    """Two tokens read through the lens in a batch of prompts; row 0 is before the first layer."""
 
     logprob_plus: Float[np.ndarray, "depth batch pos"]
     """Log-probability of the first token, in nats."""
     logprob_minus: Float[np.ndarray, "depth batch pos"]
     rank_plus: Int[np.ndarray, "depth batch pos"]
-    """How many tokens are likelier; 0 is the likeliest."""
+    """How many tokens are more likely; 0 for the most likely token."""
     rank_minus: Int[np.ndarray, "depth batch pos"]
 
     @property
     def difference(self) -> Float[np.ndarray, "depth batch pos"]:
-        """Logit of the first token minus that of the second: the normaliser cancels."""
+        """Logit of the first token minus logit of the second; the normaliser cancels."""
         return self.logprob_plus - self.logprob_minus
 
     def glance(self) -> Glance:
@@ -82,13 +81,13 @@ def through(
     *,
     probes: Sequence[Probe] = (),
 ) -> Depths:
-    """Look at every layer and position of a batch; rows are right-padded, if at all.
+    """Read every layer and position of a batch, whose rows may be right-padded.
 
     Args:
-        model: Any hooked model, the one-layer model among them.
-        layout: The tokens, with the spans that the probes ask for.
-        plus: One token per row.
-        minus: Another one per row.
+        model: Any hooked model, including the one-layer model.
+        layout: The tokens, with the spans of the probes.
+        plus: The first token to read, for each row.
+        minus: The second token to read, for each row.
         probes: Act in their order.
 
     Raises:
@@ -109,15 +108,15 @@ def through(
     zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
     logits_at(model, layout, zero, zero, probes=[*check_probes(probes), reader])
     pair = torch.tensor([list(plus), list(minus)])
-    found = [_seen(model, streams[name], pair) for name in names]
-    logprobs, ranks = (torch.stack(part).numpy() for part in zip(*found, strict=True))
+    by_depth = [_read_stream(model, streams[name], pair) for name in names]
+    logprobs, ranks = (torch.stack(part).numpy() for part in zip(*by_depth, strict=True))
     return Depths(logprobs[:, 0], logprobs[:, 1], ranks[:, 0], ranks[:, 1])
 
 
-def _seen(
+def _read_stream(
     model: HookedModel, stream: Float[Tensor, "batch pos d_model"], pair: Int[Tensor, "2 batch"]
 ) -> tuple[Float[Tensor, "2 batch pos"], Int[Tensor, "2 batch pos"]]:
-    """Log-probabilities and ranks of two tokens per row, a row at a time."""
+    """Return log-probabilities and ranks of two tokens per row, one row at a time."""
     whole: Any = model
     norm = getattr(whole, "ln_final", None) if "ln_final.hook_scale" in model.hook_dict else None
     cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
@@ -132,15 +131,15 @@ def _seen(
             logits = logits.float()
             if cap > 0:
                 logits = cap * torch.tanh(logits / cap)
-            chosen = logits[:, tokens.to(logits.device)]  # [pos, 2]
-            logprobs.append((chosen - logits.logsumexp(-1, keepdim=True)).T.cpu().double())
-            ranks.append(torch.stack([(logits > c[:, None]).sum(-1) for c in chosen.T]).cpu())
+            two = logits[:, tokens.to(logits.device)]  # [pos, 2]
+            logprobs.append((two - logits.logsumexp(-1, keepdim=True)).T.cpu().double())
+            ranks.append(torch.stack([(logits > one[:, None]).sum(-1) for one in two.T]).cpu())
     return torch.stack(logprobs, 1), torch.stack(ranks, 1)
 
 
 @dataclass(frozen=True, eq=False)
 class LogitLens(Result):
-    """What every layer and position of a fact's prompts would answer; made by `read`."""
+    """What every layer and position of a fact's prompts would answer; made by `trace`."""
 
     table: pd.DataFrame
     """See `to_dataframe`."""
@@ -154,18 +153,18 @@ class LogitLens(Result):
         """A row per dose, layer and position.
 
         `dose, layer, position, token, span`; `difference`, logit o_ - logit o*; `logprob_true`
-        and `logprob_false` in nats; `rank_true` and `rank_false`, 0 for the likeliest token.
-        Layer -1 is before the first one; spans are those of `probes.inputs.alignment`.
+        and `logprob_false` in nats; `rank_true` and `rank_false`, 0 for the most likely token.
+        Layer -1 is before the first one. Spans are `hijacklens.prompts.correspondence.SPANS`.
         """
         return self.table.copy()
 
     def at_last(self) -> pd.DataFrame:
-        """The rows of the last position of each prompt, where the answer is read."""
+        """Return the rows of the last position of each prompt, where the answer is read."""
         ends = self.table.groupby("dose")["position"].transform("max")
         return self.table.loc[self.table["position"] == ends].reset_index(drop=True)
 
     def plot(self, *, dose: int | None = None) -> Figure:
-        """The difference at the last position by layer, and a map of it by token and layer.
+        """Draw the difference at the last position by layer, and a map of it by token and layer.
 
         Args:
             dose: The dose of the map; by default the highest.
@@ -202,7 +201,7 @@ class LogitLens(Result):
             )
             lines.set_title(f"{self.settings['model']['name']}, {self.settings['scheme']}")
             lines.legend()
-            # Where embeddings are tied, a target's own embedding would outshine all the rest.
+            # With tied embeddings a target's own embedding would dominate the colour scale.
             top = float(np.abs(grid.to_numpy()[:, 1:]).max()) or 1.0
             image = ax.imshow(grid, cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto")
             ax.grid(visible=False)
@@ -255,66 +254,61 @@ class LogitLens(Result):
         )
 
 
-def read(
+@takes_facts
+def trace(
     model: HookedLanguageModel,
-    fact: Fact,
+    pairs: Pair | Pairs,
     *,
-    scheme: str | Scheme = "do-not-think",
-    dose: int = 1,
+    hijacked: bool = True,
     probes: Sequence[Probe] = (),
-    seed: int = 0,
 ) -> LogitLens:
-    """Look at the bare query of a fact and at its hijacked prompt through the lens.
+    """Read every layer and position of the bare query of a fact and of its hijacked prompt.
+
+    The first token of each target is read, as it is tokenised in context.
 
     Args:
         model: A hooked language model.
-        fact: The fact; of each target the first token is looked for, read in context.
-        scheme: The scheme that makes the hijacking sentence, or its name.
-        dose: How many sentences stand before the query; 0 for the bare query alone.
+        pairs: One prompt pair, as `pairs = hl.pairs(model, facts)` holds, such as `pairs[0]`.
+        hijacked: Read the hijacked prompt, too; otherwise the bare query alone.
         probes: Act on both runs, in their order.
-        seed: Seeds what a scheme draws.
 
     Raises:
-        InputError: An unknown scheme, a negative dose, or a fact that the scheme, the tokenizer
-            or the model's context window cannot serve.
+        InputError: Several pairs, or a fact without a pair.
     """
-    rule, pointed = get_scheme(scheme), check_probes(probes)
-    one_of_type("fact", fact, Fact, "hl.atlas()[0]")
-    facts = FactSet((fact,), name=f"case {fact.case_id}")
-    doses = sorted({0, whole_number(DOSE, dose, most=MOST_SENTENCES)})
-    prompts, unscored = make_prompts(facts, rule, doses, seed=seed)
-    spans = spans_of(pointed)
-    items, too_long = make_items(
-        prompts, model.tokenizer, context_length=int(model.cfg.n_ctx), spans=spans
-    )
-    if unscored or too_long:
-        raise InputError(f"case {fact.case_id} cannot be read: {[*unscored, *too_long][0].reason}.")
-    located = [locate(model.tokenizer, item.prompt) for item in items]
+    pair, active = only(pairs, operation="logit_lens.trace"), check_probes(probes)
+    spans = spans_of(active)
+    # The bare query needs separate labels: its first word may be tokenised differently.
+    labels = (units(pair.bare, pair.bare, model.tokenizer), pair.units)
+    sides = list(zip(pair.marked(spans), labels, strict=True))[: 1 + hijacked]
     tables = []
-    for item, prompt in zip(items, located, strict=True):
+    for item, of_prompt in sides:
         layout = Layout.of_symbols(torch.tensor([item.ids], device=device_of(model)), spans)
-        false, true = item.false[0][1], item.true[0][1]
-        seen = through(model, layout, [false], [true], probes=pointed)
-        units = align(located[0], prompt, model.tokenizer)
-        tables.append(_table(item.prompt.dose, seen, units))
+        depths = through(model, layout, [item.false[0][1]], [item.true[0][1]], probes=active)
+        tables.append(_table(item.prompt.dose, depths, of_prompt))
     return LogitLens(
         table=pd.concat(tables, ignore_index=True),
         settings={
             "model": asdict(identify(model)),
-            "fact": asdict(fact),
-            "scheme": rule.name,
-            "doses": doses,
-            "probes": [probe.key for probe in pointed],
-            "seed": seed,
+            "fact": asdict(pair.fact),
+            "scheme": pair.scheme,
+            "doses": [item.prompt.dose for item, _ in sides],
+            "probes": [probe.key for probe in active],
+            "seed": pair.seed,
         },
-        provenance=Provenance.now(seed=seed),
+        provenance=Provenance.now(seed=pair.seed),
     )
 
 
-def _table(dose: int, seen: Depths, units: Sequence[Unit]) -> pd.DataFrame:
-    labels = {place: unit for unit in units for place in unit.hijacked}
-    depths, _, length = seen.difference.shape
-    layer, position = (index.ravel() for index in np.indices((depths, length)))
+def read(model: HookedLanguageModel, fact: Fact, *, dose: int = 1, **options: Any) -> LogitLens:
+    """Call `trace` by its old name, with the scheme, dose and seed of the pair; for one release."""
+    bare = whole_number(DOSE, dose, most=MOST_SENTENCES) == 0
+    return trace(model, fact, dose=1 if bare else dose, hijacked=not bare, **options)  # pyright: ignore
+
+
+def _table(dose: int, depths: Depths, of_prompt: Sequence[Unit]) -> pd.DataFrame:
+    labels = {position: unit for unit in of_prompt for position in unit.hijacked}
+    n_depths, _, length = depths.difference.shape
+    layer, position = (index.ravel() for index in np.indices((n_depths, length)))
     return pd.DataFrame(
         {
             "dose": dose,
@@ -322,10 +316,10 @@ def _table(dose: int, seen: Depths, units: Sequence[Unit]) -> pd.DataFrame:
             "position": position,
             "token": [labels[i].token for i in position.tolist()],
             "span": [labels[i].span for i in position.tolist()],
-            "difference": seen.difference[:, 0].ravel(),
-            "logprob_true": seen.logprob_minus[:, 0].ravel(),
-            "logprob_false": seen.logprob_plus[:, 0].ravel(),
-            "rank_true": seen.rank_minus[:, 0].ravel(),
-            "rank_false": seen.rank_plus[:, 0].ravel(),
+            "difference": depths.difference[:, 0].ravel(),
+            "logprob_true": depths.logprob_minus[:, 0].ravel(),
+            "logprob_false": depths.logprob_plus[:, 0].ravel(),
+            "rank_true": depths.rank_minus[:, 0].ravel(),
+            "rank_false": depths.rank_plus[:, 0].ravel(),
         }
     )

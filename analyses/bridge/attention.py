@@ -34,7 +34,7 @@ from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.layout import Layout, mark
-from hijacklens.scoring.pairs import PromptPair, prompt_pairs
+from hijacklens.scoring.pairs import Pair, pairs
 from hijacklens.statistics import Interval
 
 SPANS = ("hijack", "at:0")
@@ -81,16 +81,16 @@ def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
 
 
 def _language_rows(model: Any, settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
-    pairs, left_out = prompt_pairs(
+    made = pairs(
         model,
         facts_of(settings, bench),
         scheme=settings.scheme,
         dose=settings.dose,
         seed=settings.seed,
     )
-    skipped = [(item.fact.case_id, item.reason) for item in left_out]
+    skipped = list(zip(made.skipped["case_id"], made.skipped["reason"], strict=True))
     kept = []
-    for pair in pairs:
+    for pair in made:
         try:
             pair.answers()
             kept.append(pair)
@@ -103,9 +103,7 @@ def _language_rows(model: Any, settings: AttentionSides, bench: Workbench) -> pd
     return pd.concat([found, absent.assign(kind="skipped")], ignore_index=True)
 
 
-def _answers(
-    model: Any, pairs: list[PromptPair], *, hijacked: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _answers(model: Any, pairs: list[Pair], *, hijacked: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Per prompt: logit o_ - logit o*, the mass on the hijack [item, layer, head], its share."""
     prompts = [pair.hijacked if hijacked else pair.bare for pair in pairs]
     rows = [mark(p.ids, [p.positions(span) for span in SPANS]) for p in prompts]

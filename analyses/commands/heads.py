@@ -209,6 +209,7 @@ def command(
     folder = check_folder(out or usual_folder(label, overwrite=overwrite), overwrite=overwrite)
 
     from hijacklens.models.loading import load_model
+    from hijacklens.scoring.pairs import pairs
     from probes import heads
 
     searched, held_back = heads.halves(facts, by=split, seed=seed)
@@ -219,15 +220,12 @@ def command(
     execution = Execution(batch_tokens=batch_tokens)
     found = heads.search(
         model,
-        searched,
-        scheme=chosen,
-        dose=dose,
+        pairs(model, searched, scheme=chosen, dose=dose, seed=seed),
         size=size,
         candidates=candidates,
         attribution=attribution,
         kind=kind,
         strategy=strategy,
-        seed=seed,
         execution=execution,
         quiet=quiet,
     )

@@ -126,20 +126,22 @@ def command(
       hijacklens trace --model gpt2 --subject "Eiffel Tower" --true Paris --false Guam \\
           --prompt "The Eiffel Tower is in the city of" --dose 2
     """  # noqa: D301
+    from hijacklens.facts.fact import FactSet
+
     own = {"--prompt": prompt, "--subject": subject, "--true": target_true, "--false": target_false}
     if any(own.values()):
         if source is not None or case is not None:
             raise InputError(
                 "give either a fact of your own (--prompt, ...) or --facts and --case."
             )
-        fact = _own_fact(own, relation)
+        facts = FactSet((_own_fact(own, relation),), name="own")
     elif case is None:
         raise InputError(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
             "`hijacklens facts` lists case ids."
         )
     else:
-        fact = choose_facts(source or "atlas", (), (case,), None, seed)[0]
+        facts = choose_facts(source or "atlas", (), (case,), None, seed)
     specified = read_probes(probes)
     if top < 1:
         raise InputError(f"--top must be at least 1, not {top}.")
@@ -153,14 +155,16 @@ def command(
 
     from hijacklens.models.loading import load_model
     from hijacklens.progress import bar
-    from probes.attention.page import save_attention_page, with_patterns
+    from hijacklens.scoring.pairs import pairs
     from probes.logit_shift import trace
+    from probes.logit_shift.page import save_attention_page, with_patterns
 
     say_loading(name, quiet=quiet)
     model = load_model(name, **loading)
     on = make_probes(specified, model, None, quiet=quiet)
+    pair = pairs(model, facts, scheme=rule, dose=dose, seed=seed)
     with bar(4, unit="steps", label="trace", quiet=quiet) as progress:
-        account = trace(model, fact, scheme=rule, dose=dose, probes=on, seed=seed)
+        account = trace(model, pair, probes=on)
         progress.update()
         account = with_patterns(model, account, probes=on)
         progress.update()

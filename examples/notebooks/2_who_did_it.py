@@ -31,10 +31,11 @@ facts = hl.atlas().sample(60, seed=1)
 #
 # The *logit shift* is (logit o_ − logit o\*) hijacked, minus the same on the bare query. Above zero
 # means: towards the false target. It is a sum over everything that writes to the last position, so
-# it can be taken apart exactly: source token by source token, head by head.
+# it can be taken apart exactly: attended token by attended token, head by head.
 
 # %%
-average = logit_shift.average(model, facts, scheme="do-not-think", dose=1, quiet=True)
+pairs = hl.pairs(model, facts, scheme="do-not-think", dose=1)
+average = logit_shift.average(model, pairs, quiet=True)
 shift = average.shift
 print(f"mean shift {shift.value:+.2f} logits [{shift.low:+.2f}, {shift.high:+.2f}]")
 print(f"largest residual over all facts: {average.residual:.1e} logits")
@@ -84,7 +85,8 @@ hl.hijack(model, facts, doses=[0, 1], probes=[sink], quiet=True).summary()[colum
 # %%
 searched, unseen = heads.halves(facts, by="fact", seed=0)
 late = range(model.cfg.n_layers // 2, model.cfg.n_layers)
-found = heads.search(model, searched, size=3, candidates=6, layers=late, quiet=True)
+pairs = hl.pairs(model, searched, scheme="do-not-think", dose=1)
+found = heads.search(model, pairs, size=3, candidates=6, layers=late, quiet=True)
 print("chosen:", ", ".join(f"layer {layer} head {head}" for layer, head in found.heads))
 found.growth.round(3)
 

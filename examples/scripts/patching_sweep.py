@@ -19,13 +19,14 @@ options = parser.parse_args()
 
 model = hl.load_model(options.model)
 facts = hl.atlas().sample(options.limit, seed=0)
-sweep = patching.sweep_spans(model, facts, site=options.site, spans=("subject", "last"))
+pairs = hl.pairs(model, facts, scheme="do-not-think", dose=1)
+sweep = patching.sweep(model, pairs, patching.BySpan(site=options.site, spans=("subject", "last")))
 table = sweep.summary().sort_values("share", ascending=False).head(6)
 print(
     table[["layer", "span", "clean", "hijacked", "patched", "share"]]
     .round(2)
     .to_string(index=False)
 )
-print("logit o_ - logit o*, mean over facts; share: how much of the shift the patch undoes")
+print("logit o_ - logit o*, mean over facts; share: the part of the shift that the patch undoes")
 if options.out:
     plots.write(sweep.plot(), Path(options.out))

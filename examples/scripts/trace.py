@@ -18,10 +18,14 @@ parser.add_argument("--out", help="a PNG or SVG file for the map of tokens and l
 options = parser.parse_args()
 
 model = hl.load_model(options.model)
-fact = hl.atlas().where(case_ids=[options.case])[0]
-account = logit_shift.trace(model, fact, scheme=options.scheme, dose=1)
+facts = hl.atlas().where(case_ids=[options.case])
+pair = hl.pairs(model, facts, scheme=options.scheme, dose=1)[0]
+account, fact = logit_shift.trace(model, pair), pair.fact
 print(account.prompt.text)
-print(f"{fact.target_false!r} gains {account.shift:+.2f} logits on {fact.target_true!r};", end=" ")
+print(
+    f"{fact.target_false!r} gains {account.shift:+.2f} logits on {fact.target_true!r};",
+    end=" ",
+)
 print(f"the parts leave {account.residual:+.1e} unexplained")
 print(account.biggest(8).round(2).to_string(index=False))
 if options.out:

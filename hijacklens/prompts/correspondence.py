@@ -1,19 +1,16 @@
-"""Correspondence: which tokens of two prompts of a query are the same, position apart.
+"""Correspondence: which tokens of two prompts of one query are the same.
 
 A hijacked prompt is its bare query with sentences before it, so the tokens of the query correspond
-one to one, counted from the right; those of the sentences have no counterpart, and nothing is
-ever copied from or to them.
+one to one, counted from the right. Tokens of the sentences have no counterpart.
 
     bare        <bos>                               The   Eiffel  Tower  is  in
                   |                                  |      |       |    |   |
     hijacked    <bos>  Do not think of Guam .        The   Eiffel  Tower  is  in
-                       (no counterpart)
 
-The first word of a query may be cut differently behind a sentence ("Dan", "ielle" against
-" Danielle"). Two tokens correspond if they end at the same character of the query, for then they
-have read the same of it; a token of the first word with no such partner ("Dan") has no
-counterpart and is counted. Everywhere else the token ids have to be the same. `groups` is what
-both this and the account of a shift (`probes.inputs.alignment`) are made of.
+The first word of a query may be tokenised differently after a sentence ("Dan", "ielle" instead of
+" Danielle"). `align` pairs tokens for patching: two tokens correspond if they end at the same
+character of the query, since both have then read the same text. `units` groups the tokens of both
+prompts for an account of a shift.
 
 >>> def prompt(text, ids, offsets, query):
 ...     spans = {"bos": (0,), "query": query, "last": query[-1:]}
@@ -22,35 +19,52 @@ both this and the account of a shift (`probes.inputs.alignment`) are made of.
 >>> hijacked = prompt("No. Ann is", (1, 5, 9, 8), ((0, 0), (0, 3), (3, 7), (7, 10)), (2, 3))
 >>> align(bare, hijacked, span="all").pairs
 ((0, 0), (1, 2), (2, 3))
->>> align(bare, hijacked, span="last").pairs
-((2, 3),)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from hijacklens.errors import InputError
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import EVERYWHERE, atoms
 from hijacklens.prompts.tokens import LocatedPrompt, TokenIds
 
+SPANS = ("bos", "hijack", "mention", "separator", "query", "subject", "last")
+"""Spans that share no token, so that sums over spans are sums over tokens.
+
+`mention` holds the targets (or related words) named in a hijacking sentence and `hijack` the rest
+of the sentence; `separator` holds spaces that are separate tokens; `last` is the last token, where
+the answer is read, `subject` the subject, and `query` the rest of the bare query.
+"""
+
 
 @dataclass(frozen=True, slots=True)
-class Group:
-    """Tokens of two prompts that cover the same characters; one side may have none."""
+class Unit:
+    """Tokens of the bare and of the hijacked prompt that cover the same characters.
 
-    source: tuple[int, ...]
-    """Positions in the source prompt."""
-    target: tuple[int, ...]
+    Mostly one token of each prompt. Where the prompts are tokenised differently a side has several
+    tokens; a token that the other prompt lacks has no counterpart.
+    """
+
+    span: str
+    """One of `SPANS`."""
+    token: str
+    """The text without surrounding spaces; for a special token its name."""
+    bare: tuple[int, ...]
+    """Positions in the bare prompt."""
+    hijacked: tuple[int, ...]
+    """Positions in the hijacked prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Correspondence:
-    """Token positions of a source and a target prompt that correspond, one to one.
+    """Token positions of a source and a target prompt that correspond one to one.
 
     Raises:
-        InputError: A position lies outside its prompt, or occurs twice.
+        InputError: A position lies outside its prompt or occurs twice.
     """
 
     source: TokenIds
@@ -60,121 +74,144 @@ class Correspondence:
     pairs: tuple[tuple[int, int], ...]
     """Source position and target position of each pair, in order."""
     unmatched: int = 0
-    """Tokens of the first word of the query, of either prompt, that have no counterpart."""
+    """How many tokens of the query's first word, in either prompt, have no counterpart."""
 
     def __post_init__(self) -> None:
         for side, (name, ids) in enumerate((("source", self.source), ("target", self.target))):
-            places = [pair[side] for pair in self.pairs]
-            if len(set(places)) < len(places) or any(not 0 <= p < len(ids) for p in places):
+            positions = [pair[side] for pair in self.pairs]
+            outside = any(not 0 <= position < len(ids) for position in positions)
+            if outside or len(set(positions)) < len(positions):
                 raise InputError(
-                    f"the {name} positions {places} do not fit a prompt of {len(ids)} tokens: "
-                    "each lies in it, counted from 0, and occurs once."
+                    f"the {name} positions {positions} do not fit a prompt of {len(ids)} tokens: "
+                    "each must be inside the prompt, counted from 0, and occur once."
                 )
 
 
 def align(source: LocatedPrompt, target: LocatedPrompt, *, span: str = "query") -> Correspondence:
-    """The tokens of a span that correspond in two prompts of one query.
+    """Pair the tokens of a span in two prompts of one query.
 
     Args:
-        source: Where activations are taken from.
-        target: Where they are put.
-        span: Which of the tokens that correspond: those that stand in it in both prompts. `query`
-            has `subject` and `last` in it, and `all` also `bos`.
+        source: The prompt that activations are taken from.
+        target: The prompt that they are put into.
+        span: Only tokens in this span of both prompts are paired. `query` includes `subject` and
+            `last`; `all` also includes `bos`.
 
     Raises:
-        InputError: The queries differ in more than how their first word is cut, or no token of
-            the span has a counterpart.
+        InputError: The queries differ, they are tokenised differently after their first word, or
+            no token of the span has a counterpart.
     """
     pairs, unmatched = _corresponding(source, target)
     inside = [
-        {place for atom in atoms(span) for place in prompt.positions(atom)}
+        {position for atom in atoms(span) for position in prompt.positions(atom)}
         for prompt in (source, target)
     ]
-    chosen = tuple((i, j) for i, j in pairs if i in inside[0] and j in inside[1])
-    if not chosen:
+    in_span = tuple((i, j) for i, j in pairs if i in inside[0] and j in inside[1])
+    if not in_span:
         raise InputError(
             f"no token of the span {span!r} of {source.text!r} has a counterpart in "
-            f"{target.text!r}; only those of the query and a BOS have one."
+            f"{target.text!r}; only tokens of the query and a BOS have one."
         )
-    return Correspondence(source.ids, target.ids, chosen, unmatched)
+    return Correspondence(source.ids, target.ids, in_span, unmatched)
 
 
 def align_contexts(
     source: Layout, target: Layout, *, span: str = EVERYWHERE
 ) -> list[Correspondence]:
-    """The tokens of a span in two batches of contexts, row by row and in their order.
+    """Pair the tokens of a span in two batches of contexts, row by row and in order.
 
-    For the one-layer model, and for prompts that are equally long and not padded.
+    For contexts of the one-layer model, and for unpadded prompts of one length.
 
     Raises:
-        InputError: The batches differ in size, or a row has not as many tokens in the span as its
-            counterpart.
+        InputError: The batches differ in size, or two rows have different numbers of tokens in
+            the span.
     """
     if len(source.tokens) != len(target.tokens):
         raise InputError(
             f"{len(source.tokens)} contexts cannot be aligned with {len(target.tokens)}."
         )
-    found = []
+    correspondences = []
     rows = zip(source.tokens, target.tokens, source.query(span), target.query(span), strict=True)
     for from_ids, to_ids, from_mask, to_mask in rows:
-        places = [mask.nonzero()[:, 0].tolist() for mask in (from_mask, to_mask)]
-        if len(places[0]) != len(places[1]):
+        positions = [mask.nonzero()[:, 0].tolist() for mask in (from_mask, to_mask)]
+        if len(positions[0]) != len(positions[1]):
             raise InputError(
-                f"the span {span!r} has {len(places[0])} tokens in one context and "
-                f"{len(places[1])} in the other, so they do not correspond one to one."
+                f"the span {span!r} has {len(positions[0])} tokens in one context and "
+                f"{len(positions[1])} in the other, so they do not correspond one to one."
             )
-        pairs = tuple(zip(*places, strict=True))
-        found.append(Correspondence(tuple(from_ids.tolist()), tuple(to_ids.tolist()), pairs))
-    return found
+        pairs = tuple(zip(*positions, strict=True))
+        correspondences.append(
+            Correspondence(tuple(from_ids.tolist()), tuple(to_ids.tolist()), pairs)
+        )
+    return correspondences
 
 
-def groups(source: LocatedPrompt, target: LocatedPrompt) -> tuple[Group, ...]:
-    """All tokens of two prompts of one query, in the smallest groups of the same characters.
+def units(bare: LocatedPrompt, hijacked: LocatedPrompt, tokenizer: Any) -> tuple[Unit, ...]:
+    """Return all tokens of both prompts of a fact as units; each token is in exactly one.
 
-    A group of the query mostly holds one token of each prompt, and several where they are cut
-    differently; a token of a hijacking sentence is alone. Each token is in one group; those of
-    the target are in its order, and those that only the source has come first.
+    Units of the hijacked prompt are in its order, after tokens that only the bare prompt has.
+    """
+    found = []
+    for source, target in _groups(bare, hijacked):
+        prompt, positions = (hijacked, target) if target else (bare, source)
+        text = _text(prompt, positions, tokenizer)
+        found.append(Unit(_span(prompt, positions), text, source, target))
+    return tuple(found)
+
+
+Positions = tuple[int, ...]
+
+
+def _groups(source: LocatedPrompt, target: LocatedPrompt) -> list[tuple[Positions, Positions]]:
+    """Split the tokens of two prompts into the smallest groups that cover the same characters.
+
+    Each token is in one group, a token of a hijacking sentence alone. Groups of the target are in
+    its order, after those that only the source has.
     """
     ends = {_to_end(source, i) for i in _from_query(source)}
     ends &= {_to_end(target, i) for i in _from_query(target)}
     left, right = (_by_key(prompt, side, ends) for side, prompt in enumerate((source, target)))
-    both = [Group(left.pop(key, ()), places) for key, places in right.items()]
-    return (*(Group(places, ()) for places in left.values()), *both)
+    shared = [(left.pop(key, ()), positions) for key, positions in right.items()]
+    return [*((positions, ()) for positions in left.values()), *shared]
 
 
 def _corresponding(
     source: LocatedPrompt, target: LocatedPrompt
 ) -> tuple[list[tuple[int, int]], int]:
-    """All pairs of tokens that correspond, and how many of the first word have no partner."""
+    """Return all pairs of tokens that correspond, and how many others the first word has."""
     texts = [_query_text(prompt) for prompt in (source, target)]
     if texts[0] != texts[1]:
         raise InputError(
             f"the queries {texts[0]!r} and {texts[1]!r} differ, so their tokens do not correspond; "
             "align prompts of one fact."
         )
-    # Behind the first word, counted from the end of the text.
-    behind = len(texts[0]) - len(texts[0].split(maxsplit=1)[0])
-    queries = [set(prompt.spans["query"]) for prompt in (source, target)]
+    # Characters after the first word, where both prompts must have the same tokens.
+    rest = len(texts[0]) - len(texts[0].split(maxsplit=1)[0])
+    prompts = (source, target)
     pairs: list[tuple[int, int]] = []
     unmatched = 0
-    for group in groups(source, target):
-        own = [i for i in group.source if i in queries[0]]
-        other = [i for i in group.target if i in queries[1]]
+    for group in _groups(source, target):
+        sides = [
+            [i for i in positions if i in prompt.spans["query"]]
+            for prompt, positions in zip(prompts, group, strict=True)
+        ]
         cuts = [
-            [(_to_end(prompt, i), prompt.ids[i]) for i in held if _to_end(prompt, i) < behind]
-            for prompt, held in ((source, own), (target, other))
+            [(_to_end(prompt, i), prompt.ids[i]) for i in side if _to_end(prompt, i) < rest]
+            for prompt, side in zip(prompts, sides, strict=True)
         ]
         if cuts[0] != cuts[1]:
             raise InputError(
                 f"the query {texts[0]!r} is cut into other tokens in {target.text!r} than in "
                 f"{source.text!r}, and not only in its first word; it cannot be aligned."
             )
-        # Those that end where the group does; the bytes of one letter all end at it.
-        held = (_at_the_end(source, own), _at_the_end(target, other))
-        joined = list(zip(*map(reversed, held), strict=False))
+        # Pair the tokens that end where the group does: several only if they are bytes of a letter.
+        last = [
+            [i for i in side if _to_end(prompt, i) == _to_end(prompt, side[-1])]
+            for prompt, side in zip(prompts, sides, strict=True)
+        ]
+        joined = list(zip(*map(reversed, last), strict=False))
         pairs += joined
-        unmatched += len(own) + len(other) - 2 * len(joined)
-    bos = [prompt.spans["bos"] for prompt in (source, target)]
+        unmatched += sum(map(len, sides)) - 2 * len(joined)
+    bos = [prompt.spans["bos"] for prompt in prompts]
     return sorted([*zip(*bos, strict=True), *pairs]), unmatched
 
 
@@ -186,25 +223,21 @@ def _from_query(prompt: LocatedPrompt) -> range:
     return range(min(prompt.spans["query"]), len(prompt.ids))
 
 
-def _to_end(prompt: LocatedPrompt, place: int) -> int:
-    """How many characters stand behind a token."""
-    return len(prompt.text) - prompt.offsets[place][1]
-
-
-def _at_the_end(prompt: LocatedPrompt, places: list[int]) -> list[int]:
-    return [i for i in places if _to_end(prompt, i) == _to_end(prompt, places[-1])]
+def _to_end(prompt: LocatedPrompt, position: int) -> int:
+    """Return how many characters follow a token."""
+    return len(prompt.text) - prompt.offsets[position][1]
 
 
 def _by_key(
     prompt: LocatedPrompt, side: int, ends: set[int]
-) -> dict[tuple[str, int, int], tuple[int, ...]]:
-    """A key that both prompts have for the same tokens -> positions, in their order.
+) -> dict[tuple[str, int, int], Positions]:
+    """Map a key that both prompts have for the same tokens to their positions, in order.
 
-    Characters are counted from the end of the text, as the sentences stand before the query.
+    Characters are counted from the end of the text, since the sentences precede the query.
     """
     bos, hijack = set(prompt.spans["bos"]), set(prompt.spans.get("hijack", ()))
     query = _from_query(prompt)
-    found: dict[tuple[str, int, int], list[int]] = {}
+    positions: dict[tuple[str, int, int], list[int]] = {}
     separators = 0
     for i in range(len(prompt.ids)):
         if i in query:
@@ -217,5 +250,18 @@ def _by_key(
         else:
             key = ("separator", separators, 0)
             separators += 1
-        found.setdefault(key, []).append(i)
-    return {key: tuple(places) for key, places in found.items()}
+        positions.setdefault(key, []).append(i)
+    return {key: tuple(listed) for key, listed in positions.items()}
+
+
+def _span(prompt: LocatedPrompt, positions: Sequence[int]) -> str:
+    for span in ("last", "subject", "query", "mention", "hijack", "bos"):
+        if set(positions) & set(prompt.spans[span]):
+            return span
+    return "separator"
+
+
+def _text(prompt: LocatedPrompt, positions: Sequence[int], tokenizer: Any) -> str:
+    stretches = [prompt.offsets[i] for i in positions]
+    text = prompt.text[min(a for a, _ in stretches) : max(b for _, b in stretches)].strip()
+    return text or str(tokenizer.convert_ids_to_tokens(prompt.ids[positions[0]]))

@@ -1,113 +1,306 @@
-"""Prompt pairs: the bare query of a fact and its hijacked prompt, in tokens, with both answers.
+"""Prompt pairs: the bare query of each fact and its hijacked prompt, in tokens, with both targets.
 
-They are made as for scoring (`hijacklens.scoring.items`), so a probe of the pair is a probe of
-what `hijacklens.hijack` scores.
+Pairs are made once and handed to every probe that compares the two prompts:
+
+    pairs = hl.pairs(model, facts, scheme="do-not-think", dose=1)
+    logit_shift.trace(model, pairs[0])
+    logit_shift.average(model, pairs)
+    heads.search(model, pairs)
+
+They hold the same items that `hijacklens.hijack` scores, so that a probe of a pair is a probe of
+what is scored.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
-from hijacklens.errors import InputError, unknown, whole_number
+import pandas as pd
+
+from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.models.hooked import HookedLanguageModel
-from hijacklens.prompts.correspondence import Correspondence, align
-from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
+from hijacklens.models.hooked import HookedLanguageModel, require_text
+from hijacklens.prompts.correspondence import Correspondence, Unit, align, units
+from hijacklens.prompts.layout import mark
+from hijacklens.prompts.prompt import MOST_SENTENCES
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.prompts.tokens import LocatedPrompt, locate
-from hijacklens.scoring.items import Item, Unscored, make_items, make_prompts
+from hijacklens.prompts.tokens import Continuation, LocatedPrompt, locate
+from hijacklens.results.glance import Glance, Shown
+from hijacklens.scoring.items import (
+    Item,
+    Unscored,
+    make_items,
+    make_prompts,
+    skipped_table,
+    steps_in_context,
+)
 
 Direction: TypeAlias = Literal["denoise", "noise"]
 """From the clean (bare) prompt into the hijacked one, or from the hijacked into the clean one."""
 DIRECTIONS: tuple[Direction, ...] = ("denoise", "noise")
+SAME_FIRST_TOKEN = "both targets start with the same token, so that there is no shift"
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
-class PromptPair:
-    """The bare and the hijacked prompt of a fact."""
+class Pair:
+    """The bare query of a fact and its hijacked prompt, in tokens."""
 
     bare: LocatedPrompt
     hijacked: LocatedPrompt
     items: tuple[Item, Item]
-    """The same two prompts with both targets read in their context."""
+    """The same two prompts, each with both targets read in its context."""
+    units: tuple[Unit, ...]
+    """All tokens of both prompts, grouped where they correspond."""
+    seed: int
+    """The seed that the scheme drew with."""
 
     @property
     def fact(self) -> Fact:
-        """The fact that both prompts ask for."""
+        """The fact that both prompts query."""
         return self.items[0].fact
 
+    @property
+    def scheme(self) -> str:
+        """The name of the scheme."""
+        return self.items[1].prompt.scheme
+
+    @property
+    def dose(self) -> int:
+        """How many hijacking sentences precede the query of the hijacked prompt."""
+        return self.items[1].prompt.dose
+
+    @property
+    def same_first_token(self) -> bool:
+        """Whether both targets start with the same token, so that there is no shift."""
+        return any(item.true[0] == item.false[0] for item in self.items)
+
+    def marked(self, spans: Sequence[str]) -> tuple[Item, Item]:
+        """Return the items with symbols that mark spans, as `hijacklens.probe.spans_of` gives them.
+
+        See `hijacklens.prompts.layout` for symbols.
+        """
+        if not spans:
+            return self.items
+        bare, hijacked = zip(self.items, (self.bare, self.hijacked), strict=True)
+        return _marked(*bare, spans), _marked(*hijacked, spans)
+
     def align(self, *, direction: Direction, span: str = "query") -> Correspondence:
-        """The tokens of a span that correspond, from one prompt to the other.
+        """Pair the tokens of a span that correspond, from one prompt to the other.
 
         Raises:
             InputError: An unknown direction, or as `hijacklens.prompts.correspondence.align`.
         """
-        if direction not in DIRECTIONS:
-            raise unknown("direction", direction, DIRECTIONS)
+        choice("direction", direction, DIRECTIONS)
         ends = (self.bare, self.hijacked)
         source, target = ends if direction == "denoise" else ends[::-1]
         return align(source, target, span=span)
 
     def answers(self) -> tuple[int, int]:
-        """The first tokens of the true and of the false target, which both prompts share.
+        """Return the first tokens of the true and of the false target, which both prompts share.
 
         Raises:
-            InputError: A target does not start behind a prompt (the tokenizer joins its first
-                letters to the last word), or starts with another token behind the other prompt.
+            InputError: A target does not start after a prompt (the tokenizer joins its first
+                letters to the last word), or starts with another token after the other prompt.
         """
-        found = set()
+        first_tokens = set()
         for item in self.items:
             steps = (item.true[0], item.false[0])
             if any(before != item.ids for before, _ in steps):
-                raise InputError("a target does not start with a token of its own")
-            found.add((steps[0][1], steps[1][1]))
-        if len(found) > 1:
-            raise InputError("a target starts with another token behind the hijacked prompt")
-        return found.pop()
+                raise InputError("a target does not start with a separate token")
+            first_tokens.add((steps[0][1], steps[1][1]))
+        if len(first_tokens) > 1:
+            raise InputError("a target starts with another token after the hijacked prompt")
+        return first_tokens.pop()
 
 
-def prompt_pairs(
+@dataclass(frozen=True, eq=False)
+class Pairs(Shown):
+    """The prompt pairs of many facts and how they were made; `pairs` makes them."""
+
+    pairs: tuple[Pair, ...]
+    """In the order of the facts."""
+    skipped: pd.DataFrame
+    """Facts without a pair: model, case_id, relation_id, subject, scheme, reason."""
+    facts: FactSet
+    """The facts that pairs were made of, including those of `skipped`."""
+    scheme: Scheme
+    dose: int
+    """How many hijacking sentences precede the query."""
+    seed: int
+    model: str
+    """The name of the model whose tokenizer was used."""
+
+    def __getitem__(self, index: int) -> Pair:
+        return self.pairs[index]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    @property
+    def label(self) -> str:
+        """The facts, the scheme and the dose in a few words."""
+        return f"{self.facts.name}, {len(self)} pairs · {self.scheme.name}, dose {self.dose}"
+
+    def glance(self) -> Glance:
+        """How many pairs, how they were made, and how many facts were skipped."""
+        what = f"{self.model} · {self.label} · {len(self.skipped)} skipped · seed {self.seed}"
+        return Glance(what, steps=("skipped", "facts"))
+
+    def without(self, reasons: Iterable[str | None]) -> Pairs:
+        """Return the pairs without those that have a reason, whose facts `skipped` then lists.
+
+        Args:
+            reasons: For each pair why it cannot be used, or None.
+        """
+        listed = list(zip(self.pairs, reasons, strict=True))
+        unscored = [Unscored(pair.fact, pair.scheme, why) for pair, why in listed if why]
+        skipped = pd.concat([self.skipped, _skipped(unscored, self.model)], ignore_index=True)
+        return replace(self, pairs=tuple(pair for pair, why in listed if not why), skipped=skipped)
+
+    def require(self, participle: str) -> None:
+        """Refuse to go on without any pair.
+
+        Args:
+            participle: What cannot be done with the facts, such as "traced".
+
+        Raises:
+            InputError: There is no pair; the message has the first reason.
+        """
+        if not self.pairs:
+            raise InputError(
+                f"none of the {len(self.facts)} facts of {self.facts.name} could be {participle}; "
+                f"the first reason: {self.skipped['reason'].iloc[0]}."
+            )
+
+
+def pairs(
     model: HookedLanguageModel,
     facts: FactSet,
     *,
     scheme: str | Scheme = "do-not-think",
     dose: int = 1,
     seed: int = 0,
-) -> tuple[list[PromptPair], list[Unscored]]:
-    """The bare and the hijacked prompt of each fact.
+) -> Pairs:
+    """Make the bare and the hijacked prompt of each fact.
 
     Args:
         model: Its tokenizer and context window are used.
         facts: The facts; schemes that draw other targets draw them among these.
         scheme: The name of a registered scheme, or a scheme.
-        dose: How many sentences stand before the query, at least 1.
-        seed: Seeds what the scheme draws.
+        dose: How many sentences precede the query, at least 1.
+        seed: Seeds what the scheme draws, and the bootstrap of results made from the pairs.
 
     Returns:
-        The pairs, in the order of the facts, and the facts that scoring leaves out too, with the
-        reason.
+        The pairs; `skipped` lists the facts that have none, with the reason.
 
     Raises:
         InputError: No facts, an unknown scheme, a dose below 1, or a "slow" tokenizer.
     """
+    require_text(model, operation="a prompt pair")
+    one_of_type("facts", facts, FactSet, "hl.atlas()")
     if len(facts) == 0:
         raise InputError(f"there are no facts in {facts.name}.")
-    dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
-    if dose < 1:
-        raise InputError(f"a hijacked prompt has at least 1 sentence before it; dose is {dose}.")
-    prompts, unusable = make_prompts(facts, get_scheme(scheme), (0, dose), seed=seed)
+    seed = whole_number("seed", seed)
+    rule = get_scheme(scheme)
+    dose = whole_number(
+        "a shift is between dose 0 and a dose from 1 on; the dose", dose, least=1,
+        most=MOST_SENTENCES,
+    )  # fmt: skip
+    prompts, unscored = make_prompts(facts, rule, (0, dose), seed=seed)
     items, too_long = make_items(prompts, model.tokenizer, context_length=int(model.cfg.n_ctx))
-    by_fact: dict[int, list[Item]] = defaultdict(list)
-    for item in items:
-        by_fact[item.fact.case_id].append(item)
-    pairs = [
-        PromptPair(
-            locate(model.tokenizer, bare.prompt),
-            locate(model.tokenizer, hijacked.prompt),
-            (bare, hijacked),
-        )
-        for bare, hijacked in by_fact.values()
+    name = str(model.cfg.model_name)
+    unread = [(name, x.case_id, x.relation_id, x.subject, "all", x.reason) for x in facts.skipped]
+    skipped = [skipped_table(unread), _skipped([*unscored, *too_long], name)]
+    # Items come in the order of the facts, dose 0 before the other one.
+    made = [
+        _pair(model.tokenizer, bare, hijacked, seed)
+        for bare, hijacked in zip(items[::2], items[1::2], strict=True)
     ]
-    return pairs, [*unusable, *too_long]
+    skipped = pd.concat(skipped, ignore_index=True)
+    return Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
+
+
+def only(pairs: Pair | Pairs, *, operation: str) -> Pair:
+    """Return the pair that a probe of one fact works on.
+
+    Args:
+        pairs: A pair, or the pairs of one fact.
+        operation: The name of the function, for the message.
+
+    Raises:
+        InputError: There are several pairs, none, or something else.
+    """
+    if isinstance(pairs, Pair):
+        return pairs
+    one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)[0]")
+    if len(pairs) == 0:
+        row = pairs.skipped.iloc[-1]
+        raise InputError(f"case {row['case_id']} has no prompt pair: {row['reason']}.")
+    if len(pairs) > 1:
+        raise InputError(
+            f"{operation} takes one pair of prompts, and these are {len(pairs)}; give one of "
+            "them, such as pairs[0]."
+        )
+    return pairs[0]
+
+
+def takes_facts(function: Function) -> Function:
+    """Let a function of a model and prompt pairs take facts, scheme, dose and seed for one release.
+
+    Warns:
+        FutureWarning: On a call with facts.
+    """
+
+    @wraps(function)
+    def call(model: Any, *arguments: Any, **keywords: Any) -> Any:
+        old = [keywords.pop(name) for name in ("fact", "facts") if name in keywords]
+        first, *rest = [*old, *arguments] or [keywords.pop("pairs", None)]
+        if isinstance(first, (Fact, FactSet)):
+            names = ("scheme", "dose", "seed")
+            choices = {name: keywords.pop(name) for name in names if name in keywords}
+            warnings.warn(
+                f"{function.__name__} takes prompt pairs: pairs = hl.pairs(model, facts, scheme=, "
+                "dose=, seed=); the next release no longer takes facts.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            facts = first
+            if isinstance(facts, Fact):
+                facts = FactSet((facts,), name=f"case {facts.case_id}")
+            first = pairs(model, facts, **choices)
+        return function(model, first, *rest, **keywords)
+
+    return cast("Function", call)
+
+
+def _pair(tokenizer: Any, bare: Item, hijacked: Item, seed: int) -> Pair:
+    prompts = locate(tokenizer, bare.prompt), locate(tokenizer, hijacked.prompt)
+    return Pair(*prompts, (bare, hijacked), units(*prompts, tokenizer), seed)
+
+
+def _marked(item: Item, prompt: LocatedPrompt, spans: Sequence[str]) -> Item:
+    true, false = (
+        Continuation(steps[0][0], tuple(token for _, token in steps))
+        for steps in (item.true, item.false)
+    )
+    return replace(
+        item,
+        ids=mark(item.ids, [prompt.positions(span) for span in spans]),
+        true=steps_in_context(true, prompt, spans),
+        false=steps_in_context(false, prompt, spans),
+    )
+
+
+def _skipped(unscored: Sequence[Unscored], model: str) -> pd.DataFrame:
+    return skipped_table(
+        (model, x.fact.case_id, x.fact.relation_id, x.fact.subject, x.scheme, x.reason)
+        for x in unscored
+    )

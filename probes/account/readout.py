@@ -1,13 +1,13 @@
 """The readout: from the residual stream to a difference of two logits, as a frozen linear map.
 
-The final norm divides by a scale that depends on all of the stream. With the scale frozen at the
-value it has in a run, the norm is linear, and so is the way from any part of the stream to
+The final norm divides by a scale that depends on the complete stream. With the scale frozen at its
+value in a run the norm is linear, and so is the map from any part of the stream to
 
     D = logit(plus) - logit(minus) = x . pulled / scale + bias
 
-where x is the stream at the position that is read, `pulled` the difference of two columns of W_U
-taken back through the norm's weight and centring, and `bias` the norm's bias and that of the
-unembedding. A final soft-cap (Gemma-2) is not linear; what it adds is a number of its own.
+where x is the stream at the position that is read, `pulled` is the difference of two columns of W_U
+mapped back through the norm's weight and centring, and `bias` is the sum of the biases of the norm
+and the unembedding. A final soft-cap (Gemma-2) is not linear and is a separate part.
 
 >>> norm = Norm(weight=torch.tensor([1.0, 2.0]), bias=torch.zeros(2), centred=True)
 >>> norm.pull(torch.tensor([[3.0, 2.0]]))     # (3, 4) without its mean
@@ -28,31 +28,31 @@ from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.one_layer.model import OneLayerTransformer
 
 PROBE_SIZE = 16.0
-"""Large enough that no norm's epsilon shows (1e-5 of 256), small enough for float16."""
+"""Large enough that a norm's epsilon is negligible (1e-5 of 256), small enough for float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class Norm:
     """A layer norm or RMS norm without its scale: `norm(x) = weight * (C x) / scale + bias`.
 
-    C takes the mean off for a layer norm and does nothing for an RMS norm.
+    C subtracts the mean for a layer norm and is the identity for an RMS norm.
     """
 
     weight: Float[Tensor, " d_model"]
-    """As it acts: for Gemma 1 + w, of ones where the weight is folded into what follows."""
+    """The effective weight: 1 + w for Gemma, ones if the weight is folded into the next matrix."""
     bias: Float[Tensor, " d_model"]
     centred: bool
 
     @classmethod
     def of(cls, module: Any, width: int, like: Tensor) -> Norm:
-        """What a norm module does, found by applying it to three vectors.
+        """Measure what a norm module does by applying it to three vectors.
 
-        So no convention of a weight's name, offset or folding has to be known.
+        This works whatever the name, offset or folding of the weight.
 
         Args:
             module: A norm; it is called on [1, 1, width].
             width: Its width.
-            like: A tensor of the model, whose dtype and device the vectors get.
+            like: A tensor of the model, which sets the dtype and device of the vectors.
         """
         place = next(iter(module.parameters()), like)
         signs = torch.ones(width, dtype=like.dtype, device=place.device)
@@ -68,30 +68,29 @@ class Norm:
         return cls(weight.clone(), bias.clone(), centred)
 
     def pull(self, direction: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_model"]:
-        """The direction on the input that reads what `direction` reads on the output, times scale.
+        """Map a direction on the output to the one on the input that reads the same times scale.
 
         The norm's bias is left out.
         """
-        found = direction * self.weight.to(direction.device)
-        return found - found.mean(-1, keepdim=True) if self.centred else found
+        weighted = direction * self.weight.to(direction.device)
+        return weighted - weighted.mean(-1, keepdim=True) if self.centred else weighted
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What of a model the readout needs beside its activations; made once for a model."""
+    """What the readout needs of a model besides its activations; made once per model."""
 
     final: Norm | None
-    """The norm before the unembedding; None where there is none."""
+    """The norm before the unembedding, if there is one."""
     after_attention: tuple[Norm | None, ...]
     """Layer -> the norm on the output of attention (Gemma-2 and -3)."""
-    after_mlp: tuple[Norm | None, ...]
     soft_cap: float | None
     residual: bool
-    """Whether the embedding reaches the output; not so in the one-layer model."""
+    """Whether the embedding reaches the output, unlike in the one-layer model."""
 
     @classmethod
     def of(cls, model: HookedModel) -> Frame:
-        """The frame of any hooked model."""
+        """Collect the norms of any hooked model."""
         width, like = int(model.cfg.d_model), next(iter(model.parameters()))
         like = like.new_empty(0, device=device_of(model))
 
@@ -108,9 +107,6 @@ class Frame:
             after_attention=tuple(
                 norm(whole.blocks[i], "ln1_post", f"blocks.{i}.ln1_post") for i in layers
             ),
-            after_mlp=tuple(
-                norm(whole.blocks[i], "ln2_post", f"blocks.{i}.ln2_post") for i in layers
-            ),
             soft_cap=cap if cap > 0 else None,
             residual=not isinstance(model, OneLayerTransformer),
         )
@@ -121,13 +117,13 @@ class Readout:
     """The directions of several reads, each of one logit or of the difference of two."""
 
     plus: Float[Tensor, "read d_model"]
-    """On the output of the final norm: a column of W_U."""
+    """A column of W_U, a direction on the output of the final norm."""
     minus: Float[Tensor, "read d_model"]
-    """Zeros where one logit is read."""
+    """Zeros if one logit is read."""
     plus_bias: Float[Tensor, " read"]
     minus_bias: Float[Tensor, " read"]
     pulled: Float[Tensor, "read d_model"]
-    """Plus without minus on the residual stream; what it reads is to be divided by the scale."""
+    """`plus - minus` as a direction on the residual stream; divide its reading by the scale."""
     norm_bias: Float[Tensor, " read"]
     """What the final norm's bias adds to the difference."""
 
@@ -135,20 +131,20 @@ class Readout:
     def of(
         cls, model: HookedModel, frame: Frame, plus: Sequence[int], minus: Sequence[int | None]
     ) -> Readout:
-        """The readout of `logit(plus) - logit(minus)`, or of `logit(plus)` where minus is None."""
+        """Read `logit(plus) - logit(minus)`, or `logit(plus)` if minus is None."""
         whole: Any = model
         device = device_of(model)
-        kept = torch.tensor([float(token is not None) for token in minus], device=device)
+        two = torch.tensor([float(token is not None) for token in minus], device=device)
         others = [token or 0 for token in minus]
         W_U, b_U = whole.W_U, whole.b_U
         with torch.inference_mode():
             dtype = torch.promote_types(W_U.dtype, torch.float32)
             first = W_U[:, list(plus)].T.to(device, dtype)
-            second = W_U[:, others].T.to(device, dtype) * kept[:, None].to(dtype)
+            second = W_U[:, others].T.to(device, dtype) * two[:, None].to(dtype)
             biases = first.new_zeros(2, len(plus))
             if b_U is not None:
                 pair = torch.stack([b_U[list(plus)], b_U[others]]).to(device, dtype)
-                biases = pair * torch.stack([torch.ones_like(kept), kept]).to(dtype)
+                biases = pair * torch.stack([torch.ones_like(two), two]).to(dtype)
             pulled, from_norm = first - second, first.new_zeros(len(plus))
             if frame.final is not None:
                 from_norm = pulled @ frame.final.bias.to(device, dtype)
@@ -158,7 +154,7 @@ class Readout:
     def soft_cap(
         self, normed: Float[Tensor, "read d_model"], cap: float | None
     ) -> Float[Tensor, " read"]:
-        """What the final soft-cap adds to the difference: capped minus uncapped, in logits.
+        """Return what the final soft-cap adds to the difference: capped minus uncapped, in logits.
 
         Args:
             normed: The output of the final norm at the reads.

@@ -1,8 +1,8 @@
-"""The tally: what the hooks of an account note down while a batch runs, as numbers per read.
+"""The tally: numbers per read that the hooks of an account record while a batch runs.
 
-Every part is projected on the readout the moment it is made, so no activation is kept: of
-attention one number per read, head and source token, of an MLP one per read. Norm scales, known
-only later in the run, divide the numbers when it is over.
+Every part is projected on the readout as soon as it is computed, so no activation is kept: one
+number per read, head and attended token for attention, one per read for an MLP. Norm scales, which
+are known only later in the run, divide the numbers at the end.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from probes.account.readout import Frame, Norm, Readout
 
 
 class Tally:
-    """Notes of one forward pass; `hooks` before it, `parts` after it."""
+    """The numbers of one forward pass: call `hooks` before it and `parts` after it."""
 
     def __init__(
         self,
@@ -35,13 +35,13 @@ class Tally:
         self.frame, self.readout = frame, readout
         self.rows, self.positions = rows, positions
         self.values: dict[int, Tensor] = {}
-        """Of the layer that is running, until its pattern is there."""
+        """Values of the running layer, until its attention pattern is known."""
         self.notes: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
     def hooks(self) -> list[NamedHook]:
-        """The hooks that take the notes, those that this model has."""
+        """Return the hooks that record the numbers, as far as this model has them."""
         final = int(self.model.cfg.n_layers)
-        found: list[NamedHook] = [
+        hooks: list[NamedHook] = [
             ("hook_pos_embed", partial(self._project, "position", 0)),
             ("blocks.0.hook_resid_pre", partial(self._project, "embedding", 0)),
             ("ln_final.hook_scale", partial(self._scale, "final_scale", 0)),
@@ -49,13 +49,13 @@ class Tally:
         ]
         for layer in range(final):
             block = f"blocks.{layer}"
-            found += [
+            hooks += [
                 (f"{block}.attn.hook_v", partial(self._values, layer)),
                 (f"{block}.attn.hook_pattern", partial(self._pattern, layer)),
                 (f"{block}.ln1_post.hook_scale", partial(self._scale, "attention_scale", layer)),
                 (f"{block}.hook_mlp_out", partial(self._project, "mlp", layer)),
             ]
-        return [hook for hook in found if hook[0] in self.model.hook_dict]
+        return [hook for hook in hooks if hook[0] in self.model.hook_dict]
 
     def _at_reads(self, value: Tensor) -> Tensor:
         rows, positions = self.rows.to(value.device), self.positions.to(value.device)
@@ -78,7 +78,7 @@ class Tally:
         self.values[layer] = value
 
     def _pattern(self, layer: int, pattern: Tensor, hook: Any) -> None:
-        """Project what each head takes from each source token.
+        """Project what each head reads from each attended token.
 
         values  [row, pos, kv_head, d_head]
         pattern [row, head, query, key], read at one query of a row: weight [read, head, pos]
@@ -89,18 +89,18 @@ class Tally:
         pulled = self.readout.pulled.to(v.device)
         pulled = pulled if norm is None else norm.pull(pulled)
         W_O = attn.W_O.to(v.device, pulled.dtype)  # [head, d_head, d_model]
-        wanted = torch.einsum("hed,rd->rhe", W_O, pulled)
+        through_head = torch.einsum("hed,rd->rhe", W_O, pulled)
         n_heads, n_kv = W_O.shape[0], v.shape[2]
-        grouped = wanted.unflatten(1, (n_kv, n_heads // n_kv))
+        grouped = through_head.unflatten(1, (n_kv, n_heads // n_kv))
         rows, positions = self.rows.to(v.device), self.positions.to(v.device)
         read = torch.einsum("rjke,rkge->rkgj", v.to(pulled.dtype)[rows], grouped).flatten(1, 2)
         weight = pattern[rows, :, positions].to(pulled)
         b_V = getattr(attn, "b_V", None)
-        per_head = torch.zeros_like(wanted[..., 0])
+        per_head = torch.zeros_like(through_head[..., 0])
         if b_V is not None:
             bias = b_V.to(pulled).reshape(-1, W_O.shape[1])
             bias = bias.repeat_interleave(n_heads // len(bias), dim=0)
-            per_head = (wanted * bias).sum(-1)
+            per_head = (through_head * bias).sum(-1)
         self.notes["attention"][layer] = weight * (read - per_head[..., None])
         self.notes["value_bias"][layer] = weight.sum(-1) * per_head
         b_O = getattr(attn, "b_O", None)
@@ -118,33 +118,28 @@ class Tally:
         Float[np.ndarray, "read layer"],
         Float[np.ndarray, "read part"],
     ]:
-        """The notes as the fields of `Account`, in float64, divided by the norms' scales."""
+        """Return the fields of `Account` in float64, divided by the scales of the norms."""
         layers = range(int(self.model.cfg.n_layers))
         reads = len(self.rows)
-        zero = np.zeros(reads)
 
-        def note(name: str, layer: int = 0) -> np.ndarray:
-            found = self.notes[name].get(layer)
-            return zero if found is None else found.cpu().double().numpy()
+        def note(name: str, layer: int = 0, missing: float = 0.0) -> np.ndarray:
+            value = self.notes[name].get(layer)
+            return np.full(reads, missing) if value is None else value.cpu().double().numpy()
 
-        def scale(name: str, layer: int = 0) -> np.ndarray:
-            found = self.notes[name].get(layer)
-            return np.ones(reads) if found is None else found.cpu().double().numpy()
-
-        final = scale("final_scale")
+        final = note("final_scale", missing=1.0)
         stacks: dict[str, list[np.ndarray]] = defaultdict(list)
         for layer in layers:
-            down = scale("attention_scale", layer) * final
+            down = note("attention_scale", layer, missing=1.0) * final
             for name in ("attention", "value_bias", "output_bias"):
                 part = note(name, layer)
                 stacks[name].append(part / down.reshape(-1, *(1,) * (part.ndim - 1)))
             norm: Norm | None = self.frame.after_attention[layer]
-            if norm is not None:  # its bias comes behind its scale
+            if norm is not None:  # its bias is added after its scale
                 pulled = self.readout.pulled
                 shift = (pulled @ norm.bias.to(pulled)).cpu().double().numpy()
                 stacks["output_bias"][-1] = stacks["output_bias"][-1] + shift / final
             stacks["mlp"].append(note("mlp", layer) / final)
-        position, embedding = zero, zero
+        position = embedding = np.zeros(reads)
         if self.frame.residual:
             position = note("position") / final
             embedding = note("embedding") / final - position

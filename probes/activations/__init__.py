@@ -50,7 +50,7 @@ from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.prompts.tokens import TokenIds
-from hijacklens.scoring.pairs import Direction, prompt_pairs
+from hijacklens.scoring.pairs import Direction, pairs
 from hijacklens.sites import Heads, Layers, choose, kept
 from probes.activations.places import HEAD_AXES, Site, check_heads, reading, writing
 
@@ -264,9 +264,8 @@ def patch_between(
             target does not start behind a prompt, so that scoring would run a prompt that the
             patch does not know. The message names the fact.
     """
-    pairs, _ = prompt_pairs(model, facts, scheme=scheme, dose=dose, seed=seed)
     found = []
-    for pair in pairs:
+    for pair in pairs(model, facts, scheme=scheme, dose=dose, seed=seed):
         try:
             pair.answers()
             found.append(pair.align(direction=direction, span=span))

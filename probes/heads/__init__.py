@@ -1,30 +1,28 @@
 """Heads that carry the hijack: found on some facts, tested on others.
 
     search_on, test_on = heads.halves(facts, by="relation", seed=0)
-    found = heads.search(model, search_on, scheme="do-not-think", size=5)
+    found = heads.search(model, hl.pairs(model, search_on, scheme="do-not-think"), size=5)
     found.plot()                                        # attribution of all, exact effects
     test = found.test(test_on, schemes=["do-not-think", "relation"], random_sets=50)
     test.summary()                                      # efficacy, retention, shift; controls
-    test.side_effects()                                 # what it costs on bare recall
+    test.side_effects()                                 # the cost in bare recall
 
-A head *carries* as much of the logit shift as goes away when its output z is ablated at every
-token, in logits. Attribution guesses that for all heads at once, in a pass or two; the best are
-then ablated one by one, which is exact, and a set is chosen from these. Query heads are counted,
-also where several share a key/value head. The chosen set is only a guess until `test`: with
-hundreds of heads some look good by chance, and ablating any heads at all costs recall.
+A head *carries* the part of the logit shift that vanishes when its output z is ablated at every
+token, in logits. Attribution estimates this for all heads at once. The heads with the highest
+attribution are then ablated one by one, which is exact, and a set is chosen among them. Query heads
+are counted, even if several share a key/value head. The set is a hypothesis until `test`: among
+hundreds of heads some look good by chance, and ablating any heads costs recall.
 
-No head search is in the paper; attribution as in `probes.heads.gradients` and
-`probes.logit_shift`, ablation as in `probes.ablation`, scores as in `hijacklens.hijack`.
+The paper has no head search. Attribution is that of `probes.heads.gradients` or
+`probes.logit_shift`, ablation that of `probes.ablation`, scores those of `hijacklens.hijack`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from hijacklens.errors import InputError, choice, one_of_type, whole_number
@@ -33,43 +31,40 @@ from hijacklens.facts.halves import halves as halves
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe
 from hijacklens.progress import bar
-from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.renamed import renamed
 from hijacklens.results.provenance import Provenance
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.items import SKIPPED_COLUMNS, make_items, make_prompts
+from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, Pairs, takes_facts
 from hijacklens.scoring.result import HijackResult
 from hijacklens.sites import Layers, choose
 from probes import logit_shift
-from probes.ablation import Kind, MeanOutputs, ablate, mean_outputs
+from probes.ablation import Kind, ablate, mean_outputs
 from probes.heads.gradients import gradient_attribution
 from probes.heads.ranking import HeadSearch
 from probes.heads.sets import Head
 
 Attribution: TypeAlias = Literal["gradient", "direct"]
 Strategy: TypeAlias = Literal["top", "greedy"]
-FEWEST = 3
-"""Facts to search on: the intervals of one or two have no ends."""
+MIN_FACTS = 3
+"""Bootstrap intervals over one or two facts are infinite or meaningless."""
 GRADIENT_RUNS = 3
-"""What attribution counts for on the progress bar, in runs over the facts."""
+"""The cost of attribution on the progress bar, in runs over the facts."""
 
 
 @renamed(store="execution.store", batch_tokens="execution.batch_tokens")
+@takes_facts
 def search(
     model: HookedLanguageModel,
-    facts: FactSet,
+    pairs: Pairs,
     *,
-    scheme: str | Scheme = "do-not-think",
-    dose: int = 1,
     size: int = 5,
     candidates: int = 20,
     attribution: Attribution = "gradient",
     kind: Kind = "mean",
     strategy: Strategy = "top",
     layers: Layers = None,
-    seed: int = 0,
     execution: Execution = Execution(),
     quiet: bool = False,
 ) -> HeadSearch:
@@ -77,21 +72,19 @@ def search(
 
     Args:
         model: A hooked language model.
-        facts: The facts to search on; keep others back for `HeadSearch.test` (`halves`).
-        scheme: The scheme, or its name.
-        dose: How many sentences stand before the query, from 1 on.
+        pairs: The prompt pairs to search on, as `hl.pairs(model, facts)` makes them; keep other
+            facts for `HeadSearch.test` (`halves`). Their seed also seeds the bootstrap.
         size: How many heads to choose.
-        candidates: How many heads, the best by attribution, are ablated one by one.
-        attribution: `gradient` is attribution patching of the ablation, which also sees what a
-            head does through later layers; `direct` what the head itself writes to the logits
-            (`probes.logit_shift.head_attribution`).
-        kind: What replaces the output of an ablated head: its `mean` over all tokens of the bare
+        candidates: How many heads, those with the highest attribution, are ablated one by one.
+        attribution: `gradient` is attribution patching of the ablation, which includes the effect
+            of a head through later layers; `direct` is what the head itself writes to the logits
+            (`probes.logit_shift.average`).
+        kind: The replacement of an ablated head's output: its `mean` over all tokens of the bare
             queries, or `zero`.
-        strategy: `top` takes the candidates with the largest exact effects; `greedy` adds, one
-            after another, the candidate that brings the set furthest, which sees heads that stand
-            in for each other, at `size` times the cost.
-        layers: The layers to look in; all by default.
-        seed: Seeds what a scheme draws, and the bootstrap.
+        strategy: `top` takes the candidates with the largest exact effects. `greedy` adds one
+            candidate after another, each time the one that increases the effect of the set most;
+            this finds heads that substitute for each other, at `size` times the cost.
+        layers: The layers to search; all by default.
         execution: The engine, store, sharing and batch size of the scoring runs, as for
             `hijacklens.hijack`; the batch size also applies to the gradients.
         quiet: Draw no progress bar.
@@ -100,193 +93,144 @@ def search(
         The search; `to_dataframe()`, `growth`, `agreement`, `plot()`, and `test(...)`.
 
     Raises:
-        InputError: An unknown choice, a dose below 1, a size above the number of candidates, a
-            layer that the model has not, or no fact whose shift can be measured.
+        InputError: An unknown choice, a size above the number of candidates, a layer that the
+            model does not have, or too few facts whose shift can be measured.
 
     Note:
         Costs an attribution (about three runs over the facts) and one run of
         `hijacklens.hijack` for every candidate and every head of the set; with `greedy` about
         `size * candidates` more.
     """
-    for what, given, allowed in (
-        ("attribution", attribution, get_args(Attribution)),
-        ("kind of ablation", kind, get_args(Kind)),
-        ("strategy", strategy, get_args(Strategy)),
-    ):
-        choice(what, given, allowed)
-    one_of_type("facts", facts, FactSet, "hl.atlas()")
-    dose = whole_number("a shift is between dose 0 and a dose from 1 on; the dose", dose, least=1)
+    choice("attribution", attribution, get_args(Attribution))
+    choice("kind of ablation", kind, get_args(Kind))
+    choice("strategy", strategy, get_args(Strategy))
+    one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)")
     size, candidates = whole_number("size", size), whole_number("candidates", candidates)
     if not 1 <= size <= candidates:
         raise InputError(
             f"cannot choose {size} heads from {candidates} candidates; give a size from 1 to the "
             "number of candidates."
         )
-    places = choose(model, layers=layers).pairs
-    if size > len(places):
-        raise InputError(f"cannot choose {size} heads: these layers have {len(places)}.")
-    count = min(candidates, len(places))
-    run = _Run(model, get_scheme(scheme), dose, seed, execution)
+    sites = choose(model, layers=layers).pairs
+    if size > len(sites):
+        raise InputError(f"cannot choose {size} heads: these layers have {len(sites)}.")
+    count = min(candidates, len(sites))
     steps = count + (size if strategy == "top" else sum(count - i for i in range(size)))
     label = str(model.cfg.model_name)
-    with bar(total=GRADIENT_RUNS + steps, unit="runs", label=label, quiet=quiet) as progress:
-        base = _usable(run, facts)
-        shift = base.shift()
-        means = (
-            mean_outputs(model, base.facts, batch_tokens=execution.batch_tokens, quiet=True)
-            if kind == "mean"
-            else None
+
+    def score(*probes: Probe) -> HijackResult:
+        return hijack(
+            model,
+            pairs.facts,
+            schemes=[pairs.scheme],
+            doses=[pairs.dose],
+            probes=probes,
+            seed=pairs.seed,
+            execution=execution,
+            quiet=True,
         )
+
+    with bar(total=GRADIENT_RUNS + steps, unit="runs", label=label, quiet=quiet) as progress:
+        base = score()
+        usable = _usable(pairs, base)
+        facts = pairs.facts.where(case_ids=[pair.fact.case_id for pair in usable])
+        shift = _shift(base, facts)
+        means = None
+        if kind == "mean":
+            means = mean_outputs(model, facts, batch_tokens=execution.batch_tokens, quiet=True)
         if attribution == "direct":
-            attributed = _direct(run, base.facts)
+            by_head = logit_shift.average(model, usable, quiet=True).by_head
             progress.update(GRADIENT_RUNS)
         else:
-            attributed = _gradient(run, base.facts, means, progress.update)
+            by_head = gradient_attribution(
+                model,
+                usable,
+                means=means,
+                batch_tokens=execution.batch_tokens,
+                advance=lambda fraction: progress.update(fraction * GRADIENT_RUNS),
+            )
 
         def carried(heads: Sequence[Head]) -> Float[np.ndarray, " fact"]:
-            probe = ablate(heads=heads, kind=kind, means=means)
-            left = _Base(base.facts, run.score(base.facts, [probe]), base.skipped).shift()
+            ablated = score(ablate(heads=heads, kind=kind, means=means))
             progress.update(1)
-            return shift - left
+            return shift - _shift(ablated, facts)
 
         # A reverse scheme shifts towards the true target, and so do the heads that carry it.
-        towards = -1 if run.scheme.direction == "reverse" else 1
-        mean = towards * attributed.mean(0)
-        best = sorted(places, key=lambda place: -mean[place])[:count]
+        sign = -1 if pairs.scheme.direction == "reverse" else 1
+        mean = sign * by_head.mean(0)
+        best = sorted(sites, key=lambda site: -mean[site])[:count]
         single = {head: carried([head]) for head in best}
         if strategy == "top":
-            ranked = sorted(best, key=lambda head: -towards * single[head].mean())
+            ranked = sorted(best, key=lambda head: -sign * single[head].mean())
             growth = {head: carried(ranked[: i + 1]) for i, head in enumerate(ranked[:size])}
         else:
-            growth = _greedy(best, size, carried, towards)
-    settings = {key: value for key, value in base.result.settings.items() if key != "probes"}
+            growth = _greedy(best, size, carried, sign)
+    settings = {key: value for key, value in base.settings.items() if key != "probes"}
     return HeadSearch(
-        facts=base.facts,
+        facts=facts,
         shift=shift,
-        attribution=attributed,
+        attribution=by_head,
         candidates=tuple(best),
         carried=np.stack(list(single.values()), axis=1),
         heads=tuple(growth),
         carried_by_set=np.stack(list(growth.values()), axis=1),
         means=means,
-        scheme=run.scheme,
-        skipped=base.skipped,
+        scheme=pairs.scheme,
+        skipped=usable.skipped,
         settings={
             **settings,
-            "dose": dose,
+            "dose": pairs.dose,
             "size": size,
             "attribution": attribution,
             "kind": kind,
             "strategy": strategy,
-            "layers": sorted({layer for layer, _ in places}),
+            "layers": sorted({layer for layer, _ in sites}),
         },
-        provenance=Provenance.now(seed=seed),
+        provenance=Provenance.now(seed=pairs.seed),
         model=model,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """How facts are scored throughout a search."""
-
-    model: HookedLanguageModel
-    scheme: Scheme
-    dose: int
-    seed: int
-    execution: Execution
-
-    def score(self, facts: FactSet, probes: Sequence[Probe] = ()) -> HijackResult:
-        return hijack(
-            self.model,
-            facts,
-            schemes=[self.scheme],
-            doses=[self.dose],
-            probes=probes,
-            seed=self.seed,
-            execution=self.execution,
-            quiet=True,
+def _usable(pairs: Pairs, base: HijackResult) -> Pairs:
+    """Return the pairs whose shift can be measured."""
+    pairs = pairs.without(SAME_FIRST_TOKEN if pair.same_first_token else None for pair in pairs)
+    scored, reasons = set(base.items["case_id"]), base.skipped.set_index("case_id")["reason"]
+    cases = [pair.fact.case_id for pair in pairs]
+    pairs = pairs.without(None if case in scored else str(reasons[case]) for case in cases)
+    name = pairs.facts.name
+    if not len(pairs):
+        raise InputError(f"no fact of {name} has a shift: {pairs.skipped['reason'].iloc[-1]}.")
+    if len(pairs) < MIN_FACTS:
+        raise InputError(
+            f"{len(pairs)} of the facts of {name} have a shift that can be measured; intervals "
+            f"over facts need at least {MIN_FACTS}, and better 50. Give more facts."
         )
+    return pairs
 
 
-@dataclass(frozen=True, slots=True)
-class _Base:
-    """Facts with their scores, and those that were left out."""
-
-    facts: FactSet
-    result: HijackResult
-    skipped: pd.DataFrame
-
-    def shift(self) -> Float[np.ndarray, " fact"]:
-        """The logit shift of each fact, in logits: log-probabilities share their normaliser."""
-        items = self.result.items
-        margins = items.assign(margin=efficacy.margin(items, "first")).pivot(
-            index="case_id", columns="dose", values="margin"
+def _shift(result: HijackResult, facts: FactSet) -> Float[np.ndarray, " fact"]:
+    """Return the logit shift of each fact; log-probabilities have the same normaliser."""
+    items = result.items.assign(margin=efficacy.margin(result.items, "first"))
+    margins = items.pivot(index="case_id", columns="dose", values="margin")
+    shifts = (margins[margins.columns.max()] - margins[0]).reindex([x.case_id for x in facts])
+    if shifts.isna().any():
+        raise InputError(
+            f"without a head, the model gives no finite score for case {shifts.isna().idxmax()}; "
+            "load it in float32, or leave the case out."
         )
-        shifts = margins[margins.columns.max()] - margins[0]
-        lost = [fact.case_id for fact in self.facts if fact.case_id not in shifts.index]
-        if lost:
-            raise InputError(
-                f"without a head, the model gives no finite score for case {lost[0]}; load it in "
-                "float32, or leave the case out."
-            )
-        return shifts.loc[[fact.case_id for fact in self.facts]].to_numpy(dtype=float)
-
-
-def _usable(run: _Run, facts: FactSet) -> _Base:
-    """The facts whose shift can be measured; leaving some out may change what others draw."""
-    left_out: list[pd.DataFrame] = []
-    while True:
-        result = run.score(facts)
-        items = result.items
-        same = items.loc[items["same_first_token"]].drop_duplicates(subset="case_id")
-        reason = "both targets share their first token, so that there is no shift"
-        left_out += [result.skipped, same.assign(reason=reason)[list(SKIPPED_COLUMNS)]]
-        usable = set(items["case_id"]) - set(same["case_id"])
-        if not usable:
-            raise InputError(f"no fact of {facts.name} has a shift: {reason}.")
-        if len(usable) < FEWEST:
-            raise InputError(
-                f"{len(usable)} of the facts of {facts.name} have a shift that can be measured; "
-                f"intervals over facts need at least {FEWEST} (50 say something). Give more facts."
-            )
-        if len(usable) == len(facts):
-            skipped = pd.concat(left_out).drop_duplicates().reset_index(drop=True)
-            return _Base(facts, result, skipped)
-        facts = facts.where(case_ids=usable)
-
-
-def _direct(run: _Run, facts: FactSet) -> Float[np.ndarray, "fact layer head"]:
-    found = logit_shift.head_attribution(
-        run.model, facts, scheme=run.scheme, dose=run.dose, seed=run.seed
-    )
-    return found.double().cpu().numpy()
-
-
-def _gradient(
-    run: _Run, facts: FactSet, means: MeanOutputs | None, update: Callable[[float], object]
-) -> Float[np.ndarray, "fact layer head"]:
-    prompts, _ = make_prompts(facts, run.scheme, [0, run.dose], seed=run.seed)
-    items, _ = make_items(prompts, run.model.tokenizer, context_length=int(run.model.cfg.n_ctx))
-    return gradient_attribution(
-        run.model,
-        items,
-        [fact.case_id for fact in facts],
-        means=means,
-        batch_tokens=run.execution.batch_tokens,
-        advance=lambda share: update(share * GRADIENT_RUNS),
-    )
+    return shifts.to_numpy(dtype=float)
 
 
 def _greedy(
     candidates: Sequence[Head],
     size: int,
     carried: Callable[[Sequence[Head]], Float[np.ndarray, " fact"]],
-    towards: int,
+    sign: int,
 ) -> dict[Head, np.ndarray]:
-    """Head added -> what the set carries with it, one after another."""
+    """Return each added head with what the set carries once it is added."""
     growth: dict[Head, np.ndarray] = {}
     while len(growth) < size:
-        tried = {head: carried([*growth, head]) for head in candidates if head not in growth}
-        best = max(tried, key=lambda head: towards * tried[head].mean())
-        growth[best] = tried[best]
+        larger = {head: carried([*growth, head]) for head in candidates if head not in growth}
+        best = max(larger, key=lambda head: sign * larger[head].mean())
+        growth[best] = larger[best]
     return growth

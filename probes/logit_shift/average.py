@@ -1,17 +1,17 @@
 """Averages of shift accounts over many facts, aligned by span, as a result.
 
-Every part is a mean over facts with its standard error and the ends of a 95% interval from a
-bootstrap over facts (percentiles of 2,000 seeded resamples). Intervals are for one part at a time:
-with hundreds of heads some lie off zero by chance. The parts of every single fact are kept, so
-that other questions can be asked of them.
+Every part is a mean over facts with its standard error and a 95% bootstrap interval over facts
+(percentiles of 2,000 seeded resamples). Each interval is for one part alone: among hundreds of
+heads some intervals exclude zero by chance. The parts of every fact are kept for other analyses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,26 +20,24 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
+from hijacklens.prompts.correspondence import SPANS
+from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text
 from hijacklens.results.glance import Glance
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring.items import read_skipped
 from hijacklens.statistics import RESAMPLES, Interval, paired_mean
-from probes.account import SINGLE
-from probes.inputs.alignment import SPANS
-from probes.logit_shift.figures import check_axes, heat_map, shows
+from probes.account import PARTS, SINGLE
+from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows
 
-if TYPE_CHECKING:
-    from hijacklens.results.exhibits import Exhibit
-
-ARRAYS = ("attention", "value_bias", "output_bias", "mlp", "single")
-PARTS, FACTS, SKIPPED = "parts.npz", "facts.parquet", "skipped.csv"
+ARRAYS, MEANS = PARTS, {"shift": "mean shift (logits)", "low": "95% low", "high": "95% high"}
+PARTS_FILE, FACTS, SKIPPED = "parts.npz", "facts.parquet", "skipped.csv"
 
 
 def averages(
     values: Float[np.ndarray, "fact part"], *, seed: int
 ) -> Float[np.ndarray, "part statistic"]:
-    """Mean, standard error and the ends of a 95% bootstrap interval over facts, for each part.
+    """Return mean, standard error and the ends of a 95% bootstrap interval over facts.
 
     Standard error and interval are `nan` for a single fact.
     """
@@ -63,12 +61,12 @@ class AverageShift(Result):
     """What wrote the logit shift of many facts; made by `logit_shift.average`. Units: logits."""
 
     attention: Float[np.ndarray, "fact span layer head"]
-    """Source tokens summed by span, in the order of `alignment.SPANS`; without value biases."""
+    """Attended tokens summed by span, in the order of `SPANS`; without value biases."""
     value_bias: Float[np.ndarray, "fact layer head"]
     output_bias: Float[np.ndarray, "fact layer"]
     mlp: Float[np.ndarray, "fact layer"]
     single: Float[np.ndarray, "fact part"]
-    """The parts that belong to no layer, in the order of `account.SINGLE`."""
+    """Parts outside the layers, in the order of `probes.account.SINGLE`."""
     facts: pd.DataFrame
     """A row per fact: case_id, relation_id, subject, bare, hijacked, shift, residual."""
     skipped: pd.DataFrame
@@ -95,60 +93,41 @@ class AverageShift(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per part: kind, span, layer, head, shift (mean), stderr, low, high, n."""
-        n, spans, layers, heads = self.attention.shape
-        span, layer, head = (a.ravel() for a in np.indices((spans, layers, heads)))
-        of_layer = np.arange(layers)
-        per_head = [a.ravel() for a in np.indices((layers, heads))]
-        blocks = [
-            pd.DataFrame(
-                {
-                    "kind": "attention",
-                    "span": np.array(SPANS)[span],
-                    "layer": layer,
-                    "head": head,
-                }
-            ),
-            pd.DataFrame({"kind": "value_bias", "layer": per_head[0], "head": per_head[1]}),
-            pd.DataFrame({"kind": "output_bias", "layer": of_layer}),
-            pd.DataFrame({"kind": "mlp", "layer": of_layer}),
-            pd.DataFrame({"kind": list(SINGLE)}),
+        n, _, layers, heads = self.attention.shape
+        none = [pd.NA]
+        rows = [
+            *product(["attention"], SPANS, range(layers), range(heads)),
+            *product(["value_bias"], none, range(layers), range(heads)),
+            *product(["output_bias", "mlp"], none, range(layers), none),
+            *product(SINGLE, none, none, none),
         ]
-        kinds = {"kind": "string", "span": "string", "layer": "Int64", "head": "Int64"}
-        labels = pd.concat(
-            [block.reindex(columns=list(kinds)).astype(kinds) for block in blocks],
-            ignore_index=True,
-        )
-        values = np.concatenate([getattr(self, name).reshape(n, -1) for name in ARRAYS], axis=1)
+        types = {"kind": "string", "span": "string", "layer": "Int64", "head": "Int64"}
+        labels = pd.DataFrame(rows, columns=list(types)).astype(types)
+        values = np.concatenate([getattr(self, name).reshape(n, -1) for name in PARTS], axis=1)
         return self._table(labels, values)
 
     def summary(self) -> pd.DataFrame:
-        """The same by kind, attention by span too: kind, span, shift, stderr, low, high, n."""
-        spans = self.attention.sum((2, 3))
-        rest = [
-            self.value_bias.sum((1, 2)),
-            self.output_bias.sum(1),
-            self.mlp.sum(1),
-            *self.single.T,
+        """The parts by kind, and attention by span: kind, span, shift, stderr, low, high, n."""
+        rows = [("attention", span) for span in SPANS]
+        rows += [(kind, "") for kind in (*PARTS[1:-1], *SINGLE)]
+        sums = [
+            self.attention.sum((2, 3)),
+            self.value_bias.sum((1, 2))[:, None],
+            self.output_bias.sum(1, keepdims=True),
+            self.mlp.sum(1, keepdims=True),
+            self.single,
         ]
-        labels = pd.DataFrame(
-            {
-                "kind": ["attention"] * len(SPANS) + ["value_bias", "output_bias", "mlp", *SINGLE],
-                "span": [*SPANS, *[""] * len(rest)],
-            }
-        )
-        table = self._table(labels, np.concatenate([spans, np.stack(rest, 1)], axis=1))
-        kept = (table["shift"] != 0) | (table["stderr"] > 0)
-        return table.loc[kept].reset_index(drop=True)
+        table = self._table(pd.DataFrame(rows, columns=["kind", "span"]), np.concatenate(sums, 1))
+        shown = (table["shift"] != 0) | (table["stderr"] > 0)
+        return table.loc[shown].reset_index(drop=True)
 
     def _table(self, labels: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
         statistics = averages(values, seed=self.settings["seed"])
-        for i, name in enumerate(("shift", "stderr", "low", "high")):
-            labels[name] = statistics[:, i]
-        labels["n"] = len(values)
-        return labels
+        labels[["shift", "stderr", "low", "high"]] = statistics
+        return labels.assign(n=len(values))
 
     def plot(self, *, by: Sequence[str] = ("span", "layer")) -> Figure:
-        """A map of the mean shift by layer and span, or layer and head.
+        """Draw a map of the mean shift by layer and span, or by layer and head.
 
         Args:
             by: `("span", "layer")` or `("layer", "head")`, or the other way round.
@@ -171,15 +150,37 @@ class AverageShift(Result):
                 f"{len(self.facts)} facts\n{self.settings['scheme']}, dose "
                 f"{self.settings['dose']}: mean shift {self.shift.value:+.2f}"
             ),
-            note=f"beside the layers: {named or 'nothing above 0.005'}",
+            note=f"in no layer: {named or 'nothing above 0.005'}",
             order=order if axis == "span" else (),
         )
 
     def exhibits(self) -> list[Exhibit]:
-        """Both maps, the sums by kind and span, every part, and the facts."""
-        from probes.logit_shift.exhibits import average_exhibits
-
-        return average_exhibits(self)
+        """Both maps, the sums by kind and span, every part, the facts and what was skipped."""
+        skipped = Table("Facts that were skipped", self.skipped, file="skipped.csv", folded=True)
+        return [
+            Text("How to read it", (READING, "Intervals are from a bootstrap over the facts.")),
+            Drawing("Mean shift by span and layer", self.plot(by=("span", "layer"))),
+            Drawing("Mean shift by layer and head", self.plot(by=("layer", "head"))),
+            Table("Parts by kind", self.summary(), file="average-summary.csv", labels=MEANS),
+            Table(
+                "Every part",
+                self.to_dataframe(),
+                file="averages.csv",
+                filters=("kind", "span", "layer", "head"),
+                labels=MEANS,
+            ),
+            Table(
+                "Facts",
+                self.facts,
+                note="Logit of the false target minus that of the true one; the residual is what "
+                "the parts miss.",
+                file="facts.csv",
+                filters=("relation_id",),
+                labels=VALUES,
+                folded=True,
+            ),
+            *([skipped] if len(self.skipped) else []),
+        ]
 
     def configuration(self) -> dict[str, Any]:
         """The settings, the counts, the mean shift with its interval and the largest residual."""
@@ -206,7 +207,7 @@ class AverageShift(Result):
                 np.savez_compressed(file, **{name: getattr(self, name) for name in ARRAYS})
 
         found: dict[str, Callable[[Path], None]] = {
-            PARTS: write_parts,
+            PARTS_FILE: write_parts,
             FACTS: lambda path: self.facts.to_parquet(path, index=False),
             SKIPPED: lambda path: self.skipped.to_csv(path, index=False),
             "averages.csv": lambda path: self.to_dataframe().to_csv(path, index=False),
@@ -223,7 +224,7 @@ class AverageShift(Result):
     def read(cls, folder: Path, record: Mapping[str, Any]) -> AverageShift:
         """Read the parts of every fact back; averages are computed from them."""
         try:
-            with np.load(folder / PARTS, allow_pickle=False) as stored:
+            with np.load(folder / PARTS_FILE, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in ARRAYS}
             facts = pd.read_parquet(folder / FACTS)
             skipped = read_skipped(folder / SKIPPED)
@@ -252,7 +253,7 @@ class AverageShift(Result):
             )
             for row in parts.loc[largest].to_dict("records")
         ]
-        whole = ("the whole shift", f"{total.value:+.2f}", f"[{total.low:+.2f}, {total.high:+.2f}]")
+        whole = ("total shift", f"{total.value:+.2f}", f"[{total.low:+.2f}, {total.high:+.2f}]")
         return Glance(
             f"{settings['model']['name']} · {settings['facts']['name']}, {len(self.facts)} facts, "
             f"{len(self.skipped)} skipped · {settings['scheme']}, dose {settings['dose']} · "

@@ -1,8 +1,8 @@
-"""Heat maps of the parts of a shift: any of token, span or head against layer.
+"""Heat maps of the parts of a shift: tokens, spans or heads by layer.
 
 Red parts push the answer towards the false target, blue ones towards the true target; the colour
-scale is symmetric. What a layer wrote beside its heads (MLP, biases) stands in lines of its own,
-and what belongs to no layer is named below, so that nothing of the shift is left out.
+scale is symmetric. MLPs and biases of the layers have separate lines, and parts outside the layers
+are listed below the map, so that the figure shows the complete shift.
 """
 
 from __future__ import annotations
@@ -19,15 +19,21 @@ from hijacklens.errors import InputError
 
 AXES = ("token", "span", "head")
 MOST_LABELS = 40
-"""More cells than this along an axis get every second, third, ... label."""
+"""Beyond this many cells along an axis only every second, third, ... one is labelled."""
 COLOURS = "RdBu_r"
+VALUES = {"bare": "bare (logits)", "hijacked": "hijacked (logits)", "shift": "shift (logits)"}
+"""Column -> its title in a report."""
+READING = (
+    "Parts above zero (red) push the answer towards the false target, those below (blue) towards "
+    "the true one. The parts sum to the shift; the residual is what they miss."
+)
 
 
 def check_axes(by: Sequence[str], allowed: Sequence[str] = AXES) -> str:
-    """The axis that stands against layer.
+    """Return the axis of a map that is not `layer`.
 
     Raises:
-        InputError: It is not one of `allowed`, or layer is not the other one.
+        InputError: It is not one of `allowed`, or the other one is not `layer`.
     """
     names = [name for name in by if name != "layer"]
     if len(by) != 2 or len(names) != 1 or names[0] not in allowed:
@@ -48,12 +54,12 @@ def heat_map(
     """Draw sums of parts as a layer map.
 
     Args:
-        table: Rows with `kind`, `layer`, `shift` and the axis: one of `by` beside layer.
-        by: The axis on the left and the one below; one of them is `layer`.
-        label: Says what the colour is.
-        title: Stands above the map.
-        note: Stands below it.
-        order: The values of the axis from first to last; sorted where not given.
+        table: Rows with `kind`, `layer`, `shift` and the axis of `by` that is not `layer`.
+        by: The vertical and the horizontal axis; one of them is `layer`.
+        label: What the colour means.
+        title: The text above the map.
+        note: The text below the map.
+        order: The values of the axis from first to last; sorted by default.
     """
     axis = check_axes(by)
     heads = table["kind"].isin(["attention", "value_bias"])
@@ -76,11 +82,8 @@ def heat_map(
     values = values.T if sideways else values
     rows, columns = values.shape
     top = float(np.abs(values).max()) or 1.0
-    size = {"width": 2.4 + 0.24 * columns, "height": 1.6 + 0.24 * rows}
-    with plots.canvas(width=max(size["width"], 4.8), height=max(size["height"], 2.6)) as (
-        figure,
-        (ax,),
-    ):
+    width, height = max(2.4 + 0.24 * columns, 4.8), max(1.6 + 0.24 * rows, 2.6)
+    with plots.canvas(width=width, height=height) as (figure, (ax,)):
         image = ax.imshow(values, cmap=COLOURS, vmin=-top, vmax=top, aspect="auto")
         ax.grid(visible=False)
         layers = [str(layer) for layer in grid.columns]
@@ -100,17 +103,17 @@ def heat_map(
 
 
 def shows(value: Any) -> bool:
-    """Whether a number written with two decimals is more than zeros."""
+    """Whether a number written with two decimals is not zero."""
     return abs(float(value)) >= 0.005
 
 
 def _ticks(axis: Any, labels: Sequence[str]) -> None:
     step = -(-len(labels) // MOST_LABELS)
-    # Lines beside the layers' heads have names and always get their label.
-    kept = [i for i, label in enumerate(labels) if i % step == 0 or not label.isdigit()]
-    axis.set_ticks(kept, [_plain(labels[i]) for i in kept])
+    # Lines of MLPs and biases have names and are always labelled.
+    ticks = [i for i, label in enumerate(labels) if i % step == 0 or not label.isdigit()]
+    axis.set_ticks(ticks, [_plain(labels[i]) for i in ticks])
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
+    """Escape text that matplotlib would read as mathematics."""
     return text.replace("$", r"\$")

@@ -1,19 +1,19 @@
 """The account of one fact's shift as a result: a table of parts, maps, files.
 
-A part is a row of `to_dataframe()`: what a source token, layer, head, MLP or bias wrote to
+A part is a row of `to_dataframe()`: what an attended token, layer, head, MLP or bias wrote to
 `logit o_ - logit o*` in the bare and in the hijacked run, and the difference. The kinds:
 
-    attention     a head's reading of one source token (value bias apart)
+    attention     what a head reads from one attended token, without the value bias
     value_bias    b_V through a head's output matrix
     output_bias   b_O of a layer
-    mlp           an MLP, its biases inside
+    mlp           an MLP, including its biases
     embedding     the embedding of the last token
     position      its positional embedding (GPT-2)
     norm_bias     the bias of the final norm
-    unembed_bias  that of the unembedding
+    unembed_bias  the bias of the unembedding
     soft_cap      what the final soft-cap adds to the difference (Gemma-2)
-    normaliser    zero, unless the two targets are read behind different tokens; then both are
-                  log-probabilities, and this is the difference of their softmax sums' logs
+    normaliser    zero, unless the two targets are read after different tokens; then both are
+                  log-probabilities, and this is the difference of the logs of their softmax sums
 """
 
 from __future__ import annotations
@@ -21,87 +21,75 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from hijacklens import plots
+from hijacklens import plots, views
 from hijacklens.errors import InputError
+from hijacklens.prompts.correspondence import Unit
 from hijacklens.prompts.prompt import Prompt
+from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text, Views
 from hijacklens.results.glance import Glance
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from probes.account import SINGLE, Account
-from probes.inputs.alignment import Unit
-from probes.logit_shift.figures import check_axes, heat_map, shows
-
-if TYPE_CHECKING:
-    from hijacklens.results.exhibits import Exhibit
+from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows
 
 COLUMNS = ("span", "token", "position", "layer", "head", "kind", "bare", "hijacked", "shift")
-KINDS = ("attention", "value_bias", "output_bias", "mlp", *SINGLE)
+NUMBERS = ["bare", "hijacked", "shift"]
 TABLE, PATTERNS = "account.parquet", "patterns.npz"
+SHOWN_HEADS = 8
+"""How many heads a report shows next to each other."""
 
 
 def parts_table(units: Sequence[Unit], bare: Account, hijacked: Account) -> pd.DataFrame:
-    """Every part of two accounts of a fact, a row each, where tokens correspond.
+    """Return every part of two accounts of a fact as a row, parts that correspond in one row.
 
-    `position` is that in the hijacked prompt; missing where a part has none, as layer and head.
+    `position` counts in the hijacked prompt. Position, layer and head are missing where a part
+    has none.
     """
     n_layers, n_heads, _ = hijacked.attention.shape
-    sums = [
-        np.stack([account.attention[..., list(places)].sum(-1) for places in sides])
-        for account, sides in (
-            (bare, [unit.bare for unit in units]),
-            (hijacked, [unit.hijacked for unit in units]),
-        )
-    ]
-    per_head = n_layers * n_heads
-    layer, head = np.divmod(np.arange(per_head), n_heads)
-    repeated = np.repeat(np.arange(len(units)), per_head)
-    places = pd.array([u.hijacked[0] if u.hijacked else None for u in units], dtype="Int64")
+    layer, head = np.divmod(np.arange(n_layers * n_heads), n_heads)
     last = next(unit for unit in reversed(units) if unit.span == "last")
     blocks = [
-        pd.DataFrame(
-            {
-                "span": [units[i].span for i in repeated.tolist()],
-                "token": [units[i].token for i in repeated.tolist()],
-                "position": places[repeated],
-                "layer": np.tile(layer, len(units)),
-                "head": np.tile(head, len(units)),
-                "kind": "attention",
-                "bare": sums[0].ravel(),
-                "hijacked": sums[1].ravel(),
-            }
-        ),
+        _block(
+            "attention",
+            bare.attention[..., list(unit.bare)].sum(-1),
+            hijacked.attention[..., list(unit.hijacked)].sum(-1),
+            span=unit.span,
+            token=unit.token,
+            position=unit.hijacked[0] if unit.hijacked else pd.NA,
+            layer=layer,
+            head=head,
+        )
+        for unit in units
+    ]
+    blocks += [
         _block("value_bias", bare.value_bias, hijacked.value_bias, layer=layer, head=head),
         _block("output_bias", bare.output_bias, hijacked.output_bias, layer=range(n_layers)),
         _block("mlp", bare.mlp, hijacked.mlp, layer=range(n_layers)),
     ]
     for i, kind in enumerate(SINGLE):
-        place = {}
+        at = {}
         if kind in ("embedding", "position"):
-            place = {"span": ["last"], "token": [last.token], "position": [last.hijacked[-1]]}
-        blocks.append(_block(kind, bare.single[[i]], hijacked.single[[i]], **place))
-    kinds = {"position": "Int64", "layer": "Int64", "head": "Int64"}
-    table = pd.concat([_typed(block) for block in blocks], ignore_index=True)
+            at = {"span": "last", "token": last.token, "position": last.hijacked[-1]}
+        blocks.append(_block(kind, bare.single[[i]], hijacked.single[[i]], **at))
+    table = pd.concat(blocks, ignore_index=True)
     table["shift"] = table["hijacked"] - table["bare"]
-    return table.astype(kinds)[list(COLUMNS)]
+    return table
 
 
 def _block(kind: str, bare: np.ndarray, hijacked: np.ndarray, **columns: Any) -> pd.DataFrame:
-    values = {"bare": bare.ravel(), "hijacked": hijacked.ravel()}
-    return pd.DataFrame({"kind": kind, **columns, **values})
-
-
-def _typed(block: pd.DataFrame) -> pd.DataFrame:
-    """All columns, missing ones with no values, so that tables join without a change of type."""
-    block = block.reindex(columns=[name for name in COLUMNS if name != "shift"])
-    texts = {"span": "string", "token": "string", "kind": "string"}
-    return block.astype({**texts, "position": "Int64", "layer": "Int64", "head": "Int64"})
+    """Return rows with all columns but the shift, missing ones empty, so that types agree."""
+    values = {"kind": kind, **columns, "bare": bare.ravel(), "hijacked": hijacked.ravel()}
+    texts = dict.fromkeys(("span", "token", "kind"), "string")
+    counts = dict.fromkeys(("position", "layer", "head"), "Int64")
+    block = pd.DataFrame(values).reindex(columns=list(COLUMNS[:-1]))
+    return block.astype({**texts, **counts})
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,16 +99,16 @@ class ShiftAccount(Result):
     table: pd.DataFrame
     """See `to_dataframe`."""
     bare: float
-    """logit o_ - logit o* behind the bare query, as the model gives it."""
+    """logit o_ - logit o* after the bare query, as the model gives it."""
     hijacked: float
-    """The same behind the hijacked prompt."""
+    """logit o_ - logit o* after the hijacked prompt."""
     settings: Mapping[str, Any]
     """Model, fact, scheme, dose, the hijacked prompt, probes, seed."""
     provenance: Provenance
     tokens: tuple[str, ...] = ()
-    """The tokens of the hijacked prompt, where the patterns are kept."""
+    """The tokens of the hijacked prompt, if the patterns are kept."""
     patterns: Float[np.ndarray, "layer head query key"] | None = None
-    """Where the heads look in the hijacked prompt; see `probes.attention.page.with_patterns`."""
+    """Attention in the hijacked prompt; see `probes.logit_shift.page.with_patterns`."""
 
     figure_names = ()
 
@@ -136,7 +124,7 @@ class ShiftAccount(Result):
 
     @property
     def relative_residual(self) -> float:
-        """The residual's size as a share of the largest of the shift and both differences."""
+        """The size of the residual relative to the largest of the shift and both differences."""
         largest = max(abs(self.shift), abs(self.bare), abs(self.hijacked))
         return abs(self.residual) / largest if largest else abs(self.residual)
 
@@ -153,25 +141,24 @@ class ShiftAccount(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """A row per part: span, token, position, layer, head, kind, bare, hijacked, shift.
 
-        The last three are logits; spans are those of `probes.inputs.alignment`, kinds those of this
-        module.
+        The last three are logits. Spans are `hijacklens.prompts.correspondence.SPANS`; the kinds
+        are listed in `probes.logit_shift.result`.
         """
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
-        """The parts summed by kind, those of attention by span too: bare, hijacked, shift."""
+        """Sum the parts by kind, and attention by span too: bare, hijacked, shift (logits)."""
         spans = self.table["span"].where(self.table["kind"] == "attention", "")
-        sums: Any = self.table.assign(span=spans).groupby(["kind", "span"], sort=False)
-        found = sums[["bare", "hijacked", "shift"]].sum().reset_index()
-        kept = (found[["bare", "hijacked", "shift"]] != 0).any(axis=1)
-        return found.loc[kept].reset_index(drop=True)
+        groups: Any = self.table.assign(span=spans).groupby(["kind", "span"], sort=False)
+        sums = groups[NUMBERS].sum().reset_index()
+        return sums.loc[(sums[NUMBERS] != 0).any(axis=1)].reset_index(drop=True)
 
     def biggest(self, n: int = 10, *, by: Sequence[str] = ("layer", "head")) -> pd.DataFrame:
-        """The `n` parts with the largest share in the shift, up or down.
+        """Return the `n` parts that contribute most to the shift, in either direction.
 
         Args:
-            n: How many.
-            by: What the parts are summed over to: any columns of the table but the values.
+            n: How many parts.
+            by: The columns that stay when parts are summed: any of the table but the numbers.
 
         Raises:
             InputError: A column that the table does not have.
@@ -180,17 +167,16 @@ class ShiftAccount(Result):
         if not by or set(by) - set(allowed):
             raise InputError(f"cannot sum by {list(by)}; allowed: {', '.join(allowed)}.")
         keys = list(dict.fromkeys(("kind", *by)))
-        values = ["bare", "hijacked", "shift"]
         groups: Any = self.table.groupby(keys, dropna=False, sort=False)
-        sums = groups[values].sum().reset_index()
+        sums = groups[NUMBERS].sum().reset_index()
         largest = sums["shift"].abs().sort_values(ascending=False, kind="stable").index[:n]
         return sums.loc[largest].reset_index(drop=True)
 
     def plot(self, *, by: Sequence[str] = ("token", "layer")) -> Figure:
-        """A map of the shift by layer and token, span or head; see `probes.logit_shift.figures`.
+        """Draw a map of the shift by layer and token, span or head.
 
         Args:
-            by: What stands on the left and what below: `("token", "layer")`, `("layer", "head")`,
+            by: The vertical and the horizontal axis: `("token", "layer")`, `("layer", "head")`,
                 `("span", "layer")`, or the other way round.
 
         Raises:
@@ -216,15 +202,84 @@ class ShiftAccount(Result):
                 f"{self.settings['dose']}: {self.bare:+.2f} → {self.hijacked:+.2f}, "
                 f"shift {self.shift:+.2f}"
             ),
-            note=f"beside the layers: {rest or 'nothing above 0.005'}",
+            note=f"in no layer: {rest or 'nothing above 0.005'}",
             order=order,
         )
 
-    def exhibits(self) -> list[Exhibit]:
-        """Both maps, the attention of the heads that wrote most, and the parts."""
-        from probes.logit_shift.exhibits import account_exhibits
+    def attention_views(self, *, top: int = 12) -> list[views.View]:
+        """Show the tokens, coloured by what heads read from them, and the heads that wrote most.
 
-        return account_exhibits(self)
+        Args:
+            top: How many heads.
+
+        Raises:
+            InputError: The account has no patterns, or `top` is below 1.
+        """
+        if top < 1:
+            raise InputError(f"top counts heads and cannot be {top}; give 1 or more.")
+        if self.patterns is None:
+            raise InputError("the account has no attention patterns; see with_patterns(...).")
+        by_head, target = self.by_head, self.settings["fact"]["target_false"]
+        largest = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
+        # Heads that carry the hijack come before those that work against it.
+        layers, heads = zip(*sorted(largest, key=lambda head: -by_head[head]), strict=True)
+        attention = self.table[self.table["kind"] == "attention"]
+        by_token = attention.groupby("position")["shift"].sum()
+        return [
+            views.coloured_tokens(
+                f"What the heads took from each token, hijacked minus bare (logits towards "
+                f"{target!r}; hover for the number)",
+                self.tokens,
+                [float(by_token.get(i, 0.0)) for i in range(len(self.tokens))],
+            ),
+            views.attention_heads(
+                f"Attention of the heads with the largest parts, from + (towards {target!r}) to -",
+                self.tokens,
+                self.patterns[list(layers), list(heads)],
+                [f"L{i} H{j}: {by_head[i, j]:+.2f}" for i, j in zip(layers, heads, strict=True)],
+            ),
+        ]
+
+    @property
+    def by_head(self) -> pd.Series:
+        """What each head wrote to the shift, value bias included, by layer and head (logits)."""
+        parts: Any = self.table[self.table["kind"].isin(["attention", "value_bias"])]
+        return parts.groupby(["layer", "head"])["shift"].sum()
+
+    def exhibits(self) -> list[Exhibit]:
+        """The prompts, both maps, the attention of the heads that wrote most, and the parts."""
+        fact = self.settings["fact"]
+        query = (
+            f"“{self.prompt.text}” was asked of {self.settings['model']['name']}. Logit "
+            f"{fact['target_false']!r} - {fact['target_true']!r} is {self.bare:+.3f} on the bare "
+            f"query and {self.hijacked:+.3f} here: a shift of {self.shift:+.3f}, of which the "
+            f"parts leave {self.residual:.1e}."
+        )
+        attention = []
+        if self.patterns is not None:
+            attention = [
+                Views(
+                    "Where the heads look",
+                    self.attention_views(top=SHOWN_HEADS),
+                    note="Rows attend to columns. Choose a head to see its pattern in full; "
+                    "numbers next to heads are their parts of the shift, in logits.",
+                )
+            ]
+        return [
+            Text("What was asked", (query, READING)),
+            Drawing("Shift by token and layer", self.plot(by=("token", "layer"))),
+            Drawing("Shift by layer and head", self.plot(by=("layer", "head"))),
+            *attention,
+            Table("Parts by kind", self.summary(), file="account-summary.csv", labels=VALUES),
+            Table(
+                "Every part",
+                self.table.sort_values("shift", key=abs, ascending=False, kind="stable"),
+                note="The largest come first.",
+                file="account.csv",
+                filters=("kind", "span", "layer", "head"),
+                labels=VALUES,
+            ),
+        ]
 
     def configuration(self) -> dict[str, Any]:
         """The settings, the totals in logits, and the sum of each kind of part."""
@@ -276,19 +331,18 @@ class ShiftAccount(Result):
     def glance(self) -> Glance:
         """The shift, and its largest parts by layer and head."""
         fact, settings = self.settings["fact"], self.settings
-        whole = ("the whole", f"{self.bare:+.2f}", f"{self.hijacked:+.2f}", f"{self.shift:+.2f}")
+        total = ("total", f"{self.bare:+.2f}", f"{self.hijacked:+.2f}", f"{self.shift:+.2f}")
         rows = []
         for row in self.biggest(5).to_dict("records"):
-            place = "" if pd.isna(row["layer"]) else f" L{row['layer']}"
-            place += "" if pd.isna(row["head"]) else f" H{row['head']}"
-            numbers = (f"{row[name]:+.2f}" for name in ("bare", "hijacked", "shift"))
-            rows.append((f"{row['kind']}{place}", *numbers))
+            site = "" if pd.isna(row["layer"]) else f" L{row['layer']}"
+            site += "" if pd.isna(row["head"]) else f" H{row['head']}"
+            rows.append((f"{row['kind']}{site}", *(f"{row[name]:+.2f}" for name in NUMBERS)))
         return Glance(
             f"{settings['model']['name']} · case {fact['case_id']}, {fact['target_false']!r} "
             f"against {fact['target_true']!r} · {settings['scheme']}, dose {settings['dose']} · "
             f"residual {self.residual:.1e} logits",
             ("part (logits)", "bare", "hijacked", "shift"),
-            (whole, *rows),
+            (total, *rows),
             ("summary()", "biggest()", "plot()", "save(folder)"),
         )
 
@@ -299,6 +353,6 @@ def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
 
 
 def _token_labels(table: pd.DataFrame) -> pd.Series:
-    """Labels of tokens, told apart by their position where a text occurs twice."""
-    places = table["position"].astype("string").fillna("-")
-    return places.str.cat(table["token"], sep="  ")
+    """Return labels of tokens with their positions, which distinguish equal texts."""
+    positions = table["position"].astype("string").fillna("-")
+    return positions.str.cat(table["token"], sep="  ")

@@ -1,42 +1,40 @@
 """Patching sweeps: which activations carry the shift, layer by layer, at which tokens and heads.
 
-For every fact the bare and the hijacked prompt are run, and then the target prompt once for each
-patch: a layer at the tokens of a span, or one head of a layer. Tokens without a counterpart, such
-as those of the hijacking sentences, are never patched (`hijacklens.prompts.correspondence`).
+For every prompt pair the bare and the hijacked prompt are run, and then the target prompt once for
+each patch: a layer at the tokens of a span, or one head of a layer. Tokens without a counterpart,
+such as those of the hijacking sentences, are never patched (`hijacklens.prompts.correspondence`).
 
-    result = sweep_spans(model, facts, scheme="do-not-think", dose=1, site="attn_out")
-    result.summary()          # the share of the shift that each patch undoes, with intervals
+    result = sweep(model, pairs, BySpan(site="attn_out"))
+    result.summary()          # the fraction of the shift that each patch undoes, with intervals
     result.plot()
-    sweep_heads(model, facts, site="z", direction="noise")
+    sweep(model, pairs, ByHead(site="z"), direction="noise")
 
-Spans may overlap: `query` has `subject` and `last` in it. Patches of several layers do not add up,
-and those of `resid_pre` and `resid_post` contain each other: after a patch of the stream at all
-tokens of the query, later layers go on from clean values there, but still see the sentences. In the
-first layer the two prompts differ by how the first word is written (" The", "The") and, where they
-are embedded (GPT-2), by positions; what a patch of `resid_pre` does there is due to that alone.
+Spans may overlap: `query` includes `subject` and `last`. Effects of patches in several layers do
+not add up, and patches of `resid_pre` and `resid_post` contain each other: after the stream is
+patched at all tokens of the query, later layers continue from clean values there, but still attend
+to the sentences. In the first layer the prompts differ only in how the first word is written
+(" The", "The") and in positions where these are embedded (GPT-2), and so does a patch of
+`resid_pre` there.
 
-Cost: one forward pass of the target prompts for each patch. Facts and patches share batches, so
-few facts take as little time per patch as many. Memory: the activations of one batch of source
-prompts at the site, in all chosen layers.
+Cost: one forward pass of the target prompts for each patch; facts and patches share batches.
+Memory: the activations of one batch of source prompts at the site, in all patched layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from hijacklens.errors import InputError, unknown
-from hijacklens.facts.fact import FactSet
-from hijacklens.models.hooked import HookedLanguageModel, require_eval
-from hijacklens.models.identity import ModelIdentity, identify
+from hijacklens.errors import InputError, choice, one_of_type
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, require_eval
+from hijacklens.models.identity import identify
 from hijacklens.progress import bar
-from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.results.provenance import Provenance
-from hijacklens.scoring.items import Unscored, skipped_table
-from hijacklens.scoring.pairs import DIRECTIONS, Direction, prompt_pairs
+from hijacklens.scoring.pairs import DIRECTIONS, Direction, Pairs, takes_facts
 from hijacklens.sites import Heads, Layers, choose
 from probes.activations.places import HEAD_AXES, Site, hook_name
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
@@ -45,177 +43,121 @@ from probes.patching.runs import Case, Cell, make_cases, run
 DEFAULT_SPANS = ("query", "subject", "last")
 
 
-def sweep_spans(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BySpan:
+    """Patch every layer at every span, one at a time."""
+
+    site: Site = "resid_pre"
+    """What is patched; see `probes.activations.places`. All heads of `z`, `q`, `k` and `v`."""
+    spans: Sequence[str] = DEFAULT_SPANS
+    """The tokens that are patched; each span has tokens in the query, or is `bos`."""
+    layers: Layers = None
+    """One layer, several, or None for all."""
+
+    def cells(self, model: HookedModel) -> tuple[str, list[Cell]]:
+        """Return what the columns of the map count, and the patches.
+
+        Raises:
+            InputError: There is no span, or no such layer.
+        """
+        spans = dict.fromkeys([self.spans] if isinstance(self.spans, str) else self.spans)
+        if not spans:
+            raise InputError("name at least one span to patch, such as 'query' or 'last'.")
+        layers = choose(model, layers=self.layers).by_layer
+        return "span", [Cell(layer, span, None) for layer in layers for span in spans]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByHead:
+    """Patch every head of every layer, one at a time, at the tokens of one span."""
+
+    site: Site = "z"
+    """`z` (what a head writes) or `q`, by query heads; `k` or `v`, by key/value heads."""
+    span: str = "query"
+    """The tokens that are patched; by default all that correspond except a BOS."""
+    layers: Layers = None
+    """One layer, several, or None for all."""
+    heads: Heads = None
+    """Heads of each layer, or pairs (layer, head); None for all."""
+
+    def cells(self, model: HookedModel) -> tuple[str, list[Cell]]:
+        """Return which heads the columns of the map count, and the patches.
+
+        Raises:
+            InputError: The site is not split into heads, or there is no such layer or head.
+        """
+        if self.site not in HEAD_AXES:
+            raise InputError(
+                f"{self.site!r} is not split into heads; use one of {', '.join(HEAD_AXES)}."
+            )
+        axis = HEAD_AXES[self.site]
+        sites = choose(model, layers=self.layers, heads=self.heads, axis=axis)
+        return axis, [Cell(layer, self.span, head) for layer, head in sites.pairs]
+
+
+@takes_facts
+def sweep(
     model: HookedLanguageModel,
-    facts: FactSet,
+    pairs: Pairs,
+    patches: BySpan | ByHead | None = None,
     *,
-    scheme: str | Scheme = "do-not-think",
-    dose: int = 1,
-    site: Site = "resid_pre",
-    spans: Sequence[str] = DEFAULT_SPANS,
-    layers: Layers = None,
     direction: Direction = "denoise",
-    seed: int = 0,
     batch_tokens: int | None = None,
     quiet: bool = False,
 ) -> PatchingSweep:
-    """Patch every layer at every span, one at a time.
+    """Patch one site after another in every prompt pair.
 
     Args:
         model: A hooked language model.
-        facts: The facts, e.g. `atlas()` or `counterfact(...).sample(200)`.
-        scheme: The name of a registered scheme, or a scheme.
-        dose: How many sentences stand before the query of the hijacked prompt, at least 1.
-        site: What is patched; see `probes.activations.places`. All heads of `z`, `q`, `k` and `v`.
-        spans: The tokens that are patched; each span has tokens in the query, or is `bos`.
-        layers: One layer, several, or None for all.
+        pairs: The prompt pairs, as `hl.pairs(model, facts)` makes them; their seed also seeds the
+            bootstrap.
+        patches: `BySpan(...)`, the default, or `ByHead(...)`.
         direction: `denoise` puts the clean (bare) run into the hijacked prompt, `noise` the
             hijacked run into the bare one.
-        seed: Seeds what the scheme draws, and the bootstrap.
         batch_tokens: Size of a batch in tokens; by default what suits the device.
         quiet: Draw no progress bar.
 
     Returns:
-        The result; `summary()` is its table, `plot()` its heat map.
+        The result; `summary()` is its table, `plot()` its heat map, and `settings["axis"]` says
+        which heads its column `head` counts.
 
     Raises:
-        InputError: No facts, no span, an unknown scheme, site, layer or span, a dose below 1, a
-            model in training mode, or not one fact that could be patched.
+        InputError: No span, an unknown site, layer, head or span, a model in training mode, or no
+            pair that could be patched.
 
     Note:
-        Costs a forward pass of every prompt for each layer and span.
+        Costs a forward pass of every prompt for each patch.
     """
-    named = tuple(dict.fromkeys([spans] if isinstance(spans, str) else spans))
-    if not named:
-        raise InputError("name at least one span to patch, such as 'query' or 'last'.")
-    chosen = choose(model, layers=layers).by_layer
-    cells = [Cell(layer, span, None) for layer in chosen for span in named]
-    return _sweep(
-        model,
-        facts,
-        cells,
-        site=site,
-        axis="span",
-        scheme=get_scheme(scheme),
-        dose=dose,
-        direction=direction,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        quiet=quiet,
-    )
-
-
-def sweep_heads(
-    model: HookedLanguageModel,
-    facts: FactSet,
-    *,
-    scheme: str | Scheme = "do-not-think",
-    dose: int = 1,
-    site: Site = "z",
-    span: str = "query",
-    layers: Layers = None,
-    heads: Heads = None,
-    direction: Direction = "denoise",
-    seed: int = 0,
-    batch_tokens: int | None = None,
-    quiet: bool = False,
-) -> PatchingSweep:
-    """Patch every head of every layer, one at a time, at the tokens of one span.
-
-    Args:
-        model: A hooked language model.
-        facts: The facts.
-        scheme: The name of a registered scheme, or a scheme.
-        dose: How many sentences stand before the query of the hijacked prompt, at least 1.
-        site: `z` (what a head writes) or `q`, by query heads; `k` or `v`, by key/value heads.
-        span: The tokens that are patched: by default all that correspond but a BOS.
-        layers: One layer, several, or None for all.
-        heads: Heads of each layer, or pairs (layer, head); None for all.
-        direction: As for `sweep_spans`.
-        seed: Seeds what the scheme draws, and the bootstrap.
-        batch_tokens: Size of a batch in tokens; by default what suits the device.
-        quiet: Draw no progress bar.
-
-    Returns:
-        The result; `settings["axis"]` says which heads its column `head` counts.
-
-    Raises:
-        InputError: As `sweep_spans`; or the site is not split into heads.
-
-    Note:
-        Costs a forward pass of every prompt for each head.
-    """
-    if site not in HEAD_AXES:
-        raise InputError(f"{site!r} is not split into heads; use one of {', '.join(HEAD_AXES)}.")
-    axis = HEAD_AXES[site]
-    chosen = choose(model, layers=layers, heads=heads, axis=axis)
-    return _sweep(
-        model,
-        facts,
-        [Cell(layer, span, head) for layer, head in chosen.pairs],
-        site=site,
-        axis=axis,
-        scheme=get_scheme(scheme),
-        dose=dose,
-        direction=direction,
-        seed=seed,
-        batch_tokens=batch_tokens,
-        quiet=quiet,
-    )
-
-
-def _sweep(
-    model: HookedLanguageModel,
-    facts: FactSet,
-    cells: Sequence[Cell],
-    *,
-    site: Site,
-    axis: str,
-    scheme: Scheme,
-    dose: int,
-    direction: Direction,
-    seed: int,
-    batch_tokens: int | None,
-    quiet: bool,
-) -> PatchingSweep:
+    patches = BySpan() if patches is None else patches
     require_eval(model, operation="patching")
-    if direction not in DIRECTIONS:
-        raise unknown("direction", direction, DIRECTIONS)
-    layers = tuple(dict.fromkeys(cell.layer for cell in cells))
-    spans = tuple(dict.fromkeys(cell.span for cell in cells))
+    one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)")
+    choice("direction", direction, DIRECTIONS)
+    axis, cells = patches.cells(model)
+    layers = list(dict.fromkeys(cell.layer for cell in cells))
+    spans = list(dict.fromkeys(cell.span for cell in cells))
     for layer in layers:
-        hook_name(model, site, layer)
-    identity = identify(model)
-    pairs, unscored = prompt_pairs(model, facts, scheme=scheme, dose=dose, seed=seed)
-    cases, left_out = make_cases(pairs, spans, direction)
-    unscored += left_out
-    differences = np.zeros((0, 2 + len(cells)))
-    if cases:
-        total = len(cases) * len(cells)
-        with bar(total=total, unit="patches", label=identity.name, quiet=quiet) as progress:
-            differences = run(
-                model,
-                cases,
-                cells,
-                site=site,
-                batch_tokens=batch_tokens,
-                advance=progress.update,
-            )
-    finite = np.atleast_1d(np.isfinite(differences).all(axis=1))
-    unscored += [
-        Unscored(case.pair.fact, scheme.name, "the model gave logits that are not finite")
-        for case, fine in zip(cases, finite, strict=True)
-        if not fine
-    ]
-    if not finite.any():
-        raise InputError(
-            f"none of the {len(facts)} facts could be patched; the first reason: "
-            f"{unscored[0].reason}"
+        hook_name(model, patches.site, layer)
+    identity, facts = identify(model), pairs.facts
+    cases, usable = make_cases(pairs, spans, direction)
+    usable.require("patched")
+    total = len(cases) * len(cells)
+    with bar(total=total, unit="patches", label=identity.name, quiet=quiet) as progress:
+        differences = run(
+            model,
+            cases,
+            cells,
+            site=patches.site,
+            batch_tokens=batch_tokens,
+            advance=progress.update,
         )
-    kept = [case for case, fine in zip(cases, finite, strict=True) if fine]
+    finite = np.isfinite(differences).all(axis=1, keepdims=True)[:, 0]
+    reason = "the model gave logits that are not finite"
+    usable = usable.without(None if fine else reason for fine in finite)
+    usable.require("patched")
+    cases = [case for case, fine in zip(cases, finite, strict=True) if fine]
     return PatchingSweep(
-        patches=_table(kept, cells, differences[finite], direction),
-        skipped=_skipped(facts, unscored, identity),
+        patches=_table(cases, cells, differences[finite], direction),
+        skipped=usable.skipped,
         settings={
             "models": [asdict(identity)],
             "facts": {
@@ -224,17 +166,33 @@ def _sweep(
                 "hash": facts.content_hash(),
                 "note": facts.note,
             },
-            "scheme": asdict(scheme),
-            "dose": dose,
+            "scheme": asdict(pairs.scheme),
+            "dose": pairs.dose,
             "direction": direction,
-            "site": site,
+            "site": patches.site,
             "axis": axis,
-            "layers": list(layers),
-            "spans": list(spans),
-            "seed": seed,
+            "layers": layers,
+            "spans": spans,
+            "seed": pairs.seed,
         },
-        provenance=Provenance.now(seed=seed),
+        provenance=Provenance.now(seed=pairs.seed),
     )
+
+
+def sweep_spans(model: HookedLanguageModel, facts: Any, **options: Any) -> PatchingSweep:
+    """Call `sweep` with `BySpan` by its old name and arguments; for one release."""
+    return _sweep_by(BySpan, model, facts, options)
+
+
+def sweep_heads(model: HookedLanguageModel, facts: Any, **options: Any) -> PatchingSweep:
+    """Call `sweep` with `ByHead` by its old name and arguments; for one release."""
+    return _sweep_by(ByHead, model, facts, options)
+
+
+def _sweep_by(kind: Any, model: Any, facts: Any, options: dict[str, Any]) -> PatchingSweep:
+    names = [field.name for field in fields(kind) if field.name in options]
+    patches = kind(**{name: options.pop(name) for name in names})
+    return sweep(model, facts, patches, **options)
 
 
 def _table(
@@ -251,28 +209,9 @@ def _table(
             ends[0]: differences[i, 0],
             ends[1]: differences[i, 1],
             "patched": differences[i, 2 + column],
-            "unmatched": cases[i].unmatched,
+            "unmatched": cases[i].where.unmatched,
         }
         for i in order
         for column, cell in enumerate(cells)
     ]
     return pd.DataFrame(rows)[list(PATCH_COLUMNS)].astype({"head": "Int64"})
-
-
-def _skipped(facts: FactSet, unscored: Sequence[Unscored], identity: ModelIdentity) -> pd.DataFrame:
-    unread = [
-        (identity.name, row.case_id, row.relation_id, row.subject, "all", row.reason)
-        for row in facts.skipped
-    ]
-    left_out = [
-        (
-            identity.name,
-            row.fact.case_id,
-            row.fact.relation_id,
-            row.fact.subject,
-            row.scheme,
-            row.reason,
-        )
-        for row in unscored
-    ]
-    return skipped_table([*unread, *left_out])

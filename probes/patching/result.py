@@ -1,11 +1,11 @@
-"""The result of a patching sweep: what each patch makes of the logit difference, fact by fact.
+"""The result of a patching sweep: the logit difference after each patch, fact by fact.
 
     share, denoise    (hijacked - patched) / (hijacked - clean)    1: as if never hijacked
     share, noise      (patched - clean) / (hijacked - clean)       1: hijacked by the patch alone
 
-Both are ratios of means over the facts, so that facts with hardly a shift do not dominate them;
-they can leave 0..1. Logit differences are (logit o_ - logit o*) of the targets' first tokens, as
-the model gives them (behind a final soft cap, where there is one).
+Both are ratios of means over the facts, so that facts with a small shift do not dominate; they
+can lie outside 0..1. Logit differences are (logit o_ - logit o*) of the targets' first tokens, as
+the model gives them (after a final soft-cap, if it has one).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, choice
 from hijacklens.results.glance import Glance, signed
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
@@ -43,11 +43,11 @@ PATCH_COLUMNS = (
 )
 CELL = ["layer", "span", "head"]
 MOST_COLUMNS = 12
-"""Cells have their number written in them up to so many columns."""
+"""Up to this many columns, the number is written in each cell."""
 COLOURS = "RdBu_r"
-"""Diverging, and told apart by every kind of colour vision: blue below 0, red above."""
+"""Diverging and distinguishable with any colour vision: blue below 0, red above."""
 BOLD = "bold: the 95% interval excludes 0"
-PLACE_NAMES = {"span": "span", "head": "query head", "kv_head": "key/value head"}
+COLUMN_NAMES = {"span": "span", "head": "query head", "kv_head": "key/value head"}
 
 Value = Literal["share", "logits"]
 
@@ -69,10 +69,10 @@ class PatchingSweep(Result):
     def to_dataframe(self) -> pd.DataFrame:
         """One row per fact and patch.
 
-        `case_id, relation_id, subject`; `layer, span, head` of the patch (`head` is missing where
-        none is singled out; `settings["axis"]` says whether heads are query or key/value heads);
-        the logit difference `clean`, `hijacked` and `patched` (logits); `unmatched`, how many
-        tokens of the query's first word have no counterpart and were left alone.
+        `case_id, relation_id, subject`; `layer, span, head` of the patch (`head` is missing for
+        patches of complete layers; `settings["axis"]` says whether heads are query or key/value
+        heads); the logit difference `clean`, `hijacked` and `patched` (logits); `unmatched`, how
+        many tokens of the query's first word have no counterpart and were not patched.
         """
         return self.patches.copy()
 
@@ -97,28 +97,27 @@ class PatchingSweep(Result):
         return pd.DataFrame(rows).astype({"head": "Int64"})
 
     def summary(self) -> pd.DataFrame:
-        """One row per patch: means over the facts, and the share of the shift with its interval.
+        """One row per patch: means over the facts, and the fraction of the shift.
 
         `layer, span, head, n`; `clean, hijacked, patched` (means, logits); `share, share_low,
-        share_high`, the share of the shift that the patch undoes (denoise) or brings about
-        (noise), with its 95% bootstrap interval over facts. NaN where hijacking raises nothing.
+        share_high`, the fraction of the shift that the patch undoes (denoise) or causes (noise),
+        with its 95% bootstrap interval over facts. NaN if hijacking does not raise the difference.
         """
         return self._summary.copy()
 
     def plot(self, *, value: Value = "share") -> Figure:
-        """A heat map of layer by span, or layer by head.
+        """Draw a heat map of layer by span, or of layer by head.
 
         Args:
-            value: `share` of the shift, or the mean change in `logits`.
+            value: `share`, the fraction of the shift, or `logits`, the mean change.
 
         Raises:
             InputError: Another value.
         """
-        if value not in ("share", "logits"):
-            raise unknown("value", value, ("share", "logits"))
+        choice("value", value, ("share", "logits"))
         table = self._summary
         axis = self.settings["axis"]
-        place = "span" if axis == "span" else "head"
+        column = "span" if axis == "span" else "head"
         layers = sorted(set(table["layer"]))
         columns = list(self.settings["spans"] if axis == "span" else sorted(set(table["head"])))
         if value == "share":
@@ -126,15 +125,15 @@ class PatchingSweep(Result):
         else:
             start = "hijacked" if self.settings["direction"] == "denoise" else "clean"
             shown, clear = table["patched"] - table[start], table["patched"].isna()
-        # Chosen heads need not fill a rectangle.
+        # Heads given as pairs need not fill a rectangle.
         grid = np.full((len(layers), len(columns)), np.nan)
         bold = np.zeros(grid.shape, dtype=bool)
-        at = [table["layer"].map(layers.index), table[place].map(columns.index)]
+        at = [table["layer"].map(layers.index), table[column].map(columns.index)]
         grid[tuple(at)], bold[tuple(at)] = shown, clear
         narrow = len(columns) <= MOST_COLUMNS
         width = 1.9 + (0.62 if narrow else 0.24) * len(columns)
         height = 1.5 + 0.24 * len(layers)
-        # Below this the title and the label of the scale do not fit, however few the cells.
+        # In a smaller figure the title and the label of the scale do not fit.
         with plots.canvas(width=max(width, 5.4), height=max(height, 3.2)) as (figure, (ax,)):
             finite = np.abs(grid[np.isfinite(grid)])
             limit = max(float(finite.max()), 1e-6) if finite.size else 1.0
@@ -146,10 +145,10 @@ class PatchingSweep(Result):
             bar = figure.colorbar(image, ax=ax, label=self._meaning(value))
             bar.outline.set_visible(False)
             ax.grid(False)
-            ax.set(xlabel=PLACE_NAMES[axis], ylabel="layer")
+            ax.set(xlabel=COLUMN_NAMES[axis], ylabel="layer")
             title = self._title() + (f"\n{BOLD}" if bold.any() and narrow else "")
             figure.suptitle(title, fontsize=9)
-            ax.set_xticks(range(len(columns)), [str(column) for column in columns])
+            ax.set_xticks(range(len(columns)), list(map(str, columns)))
             step = max(1, len(layers) // 16)
             ax.set_yticks(range(0, len(layers), step), [str(x) for x in layers[::step]])
         return figure
@@ -158,7 +157,7 @@ class PatchingSweep(Result):
         denoise = self.settings["direction"] == "denoise"
         if value == "logits":
             return "change in logit o_ - logit o* (logits)"
-        return "share of the shift " + ("undone" if denoise else "brought about") + " (1: all)"
+        return "fraction of the shift " + ("undone" if denoise else "caused") + " (1: all)"
 
     def _title(self) -> str:
         settings = self.settings
@@ -207,7 +206,7 @@ class PatchingSweep(Result):
         return cls(patches, skipped, settings, provenance_from(record))
 
     def glance(self) -> Glance:
-        """The patches with the largest share of the shift."""
+        """The patches with the largest fraction of the shift."""
         settings, table = self.settings, self._summary
         largest = table["share"].abs().sort_values(ascending=False, kind="stable").index[:5]
         rows = [
@@ -223,13 +222,13 @@ class PatchingSweep(Result):
             f"{settings['models'][0]['name']} · {settings['site']} by {settings['axis']}, "
             f"{settings['direction']} · {settings['scheme']['name']}, dose {settings['dose']} · "
             f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
-            (f"largest of {len(table)} patches", "share of the shift", "95% interval"),
+            (f"largest of {len(table)} patches", "fraction of the shift", "95% interval"),
             tuple(rows),
         )
 
 
 def _write_numbers(ax: Axes, grid: np.ndarray, bold: np.ndarray, limit: float) -> None:
-    """The number of each cell, bold where its interval excludes 0."""
+    """Write the number of each cell, bold if its interval excludes 0."""
     for (row, column), number in np.ndenumerate(grid):
         if np.isfinite(number):
             ax.text(

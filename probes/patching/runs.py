@@ -1,4 +1,4 @@
-"""Patching runs: the forward passes of a sweep, and the logit difference that each one gives.
+"""Patching runs: the forward passes of a sweep and their logit differences.
 
 A batch of facts is run on its source prompts, on its target prompts, and on copies of the target
 prompts, one copy for each patch:
@@ -6,13 +6,12 @@ prompts, one copy for each patch:
     row        fact 0   fact 1   fact 0   fact 1   ...
     patch      layer 0  layer 0  layer 1  layer 1
 
-As many copies run at once as a batch has room for, so few facts take as little time per patch as
-many. Only the last token of each row is unembedded.
+As many copies run at once as fit into a batch. Only the last token of each row is unembedded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +25,9 @@ from hijacklens.engine.engine import READ_VALUES
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, NamedHook, device_of
 from hijacklens.probe import HookProbe, logits_at
+from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout
-from hijacklens.prompts.tokens import TokenIds
-from hijacklens.scoring.items import Unscored
-from hijacklens.scoring.pairs import Direction, PromptPair
+from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, Direction, Pair, Pairs
 from probes.activations.places import Site, reading, writing
 
 
@@ -44,18 +42,15 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A fact's source and target prompt, with the tokens that correspond."""
+    """A prompt pair in the direction of a patch."""
 
-    pair: PromptPair
-    source: TokenIds
-    target: TokenIds
+    pair: Pair
     answers: tuple[int, int]
     """First token of the true and of the false target."""
-    places: tuple[tuple[int, int], ...]
-    """Source and target position of all tokens that correspond."""
+    where: Correspondence
+    """The source and the target prompt, with all tokens that correspond."""
     inside: Mapping[str, tuple[int, ...]]
-    """Span -> which of `places` stand in it."""
-    unmatched: int
+    """Span -> indices of the pairs of tokens in it."""
 
 
 def run(
@@ -67,27 +62,29 @@ def run(
     batch_tokens: int | None,
     advance: Callable[[int], object],
 ) -> Float[np.ndarray, "case run"]:
-    """Logit o_ - logit o* of each case: of the source, of the target, and of every patch.
+    """Return logit o_ - logit o* of each case: for the source, the target, and every patch.
 
     Args:
         model: The model.
-        cases: The facts, at least one.
+        cases: The prompt pairs, at least one.
         cells: The patches.
         site: What is patched.
         batch_tokens: Size of a batch in tokens.
-        advance: Called with the number of patched runs that were made, cases times cells in all.
+        advance: Called with the number of finished patched runs, cases times cells in total.
     """
     layers = tuple(dict.fromkeys(cell.layer for cell in cells))
     device = device_of(model)
     size = batch_size(device, batch_tokens)
     most_rows = max(1, READ_VALUES // int(model.cfg.d_vocab))
     differences = np.zeros((len(cases), 2 + len(cells)))  # source, target, patches
-    longest = [max(case.source, case.target, key=len) for case in cases]
+    longest = [max(case.where.source, case.where.target, key=len) for case in cases]
     for batch in batches(longest, device=device, limit=size, most_rows=most_rows):
         members = batch.members
         here = [cases[i] for i in members]
-        sources = Batch.of([case.source for case in here], range(len(here)), device=device)
-        targets = Batch.of([case.target for case in here], range(len(here)), device=device)
+        sources, targets = (
+            Batch.of([getattr(case.where, side) for case in here], range(len(here)), device=device)
+            for side in ("source", "target")
+        )
         stored: dict[int, Tensor] = {}
         reads = _reads(model, here, site, layers, stored)
         differences[members, 0] = _differences(model, sources, here, reads)[0]
@@ -97,39 +94,38 @@ def run(
         for start in range(0, len(cells), at_once):
             chunk = cells[start : start + at_once]
             writes = _writes(model, here, site, chunk, stored)
-            found = _differences(model, targets, here, writes, copies=len(chunk))
+            patched = _differences(model, targets, here, writes, copies=len(chunk))
             columns = range(2 + start, 2 + start + len(chunk))
-            differences[np.ix_(members, columns)] = found.T
+            differences[np.ix_(members, columns)] = patched.T
             advance(len(here) * len(chunk))
     return differences
 
 
 def make_cases(
-    pairs: Iterable[PromptPair], spans: Sequence[str], direction: Direction
-) -> tuple[list[Case], list[Unscored]]:
-    """The facts that can be patched at all spans, and the others with the reason."""
+    pairs: Pairs, spans: Sequence[str], direction: Direction
+) -> tuple[list[Case], Pairs]:
+    """Return the pairs that can be patched at all spans, as cases and without the others."""
     cases: list[Case] = []
-    left_out: list[Unscored] = []
+    reasons: list[str | None] = []
     for pair in pairs:
         try:
             answers = pair.answers()
             if answers[0] == answers[1]:
-                raise InputError("both targets start with the same token")
-            whole = pair.align(direction=direction, span="all")
+                raise InputError(SAME_FIRST_TOKEN)
+            where = pair.align(direction=direction, span="all")
             inside = {
                 span: tuple(
-                    whole.pairs.index(place)
-                    for place in pair.align(direction=direction, span=span).pairs
+                    where.pairs.index(positions)
+                    for positions in pair.align(direction=direction, span=span).pairs
                 )
                 for span in spans
             }
         except InputError as reason:
-            left_out.append(Unscored(pair.fact, pair.items[1].prompt.scheme, str(reason)))
-            continue
-        cases.append(
-            Case(pair, whole.source, whole.target, answers, whole.pairs, inside, whole.unmatched)
-        )
-    return cases, left_out
+            reasons.append(str(reason))
+        else:
+            reasons.append(None)
+            cases.append(Case(pair, answers, where, inside))
+    return cases, pairs.without(reasons)
 
 
 def _differences(
@@ -140,15 +136,15 @@ def _differences(
     *,
     copies: int = 1,
 ) -> np.ndarray:
-    """Logit o_ - logit o* behind each row of a batch, [copy, case], with hooks on."""
+    """Return logit o_ - logit o* after each row of a batch, [copy, case], with hooks on."""
     tokens = batch.symbols.repeat(copies, 1)
     rows = torch.arange(len(tokens), device=tokens.device)
     last = batch.lengths.repeat(copies) - 1
     probe = HookProbe("patching", hooks)
     logits = logits_at(model, Layout(tokens, {}), rows, last, probes=[probe]).float()
     answers = torch.tensor([case.answers for case in cases], device=tokens.device)
-    chosen = logits.gather(1, answers.repeat(copies, 1))
-    return (chosen[:, 1] - chosen[:, 0]).reshape(copies, len(cases)).cpu().double().numpy()
+    true, false = logits.gather(1, answers.repeat(copies, 1)).T
+    return (false - true).reshape(copies, len(cases)).cpu().double().numpy()
 
 
 def _reads(
@@ -158,14 +154,14 @@ def _reads(
     layers: Sequence[int],
     stored: dict[int, Tensor],
 ) -> list[NamedHook]:
-    """Hooks that store, by layer, the activations of all tokens that correspond, case by case."""
-    places = [(row, i) for row, case in enumerate(cases) for i, _ in case.places]
-    rows, positions = torch.tensor(places).T
+    """Return hooks that store, by layer, the activations of all tokens that correspond."""
+    at = [(row, i) for row, case in enumerate(cases) for i, _ in case.where.pairs]
+    rows, positions = torch.tensor(at).T
 
     def keep_as(layer: int) -> Any:
         return lambda values: stored.update({layer: values})
 
-    return [reading(model, site, at, rows, positions, keep_as(at)) for at in layers]
+    return [reading(model, site, layer, rows, positions, keep_as(layer)) for layer in layers]
 
 
 def _writes(
@@ -175,22 +171,21 @@ def _writes(
     cells: Sequence[Cell],
     stored: Mapping[int, Tensor],
 ) -> list[NamedHook]:
-    """Hooks that make copy c of the cases the patch of cell c."""
-    starts = np.cumsum([0, *(len(case.places) for case in cases)])
+    """Return hooks that patch cell c in copy c of the cases."""
+    starts = np.cumsum([0, *(len(case.where.pairs) for case in cases)])
     hooks: list[NamedHook] = []
     for layer in dict.fromkeys(cell.layer for cell in cells):
         at = [
-            (copy * len(cases) + row, case.places[n][1], int(starts[row]) + n, cell.head or 0)
+            (copy * len(cases) + row, case.where.pairs[n][1], int(starts[row]) + n, cell.head or 0)
             for copy, cell in enumerate(cells)
             if cell.layer == layer
             for row, case in enumerate(cases)
             for n in case.inside[cell.span]
         ]
         rows, positions, slots, heads = torch.tensor(at).T
-        values = stored[layer]
         if cells[0].head is None:
-            hooks += writing(model, site, layer, rows, positions, values[slots])
+            hooks += writing(model, site, layer, rows, positions, stored[layer][slots])
         else:
-            chosen = values[slots, heads]
-            hooks += writing(model, site, layer, rows, positions, chosen, heads=heads)
+            values = stored[layer][slots, heads]
+            hooks += writing(model, site, layer, rows, positions, values, heads=heads)
     return hooks

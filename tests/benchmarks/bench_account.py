@@ -7,7 +7,7 @@ for the bare and the hijacked prompts of 100 facts; scoring reads the same promp
 the naive way zeroes one head's output at a time with a hook, a forward pass for every head and
 prompt, as most scripts do. The last runs on a few facts only and is scaled up by the number of
 prompts. The two do not measure the same thing (zeroing shows what a head does through later layers
-too, the account splits by source token), so only their costs are compared.
+too, the account splits by attended token), so only their costs are compared.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ facts = hl.atlas().sample({n}, seed=0)[:{few}]
 OURS = """
 from probes import logit_shift
 start = time.process_time()
-found = logit_shift.average(model, facts, quiet=True)
+pairs = hl.pairs(model, facts)
+found = logit_shift.average(model, pairs, quiet=True)
 seconds = time.process_time() - start
 check = found.facts["shift"].head({naive}).tolist()
 residual = found.residual
@@ -46,10 +47,7 @@ check, residual = [], 0.0
 """
 NAIVE = """
 from functools import partial
-from hijacklens.prompts.schemes import get_scheme
-from hijacklens.scoring.items import make_items, make_prompts
-prompts, _ = make_prompts(facts, get_scheme("do-not-think"), [0, 1], seed=0)
-items, _ = make_items(prompts, model.tokenizer, context_length=model.cfg.n_ctx)
+items = [item for pair in hl.pairs(model, facts) for item in pair.items]
 def zero(head, z, hook):
     z[:, -1, head] = 0
     return z

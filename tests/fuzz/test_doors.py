@@ -166,13 +166,16 @@ def doors(model: Any, x: Any, folder: Path) -> dict[str, Any]:
         "values scaled": lambda: values.scaled(x),
         "values random": lambda: values.random(seed=x),
         "values replace": lambda: score(probes=[values.replace(x)]),
-        "trace fact": lambda: logit_shift.trace(model, x),
-        "trace dose": lambda: logit_shift.trace(model, FACTS[0], scheme="do-not-think", dose=x),
-        "trace scheme": lambda: logit_shift.trace(model, FACTS[0], scheme=x),
-        "lens dose": lambda: logit_lens.read(model, FACTS[0], dose=x),
+        "pairs facts": lambda: hl.pairs(model, x),
+        "pairs dose": lambda: hl.pairs(model, FACTS, dose=x),
+        "pairs scheme": lambda: hl.pairs(model, FACTS, scheme=x),
+        "pairs seed": lambda: hl.pairs(model, FACTS, seed=x),
+        "trace pairs": lambda: logit_shift.trace(model, x),
+        "average pairs": lambda: logit_shift.average(model, x),
+        "lens pairs": lambda: logit_lens.trace(model, x),
         "halves": lambda: heads.halves(FACTS, by=x),
         "halves seed": lambda: heads.halves(FACTS, seed=x),
-        "search size": lambda: heads.search(model, FACTS, size=x, quiet=True),
+        "search size": lambda: heads.search(model, hl.pairs(model, FACTS), size=x, quiet=True),
     }
 
 

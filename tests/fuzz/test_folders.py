@@ -110,16 +110,17 @@ def saved(bridge, trained, tmp_path_factory):
     """One small result of each kind, in a folder each."""
     facts, root = sample_facts().where(case_ids=[0, 1, 3, 7]), tmp_path_factory.mktemp("saved")
     scored = hl.hijack(bridge, facts, doses=[1], quiet=True)
-    found = heads.search(bridge, facts, size=1, candidates=2, quiet=True)
+    pairs = hl.pairs(bridge, facts)
+    found = heads.search(bridge, pairs, size=1, candidates=2, quiet=True)
     results = {
         "hijack": scored,
         "parity": compare(scored, scored),
         "training": trained,
         "heads": found,
-        "average": logit_shift.average(bridge, facts, scheme="do-not-think", quiet=True),
-        "trace": logit_shift.trace(bridge, facts[0], scheme="do-not-think"),
-        "patching": patching.sweep_heads(bridge, facts, scheme="do-not-think", quiet=True),
-        "lens": logit_lens.read(bridge, facts[0]),
+        "average": logit_shift.average(bridge, pairs, quiet=True),
+        "trace": logit_shift.trace(bridge, pairs[0]),
+        "patching": patching.sweep(bridge, pairs, patching.ByHead(), quiet=True),
+        "lens": logit_lens.trace(bridge, pairs[0]),
         "inner products": geometry.fit(trained),
         "spectra": geometry.spectrum(trained),
         "lemma": reproduce("lemma5"),

@@ -23,7 +23,7 @@ from hijacklens.prompts.correspondence import Correspondence, align_contexts
 from hijacklens.prompts.layout import Layout
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.pairs import prompt_pairs
+from hijacklens.scoring.pairs import pairs
 from probes.ablation import ablate
 from probes.activations import patch, patch_between
 from probes.activations.places import HEAD_AXES
@@ -50,8 +50,7 @@ def gpt2():
 
 
 def pair_of(model, case=1, dose=2):
-    pairs, _ = prompt_pairs(model, sample_facts()[case : case + 1], dose=dose)
-    return pairs[0]
+    return pairs(model, sample_facts()[case : case + 1], dose=dose)[0]
 
 
 def run(model, ids, *probes):
@@ -221,9 +220,8 @@ def test_scores_of_a_batch_are_those_of_single_plain_runs(family, model):
         quiet=True,
     ).items.set_index(["case_id", "dose"])
     bare = hijack(model, facts, doses=[0, 1, 2], quiet=True).items.set_index(["case_id", "dose"])
-    pairs, _ = prompt_pairs(model, facts, dose=1)
     moved = 1 if direction == "denoise" else 0
-    for pair in pairs:
+    for pair in pairs(model, facts, dose=1):
         case = pair.fact.case_id
         for dose in {0, 1, 2} - {moved}:
             assert items.loc[(case, dose), "sum_true"] == pytest.approx(
@@ -243,7 +241,7 @@ def test_a_longer_row_with_a_target_behind_it_is_patched_too(gpt2):
     """New York has two tokens; the second is read behind prompt and first."""
     facts = sample_facts()[5:6]
     made = patch_between(gpt2, facts, span="last", layers=1)
-    pair = prompt_pairs(gpt2, facts)[0][0]
+    pair = pairs(gpt2, facts)[0]
     assert len(pair.items[1].true) > 1
     got = hijack(gpt2, facts, doses=[1], probes=[made], quiet=True).items.iloc[-1]
     where = pair.align(direction="denoise", span="last")

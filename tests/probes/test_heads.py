@@ -22,7 +22,7 @@ from hijacklens.prompts.schemes import get_scheme
 from hijacklens.results.result import load_result
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.items import make_items, make_prompts
+from hijacklens.scoring.pairs import pairs
 from probes import heads, logit_shift
 from probes.ablation import ablate, mean_outputs
 from probes.heads.gradients import gradient_attribution
@@ -51,7 +51,7 @@ def planted():
 
 @pytest.fixture(scope="module")
 def found(planted) -> HeadSearch:
-    return heads.search(planted, planted_facts(), size=2, candidates=5, quiet=True)
+    return heads.search(planted, pairs(planted, planted_facts()), size=2, candidates=5, quiet=True)
 
 
 @pytest.mark.parametrize("attribution", ["gradient", "direct"])
@@ -59,7 +59,7 @@ def found(planted) -> HeadSearch:
 def test_the_planted_head_is_found(planted, attribution, kind):
     found = heads.search(
         planted,
-        planted_facts(),
+        pairs(planted, planted_facts()),
         size=1,
         candidates=2,
         attribution=attribution,
@@ -80,7 +80,8 @@ def test_the_planted_head_is_found(planted, attribution, kind):
 
 def test_with_all_other_heads_silent_it_carries_exactly_the_shift():
     model = boot(planted_model(others=0.0), "llama")
-    found = heads.search(model, planted_facts(), layers=1, size=1, candidates=4, quiet=True)
+    made = pairs(model, planted_facts())
+    found = heads.search(model, made, layers=1, size=1, candidates=4, quiet=True)
     assert found.heads[0] == PLANTED
     # Rotary positions: without any attention the last token says the same behind any hijack.
     np.testing.assert_allclose(found.carried_by_set[:, 0], found.shift, atol=1e-5)
@@ -113,7 +114,8 @@ def test_exact_effects_are_those_of_edited_weights(family):
     plain = tiny_model(family)
     facts = sample_facts().where(case_ids=CASES)
     model = boot(copy.deepcopy(plain), family)
-    found = heads.search(model, facts, size=1, candidates=2, kind="zero", quiet=True)
+    made = pairs(model, facts)
+    found = heads.search(model, made, size=1, candidates=2, kind="zero", quiet=True)
     whole = shifts(model, facts)
     np.testing.assert_allclose(found.shift, whole, atol=1e-5)
     for i, (layer, head) in enumerate(found.candidates):
@@ -129,7 +131,7 @@ def test_gradient_attribution_is_the_slope_of_ablation(family):
     model = boot(tiny_model(family), family)
     facts = sample_facts().where(case_ids=CASES)
     kind = "zero" if family == "gemma" else "mean"
-    found = heads.search(model, facts, size=1, candidates=1, kind=kind, quiet=True)
+    found = heads.search(model, pairs(model, facts), size=1, candidates=1, kind=kind, quiet=True)
     layer, head = found.heads[0]
     away = 0.0 if found.means is None else found.means.values[layer, head]
 
@@ -147,40 +149,36 @@ def test_gradient_attribution_is_the_slope_of_ablation(family):
 
 
 def test_direct_attribution_is_that_of_the_account(planted):
-    facts = planted_facts()[:4]
-    found = heads.search(planted, facts, size=1, candidates=1, attribution="direct", quiet=True)
-    account = logit_shift.head_attribution(planted, facts, scheme="do-not-think", dose=1)
+    made = pairs(planted, planted_facts()[:4])
+    found = heads.search(planted, made, size=1, candidates=1, attribution="direct", quiet=True)
+    account = logit_shift.head_attribution(planted, made)
     np.testing.assert_allclose(found.attribution, account.numpy(), atol=1e-6)
 
 
 def test_attribution_does_not_depend_on_the_batch_or_on_frozen_weights(planted, found):
-    facts = planted_facts()
-    prompts, _ = make_prompts(facts, get_scheme("do-not-think"), [0, 1], seed=0)
-    items, _ = make_items(prompts, planted.tokenizer, context_length=160)
-    cases = [fact.case_id for fact in facts]
+    made = pairs(planted, planted_facts())
     before = {name: value.requires_grad for name, value in planted.named_parameters()}
     with torch.no_grad():
-        single = gradient_attribution(planted, items, cases, means=found.means, batch_tokens=1)
+        single = gradient_attribution(planted, made, means=found.means, batch_tokens=1)
     np.testing.assert_allclose(single, found.attribution, atol=1e-5)
     assert all(value.grad is None for value in planted.parameters())
     try:
         for value in planted.parameters():
             value.requires_grad_(False)
         with torch.inference_mode():
-            frozen = gradient_attribution(planted, items, cases[::-1], means=found.means)
+            frozen = gradient_attribution(planted, made, means=found.means)
     finally:
         for name, value in planted.named_parameters():
             value.requires_grad_(before[name])
-    np.testing.assert_allclose(frozen[::-1], found.attribution, atol=1e-5)
+    np.testing.assert_allclose(frozen, found.attribution, atol=1e-5)
     assert not any(point.fwd_hooks for point in planted.hook_dict.values())
 
 
 def test_greedy_adds_what_brings_the_set_furthest():
     model = boot(tiny_model("llama", seed=1), "llama")
     facts = sample_facts().where(case_ids=CASES)
-    found = heads.search(
-        model, facts, size=2, candidates=3, kind="zero", strategy="greedy", quiet=True
-    )
+    options = {"size": 2, "candidates": 3, "kind": "zero", "strategy": "greedy"}
+    found = heads.search(model, pairs(model, facts), **options, quiet=True)
     whole = shifts(model, facts)
 
     def carried(*chosen):
@@ -207,9 +205,8 @@ def test_top_takes_the_largest_exact_effects(found):
 
 
 def test_a_reverse_scheme_has_its_carriers_turned(planted):
-    found = heads.search(
-        planted, planted_facts(), scheme="do-not-think-true", size=1, candidates=2, quiet=True
-    )
+    made = pairs(planted, planted_facts(), scheme="do-not-think-true")
+    found = heads.search(planted, made, size=1, candidates=2, quiet=True)
     assert found.heads == (PLANTED,)
     assert found.shift.mean() < -0.3
     assert found.growth["share"].iloc[0] == pytest.approx(1, abs=0.1)
@@ -218,19 +215,23 @@ def test_a_reverse_scheme_has_its_carriers_turned(planted):
 def test_facts_without_a_shift_are_listed(planted):
     model = boot(tiny_model("llama"), "llama")
     facts = sample_facts()
-    found = heads.search(model, facts, scheme="near-word", size=1, candidates=1, quiet=True)
+
+    def search(facts, **scheme):
+        made = pairs(model, facts, **scheme)
+        return heads.search(model, made, size=1, candidates=1, quiet=True)
+
+    found = search(facts, scheme="near-word")
     kept = {fact.case_id for fact in found.facts}
     assert kept | set(found.skipped["case_id"]) == set(range(10))
     assert not kept & set(found.skipped["case_id"])
     assert found.skipped["reason"].str.contains("no near word").any()
-    few = facts.where(case_ids=[0, 1, 3, 5])
-    twins = heads.search(model, few, size=1, candidates=1, quiet=True)
+    twins = search(facts.where(case_ids=[0, 1, 3, 5]))
     assert twins.skipped["case_id"].tolist() == [5]  # New York and New Delhi
-    assert "share their first token" in twins.skipped["reason"].iloc[0]
+    assert "start with the same token" in twins.skipped["reason"].iloc[0]
     with pytest.raises(InputError, match="no fact of sample has a shift"):
-        heads.search(model, facts.where(case_ids=[5]), size=1, candidates=1, quiet=True)
+        search(facts.where(case_ids=[5]))
     with pytest.raises(InputError, match=r"2 of the facts of sample .* at least 3"):
-        heads.search(model, facts.where(case_ids=[0, 1]), size=1, candidates=1, quiet=True)
+        search(facts.where(case_ids=[0, 1]))
 
 
 def test_means_are_of_the_bare_queries_that_are_searched(planted, found):
@@ -243,10 +244,8 @@ def test_means_are_of_the_bare_queries_that_are_searched(planted, found):
 
 
 def test_the_same_seed_gives_the_same_search(planted):
-    first, again = (
-        heads.search(planted, planted_facts()[:4], size=1, candidates=2, seed=3, quiet=True)
-        for _ in range(2)
-    )
+    made = pairs(planted, planted_facts()[:4], seed=3)
+    first, again = (heads.search(planted, made, size=1, candidates=2, quiet=True) for _ in range(2))
     pd.testing.assert_frame_equal(again.to_dataframe(), first.to_dataframe())
     pd.testing.assert_frame_equal(again.growth, first.growth)
 
@@ -254,16 +253,8 @@ def test_the_same_seed_gives_the_same_search(planted):
 @pytest.mark.parametrize("kind", ["mean", "zero"])
 def test_a_saved_search_is_read_back(planted, tmp_path, kind):
     scheme = get_scheme("relation")
-    found = heads.search(
-        planted,
-        planted_facts()[:6],
-        scheme=scheme,
-        dose=2,
-        size=2,
-        candidates=2,
-        kind=kind,
-        quiet=True,
-    )
+    made = pairs(planted, planted_facts()[:6], scheme=scheme, dose=2)
+    found = heads.search(planted, made, size=2, candidates=2, kind=kind, quiet=True)
     found.save(tmp_path / "search")
     written = {path.name for path in (tmp_path / "search").iterdir()}
     assert written == {
@@ -292,9 +283,8 @@ def test_a_saved_search_is_read_back(planted, tmp_path, kind):
 
 
 def test_layers_can_be_chosen(planted):
-    found = heads.search(
-        planted, planted_facts()[:4], layers=[2], size=1, candidates=50, quiet=True
-    )
+    made = pairs(planted, planted_facts()[:4])
+    found = heads.search(planted, made, layers=[2], size=1, candidates=50, quiet=True)
     assert sorted(found.candidates) == [(2, 0), (2, 1), (2, 2), (2, 3)]
 
 
@@ -309,12 +299,10 @@ WRONG = {
     "attribution": ({"attribution": "grad"}, "unknown attribution 'grad'"),
     "kind": ({"kind": "means"}, "unknown kind of ablation 'means'"),
     "strategy": ({"strategy": "best"}, "unknown strategy 'best'"),
-    "dose": ({"dose": 0}, "dose from 1 on"),
     "size": ({"size": 3, "candidates": 2}, "cannot choose 3 heads from 2 candidates"),
     "none": ({"size": 0}, "cannot choose 0 heads"),
     "too many": ({"size": 13}, "cannot choose 13 heads: these layers have 12"),
     "layer": ({"layers": [7]}, "layer 7 is not one of this model's"),
-    "scheme": ({"scheme": "do-not-thinc"}, "unknown scheme"),
 }
 
 
@@ -322,7 +310,7 @@ WRONG = {
 def test_wrong_input(planted, name):
     options, message = WRONG[name]
     with unchecked(), pytest.raises(InputError, match=message):
-        heads.search(planted, planted_facts(), quiet=True, **options)
+        heads.search(planted, pairs(planted, planted_facts()), quiet=True, **options)
 
 
 def test_a_users_own_hooked_transformer():
@@ -350,7 +338,8 @@ def test_a_users_own_hooked_transformer():
         for parameter in model.parameters():
             parameter.mul_(4)  # so that heads differ by more than rounding
     facts = sample_facts().where(case_ids=CASES)
-    found = heads.search(model, facts, size=1, candidates=8, kind="zero", quiet=True)
+    made = pairs(model, facts)
+    found = heads.search(model, made, size=1, candidates=8, kind="zero", quiet=True)
     whole = shifts(model, facts)
     for i, (layer, head) in enumerate(found.candidates[:2]):
         weight = model.blocks[layer].attn.W_O
@@ -370,7 +359,7 @@ def test_search_and_test_on_a_real_model():
     """Ten facts each: the heads that carry the shift take most of it away on others too."""
     model = load_model("smollm2-135m", device="cpu")
     searched, held_back = heads.halves(atlas().sample(20, seed=0), by="relation", seed=0)
-    found = heads.search(model, searched, size=3, candidates=6, quiet=True)
+    found = heads.search(model, pairs(model, searched), size=3, candidates=6, quiet=True)
     carried = found.growth["carried"].iloc[-1]
     assert found.shift.mean() > 1
     assert carried > 0.3 * found.shift.mean()

@@ -16,6 +16,7 @@ from hijacklens.facts.fact import FactSet
 from hijacklens.models.loading import load_model
 from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
+from hijacklens.scoring.pairs import pairs
 from probes import heads
 from probes.ablation import ablate
 from probes.heads.held_out import HeadTest
@@ -38,7 +39,7 @@ def parts():
 
 @pytest.fixture(scope="module")
 def found(model, parts) -> HeadSearch:
-    return heads.search(model, parts[0], size=1, candidates=2, quiet=True)
+    return heads.search(model, pairs(model, parts[0]), size=1, candidates=2, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -148,8 +149,8 @@ def test_facts_of_the_search_are_refused_or_left_out(found, parts):
 
 
 def test_the_defaults_are_those_of_the_search(model, parts):
-    facts = parts[0][:3]
-    found = heads.search(model, facts, scheme="think", dose=2, size=1, candidates=1, quiet=True)
+    made = pairs(model, parts[0][:3], scheme="think", dose=2)
+    found = heads.search(model, made, size=1, candidates=1, quiet=True)
     tested = found.test(parts[1][:4], random_sets=0, quiet=True)
     assert tested.settings["doses"] == [0, 2]
     assert [scheme["name"] for scheme in tested.settings["schemes"]] == ["think"]

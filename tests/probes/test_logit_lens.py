@@ -17,8 +17,8 @@ from hijacklens.models.loading import load_model
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.probe import HookProbe
 from hijacklens.prompts.layout import Layout
-from hijacklens.prompts.schemes import Scheme
 from hijacklens.results.result import load_result
+from hijacklens.scoring.pairs import pairs
 from probes import logit_lens
 
 FACT = sample_facts()[0]
@@ -40,7 +40,7 @@ def gpt2():
 
 @pytest.fixture(scope="module")
 def lens(pair):
-    return logit_lens.read(pair[1], FACT, dose=1)
+    return logit_lens.trace(pair[1], pairs(pair[1], sample_facts()[:1]))
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def test_a_probe_shows(pair):
 
 
 def test_it_comes_back_as_it_was(gpt2, tmp_path):
-    lens = logit_lens.read(gpt2, sample_facts()[4])
+    lens = logit_lens.trace(gpt2, pairs(gpt2, sample_facts()[4:5])[0])
     lens.save(tmp_path)
     found = load_result(tmp_path)
     pd.testing.assert_frame_equal(found.to_dataframe(), lens.to_dataframe())
@@ -126,7 +126,7 @@ def test_it_comes_back_as_it_was(gpt2, tmp_path):
 
 
 def test_the_figure_shows_the_dose_that_is_asked_for(gpt2):
-    lens = logit_lens.read(gpt2, FACT)
+    lens = logit_lens.trace(gpt2, pairs(gpt2, sample_facts()[:1]))
     for dose, given in ((1, None), (0, 0)):
         lines, grid = lens.plot(dose=given).axes[:2]
         rows = lens.table[lens.table["dose"] == dose]
@@ -140,15 +140,23 @@ def test_the_figure_shows_the_dose_that_is_asked_for(gpt2):
 
 
 def test_the_bare_query_alone(gpt2):
-    lens = logit_lens.read(gpt2, FACT, dose=0)
+    pair = pairs(gpt2, sample_facts()[:1])[0]
+    lens = logit_lens.trace(gpt2, pair, hijacked=False)
     assert lens.settings["doses"] == [0] and set(lens.table["dose"]) == {0}
+    both = logit_lens.trace(gpt2, pair)
+    pd.testing.assert_frame_equal(both.table[both.table["dose"] == 0], lens.table)
+
+
+@pytest.mark.parametrize("dose", [0, 2])
+def test_the_old_form_takes_a_fact(gpt2, dose):
+    with pytest.warns(FutureWarning, match="trace takes prompt pairs"):
+        old = logit_lens.read(gpt2, FACT, dose=dose)
+    new = logit_lens.trace(gpt2, pairs(gpt2, sample_facts()[:1], dose=2), hijacked=dose > 0)
+    pd.testing.assert_frame_equal(old.table, new.table)
 
 
 def test_bad_input_is_refused(gpt2):
     with pytest.raises(InputError, match="give a token per row: 1 rows, 2 and 1 tokens"):
         logit_lens.through(gpt2, Layout(torch.tensor([[1, 2]]), {}), [1, 2], [3])
-    with pytest.raises(InputError, match="unknown scheme"):
-        logit_lens.read(gpt2, FACT, scheme="do-think")
-    rare = Scheme(name="rare", templates={"P36": "Not {target_false}."})
-    with pytest.raises(InputError, match="case 0 cannot be read: rare has no sentence"):
-        logit_lens.read(gpt2, FACT, scheme=rare)
+    with pytest.raises(InputError, match=r"logit_lens.trace takes one pair .* these are 10"):
+        logit_lens.trace(gpt2, pairs(gpt2, sample_facts()))

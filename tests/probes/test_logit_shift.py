@@ -17,20 +17,18 @@ from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
-from hijacklens.one_layer.architecture import OneLayerConfig
-from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.prompts.prompt import make_prompt
-from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.prompts.tokens import locate
+from hijacklens.probe import HookProbe
+from hijacklens.prompts.correspondence import SPANS
+from hijacklens.prompts.schemes import Scheme
 from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
+from hijacklens.scoring.pairs import pairs
 from hijacklens.sites import head_count
 from probes import logit_shift
 from probes.ablation import ablate
 from probes.account import Question, accounts
-from probes.attention.page import save_attention_page
-from probes.inputs.alignment import SPANS, align
 from probes.logit_shift.average import averages
+from probes.logit_shift.page import save_attention_page
 
 FACTS = sample_facts()
 NEGATIVE = "do-not-think"
@@ -53,12 +51,12 @@ def model(family, plain):
 
 @pytest.fixture(scope="module")
 def traced(model):
-    return logit_shift.trace(model, FACTS[0], scheme=NEGATIVE, dose=2)
+    return logit_shift.trace(model, pairs(model, FACTS[:1], scheme=NEGATIVE, dose=2))
 
 
 @pytest.fixture(scope="module")
 def averaged(model):
-    return logit_shift.average(model, FACTS, scheme=NEGATIVE, dose=1, quiet=True)
+    return logit_shift.average(model, pairs(model, FACTS), quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -120,36 +118,8 @@ def test_a_bos_has_a_row_of_its_own_where_there_is_one(family, traced):
         assert bos["token"].unique().tolist() == ["<s>" if family == "llama" else "<bos>"]
 
 
-@pytest.mark.parametrize("fact", FACTS, ids=lambda fact: fact.subject)
-def test_every_token_stands_in_one_place(family, fact):
-    tokenizer = tiny_tokenizer(family)
-    sentence = get_scheme(NEGATIVE).sentence(fact)
-    bare, hijacked = (
-        locate(tokenizer, make_prompt(fact, sentence=sentence, dose=dose, scheme=NEGATIVE))
-        for dose in (0, 2)
-    )
-    units = align(bare, hijacked, tokenizer)
-    for side, prompt in (("bare", bare), ("hijacked", hijacked)):
-        places = [place for unit in units for place in getattr(unit, side)]
-        assert sorted(places) == list(range(len(prompt.ids)))
-    for unit in units:
-        if unit.span in ("query", "subject", "last"):
-            texts = [
-                "".join(prompt.text[a:b] for a, b in sorted({prompt.offsets[i] for i in places}))
-                for prompt, places in ((bare, unit.bare), (hijacked, unit.hijacked))
-            ]
-            # LLaMA's prefix, a token of its own before a rare first word, has that word's text.
-            assert texts[0].strip() == texts[1].strip() == unit.token
-        if unit.span in ("hijack", "mention"):
-            assert unit.bare == () and len(unit.hijacked) == 1
-    named = "".join(unit.token for unit in units if unit.span == "mention")
-    assert named.replace(".", "") == 2 * fact.target_false.replace(" ", "")
-    assert units[-1].span == "last"
-
-
 def test_averages_are_those_of_single_traces(model, averaged):
-    some = FACTS[:2]
-    traces = [logit_shift.trace(model, fact) for fact in some]
+    traces = [logit_shift.trace(model, pair) for pair in pairs(model, FACTS[:2])]
     table = averaged.to_dataframe()
     assert list(table.columns) == [
         "kind", "span", "layer", "head", "shift", "stderr", "low", "high", "n"
@@ -173,13 +143,13 @@ def test_averages_are_those_of_single_traces(model, averaged):
 
 
 def test_head_attribution_is_the_part_of_each_head(model, averaged):
-    found = logit_shift.head_attribution(model, FACTS, scheme=NEGATIVE, dose=1)
+    found = logit_shift.head_attribution(model, pairs(model, FACTS))
     assert found.shape == (len(FACTS), model.cfg.n_layers, head_count(model, "head"))
     torch.testing.assert_close(found, torch.from_numpy(averaged.by_head))
 
 
 def test_any_batch_gives_the_same_averages(gpt2):
-    some = FACTS[:4]
+    some = pairs(gpt2, FACTS[:4])
     one, many = (
         logit_shift.average(gpt2, some, quiet=True, batch_tokens=size) for size in (1, 400)
     )
@@ -188,27 +158,27 @@ def test_any_batch_gives_the_same_averages(gpt2):
 
 
 def test_targets_read_behind_different_tokens(gpt2):
-    """Logits of two places do not compare: both sides are log-probabilities then."""
-    (pair,), _ = logit_shift._pairs(gpt2, FACTS[:1], get_scheme(NEGATIVE), 1, (), 0)
+    """Logits of two positions are not comparable: both sides are log-probabilities then."""
+    (pair,) = pairs(gpt2, FACTS[:1])
     sides = []
-    for item in (pair.bare, pair.hijacked):
+    for item in pair.items:
         ((context, token),) = item.true[:1]
         sides.append(replace(item, true=((context[:-1], token),)))
-    moved = replace(pair, bare=sides[0], hijacked=sides[1])
-    account = logit_shift._both(gpt2, [moved], ())[0][1]
+    account = logit_shift.trace(gpt2, replace(pair, items=tuple(sides)))
     ids = pair.hijacked.ids
     with torch.no_grad():
         logprobs = gpt2(torch.tensor([ids]))[0].double().log_softmax(-1)
-    false, true = moved.hijacked.false[0][1], moved.hijacked.true[0][1]
-    assert account.whole == pytest.approx(float(logprobs[-1, false] - logprobs[-2, true]), abs=1e-5)
+    false, true = sides[1].false[0][1], sides[1].true[0][1]
+    expected = float(logprobs[-1, false] - logprobs[-2, true])
+    assert account.hijacked == pytest.approx(expected, abs=1e-5)
     assert abs(account.residual) < 1e-5
     usual = accounts(gpt2, [Question(ids, len(ids) - 1, false, true)])[0]
-    assert usual.whole != pytest.approx(account.whole, abs=1e-3)
+    assert usual.whole != pytest.approx(account.hijacked, abs=1e-3)
 
 
 @pytest.mark.parametrize("by", [("token", "layer"), ("layer", "head"), ("layer", "span")])
 def test_a_map_shows_the_whole_of_what_layers_wrote(gpt2, by):
-    trace = logit_shift.trace(gpt2, FACTS[0])
+    trace = logit_shift.trace(gpt2, pairs(gpt2, FACTS)[0])
     figure = trace.plot(by=by)
     image = figure.axes[0].images[0].get_array()
     parts = trace.to_dataframe()
@@ -219,8 +189,8 @@ def test_a_map_shows_the_whole_of_what_layers_wrote(gpt2, by):
 
 
 def test_maps_by_anything_else_are_refused(gpt2):
-    averaged = logit_shift.average(gpt2, FACTS[:2], quiet=True)
-    trace = logit_shift.trace(gpt2, FACTS[0])
+    some = pairs(gpt2, FACTS[:2])
+    averaged, trace = logit_shift.average(gpt2, some, quiet=True), logit_shift.trace(gpt2, some[0])
     for by in (("token", "head"), ("layer",), ("layer", "kind"), ("token", "layer", "head")):
         with pytest.raises(InputError, match="cannot plot by"):
             trace.plot(by=by)
@@ -238,8 +208,8 @@ def test_biggest_parts(traced):
 
 
 def test_results_come_back_as_they_were(gpt2, tmp_path):
-    traced = logit_shift.trace(gpt2, FACTS[4])
-    averaged = logit_shift.average(gpt2, FACTS, scheme="relation", quiet=True)
+    made = pairs(gpt2, FACTS, scheme="relation")
+    traced, averaged = logit_shift.trace(gpt2, made[4]), logit_shift.average(gpt2, made, quiet=True)
     traced.save(tmp_path / "one")
     found = load_result(tmp_path / "one")
     pd.testing.assert_frame_equal(found.to_dataframe(), traced.to_dataframe())
@@ -262,36 +232,34 @@ def test_results_come_back_as_they_were(gpt2, tmp_path):
 
 def test_facts_that_cannot_be_used_are_listed(gpt2):
     rare = Scheme(name="rare", templates={"P131": "Not {target_false}."})
-    found = logit_shift.average(gpt2, FACTS, scheme=rare, quiet=True)
+    made = pairs(gpt2, FACTS, scheme=rare)
+    found = logit_shift.average(gpt2, made, quiet=True)
     usable = [fact.case_id for fact in FACTS if fact.relation_id == "P131"]
     assert list(found.facts["case_id"]) == usable
     assert len(found.skipped) == len(FACTS) - len(usable)
     assert found.skipped["reason"].str.contains("no sentence for relation").all()
     with pytest.raises(InputError, match="case 2 cannot be attributed: rare has no sentence"):
-        logit_shift.head_attribution(gpt2, FACTS, scheme=rare)
-    with pytest.raises(InputError, match="case 2 cannot be traced: rare has no sentence"):
-        logit_shift.trace(gpt2, FACTS[2], scheme=rare)
-    with pytest.raises(InputError, match="none of the 1 facts could be accounted for"):
-        logit_shift.average(gpt2, FACTS.where(case_ids=[2]), scheme=rare, quiet=True)
+        logit_shift.head_attribution(gpt2, made)
+    one = pairs(gpt2, FACTS.where(case_ids=[2]), scheme=rare)
+    with pytest.raises(InputError, match="case 2 has no prompt pair: rare has no sentence"):
+        logit_shift.trace(gpt2, one)
+    with pytest.raises(InputError, match=r"none of the 1 facts .* could be accounted for"):
+        logit_shift.average(gpt2, one, quiet=True)
 
 
-@pytest.mark.parametrize("dose", [0, -1, 1.5, "1"])
-def test_a_shift_needs_a_dose(gpt2, dose):
-    with unchecked(), pytest.raises(InputError, match="dose from 1 on"):
-        logit_shift.trace(gpt2, FACTS[0], dose=dose)
-
-
-def test_no_facts_and_unknown_schemes_are_refused(gpt2):
-    with pytest.raises(InputError, match="no facts"):
-        logit_shift.average(gpt2, FACTS[:0], quiet=True)
-    with pytest.raises(InputError, match="unknown scheme"):
-        logit_shift.trace(gpt2, FACTS[0], scheme="do-think")
+def test_the_old_form_takes_facts_with_scheme_dose_and_seed(gpt2):
+    made = pairs(gpt2, FACTS[:2], scheme="think", dose=2, seed=1)
+    options = {"scheme": "think", "dose": 2, "seed": 1}
+    with pytest.warns(FutureWarning, match="average takes prompt pairs"):
+        old = logit_shift.average(gpt2, FACTS[:2], quiet=True, **options)
+    assert old.configuration() == logit_shift.average(gpt2, made, quiet=True).configuration()
+    with pytest.warns(FutureWarning, match="trace takes prompt pairs"):
+        old = logit_shift.trace(gpt2, fact=FACTS[0], **options)
+    assert old.configuration() == logit_shift.trace(gpt2, made[0]).configuration()
 
 
 def test_a_page_needs_the_probes_of_its_account(gpt2, tmp_path):
-    from hijacklens.probe import HookProbe
-
-    trace = logit_shift.trace(gpt2, FACTS[0])
+    trace = logit_shift.trace(gpt2, pairs(gpt2, FACTS)[0])
     other = HookProbe("other", [])
     with pytest.raises(InputError, match="give the same"):
         save_attention_page(gpt2, trace, tmp_path / "page.html", probes=[other])
@@ -317,21 +285,16 @@ def test_intervals_of_averages_are_those_of_scipy():
 def test_a_probe_that_puts_the_account_out_of_balance_is_refused(model):
     late = ablate(layers=[1], site="attn_out")
     for call in (
-        lambda: logit_shift.trace(model, FACTS[0], probes=[late]),
-        lambda: logit_shift.average(model, FACTS, probes=[late], quiet=True),
+        lambda: logit_shift.trace(model, pairs(model, FACTS)[0], probes=[late]),
+        lambda: logit_shift.average(model, pairs(model, FACTS), probes=[late], quiet=True),
     ):
         with pytest.raises(InputError, match="the parts of the account miss"):
             call()
 
 
 def test_one_fact_and_several_are_not_mixed_up(model):
-    with unchecked(), pytest.raises(InputError, match="trace takes one fact, not a FactSet"):
-        logit_shift.trace(model, FACTS)
-    with unchecked(), pytest.raises(InputError, match="average takes a FactSet, not a Fact"):
-        logit_shift.average(model, FACTS[0])
-
-
-def test_a_model_without_text_is_sent_elsewhere():
-    model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=8))
-    with unchecked(), pytest.raises(InputError, match="has no tokenizer"):
-        logit_shift.trace(model, FACTS[0])
+    made = pairs(model, FACTS)
+    with pytest.raises(InputError, match="trace takes one pair of prompts, and these are 10"):
+        logit_shift.trace(model, made)
+    with unchecked(), pytest.raises(InputError, match=r"a Pair; give a Pairs.*trace\(...\) takes"):
+        logit_shift.average(model, made[0])

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hijacklens.facts.atlas import atlas
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
+from hijacklens.scoring.pairs import pairs
 from probes import logit_lens, logit_shift
 
 pytestmark = pytest.mark.packaged
@@ -29,7 +30,7 @@ def test_parts_sum_to_the_shift_of_plain_forward_passes(name, model):
     folder = PACKAGED[name].folder()
     plain = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
     scorer = PlainScorer(plain, AutoTokenizer.from_pretrained(folder))
-    found = logit_shift.average(model, FACTS, quiet=True)
+    found = logit_shift.average(model, pairs(model, FACTS), quiet=True)
     for fact, row in zip(FACTS, found.facts.to_dict("records"), strict=True):
         expected = []
         for prompt in (fact.prompt, f"Do not think of {fact.target_false}. {fact.prompt}"):
@@ -41,8 +42,9 @@ def test_parts_sum_to_the_shift_of_plain_forward_passes(name, model):
 
 
 def test_the_lens_ends_in_the_answer(model):
-    lens = logit_lens.read(model, FACTS[0]).at_last()
-    trace = logit_shift.trace(model, FACTS[0])
+    pair = pairs(model, FACTS)[0]
+    lens = logit_lens.trace(model, pair).at_last()
+    trace = logit_shift.trace(model, pair)
     final = lens[lens["layer"] == model.cfg.n_layers - 1].set_index("dose")["difference"]
     assert final[0] == pytest.approx(trace.bare, abs=2e-4)
     assert final[1] == pytest.approx(trace.hijacked, abs=2e-4)

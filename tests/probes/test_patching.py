@@ -22,7 +22,7 @@ from hijacklens.prompts.layout import Layout
 from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import load_result
 from hijacklens.scoring.items import SKIPPED_COLUMNS
-from hijacklens.scoring.pairs import prompt_pairs
+from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, pairs
 from probes import patching
 from probes.activations import patch
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
@@ -41,8 +41,15 @@ def llama():
     return load_model(tiny_model("llama"), tokenizer=tiny_tokenizer("llama"), device="cpu")
 
 
+def sweep(model, facts, kind=patching.BySpan, *, direction="denoise", batch_tokens=None, **options):
+    """A sweep of the pairs of facts; other options go to the pairs and to the patches."""
+    made = {name: options.pop(name) for name in ("scheme", "dose") if name in options}
+    run = {"direction": direction, "batch_tokens": batch_tokens, "quiet": True}
+    return patching.sweep(model, pairs(model, facts, **made), kind(**options), **run)
+
+
 def difference(model, ids, answers, *probes):
-    """Logit o_ - logit o* behind one prompt, in a forward pass of its own."""
+    """Logit o_ - logit o* after one prompt, in a separate forward pass."""
     tokens = torch.tensor([ids])
     with probed(model, probes, Layout(tokens, {})), torch.no_grad():
         logits = model(tokens)[0, -1]
@@ -51,16 +58,13 @@ def difference(model, ids, answers, *probes):
 
 @pytest.mark.parametrize(("site", "direction"), [("resid_pre", "noise"), ("resid_mid", "denoise")])
 def test_every_number_is_that_of_a_single_patched_run(model, site, direction):
-    result = patching.sweep_spans(
-        model, FACTS[2:6], site=site, direction=direction, batch_tokens=150, quiet=True
-    )
+    result = sweep(model, FACTS[2:6], site=site, direction=direction, batch_tokens=150)
     table = result.to_dataframe()
-    pairs, _ = prompt_pairs(model, FACTS[2:6])
     assert set(table["case_id"]) == {2, 3, 4}  # 5 is New York against New Delhi
     assert result.skipped["case_id"].tolist() == [5]
-    assert result.skipped["reason"].tolist() == ["both targets start with the same token"]
+    assert result.skipped["reason"].tolist() == [SAME_FIRST_TOKEN]
     assert len(table) == 3 * 2 * 3
-    for pair in pairs[::2]:
+    for pair in pairs(model, FACTS[2:6]).pairs[::2]:
         mine = table[table["case_id"] == pair.fact.case_id]
         answers = pair.answers()
         ends = [difference(model, side.ids, answers) for side in (pair.bare, pair.hijacked)]
@@ -69,29 +73,29 @@ def test_every_number_is_that_of_a_single_patched_run(model, site, direction):
         for row in mine.itertuples():
             where = pair.align(direction=direction, span=row.span)
             made = patch(model, where, site=site, layers=int(row.layer))
-            wanted = difference(model, where.target, answers, made)
-            assert row.patched == pytest.approx(wanted, abs=5e-5)
+            expected = difference(model, where.target, answers, made)
+            assert row.patched == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("site", ["z", "q", "k", "v"])
 def test_heads_are_patched_one_by_one(llama, site):
-    result = patching.sweep_heads(llama, FACTS[:3], site=site, layers=1, quiet=True)
+    result = sweep(llama, FACTS[:3], patching.ByHead, site=site, layers=1)
     axis = "kv_head" if site in "kv" else "head"
     assert result.settings["axis"] == axis
     table = result.to_dataframe()
     assert sorted(set(table["head"])) == list(range(2 if axis == "kv_head" else 4))
-    (pair,) = prompt_pairs(llama, FACTS[1:2])[0]
+    (pair,) = pairs(llama, FACTS[1:2])
     for row in table[table["case_id"] == 1].itertuples():
         made = patch(
             llama, pair.align(direction="denoise"), site=site, layers=1, heads=int(row.head)
         )
-        wanted = difference(llama, pair.hijacked.ids, pair.answers(), made)
-        assert row.patched == pytest.approx(wanted, abs=5e-5)
+        expected = difference(llama, pair.hijacked.ids, pair.answers(), made)
+        assert row.patched == pytest.approx(expected, abs=5e-5)
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
 def test_the_last_layer_at_the_last_token_is_the_other_run(model, direction):
-    result = patching.sweep_spans(
+    result = sweep(
         model,
         FACTS[:4],
         site="resid_post",
@@ -99,7 +103,6 @@ def test_the_last_layer_at_the_last_token_is_the_other_run(model, direction):
         layers=1,
         direction=direction,
         dose=2,
-        quiet=True,
     )
     table = result.to_dataframe()
     end = "clean" if direction == "denoise" else "hijacked"
@@ -111,17 +114,14 @@ def test_the_last_layer_at_the_last_token_is_the_other_run(model, direction):
 
 
 def test_the_same_whatever_the_batch(llama):
-    runs = [
-        patching.sweep_spans(llama, FACTS, site="attn_out", batch_tokens=size, quiet=True)
-        for size in (1, 130, 5000)
-    ]
+    runs = [sweep(llama, FACTS, site="attn_out", batch_tokens=size) for size in (1, 130, 5000)]
     for other in runs[1:]:
         pd.testing.assert_frame_equal(other.to_dataframe(), runs[0].to_dataframe(), atol=5e-5)
 
 
 def test_facts_without_a_sentence_are_listed(llama):
     facts = FactSet((*FACTS[:2], *sample_facts()[8:9]), name="x", skipped=sample_facts().skipped)
-    result = patching.sweep_spans(llama, facts, scheme="near-word", layers=0, quiet=True)
+    result = sweep(llama, facts, scheme="near-word", layers=0)
     assert set(result.to_dataframe()["case_id"]) == {0, 1, 8} - set(result.skipped["case_id"])
     assert result.skipped["reason"].str.contains("near word").all()
     assert len(result.skipped) >= 1
@@ -136,7 +136,7 @@ def test_a_fact_without_finite_logits_is_listed(llama, monkeypatch):
         return found
 
     monkeypatch.setattr(patching, "run", broken)
-    result = patching.sweep_spans(llama, FACTS[:2], layers=0, quiet=True)
+    result = sweep(llama, FACTS[:2], layers=0)
     assert set(result.to_dataframe()["case_id"]) == {1}
     assert "not finite" in result.skipped["reason"].item()
 
@@ -191,7 +191,7 @@ def test_the_heat_map_has_each_number_in_its_cell():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["query", "last"]
     image = axes.images[0]
     assert image.get_clim() == pytest.approx((-2 / 3, 2 / 3))  # white is 0
-    assert "share of the shift undone" in figure.axes[1].get_ylabel()
+    assert "fraction of the shift undone" in figure.axes[1].get_ylabel()
     logits = made_up("noise").plot(value="logits")
     assert [text.get_text() for text in logits.axes[0].texts] == ["1.00", "-1.00", "2.00", "-1.00"]
     assert "(logits)" in logits.axes[1].get_ylabel()
@@ -233,7 +233,7 @@ def test_without_a_shift_there_is_no_share(tmp_path):
 
 
 def test_saved_and_loaded(llama, tmp_path):
-    result = patching.sweep_heads(llama, FACTS[:3], quiet=True)
+    result = sweep(llama, FACTS[:3], patching.ByHead)
     result.save(tmp_path / "sweep")
     loaded = load_result(tmp_path / "sweep")
     assert isinstance(loaded, PatchingSweep)
@@ -260,7 +260,7 @@ def test_saved_and_loaded(llama, tmp_path):
 WRONG = {
     "no facts": ({"facts": FactSet((), name="none")}, "no facts in none"),
     "scheme": ({"scheme": "do-not-thnk"}, "did you mean 'do-not-think'"),
-    "dose": ({"dose": 0}, "at least 1 sentence"),
+    "dose": ({"dose": 0}, "dose from 1 on"),
     "no spans": ({"spans": []}, "at least one span"),
     "span without counterpart": ({"spans": ["hijack"]}, "none of the 8 facts.*counterpart"),
     "unknown span": ({"spans": ["sbject"]}, "did you mean 'subject'"),
@@ -277,14 +277,14 @@ def test_bad_input(llama, name):
     facts = options.get("facts", FACTS)
     rest = {key: value for key, value in options.items() if key != "facts"}
     with pytest.raises(InputError, match=message), unchecked():
-        patching.sweep_spans(llama, facts, quiet=True, **rest)
+        sweep(llama, facts, **rest)
 
 
 def test_sites_without_heads_are_not_swept_by_head(llama):
     with pytest.raises(InputError, match="'mlp_out' is not split into heads"):
-        patching.sweep_heads(llama, FACTS, site="mlp_out")
+        sweep(llama, FACTS, patching.ByHead, site="mlp_out")
     with pytest.raises(InputError, match="kv_head 2 is not one"):
-        patching.sweep_heads(llama, FACTS, site="v", heads=[2])
+        sweep(llama, FACTS, patching.ByHead, site="v", heads=[2])
 
 
 @pytest.mark.packaged
@@ -293,8 +293,8 @@ def test_real_models_take_the_shift_in_at_the_last_token(name):
     """The last layers at the last token hold all of it; the first layer there holds none."""
     model = load_model(name, device="cpu")
     top = int(model.cfg.n_layers) - 1
-    options = {"spans": ["last"], "layers": [0, top], "quiet": True}
-    result = patching.sweep_spans(model, atlas().sample(4, seed=0), site="resid_post", **options)
+    options = {"spans": ["last"], "layers": [0, top]}
+    result = sweep(model, atlas().sample(4, seed=0), site="resid_post", **options)
     table = result.to_dataframe().set_index("layer")
     torch.testing.assert_close(
         torch.tensor(table.loc[top, "patched"].tolist()),

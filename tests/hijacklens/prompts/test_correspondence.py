@@ -14,7 +14,7 @@ from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
 from hijacklens.one_layer import spans
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.prompts.correspondence import Correspondence, align, align_contexts
+from hijacklens.prompts.correspondence import Correspondence, align, align_contexts, units
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.prompt import make_prompt
 from hijacklens.prompts.tokens import LocatedPrompt, locate
@@ -50,7 +50,7 @@ def hand_made(text, pieces, query, bos=False):
     return LocatedPrompt(tuple(ids), spans, text, tuple(offsets))
 
 
-def test_a_first_word_that_is_cut_otherwise_behind_a_sentence():
+def test_a_first_word_that_is_tokenised_differently_after_a_sentence():
     bare = hand_made("Danielle is", [(3, "Dan"), (4, "ielle"), (5, " is")], 0)
     hijacked = hand_made("No. Danielle is", [(6, "No."), (7, " Danielle"), (5, " is")], 4)
     found = align(bare, hijacked)
@@ -74,7 +74,7 @@ def test_bytes_of_a_letter_are_aligned_from_the_right():
     assert (found.pairs, found.unmatched) == (((0, 2), (1, 3)), 1)
 
 
-def test_other_tokens_behind_the_first_word_are_refused():
+def test_other_tokens_after_the_first_word_are_refused():
     bare = hand_made("Ann is in", [(3, "Ann"), (5, " is"), (6, " in")], 0)
     other = hand_made(
         "No. Ann is in", [(6, "No."), (3, " Ann"), (7, " i"), (8, "s"), (6, " in")], 4
@@ -114,6 +114,31 @@ def test_the_tokens_of_real_prompts(family):
             assert subject[-1] == (bare.spans["subject"][-1], hijacked.spans["subject"][-1])
         with pytest.raises(InputError, match="no token of the span 'hijack'"):
             align(bare, hijacked, span="hijack")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("fact", sample_facts(), ids=lambda fact: fact.subject)
+def test_every_token_is_in_one_unit(family, fact):
+    tokenizer = tiny_tokenizer(family)
+    sentence = f"Do not think of {fact.target_false}."
+    bare, hijacked = (located(tokenizer, fact, dose, sentence) for dose in (0, 2))
+    found = units(bare, hijacked, tokenizer)
+    for side, prompt in (("bare", bare), ("hijacked", hijacked)):
+        positions = [position for unit in found for position in getattr(unit, side)]
+        assert sorted(positions) == list(range(len(prompt.ids)))
+    for unit in found:
+        if unit.span in ("query", "subject", "last"):
+            texts = [
+                "".join(prompt.text[a:b] for a, b in sorted({prompt.offsets[i] for i in at}))
+                for prompt, at in ((bare, unit.bare), (hijacked, unit.hijacked))
+            ]
+            # LLaMA's prefix, a separate token before a rare first word, has that word's text.
+            assert texts[0].strip() == texts[1].strip() == unit.token
+        if unit.span in ("hijack", "mention"):
+            assert unit.bare == () and len(unit.hijacked) == 1
+    named = "".join(unit.token for unit in found if unit.span == "mention")
+    assert named.replace(".", "") == 2 * fact.target_false.replace(" ", "")
+    assert found[-1].span == "last"
 
 
 WORDS = st.text(st.characters(codec="utf-8", categories=["L", "N"]), min_size=1, max_size=9)

@@ -17,10 +17,11 @@ import hijacklens as hl
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.results.result import load_result
+from hijacklens.scoring.pairs import pairs
 from hijacklens.views import visible
 from hijacklens.views.page import bundle
-from probes.attention.page import attention_views, save_attention_page, with_patterns
 from probes.logit_shift import average, trace
+from probes.logit_shift.page import save_attention_page, with_patterns
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def account(model):
-    return with_patterns(model, trace(model, sample_facts()[0], scheme="do-not-think", dose=1))
+    return with_patterns(model, trace(model, pairs(model, sample_facts())[0]))
 
 
 def test_patterns_are_saved_with_the_account(account, tmp_path):
@@ -47,10 +48,10 @@ def test_patterns_are_saved_with_the_account(account, tmp_path):
 
 
 def test_an_account_without_patterns_has_no_views(model, tmp_path):
-    bare = trace(model, sample_facts()[0], scheme="do-not-think", dose=1)
+    bare = trace(model, pairs(model, sample_facts())[0])
     assert "patterns.npz" not in bare.files()
     with pytest.raises(InputError, match="with_patterns"):
-        attention_views(bare)
+        bare.attention_views()
     path = hl.write_report(bare, out=tmp_path / "r.html")
     text = path.read_text(encoding="utf-8")
     assert "Where the heads look" not in text and "CircuitsVis" not in text
@@ -71,7 +72,7 @@ def test_several_traces_share_one_bundle(account, tmp_path):
 
 
 def test_an_average_has_maps_parts_and_facts(model, tmp_path):
-    mean = average(model, sample_facts(), scheme="do-not-think", dose=1, quiet=True)
+    mean = average(model, pairs(model, sample_facts()), quiet=True)
     path = hl.write_report(mean.save(tmp_path / "mean"), out=tmp_path / "r.html")
     page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
     assert len(page.find_all("img")) == 2

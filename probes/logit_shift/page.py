@@ -1,0 +1,101 @@
+"""An HTML page of one fact's shift: where heads attend, and which tokens wrote what.
+
+At the top is the hijacked prompt, each token coloured by what all heads together took from it. Then
+come the attention patterns of the heads with the largest parts of the shift, and, folded, those of
+every layer. The page opens in any browser without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from hijacklens import views
+from hijacklens.errors import InputError
+from hijacklens.models.hooked import HookedLanguageModel
+from hijacklens.probe import Probe, check_probes
+from probes.logit_shift.result import ShiftAccount
+
+
+def save_attention_page(
+    model: HookedLanguageModel,
+    account: ShiftAccount,
+    path: str | Path,
+    *,
+    probes: Sequence[Probe] = (),
+    top: int = 12,
+) -> None:
+    """Write the page of a traced fact.
+
+    Args:
+        model: The model that the fact was traced in.
+        account: The account, made by `logit_shift.trace`.
+        path: The HTML file.
+        probes: The probes that the account was made with.
+        top: How many heads are shown first.
+
+    Raises:
+        InputError: The probes are not those of the account, or `top` is below 1.
+
+    Note:
+        One forward pass, or none if the account has its patterns. The file holds 1.3 MB of script
+        and a number for every head and pair of tokens.
+    """
+    if account.patterns is None:
+        account = with_patterns(model, account, probes=probes)
+    fact, settings = account.settings["fact"], account.settings
+    views.save_page(
+        [*account.attention_views(top=top), *_layers(account)],
+        Path(path),
+        title=(
+            f"{settings['model']['name']}: {fact['target_false']!r} against "
+            f"{fact['target_true']!r}, {settings['scheme']}, dose {settings['dose']}"
+        ),
+        note=(
+            f"“{account.prompt.text}” moves logit o_ - logit o* from {account.bare:+.2f} to "
+            f"{account.hijacked:+.2f}: a shift of {account.shift:+.2f}. Numbers next to heads are "
+            "their parts of it, in logits. Rows attend to columns; attention to the first token is "
+            "mostly a sink and does not read it."
+        ),
+    )
+
+
+def with_patterns(
+    model: HookedLanguageModel, account: ShiftAccount, *, probes: Sequence[Probe] = ()
+) -> ShiftAccount:
+    """Return the account with the attention patterns of its hijacked prompt, to be saved with it.
+
+    Args:
+        model: The model that the fact was traced in.
+        account: The account, made by `logit_shift.trace`.
+        probes: The probes that the account was made with.
+
+    Raises:
+        InputError: The probes are not those of the account.
+
+    Note:
+        One forward pass.
+    """
+    active = check_probes(probes)
+    if [probe.key for probe in active] != list(account.settings["probes"]):
+        raise InputError(
+            f"the account was made with the probes {account.settings['probes']}; give the same."
+        )
+    run = views.run(model, account.prompt, probes=active)
+    return replace(account, tokens=run.tokens, patterns=run.patterns)
+
+
+def _layers(account: ShiftAccount) -> list[views.View]:
+    """Show the attention of all heads, a folded view for each layer."""
+    by_head = account.by_head
+    return [
+        views.attention_heads(
+            f"Layer {layer}",
+            account.tokens,
+            heads,
+            [f"H{i}: {by_head[layer, i]:+.2f}" for i in range(len(heads))],
+            folded=True,
+        )
+        for layer, heads in enumerate(() if account.patterns is None else account.patterns)
+    ]

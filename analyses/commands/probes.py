@@ -77,7 +77,7 @@ def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
             "`hijacklens probes KIND` explains the options of a kind.",
             "",
         ]
-    show(*parts[:-1], *(["", SPANS] if not quiet else []))
+    show(*parts[:-1], *(["", *SPANS.splitlines()] if not quiet else []))
 
 
 def _options(kind: Kind) -> str:

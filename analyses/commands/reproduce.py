@@ -12,7 +12,7 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import overwrite_option
-from analyses.commands.screen import document, output_options
+from analyses.commands.screen import document, output_options, show
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
@@ -105,7 +105,7 @@ def command(
                 "paper": "{paper:>}",
                 "what": "{reference}: {title}",
             }
-            show(Grid.of(map(asdict, CATALOGUE.values()), columns), "", TIMES)
+            show(Grid.of(map(asdict, CATALOGUE.values()), columns), "", *TIMES.splitlines())
         return
     if not names:
         raise InputError("name an analysis, several, or `all`; --list prints them.")

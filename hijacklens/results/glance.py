@@ -184,8 +184,7 @@ def drawn(*parts: str | Grid | Glance, colour: bool = False) -> str:
     for part in (one for p in parts for one in (p.parts() if isinstance(p, Glance) else (p,))):
         if isinstance(part, str):
             style = "bold" if isinstance(part, Title) else ""
-            for line in part.split("\n"):
-                console.print(Text(printable(line), style), overflow="fold")
+            console.print(Text(printable(part), style), overflow="fold")
             continue
         if part.title:
             console.print()

@@ -347,10 +347,11 @@ class ShiftAccount(Result):
             ]
         )
         parts = pd.concat(
-            [summary.assign(part=_part(summary["kind"], summary["span"])), sums], ignore_index=True
+            [summary.assign(part=list(map(_part, summary["kind"], summary["span"]))), sums],
+            ignore_index=True,
         )
         biggest = self.biggest(top, by=("token", "position", "layer", "head"))
-        biggest["part"] = _part(biggest["kind"], "")
+        biggest["part"] = biggest["kind"].map(_part)
         biggest["token"] = [
             f"{token!r} at {position}" if kind == "attention" else ""
             for kind, token, position in biggest[["kind", "token", "position"]].to_numpy()
@@ -374,10 +375,10 @@ class ShiftAccount(Result):
         )
 
 
-def _part(kind: pd.Series, span: Any) -> pd.Series:
-    """Kinds of parts in words, with the span that attention reads from."""
-    words = kind.replace("mlp", "MLP").str.replace("_", " ")
-    return words.where(span == "", words + " to " + span)
+def _part(kind: str, span: str = "") -> str:
+    """Write a kind of part in words, with the span that attention reads from."""
+    words = "MLP" if kind == "mlp" else kind.replace("_", " ")
+    return f"{words} to {span}" if span else words
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

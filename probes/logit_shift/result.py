@@ -339,7 +339,7 @@ class ShiftAccount(Result):
         summary = self.summary()
         sums = pd.DataFrame(
             [
-                {"part": "sum of the parts", **self.table[list(NUMBERS)].sum()},
+                {"part": "sum of the parts", **self.table[NUMBERS].sum()},
                 {
                     "part": f"logit {fact['target_false']!r} - {fact['target_true']!r}",
                     **{name: getattr(self, name) for name in NUMBERS},

@@ -24,8 +24,7 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.bayes import BayesRule
-from hijacklens.one_layer.evaluation import Name, Score, answers, evaluate
+from hijacklens.one_layer.evaluation import BayesRule, Name, Score, answers, evaluate
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.one_layer.recipe import OUR_DEFAULTS, Recipe
 from hijacklens.one_layer.stacked_runs import generator_for

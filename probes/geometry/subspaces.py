@@ -38,6 +38,7 @@ from transformer_lens import FactoredMatrix
 from hijacklens import plots
 from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer import memory
+from hijacklens.one_layer.embeddings import gaussian_embedding
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.renamed import renamed
@@ -346,12 +347,16 @@ def value_angles(
     )
 
 
+def _gaussian_square(model: OneLayerTransformer, draw: torch.Generator) -> Tensor:
+    return gaussian_embedding(model.config.d_model, model.config.d_model, draw)
+
+
 def standard_references(task: ConceptTask) -> dict[str, Reference]:
     """The matrices of figure C.3: the memory of equation 5.1, the random one, a Gaussian one."""
     return {
         "constructed": lambda model, draw: memory.constructed(model.W_E.detach().cpu(), task),
         "random": lambda model, draw: memory.random(model.W_E.detach().cpu(), task, draw),
-        "gaussian": lambda model, draw: memory.gaussian(model.config.d_model, draw),
+        "gaussian": _gaussian_square,
     }
 
 

@@ -349,7 +349,7 @@ class TestFiles:
             (lambda f: edit(f, d_model=7), r"W_E is \(16, 6\).*says \(16, 7\)"),
             (lambda f: edit(f, dtype="float64"), "float32.*says.*float64"),
             (lambda f: edit(f, vocab=0), "vocab is 0"),
-            (lambda f: edit(f, freeze=3), "wrong type"),
+            (lambda f: edit(f, freeze=3), "freeze is 3"),
             (lambda f: edit(f, layers=2), "not the configuration"),
         ],
         ids=[

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from hijacklens.engine.engine import read
 from hijacklens.engine.plan import SHARINGS, Sharing
 from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests
 from hijacklens.errors import choice, whole_number
-from hijacklens.models.hooked import HookedLanguageModel
+from hijacklens.models.hooked import HookedLanguageModel, unnamed_hooks
 from hijacklens.models.identity import ModelIdentity, identify
-from hijacklens.store.store import OpenStore, Store, chosen_store, open_store
+from hijacklens.probe import Probe
+from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
+from hijacklens.store.store import Store, chosen_store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine, Replicas
 
@@ -84,11 +86,11 @@ class LocalModel:
         """The model's tokenizer."""
         return self.model.tokenizer
 
-    def open_store(
-        self, store: Store | str | Path | bool, **options: Any
-    ) -> AbstractContextManager[OpenStore]:
-        """Open the finished readings of the model (`hijacklens.store.store.open_store`)."""
-        return open_store(store, self.model, self.identity, **options)
+    def fingerprint(self, probes: Sequence[Probe], spans: Sequence[str]) -> Fingerprint | None:
+        """Return the fingerprint with probes on; None if other hooks are on the model."""
+        if unnamed_hooks(self.model):
+            return None
+        return fingerprint_of(self.model, self.identity, probes=probes, spans=spans)
 
     def read(self, requests: Requests, options: ReadOptions, finished: Finished) -> Readings:
         """Read log-probabilities (`hijacklens.engine.engine.read`)."""

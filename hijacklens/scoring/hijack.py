@@ -33,6 +33,7 @@ from hijacklens.scoring.items import (
     skipped_table,
 )
 from hijacklens.scoring.result import HijackResult
+from hijacklens.store.store import open_store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas
 
@@ -149,7 +150,7 @@ def _read(
     requests = requests_of(items)
     n_facts = len({item.fact.case_id for item in items})
     with (
-        run.open_store(execution.store, probes=probes, spans=spans) as store,
+        open_store(execution.store, lambda: run.fingerprint(probes, spans)) as store,
         bar(total=n_facts, unit="facts", label=run.identity.name, quiet=quiet) as progress,
     ):
         stored = store.find(requests)

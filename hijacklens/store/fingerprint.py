@@ -1,14 +1,14 @@
-"""The source of a reading: all that a stored log-probability depends on beside its prefix.
+"""The fingerprint of a reading: everything besides its prefix that a log-probability depends on.
 
-Stored readings go by `Source.key`. Into it go every weight, the configuration that says what is
-computed with them (rotary base, windows, soft caps, ...), the tokenizer, the probes and the spans
-that symbols mark, and the arithmetic: the dtype, and for float32 whether matrix products are
-rounded below it (TF32) or autocast is on. The name of the model does not, so a model that was
-moved or renamed finds its readings. Neither do device, batch size and attention kernel: in
-float32 they change a reading by less than 1e-4 nats (contract 1), in bfloat16 and float16 by no
-more than the dtype rounds.
+Stored readings are keyed by `Fingerprint.key`. It covers every weight, the configuration that says
+what is computed with them (rotary base, windows, soft caps, ...), the tokenizer, the probes, the
+spans that symbols mark, and the arithmetic: the dtype, and for float32 whether matrix products are
+rounded below it (TF32) or autocast is on. It does not cover the name of the model, so a model that
+was moved or renamed finds its readings. Nor does it cover device, batch size or attention kernel:
+in float32 they change a reading by less than 1e-4 nats (contract 1), in bfloat16 and float16 by no
+more than the rounding of the dtype.
 
-Hooks that someone else has put on the model cannot be named, so nothing is stored under them.
+Hooks that are not probes have no key, so nothing is stored while they are on the model.
 """
 
 from __future__ import annotations
@@ -47,33 +47,33 @@ _NOT_COMPUTED_WITH = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """Which model said something, with what on it, in which arithmetic."""
+class Fingerprint:
+    """Which model, with which probes, in which arithmetic."""
 
     model: str
     """The name it was loaded by; for people, not part of the key."""
     revision: str | None
-    """Not part of the key: the weights are."""
+    """Not part of the key, since the weights are."""
     architecture: str
     parameters: int
     arithmetic: str
-    """The dtype, and what lowers it: `float32`, `float32, matmul high`, ..."""
+    """The dtype, and what lowers its precision: `float32`, `float32, matmul high`, ..."""
     weights: str
     """Checksum of every value of every parameter."""
     configuration: str
     """SHA-256 of what the architecture is configured to compute."""
     tokenizer: str
-    """SHA-256, as `hijacklens.models.identity.identify` gives it."""
+    """SHA-256, from `hijacklens.models.identity.identify`."""
     probes: tuple[str, ...]
-    """Their keys, in their order."""
+    """Their keys, in order."""
     spans: tuple[str, ...]
     """What the bits of a symbol stand for."""
     versions: str
-    """Of torch and TransformerLens, at the first reading; not part of the key."""
+    """Versions of torch and TransformerLens at the first reading; not part of the key."""
 
     @property
     def key(self) -> str:
-        """SHA-256 over all that readings depend on."""
+        """SHA-256 over everything that readings depend on."""
         parts = (
             self.architecture,
             self.parameters,
@@ -87,25 +87,25 @@ class Source:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def source_of(
+def fingerprint_of(
     model: HookedModel,
     identity: ModelIdentity,
     *,
     probes: Sequence[Probe] = (),
     spans: Sequence[str] = (),
-) -> Source:
-    """The source that a model is now, with its present weights and settings.
+) -> Fingerprint:
+    """Return the fingerprint of a model with its present weights and settings.
 
     Args:
         model: A hooked model.
-        identity: As `hijacklens.models.identity.identify` gives it.
-        probes: Those the model will be run with, in their order.
+        identity: Its identity, from `hijacklens.models.identity.identify`.
+        probes: The probes that the model will be run with, in order.
         spans: The spans that symbols mark.
 
     Note:
         Costs one pass over the weights, on their device.
     """
-    return Source(
+    return Fingerprint(
         model=identity.name,
         revision=identity.revision,
         architecture=identity.architecture,
@@ -116,25 +116,26 @@ def source_of(
         tokenizer=identity.tokenizer_hash,
         probes=tuple(probe.key for probe in probes),
         spans=tuple(spans),
-        versions=_versions(),
+        versions=f"torch {torch.__version__}, "
+        f"transformer-lens {metadata.version('transformer-lens')}",
     )
 
 
 def weights_checksum(parameters: Iterable[tuple[str, Tensor]]) -> str:
-    """A checksum of every value of named parameters; equal ones on any device have the same.
+    """Return a checksum of every value of named parameters, the same on every device.
 
-    A change of one value always shows: words of 64 bits are multiplied by an odd number of their
-    own and added up modulo 2^64, block by block.
+    Any change of one value changes it: in each block, every 64-bit word is multiplied by its own
+    odd number before the words are added modulo 2^64.
     """
     digest = hashlib.sha256()
     for name, parameter in parameters:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         octets = parameter.detach().reshape(-1).view(torch.uint8)
         if octets.storage_offset() % WORD:
-            octets = octets.clone()  # a word has to start where one can
-        whole = len(octets) - len(octets) % WORD
-        digest.update(bytes(octets[whole:].tolist()))
-        words = octets[:whole].view(torch.int64)
+            octets = octets.clone()  # words must be aligned in memory
+        in_words = len(octets) - len(octets) % WORD
+        digest.update(bytes(octets[in_words:].tolist()))
+        words = octets[:in_words].view(torch.int64)
         factors = _factors(words.device)
         sums = [(block * factors[: len(block)]).sum() for block in words.split(BLOCK)]
         digest.update(repr(torch.stack(sums).tolist()).encode())
@@ -143,18 +144,18 @@ def weights_checksum(parameters: Iterable[tuple[str, Tensor]]) -> str:
 
 @cache
 def _factors(device: torch.device) -> Tensor:
-    """An odd 64-bit number for each place of a block."""
+    """Return an odd 64-bit number for each word of a block."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(-(2**63), 2**63 - 1, (BLOCK,), generator=generator)
     return (drawn | 1).to(device)
 
 
 def _configuration(model: HookedModel) -> str:
-    """A hash of what the model is configured to compute, whatever it is called."""
+    """Return a hash of what the model is configured to compute, whatever it is called."""
     config: Any = getattr(getattr(model, "original_model", None), "config", model.cfg)
     fields = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-    kept = {str(key): value for key, value in fields.items() if key not in _NOT_COMPUTED_WITH}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    computed = {str(key): value for key, value in fields.items() if key not in _NOT_COMPUTED_WITH}
+    return hashlib.sha256(json.dumps(computed, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _arithmetic(dtype: str, device: torch.device) -> str:
@@ -169,14 +170,10 @@ def _arithmetic(dtype: str, device: torch.device) -> str:
 
 
 def _matmul_precision(device: torch.device) -> str:
-    """How float32 matrix products are rounded: `highest`, or what was set in its place."""
+    """Return how float32 matrix products are rounded: `highest`, or the setting in its place."""
     try:
         return torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by the names that torch 2.9 brought, which do not mix with this one
+    except RuntimeError:  # set by the names of torch 2.9, which do not mix with this one
         backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
         precision = str(backend.matmul.fp32_precision)
         return "highest" if precision in ("none", "ieee") else precision
-
-
-def _versions() -> str:
-    return f"torch {torch.__version__}, transformer-lens {metadata.version('transformer-lens')}"

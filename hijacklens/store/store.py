@@ -1,14 +1,15 @@
 """The store: finished readings on disk, so that no run computes again what one has computed.
 
-Every batch is written as it is finished (contract 5). A run that was killed therefore goes on
-where it was, one with more doses or other facts computes only what is missing, and two processes
-share what they find. Readings go by their source (`hijacklens.store.fingerprint`: weights,
-settings, tokenizer, arithmetic, probes) and by the symbols of their prefix; texts are not stored.
-Readings that are not finite are never kept. What happens to a broken or unusable file is in
-`hijacklens.store.database`; it never stops a run.
+Every batch is written as soon as it is finished (contract 5). A run that was killed therefore
+resumes where it stopped, a run with more doses or other facts computes only what is missing, and
+two processes share their readings. Readings are keyed by a fingerprint of the model
+(`hijacklens.store.fingerprint`: weights, settings, tokenizer, arithmetic, probes) and a hash of the
+symbols of their prefix; texts are not stored. Readings that are not finite are never kept. A
+damaged or unusable file never stops a run (`hijacklens.store.database`).
 
-The file is `readings-v1.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves it), or the one that
-`HIJACKLENS_STORE` names; `HIJACKLENS_STORE=off` turns it off. A reading takes some 70 bytes.
+The file is `readings-v2.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves the folder), or the
+file that `HIJACKLENS_STORE` names; `HIJACKLENS_STORE=off` turns the store off. A reading takes
+some 95 bytes.
 
 >>> import tempfile
 >>> Store(Path(tempfile.mkdtemp()) / "new.sqlite").contents().rows
@@ -17,148 +18,168 @@ The file is `readings-v1.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves i
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import sqlite3
+import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from hijacklens.engine.reading import Reading, Requests
 from hijacklens.errors import unknown
 from hijacklens.files import cache_folder, expand_home, named_path
-from hijacklens.models.hooked import HookedModel, unnamed_hooks
-from hijacklens.models.identity import ModelIdentity
-from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.store.database import (
     SCHEMA,
+    DamagedError,
     Database,
     StoreWarning,
     aside_from,
-    decode,
-    encode,
-    is_finite,
-    merge,
-    name_of,
     transaction,
 )
-from hijacklens.store.fingerprint import Source, source_of
+from hijacklens.store.fingerprint import Fingerprint
 
 VARIABLE = "HIJACKLENS_STORE"
 """Environment variable: the file of the store, or `off`."""
 LOOKED_UP = 500
-"""Prefixes in one query; every SQLite takes that many values."""
+"""Prefixes in one query; every SQLite accepts that many values."""
 T = TypeVar("T")
 
 
 class OpenStore:
-    """The readings of one source in a store that is open, or in none."""
+    """The stored readings of one fingerprint, or a stand-in if there is no store."""
 
     def __init__(
-        self, database: Database | None, source: Source | None, *, off: str = "turned off"
+        self, database: Database | None, fingerprint: Fingerprint | None, *, off: str = "turned off"
     ) -> None:
-        """Take a database, or None and the reason why there is none."""
+        """Take an open database, or None and the reason why there is no store."""
         self._database = database
-        self._source = source
+        self._fingerprint = fingerprint
         self._why_none = off
 
     @property
     def path(self) -> Path | None:
-        """The file, or None where there is none."""
+        """The file, or None if there is no store."""
         return None if self._database is None else self._database.path
 
     @property
     def off(self) -> str:
-        """Why the store is not used (any more); empty while it is."""
+        """Why the store is not used (any more); empty while it is used."""
         return self._why_none if self._database is None else self._database.off
 
     def find(self, requests: Requests) -> dict[TokenIds, Reading]:
-        """The readings that are there, with every token that is requests; others are left out."""
+        """Return the stored readings that have every requested token; leave out the others."""
         if self._database is None:
             return {}
-        names = {name_of(prefix): prefix for prefix in requests}
-        found = self._database.attempt(lambda connection: self._find(connection, names), {})
+        prefixes = {name_of(prefix): prefix for prefix in requests}
+        readings = self._database.attempt(lambda connection: self._find(connection, prefixes), {})
         return {
             prefix: reading
-            for prefix, reading in found.items()
+            for prefix, reading in readings.items()
             if all(token in reading.logprobs for token in requests[prefix])
         }
 
     def keep(self, readings: Mapping[TokenIds, Reading]) -> None:
-        """Write readings, all at once; those that are not finite are left out.
+        """Write readings in one transaction, leaving out those that are not finite.
 
-        Where a prefix was read before, the tokens of both readings are kept, and numbers that
-        are there do not change.
+        If a prefix is stored already, new tokens are added and stored numbers do not change.
         """
-        names = {name_of(prefix): prefix for prefix in readings if is_finite(readings[prefix])}
-        if self._database is not None and names:
-            self._database.attempt(lambda connection: self._keep(connection, names, readings), None)
+        prefixes = {
+            name_of(prefix): prefix
+            for prefix, reading in readings.items()
+            if all(map(math.isfinite, (reading.top_logprob, *reading.logprobs.values())))
+        }
+        if self._database is not None and prefixes:
+            self._database.attempt(
+                lambda connection: self._keep(connection, prefixes, readings), None
+            )
 
     def _find(
-        self, connection: sqlite3.Connection, names: Mapping[bytes, TokenIds]
+        self, connection: sqlite3.Connection, prefixes: Mapping[bytes, TokenIds]
     ) -> dict[TokenIds, Reading]:
-        number = self._number(connection)
-        if number is None:
+        fingerprint = self._id(connection)
+        if fingerprint is None:
             return {}
-        found: dict[TokenIds, Reading] = {}
-        rest = iter(names)
-        while some := tuple(islice(rest, LOOKED_UP)):
+        readings: dict[TokenIds, Reading] = {}
+        names = iter(prefixes)
+        while batch := tuple(islice(names, LOOKED_UP)):
             rows = connection.execute(
-                "SELECT prefix, reading FROM readings WHERE source = ? AND prefix IN "
-                f"({', '.join('?' * len(some))})",
-                (number, *some),
+                "SELECT prefix, top_token, top_logprob, logprobs, checksum FROM readings "
+                f"WHERE fingerprint = ? AND prefix IN ({', '.join('?' * len(batch))})",
+                (fingerprint, *batch),
             )
-            for name, stored in rows:
-                found[names[name]] = decode(name, stored)
-        return found
+            for name, top_token, top_logprob, logprobs, checksum in rows:
+                if checksum != _checksum(name, top_token, top_logprob, logprobs):
+                    raise DamagedError("a reading in it is not what was written")
+                values = {int(token): value for token, value in json.loads(logprobs).items()}
+                readings[prefixes[name]] = Reading(values, top_token, top_logprob)
+        return readings
 
     def _keep(
         self,
         connection: sqlite3.Connection,
-        names: Mapping[bytes, TokenIds],
+        prefixes: Mapping[bytes, TokenIds],
         readings: Mapping[TokenIds, Reading],
     ) -> None:
         with transaction(connection):
-            number = self._number(connection, make=True)
-            old = self._find(connection, names)
-            rows: list[tuple[int | None, bytes, bytes]] = []
-            for name, prefix in names.items():
-                reading = readings[prefix]
-                whole = merge(old[prefix], reading) if prefix in old else reading
-                if whole != old.get(prefix):
-                    rows.append((number, name, encode(name, whole)))
-            connection.executemany("INSERT OR REPLACE INTO readings VALUES (?, ?, ?)", rows)
-
-    def _number(self, connection: sqlite3.Connection, *, make: bool = False) -> int | None:
-        """The number of the source in the file; looked up anew, as it may have been cleared."""
-        assert self._source is not None
-        if make:
-            fields = {
-                **asdict(self._source),
-                "key": self._source.key,
-                "probes": json.dumps(self._source.probes),
-                "spans": json.dumps(self._source.spans),
-            }
-            columns, marks = ", ".join(fields), ", ".join("?" * len(fields))
-            connection.execute(
-                f"INSERT OR IGNORE INTO sources ({columns}) VALUES ({marks})",
-                tuple(fields.values()),
+            fingerprint = self._id(connection, create=True)
+            stored = self._find(connection, prefixes)
+            rows: list[tuple[Any, ...]] = []
+            for name, prefix in prefixes.items():
+                reading = stored.get(prefix, readings[prefix])
+                logprobs = {**readings[prefix].logprobs, **reading.logprobs}
+                if prefix in stored and logprobs == reading.logprobs:
+                    continue
+                # Adding 0.0 turns -0.0 into 0.0, since SQLite does not keep the sign.
+                row = (name, reading.top_token, reading.top_logprob + 0.0, json.dumps(logprobs))
+                rows.append((fingerprint, *row, _checksum(*row)))
+            connection.executemany(
+                "INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?, ?, ?)", rows
             )
-        named = "SELECT id FROM sources WHERE key = ?"
-        row = connection.execute(named, (self._source.key,)).fetchone()
+
+    def _id(self, connection: sqlite3.Connection, *, create: bool = False) -> int | None:
+        """Look up the id of the fingerprint each time, since it may have been cleared."""
+        assert self._fingerprint is not None
+        if create:
+            columns = {
+                **asdict(self._fingerprint),
+                "key": self._fingerprint.key,
+                "probes": json.dumps(self._fingerprint.probes),
+                "spans": json.dumps(self._fingerprint.spans),
+            }
+            names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+            connection.execute(
+                f"INSERT OR IGNORE INTO fingerprints ({names}) VALUES ({marks})",
+                tuple(columns.values()),
+            )
+        query = "SELECT id FROM fingerprints WHERE key = ?"
+        row = connection.execute(query, (self._fingerprint.key,)).fetchone()
         return None if row is None else row[0]
+
+
+def name_of(prefix: TokenIds) -> bytes:
+    """Return 16 bytes that identify the symbols of a prefix."""
+    symbols = struct.pack(f"<{len(prefix)}q", *prefix)
+    return hashlib.blake2b(symbols, digest_size=16).digest()
+
+
+def _checksum(*row: Any) -> int:
+    return zlib.crc32(repr(row).encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What a store holds of one source."""
+    """What a store holds of one fingerprint."""
 
     model: str
     revision: str | None
@@ -166,7 +187,7 @@ class Stored:
     probes: tuple[str, ...]
     readings: int
     versions: str
-    """Of torch and TransformerLens when the first reading was kept."""
+    """Versions of torch and TransformerLens when the first reading was kept."""
     created: str
     """UTC."""
 
@@ -180,22 +201,22 @@ class Contents:
     """Bytes on disk."""
     rows: tuple[Stored, ...]
     aside: tuple[Path, ...]
-    """Broken files that were set aside; they are never used again."""
+    """Damaged files that were set aside; they are never used again."""
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row per source."""
+        """Return a table with a row per fingerprint."""
         columns = list(Stored.__dataclass_fields__)
         return pd.DataFrame([asdict(row) for row in self.rows], columns=columns)
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """A file of finished readings; it is made when it is first used."""
+    """A file of finished readings; it is created when it is first used."""
 
     path: Path
 
     def contents(self) -> Contents:
-        """Which models have how many readings in it.
+        """Return how many readings of which models are stored.
 
         Raises:
             InputError: The file cannot be opened.
@@ -203,7 +224,7 @@ class Store:
         rows: list[Stored] = []
         files = [self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal", "-shm")]
         if self.path.exists():
-            rows = self._do(_contents, rows)
+            rows = self._attempt(_contents, rows)
         return Contents(
             path=self.path,
             size=sum(file.stat().st_size for file in files if file.exists()),
@@ -212,7 +233,7 @@ class Store:
         )
 
     def count(self, *, model: str | None = None) -> int:
-        """How many readings there are, of one model or of all.
+        """Count the readings of one model, or of all.
 
         Raises:
             InputError: The store has no model of that name, or the file cannot be opened.
@@ -224,7 +245,7 @@ class Store:
         return sum(row.readings for row in rows if model in (None, row.model))
 
     def clear(self, *, model: str | None = None) -> int:
-        """Delete the readings of one model, or all, and give their space back.
+        """Delete the readings of one model, or of all, and free their space on disk.
 
         Returns:
             How many readings were deleted.
@@ -234,23 +255,23 @@ class Store:
         """
         counted = self.count(model=model)
         if counted:
-            self._do(lambda connection: _clear(connection, model), None)
+            self._attempt(lambda connection: _clear(connection, model), None)
         return counted
 
-    def _do(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
+    def _attempt(self, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:
         with closing(Database(self.path, must=True)) as database:
             return database.attempt(work, otherwise)
 
 
 def usual_store() -> Store:
-    """The store in the cache folder, or the one that `HIJACKLENS_STORE` names."""
-    given = os.environ.get(VARIABLE, "off")
+    """Return the store in the cache folder, or the one that `HIJACKLENS_STORE` names."""
+    named = os.environ.get(VARIABLE, "off")
     default = cache_folder() / f"readings-v{SCHEMA}.sqlite"
-    return Store(default if given in ("", "off") else expand_home(given))
+    return Store(default if named in ("", "off") else expand_home(named))
 
 
 def chosen_store(store: Store | str | Path | bool) -> Store | None:
-    """The store that is meant by a store, its file, True for the usual one, or False for none."""
+    """Return a store, the store in a file, the usual store for True, or None for False."""
     if store is True:
         return None if os.environ.get(VARIABLE) == "off" else usual_store()
     if store is False or isinstance(store, Store):
@@ -260,50 +281,44 @@ def chosen_store(store: Store | str | Path | bool) -> Store | None:
 
 @contextmanager
 def open_store(
-    store: Store | str | Path | bool,
-    model: HookedModel,
-    identity: ModelIdentity,
-    *,
-    probes: Sequence[Probe] = (),
-    spans: Sequence[str] = (),
+    store: Store | str | Path | bool, fingerprint: Callable[[], Fingerprint | None]
 ) -> Iterator[OpenStore]:
-    """The readings of a model as it is now, for the length of a run.
+    """Open the stored readings of a fingerprint for the length of a run.
 
     Args:
-        store: As `chosen_store` takes it. One that is named has to be usable; the usual one is
-            done without where it is not.
-        model: A hooked model. If hooks are on it that did not come as probes, nothing is stored.
-        identity: As `hijacklens.models.identity.identify` gives it.
-        probes: Those the model will be run with, in their order.
-        spans: The spans that symbols mark.
+        store: As `chosen_store` takes it. A named store must be usable; the run continues without
+            the usual one if it is not.
+        fingerprint: Returns the fingerprint of the model, or None if hooks that are not probes are
+            on it, so that nothing can be stored. It is called only if there is a store, since it
+            costs a pass over the weights.
 
     Raises:
-        InputError: The store that is named cannot be used.
+        InputError: The named store cannot be used.
     """
     chosen = chosen_store(store)
     if chosen is None:
         yield OpenStore(None, None)
         return
-    if unnamed_hooks(model):
-        off = "is not used: hooks are on the model that did not come as probes"
+    key = fingerprint()
+    if key is None:
+        off = "is not used: hooks that are not probes are on the model"
         warnings.warn(
-            f"the store of finished readings {off}, so what they do has no name. Nothing is "
-            "taken from it or kept; pass probes=[HookProbe(name, hooks)] to use it.",
+            f"the store of finished readings {off}, and such hooks have no key. Nothing is taken "
+            "from the store or kept; pass probes=[HookProbe(name, hooks)] to use it.",
             StoreWarning,
-            stacklevel=4,
+            stacklevel=6,
         )
         yield OpenStore(None, None, off=off)
         return
-    source = source_of(model, identity, probes=probes, spans=spans)
     with closing(Database(chosen.path, must=not isinstance(store, bool))) as database:
-        yield OpenStore(database, source)
+        yield OpenStore(database, key)
 
 
 def _contents(connection: sqlite3.Connection) -> list[Stored]:
     rows = connection.execute(
-        "SELECT model, revision, arithmetic, probes, count, versions, created FROM sources JOIN "
-        "(SELECT source, count(*) AS count FROM readings GROUP BY source) ON source = id "
-        "ORDER BY id"
+        "SELECT model, revision, arithmetic, probes, count, versions, created FROM fingerprints "
+        "JOIN (SELECT fingerprint, count(*) AS count FROM readings GROUP BY fingerprint) "
+        "ON fingerprint = id ORDER BY id"
     )
     return [
         Stored(model, revision, arithmetic, tuple(json.loads(probes)), *rest)
@@ -313,8 +328,8 @@ def _contents(connection: sqlite3.Connection) -> list[Stored]:
 
 def _clear(connection: sqlite3.Connection, model: str | None) -> None:
     with transaction(connection):
-        which = "(SELECT id FROM sources WHERE ?1 IS NULL OR model = ?1)"
-        connection.execute(f"DELETE FROM readings WHERE source IN {which}", (model,))
-        connection.execute("DELETE FROM sources WHERE ?1 IS NULL OR model = ?1", (model,))
+        ids = "(SELECT id FROM fingerprints WHERE ?1 IS NULL OR model = ?1)"
+        connection.execute(f"DELETE FROM readings WHERE fingerprint IN {ids}", (model,))
+        connection.execute("DELETE FROM fingerprints WHERE ?1 IS NULL OR model = ?1", (model,))
     connection.execute("VACUUM")
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -27,7 +27,7 @@ from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
-from hijacklens.store.fingerprint import Source, source_of
+from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ class Description:
     """What a replica says of itself."""
 
     identity: ModelIdentity
-    source: Source
+    fingerprint: Fingerprint
     """Without probes."""
     tokenizer: Any
     node: str
@@ -129,8 +129,8 @@ class Replica:
         """
         model = self._loaded()
         identity = identify(model)
-        source = source_of(model, identity)
-        return Description(identity, source, model.tokenizer, socket.gethostname())
+        fingerprint = fingerprint_of(model, identity)
+        return Description(identity, fingerprint, model.tokenizer, socket.gethostname())
 
     def read(self, options: ReadOptions, requests: Requests) -> Readings:
         """Read a part (`hijacklens.engine.engine.read`)."""

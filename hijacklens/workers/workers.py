@@ -22,9 +22,8 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,9 +44,7 @@ from hijacklens.models.hooked import HookedLanguageModel, unnamed_hooks
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
-from hijacklens.store.database import Database
-from hijacklens.store.fingerprint import Source, source_of
-from hijacklens.store.store import OpenStore, Store, chosen_store
+from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
 from hijacklens.workers.cluster import Share, connected, share_out
 from hijacklens.workers.replica import Description, ModelLoader, Replica
 
@@ -237,7 +234,7 @@ class Replicas:
         for _ in range(share.workers):
             self._hire()
 
-    def start(self, expected: Source | None = None) -> None:
+    def start(self, expected: Fingerprint | None = None) -> None:
         """Wait for the first replica.
 
         Raises:
@@ -261,7 +258,7 @@ class Replicas:
             self._advance(max(0.0, until - time.monotonic()))
         assert self._first is not None
         if expected is not None:
-            _same(expected, self._first.source, "here", f"in the workers ({self._first.node})")
+            _same(expected, self._first.fingerprint, "here", f"in the workers ({self._first.node})")
         self.identity = self._first.identity
         self.tokenizer = self._first.tokenizer
 
@@ -281,28 +278,20 @@ class Replicas:
         """
         assert self._first is not None
         if not isinstance(model, ModelLoader):
-            _same(_here(model), self._first.source, "here", f"in the workers ({self._first.node})")
+            _same(
+                _here(model),
+                self._first.fingerprint,
+                "here",
+                f"in the workers ({self._first.node})",
+            )
         elif model.sent() != self.loader:
             raise InputError(f"the workers have the model of {self.loader}, not that of {model}.")
 
-    @contextmanager
-    def open_store(
-        self,
-        store: Store | str | Path | bool,
-        *,
-        probes: Sequence[Probe] = (),
-        spans: Sequence[str] = (),
-    ) -> Iterator[OpenStore]:
-        """The finished readings of the model, in this process (`hijacklens.store.store`)."""
-        chosen = chosen_store(store)
-        if chosen is None:
-            yield OpenStore(None, None)
-            return
+    def fingerprint(self, probes: Sequence[Probe], spans: Sequence[str]) -> Fingerprint:
+        """Return the fingerprint of the model with probes on."""
         assert self._first is not None
         keys = tuple(probe.key for probe in probes)
-        source = replace(self._first.source, probes=keys, spans=tuple(spans))
-        with closing(Database(chosen.path, must=not isinstance(store, bool))) as database:
-            yield OpenStore(database, source)
+        return replace(self._first.fingerprint, probes=keys, spans=tuple(spans))
 
     def read(
         self,
@@ -395,7 +384,7 @@ class Replicas:
             raise error.cause from error
         if isinstance(answer, Description):
             first = self._first = self._first or answer
-            _same(first.source, answer.source, f"on {first.node}", f"on {answer.node}")
+            _same(first.fingerprint, answer.fingerprint, f"on {first.node}", f"on {answer.node}")
             self._lost_at_start = 0
         self._idle.append(task.worker)
         return task, answer
@@ -418,7 +407,7 @@ class Replicas:
         return _Death(reason)
 
 
-def _here(model: HookedLanguageModel) -> Source:
+def _here(model: HookedLanguageModel) -> Fingerprint:
     """The source that a model in this process is.
 
     Raises:
@@ -429,17 +418,17 @@ def _here(model: HookedLanguageModel) -> Source:
             "hooks are on the model that did not come as probes, and workers do not have them. "
             "Take them off, or pass probes=[HookProbe(name, hooks)]."
         )
-    return source_of(model, identify(model))
+    return fingerprint_of(model, identify(model))
 
 
-def _same(one: Source, other: Source, here: str, there: str) -> None:
+def _same(one: Fingerprint, other: Fingerprint, here: str, there: str) -> None:
     """Refuse two models that differ in anything that a reading depends on."""
     if one.key == other.key:
         return
     names = ("architecture", "parameters", "arithmetic", "weights", "configuration", "tokenizer")
     differ = [
         field.name
-        for field in fields(Source)
+        for field in fields(Fingerprint)
         if field.name in names and getattr(one, field.name) != getattr(other, field.name)
     ]
     raise InputError(

@@ -16,7 +16,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from analyses.commands.group import main
 from hijacklens.results.result import load_result
-from hijacklens.scoring import hijack as module
+from hijacklens.scoring import execution
 from hijacklens.store.store import Store
 
 
@@ -37,7 +37,7 @@ def cache(tmp_path, monkeypatch):
     """The store of these tests: the usual one in a cache folder of their own."""
     monkeypatch.setenv("HIJACKLENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HIJACKLENS_STORE")
-    return tmp_path / "cache" / "readings-v1.sqlite"
+    return tmp_path / "cache" / "readings-v2.sqlite"
 
 
 def run(*arguments):
@@ -110,22 +110,19 @@ def test_no_cache_and_what_came_from_the_store(folders, cache, tmp_path, capsys)
 
 def interrupted_in_call(number, monkeypatch):
     """Ctrl-C after the first batch of a call of the engine that has readings; a trunk has none."""
-    real, calls = module.read, []
+    real, calls = execution.read, []
 
-    def read(model, wanted, **options):
+    def read(model, requests, options, finished):
         calls.append(1)
-        if len(calls) != number:
-            return real(model, wanted, **options)
-        keep = options.pop("keep")
 
-        def keep_and_stop(readings):
-            keep(readings)
-            if readings:
+        def keep_and_stop(readings, fraction):
+            finished(readings, fraction)
+            if readings and len(calls) == number:
                 raise KeyboardInterrupt
 
-        return real(model, wanted, keep=keep_and_stop, **options)
+        return real(model, requests, options, keep_and_stop)
 
-    monkeypatch.setattr(module, "read", read)
+    monkeypatch.setattr(execution, "read", read)
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
@@ -178,14 +175,14 @@ def test_a_broken_store_is_told_in_one_line(folders, cache, tmp_path, capsys):
     cache.write_bytes(b"this is no database")
     assert run("cache", "info") == 0
     printed = capsys.readouterr()
-    assert "readings-v1.sqlite.aside-1" in printed.out
+    assert "readings-v2.sqlite.aside-1" in printed.out
     (told,) = printed.err.splitlines()
     assert "file is not a database" in told
     cache.write_bytes(b"nor is this")
     assert run(*command(folders, tmp_path / "out")) == 0
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(f"note: the store of finished readings '{cache}' is broken")
-    assert "set aside as 'readings-v1.sqlite.aside-2'" in told
+    assert "set aside as 'readings-v2.sqlite.aside-2'" in told
     assert cache.with_name(cache.name + ".aside-2").read_bytes() == b"nor is this"
     assert run("cache", "info") == 0
     assert capsys.readouterr().out.count("set aside as broken: ") == 2

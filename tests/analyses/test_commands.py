@@ -158,17 +158,17 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, folders, tmp_pat
 
 
 def test_interrupt_ends_with_status_130_and_keeps_what_is_done(folders, tmp_path, monkeypatch):
-    from hijacklens.scoring import hijack as module
+    from hijacklens.scoring import execution
 
-    real, calls = module.read, []
+    real, calls = execution.read, []
 
-    def interrupted(model, wanted, **options):
+    def interrupted(*arguments):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(model, wanted, **options)
+        return real(*arguments)
 
-    monkeypatch.setattr(module, "read", interrupted)
+    monkeypatch.setattr(execution, "read", interrupted)
     command = ["hijack", "--model", folders / "tiny-gpt2", "--model", folders / "tiny-llama"]
     command += ["--facts", folders / "facts.jsonl", "--doses", "1", "--quiet"]
     assert run(*command, "--out", tmp_path / "out") == 130

@@ -74,13 +74,13 @@ def test_little_memory_makes_small_batches(model, monkeypatch):
     assert usual.tokens == batch_size.BATCH_TOKENS["cpu"]
     trunk_tokens = usual.trunk_tokens
     packs = level([20] * 80)
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**21)
+    monkeypatch.setattr(batch_size, "free_bytes", lambda device: 2**21)
     small = BatchSize(model)
     widest = max(map(padded, small.batches(packs)))
     need = widest * batch_size.token_bytes(model.cfg, torch.float32, width=20)
     assert need <= 2**20 and widest < max(map(padded, usual.batches(packs)))
     assert small.reads < usual.reads and small.trunk_tokens < trunk_tokens
-    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    monkeypatch.setattr(batch_size, "free_bytes", lambda device: None)
     unknown = BatchSize(model)
     assert (unknown.tokens, unknown.reads) == (usual.tokens, usual.reads)
 

@@ -15,7 +15,7 @@ from hijacklens.models.hooked import unnamed_hooks
 from hijacklens.models.identity import identify
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
-from hijacklens.store.fingerprint import source_of, weights_checksum
+from hijacklens.store.fingerprint import fingerprint_of, weights_checksum
 
 
 def load(family="gpt2", **options):
@@ -23,8 +23,8 @@ def load(family="gpt2", **options):
     return load_model(tiny_model(family), **options)
 
 
-def source(model, **options):
-    return source_of(model, identify(model), **options)
+def fingerprint(model, **options):
+    return fingerprint_of(model, identify(model), **options)
 
 
 def checksum(model):
@@ -37,7 +37,7 @@ def gpt2():
 
 
 def test_the_key_has_all_that_readings_depend_on_and_no_more(gpt2):
-    base = source(gpt2)
+    base = fingerprint(gpt2)
     other = {
         "architecture": "Other",
         "parameters": 1,
@@ -59,19 +59,19 @@ def test_the_key_has_all_that_readings_depend_on_and_no_more(gpt2):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_loaded_again_and_used_is_the_same_source(family):
+def test_a_model_loaded_again_and_used_is_the_same_fingerprint(family):
     one, two = load(family), load(family)
-    before = source(one)
+    before = fingerprint(one)
     one(torch.tensor([[1, 2, 3]]))
-    assert source(one) == before == source(two)
+    assert fingerprint(one) == before == fingerprint(two)
     assert not unnamed_hooks(one)
 
 
-def test_a_folder_under_another_name_is_the_same_source(tmp_path):
+def test_a_folder_under_another_name_is_the_same_fingerprint(tmp_path):
     for name in ("a", "b"):
         tiny_model("gpt2").save_pretrained(tmp_path / name)
         tiny_tokenizer("gpt2").save_pretrained(tmp_path / name)
-    one, two = (source(load_model(tmp_path / name, device="cpu")) for name in ("a", "b"))
+    one, two = (fingerprint(load_model(tmp_path / name, device="cpu")) for name in ("a", "b"))
     assert (one.model, two.model) == ("a", "b")
     assert one.key == two.key
 
@@ -126,13 +126,13 @@ def test_weights_of_any_length_and_dtype(dtype, length):
 
 
 def test_what_a_model_computes_with_its_weights_is_part_of_it():
-    base = source(load("gemma2"))
+    base = fingerprint(load("gemma2"))
 
     def changed(**options):
         plain = tiny_model("gemma2")
         for name, value in options.items():
             setattr(plain.config, name, value)
-        return source(load_model(plain, tokenizer=tiny_tokenizer("gemma2"), device="cpu"))
+        return fingerprint(load_model(plain, tokenizer=tiny_tokenizer("gemma2"), device="cpu"))
 
     assert changed().key == base.key
     assert changed(rms_norm_eps=1e-3).key != base.key
@@ -142,25 +142,25 @@ def test_what_a_model_computes_with_its_weights_is_part_of_it():
 
 
 def test_the_arithmetic_is_part_of_it(gpt2):
-    base = source(gpt2)
+    base = fingerprint(gpt2)
     assert base.arithmetic == "float32"
-    assert source(load(dtype="bfloat16")).arithmetic == "bfloat16"
+    assert fingerprint(load(dtype="bfloat16")).arithmetic == "bfloat16"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        lowered = source(gpt2)
+        lowered = fingerprint(gpt2)
     assert lowered.arithmetic == "float32, autocast bfloat16"
     assert lowered.key != base.key
     torch.set_float32_matmul_precision("high")
     try:
-        assert source(gpt2).arithmetic == "float32, matmul high"
+        assert fingerprint(gpt2).arithmetic == "float32, matmul high"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert source(gpt2) == base
+    assert fingerprint(gpt2) == base
 
 
 def test_probes_are_part_of_it_in_their_order(gpt2):
     one, two = HookProbe("one", []), HookProbe("two", [], spans=("hijack",))
     keys = {
-        source(gpt2, probes=probes, spans=spans).key
+        fingerprint(gpt2, probes=probes, spans=spans).key
         for probes, spans in [
             ((), ()),
             ((one,), ()),

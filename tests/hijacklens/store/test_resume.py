@@ -118,7 +118,7 @@ def test_without_a_store_all_is_computed(model, unbroken, tmp_path, monkeypatch)
     assert list(tmp_path.iterdir()) == []
     usual = [counts(score(model, True)) for _ in range(2)]  # and True means the cache folder
     assert usual == [counts(unbroken), counts(unbroken)[::-1]]
-    assert [path.name for path in tmp_path.iterdir()] == ["readings-v1.sqlite"]
+    assert [path.name for path in tmp_path.iterdir()] == ["readings-v2.sqlite"]
 
 
 def test_overlapping_runs_compute_only_what_is_missing(model, tmp_path):
@@ -351,11 +351,14 @@ def test_hooks_on_the_model_are_not_stored(model, unbroken, tmp_path):
     hook = ("blocks.0.hook_mlp_out", lambda value, hook: 2 * value)
     with (
         model.hooks(fwd_hooks=[hook]),
-        pytest.warns(StoreWarning, match="hooks are on the model"),
+        pytest.warns(StoreWarning, match="hooks that are not probes are on the model"),
     ):
         hooked = score(model, path)
     assert counts(hooked)[0] == 0
-    assert "hooks are on the model" in hooked.settings["models"][0]["readings"]["store_off"]
+    assert (
+        "hooks that are not probes are on the model"
+        in hooked.settings["models"][0]["readings"]["store_off"]
+    )
     assert (hooked.items["sum_true"] - unbroken.items["sum_true"]).abs().max() > 1e-3
     check(score(model, path), unbroken)
 
@@ -398,7 +401,7 @@ def test_a_full_disk_costs_the_store_and_not_the_result(model, unbroken, tmp_pat
     pd.testing.assert_frame_equal(items, unbroken.items, atol=1e-5, rtol=0)
     told = (tmp_path / "told").read_text().splitlines()
     assert len(told) == 1
-    assert "goes on without it" in told[0]
+    assert "continues without it" in told[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error", StoreWarning)
         check(score(model, path), unbroken)
@@ -411,7 +414,7 @@ def test_a_named_store_that_cannot_be_used_is_refused(model, tmp_path, monkeypat
         score(model, path)
     assert passes == []
     monkeypatch.setenv("HIJACKLENS_STORE", str(path))
-    with pytest.warns(StoreWarning, match="goes on without it"):
+    with pytest.warns(StoreWarning, match="continues without it"):
         result = score(model, True)
     assert "cannot be used" in result.settings["models"][0]["readings"]["store_off"]
 

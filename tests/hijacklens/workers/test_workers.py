@@ -248,7 +248,7 @@ def test_another_model_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="not that of"):
         score(ModelLoader(folder, dtype="bfloat16"), crew)
     first = crew._first
-    crew._first = replace(first, source=replace(first.source, weights="other"))
+    crew._first = replace(first, fingerprint=replace(first.fingerprint, weights="other"))
     crew._hire()
     with pytest.raises(InputError, match="they differ in weights"):
         crew._advance()

@@ -1,7 +1,7 @@
 """hijacklens: measure, probe and explain context hijacking in language models.
 
-The public names are those of `__init__.pyi`, each imported when it is first used: importing torch
-and TransformerLens takes seconds, `import hijacklens` does not.
+`__init__.pyi` lists the public names. Each is imported on first use, so that `import hijacklens`
+does not wait seconds for torch and TransformerLens.
 """
 
 from __future__ import annotations

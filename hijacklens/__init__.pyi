@@ -1,5 +1,6 @@
 __version__: str
 
+from . import views as views
 from .errors import InputError as InputError
 from .facts.atlas import atlas as atlas
 from .facts.counterfact import counterfact as counterfact
@@ -11,6 +12,8 @@ from .one_layer.recipe import Recipe as Recipe
 from .one_layer.task import ConceptTask as ConceptTask
 from .one_layer.trained import TrainingResult as TrainingResult
 from .one_layer.training import train as train
+from .probe import HookProbe as HookProbe
+from .prompts.prompt import Prompt as Prompt
 from .prompts.schemes import Scheme as Scheme
 from .prompts.schemes import add_scheme as add_scheme
 from .prompts.schemes import schemes as schemes
@@ -20,5 +23,6 @@ from .scoring.answers import answer as answer
 from .scoring.execution import Execution as Execution
 from .scoring.hijack import hijack as hijack
 from .scoring.pairs import pairs as pairs
+from .scoring.parity import compare as compare
 from .scoring.result import HijackResult as HijackResult
 from .workers.workers import RayEngine as RayEngine

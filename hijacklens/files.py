@@ -1,4 +1,8 @@
-"""TODO."""
+"""Paths that users name, folders for results, and files that are written completely or not at all.
+
+A file is first written under a temporary name in its folder and then renamed, so that an
+interrupted run leaves no half-written file. Records are strict JSON.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,17 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hijacklens.errors import InputError
 
-if TYPE_CHECKING:
-    pass
-
 CACHE_VARIABLE = "HIJACKLENS_CACHE"
+RECORD = "result.json"
+"""The file that makes a folder a result."""
 
 
 def expand_home(path: str | Path) -> Path:
-    """The path with `~` in place; one of an unknown user stays as it is, and does not exist."""
+    """Expand `~`; return the path unchanged if that user is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -27,41 +30,42 @@ def expand_home(path: str | Path) -> Path:
 
 
 def named_path(path: str | Path, what: str) -> Path:
-    """A path that a user names, with `~` in place.
+    """Return a path that a user names, with `~` expanded.
+
+    Args:
+        path: The path, of an existing file or folder or not.
+        what: What it names, for errors, e.g. `"folder"`.
 
     Raises:
-        InputError: It is no path: of another type, empty, or nothing a file system can look up.
+        InputError: It has another type, is empty, or the file system cannot look it up.
     """
     if not isinstance(path, (str, Path)) or not str(path):
         raise InputError(f"a {what} is named by a text or a Path, not {path!r}.")
-    found = expand_home(path)
+    expanded = expand_home(path)
     try:
-        found.stat()
+        expanded.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:  # no permission, a name too long, a NUL in it, ...
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{str(path)!r} cannot name a {what}: {reason}.") from error
-    return found
+    return expanded
 
 
 def cache_folder() -> Path:
-    """Where unpacked models are kept: HIJACKLENS_CACHE, or the user's cache folder."""
+    """Return the folder of unpacked models: HIJACKLENS_CACHE, or the user's cache folder."""
     import platformdirs
 
-    given = os.environ.get(CACHE_VARIABLE)
-    return expand_home(given) if given else Path(platformdirs.user_cache_dir("hijacklens"))
-
-
-RECORD = "result.json"
+    folder = os.environ.get(CACHE_VARIABLE)
+    return expand_home(folder) if folder else Path(platformdirs.user_cache_dir("hijacklens"))
 
 
 def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Refuse a folder that holds a result already; nothing is made yet.
+    """Refuse a folder that cannot take a new result; make nothing yet.
 
     Raises:
-        InputError: A result is there and `overwrite` is False, the path is a file, or it cannot
-            be written.
+        InputError: The folder has a result and `overwrite` is False, is a file, or is not
+            writable.
     """
     path = named_path(folder, "folder")
     if path.exists() and not path.is_dir():
@@ -80,7 +84,7 @@ def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
 
 
 def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Make the folder for a result, and refuse one that holds a result already.
+    """Make the folder for a result.
 
     Raises:
         InputError: As `check_folder`, or the folder cannot be made.
@@ -94,7 +98,12 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file whole or not at all: to a name of its own first, then renamed into place."""
+    """Write a file completely or not at all: under a temporary name first, which is then renamed.
+
+    Args:
+        path: The file.
+        write: Writes the content to the path that it is called with.
+    """
     part = path.with_name(f".part{os.getpid()}-{path.name}")
     try:
         write(part)
@@ -103,18 +112,22 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         part.unlink(missing_ok=True)
 
 
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a record as strict JSON: no NaN (null instead), UTF-8, keys in their order."""
-    text = json_text(record)
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text completely or not at all, with its line ends as they are."""
 
     def write(part: Path) -> None:
-        part.write_text(text + "\n", encoding="utf-8")
+        part.write_text(text, encoding="utf-8", newline="\n")
 
     write_whole(path, write)
 
 
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as `json_text`, completely or not at all."""
+    write_text(path, json_text(record) + "\n")
+
+
 def json_text(record: Mapping[str, Any], *, indent: int | None = 2) -> str:
-    """A record as JSON, its keys in their order, letters of all languages as they are."""
+    """Return a record as strict JSON: null for NaN and infinity, keys in order, letters as is."""
     return json.dumps(_strict(record), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
@@ -125,7 +138,7 @@ def _strict(value: Any) -> Any:
         return [_strict(item) for item in sorted(value, key=str)]
     if isinstance(value, (list, tuple, range)):
         return [_strict(item) for item in value]
-    # Commands that list names do without NumPy; where it was never imported, nothing is of it.
+    # Some commands run without NumPy; if it was never imported, no value can come from it.
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.generic):
         return _strict(value.item())

@@ -115,6 +115,19 @@ def test_what_a_study_ran_still_exists(page):
             _check(block)
 
 
+def test_the_reference_lists_every_public_name(monkeypatch):
+    """Run `python docs/site/names.py` if it does not."""
+    monkeypatch.syspath_prepend(str(DOCS / "site"))
+    names = importlib.import_module("names")
+    _, _, listed = names.PAGE.read_text(encoding="utf-8").partition(names.START)
+    sections = dict(re.findall(r"^### `([^`]+)`\n(.*?)(?=^###|\Z)", listed, re.M | re.S))
+    assert list(sections) == list(names.DOORS.values())
+    for door, statement in names.DOORS.items():
+        rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", sections[statement], re.M)
+        assert [name for name, _ in rows] == names.names(door), statement
+        assert all(line.endswith((".", ":")) for _, line in rows), statement
+
+
 def test_what_is_not_run_says_why():
     """A list to read with `pytest -rP`: nothing is left out without a reason."""
     for block in NOT_RUN:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Language models: loading them with hooks, identifying them, choosing their device."""

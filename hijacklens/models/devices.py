@@ -1,4 +1,4 @@
-"""Devices: where a model runs, for language models and for the one-layer model alike."""
+"""The device that a model runs on, for language models and the one-layer model alike."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from hijacklens.errors import InputError, shown
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
-    """The device of that name; by default a GPU if there is one, and the CPU otherwise.
+    """Return the device of a name; by default a GPU if there is one, and the CPU otherwise.
 
     Args:
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or another that torch has here; None to choose.
 
     Raises:
-        InputError: The name is none of a device, or this machine has no such device.
+        InputError: The name is not that of a device, or this machine has no such device.
     """
     count = torch.cuda.device_count()
     if device is None:
         return torch.device("cuda" if count else "cpu")
     try:
-        chosen = torch.device(device)
+        result = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"unknown device {shown(device)}; allowed: cpu, cuda, cuda:N, mps, or nothing for the "
             "GPU if there is one."
         ) from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+    if result.type == "cuda" and (result.index or 0) >= count:
         raise InputError(
-            f"device {str(chosen)!r} is not there: this machine has {count} GPUs. Give cpu, or "
+            f"device {str(result)!r} is not there: this machine has {count} GPUs. Give cpu, or "
             "nothing for the GPU if there is one."
         )
     try:
-        torch.empty(1, device=chosen).sum().item()
+        torch.empty(1, device=result).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # torch may go on with a page about its builds.
+        # Keep the first sentence: torch may add a page about its builds.
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError(
-            f"device {str(chosen)!r} cannot be used here ({reason}). Give cpu, or nothing for the "
+            f"device {str(result)!r} cannot be used here ({reason}). Give cpu, or nothing for the "
             "GPU if there is one."
         ) from error
-    return chosen
+    return result

@@ -1,9 +1,8 @@
-"""The one surface that scoring and probes ask of a model, and hooks that always come off.
+"""The interface that scoring and probes need of a model, and hooks that are always removed.
 
 A hooked model has TransformerLens hook points under their usual names, such as
-`blocks.0.attn.hook_pattern`, and runs with hooks and with a cache. A `TransformerBridge`, the
-one-layer model of `hijacklens.concepts` and, under TransformerLens 3.9, a `HookedTransformer`
-all are hooked models.
+`blocks.0.attn.hook_pattern`, and runs with hooks and with a cache: a `TransformerBridge`, the
+one-layer model of `hijacklens.one_layer` or, under TransformerLens 3.9, a `HookedTransformer`.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ NamedHook: TypeAlias = tuple[str, HookFunction]
 
 @runtime_checkable
 class HookedModel(Protocol):
-    """A model with TransformerLens hook points; the members that this project uses."""
+    """A model with TransformerLens hook points: the members that this project uses."""
 
     @property
     def cfg(self) -> Any:
-        """Has `n_layers`, `n_heads`, `d_model`, `d_vocab`, `n_ctx`, `model_name`, `device`."""
+        """The configuration: `n_layers`, `n_heads`, `d_model`, `d_vocab`, `n_ctx`, ..."""
         ...
 
     @property
@@ -65,7 +64,7 @@ class HookedModel(Protocol):
 
 @runtime_checkable
 class HookedLanguageModel(HookedModel, Protocol):
-    """A hooked model of text: it has a tokenizer, whose default call makes its prompts."""
+    """A hooked model of text, with the tokenizer whose default call makes its prompts."""
 
     @property
     def tokenizer(self) -> Any:
@@ -74,7 +73,7 @@ class HookedLanguageModel(HookedModel, Protocol):
 
 
 def device_of(model: HookedModel) -> torch.device:
-    """Where the model takes its input: the device of its first parameter."""
+    """Return the device of a model's input: that of its first parameter."""
     return next(iter(model.parameters())).device
 
 
@@ -95,7 +94,7 @@ def require_text(model: HookedModel, *, operation: str) -> None:
     """Refuse a model that reads no text, such as the one-layer model.
 
     Raises:
-        InputError: The model is only a name, or has no tokenizer.
+        InputError: The model is a name, or has no tokenizer.
     """
     if isinstance(model, str):
         raise InputError(
@@ -111,19 +110,18 @@ def require_text(model: HookedModel, *, operation: str) -> None:
 
 @contextmanager
 def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedModel]:
-    """Run the body with forward hooks on the model; they come off whatever happens in it.
+    """Run the body with forward hooks on the model, and remove them whatever happens in it.
 
-    Only the hooks added here are removed: those that were on the model before stay. No weight is
-    touched, so the model is bit for bit what it was.
+    Other hooks on the model stay. No weight changes, so the model stays bit for bit the same.
 
     Args:
         model: Any hooked model.
         hooks: Pairs of a hook name and a function called with the activation and `hook=`.
 
     Raises:
-        InputError: A hook name that the model does not have (TransformerLens 3.9 would ignore it).
+        InputError: The model has no hook of that name (TransformerLens 3.9 would ignore it).
     """
-    points = model.hook_dict  # a bridge makes this mapping anew each time
+    points = model.hook_dict  # a bridge builds this mapping on every access
     for name, _ in hooks:
         if name not in points:
             raise unknown("hook", name, points, "See model.hook_dict for what this model has.")
@@ -143,10 +141,7 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
 
 
 def _plain(function: HookFunction) -> HookFunction:
-    """The same function under a short repr, which TransformerLens takes of every hook.
-
-    That of a method of a probe would print the tensors that the probe holds.
-    """
+    """Give a hook a short repr: TransformerLens takes it, and a probe's would print tensors."""
 
     def call(value: Any, hook: Any) -> Any:
         return function(value, hook=hook)
@@ -155,12 +150,12 @@ def _plain(function: HookFunction) -> HookFunction:
 
 
 def unnamed_hooks(model: HookedModel) -> bool:
-    """Whether hooks are on the model that did not come as probes, so that no key names them."""
+    """Return whether the model has hooks that are not probes and so have no key."""
     if any(point.fwd_hooks for point in model.hook_dict.values()):
         return True
     parts = (model, getattr(model, "original_model", None))
     return any(
-        # TransformerLens has some of its own, which belong to how it runs a model.
+        # TransformerLens runs models with hooks of its own.
         not str(getattr(hook, "__module__", "")).startswith("transformer_lens")
         for part in parts
         if isinstance(part, torch.nn.Module)

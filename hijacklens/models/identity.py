@@ -1,4 +1,4 @@
-"""TODO."""
+"""The identity of a language model, as results record it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hijacklens.models.hooked import HookedLanguageModel, device_of, require_tex
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
-    """What a result records about a model: enough to tell two models apart."""
+    """What a result records about a model: enough to distinguish two models."""
 
     name: str
     revision: str | None
-    """Commit of a hub model, or version and file hash of a packaged one; None where unknown."""
+    """Commit of a hub model, or version and file hash of a packaged one; None if unknown."""
     architecture: str
     parameters: int
     dtype: str
@@ -26,28 +26,26 @@ class ModelIdentity:
     weights_hash: str
     """SHA-256 over the names, shapes and up to 256 evenly spaced values of every parameter."""
     tokenizer_hash: str
-    """SHA-256 of the tokenizer's vocabulary and of how it cuts and frames a sample text."""
+    """SHA-256 of the tokenizer's vocabulary and of its tokens for a sample text."""
     adds_bos: bool
     """Whether prompts start with a beginning-of-sequence token."""
     context_length: int
 
 
 def identify(model: HookedLanguageModel) -> ModelIdentity:
-    """The identity of a loaded model; it reads a few values of each parameter.
+    """Identify a loaded model by a few values of each parameter.
 
     Raises:
         InputError: The model has no tokenizer.
     """
     require_text(model, operation="scoring facts")
-    name = str(model.cfg.model_name)
     config = getattr(getattr(model, "original_model", None), "config", None)
-    revision = getattr(config, "_commit_hash", None)
     architectures = getattr(config, "architectures", None) or [type(model).__name__]
     digest, count, dtype = hashlib.sha256(), 0, "float32"
     for label, parameter in _own_parameters(model):
         flat = parameter.detach().reshape(-1)
-        places = torch.linspace(0, flat.numel() - 1, min(256, flat.numel()), dtype=torch.float64)
-        values = flat[places.round().long().to(flat.device)]
+        positions = torch.linspace(0, flat.numel() - 1, min(256, flat.numel()), dtype=torch.float64)
+        values = flat[positions.round().long().to(flat.device)]
         digest.update(f"{label} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(values.float().cpu().numpy().tobytes())
         count += flat.numel()
@@ -56,8 +54,8 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
     sample = tokenizer("Do not think of Guam. Zürich is").input_ids
     vocabulary = sorted(tokenizer.get_vocab().items())
     return ModelIdentity(
-        name=name,
-        revision=revision,
+        name=str(model.cfg.model_name),
+        revision=getattr(config, "_commit_hash", None),
         architecture=architectures[0],
         parameters=count,
         dtype=dtype,
@@ -70,10 +68,10 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
 
 
 def _own_parameters(model: HookedLanguageModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters of the model itself, whatever a version of TransformerLens adds to them.
+    """Iterate over the parameters of the model, without those that TransformerLens adds.
 
-    The bridge splits a fused `qkv` into copies `q`, `k` and `v` beside it, and that of 3.9 gives
-    every unembedding a bias of zeros.
+    The bridge adds copies `q`, `k` and `v` to a fused `qkv`, and that of 3.9 adds a bias of zeros
+    to every unembedding.
     """
     named = {
         name.replace("._original_component", ""): parameter

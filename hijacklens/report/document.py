@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hijacklens.errors import InputError
-from hijacklens.files import RECORD, named_path, write_whole
+from hijacklens.files import RECORD, named_path, write_text
 from hijacklens.report.page import Entry, page
 from hijacklens.results.result import Result, load_result
 
@@ -49,12 +49,7 @@ def write_report(
         for source in sources
         for one in _results_in(source)
     ]
-    text = page(entries, title=title)
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8", newline="\n")
-
-    write_whole(path, write)
+    write_text(path, page(entries, title=title))
     return path
 
 

@@ -134,7 +134,7 @@ def _coloured(heading: str, props: dict[str, Any]) -> Figure:
             colour = COLOURS(norm(value))
             dark = sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11), strict=False)) < 0.55
             ink = "white" if dark else "#222222"
-            centre = {"ha": "center", "va": "center_baseline"}
+            centre: Any = {"ha": "center", "va": "center_baseline"}
             ax.add_patch(Rectangle((x, y - 0.42), width, 0.84, fc=colour, ec="#DDD"))
             ax.text(x + width / 2, y, token, fontsize=9, color=ink, **centre)
         ax.set(xlim=(-2, LINE + 8), ylim=(row + 0.6, -0.6))

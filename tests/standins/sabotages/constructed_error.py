@@ -63,14 +63,14 @@ def identity_that_is_the_memory(monkeypatch):
 
 
 def ties_for_the_label(monkeypatch):
-    from hijacklens.one_layer import evaluation
+    from hijacklens.one_layer import bayes
 
-    plain = evaluation.accuracy
+    plain = bayes.accuracy
 
     def generous(*arguments, ties="split", **options):
         return plain(*arguments, ties="label", **options)
 
-    monkeypatch.setattr("analyses.paper.constructed_error.evaluation.accuracy", generous)
+    monkeypatch.setattr("analyses.paper.constructed_error.bayes.accuracy", generous)
 
 
 SABOTAGES = (

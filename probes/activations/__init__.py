@@ -1,17 +1,19 @@
-"""Activation patching: put activations of one run into another, at the corresponding tokens.
+"""Activation patching: activations of one run put into another, token by corresponding token.
 
     patch_between(model, facts, scheme="do-not-think", dose=1, site="attn_out", layers=range(8, 12))
     patch(model, align(bare, hijacked, span="subject"), site="resid_pre", layers=5)
 
-The source prompt is run once, when the patch is made; the patch is then a probe for its target
-prompt, which may differ in length (`hijacklens.prompts.correspondence` defines which tokens
-correspond). Tokens without a counterpart, such as those of hijacking sentences, are neither read
-nor written, but they remain visible to attention.
+The source prompt is run once, when the patch is made; the patch then is a probe for its target
+prompts. The two may differ in length: `hijacklens.prompts.correspondence` says which tokens
+correspond. Tokens without a counterpart, such as those of hijacking sentences, are neither read nor
+written. They still are attended to: a patch of the query's tokens does not hide the sentences.
 
-`probes.activation_sites` lists the sites. `q` and `k` are taken before rotary positions, so a
-patched key takes the position of its target. With learned positions (GPT-2), a patched residual
-carries the position of its source. The cost is the source run, and one copy of the activation of
-each chosen layer.
+What can be patched is listed in `probes.activations.places`: the residual stream, what attention
+and MLP add to it, and per head z, q, k and v. `q` and `k` are taken before rotary positions, so a
+patched key is turned to the place where it is put. Where positions are embedded (GPT-2), a patched
+residual carries the position it was computed at.
+
+Cost: the source run, and one copy of the activation of each chosen layer.
 
 >>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> from hijacklens.probe import probed
@@ -49,26 +51,26 @@ from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Direction, pairs
-from hijacklens.sites import Heads, Layers, kept
-from probes.activation_sites import HEAD_AXES, Site, choose_sites, reading, writing
+from hijacklens.sites import Heads, Layers, choose, kept
+from probes.activations.places import HEAD_AXES, Site, check_heads, reading, writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Patch:
-    """A probe that puts stored activations into its target prompts; made by `patch`.
+    """A probe that puts stored activations into its target prompts; `patch` makes one.
 
-    It acts on every row of a batch that begins with a target prompt, whether or not a scored
-    target follows it, and does not change other rows. So `hijacklens.hijack` can run bare and
-    hijacked prompts with it on, and scores all other prompts as they are.
+    It acts on every row of a batch that begins with one of them, a scored target behind it or
+    not, and leaves all others alone: so `hijacklens.hijack` may run bare and hijacked prompts
+    with it on, and those it was not made for are scored as they are.
     """
 
     site: Site
     layers: Layers
     heads: Heads
     targets: Mapping[TokenIds, tuple[tuple[int, int], ...]]
-    """Target prompt -> target position and row of `values`, for each patched token."""
-    values: Mapping[int, Float[Tensor, "token ... width"]]
-    """Layer -> activations [token, d_model], or [token, chosen head, d_head]."""
+    """Target prompt -> target position and row of `values`, for each token that is patched."""
+    values: Mapping[int, Float[Tensor, "place ... width"]]
+    """Layer -> activations [place, d_model], or [place, chosen head, d_head]."""
 
     @property
     def key(self) -> str:
@@ -88,24 +90,25 @@ class Patch:
 
     @property
     def spans(self) -> Sequence[str]:
-        """None: a patch identifies tokens by their positions in its target prompts."""
+        """None: a patch knows its tokens by their positions in the prompts it was made for."""
         return ()
 
     @property
     def packs(self) -> bool:
-        """False: the effect on a token depends on the complete prompt."""
+        """False: what it does to a token depends on the whole prompt."""
         return False
 
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
-        """Return one hook per layer (two for `resid_mid`); none if no row is a target prompt.
+        """One hook per layer (two for `resid_mid`); none where no row is a target prompt.
 
         Raises:
             InputError: The model has no such layer, head or site, or activations of another width.
         """
-        sites = choose_sites(model, self.site, layers=self.layers, heads=self.heads)
-        rows, positions, slots = self._tokens(layout)
+        axis = HEAD_AXES.get(self.site, "head")
+        chosen = choose(model, layers=self.layers, heads=self.heads, axis=axis).by_layer
+        rows, positions, slots = self._places(layout)
         named: list[NamedHook] = []
-        for layer, of_layer in sites.by_layer.items():
+        for layer, of_layer in chosen.items():
             if layer not in self.values:  # no tokens correspond
                 continue
             stored = self.values[layer]
@@ -118,7 +121,7 @@ class Patch:
             if self.site in HEAD_AXES:
                 heads = torch.tensor(of_layer).repeat(len(rows))
                 at_row, at_position = (
-                    index.repeat_interleave(len(of_layer)) for index in (at_row, at_position)
+                    place.repeat_interleave(len(of_layer)) for place in (at_row, at_position)
                 )
                 values = values.flatten(0, 1)
             named += writing(model, self.site, layer, at_row, at_position, values, heads=heads)
@@ -134,24 +137,25 @@ class Patch:
                 f"model has {width}: they come from another model."
             )
 
-    def _tokens(self, layout: Layout) -> tuple[list[int], list[int], list[int]]:
-        """Return row, position and slot of every patched token of a layout."""
+    def _places(self, layout: Layout) -> tuple[list[int], list[int], list[int]]:
+        """Row, position and slot of every patched token of a layout."""
         tokens = layout.tokens
         past = 0
         if layout.past_tokens is not None:
             tokens = torch.cat([layout.past_tokens, tokens], dim=1)
             past = layout.past_tokens.shape[1]
         lengths = sorted({len(ids) for ids in self.targets}, reverse=True)
-        patched: list[tuple[int, int, int]] = []
+        rows: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
         for row, ids in enumerate(tokens.tolist()):
             starts = (tuple(ids[:length]) for length in lengths if length <= len(ids))
-            target = next((self.targets[s] for s in starts if s in self.targets), ())
-            patched += [
-                (row, position - past, slot)
-                for position, slot in target
-                if position >= past  # earlier ones were patched when the cache was made
-            ]
-        rows, positions, slots = ([item[i] for item in patched] for i in range(3))
+            places = next((self.targets[s] for s in starts if s in self.targets), ())
+            for position, slot in places:
+                if position >= past:  # earlier ones were patched when the cache was made
+                    rows.append(row)
+                    positions.append(position - past)
+                    slots.append(slot)
         return rows, positions, slots
 
 
@@ -164,41 +168,43 @@ def patch(
     heads: Heads = None,
     batch_tokens: int | None = None,
 ) -> Patch:
-    """Patch activations of source prompts into target prompts, at the corresponding tokens.
+    """A patch from source prompts into target prompts, at the tokens that correspond.
 
     Args:
-        model: The model on which the source prompts are run; another checkpoint works too.
-        correspondences: For each target prompt its source and tokens, made by
-            `hijacklens.prompts.correspondence.align`.
-        site: The patched site; see `probes.activation_sites`.
+        model: The model that the source prompts are run on; another checkpoint of it will do.
+        correspondences: For each target prompt its source and the tokens, as
+            `hijacklens.prompts.correspondence.align` gives them.
+        site: What is patched; see `probes.activations.places`.
         layers: One layer, several, or None for all.
         heads: Heads of each layer, or pairs (layer, head); None for all. Query heads for `z` and
             `q`, key/value heads for `k` and `v`.
-        batch_tokens: Size of a batch in tokens; by default as the device allows.
+        batch_tokens: Size of a batch in tokens; by default what suits the device.
 
     Returns:
         A probe for the target prompts; it does not pack.
 
     Raises:
-        InputError: The model has no such site, layer or head, heads are given for a site without
-            heads, or one target prompt gets two sources.
+        InputError: The model has no such site, layer or head, heads are given for a site that has
+            none, or one target prompt gets two sources.
 
     Note:
-        The cost is one forward pass over the source prompts. The patch keeps an activation per
-        layer, token and chosen head.
+        Costs one forward pass over the source prompts; keeps an activation per layer, token and
+        chosen head.
     """
     require_eval(model, operation="patching")
+    check_heads(site, heads)
     listed = [correspondences] if isinstance(correspondences, Correspondence) else correspondences
     layers, heads = kept(layers), kept(heads)
-    sites = choose_sites(model, site, layers=layers, heads=heads).by_layer
+    chosen = choose(model, layers=layers, heads=heads, axis=HEAD_AXES.get(site, "head")).by_layer
     targets = _targets(listed)
     stored: dict[int, Tensor] = {}
-    for batch, rows, positions, slots in _sources(listed, device_of(model), batch_tokens):
+    for part in _sources(listed, device_of(model), batch_tokens):
+        batch, rows, positions, slots = part
 
         def keep(layer: int, slots: Tensor) -> Callable[[Tensor], None]:
             def function(values: Tensor) -> None:
                 if site in HEAD_AXES:
-                    values = values[:, list(sites[layer])]
+                    values = values[:, list(chosen[layer])]
                 if layer not in stored:
                     total = sum(len(each.pairs) for each in listed)
                     stored[layer] = values.new_empty(total, *values.shape[1:], device="cpu")
@@ -206,16 +212,16 @@ def patch(
 
             return function
 
-        named = [reading(model, site, at, rows, positions, keep(at, slots)) for at in sites]
+        named = [reading(model, site, at, rows, positions, keep(at, slots)) for at in chosen]
         recorder = HookProbe("source run", named)
-        first = torch.zeros_like(batch.lengths[:1])
-        logits_at(model, Layout(batch.symbols, {}), first, first, probes=[recorder])
+        one = torch.zeros_like(batch.lengths[:1])  # logits have to be read somewhere
+        logits_at(model, Layout(batch.symbols, {}), one, one, probes=[recorder])
     return Patch(
         site=site,
         layers=layers,
         heads=heads,
         targets=targets,
-        # Copies, since tensors of inference mode cannot be used with gradients.
+        # Copies, since tensors made under inference mode cannot take part in gradients.
         values={layer: values.clone() for layer, values in stored.items()},
     )
 
@@ -234,45 +240,44 @@ def patch_between(
     seed: int = 0,
     batch_tokens: int | None = None,
 ) -> Patch:
-    """Patch between the bare and the hijacked prompt of every fact.
+    """A patch between the bare and the hijacked prompt of every fact.
 
     `hijacklens.hijack(model, facts, doses=[dose], probes=[patch_between(model, facts, dose=dose)])`
-    then scores the facts with the patch on.
+    then scores the facts with it on.
 
     Args:
         model: A hooked language model.
         facts: The facts; schemes that draw other targets draw them among these.
         scheme: The name of a registered scheme, or a scheme.
-        dose: The number of sentences before the query of the hijacked prompt.
+        dose: How many sentences stand before the query of the hijacked prompt.
         direction: `denoise` puts the clean (bare) run into the hijacked prompt, `noise` the
             hijacked run into the bare one.
-        span: The patched tokens, such as `subject`, `last`, `query` or `query+bos`.
-        site: The patched site; see `probes.activation_sites`.
+        span: The tokens that are patched, such as `subject`, `last`, `query` or `query+bos`.
+        site: What is patched; see `probes.activations.places`.
         layers: As for `patch`.
         heads: As for `patch`.
-        seed: Seeds the draws of the scheme.
-        batch_tokens: Size of a batch in tokens; by default as the device allows.
+        seed: Seeds what the scheme draws.
+        batch_tokens: Size of a batch in tokens; by default what suits the device.
 
     Raises:
         InputError: As for `patch`; or the tokens of a fact's two prompts do not correspond, or a
-            target does not start after the prompt, so that scoring would run a prompt that is not
-            a target of the patch. The message names the fact.
+            target does not start behind a prompt, so that scoring would run a prompt that the
+            patch does not know. The message names the fact.
     """
-    correspondences = []
+    found = []
     for pair in pairs(model, facts, scheme=scheme, dose=dose, seed=seed):
         try:
             pair.answers()
-            correspondences.append(pair.align(direction=direction, span=span))
+            found.append(pair.align(direction=direction, span=span))
         except InputError as reason:
             raise InputError(f"fact {pair.fact.case_id} cannot be patched: {reason}") from reason
-    sites = {"site": site, "layers": layers, "heads": heads}
-    return patch(model, correspondences, **sites, batch_tokens=batch_tokens)
+    return patch(model, found, site=site, layers=layers, heads=heads, batch_tokens=batch_tokens)
 
 
 def _targets(
     correspondences: Sequence[Correspondence],
 ) -> dict[TokenIds, tuple[tuple[int, int], ...]]:
-    """Return target prompt -> target position and slot of each pair; slots number all pairs."""
+    """Target prompt -> target position and slot of each pair; slots count through all pairs."""
     sources: dict[TokenIds, Correspondence] = {}
     targets: dict[TokenIds, tuple[tuple[int, int], ...]] = {}
     slot = 0
@@ -291,16 +296,16 @@ def _targets(
 def _sources(
     correspondences: Sequence[Correspondence], device: torch.device, batch_tokens: int | None
 ) -> Iterable[tuple[Batch, Tensor, Tensor, Tensor]]:
-    """Yield source prompts in batches, with row, position and slot of the tokens to read."""
+    """Source prompts in batches, with row, position and slot of the tokens to read."""
     counts = [len(each.pairs) for each in correspondences]
     starts = [sum(counts[:i]) for i in range(len(counts))]
-    prompts = [each.source for each in correspondences]
-    for batch in batches(prompts, device=device, limit=batch_tokens):
-        tokens = [
+    rows = [each.source for each in correspondences]
+    for batch in batches(rows, device=device, limit=batch_tokens):
+        at = [
             (row, i, starts[member] + n)
             for row, member in enumerate(batch.members)
             for n, (i, _) in enumerate(correspondences[member].pairs)
         ]
-        if tokens:
-            rows, positions, slots = torch.tensor(tokens).unbind(1)
-            yield batch, rows, positions, slots
+        if at:
+            places = torch.tensor(at, dtype=torch.long)
+            yield batch, places[:, 0], places[:, 1], places[:, 2]

@@ -1,10 +1,10 @@
-"""Checks: claims about a figure or statement, written down before it is run.
+"""Checks: claims about a figure or statement, written before the analysis is run.
 
-A check measures one number on the table of an analysis, with its confidence interval, and says
-which numbers would bear the claim out:
+A check measures one number, with its confidence interval, on the table of an analysis. The claim
+passes according to its kind:
 
-    above, below   a direction: the whole interval has to lie on the right side
-    near           an anchor: the estimate has to lie within a tolerance of a known number
+    above, below   a direction: the whole interval lies on the stated side of a bound
+    near           an anchor: the estimate lies within a tolerance of a known number
 
 >>> table = pd.DataFrame({"trained": [0.92, 0.91, 0.93], "identity": [0.60, 0.58, 0.61]})
 >>> lower = above("a trained W_V is better", lambda t: mean(t.trained - t.identity), 0.0)
@@ -29,16 +29,15 @@ from hijacklens.statistics import Interval
 Scale: TypeAlias = Literal["quick", "paper"]
 SCALES: tuple[Scale, ...] = ("quick", "paper")
 State: TypeAlias = Literal["pass", "fail", "open"]
-"""`open`: the claim is not decided at this scale; the check says why."""
-
+"""`open` means that the claim is not decided at this scale; the check says why."""
 
 Measure: TypeAlias = Callable[[Any], Interval]
-"""The number of a check with its interval, from the table (a pandas DataFrame) of an analysis."""
+"""A function from the table of an analysis (a DataFrame) to a number with its interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a check."""
+    """The measured number of a check and its verdict."""
 
     claim: str
     value: float
@@ -46,7 +45,7 @@ class Outcome:
     """Ends of the 95% confidence interval of the value."""
     high: float
     allowed: str
-    """What would bear the claim out, e.g. `> 0` or `0.252 ± 0.001`."""
+    """The values under which the claim holds, e.g. `> 0` or `0.252 ± 0.001`."""
     state: State
     remark: str
     """Why a check is open."""
@@ -54,84 +53,84 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One claim; `above`, `below` and `near` make them."""
+    """One claim, made by `above`, `below` or `near`."""
 
     claim: str
     measure: Measure
-    """The number with its interval, from the table of the analysis."""
+    """Computes the number and its interval from the table of the analysis."""
     kind: Literal["above", "below", "near"]
     bound: float
     tolerance: float = 0.0
     scales: tuple[Scale, ...] = SCALES
-    """Where the claim is decided."""
+    """The scales at which the claim is decided."""
     remark: str = ""
-    """Why it is left open elsewhere."""
+    """Why the claim is open at the other scales."""
 
     @property
     def allowed(self) -> str:
-        """The numbers that bear the claim out, in words."""
+        """The values under which the claim holds, as text."""
         if self.kind == "near":
             return f"{self.bound:.4g} ± {self.tolerance:.2g}"
         return f"{'>' if self.kind == 'above' else '<'} {self.bound:.4g}"
 
     def judge(self, table: pd.DataFrame, scale: Scale) -> Outcome:
-        """Measure the claim on a table; a number that is not finite never passes."""
+        """Measure the claim on a table. A value that is not finite never passes."""
         measured = self.measure(table)
-        ends = (float(end) for end in (measured.value, measured.low, measured.high))
-        found = Interval(*ends)  # a table's numbers are NumPy's
+        # Tables hold NumPy numbers; outcomes are saved as JSON.
+        interval = Interval(*map(float, (measured.value, measured.low, measured.high)))
         if scale not in self.scales:
             state: State = "open"
         else:
-            state = "pass" if self._holds(found) else "fail"
+            state = "pass" if self._holds(interval) else "fail"
         return Outcome(
             claim=self.claim,
-            value=found.value,
-            low=found.low,
-            high=found.high,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
             allowed=self.allowed,
             state=state,
             remark=self.remark if state == "open" else "",
         )
 
-    def _holds(self, found: Interval) -> bool:
-        if not all(map(math.isfinite, (found.value, found.low, found.high))):
+    def _holds(self, measured: Interval) -> bool:
+        if not all(map(math.isfinite, (measured.value, measured.low, measured.high))):
             return False
         if self.kind == "near":
-            return abs(found.value - self.bound) <= self.tolerance
-        return found.low > self.bound if self.kind == "above" else found.high < self.bound
+            return abs(measured.value - self.bound) <= self.tolerance
+        return measured.low > self.bound if self.kind == "above" else measured.high < self.bound
 
 
 def above(claim: str, measure: Measure, bound: float, **more: Any) -> Check:
-    """The interval lies above a bound; `more` are `scales` and `remark` of a `Check`."""
+    """Claim that the interval lies above a bound. `more`: `scales` and `remark` of `Check`."""
     return Check(claim=claim, measure=measure, kind="above", bound=bound, **more)
 
 
 def below(claim: str, measure: Measure, bound: float, **more: Any) -> Check:
-    """The interval lies below a bound."""
+    """Claim that the interval lies below a bound."""
     return Check(claim=claim, measure=measure, kind="below", bound=bound, **more)
 
 
 def near(claim: str, measure: Measure, anchor: float, tolerance: float, **more: Any) -> Check:
-    """The estimate lies within a tolerance of a known number."""
+    """Claim that the estimate lies within a tolerance of a known number."""
     return Check(
         claim=claim, measure=measure, kind="near", bound=anchor, tolerance=tolerance, **more
     )
 
 
 def lowest(intervals: list[Interval]) -> Interval:
-    """Of several intervals the one whose lower end is lowest: what a claim about all rests on."""
+    """Return the interval with the lowest lower end, which decides a claim about all of them."""
     return min(intervals, key=lambda interval: interval.low)
 
 
 def highest(intervals: list[Interval]) -> Interval:
-    """Of several intervals the one whose upper end is highest."""
+    """Return the interval with the highest upper end, which decides a claim about all of them."""
     return max(intervals, key=lambda interval: interval.high)
 
 
 def mean(values: Any) -> Interval:
-    """The mean over seeds (or facts) with its 95% Student interval.
+    """Return the mean over seeds (or facts) with its 95% Student interval.
 
-    One value alone has no interval: its ends are infinite, so that no direction can rest on it.
+    The interval of a single value is infinite, so that no claim about a direction can pass on it.
     """
     numbers = np.asarray(values, dtype=float)
     centre = float(numbers.mean()) if len(numbers) else math.nan
@@ -145,6 +144,6 @@ def mean(values: Any) -> Interval:
 
 
 def exact(value: Any) -> Interval:
-    """A number that was computed and not sampled: its interval is itself."""
+    """Return the degenerate interval of a number that is computed exactly, not sampled."""
     number = float(value)
     return Interval(number, number, number)

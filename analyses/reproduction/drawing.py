@@ -1,4 +1,4 @@
-"""What figures of several families have in common."""
+"""Drawing shared by the figures of several analyses."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hijacklens import plots
 from hijacklens.statistics import Interval
 
 OVER_SEEDS = "standard errors over {} seeds"
-"""What the error bars of trained models are."""
+"""The meaning of the error bars of trained models, for legends."""
 BOUND: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
-"""How a line is drawn that measured values are held against."""
+"""The style of a line with which measured values are compared."""
 
 
 def intervals(rows: Any) -> list[Interval]:
-    """The `error` of each row of a table, with its interval `error_low`, `error_high`."""
+    """Return the intervals of the columns `error`, `error_low` and `error_high`, row by row."""
     return [Interval(row.error, row.error_low, row.error_high) for row in rows.itertuples()]
 
 
@@ -69,15 +69,15 @@ def draw_over_widths(
     value: str,
     label: str,
 ) -> Figure:
-    """Lines over d, one per entry of a column, a panel per m; a dotted mark at d = V.
+    """Draw lines over d, one per entry of a column, with a panel per m and a dotted mark at d = V.
 
-    Points of one d stand side by side, so that equal values stay visible.
+    Points at the same d are shifted sideways, so that equal values stay visible.
     """
     with plots.panels(len(settings.bits), share_y=True) as (figure, axes):
         for panel, bits in zip(axes, settings.bits, strict=True):
             for i, (entry, name) in enumerate(names.items()):
-                own = table[(table["bits"] == bits) & (table[column] == entry)]
-                by_seed: Any = own.groupby(["dim", "seed"])[value].mean()
+                rows = table[(table["bits"] == bits) & (table[column] == entry)]
+                by_seed: Any = rows.groupby(["dim", "seed"])[value].mean()
                 by = by_seed.groupby("dim")
                 colour, marker = plots.series(i)
                 panel.errorbar(

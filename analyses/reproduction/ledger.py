@@ -1,8 +1,7 @@
-"""The ledger: one row per figure and statement, generated from saved reproductions.
+"""The ledger: one row per check of each figure and statement, generated from saved reproductions.
 
-It reads the `result.json` of each folder and never computes anything: what it prints is what was
-measured, failing rows included. What somebody found out about a row, or why it was not run, is kept
-beside it in `explanation.md`.
+It reads the `result.json` of each folder and computes nothing, so it prints what was measured,
+failing rows included. A written explanation of a row is kept in `explanation.md` in its folder.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from analyses.reproduction.workbench import DEFAULT_MODELS
 from hijacklens.files import RECORD
 
 NAMED = ("torch", "transformer-lens")
-"""Packages whose versions the ledger prints; a record has them all."""
+"""Packages whose versions the ledger prints. The record of a result lists more."""
 EXPLANATION = "explanation.md"
-"""A paragraph beside a result, written by hand: why a check fails, or why nothing was run."""
+"""A paragraph written by hand: why a check fails, or why an analysis was not run."""
 
 HEAD = """# Reproduction ledger
 
@@ -30,20 +29,19 @@ is a direction that the paper states or an exact anchor that we derived. A direc
 whole 95% interval lies on its side, an anchor when the estimate lies within the tolerance. `open`
 means that a claim is not decided at this scale.
 
-The scale `paper` has the paper's seeds and sizes, where they are known, on the language models and
-facts that a row names below: by default the two packaged models and the atlas, not the paper's four
-models and 21,919 facts, for which the command is the same (docs/how-to/reproduce.md). Bars in the
-figures are named below them. Anchors are cited by their number on the reference page
-(docs/reference/derivations.md). A claim about every m, seed, model or variant prints the case whose
-interval reaches furthest towards what is not allowed.
+The scale `paper` uses the paper's seeds and sizes, where they are known, with the language models
+and facts named in each row below: by default the two packaged models and the atlas. The paper's own
+four models and 21,919 facts take the same command (docs/how-to/reproduce.md). Captions below the
+figures explain their error bars. Anchors are numbered as in docs/reference/derivations.md.
+A claim about every m, seed, model or variant prints the case closest to failing.
 """
 
 
 def write_ledger(folder: Path) -> str:
-    """The ledger of the reproductions saved below a folder, as Markdown.
+    """Return the ledger of the reproductions saved in a folder, as Markdown.
 
     Args:
-        folder: Holds one folder per analysis, named by its id.
+        folder: Has one folder per analysis, named by its id.
     """
     records = _records(folder)
     states = [check["state"] for record in records for check in record["checks"]]
@@ -76,14 +74,14 @@ def write_ledger(folder: Path) -> str:
             remarks.append(f"- `{record['id']}`: {explanation}")
     lines += ["", "## Remarks", "", *(remarks or ["None."])]
     lines += ["", "## Settings", ""]
-    # A record of an earlier version has none.
+    # Records written by earlier versions have none.
     shared = [found for record in records if (found := record.get("our_defaults"))]
     if shared:
         known = {name: value for each in shared for name, value in each.items()}
         lines += [
-            "Times leave out models that an earlier run had trained and what it had read of "
-            "language models; `hijacklens reproduce --list` has the cost from the start. "
-            f"Trained models, where a row says nothing else (all ours): {_listed(known)}.",
+            "Times exclude cached models and cached scores; `hijacklens reproduce --list` has "
+            "the cost from scratch. Settings of trained models unless a row says otherwise (all "
+            f"ours): {_listed(known)}.",
             "",
         ]
     for record in records:
@@ -101,7 +99,7 @@ def _explanation(folder: Path) -> str:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    """The records of the saved analyses, in the registry's order."""
+    """Return the records of the saved analyses, in catalogue order."""
     paths = [folder / name / RECORD for name in CATALOGUE]
     return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
 
@@ -118,7 +116,7 @@ def _number(check: Mapping[str, Any]) -> str:
 
 
 def _settings(record: Mapping[str, Any]) -> str:
-    # The sizes of the quick scale are all ours.
+    # At quick scale every size is our choice.
     ours: Sequence[str] = record["ours" if record["scale"] == "paper" else "settings"]
     parts = [
         f"{name}{'*' if name in ours else ''} = {_plain(value, seeds=name == 'seeds')}"

@@ -1,4 +1,4 @@
-"""What the settings of all analyses that train one-layer models have in common."""
+"""Settings shared by all analyses that train one-layer models."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
 
 RECIPE_OURS = ("seeds", "steps", "batch", "evaluation", "omega", "beta")
-"""Settings of every recipe that the paper does not state, or that are only recalled; `bits` and
-`learning_rates` are stated."""
+"""Recipe settings that the paper does not state, or that are only recalled. The paper does state
+`bits` and `learning_rates`."""
 
 RENAMED = {"dim": "d_model", "dims": "d_models"}
-"""Former name of a setting, in records and changes -> its name now."""
+"""Former name of a setting -> its present name, for saved records and for `changes`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeSettings:
-    """What tasks and recipes share; sizes are those of an analysis."""
+    """Settings of tasks and recipes. Each analysis adds its own sizes."""
 
     seeds: int
-    """How many runs, from seed 0 on."""
+    """The number of runs; their seeds count up from 0."""
     steps: int
     learning_rates: tuple[float, ...] = (0.01, 0.001)
-    """The better one counts, by mean accuracy over the seeds."""
+    """The rate with the higher mean accuracy over the seeds is reported."""
     batch: int = 128
     evaluation: int = 4096
-    """Fresh contexts that each model is evaluated on."""
+    """The number of fresh contexts on which each model is evaluated."""
     omega: float = 0.5
     beta: float = 1.0
 
     def task(self, bits: int, length: int, *, support: str = "all") -> ConceptTask:
-        """The task of m bits and context length L."""
+        """Return the task with m = `bits` and L = `length`."""
         return ConceptTask(
             bits=bits, omega=self.omega, beta=self.beta, length=length, support=support
         )
 
     def recipe(self, d_model: int, **changes: Any) -> Recipe:
-        """The recipe at width d, with what an analysis changes, such as `freeze`."""
+        """Return the recipe at width d, with the changes an analysis makes, such as `freeze`."""
         return Recipe(
             d_model=d_model,
             seeds=tuple(range(self.seeds)),
@@ -53,18 +53,18 @@ class RecipeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSettings(RecipeSettings):
-    """Tasks of several sizes; a figure adds the axis that it draws."""
+    """Tasks of several sizes. Each figure adds the axis that it draws."""
 
     bits: tuple[int, ...]
 
 
 def identity_value(frozen: bool) -> dict[str, Any]:
-    """The changes of a recipe that freeze W_V at the identity, or none."""
+    """Return the recipe changes that freeze W_V at the identity, or none."""
     return {"freeze": ("W_V",), "value_init": "identity"} if frozen else {}
 
 
 def best_rows(result: TrainingResult) -> list[dict[str, Any]]:
-    """The summary rows of the better learning rate, one per seed."""
+    """Return the summary rows of the better learning rate, one per seed."""
     table = result.summary()
     chosen: Any = table[table["lr"] == result.best_learning_rate]
     names = ["seed", "lr", "accuracy", "bayes_accuracy", "constructed_accuracy"]

@@ -1,7 +1,7 @@
-"""The workbench: what an analysis may use, and the trained models that several of them share.
+"""The workbench: the language models, facts and trained models that analyses share.
 
-Models are trained once for a task and a recipe and kept in a folder of the workbench, with their
-state while they train, so that a reproduction that was killed goes on where it was.
+Each pair of a task and a recipe is trained once and saved in the workbench's folder. The state of
+training is saved there too, so that a reproduction that was killed resumes.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ DEFAULT_MODELS = ("smollm2-135m", "gemma3-270m")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Workbench:
-    """What runs of one reproduction share."""
+    """The resources of one reproduction."""
 
     folder: Path | None = None
-    """Where trained models are kept; None for a folder that goes when the workbench does."""
+    """The folder of trained models; None for a temporary one, deleted with the workbench."""
     models: tuple[str, ...] = DEFAULT_MODELS
     """Language models, as `hijacklens.load_model` takes them."""
     facts: FactSet | None = None
-    """Facts for the analyses that score language models; None for the atlas."""
+    """The facts on which language models are scored; None for the atlas."""
     device: str | None = None
     quiet: bool = False
     _loaded: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @cached_property
     def scored(self) -> FactSet:
-        """The facts that language models are scored on: those given, or the atlas."""
+        """The facts on which language models are scored: `facts`, or else the atlas."""
         return atlas() if self.facts is None else self.facts
 
     @cached_property
@@ -52,27 +52,27 @@ class Workbench:
 
     @property
     def work(self) -> Path:
-        """The folder of the trained models."""
+        """The folder of trained models."""
         return Path(self._temporary.name) if self.folder is None else self.folder
 
     def trained(self, task: ConceptTask, recipe: Recipe) -> TrainingResult:
-        """The models of a task and recipe: read if they are there, trained if not.
+        """Return the models of a task and recipe, trained on first use and read from disk after.
 
         Raises:
             InputError: The folder cannot be read or written, or holds something else.
         """
-        asked = {"task": task.configuration(), "recipe": asdict(recipe)}
-        text = json.dumps(asked, sort_keys=True, default=list)
+        settings = {"task": task.configuration(), "recipe": asdict(recipe)}
+        text = json.dumps(settings, sort_keys=True, default=list)
         name = f"m{task.bits}-L{task.length}-d{recipe.d_model}"
         folder = self.work / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
         if (folder / RECORD).exists():
-            found = load_result(folder)
-            assert isinstance(found, TrainingResult)
-            return found
+            result = load_result(folder)
+            assert isinstance(result, TrainingResult)
+            return result
         return train(task, recipe, device=self.device, out=folder, quiet=self.quiet)
 
     def language_model(self, name: str) -> Any:
-        """A loaded language model; the last one loaded is kept, and no other."""
+        """Load a language model. Only the model loaded last is kept in memory."""
         if name not in self._loaded:
             self._loaded.clear()
             self._loaded[name] = load_model(name, device=self.device)

@@ -16,7 +16,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
-.PHONY: help env demo test test-models test-slow test-use test-ray test-old reproduce notebooks docs check format bench fuzz dist clean
+.PHONY: help env demo test test-models test-slow test-use test-long test-ray test-old \
+	reproduce reproduce-models reproduce-theory notebooks docs check format bench fuzz dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -50,6 +51,10 @@ test-slow: $(READY)  ## The tests that train one-layer models to their end
 test-use: $(READY)  ## Documentation, examples and wheel as users have them: real models, long runs
 	$(PYTEST) --dist worksteal -m "packaged or slow" tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
+test-long: $(READY)  ## test-models, test-slow and test-use in one session, as CI runs them
+	$(PYTEST) --dist worksteal -m "packaged or slow" \
+		tests/hijacklens tests/probes tests/analyses tests/test_docs.py tests/test_examples.py tests/test_packaging.py
+
 test-ray: $(READY)  ## The tests that start a real Ray
 	$(BIN)/python -m pytest -q -m ray tests/hijacklens/workers tests/analyses
 
@@ -64,8 +69,14 @@ test-old: $(OLD)  ## The tests of the instrument and the probes on TransformerLe
 		assert v("transformer-lens") == "$(OLD_TRANSFORMER_LENS)", v("transformer-lens")'
 	PYTHONPATH=.tl39 $(PYTEST) tests/hijacklens tests/probes
 
-reproduce: $(READY)  ## Every figure and statement of the paper at quick scale, with its checks
-	$(BIN)/hijacklens reproduce all --scale quick --out runs/reproduction --quiet
+reproduce:  ## Every figure and statement of the paper at quick scale, with its checks
+	$(MAKE) -j2 --output-sync=none reproduce-models reproduce-theory
+
+# Two processes of one thread each are faster than one process of two threads.
+reproduce-models reproduce-theory: reproduce-%: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/hijacklens reproduce --scale quick --quiet --out runs/reproduction-$* \
+		$$($(BIN)/python -c "from analyses.reproduction.catalogue import CATALOGUE; \
+		print(*(e.id for e in CATALOGUE.values() if e.uses_models == ('$*' == 'models')))")
 
 notebooks: $(READY)  ## Run the notebooks of examples/ and render what they show
 	$(BIN)/python examples/render.py

@@ -6,16 +6,15 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ["HIJACKLENS_STORE"] = "off"  # what a test checks is computed anew
+os.environ["HIJACKLENS_STORE"] = "off"  # no test may read scores of an earlier run
+# Tiny models are fastest on one thread, and far slower on two when the machine is shared. Processes
+# that tests start inherit the setting; torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
 
 import pytest
-import torch
 from shared_data import SHARED
-
-# Tiny models are fastest on one thread, and far slower on two when the machine is shared.
-torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from plain_huggingface import PlainScorer
@@ -26,14 +24,6 @@ pytestmark = pytest.mark.packaged
 @pytest.fixture(scope="module", params=sorted(PACKAGED))
 def name(request):
     return request.param
-
-
-@pytest.fixture(scope="module", autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import sys
 from pathlib import Path
 
 import hijacklens as hl
-from analyses.commands.screen import share
 from hijacklens import plots
 from hijacklens.facts.relations import relations
+from hijacklens.results.glance import fraction
 
 SCHEME, DOSES, SHOWN = "do-not-think", range(6), (0, 1, 5)
 
@@ -23,8 +23,8 @@ def row(name: str, table) -> str:
     at = table.set_index("dose")
     cells = [name, f"{at['n'].iloc[0]:,}"]
     for dose in SHOWN:
-        low, high = share(at.efficacy_low[dose]), share(at.efficacy_high[dose])
-        cells.append(f"{share(at.efficacy[dose])} [{low}, {high}]")
+        low, high = fraction(at.efficacy_low[dose]), fraction(at.efficacy_high[dose])
+        cells.append(f"{fraction(at.efficacy[dose])} [{low}, {high}]")
     cells += [f"{at.mean_shift[dose]:+.2f}" for dose in SHOWN[1:]]
     return "| " + " | ".join(cells) + " |"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 import hijacklens as hl
-from analyses.commands.screen import share
+from hijacklens.results.glance import fraction
 
 
 def main(folders: list[str]) -> None:
@@ -26,17 +26,17 @@ def main(folders: list[str]) -> None:
         print("|---|---|---|---|---|---|---|---|---|---|---|")
         for row in table.to_dict("records"):
             key = (row["model"], row["scheme"], row["dose"])
-            interval = f"[{share(row['efficacy_low'])}, {share(row['efficacy_high'])}]"
+            interval = f"[{fraction(row['efficacy_low'])}, {fraction(row['efficacy_high'])}]"
             cells = [
                 *key,
                 row["n"],
-                f"{share(row['efficacy'])} {interval}",
-                share(row["retention"]),
+                f"{fraction(row['efficacy'])} {interval}",
+                fraction(row["retention"]),
                 row["ties"],
                 f"{row['mean_shift']:+.2f}",
                 known.loc[key, "n"],
-                share(known.loc[key, "retention"]),
-                share(differ.loc[key]),
+                fraction(known.loc[key, "retention"]),
+                fraction(differ.loc[key]),
             ]
             print("| " + " | ".join(str(cell) for cell in cells) + " |")
         for model, group in result.skipped.groupby("model"):

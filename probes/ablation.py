@@ -49,14 +49,11 @@ from hijacklens.prompts.spans import EVERYWHERE, placed_atoms
 from hijacklens.prompts.tokens import LocatedPrompt, locate
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.sites import Heads, Layers, choose, kept
+from probes.activation_sites import check_heads, hook_name
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]
 Kind: TypeAlias = Literal["zero", "mean"]
-_HOOKS = {
-    "z": "blocks.{}.attn.hook_z",
-    "attn_out": "blocks.{}.hook_attn_out",
-    "mlp_out": "blocks.{}.hook_mlp_out",
-}
+SITES: tuple[OutputSite, ...] = get_args(OutputSite)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -124,7 +121,7 @@ class Ablation:
         tokens = layout.query(self.span)  # [batch, pos]
         named: list[NamedHook] = []
         for layer, heads in choose(model, layers=self.layers, heads=self.heads).by_layer.items():
-            name = _hook_name(model, self.site, layer)
+            name = hook_name(model, self.site, layer, allowed=SITES)
             mask = None
             if self.site == "z":
                 mask = torch.zeros(int(model.cfg.n_heads), dtype=torch.bool)
@@ -176,10 +173,9 @@ def ablate(
             another site, or given with `zero`. Layers and heads are checked when the probe is put
             on a model.
     """
-    choice("site", site, _HOOKS)
+    choice("site", site, SITES)
     choice("kind of ablation", kind, get_args(Kind))
-    if heads is not None and site != "z":
-        raise InputError(f"{site} is not split into heads; leave heads out, or use site='z'.")
+    check_heads(site, heads)
     if (kind == "mean") != (means is not None):
         raise InputError(
             "an ablation of kind 'mean' needs means=mean_outputs(model, facts), and one of kind "
@@ -220,7 +216,7 @@ def mean_outputs(
         Costs one forward pass over the prompts. Sums are kept in float64.
     """
     require_eval(model, operation="the mean of outputs")
-    choice("site", site, _HOOKS)
+    choice("site", site, SITES)
     n_layers = int(model.cfg.n_layers)
     totals: dict[int, Tensor] = {}
     count = 0
@@ -238,7 +234,11 @@ def mean_outputs(
             tokens = layout.query(span) & real
             count += int(tokens.sum())
             recorder = HookProbe(
-                "mean", [(_hook_name(model, site, at), add(at, tokens)) for at in range(n_layers)]
+                "mean",
+                [
+                    (hook_name(model, site, at, allowed=SITES), add(at, tokens))
+                    for at in range(n_layers)
+                ],
             )
             first = torch.zeros(1, dtype=torch.long, device=real.device)
             logits_at(model, layout, first, first, probes=[recorder])
@@ -287,11 +287,3 @@ def _layouts(
     rows = [mark(each.ids, [each.positions(name) for name in names]) for each in located]
     for batch in batches(rows, device=device_of(model), limit=batch_tokens):
         yield Layout.of_symbols(batch.symbols, names), batch.real
-
-
-def _hook_name(model: HookedModel, site: OutputSite, layer: int) -> str:
-    name = _HOOKS[site].format(layer)
-    if name not in model.hook_dict:
-        known = [other for other, form in _HOOKS.items() if form.format(layer) in model.hook_dict]
-        choice("site of this model", site, known)
-    return name

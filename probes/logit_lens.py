@@ -42,7 +42,7 @@ from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
 from hijacklens.prompts.correspondence import Unit, units
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.results.glance import Glance, Shown
+from hijacklens.results.glance import Glance, Grid, Shown
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
@@ -238,19 +238,18 @@ class LogitLens(Result):
         """The difference at the last token, by dose, at five depths."""
         fact, last = self.settings["fact"], self.at_last()
         by_depth = last.pivot_table(index="dose", columns="layer", values="difference")
-        shown = sorted(set(np.linspace(0, len(by_depth.columns) - 1, 5).round().astype(int)))
-        depths = [by_depth.columns[i] for i in shown]
+        picked = sorted(set(np.linspace(0, len(by_depth.columns) - 1, 5).round().astype(int)))
         rows = [
-            (str(dose), *(f"{row[depth]:+.2f}" for depth in depths))
+            {"dose": dose, **{f"at{i}": row.iloc[i] for i in picked}}
             for dose, row in by_depth.iterrows()
         ]
+        columns = {f"layer {by_depth.columns[i]}": f"{{at{i}:signed}}" for i in picked}
         return Glance(
             f"{self.settings['model']['name']} · case {fact['case_id']}, logit "
             f"{fact['target_false']!r} - {fact['target_true']!r} at the last token · "
             f"{self.settings['scheme']}",
-            ("dose", *(f"layer {depth}" for depth in depths)),
-            tuple(rows),
-            ("at_last()", "to_dataframe()", "plot()", "save(folder)"),
+            (Grid.of(rows, {"dose": "{dose:d}", **columns}),),
+            steps=("at_last()", "to_dataframe()", "plot()", "save(folder)"),
         )
 
 

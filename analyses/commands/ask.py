@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,9 @@ from analyses.commands.options import (
     probes_option,
     read_probes,
 )
-from analyses.commands.screen import document, output_options, say_loading, title
+from analyses.commands.screen import document, output_options, say_loading, show
 from hijacklens.errors import InputError
+from hijacklens.results.glance import Grid, Title
 
 if TYPE_CHECKING:
     from hijacklens.prompts.prompt import Prompt
@@ -92,7 +93,7 @@ def command(
             answer(model, one, targets=targets, top=top, tokens=tokens, probes=on) for one in asked
         ]
         if not as_json:
-            click.echo(_side_by_side(name, answers, targets))
+            show("", *_side_by_side(name, answers, targets))
         sides = zip(("bare", "hijacked"), answers, strict=False)
         found += [{"model": name, "prompt": side, **asdict(one)} for side, one in sides]
     keys = [probe.text for probe in specified]
@@ -161,37 +162,31 @@ def _sentence(
         raise InputError(f"{reason}. Give a sentence of your own with --sentence.") from None
 
 
-def _side_by_side(name: str, answers: Sequence[Answer], targets: Sequence[str]) -> str:
-    from analyses.commands.screen import table
-
-    titles = ["bare", "hijacked"][: len(answers)]
-    lines = [f"\n{title(name)}"]
-    for side, found in zip(titles, answers, strict=True):
-        lines.append(f"  {side + ':':10}{found.text}")
-        lines.append(f"  {'':10}-> {found.completion.strip()!r}")
-    header = ["", *(part for side in titles for part in (side, "p", "nats"))]
-    rows = []
-    for i in range(len(answers[0].top)):
-        rows.append([str(i + 1), *_cells([found.top[i] for found in answers])])
+def _side_by_side(
+    name: str, answers: Sequence[Answer], targets: Sequence[str]
+) -> Iterator[str | Grid]:
+    """Prompts with completions, the next tokens and the targets in one table, the verdict."""
+    sides = ["bare", "hijacked"][: len(answers)]
+    yield Title(name)
+    for side, one in zip(sides, answers, strict=True):
+        yield f"  {side + ':':10}{one.text}"
+        yield f"  {'':10}-> {one.completion.strip()!r}"
+    rows = [
+        (str(i + 1), *_cells([one.top[i] for one in answers])) for i in range(len(answers[0].top))
+    ]
     for i, target in enumerate(targets):
-        found = [item.targets[i] for item in answers]
-        cells = _cells(found)
-        for j, candidate in enumerate(found):
+        candidates = [one.targets[i] for one in answers]
+        cells = _cells(candidates)
+        for j, candidate in enumerate(candidates):
             cells[3 * j] += f" (rank {candidate.rank + 1})"
-        rows.append([f"{target}:", *cells])
-    sides = "l" + "lrr" * len(answers)
-    lines.extend("  " + line for line in table(header, rows, left=sides).splitlines())
+        rows.append((f"{target}:", *cells))
+    header = ("", *(part for side in sides for part in (side, "p", "nats")))
+    yield Grid(header, tuple(rows), "l" + "lrr" * len(answers))
     if len(targets) == 2:
-        lines.append(_verdict(answers, titles))
-    return "\n".join(lines)
-
-
-def _verdict(answers: Sequence[Answer], titles: Sequence[str]) -> str:
-    """How the two targets compare, by their first tokens, and how far the sentence moved that."""
-    margins = [found.targets[1].logprob - found.targets[0].logprob for found in answers]
-    said = ", ".join(f"{side} {value:+.2f}" for side, value in zip(titles, margins, strict=True))
-    moved = f"; shift {margins[1] - margins[0]:+.2f}" if len(margins) == 2 else ""
-    return f"  false - true, nats (rule first): {said}{moved}"
+        margins = [one.targets[1].logprob - one.targets[0].logprob for one in answers]
+        by_side = (f"{side} {value:+.2f}" for side, value in zip(sides, margins, strict=True))
+        shift = f"; shift {margins[1] - margins[0]:+.2f}" if len(margins) == 2 else ""
+        yield f"  false - true, nats (rule first): {', '.join(by_side)}{shift}"
 
 
 def _cells(candidates: Sequence[Any]) -> list[str]:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 import click
 
 from analyses.commands.resumption import telling_of_the_store
-from analyses.commands.screen import document, fitted, output_options
+from analyses.commands.screen import document, output_options, show
 from hijacklens.errors import InputError
+from hijacklens.results.glance import Grid
 
 
 @click.group("cache")
@@ -41,27 +42,24 @@ def info(as_json: bool, quiet: bool) -> None:
             aside=[str(file) for file in contents.aside],
         )
         return
-    click.echo(f"{contents.path}  ({_size(contents.size)})")
-    if not contents.rows:
-        click.echo("no readings are stored")
-    else:
-        rows = [
-            [
-                row.model,
-                row.arithmetic,
-                "; ".join(row.probes) or "none",
-                f"{row.readings:,}",
-                row.created,
-                row.versions,
-            ]
-            for row in contents.rows
-        ]
-        header = ["model", "arithmetic", "probes", "readings", "since (UTC)", "versions"]
-        click.echo()
-        click.echo(fitted(header, rows, left="lllrll"))
-    for file in contents.aside:
-        size = _size(file.stat().st_size)
-        click.echo(f"\nset aside as broken: {file}  ({size}); delete it if you do not need it")
+    columns = {
+        "model": "{model}",
+        "arithmetic": "{arithmetic}",
+        "probes": "{probes}",
+        "readings": "{readings:,}",
+        "since (UTC)": "{created}",
+        "versions": "{versions}",
+    }
+    rows = [{**asdict(row), "probes": "; ".join(row.probes) or "none"} for row in contents.rows]
+    show(
+        f"{contents.path}  ({_size(contents.size)})",
+        *(("", Grid.of(rows, columns)) if rows else ("no readings are stored",)),
+        *(
+            f"set aside as broken: {file}  ({_size(file.stat().st_size)}); delete it if you do "
+            "not need it"
+            for file in contents.aside
+        ),
+    )
 
 
 @command.command("clear")

@@ -7,13 +7,16 @@ from dataclasses import asdict
 import click
 
 from analyses.commands.options import facts_options
-from analyses.commands.screen import document, fitted, note, output_options, title
+from analyses.commands.screen import document, note, output_options, show
 from analyses.texts import choose_facts
+from hijacklens.results.glance import Grid, Title
 
 
 @click.command("facts")
 @facts_options
-@click.option("--show", is_flag=True, help="Show the facts themselves, not the relations.")
+@click.option(
+    "--show", "show_facts", is_flag=True, help="Show the facts themselves, not the relations."
+)
 @output_options("name", "n", "hash", "seed", "note", "unreadable", "relations", "facts")
 def command(
     source: str,
@@ -21,7 +24,7 @@ def command(
     cases: tuple[int, ...],
     limit: int | None,
     seed: int,
-    show: bool,
+    show_facts: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -35,11 +38,12 @@ def command(
     from hijacklens.facts.relations import relations as known
 
     facts = choose_facts(source, relations, cases, limit, seed)
+    labels = {key: relation.label for key, relation in known().items()}
+    counts = [
+        {"relation": key, "label": labels.get(key), "facts": n}
+        for key, n in facts.relations().items()
+    ]
     if as_json:
-        found = [
-            {"relation": key, "label": known()[key].label if key in known() else None, "facts": n}
-            for key, n in facts.relations().items()
-        ]
         document(
             name=facts.name,
             n=len(facts),
@@ -47,26 +51,28 @@ def command(
             seed=seed,
             note=facts.note or None,
             unreadable=[asdict(row) for row in facts.skipped],
-            relations=found,
-            facts=[asdict(fact) for fact in facts] if show or cases else None,
+            relations=counts,
+            facts=[asdict(fact) for fact in facts] if show_facts or cases else None,
         )
         return
-    drawn = f", drawn with seed {seed}" if limit is not None else ""
-    count = "1 fact" if len(facts) == 1 else f"{len(facts)} facts"
-    about = f"{facts.name}: {count}, hash {facts.content_hash()[:16]}"
-    click.echo(f"{title(about)}{drawn}")
     if facts.note:
         note(facts.note, quiet=quiet)
+    sample = f", drawn with seed {seed}" if limit is not None else ""
+    count = "1 fact" if len(facts) == 1 else f"{len(facts)} facts"
+    lines: list[str] = [Title(f"{facts.name}: {count}, hash {facts.content_hash()[:16]}{sample}")]
     if facts.skipped:
-        click.echo(f"{len(facts.skipped)} records could not be read; {facts.skipped[0].reason}")
-    if show or cases:
-        rows = [
-            (str(f.case_id), f.relation_id, f.target_true, f.target_false, f.prompt) for f in facts
-        ]
-        click.echo(fitted(("case", "relation", "true", "false", "prompt"), rows))
-        return
-    rows = [
-        (relation, str(count), known()[relation].label if relation in known() else "")
-        for relation, count in facts.relations().items()
-    ]
-    click.echo(fitted(("relation", "facts", "meaning"), rows, left="lrl"))
+        reason = facts.skipped[0].reason
+        lines.append(f"{len(facts.skipped)} records could not be read; {reason}")
+    if show_facts or cases:
+        rows = [asdict(fact) | {"prompt": fact.prompt} for fact in facts]
+        columns = {
+            "case": "{case_id}",
+            "relation": "{relation_id}",
+            "true": "{target_true}",
+            "false": "{target_false}",
+            "prompt": "{prompt}",
+        }
+    else:
+        rows = counts
+        columns = {"relation": "{relation}", "facts": "{facts:d}", "meaning": "{label}"}
+    show(*lines, Grid.of(rows, columns))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -26,36 +25,11 @@ from analyses.commands.screen import (
     output_options,
     records,
     say_loading,
-    stacked,
-    title,
+    show,
 )
 from analyses.texts import choose_facts, read_doses
 
-if TYPE_CHECKING:
-    from hijacklens.scoring.efficacy import Rule
-    from probes.heads.held_out import HeadTest
-    from probes.heads.ranking import HeadSearch
-
 SHOWN: dict[str, Any] = {"show_default": True}
-KINDS = {"layers": "random, in the same layers", "model": "random, anywhere in the model"}
-"""Kind of random sets -> how the legend calls it."""
-SHARES = ("efficacy", "retention", "top_token")
-RIGHT = ("dose", "bare", "none", "chosen", "p_holm", "recovered")
-"""Columns whose cells are aligned on the right."""
-COLUMNS = (
-    "scheme",
-    "dose",
-    "relations",
-    "measure",
-    "bare",
-    "none",
-    "chosen",
-    "change",
-    "p_holm",
-    "recovered",
-    *(f"{kind}_mean" for kind in KINDS),
-)
-"""Columns of a printed table, by their names in the files."""
 
 
 @click.command("heads")
@@ -232,7 +206,7 @@ def command(
     (folder / RECORD).unlink(missing_ok=True)
     found.save(folder / "search", overwrite=True)  # kept if the test fails
     if not as_json:
-        click.echo(_search_table(found))
+        show(found.glance())
     result = found.test(
         held_back,
         schemes=tested,
@@ -259,99 +233,4 @@ def command(
             skipped=records(result.skipped),
         )
         return
-    click.echo(f"\n{_test_tables(result, rule)}\n")
-    click.echo(files_written(folder, written))
-
-
-def _search_table(found: HeadSearch) -> str:
-    """The heads that were ablated one by one, the set as it grows, and the agreement."""
-    settings = found.settings
-    ranked = (
-        found.to_dataframe()
-        .dropna(subset=["carried"])
-        .sort_values("carried", ascending=False, key=abs)
-    )
-    rows = [
-        (
-            f"{row['layer']}.{row['head']}",
-            f"{row['attribution']:+.3f}",
-            f"{row['carried']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]",
-            f"{row['share']:.0%}",
-            f"{row['p_holm']:.2g}",
-            f"{row['p_bh']:.2g}",
-            "yes" if row["chosen"] else "",
-        )
-        for row in ranked.to_dict("records")
-    ]
-    header = ("head", "attribution", "carried", "share", "p_holm", "p_bh", "chosen")
-    last = found.growth.to_dict("records")[-1]
-    agreement = found.agreement
-    return "\n".join(
-        (
-            title(
-                f"{settings['models'][0]['name']} · {settings['facts']['name']}, "
-                f"search on {len(found.facts)} facts · {found.scheme.name}, dose {settings['dose']}"
-            ),
-            f"mean shift {found.shift.mean():+.2f} logits · {settings['attribution']}, "
-            f"{settings['kind']} · seed {settings['seed']}",
-            stacked(header, rows, keys=1, left="lrlrrrl"),
-            f"the set of {last['size']} carries {last['carried']:+.3f} "
-            f"[{last['low']:+.3f}, {last['high']:+.3f}], {last['share']:.0%} of the shift\n"
-            f"attribution and ablation correlate by {agreement.pearson:.2f} (rank "
-            f"{agreement.spearman:.2f}) over the {agreement.heads} heads ablated",
-        )
-    )
-
-
-def _test_tables(result: HeadTest, rule: Rule) -> str:
-    """What the set does to the hijack and to bare recall, on the facts held back."""
-    settings = result.settings
-    about = (
-        f"held out: {settings['facts']['name']}, {result.items['case_id'].nunique()} facts · "
-        f"without heads {settings['heads']} · rule {rule}"
-    )
-    hijacked, bare = result.summary(rule=rule), result.side_effects(rule=rule)
-    side = "side effects on the bare query"
-    blocks = [f"{title(about)}\n{_changes(hijacked)}", f"{title(side)}\n{_changes(bare)}"]
-    counts = result.sets["kind"].value_counts()
-    drawn = [f"{kind}: {counts[kind]} {words}" for kind, words in KINDS.items() if kind in counts]
-    if drawn:
-        blocks[-1] += f"\nsets: {'; '.join(drawn)}; p: share of them that do as much"
-    if len(result.skipped):
-        reason = result.skipped["reason"].iloc[0]
-        blocks.append(f"skipped: {len(result.skipped)} (skipped.csv); first: {reason}")
-    return "\n\n".join(blocks)
-
-
-def _changes(summary: Any) -> str:
-    """A line per measure; the side effects have no scheme, and nothing that could be undone."""
-    from analyses.commands.screen import share
-
-    groups = summary["relations"].unique()
-    if len(groups) == 2:  # all relations were searched on, or none
-        summary = summary[summary["relations"] != "all"]
-    kinds = [kind for kind in KINDS if f"{kind}_p" in summary]
-    hijacked = "recovered" in summary
-    rows = []
-    for row in summary.to_dict("records"):
-        show = share if row["measure"] in SHARES else "{:+.2f}".format
-        change = f"{row['change']:+.3f} [{row['change_low']:+.3f}, {row['change_high']:+.3f}]"
-        cells = {
-            "relations": f"{row['relations']} ({row['n']})",
-            "measure": row["measure"],
-            "none": show(row["none"]),
-            "chosen": show(row["chosen"]),
-            "change": change,
-            "p_holm": f"{row['p_holm']:.2g}",
-        }
-        if hijacked:
-            recovered = "" if math.isnan(row["recovered"]) else f"{row['recovered']:.0%}"
-            run = {"scheme": row["scheme"], "dose": str(row["dose"])}
-            cells = run | cells | {"bare": show(row["bare"]), "recovered": recovered}
-        for kind in kinds:
-            cells[f"{kind}_mean"] = f"{show(row[f'{kind}_mean'])} (p {row[f'{kind}_p']:.2g})"
-        rows.append(cells)
-    header = [name for name in COLUMNS if name in rows[0]]
-    sides = "".join("r" if name in RIGHT else "l" for name in header)
-    texts = [[row[name] for name in header] for row in rows]
-    return stacked(header, texts, keys=header.index("measure") + 1, left=sides)
+    show("", result.glance(rule=rule), files_written(folder, written))

@@ -32,6 +32,7 @@ from analyses.commands.screen import (
     output_options,
     records,
     say_loading,
+    show,
 )
 from analyses.texts import choose_facts, read_doses
 from hijacklens.errors import InputError
@@ -118,7 +119,6 @@ def command(
     folder = out or usual_folder("-".join(labels), overwrite=overwrite, models=models)
     folder = check_folder(folder, overwrite=overwrite or is_unfinished(folder, models))
 
-    from analyses.commands.screen import hijack_tables
     from hijacklens.scoring.execution import Execution
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
@@ -162,67 +162,9 @@ def command(
             rule=rule,
             probes=list(result.settings["probes"]),
             summary=records(result.summary(rule=rule)),
-            known=_known(result),
-            disagreement=_disagreement(result),
+            known=result.known_facts(),
+            disagreement=result.total_disagreement(),
             skipped=records(result.skipped),
         )
         return
-    for key in result.settings["probes"]:
-        click.echo(f"probe: {key}")
-    click.echo(f"{hijack_tables(result, rule=rule)}\n\n{_notes(result)}")
-    click.echo(files_written(folder, written))
-
-
-def _known(result: HijackResult) -> list[dict[str, Any]]:
-    """How many facts each model knows on the bare query, each fact once, by rule.
-
-    A fact that one scheme skips is counted where another one scores it.
-    """
-    from hijacklens.scoring.efficacy import RULES, margin
-
-    bare = result.items.loc[result.items["dose"] == 0]
-    facts = bare.drop_duplicates(["model", "case_id"])
-    found = []
-    for model, of in facts.groupby("model", sort=False):
-        known = {rule: int((margin(of, rule) < 0).sum()) for rule in RULES}
-        found.append({"model": model, "n": len(of), **known})
-    return found
-
-
-def _disagreement(result: HijackResult) -> float:
-    """The share of all items on which the rules do not all give the same verdict."""
-    groups = result.disagreement()
-    return float((groups["any"] * groups["n"]).sum() / groups["n"].sum())
-
-
-def _notes(result: HijackResult) -> str:
-    """Seed, what came from the store, what is known, how rules differ, what was skipped."""
-    from hijacklens.engine.accounting import summary
-    from hijacklens.scoring.efficacy import RULES
-
-    lines = [
-        "[low, high]: 95% Wilson interval over the facts; mean shift: nats, to the false target",
-        f"seed {result.settings['seed']}, for what is drawn: facts of --limit, random sentences",
-    ]
-    for model in result.settings["models"]:
-        counts = model["readings"]
-        if counts["from_store"]:
-            lines.append(
-                f"{model['name']}: {counts['from_store']:,} readings came from the store, "
-                f"{counts['computed']:,} were computed (--no-cache computes all anew)"
-            )
-        lines.append(f"{model['name']}: {summary(model['engine'])}")
-    for row in _known(result):
-        counts = ", ".join(f"{row[rule]} ({rule})" for rule in RULES)
-        lines.append(f"{row['model']} knows {counts} of {row['n']} facts on the bare query")
-    differ = _disagreement(result)
-    collisions = len(result.configuration()["same_first_token"])
-    lines.append(
-        f"rules first, sum and mean do not all agree on {differ:.1%} of the verdicts (rules.csv); "
-        f"in {collisions} facts both targets begin with the same token, a tie under rule first"
-    )
-    if len(result.skipped):
-        reason = result.skipped["reason"].iloc[0]
-        pairs = len(result.skipped)
-        lines.append(f"skipped: {pairs} pairs of fact and scheme (skipped.csv); first: {reason}")
-    return "\n".join(lines)
+    show(result.glance(rule=rule), files_written(folder, written))

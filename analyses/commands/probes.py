@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyses.commands import names
-from analyses.commands.screen import document, fitted, output_options
+from analyses.commands.screen import document, output_options, show
 from hijacklens.errors import unknown
+from hijacklens.results.glance import Grid, Title
 
 if TYPE_CHECKING:
     from probes.specification import Kind
@@ -43,20 +44,40 @@ def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
         chosen = [KINDS[name] for name in names] or list(KINDS.values())
         document(kinds=[_record(kind) for kind in chosen], spans=FORMS)
         return
-    if names:
-        click.echo("\n\n".join(_explained(KINDS[name]) for name in names))
-    else:
-        rows = [(kind.name, kind.summary) for kind in KINDS.values()]
-        click.echo(fitted(("kind", "what it does"), rows))
-        rows = [(kind.name, _options(kind)) for kind in KINDS.values()]
-        click.echo(f"\n{fitted(('kind', 'options ([ ]: may be left out)'), rows)}")
-    if quiet:
-        return
+    parts: list[str | Grid] = []
+    for name in names:
+        kind = KINDS[name]
+        columns = {"option": "{name}=", "left out": "{left_out}", "allowed": "{form}"}
+        rows = [
+            {"name": o.name, "left_out": o.default or "(required)", "form": o.form}
+            for o in kind.options
+        ]
+        parts += [
+            Title(f"{kind.name}: {kind.summary}"),
+            Grid.of(rows, columns),
+            f"for example: --probe {kind.example}",
+            "",
+        ]
     if not names:
-        click.echo("\nExamples:")
-        click.echo("\n".join(f"  --probe {kind.example}" for kind in KINDS.values()))
-        click.echo("\n`hijacklens probes KIND` explains the options of a kind.")
-    click.echo(f"\n{SPANS}")
+        rows = [
+            {"name": kind.name, "summary": kind.summary, "options": _options(kind)}
+            for kind in KINDS.values()
+        ]
+        parts += [
+            Grid.of(rows, {"kind": "{name}", "what it does": "{summary}"}),
+            "",
+            Grid.of(rows, {"kind": "{name}", "options ([ ]: optional)": "{options}"}),
+            "",
+        ]
+    if not quiet and not names:
+        parts += [
+            "Examples:",
+            *(f"  --probe {kind.example}" for kind in KINDS.values()),
+            "",
+            "`hijacklens probes KIND` explains the options of a kind.",
+            "",
+        ]
+    show(*parts[:-1], *(["", *SPANS.splitlines()] if not quiet else []))
 
 
 def _options(kind: Kind) -> str:
@@ -77,12 +98,3 @@ def _record(kind: Kind) -> dict[str, Any]:
         "options": options,
         "example": kind.example,
     }
-
-
-def _explained(kind: Kind) -> str:
-    rows = [
-        (f"  {option.name}=", option.default or "(has to be given)", option.form)
-        for option in kind.options
-    ]
-    options = fitted(("  option", "left out", "allowed"), rows)
-    return f"{kind.name}: {kind.summary}\n{options}\n  for example: --probe {kind.example}"

@@ -12,8 +12,9 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import overwrite_option
-from analyses.commands.screen import document, fitted, output_options, state, title
+from analyses.commands.screen import document, output_options, show
 from hijacklens.errors import InputError
+from hijacklens.results.glance import Grid
 
 if TYPE_CHECKING:
     from analyses.reproduction.reproduction import Reproduction
@@ -28,7 +29,7 @@ TIMES = (
 
 @click.command("reproduce")
 @click.argument("names", nargs=-1, metavar="[ID]...|all", shell_complete=names.analyses)
-@click.option("--list", "show", is_flag=True, help="Print every id with a line and its cost.")
+@click.option("--list", "listing", is_flag=True, help="Print every id with a line and its cost.")
 @click.option(
     "--scale",
     type=click.Choice(["quick", "paper"]),
@@ -64,7 +65,7 @@ TIMES = (
 def command(
     context: click.Context,
     names: tuple[str, ...],
-    show: bool,
+    listing: bool,
     scale: Any,
     models: tuple[str, ...],
     source: str | None,
@@ -93,12 +94,18 @@ def command(
     """  # noqa: D301
     from analyses.reproduction.catalogue import CATALOGUE, entry_of
 
-    if show:
+    if listing:
         if as_json:
             listed = [asdict(entry) for entry in CATALOGUE.values()]
             document(analyses=listed, folder=None, scale=scale)
         else:
-            click.echo(_listing(CATALOGUE.values()))
+            columns = {
+                "id": "{id}",
+                "quick": "{quick:>}",
+                "paper": "{paper:>}",
+                "what": "{reference}: {title}",
+            }
+            show(Grid.of(map(asdict, CATALOGUE.values()), columns), "", *TIMES.splitlines())
         return
     if not names:
         raise InputError("name an analysis, several, or `all`; --list prints them.")
@@ -135,7 +142,7 @@ def command(
             found.save(claim_folder(root / name, overwrite=overwrite), overwrite=overwrite)
         results.append(found)
         if not as_json:
-            click.echo(_report(found))
+            show("", found.glance())
         ledger = write_ledger(root)
         write_whole(root / "README.md", partial(_write_text, ledger))
     failed = sum(not result.passed for result in results)
@@ -197,26 +204,3 @@ def _record(result: Reproduction) -> dict[str, Any]:
 
 def _write_text(text: str, path: Path) -> None:
     path.write_text(text, encoding="utf-8")
-
-
-def _listing(found: Any) -> str:
-    rows = [(item.id, item.quick, item.paper, f"{item.reference}: {item.title}") for item in found]
-    listed = fitted(("id", "quick", "paper", "what"), rows, left="lrrl")
-    return f"{listed}\n\n{TIMES}"
-
-
-def _report(result: Reproduction) -> str:
-    analysis = result.analysis
-    entry = analysis.entry
-    about = title(f"{entry.id} · {entry.reference} · {entry.title}")
-    seed = result.provenance.seed
-    drawn = f", seed {seed}" if seed is not None else ""
-    lines = [f"\n{about} ({result.seconds:.0f} s{drawn})"]
-    for outcome in result.outcomes:
-        lines.append(
-            f"  {state(outcome.state)}  {outcome.claim}: {outcome.value:.4g} "
-            f"[{outcome.low:.4g}, {outcome.high:.4g}], allowed {outcome.allowed}"
-        )
-        if outcome.remark:
-            lines.append(f"        {outcome.remark}")
-    return "\n".join(lines)

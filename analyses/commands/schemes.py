@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
-from analyses.commands.screen import document, fitted, output_options
+from analyses.commands.screen import document, output_options, show
 from hijacklens.prompts.schemes import PLACEHOLDERS, schemes
+from hijacklens.results.glance import Grid
 
 
 @click.command("schemes")
@@ -13,38 +14,37 @@ from hijacklens.prompts.schemes import PLACEHOLDERS, schemes
 @output_options("schemes", "placeholders")
 def command(relations: bool, as_json: bool, quiet: bool) -> None:
     """List the hijack schemes: text, direction and what a fact needs for them."""
-    if as_json:
-        listed = [
-            {
-                "name": scheme.name,
-                "direction": scheme.direction,
-                "template": scheme.template,
-                "templates": dict(scheme.templates) if scheme.templates else None,
-                "needs": scheme.needs,
-                "summary": scheme.summary,
-            }
-            for scheme in schemes().values()
-        ]
-        document(schemes=listed, placeholders=PLACEHOLDERS)
-        return
-    rows = [
-        (
-            scheme.name,
-            scheme.template or "(by relation: --relations)",
-            f"{scheme.direction}: {scheme.summary}",
-        )
+    listed = [
+        {
+            "name": scheme.name,
+            "direction": scheme.direction,
+            "template": scheme.template,
+            "templates": dict(scheme.templates) if scheme.templates else None,
+            "needs": scheme.needs,
+            "summary": scheme.summary,
+        }
         for scheme in schemes().values()
     ]
-    click.echo(fitted(("scheme", "text", "direction: what it is"), rows))
+    if as_json:
+        document(schemes=listed, placeholders=PLACEHOLDERS)
+        return
+    rows = [{**row, "text": row["template"] or "(by relation: --relations)"} for row in listed]
+    what = "{direction}: {summary}"
+    parts: list[str | Grid] = [
+        Grid.of(rows, {"scheme": "{name}", "text": "{text}", "direction: what it is": what})
+    ]
     if relations:
-        click.echo()
         sentences = [
-            (scheme.name, relation, text)
-            for scheme in schemes().values()
-            for relation, text in (scheme.templates or {}).items()
+            {"scheme": row["name"], "relation": relation, "text": text}
+            for row in listed
+            for relation, text in (row["templates"] or {}).items()
         ]
-        click.echo(fitted(("scheme", "relation", "text"), sentences))
+        columns = {"scheme": "{scheme}", "relation": "{relation}", "text": "{text}"}
+        parts += ["", Grid.of(sentences, columns)]
     if not quiet:
-        click.echo("\nYour own: --template 'never-say=Never say {target_false}.' Placeholders:")
-        for name, meaning in PLACEHOLDERS.items():
-            click.echo(f"  {'{' + name + '}':15}{meaning}")
+        parts += [
+            "",
+            "Your own: --template 'never-say=Never say {target_false}.' Placeholders:",
+            *(f"  {'{' + name + '}':15}{meaning}" for name, meaning in PLACEHOLDERS.items()),
+        ]
+    show(*parts)

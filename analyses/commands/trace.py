@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +23,13 @@ from analyses.commands.screen import (
     output_options,
     records,
     say_loading,
-    title,
+    show,
 )
 from analyses.texts import choose_facts
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import Fact
-    from probes.logit_shift.result import ShiftAccount
 
 PAGE = "attention.html"
 BY = ("token", "position", "layer", "head")
@@ -189,8 +187,7 @@ def command(
             biggest=records(account.biggest(top, by=BY)),
         )
         return
-    click.echo(_tables(account, top))
-    click.echo(files_written(folder, written))
+    show(account.glance(top), files_written(folder, written))
 
 
 def _own_fact(given: dict[str, str | None], relation: str) -> Fact:
@@ -217,60 +214,3 @@ def _own_fact(given: dict[str, str | None], relation: str) -> Fact:
         near_true=country_of_language().get(true),
         near_false=country_of_language().get(false),
     )
-
-
-def _tables(account: ShiftAccount, top: int) -> str:
-    """The totals, the parts by kind and span, and the biggest parts by token, layer and head."""
-    from analyses.commands.screen import table
-
-    fact, settings = account.settings["fact"], account.settings
-    rows = [
-        (_kind(row["kind"], row["span"]), *_numbers(row))
-        for row in account.summary().to_dict("records")
-    ]
-    rows.append(("sum of the parts", *_numbers(account.table[["bare", "hijacked", "shift"]].sum())))
-    whole = {"bare": account.bare, "hijacked": account.hijacked, "shift": account.shift}
-    rows.append((f"logit {fact['target_false']!r} - {fact['target_true']!r}", *_numbers(whole)))
-    biggest = [
-        (
-            _kind(row["kind"], ""),
-            "" if row["kind"] != "attention" else f"{row['token']!r} at {row['position']}",
-            *("" if cell is None else str(cell) for cell in (row["layer"], row["head"])),
-            *_numbers(row),
-        )
-        for row in _plain(account.biggest(top, by=BY))
-    ]
-    numbers = ("bare", "hijacked", "shift")
-    about = (
-        f"{settings['model']['name']} · case {fact['case_id']} ({fact['subject']}) · "
-        f"{settings['scheme']}, dose {settings['dose']} · seed {settings['seed']}"
-    )
-    return "\n".join(
-        [
-            title(about),
-            f"  {settings['prompt']['text']}",
-            *(f"  probe: {key}" for key in settings["probes"]),
-            "",
-            table(("part (logits)", *numbers), rows, left="lrrr"),
-            f"residual of the shift: {account.residual:+.1e} logits",
-            "every token counts once: hijack is without mention, query without subject and last",
-            "",
-            table(("biggest parts", "token", "layer", "head", *numbers), biggest, left="llrrrrr"),
-            "",
-        ]
-    )
-
-
-def _plain(parts: Any) -> list[dict[str, Any]]:
-    """The rows of a table with None for what is missing."""
-    return parts.astype(object).where(parts.notna(), None).to_dict("records")
-
-
-def _numbers(row: Any) -> list[str]:
-    cells = [f"{row['bare']:.2f}", f"{row['hijacked']:.2f}", f"{row['shift']:+.2f}"]
-    return [re.sub(r"^[+-]0\.00$", "0.00", cell) for cell in cells]
-
-
-def _kind(kind: str, span: str) -> str:
-    name = {"mlp": "MLP"}.get(kind, kind.replace("_", " "))
-    return f"{name} to {span}" if span else name

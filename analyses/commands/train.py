@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from analyses.commands.options import overwrite_option
-from analyses.commands.screen import document, files_written, output_options, records, title
+from analyses.commands.screen import document, files_written, output_options, records, show
 from hijacklens.errors import InputError, unknown
-
-if TYPE_CHECKING:
-    from hijacklens.one_layer.trained import TrainingResult
 
 TASK = ("bits", "omega", "beta", "length", "support")
 PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
@@ -107,28 +104,4 @@ def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> 
             bayes_loss=result.bayes_loss,
         )
         return
-    click.echo(title(result.glance().what))
-    click.echo(_table(result))
-    click.echo(
-        "Bayes: the best rule on the same contexts; eq. 5.1: the model with that memory as its W_V"
-    )
-    click.echo(f"best learning rate, by mean accuracy over the seeds: {best:g}")
-    click.echo(files_written(out, written))
-
-
-def _table(result: TrainingResult) -> str:
-    from hijacklens.results.glance import interval, share, table
-
-    rows = [
-        (
-            f"{row['lr']:g}",
-            f"{row['seed']:g}",
-            interval(row["accuracy"], row["accuracy_low"], row["accuracy_high"]),
-            share(row["bayes_accuracy"]),
-            share(row["constructed_accuracy"]),
-            f"{row['loss']:.3f}",
-        )
-        for row in result.summary().to_dict("records")
-    ]
-    header = ("lr", "seed", "accuracy", "Bayes", "eq. 5.1", "loss (nats)")
-    return table(header, rows, left="rrlrrr")
+    show(result.glance(), files_written(out, written))

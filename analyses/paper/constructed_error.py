@@ -29,7 +29,7 @@ from analyses.reproduction.check import above, below, exact, highest, lowest, ne
 from analyses.reproduction.drawing import draw_errors, intervals
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
-from hijacklens.one_layer import bayes, memory, population
+from hijacklens.one_layer import evaluation, memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.statistics import Interval
@@ -90,7 +90,7 @@ def error_by_length(settings: ErrorSettings, bench: Workbench) -> pd.DataFrame:
             information, apart = chernoff_information(task), label_divergence(task)
             for length in settings.lengths:
                 sized = ConceptTask(bits=bits, omega=omega, beta=settings.beta, length=length)
-                right = bayes.accuracy(
+                right = evaluation.accuracy(
                     model.last_logits,
                     sized,
                     contexts_count=settings.contexts,
@@ -110,7 +110,7 @@ def error_by_length(settings: ErrorSettings, bench: Workbench) -> pd.DataFrame:
                         "information": information,
                         "divergence": apart,
                         "margin": _margin(task, model),
-                        "closed_margin": population.margin(population.construction_logits(task)),
+                        "closed_margin": memory.margin(memory.construction_logits(task)),
                     }
                 )
     return pd.DataFrame(rows)
@@ -177,7 +177,7 @@ def lemma_errors(settings: LemmaSettings, bench: Workbench) -> pd.DataFrame:
             plain = built.with_value(memory.identity(task.vocab))
             for name, model in (("constructed", built), ("identity", plain)):
                 for ties in ("label", "split"):
-                    right = bayes.accuracy(
+                    right = evaluation.accuracy(
                         model.last_logits,
                         task,
                         contexts_count=settings.contexts,

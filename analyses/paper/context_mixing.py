@@ -23,9 +23,8 @@ from analyses.reproduction.drawing import OVER_SEEDS
 from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, best_rows
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
-from hijacklens.one_layer import bayes, memory
-from hijacklens.one_layer.bayes import BayesRule
-from hijacklens.one_layer.evaluation import answers
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.evaluation import BayesRule, answers, hits
 from hijacklens.one_layer.model import OneLayerTransformer
 
 WAYS = ("trained", "constructed", "Bayes")
@@ -72,8 +71,8 @@ def mixed(settings: MixingSettings, bench: Workbench) -> pd.DataFrame:
                 )
                 for way, scores_of in ways.items():
                     scores = scores_of(contexts.tokens)
-                    first = float(bayes.hits(scores, contexts.first).mean())
-                    second = float(bayes.hits(scores, contexts.second).mean())
+                    first = float(hits(scores, contexts.first).mean())
+                    second = float(hits(scores, contexts.second).mean())
                     rows.append(
                         {
                             "bits": bits,

@@ -35,7 +35,7 @@ from analyses.reproduction.check import above, below, exact, near
 from analyses.reproduction.drawing import draw_errors
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
-from hijacklens.one_layer import bayes, memory, population
+from hijacklens.one_layer import evaluation, memory
 from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.embeddings import hamming_geometry
 from hijacklens.one_layer.model import OneLayerTransformer
@@ -86,7 +86,7 @@ def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
             b0 = b + ratio * a
             gram = gram_matrix(bits, a=a, b=b, b0=b0)
             written = (chance @ gram @ adjacency @ gram)[0]
-            by_distance = population.geometry_logits(task, a=a, b=b, b0=b0)
+            by_distance = memory.geometry_logits(task, a=a, b=b, b0=b0)
             values = torch.linalg.eigvalsh(gram)
             feasible = bool(values[0] > -NEGATIVE * values[-1])
             row = {
@@ -97,8 +97,8 @@ def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
                 "b0": b0,
                 "ratio": ratio,
                 "feasible": feasible,
-                "margin": population.margin(by_distance),
-                "scaled_margin": population.margin(by_distance) / a**2,
+                "margin": memory.margin(by_distance),
+                "scaled_margin": memory.margin(by_distance) / a**2,
                 "walsh_gap": _gap(by_distance[task.hamming()[0]], written),
             }
             if not feasible:
@@ -109,7 +109,7 @@ def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
             own = memory.uniform_logits(chance, W_E=weights.W_E, W_V=weights.W_V)[0]
             row["model_gap"] = _gap(own.detach(), written)
             for length in settings.lengths:
-                right = bayes.accuracy(
+                right = evaluation.accuracy(
                     model.last_logits,
                     ConceptTask(bits=bits, omega=settings.omega, beta=beta, length=length),
                     contexts_count=settings.contexts,

@@ -36,9 +36,9 @@ from analyses.reproduction.drawing import OVER_SEEDS
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.bayes import BayesRule
 from hijacklens.one_layer.checkpoint import Checkpoint
 from hijacklens.one_layer.embeddings import gaussian_embedding
+from hijacklens.one_layer.evaluation import BayesRule
 from hijacklens.one_layer.stacked_runs import generator_for
 from hijacklens.one_layer.task import ConceptTask, token_counts
 from hijacklens.progress import bar

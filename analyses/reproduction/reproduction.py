@@ -25,7 +25,7 @@ from hijacklens.errors import unknown
 from hijacklens.facts.fact import FactSet
 from hijacklens.one_layer.recipe import OUR_DEFAULTS
 from hijacklens.renamed import with_new_names
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import STATE, Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 
@@ -70,13 +70,20 @@ class Reproduction(Result):
         return self.analysis.draw(self.table, self.settings)
 
     def glance(self) -> Glance:
-        """The checks with their numbers."""
-        rows = tuple((o.claim, f"{o.value:.4g}", o.allowed, o.state) for o in self.outcomes)
-        entry = self.analysis.entry
+        """The checks with their numbers; remarks say why a check is open."""
+        entry, seed = self.analysis.entry, self.provenance.seed
+        drawn = f", seed {seed}" if seed is not None else ""
+        columns = {
+            STATE: "{state}",
+            "claim": "{claim}",
+            "measured": "{value:.4g} [{low:.4g}, {high:.4g}]",
+            "allowed": "{allowed}",
+        }
         return Glance(
-            f"{entry.id}, {entry.reference}: {entry.title} · scale {self.scale}",
-            ("claim", "measured", "allowed", "state"),
-            rows,
+            f"{entry.id} · {entry.reference} · {entry.title} "
+            f"(scale {self.scale}, {self.seconds:.0f} s{drawn})",
+            (Grid.of(map(asdict, self.outcomes), columns),),
+            tuple(f"{check.state}: {check.remark}" for check in self.outcomes if check.remark),
             ("checks", "to_dataframe()", "plot()", "save(folder)"),
         )
 

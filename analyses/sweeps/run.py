@@ -35,7 +35,7 @@ from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.one_layer.training import train
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.renamed import renamed
-from hijacklens.results.glance import Glance, share
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result, load_result
 from hijacklens.scoring.execution import Execution
@@ -96,18 +96,23 @@ class SweepResult(Result):
         return figure
 
     def glance(self) -> Glance:
-        """How many cells there are, and the span of what each kind gives."""
+        """The number of cells, and the range of the main measure of each kind."""
         rows = []
-        for kind, name in (("scoring", "efficacy"), ("training", "accuracy")):
-            of = self.table.loc[self.table["kind"] == kind] if len(self.table) else self.table
-            if len(of):
-                ends = f"{share(of[name].min())} to {share(of[name].max())}"
-                rows.append((kind, str(of["cell"].nunique()), name, ends))
+        for kind, measure in (("scoring", "efficacy"), ("training", "accuracy")):
+            cells = self.table.loc[self.table["kind"] == kind] if len(self.table) else self.table
+            if len(cells):
+                ends = {"low": cells[measure].min(), "high": cells[measure].max()}
+                rows.append({"kind": kind, "n": cells["cell"].nunique(), "of": measure, **ends})
+        columns = {
+            "kind": "{kind}",
+            "cells": "{n:d}",
+            "measure": "{of}",
+            "from ... to": "{low:fraction} to {high:fraction}",
+        }
         return Glance(
             f"{len(self.settings['cells'])} cells, {len(self.failed)} of them failed",
-            ("kind", "cells", "measure", "from ... to"),
-            tuple(rows),
-            ("to_dataframe()", "failed", "plot()"),
+            (Grid.of(rows, columns),) if rows else (),
+            steps=("to_dataframe()", "failed", "plot()"),
         )
 
     def configuration(self) -> dict[str, Any]:

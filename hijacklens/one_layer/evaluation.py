@@ -1,93 +1,232 @@
-"""Accuracy and loss on fresh contexts, of several ways to answer them, on the same contexts.
+"""Answers to fresh contexts: the exact posterior, models, and how often either is right.
 
-A way to answer is a function from tokens [batch, pos] to scores [batch, vocab]: a model, a model
-with another W_V, or the exact posterior. Its answer is the highest score, ties split evenly; its
-loss is the cross-entropy of the scores, in nats.
+Given a context x of the task, with a uniform prior over labels,
 
-Cost: that of the functions, in blocks of 4,096 contexts.
+    log p(y | x)  =  sum_{l < L} log p(x_l | y)  +  log pi(x_L | y)  -  log p(x) + constant
 
->>> from hijacklens.one_layer.bayes import BayesRule
->>> from hijacklens.one_layer.task import ConceptTask
->>> task = ConceptTask(bits=3, length=64)
->>> draw = torch.Generator().manual_seed(0)
->>> evaluate({"bayes": BayesRule(task)}, task, draw, count=512)["bayes"].accuracy.value > 0.9
-True
+in nats: the last token counts as informative, the others as noisy (reference page, 3.1 and 7.2).
+Positions do not matter, so the sum is a product of token counts with the table of log p: batch V^2
+operations, O(batch V) memory, whatever L. No rule is right more often than the largest posterior.
+
+The answer to a context is the token of the largest score; scores within `tolerance` of the largest
+share it. Where n tokens tie, `"split"` gives the context 1/n of a hit if the label is one of them
+(the expectation of a fair draw), and `"label"` a full hit, which is the reading of Lemma 2.
+
+>>> task = ConceptTask(bits=5, length=64)
+>>> print(bayes_accuracy(task, contexts_count=4096, generator=torch.Generator().manual_seed(0)))
+0.9... [0.9..., 0.9...]
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hijacklens.errors import InputError
-from hijacklens.one_layer.bayes import TIE_NATS, hits
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.spans import layout as context_layout
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.spans import layout
+from hijacklens.one_layer.task import ConceptTask, Contexts, token_counts
 from hijacklens.probe import Probe, check_probes, logits_at, spans_of
 from hijacklens.statistics import Interval, share
 
+Ties = Literal["split", "label"]
+Name = TypeVar("Name", bound=Hashable)
+
+CHUNK = 1 << 22
+"""Largest number of entries of a [batch, vocab] or [batch, pos] tensor in `accuracy`."""
 BLOCK = 4096
-"""Contexts scored at a time, which bounds the memory."""
+"""Contexts that `evaluate` scores at a time, which bounds its device memory."""
 HOOKED_BLOCK = 256
 """Contexts that go through hooks at a time: their patterns are [batch, pos, pos]."""
+TIE_NATS = 1e-9
+"""Log posteriors this close are equal: they are sums of the same terms, in another order."""
 
-Name = TypeVar("Name", bound=Hashable)
+
+class BayesRule:
+    """The exact log posterior of a task as a function of tokens; holds its V x V tables.
+
+    Args:
+        task: The task that the contexts come from.
+        device: Device of the tables and of the contexts.
+    """
+
+    def __init__(self, task: ConceptTask, *, device: torch.device | str | None = None) -> None:
+        self.task = task
+        # [token, label], so that counts multiply from the left.
+        noisy = task.token_distribution().T.contiguous().to(device)
+        # Without noise some tokens are impossible; with it none is.
+        self._impossible = (noisy == 0).double() if task.omega == 1 else None
+        self._log_noisy = noisy.log().masked_fill(noisy == 0, 0.0)
+        self._log_last = task.informative().T.contiguous().to(device).log()
+
+    def __call__(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
+        """Return the log posterior in nats, float64; -inf for labels that cannot give the context.
+
+        Raises:
+            InputError: No label of the task can give one of the contexts.
+        """
+        counts = token_counts(tokens[:, :-1], self.task.vocab, dtype=torch.float64)
+        scores = counts @ self._log_noisy
+        if self._impossible is not None:  # apart from the sum, since 0 * -inf is not 0
+            scores.masked_fill_(counts @ self._impossible > 0, -torch.inf)
+        scores += self._log_last[tokens[:, -1]]
+        impossible = (scores == -torch.inf).all(1).nonzero().flatten()
+        if len(impossible):
+            raise InputError(
+                f"context {int(impossible[0])} has probability 0 under every label of "
+                f"{self.task!r}: its last token must be in the support of a label"
+                f"{', and so must all its tokens, as omega is 1' if self.task.omega == 1 else ''}."
+                " Was it drawn from another task, or mixed from two labels?"
+            )
+        return scores.log_softmax(1)
+
+
+def log_posterior(
+    task: ConceptTask, tokens: Int[Tensor, "batch pos"]
+) -> Float[Tensor, "batch vocab"]:
+    """Return the log posterior in nats for contexts of the task (not for mixed ones), in float64.
+
+    For many batches make one `BayesRule` and call it.
+    """
+    return BayesRule(task, device=tokens.device)(tokens)
+
+
+def hits(
+    scores: Float[Tensor, "*axes batch vocab"],
+    labels: Int[Tensor, "*axes batch"],
+    *,
+    ties: Ties = "split",
+    tolerance: float = 0.0,
+) -> Float[Tensor, "*axes batch"]:
+    """Return whether the label has the largest score: 1, 0, or a fraction for a tie.
+
+    Args:
+        scores: Logits or any other scores.
+        labels: The right answers.
+        ties: See the module.
+        tolerance: How far below the largest score a token still ties with it.
+
+    Returns:
+        float64 in [0, 1]. A row with a NaN counts as wrong.
+    """
+    best = scores.amax(-1, keepdim=True) - tolerance
+    tied = scores >= best
+    hit = tied.gather(-1, labels[..., None])[..., 0].double()
+    return hit if ties == "label" else hit / tied.sum(-1).clamp(min=1)
+
+
+def accuracy(
+    scores_of: Callable[[Tensor], Tensor],
+    task: ConceptTask,
+    *,
+    contexts_count: int,
+    generator: torch.Generator,
+    ties: Ties = "split",
+    tolerance: float = 0.0,
+) -> Interval:
+    """Return the fraction of fresh contexts on which the largest score is the label's.
+
+    Contexts are drawn and scored in chunks, so that memory stays bounded (32 MiB per float64
+    tensor). The same generator state gives the same contexts, whatever is scored.
+
+    Args:
+        scores_of: Tokens [batch, pos] -> scores [batch, vocab], e.g. last-position logits.
+        task: The task that the contexts are drawn from.
+        contexts_count: Number of contexts.
+        generator: Source of the contexts; `scores_of` gets them on its device.
+        ties: See the module.
+        tolerance: See `hits`.
+
+    Returns:
+        The fraction and its 95% Wilson interval.
+
+    Raises:
+        InputError: `contexts_count` is below 1.
+    """
+    if contexts_count < 1:
+        raise InputError(f"contexts_count must be at least 1, got {contexts_count!r}.")
+    chunk = max(1, CHUNK // max(task.vocab, task.length))
+    correct = 0.0
+    for contexts in _fresh(task, generator, contexts_count, chunk):
+        with torch.no_grad():
+            scores = scores_of(contexts.tokens)
+        correct += float(hits(scores, contexts.labels, ties=ties, tolerance=tolerance).sum())
+    # Fractions of ties, added up, can exceed the count by a rounding error.
+    return share(min(correct, contexts_count), contexts_count)
+
+
+def bayes_accuracy(
+    task: ConceptTask, *, contexts_count: int, generator: torch.Generator
+) -> Interval:
+    """Return the accuracy of the Bayes rule, the best of any rule, with ties split evenly.
+
+    Cost: contexts_count V^2 operations; 32 MiB per temporary at any size, plus tables of V^2.
+    """
+    rule = BayesRule(task, device=generator.device)
+    return accuracy(
+        rule, task, contexts_count=contexts_count, generator=generator, tolerance=TIE_NATS
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well one way of answering did."""
+    """How well one answerer did."""
 
     accuracy: Interval
-    """Share of right answers with its 95% Wilson interval; ties split evenly."""
+    """Fraction of right answers with its 95% Wilson interval; ties split evenly."""
     loss: float
     """Mean cross-entropy of the label, in nats."""
 
 
 def evaluate(
-    ways: Mapping[Name, Callable[[Tensor], Tensor]],
+    answerers: Mapping[Name, Callable[[Tensor], Tensor]],
     task: ConceptTask,
     generator: torch.Generator,
     *,
     count: int,
 ) -> dict[Name, Score]:
-    """Score every way of answering on the same fresh contexts.
+    """Score several answerers on the same fresh contexts.
 
     Args:
-        ways: Name -> tokens [batch, pos] to scores [batch, vocab].
-        task: What the contexts are drawn from.
-        generator: Where they come from; the functions get them on its device.
-        count: How many contexts.
+        answerers: Name -> a function from tokens [batch, pos] to scores [batch, vocab]: a model
+            (see `answers`), or the exact posterior.
+        task: The task that the contexts are drawn from.
+        generator: Source of the contexts; the functions get them on its device.
+        count: Number of contexts.
 
     Raises:
         InputError: `count` is below 1.
     """
     if count < 1:
         raise InputError(f"evaluation is {count}; give at least 1 context to evaluate on.")
-    right, loss = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
-    for start in range(0, count, BLOCK):
-        contexts = task.sample(min(BLOCK, count - start), generator)
-        for name, scores_of in ways.items():
+    right, loss = dict.fromkeys(answerers, 0.0), dict.fromkeys(answerers, 0.0)
+    for contexts in _fresh(task, generator, count, BLOCK):
+        for name, scores_of in answerers.items():
             with torch.no_grad():
                 scores = scores_of(contexts.tokens)
             # The tolerance is for log posteriors, whose ties are sums in another order.
             right[name] += float(hits(scores, contexts.labels, tolerance=TIE_NATS).sum())
             loss[name] += float(cross_entropy(scores, contexts.labels, reduction="sum"))
-    return {name: Score(interval(right[name], count), loss[name] / count) for name in ways}
+    scores_by_name = {}
+    for name in answerers:
+        ends = share(round(right[name]), count)  # of the nearest whole number of right answers
+        interval = Interval(right[name] / count, ends.low, ends.high)
+        scores_by_name[name] = Score(interval, loss[name] / count)
+    return scores_by_name
 
 
 def answers(
     model: OneLayerTransformer, task: ConceptTask, *, probes: Sequence[Probe] = ()
 ) -> Callable[[Tensor], Tensor]:
-    """The way in which a model answers: tokens [batch, pos] to last-position logits, on the CPU.
+    """Return the model's answerer: tokens [batch, pos] to last-position logits, on the CPU.
 
-    With probes it runs with hooks; without, through the tables of `last_logits`.
+    With probes the model runs with hooks; without, through the tables of `last_logits`.
     """
     pointed = check_probes(probes)
     spans = spans_of(pointed)
@@ -96,18 +235,20 @@ def answers(
         return model.last_logits(tokens.to(model.W_E.device)).cpu()
 
     def probed_scores(tokens: Tensor) -> Tensor:
-        found = []
+        blocks = []
         for block in tokens.to(model.W_E.device).split(HOOKED_BLOCK):
             rows = torch.arange(len(block), device=block.device)
             last = torch.full_like(rows, block.shape[1] - 1)
-            where = context_layout(task, block, spans=spans)
-            found.append(logits_at(model, where, rows, last, probes=pointed).cpu())
-        return torch.cat(found)
+            context_layout = layout(task, block, spans=spans)
+            blocks.append(logits_at(model, context_layout, rows, last, probes=pointed).cpu())
+        return torch.cat(blocks)
 
     return probed_scores if pointed else scores
 
 
-def interval(right: float, count: int) -> Interval:
-    """An accuracy with its interval, which is that of the nearest whole number of right answers."""
-    ends = share(round(right), count)
-    return Interval(right / count, ends.low, ends.high)
+def _fresh(
+    task: ConceptTask, generator: torch.Generator, count: int, block: int
+) -> Iterator[Contexts]:
+    """Draw fresh contexts in blocks."""
+    for start in range(0, count, block):
+        yield task.sample(min(block, count - start), generator)

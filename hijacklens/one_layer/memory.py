@@ -1,4 +1,4 @@
-"""Value matrices that are associative memories by construction, and the logits they give.
+"""The associative memory of equation 5.1 as a value matrix, and the logits it gives.
 
 Section 5 of the paper. All matrices here act on row vectors, as in TransformerLens: embeddings
 are the rows of W_E [vocab, d_model] and a value is `x @ W_V`. The paper writes tokens as columns,
@@ -8,48 +8,51 @@ so its W_V is the transpose of ours. Its equation 5.1,
     A[t, t'] = 1 if t' is in N(t) at Hamming distance 1,
 
 is W_E^T A^T W_E here: a context token t' votes for every t that has it as a neighbour. For the
-named supports A is symmetric and the two are equal; for a rule of your own they need not be.
+named supports A is symmetric and the two are equal; for a user's rule they need not be. The scale
+of W_V does not change the argmax of the logits, but it does change the cross-entropy.
 
-A scale of W_V does not change the argmax of the logits, but it does change the cross-entropy.
+Population logits are those of uniform attention as L goes to infinity. Their closed forms hold for
+the support of all other tokens, where they depend on the Hamming distance k from the label alone:
+vectors [distance] over k = 0..m, in float64, with q = exp(-1/beta) and Z = (1+q)^m - 1.
 
->>> import torch
->>> from hijacklens.one_layer.task import ConceptTask
->>> task = ConceptTask(bits=3, omega=1.0)
+>>> task = ConceptTask(bits=5, omega=1.0)
 >>> weights = theorem_1(task)
 >>> logits = uniform_logits(task.token_distribution(), W_E=weights.W_E, W_V=weights.W_V)
->>> bool((logits.argmax(1) == torch.arange(8)).all())
-True
+>>> round(float(logits[7, 7]), 3), round(margin(construction_logits(task)), 3)
+(0.485, 0.252)
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.errors import InputError
+from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.architecture import OneLayerWeights
-from hijacklens.one_layer.embeddings import orthonormal
+from hijacklens.one_layer.embeddings import gram_eigenvalues, orthonormal
 from hijacklens.one_layer.task import ConceptTask
 
 
 def constructed(
     embedding: Float[Tensor, "vocab d_model"], task: ConceptTask
 ) -> Float[Tensor, "d_model d_model"]:
-    """The memory of equation 5.1, W_E^T A^T W_E on row vectors, unscaled as in the paper.
+    """Return the memory of equation 5.1, W_E^T A^T W_E on row vectors, unscaled as in the paper.
 
     Raises:
         InputError: The embedding has another number of tokens than the task, or no token of the
             task has a neighbour at Hamming distance 1.
     """
-    _check_tokens(embedding, task)
-    return _lookup(embedding, _near(task).to(embedding))
+    return embedding.T @ (_near(embedding, task).to(embedding).T @ embedding)
 
 
 def random(
     embedding: Float[Tensor, "vocab d_model"], task: ConceptTask, generator: torch.Generator
 ) -> Float[Tensor, "d_model d_model"]:
-    """The random memory of figures C.2 and C.3: equation 5.1 with partners drawn by chance.
+    """Return the random memory of figures C.2 and C.3: equation 5.1 with random partners.
 
     Each token t keeps as many partners as it has neighbours in N1(t), drawn uniformly from all
     tokens with replacement. Nothing is excluded, neither t nor its true neighbours; the paper's
@@ -58,60 +61,23 @@ def random(
     Raises:
         InputError: As for `constructed`.
     """
-    _check_tokens(embedding, task)
-    source = _near(task).nonzero()[:, 0].to(generator.device)
-    partner = torch.randint(task.vocab, source.shape, generator=generator, device=generator.device)
-    pairs = torch.zeros(task.vocab * task.vocab, dtype=embedding.dtype, device=generator.device)
-    ones = torch.ones(source.shape, dtype=embedding.dtype, device=generator.device)
-    pairs.index_add_(0, source * task.vocab + partner, ones)
-    return _lookup(embedding, pairs.view(task.vocab, task.vocab).to(embedding.device))
+    token = _near(embedding, task).nonzero()[:, 0].to(generator.device)
+    partner = torch.randint(task.vocab, token.shape, generator=generator, device=generator.device)
+    pairs = torch.bincount(token * task.vocab + partner, minlength=task.vocab**2)
+    return embedding.T @ (pairs.view(task.vocab, task.vocab).to(embedding).T @ embedding)
 
 
 def identity(
     d_model: int, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "d_model d_model"]:
-    """No memory: values are the embeddings themselves (figures 3a, C.1, C.6, Theorem 3)."""
+    """Return the value matrix without memory: values are the embeddings (figures 3a, C.1, C.6)."""
     return torch.eye(d_model, dtype=dtype)
-
-
-def gaussian(
-    d_model: int,
-    generator: torch.Generator,
-    *,
-    scale: float | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Float[Tensor, "d_model d_model"]:
-    """Independent Gaussian entries of standard deviation `scale`, 1 / sqrt(d_model) if not given.
-
-    They are drawn in float64, so that all types start alike.
-    """
-    values = torch.randn(
-        d_model, d_model, generator=generator, device=generator.device, dtype=torch.float64
-    )
-    return (values * (d_model**-0.5 if scale is None else scale)).to(dtype)
-
-
-def low_rank(
-    matrix: Float[Tensor, "*axes rows columns"], rank: int
-) -> Float[Tensor, "*axes rows columns"]:
-    """The best approximation of a matrix by one of rank at most `rank` (its truncated SVD).
-
-    Raises:
-        InputError: `rank` is below 1 or above the smaller side of the matrix.
-    """
-    largest = min(matrix.shape[-2:])
-    if not 1 <= rank <= largest:
-        raise InputError(
-            f"rank must lie in 1..{largest} for a matrix {list(matrix.shape)}, got {rank!r}."
-        )
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return (left[..., :rank] * values[..., None, :rank]) @ right[..., :rank, :]
 
 
 def matched(
     matrix: Float[Tensor, "rows columns"], like: Float[Tensor, "rows columns"]
 ) -> Float[Tensor, "rows columns"]:
-    """The matrix rescaled to the Frobenius norm of another (the argmax of the logits stays).
+    """Rescale a matrix to the Frobenius norm of another; the argmax of the logits stays.
 
     Raises:
         InputError: The matrix is zero, so that no factor gives it a norm.
@@ -129,24 +95,22 @@ def theorem_1(
     generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> OneLayerWeights:
-    """The model of Theorem 1: orthonormal W_E, W_V of equation 5.1, W_Q = W_K = 0.
+    """Return the model of Theorem 1: orthonormal W_E, W_V of equation 5.1, W_Q = W_K = 0.
 
     Zero scores make attention uniform. For omega = 1, at least 3 bits and the support of all other
     tokens its error falls below any bound as L grows; the model can be made for any task.
 
     Args:
         task: The task it solves.
-        d_model: Width, at least the vocabulary; the vocabulary if not given.
-        generator: For a random frame in place of unit vectors (see `embeddings.orthonormal`).
+        d_model: Width, at least the vocabulary; None for the vocabulary.
+        generator: For a random frame instead of unit vectors (see `embeddings.orthonormal`).
         dtype: Type of the weights.
 
     Raises:
         InputError: `d_model` is below the vocabulary, or as for `constructed`.
     """
-    W_E = orthonormal(
-        task.vocab, task.vocab if d_model is None else d_model, generator, dtype=dtype
-    )
-    width = W_E.shape[1]
+    width = task.vocab if d_model is None else d_model
+    W_E = orthonormal(task.vocab, width, generator, dtype=dtype)
     zero = torch.zeros(width, width, dtype=dtype, device=W_E.device)
     return OneLayerWeights(W_E=W_E, W_Q=zero, W_K=zero.clone(), W_V=constructed(W_E, task))
 
@@ -157,7 +121,7 @@ def uniform_logits(
     W_E: Float[Tensor, "vocab d_model"],
     W_V: Float[Tensor, "d_model d_model"],
 ) -> Float[Tensor, "batch vocab"]:
-    """Logits at the last position under uniform attention: counts / L @ (W_E W_V W_E^T).
+    """Return the logits at the last position under uniform attention, counts / L W_E W_V W_E^T.
 
     Args:
         counts: How often each token occurs in the context (`task.token_counts`); or, for
@@ -174,8 +138,69 @@ def uniform_logits(
     return ((counts @ W_E) @ W_V) @ W_E.T / counts.sum(1, keepdim=True)
 
 
-def _near(task: ConceptTask) -> Tensor:
-    """A[t, t'] of equation 5.1, as booleans."""
+def construction_logits(task: ConceptTask) -> Float[Tensor, " distance"]:
+    """Return the population logits of Theorem 1 by distance from the label (reference page, 7.1).
+
+        k = 0:   m q / Z
+        k = 1:   (m-1) q^2 / Z
+        k >= 2:  (k q^(k-1) + (m-k) q^(k+1)) / Z
+
+    With noise they are multiplied by omega, and m (1 - omega) / V is added to all: the order of
+    the tokens does not change.
+
+    Raises:
+        InputError: The support of the task is not `"all"`.
+    """
+    q, per_z = _constants(task)
+    m = task.bits
+    logits = [m * per_z, (m - 1) * q * per_z]
+    logits += [(k * q ** (k - 2) + (m - k) * q**k) * per_z for k in range(2, m + 1)]
+    informative = torch.tensor(logits, dtype=torch.float64)
+    return task.omega * informative + m * (1 - task.omega) / task.vocab
+
+
+def geometry_logits(
+    task: ConceptTask, *, a: float, b: float, b0: float
+) -> Float[Tensor, " distance"]:
+    """Return the population logits by distance from the label, W_E of equation 5.2 (Theorem 4).
+
+    They are G A G p(. | y), G the Gram matrix and A the adjacency of the hypercube. All three are
+    diagonal in the Walsh basis, which makes this a sum over levels (reference page, 7.4):
+
+        logit(k) = 2^-m sum_j K_j(k) g_j^2 (m - 2j) p_j,   p_j = omega pi_j + (1 - omega) [j = 0],
+        pi_j = ((1+q)^(m-j) (1-q)^j - 1) / Z
+
+    Exact for any a, b and b0, positive semidefinite or not. a = b = 0 and b0 = 1 are orthonormal
+    embeddings.
+
+    Raises:
+        InputError: The support of the task is not `"all"`.
+    """
+    q, per_z = _constants(task)
+    m = task.bits
+    polynomial = hypercube.krawtchouk(m)
+    # (1+q)^(m-j) (1-q)^j = sum_i K_i(j) q^i. Dropping i = 0 is the -1, and one q goes into per_z,
+    # so that nothing cancels or underflows for a small beta.
+    powers = q ** torch.arange(m, dtype=torch.float64)
+    levels = task.omega * per_z * (powers @ polynomial[1:])
+    levels[0] += 1 - task.omega
+    adjacency = m - 2 * torch.arange(m + 1, dtype=torch.float64)
+    gram = gram_eigenvalues(m, a=a, b=b, b0=b0).levels()
+    return (gram**2 * adjacency * levels) @ polynomial / task.vocab
+
+
+def margin(logits: Float[Tensor, " distance"]) -> float:
+    """Return the logit of the label minus the largest other: above 0 the construction works."""
+    return float(logits[0] - logits[1:].max())
+
+
+def _near(embedding: Tensor, task: ConceptTask) -> Tensor:
+    """Return A[t, t'] of equation 5.1, as booleans, if the embedding has the task's tokens."""
+    if len(embedding) != task.vocab:
+        raise InputError(
+            f"the embedding has {len(embedding)} rows, and the task with bits={task.bits} has "
+            f"{task.vocab} tokens: one row per token is needed."
+        )
     near = task.neighbours() & (task.hamming() == 1)
     if not near.any():
         raise InputError(
@@ -185,14 +210,15 @@ def _near(task: ConceptTask) -> Tensor:
     return near
 
 
-def _lookup(embedding: Tensor, pairs: Tensor) -> Tensor:
-    """The sum over t, t' of pairs[t, t'] outer(W_E(t'), W_E(t)): on row vectors, t' looks up t."""
-    return embedding.T @ (pairs.T @ embedding)
-
-
-def _check_tokens(embedding: Tensor, task: ConceptTask) -> None:
-    if len(embedding) != task.vocab:
+def _constants(task: ConceptTask) -> tuple[float, float]:
+    """Return the constants q and q / Z."""
+    if task.support_name != "all":
         raise InputError(
-            f"the embedding has {len(embedding)} rows, and the task with bits={task.bits} has "
-            f"{task.vocab} tokens: one row per token is needed."
+            f"the closed forms are for the support 'all', and the task has {task.support_name!r}. "
+            "For any support, memory.uniform_logits(task.token_distribution(), ...) gives the "
+            "population logits."
         )
+    q = math.exp(-1 / task.beta)
+    # Z / q as a polynomial, so that it is 1 / m, not 0 / 0, where q underflows.
+    z_per_q = sum(math.comb(task.bits, k) * q ** (k - 1) for k in range(1, task.bits + 1))
+    return q, 1 / z_per_q

@@ -9,8 +9,7 @@ holds z itself, and
 
 A context of length L has a uniform label z, tokens 1..L-1 from p(. | z) and token L from
 pi(. | z): the last token is never noise, and the label occurs only through the noise.
-
-Sampling costs O(batch L) time and memory: one 32-bit random integer per token (see `alias`).
+Sampling costs O(batch L) time and memory: one 32-bit random integer per token (see `sampling`).
 
 >>> task = ConceptTask(bits=5, omega=0.5, beta=1.0, length=64)
 >>> task.vocab
@@ -24,19 +23,23 @@ True
 
 from __future__ import annotations
 
+import base64
+import binascii
 import math
 import operator
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hijacklens.errors import InputError, unknown
-from hijacklens.one_layer import hypercube, sampling
-from hijacklens.one_layer.sampling import AliasTable, Support
+from hijacklens.errors import InputError, shown, unknown
+from hijacklens.one_layer import hypercube
+from hijacklens.one_layer.sampling import AliasTable
 
 MAX_BITS = 12
 """Tables over the vocabulary are V x V: 128 MiB in float64 at 12 bits."""
@@ -47,7 +50,21 @@ _NUMBERS: Mapping[str, Callable[[Any], float]] = {
     "beta": float,
     "length": operator.index,
 }
-"""The numbers of a task, with what makes a plain Python number of them (NumPy's are no JSON)."""
+"""The numbers of a task, with the conversion to plain Python numbers (NumPy's are not JSON)."""
+
+Support: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Tensor
+"""A user's support: a rule (a, b) -> "b is in N(a)", or its boolean matrix [vocab, vocab]."""
+
+SUPPORTS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "all": lambda difference, bits: difference != 0,
+    "hamming-1": lambda difference, bits: difference & (difference - 1) == 0,
+    "first-bit": lambda difference, bits: difference >> (bits - 1) == 0,
+    "first-two-bits": lambda difference, bits: difference >> max(bits - 2, 0) == 0,
+}
+"""The named supports, as rules on a xor b; a itself is taken out afterwards.
+
+Because they depend on a xor b alone, all labels share one distribution of `token xor label`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +81,9 @@ class MixedContexts:
 
     tokens: Int[Tensor, "batch pos"]
     first: Int[Tensor, " batch"]
-    """The label that tokens come from unless they are swapped (the paper's true target)."""
+    """The label of the tokens that are not swapped (the paper's true target)."""
     second: Int[Tensor, " batch"]
-    """The label that each token comes from with probability `rate` (the false target)."""
+    """The label of a token with probability `rate` (the false target)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +91,19 @@ class ConceptTask:
     """The latent concept association task.
 
     The defaults omega = 0.5, beta = 1, length = 256 and all other tokens as support are ours: the
-    paper's are recalled, not confirmed. Tasks are equal if their numbers are and the name of their
-    support, or the matrix of their rule.
+    paper's are recalled, not confirmed. Tasks are equal if their numbers and the name of their
+    support, or the matrix of their rule, are equal.
 
     Args:
         bits: m, from 1 to 12; the vocabulary has 2^m tokens.
-        omega: Share of informative tokens, from 0 (noise alone) to 1 (no noise).
+        omega: Fraction of informative tokens, from 0 (noise alone) to 1 (no noise).
         beta: Temperature of the informative distribution, above 0, in units of Hamming distance.
         length: L, the number of tokens of a context, at least 1.
         support: N(z), which never holds z. `"all"` other tokens, the `"hamming-1"` neighbours, the
-            tokens with the same `"first-bit"` z_1 or `"first-two-bits"` z_1, z_2; or a rule of
-            your own, called once with tokens a [vocab, 1] and b [1, vocab] and giving whether b is
-            in N(a); or that as a boolean matrix [vocab, vocab], N(a) in row a. Whether z is in its
-            own support by your rule does not matter: it is taken out.
+            tokens with the same `"first-bit"` z_1 or `"first-two-bits"` z_1, z_2; or your own
+            rule, called once with tokens a [vocab, 1] and b [1, vocab], that returns whether b is
+            in N(a); or the same as a boolean matrix [vocab, vocab], N(a) in row a. Your rule may
+            put z into N(z) or not: z is always taken out.
 
     Raises:
         InputError: A parameter outside its range, an unknown support, a rule whose answer is not
@@ -99,12 +116,12 @@ class ConceptTask:
     length: int = 256
     support: str | Support = field(default="all", compare=False)
     _rule: str = field(init=False, repr=False)
-    """The support as text, a name or a packed matrix: what is compared and saved."""
+    """The support as text, a name or a packed matrix, which is compared and saved."""
     _matrix: Tensor | None = field(init=False, repr=False, compare=False)
-    """The support of a user, evaluated; None for a named one."""
+    """The evaluated support of a user; None for a named one."""
     _tables: dict[torch.device, AliasTable] = field(init=False, repr=False, compare=False)
-    """Device -> the table that tokens are drawn with. Its first half holds p, its second half pi:
-    a row per label, or a single row of `token xor label` where all labels share that."""
+    """Device -> alias table. Its first half holds p, its second half pi: a row per label, or a
+    single row of `token xor label` if all labels share that distribution."""
 
     def __post_init__(self) -> None:
         for name, number in _NUMBERS.items():
@@ -120,8 +137,8 @@ class ConceptTask:
             )
         if not 0 <= self.omega <= 1:
             raise InputError(
-                f"omega must lie in [0, 1], got {self.omega!r}: it is the share of informative "
-                "tokens, and 1 - omega is the share of noise."
+                f"omega must lie in [0, 1], got {self.omega!r}: it is the fraction of "
+                "informative tokens, and 1 - omega is the fraction of noise."
             )
         if not (self.beta > 0 and math.isfinite(self.beta)):
             raise InputError(
@@ -134,18 +151,18 @@ class ConceptTask:
             )
         if isinstance(self.support, str):
             matrix = None
-            rows = sampling.named(self.support, self.bits, rows=1)
+            rows = _named(self.support, self.bits, rows=1)
         else:
-            matrix = rows = sampling.evaluate(self.support, self.bits)
-        lonely = (~rows.any(1)).nonzero().flatten()
-        if len(lonely):
+            matrix = rows = _evaluated(self.support, self.bits)
+        empty = (~rows.any(1)).nonzero().flatten()
+        if len(empty):
             raise InputError(
                 f"the support {self.support_name!r} with bits={self.bits} leaves N(z) empty for "
-                f"z = {int(lonely[0])}: every label needs at least one other token. Use more bits "
+                f"z = {int(empty[0])}: every label needs at least one other token. Use more bits "
                 "or a wider support."
             )
         object.__setattr__(self, "_matrix", matrix)
-        rule = self.support_name if matrix is None else sampling.pack(matrix)
+        rule = self.support_name if matrix is None else _packed(matrix)
         object.__setattr__(self, "_rule", rule)
         object.__setattr__(self, "_tables", {})
 
@@ -166,22 +183,22 @@ class ConceptTask:
         return self.support if isinstance(self.support, str) else "user rule"
 
     def hamming(self) -> Int[Tensor, "vocab vocab"]:
-        """D_H between all pairs of tokens."""
+        """Return D_H between all pairs of tokens."""
         token = torch.arange(self.vocab)
         return hypercube.weight(token[:, None] ^ token, self.bits)
 
     def neighbours(self) -> Bool[Tensor, "vocab vocab"]:
-        """The support: N(z) in row z. It is symmetric for the named ones, not for every rule."""
+        """Return N(z) in row z; symmetric for the named supports, not for every rule."""
         if self._matrix is not None:
             return self._matrix.clone()
-        return sampling.named(self.support_name, self.bits)
+        return _named(self.support_name, self.bits)
 
     def informative(self) -> Float[Tensor, "vocab vocab"]:
-        """pi(. | z) in row z, in float64."""
+        """Return pi(. | z) in row z, in float64."""
         return self._informative(self.neighbours())
 
     def token_distribution(self) -> Float[Tensor, "vocab vocab"]:
-        """p(. | z) = omega pi(. | z) + (1 - omega) / V in row z, in float64."""
+        """Return p(. | z) = omega pi(. | z) + (1 - omega) / V in row z, in float64."""
         return self._with_noise(self.informative())
 
     def sample(
@@ -196,8 +213,8 @@ class ConceptTask:
         The same state of the generator gives the same contexts (on the same kind of device).
 
         Args:
-            batch: How many, at least 1.
-            generator: Where the randomness comes from, and where the contexts are made.
+            batch: Number of contexts, at least 1.
+            generator: Source of randomness; the contexts are made on its device.
             device: If given, checked against the device of the generator.
 
         Returns:
@@ -221,16 +238,16 @@ class ConceptTask:
     ) -> MixedContexts:
         """Draw contexts whose positions come from two distinct labels (figure C.13).
 
-        Each position takes the token of a context of the second label with probability `rate`,
-        and that of a context of the first one otherwise. Only the token that is taken is drawn:
-        the tokens of a context are independent given the label, so the law is the same.
+        Each position has the token of a context of the second label with probability `rate`, and
+        that of a context of the first label otherwise. Only that token is drawn: the tokens of a
+        context are independent given the label, so the distribution is the same.
 
         Args:
-            batch: How many, at least 1.
+            batch: Number of contexts, at least 1.
             rate: Mixing rate, from 0 (all tokens from the first label) to 1.
-            generator: Where the randomness comes from, and where the contexts are made.
-            mix_last: Whether the last position is mixed too, or always the first label's. The
-                paper's choice is not known; mixing every position is our default.
+            generator: Source of randomness; the contexts are made on its device.
+            mix_last: Whether the last position is mixed too; otherwise it is the first label's.
+                The paper's choice is not known; mixing every position is our default.
             device: If given, checked against the device of the generator.
 
         Raises:
@@ -239,22 +256,22 @@ class ConceptTask:
         """
         if not 0 <= rate <= 1:
             raise InputError(
-                f"the mixing rate must lie in [0, 1], got {rate!r}: it is the share of tokens "
-                "that come from the second label."
+                f"the mixing rate must lie in [0, 1], got {rate!r}: it is the fraction of "
+                "tokens that come from the second label."
             )
         _check_draw(batch, generator, device)
-        place = {"generator": generator, "device": generator.device}
+        draw = {"generator": generator, "device": generator.device}
         first = self._labels(batch, generator)
-        # A step of 1..V-1 from the first label, round the vocabulary, reaches every other once.
-        second = (first + torch.randint(1, self.vocab, (batch,), **place)) % self.vocab
-        swapped = torch.rand(batch, self.length, dtype=torch.float64, **place) < rate
+        # Steps of 1..V-1 from the first label, modulo V, reach every other label once.
+        second = (first + torch.randint(1, self.vocab, (batch,), **draw)) % self.vocab
+        swapped = torch.rand(batch, self.length, dtype=torch.float64, **draw) < rate
         if not mix_last:
             swapped[:, -1] = False
-        source = torch.where(swapped, second[:, None], first[:, None])
-        return MixedContexts(self._tokens(source, generator), first, second)
+        labels = torch.where(swapped, second[:, None], first[:, None])
+        return MixedContexts(self._tokens(labels, generator), first, second)
 
     def configuration(self) -> dict[str, Any]:
-        """The task ready for JSON; a support of your own is saved as its packed matrix."""
+        """Return the task ready for JSON; a user's support is saved as its packed matrix."""
         return {
             "bits": self.bits,
             "omega": self.omega,
@@ -265,7 +282,7 @@ class ConceptTask:
 
     @classmethod
     def from_configuration(cls, configuration: Mapping[str, Any]) -> ConceptTask:
-        """The task that `configuration()` describes.
+        """Return the task that `configuration()` describes.
 
         Raises:
             InputError: An entry is missing, is not one of the task's, or cannot be read.
@@ -279,20 +296,20 @@ class ConceptTask:
         for name in configuration:
             if name not in names:
                 raise unknown("entry of a concept task", name, names)
-        # The numbers first: the support is read by them.
+        # The numbers first: the size of the support depends on them.
         numbers = cls(**{name: configuration[name] for name in _NUMBERS})
         support = configuration["support"]
         if isinstance(support, Mapping):
-            support = sampling.unpack(support.get("matrix", ""), numbers.bits)
+            support = _unpacked(support.get("matrix", ""), numbers.bits)
         return replace(numbers, support=support)
 
     def _informative(self, neighbours: Tensor) -> Tensor:
-        """The first rows of pi, as many as `neighbours` has."""
+        """Return the first rows of pi, one per row of `neighbours`."""
         token = torch.arange(self.vocab)
-        distance = hypercube.weight(token[: len(neighbours), None] ^ token, self.bits)
+        distances = hypercube.weight(token[: len(neighbours), None] ^ token, self.bits)
         # A softmax, so that a tiny beta does not underflow to an empty row.
-        score = (-distance.double() / self.beta).masked_fill(~neighbours, -torch.inf)
-        return score.softmax(1)
+        scores = (-distances.double() / self.beta).masked_fill(~neighbours, -torch.inf)
+        return scores.softmax(1)
 
     def _with_noise(self, informative: Tensor) -> Tensor:
         return self.omega * informative + (1 - self.omega) / self.vocab
@@ -300,23 +317,23 @@ class ConceptTask:
     def _labels(self, batch: int, generator: torch.Generator) -> Tensor:
         return torch.randint(self.vocab, (batch,), generator=generator, device=generator.device)
 
-    def _tokens(self, source: Tensor, generator: torch.Generator) -> Tensor:
-        """Tokens of the labels in `source` [batch, 1 or length]: all from p, the last from pi."""
+    def _tokens(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw the tokens of labels [batch, 1 or length]: from p, the last token from pi."""
         table = self._table(generator.device)
         row = torch.zeros(1, self.length, dtype=torch.int64, device=generator.device)
         row[:, -1] = table.rows // 2
-        shape = (len(source), self.length)
+        shape = (len(labels), self.length)
         if table.rows == 2:  # the distribution of `token xor label` is the same for all labels
-            return (table.draw(shape, generator, row=row) ^ source.to(torch.int32)).long()
-        return table.draw(shape, generator, row=row + source).long()
+            return (table.draw(shape, generator, row=row) ^ labels.to(torch.int32)).long()
+        return table.draw(shape, generator, row=row + labels).long()
 
     def _table(self, device: torch.device) -> AliasTable:
-        """The table on a device, made on first use and kept."""
+        """Return the table on a device, made on first use and kept."""
         if device not in self._tables:
             if self._matrix is None:
-                neighbours = sampling.named(self.support_name, self.bits, rows=1)
+                neighbours = _named(self.support_name, self.bits, rows=1)
             else:
-                shared = sampling.depends_on_xor(self._matrix)
+                shared = _depends_on_xor(self._matrix)
                 neighbours = self._matrix[:1] if shared else self._matrix
             informative = self._informative(neighbours)
             table = AliasTable.build(torch.cat([self._with_noise(informative), informative]))
@@ -327,7 +344,7 @@ class ConceptTask:
 def token_counts(
     tokens: Int[Tensor, "batch pos"], vocab: int, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "batch vocab"]:
-    """How often each token occurs in each context: all that uniform attention sees of it."""
+    """Return how often each token occurs in each context: all that uniform attention sees."""
     counts = torch.zeros(len(tokens), vocab, dtype=dtype, device=tokens.device)
     one = torch.ones((), dtype=dtype, device=tokens.device)
     return counts.scatter_add_(1, tokens.long(), one.expand(tokens.shape))
@@ -338,9 +355,78 @@ def _check_draw(batch: int, generator: torch.Generator, device: torch.device | s
         raise InputError(f"batch must be at least 1, got {batch!r}: it is the number of contexts.")
     if device is None:
         return
-    wanted, has = torch.device(device), generator.device
-    if wanted.type != has.type or wanted.index not in (None, has.index):
+    expected, actual = torch.device(device), generator.device
+    if expected.type != actual.type or expected.index not in (None, actual.index):
         raise InputError(
-            f"contexts were asked for on {str(wanted)!r}, and the generator is on {str(has)!r}. "
-            f"Pass torch.Generator({str(wanted)!r})."
+            f"the contexts should be on {str(expected)!r}, and the generator is on "
+            f"{str(actual)!r}. Pass torch.Generator({str(expected)!r})."
         )
+
+
+def _named(name: str, bits: int, *, rows: int | None = None) -> Bool[Tensor, "row vocab"]:
+    """Return the matrix of a named support, or its first rows."""
+    if name not in SUPPORTS:
+        raise unknown("support", name, SUPPORTS, "Or pass a rule (a, b) -> b in N(a).")
+    token = torch.arange(1 << bits)
+    difference = token[:rows, None] ^ token
+    return SUPPORTS[name](difference, bits) & (difference != 0)
+
+
+def _evaluated(support: Support, bits: int) -> Bool[Tensor, "vocab vocab"]:
+    """Return the matrix of a user's support, without the diagonal, on the CPU."""
+    vocab = 1 << bits
+    token = torch.arange(vocab)
+    fits = [(vocab, vocab)]
+    if isinstance(support, Tensor):
+        what, matrix = "matrix", support
+    elif callable(support):
+        what, matrix = "rule's answer for all pairs", support(token[:, None], token[None])
+        fits += [(vocab, 1), (1, vocab)]  # a rule may ignore a or b
+    else:
+        raise InputError(
+            f"a support is {', '.join(SUPPORTS)}, a rule (a, b) -> b in N(a) or a boolean matrix, "
+            f"not {shown(support)}."
+        )
+    if not (isinstance(matrix, Tensor) and matrix.dtype == torch.bool):
+        kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise InputError(
+            f"the {what} of the support must be a tensor of booleans, got {kind}: entry (a, b) "
+            "says whether b is in N(a)."
+        )
+    if tuple(matrix.shape) not in fits:
+        raise InputError(
+            f"the {what} of the support must have the shape [{vocab}, {vocab}] (2^bits tokens), "
+            f"got {list(matrix.shape)}."
+        )
+    return matrix.detach().cpu().expand(vocab, vocab) & (token[:, None] != token)
+
+
+def _depends_on_xor(matrix: Bool[Tensor, "vocab vocab"]) -> bool:
+    """Return whether membership of b in N(a) depends on a xor b alone."""
+    token = torch.arange(len(matrix))
+    return bool((matrix == matrix[0][token[:, None] ^ token]).all())
+
+
+def _packed(matrix: Bool[Tensor, "vocab vocab"]) -> str:
+    """Return the matrix as text for a saved configuration: bits, zlib, base64."""
+    return base64.b64encode(zlib.compress(np.packbits(matrix.numpy()).tobytes(), 9)).decode("ascii")
+
+
+def _unpacked(text: str, bits: int) -> Bool[Tensor, "vocab vocab"]:
+    """Return the matrix of a text that `_packed` made."""
+    vocab = 1 << bits
+    size = -(-vocab * vocab // 8)
+    try:
+        packed = zlib.decompress(base64.b64decode(text, validate=True))
+    except (TypeError, ValueError, binascii.Error, zlib.error) as error:
+        raise InputError(
+            f"the support matrix of a saved concept task cannot be read: {error!r}. Save the task "
+            "again with configuration()."
+        ) from error
+    if len(packed) != size:
+        raise InputError(
+            f"the support matrix of a saved concept task has {len(packed)} bytes; bits={bits} "
+            f"needs {size}. Were the bits changed by hand?"
+        )
+    flat = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=vocab * vocab)
+    return torch.from_numpy(flat.astype(bool)).view(vocab, vocab)

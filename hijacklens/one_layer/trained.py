@@ -24,14 +24,13 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.bayes import BayesRule
-from hijacklens.one_layer.evaluation import Name, Score, answers, evaluate
+from hijacklens.one_layer.evaluation import BayesRule, Name, Score, answers, evaluate
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.one_layer.recipe import OUR_DEFAULTS, Recipe
 from hijacklens.one_layer.stacked_runs import generator_for
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import Probe
-from hijacklens.results.glance import Glance, named, share
+from hijacklens.results.glance import Glance, Grid, named
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 
@@ -163,22 +162,27 @@ class TrainingResult(Result):
         )
 
     def glance(self) -> Glance:
-        """Accuracy by learning rate, means over the seeds, beside Bayes' and equation 5.1."""
-        names = ["accuracy", "bayes_accuracy", "constructed_accuracy"]
-        groups: Any = self.table.groupby("lr", sort=False)
-        means = groups[[*names, "loss"]].mean()
-        rows = [
-            (f"{lr:g}", *(share(float(row[name])) for name in names), f"{row['loss']:.3f}")
-            for lr, row in means.iterrows()
-        ]
+        """Accuracy by learning rate and seed, compared with the Bayes rule and equation 5.1."""
+        columns = {
+            "lr": "{lr:g}",
+            "seed": "{seed:g}",
+            "accuracy": "{accuracy:fraction} [{accuracy_low:fraction}, {accuracy_high:fraction}]",
+            "Bayes": "{bayes_accuracy:fraction}",
+            "eq. 5.1": "{constructed_accuracy:fraction}",
+            "loss (nats)": "{loss:.3f}",
+        }
         seeds = named([str(seed) for seed in self.recipe.seeds], most=5)
         frozen = f" · {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
         return Glance(
             f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.d_model}, support "
             f"{self.task.support_name}{frozen} · seeds {seeds}, "
             f"{self.recipe.steps} steps",
-            ("learning rate", "accuracy", "Bayes", "eq. 5.1", "loss (nats)"),
-            tuple(rows),
+            (Grid.of(self.table, columns),),
+            (
+                "Bayes: the best rule on the same contexts; eq. 5.1: the model with that memory "
+                "as its W_V",
+                f"best learning rate, by mean accuracy over the seeds: {self.best_learning_rate:g}",
+            ),
             ("summary()", "best()", "accuracy(probes=[...])", "plot()", "save(folder)"),
         )
 

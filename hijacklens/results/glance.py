@@ -1,150 +1,230 @@
-"""A result at a glance: what it is of, its main numbers, the next step, as text and in a notebook.
+"""What a result shows: a line, tables and notes, the same in Python, a notebook and the shell.
 
-Every result answers `glance()`, and that is all it has to do: `print(result)`, the end of a
-notebook cell and an interactive prompt show it in a few lines.
+The method `glance()` of a result is the one place that says what the result shows. `print(result)`
+and a notebook cell call it, and so does the command that made the result. rich draws the tables.
 
 >>> class Coin(Shown):
 ...     def glance(self):
-...         return Glance("ten throws", ("side", "share"), (("heads", ".6"),), ("plot()",))
+...         rows = [{"side": "heads", "value": 0.6}]
+...         table = Grid.of(rows, {"side": "{side}", "fraction": "{value:fraction}"})
+...         return Glance("ten throws", (table,), steps=("plot()",))
 >>> Coin()
 Coin · ten throws
-  side   share
-  heads     .6
-  next: .plot()
+side   fraction
+heads      .600
+next: .plot()
 """
 
 from __future__ import annotations
 
 import html
-import math
-from collections.abc import Sequence
+import io
+import re
+import shutil
+import string
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_ROWS = 8
-"""Rows that a glance shows; the rest is counted."""
+MOST_ROWS = 24
+"""Rows of each table that `print(result)` and a notebook show; a command prints all rows."""
+
+PIPE_WIDTH = 10_000
+"""Characters in a line where the output is not a terminal, so that nothing is wrapped."""
+
+STATE = "state"
+"""Title of a column whose cells are coloured by `COLOURS`."""
+COLOURS = {"pass": "green", "fail": "red", "open": "yellow"}
+
+NUMBER = re.compile(r"\{\w+:(?:[^{}]*[dfgeG%,]|fraction|signed)\}")
+"""The form of a column of numbers, which is aligned on the right."""
+
+
+class Title(str):
+    """A line that a terminal shows in bold."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Cells under column titles; everything is text."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    sides: str = ""
+    """`l` or `r` for each column: where its cells are aligned. By default all on the left."""
+    title: str = ""
+
+    @classmethod
+    def of(cls, rows: Any, columns: Mapping[str, str], *, title: str = "") -> Grid:
+        """Write the values of some rows as text.
+
+        Args:
+            rows: A pandas table, or mappings of names to values.
+            columns: Column title -> form of a cell, a format string with names of values, such as
+                `"{carried:+.3f} [{low:+.3f}, {high:+.3f}]"`. The format `fraction` is that of
+                the function `fraction`, `signed` that of `signed`. A missing value is a dash.
+                Columns that hold one number are aligned on the right.
+            title: A line above the table.
+        """
+        records: Iterable[Mapping[str, Any]] = (
+            rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+        )
+        return cls(
+            tuple(columns),
+            tuple(
+                tuple(_FORMS.vformat(form, (), record) for form in columns.values())
+                for record in records
+            ),
+            "".join("r" if NUMBER.fullmatch(form) else "l" for form in columns.values()),
+            title,
+        )
+
+    def first(self, rows: int) -> Iterator[Grid | str]:
+        """The table with at most so many rows, and a line that counts the others."""
+        yield Grid(self.header, self.rows[:rows], self.sides, self.title)
+        if len(self.rows) > rows:
+            yield f"and {len(self.rows) - rows} more"
 
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """What a result shows of itself. All of it is text; the first column is a label."""
+    """What a result shows."""
 
     what: str
     """Model, facts, scheme and the like, in one line."""
-    header: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
+    tables: tuple[Grid, ...] = ()
+    notes: tuple[str, ...] = ()
+    """Lines below the tables."""
     steps: tuple[str, ...] = ("summary()", "plot()", "save(folder)")
-    """The methods that one would call next."""
+    """Methods to call next; only shown in Python."""
 
-    @property
-    def left_out(self) -> int:
-        """How many rows are counted and not shown."""
-        return max(0, len(self.rows) - MOST_ROWS)
-
-    def text(self, name: str) -> str:
-        """The glance in a few lines of plain text, under the name of the result's type."""
-        lines = [f"{name} · {printable(self.what)}"]
-        if self.rows:
-            rows = [[printable(cell) for cell in row] for row in self.rows[:MOST_ROWS]]
-            sides = "l" + "r" * (len(self.header) - 1)
-            lines += [f"  {line}" for line in table(self.header, rows, left=sides).splitlines()]
-        if self.left_out:
-            lines.append(f"  and {self.left_out} more")
-        lines.append(f"  next: {', '.join(f'.{step}' for step in self.steps)}")
-        return "\n".join(lines)
+    def parts(self, name: str = "") -> Iterator[str | Grid]:
+        """All lines and tables for a command, or for Python if the result's type is named."""
+        yield f"{name} · {self.what}" if name else Title(self.what)
+        for table in self.tables:
+            yield from table.first(MOST_ROWS) if name else (table,)
+        yield from self.notes
+        if name:
+            yield f"next: {', '.join(f'.{step}' for step in self.steps)}"
 
     def html(self, name: str) -> str:
-        """The same as a small table; whatever the texts hold is shown as text."""
+        """The glance for a notebook. All texts are escaped."""
 
-        def row(cells: Sequence[str], tag: str) -> str:
-            sides = ("left", *["right"] * (len(cells) - 1))
-            cell = '<{0} style="text-align:{1};padding:0 .6em">{2}</{0}>'
+        def row(cells: Sequence[str], tag: str, sides: str) -> str:
             return "".join(
-                cell.format(tag, side, html.escape(printable(text)))
+                f'<{tag} style="text-align:{"right" if side == "r" else "left"};padding:0 .6em">'
+                f"{html.escape(printable(text))}</{tag}>"
                 for text, side in zip(cells, sides, strict=True)
             )
 
-        parts = [f"<b>{html.escape(name)}</b> · {html.escape(printable(self.what))}"]
-        if self.rows:
-            head = f"<thead><tr>{row(self.header, 'th')}</tr></thead>"
-            body = "".join(f"<tr>{row(cells, 'td')}</tr>" for cells in self.rows[:MOST_ROWS])
-            parts.append(f"<table>{head}<tbody>{body}</tbody></table>")
-        if self.left_out:
-            parts.append(f"<div>and {self.left_out} more</div>")
-        steps = ", ".join(f"<code>.{html.escape(step)}</code>" for step in self.steps)
-        parts.append(f"<div>next: {steps}</div>")
-        return f"<div>{''.join(parts)}</div>"
+        blocks = []
+        for part in self.parts(name):
+            if isinstance(part, str):
+                blocks.append(f"<div>{html.escape(printable(part))}</div>")
+                continue
+            sides = part.sides or "l" * len(part.header)
+            caption = f"<caption>{html.escape(printable(part.title))}</caption>"
+            head = f"<thead><tr>{row(part.header, 'th', sides)}</tr></thead>"
+            body = "".join(f"<tr>{row(cells, 'td', sides)}</tr>" for cells in part.rows)
+            blocks.append(
+                f"<table>{caption if part.title else ''}{head}<tbody>{body}</tbody></table>"
+            )
+        return f"<div>{''.join(blocks)}</div>"
 
 
 class Shown:
-    """What shows itself by its `glance`, dataclasses among them."""
+    """Base of everything that shows itself by its `glance`."""
 
     __slots__ = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Keep `dataclass` from writing a repr of its own, with all tables and tensors in it."""
+        """Keep `dataclass` from writing a repr that has all tables and tensors in it."""
         super().__init_subclass__(**options)
         if "__repr__" not in cls.__dict__:
             cls.__repr__ = Shown.__repr__
 
     def glance(self) -> Glance:
-        """What the value shows of itself."""
+        """What the value shows."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        return self.glance().text(type(self).__name__)
+        return drawn(*self.glance().parts(type(self).__name__))
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return self.glance().html(type(self).__name__)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: str = "") -> str:
-    """Rows under a header, columns two spaces apart.
+def drawn(*parts: str | Grid | Glance, colour: bool = False) -> str:
+    """Draw lines and tables with rich.
+
+    Lines are wrapped at the width of the terminal. Where standard output is not a terminal, each
+    line and each row of a table stays on one line.
 
     Args:
-        header: Column titles.
-        rows: Cells as text.
-        left: For each column `l` or `r`; all columns are left-aligned by default.
+        parts: What is drawn. Control characters are replaced by spaces.
+        colour: Whether to use colours and bold text.
     """
-    sides = left or "l" * len(header)
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    def line(cells: Sequence[str]) -> str:
-        parts = (
-            cell.ljust(width) if side == "l" else cell.rjust(width)
-            for cell, width, side in zip(cells, widths, sides, strict=True)
-        )
-        return "  ".join(parts).rstrip()
+    screen = io.StringIO()
+    console = Console(
+        file=screen,
+        width=shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH,
+        force_terminal=colour,
+        color_system="standard" if colour else None,
+        force_jupyter=False,
+        legacy_windows=False,
+    )
+    for part in (one for p in parts for one in (p.parts() if isinstance(p, Glance) else (p,))):
+        if isinstance(part, str):
+            style = "bold" if isinstance(part, Title) else ""
+            console.print(Text(printable(part), style), overflow="fold")
+            continue
+        if part.title:
+            console.print()
+            console.print(Text(printable(part.title), "bold"), overflow="fold")
+        grid = Table(box=None, pad_edge=False, padding=(0, 1), show_header=any(part.header))
+        for title, side in zip(part.header, part.sides or "l" * len(part.header), strict=True):
+            grid.add_column(
+                Text(printable(title)), justify="right" if side == "r" else "left", overflow="fold"
+            )
+        for cells in part.rows:
+            grid.add_row(
+                *(
+                    Text(printable(cell), COLOURS.get(cell, "") if title == STATE else "")
+                    for title, cell in zip(part.header, cells, strict=True)
+                )
+            )
+        console.print(grid)
+    return "\n".join(line.rstrip() for line in screen.getvalue().splitlines())
 
-    return "\n".join(line(row) for row in [header, *rows])
 
+def fraction(value: float) -> str:
+    """A number between 0 and 1 to three digits, without the zero in front.
 
-def share(value: float) -> str:
-    """A share between 0 and 1 to three digits, without the zero in front.
-
-    >>> share(0.25), share(1.0)
+    >>> fraction(0.25), fraction(1.0)
     ('.250', '1.000')
     """
     return f"{value:.3f}".removeprefix("0") if value < 0.9995 else f"{value:.3f}"
 
 
-def interval(value: float, low: float, high: float) -> str:
-    """A share with its interval: `.668 [.621, .712]`."""
-    return f"{share(value)} [{share(low)}, {share(high)}]"
-
-
 def signed(value: float) -> str:
-    """A number with its sign, to two digits; a dash where there is none.
+    """A number with its sign, to two digits; zero has no sign.
 
-    >>> signed(0.254), signed(float("nan"))
-    ('+0.25', '-')
+    >>> signed(0.254), signed(-0.001)
+    ('+0.25', '0.00')
     """
-    return "-" if math.isnan(value) else f"{value:+.2f}"
+    return re.sub(r"^[+-](0\.00)$", r"\1", f"{value:+.2f}")
 
 
 def named(names: Sequence[str], *, most: int = 3) -> str:
-    """Some names, and how many more there are.
+    """The first names, and how many more there are.
 
     >>> named(["a", "b", "c", "d"])
     'a, b, c and 1 more'
@@ -154,5 +234,18 @@ def named(names: Sequence[str], *, most: int = 3) -> str:
 
 
 def printable(text: str) -> str:
-    """A text in which nothing can steer a terminal: every control character is a space."""
+    """A text with every control character replaced by a space, so that none steers a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)
+
+
+class _Forms(string.Formatter):
+    """Format strings with the formats `fraction` and `signed`, and a dash for what is missing."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        if value is None or (not isinstance(value, str) and str(value) in ("nan", "<NA>", "NaT")):
+            return "-"
+        named_formats: dict[str, Any] = {"fraction": fraction, "signed": signed}
+        return named_formats.get(format_spec, lambda one: format(one, format_spec))(value)
+
+
+_FORMS = _Forms()

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring.efficacy import RULES, Rule, margin
@@ -102,22 +102,20 @@ class Parity(Result):
         return figure
 
     def glance(self) -> Glance:
-        """How many verdicts differ, under each rule."""
+        """The number of verdicts that differ, under each rule."""
         groups: Any = self.summary().groupby(["model", "rule"], sort=False)
-        rows = [
-            (
-                f"{model} · {rule}",
-                str(of["n"].sum()),
-                str(of["flipped"].sum()),
-                f"{of['largest'].max():.3g}",
-            )
-            for (model, rule), of in groups
-        ]
+        sums = {"n": "sum", "flipped": "sum", "largest": "max"}
+        columns = {
+            "model": "{model}",
+            "rule": "{rule}",
+            "items": "{n:d}",
+            "verdicts that differ": "{flipped:d}",
+            "largest difference (nats)": "{largest:.3g}",
+        }
         return Glance(
             "two runs of the same facts, the first as the reference",
-            ("model · rule", "items", "verdicts that differ", "largest difference (nats)"),
-            tuple(rows),
-            ("flips", "summary()", "plot()", "save(folder)"),
+            (Grid.of(groups.agg(sums).reset_index(), columns),),
+            steps=("flips", "summary()", "plot()", "save(folder)"),
         )
 
     def configuration(self) -> dict[str, Any]:

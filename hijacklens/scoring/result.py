@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
+from hijacklens.engine import accounting
 from hijacklens.errors import InputError, choice, unknown
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text
-from hijacklens.results.glance import Glance, interval, named, share
+from hijacklens.results.glance import Glance, Grid, named
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring import efficacy
@@ -228,6 +229,24 @@ class HijackResult(Result):
         bare["known"] = (bare["n"] * table.loc[bare.index, "retention"]).round().astype(int)
         return bare.reset_index(drop=True)
 
+    def known_facts(self) -> list[dict[str, Any]]:
+        """Count the facts that each model knows on the bare query: `model, n` and the rules.
+
+        A fact is counted once, also where one of several schemes skips it.
+        """
+        bare = self.items.loc[self.items["dose"] == 0]
+        facts = bare.drop_duplicates(["model", "case_id"])
+        return [
+            {"model": model, "n": len(rows)}
+            | {rule: int((efficacy.margin(rows, rule) < 0).sum()) for rule in RULES}
+            for model, rows in facts.groupby("model", sort=False)
+        ]
+
+    def total_disagreement(self) -> float:
+        """Return the fraction of all items on which the three rules decide differently."""
+        groups = self.disagreement()
+        return float((groups["any"] * groups["n"]).sum() / groups["n"].sum())
+
     def plot(self, *, rule: efficacy.Rule = "first") -> Figure:
         """Efficacy against dose with 95% intervals: a line per scheme, a panel per model.
 
@@ -369,27 +388,57 @@ class HijackResult(Result):
             ),
         )
 
-    def glance(self) -> Glance:
-        """Efficacy by model and scheme on the bare query and at the highest dose."""
-        table = self.summary()
-        lowest, highest = table["dose"].min(), table["dose"].max()
-        alone = lowest == highest  # nothing but the bare query was scored
-        rows = []
-        groups: Any = table.groupby(["model", "scheme"], sort=False)
-        for (model, scheme), group in groups:
-            by_dose = group.set_index("dose")
-            last = by_dose.loc[highest]
-            ends = (last["efficacy"], last["efficacy_low"], last["efficacy_high"])
-            bare = () if alone else (share(by_dose.loc[lowest, "efficacy"]),)
-            name = f"{model} · {scheme}"
-            rows.append((name, *bare, interval(*ends), share(last["retention"])))
-        at = f"dose {highest}"
-        before = () if alone else (f"efficacy, dose {lowest}",)
-        doses = named([str(dose) for dose in self.settings["doses"]], most=6)
+    def glance(self, rule: Rule = "first") -> Glance:
+        """Efficacy and retention by dose, the facts known, and how the run went.
+
+        Args:
+            rule: How targets are scored: `first`, `sum` or `mean`.
+        """
+        table, settings = self.summary(rule=rule), self.settings
+        models, schemes = (list(table[name].unique()) for name in EACH)
+        columns = {
+            **({"model": "{model}"} if len(models) > 1 else {}),
+            **({"scheme": "{scheme}", "facts": "{n:d}"} if len(schemes) > 1 else {}),
+            "dose": "{dose:d}",
+            "efficacy": "{efficacy:fraction} [{efficacy_low:fraction}, {efficacy_high:fraction}]",
+            "retention": "{retention:fraction}",
+            "ties": "{ties:d}",
+            "mean shift": "{mean_shift:signed}",
+        }
+        counts = table["n"].max() if len(table) else 0
         return Glance(
-            f"{self.settings['facts']['name']}, {self.items['case_id'].nunique()} facts, "
-            f"{len(self.skipped)} skipped · doses {doses} "
-            f"· rule first · seed {self.settings['seed']}",
-            ("", *before, f"efficacy, {at}", f"retention, {at}"),
-            tuple(rows),
+            f"{named(models)} · {settings['facts']['name']}, {counts} facts · "
+            f"{named(schemes)} · rule {rule}",
+            (Grid.of(table, columns),),
+            tuple(self._notes()),
         )
+
+    def _notes(self) -> Iterator[str]:
+        """Probes, seed, the cost of each model, facts known, disagreement, facts skipped."""
+        yield from (f"probe: {key}" for key in self.settings["probes"])
+        yield "[low, high]: 95% Wilson interval over facts; mean shift: nats, to false"
+        yield f"seed {self.settings['seed']}, for the sample of facts and random sentences"
+        known = {row["model"]: row for row in self.known_facts()}
+        for model in self.settings["models"]:
+            name, counts = model["name"], model.get("readings", {})
+            if counts.get("from_store"):
+                yield (
+                    f"{name}: {counts['from_store']:,} readings came from the store, "
+                    f"{counts['computed']:,} were computed (--no-cache computes all)"
+                )
+            if "engine" in model:
+                yield f"{name}: {accounting.summary(model['engine'])}"
+            if name in known:
+                by_rule = ", ".join(f"{known[name][rule]} ({rule})" for rule in RULES)
+                yield f"{name} knows {by_rule} of {known[name]['n']} facts on the bare query"
+        collisions = self.items.loc[self.items["same_first_token"], "case_id"].nunique()
+        yield (
+            f"rules first, sum and mean do not all agree on {self.total_disagreement():.1%} of the "
+            f"verdicts (rules.csv); in {collisions} facts both targets begin with "
+            "the same token, a tie under rule first"
+        )
+        if len(self.skipped):
+            yield (
+                f"skipped: {len(self.skipped)} pairs of fact and scheme (skipped.csv); first: "
+                f"{self.skipped['reason'].iloc[0]}"
+            )

@@ -29,7 +29,8 @@ from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.schemes import Scheme, Unusable, get_scheme
 from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 from hijacklens.prompts.tokens import locate
-from hijacklens.views.runs import Heads, Layers, Locate, Run
+from hijacklens.sites import Heads, Layers
+from hijacklens.views.runs import Locate, Run
 from hijacklens.views.sheet import View
 
 READING = "views"

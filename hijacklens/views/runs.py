@@ -5,23 +5,20 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
+from hijacklens import sites
 from hijacklens.errors import InputError
 from hijacklens.prompts.spans import atoms
+from hijacklens.sites import Heads, Layers
 from hijacklens.views.components import attention_heads, attention_pattern, coloured_tokens
 from hijacklens.views.sheet import View
 
-Layers: TypeAlias = int | Iterable[int] | None
-"""One layer, several, or None for all."""
-Heads: TypeAlias = int | Iterable[int | tuple[int, int]] | None
-"""Heads of every chosen layer, or pairs (layer, head) that choose the layers too; None for all."""
 Locate: TypeAlias = Callable[[str], tuple[int, ...]]
 """Atom of a span (without `+`) -> positions of its tokens."""
 
@@ -76,7 +73,7 @@ class Run:
         Raises:
             InputError: The model has no such layer or head, or names and heads differ in number.
         """
-        pairs = self._choose(heads, layers)
+        pairs = sites.pairs(*self.patterns.shape[:2], layers=layers, heads=heads)
         if names is None:
             # The heading names a single layer, so short names leave more room for the maps.
             one_layer = len({layer for layer, _ in pairs}) == 1 and len(pairs) > 1
@@ -111,7 +108,7 @@ class Run:
         Raises:
             InputError: The run has no such span, layer or head.
         """
-        pairs = self._choose(heads, layers)
+        pairs = sites.pairs(*self.patterns.shape[:2], layers=layers, heads=heads)
         rows = self.positions(source)
         if not rows:
             raise InputError(f"no token is in the span {source!r} here; name another.")
@@ -132,32 +129,6 @@ class Run:
         """
         return coloured_tokens(heading, self.tokens, values)
 
-    def _choose(self, heads: Heads, layers: Layers) -> list[tuple[int, int]]:
-        """Return pairs (layer, head) in the order of the arguments."""
-        n_layers, n_heads = self.patterns.shape[:2]
-        candidates = _listed(heads, n_heads)
-        if not any(isinstance(head, tuple) for head in candidates):
-            layer_list = _listed(layers, n_layers)
-            candidates = [(layer, head) for layer in layer_list for head in candidates]
-        elif layers is not None:
-            raise InputError("pairs (layer, head) choose the layers too; leave layers out.")
-        pairs: list[tuple[int, int]] = []
-        for pair in candidates:
-            try:
-                layer, head = map(operator.index, pair)
-            except (TypeError, ValueError):
-                layer = head = -1
-            if not (0 <= layer < n_layers and 0 <= head < n_heads):
-                raise InputError(
-                    f"{pair!r} is no (layer, head) of this model: it has {n_layers} layers of "
-                    f"{n_heads} heads, both counted from 0. Give head numbers, with or without "
-                    "layers, or pairs."
-                )
-            pairs.append((layer, head))
-        if not pairs:
-            raise InputError("no head is chosen; give at least one, or leave both out for all.")
-        return pairs
-
     def _of(self, pairs: Sequence[tuple[int, int]]) -> str:
         """Describe heads and probes, for a heading."""
         layers = sorted({layer for layer, _ in pairs})
@@ -176,9 +147,3 @@ class Run:
         else:
             said = f", {len(pairs)} heads"
         return said + "".join(f", {key}" for key in self.probes)
-
-
-def _listed(value: Any, count: int) -> list[Any]:
-    if value is None:
-        return list(range(count))
-    return list(value) if isinstance(value, Iterable) else [value]

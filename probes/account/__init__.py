@@ -37,7 +37,7 @@ from hijacklens.models.hooked import HookedModel, device_of, require_eval
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
-from hijacklens.results.glance import Glance, Shown
+from hijacklens.results.glance import Glance, Grid, Shown
 from probes.account.readout import Frame, Readout
 from probes.account.tally import Tally
 
@@ -98,13 +98,12 @@ class Account(Shown):
     def glance(self) -> Glance:
         """The difference, and its parts by kind."""
         layers, heads, tokens = self.attention.shape
-        rows = tuple((name, f"{getattr(self, name).sum():+.2f}") for name in PARTS)
+        rows = [{"part": name, "sum": float(getattr(self, name).sum())} for name in PARTS]
         return Glance(
             f"{self.whole:+.2f} logits over {tokens} tokens, {layers} layers, {heads} heads · "
             f"residual {self.residual:.1e}",
-            ("part", "logits"),
-            rows,
-            ("attention", "by_head", "mlp"),
+            (Grid.of(rows, {"part": "{part}", "logits": "{sum:signed}"}),),
+            steps=("attention", "by_head", "mlp"),
         )
 
     def __sub__(self, other: Account) -> Account:

@@ -40,7 +40,7 @@ from hijacklens import plots
 from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.renamed import old_names, renamed
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from probes import named_models, sources
@@ -114,16 +114,16 @@ class InnerProducts(Result):
 
     def glance(self) -> Glance:
         """The fit of equation 5.2, means over the models."""
-        rows = tuple(
-            (str(name), f"{row['value']:.4g}", f"[{row['low']:.4g}, {row['high']:.4g}]")
-            for name, row in self.fit_summary().iterrows()
-        )
         models, distances = self.fits["model"].nunique(), self.table["distance"].nunique()
+        columns = {
+            "fit of equation 5.2": "{number}",
+            "mean": "{value:.4g}",
+            "95% over models": "[{low:.4g}, {high:.4g}]",
+        }
         return Glance(
             f"{models} models · embeddings {self.settings['scaling']} · {distances} distances",
-            ("fit of equation 5.2", "mean", "95% over models"),
-            rows,
-            ("summary()", "fit_summary()", "plot()", "save(folder)"),
+            (Grid.of(self.fit_summary().rename_axis("number").reset_index(), columns),),
+            steps=("summary()", "fit_summary()", "plot()", "save(folder)"),
         )
 
     def configuration(self) -> dict[str, Any]:

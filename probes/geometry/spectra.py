@@ -43,7 +43,7 @@ from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.renamed import renamed
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from probes import named_models, sources
@@ -143,19 +143,16 @@ class Spectra(Result):
 
     def glance(self) -> Glance:
         """The gap of each model below its largest singular values."""
-        rows = tuple(
-            (
-                f"{row['model']}, k = {row['top']}",
-                f"{row['ratio']:.3g}",
-                f"{row['top_share']:.0%}",
-                f"{row['effective_rank']:.1f}",
-            )
-            for row in self.gaps.to_dict("records")
-        )
+        columns = {
+            "model": "{model}",
+            "k largest": "{top:d}",
+            "s_k / s_(k+1)": "{ratio:.3g}",
+            "fraction of |W|²": "{top_share:.0%}",
+            "effective rank": "{effective_rank:.1f}",
+        }
         return Glance(
             f"{self.settings['matrix']} of {self.table['model'].nunique()} models",
-            ("k largest", "s_k / s_(k+1)", "share of |W|²", "effective rank"),
-            rows,
+            (Grid.of(self.gaps, columns),),
         )
 
     def configuration(self) -> dict[str, Any]:

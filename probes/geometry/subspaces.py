@@ -38,10 +38,11 @@ from transformer_lens import FactoredMatrix
 from hijacklens import plots
 from hijacklens.errors import InputError, unknown
 from hijacklens.one_layer import memory
+from hijacklens.one_layer.embeddings import gaussian_embedding
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.renamed import renamed
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from probes import named_models, sources
@@ -99,13 +100,12 @@ class PrincipalAngles(Result):
     def glance(self) -> Glance:
         """The smallest, the largest and the mean angle."""
         mean = sum(self.degrees) / len(self.degrees)
-        ends = (f"{angle:.1f}" for angle in (self.smallest, mean, self.largest))
+        ends = {"smallest": self.smallest, "mean": mean, "largest": self.largest}
         return Glance(
-            f"{WHAT[self.side]}, rank {self.rank}; singular values fall by {self.gap:.3g} and "
-            f"{self.other_gap:.3g} behind it",
-            ("degrees", "smallest", "mean", "largest"),
-            (("principal angle", *ends),),
-            ("degrees", "to_dataframe()", "plot()", "save(folder)"),
+            f"principal angles, {WHAT[self.side]}, rank {self.rank}; the next singular value is "
+            f"{self.gap:.3g} and {self.other_gap:.3g} times smaller",
+            (Grid.of([ends], {f"{name} (degrees)": f"{{{name}:.1f}}" for name in ends}),),
+            steps=("degrees", "to_dataframe()", "plot()", "save(folder)"),
         )
 
     def configuration(self) -> dict[str, Any]:
@@ -209,14 +209,15 @@ class ValueAngles(Result):
 
     def glance(self) -> Glance:
         """The smallest and the mean angle by reference and side, over the models."""
-        rows = tuple(
-            (f"{row['reference']}, {row['side']}", f"{row['smallest']:.1f}", f"{row['mean']:.1f}")
-            for row in self.summary().to_dict("records")
-        )
+        columns = {
+            "reference": "{reference}",
+            "side": "{side}",
+            "smallest (degrees)": "{smallest:.1f}",
+            "mean (degrees)": "{mean:.1f}",
+        }
         return Glance(
             f"W_V of {self.table['model'].nunique()} models · rank {self.settings['rank']}",
-            ("reference, side (degrees)", "smallest", "mean"),
-            rows,
+            (Grid.of(self.summary(), columns),),
         )
 
     def configuration(self) -> dict[str, Any]:
@@ -346,12 +347,16 @@ def value_angles(
     )
 
 
+def _gaussian_square(model: OneLayerTransformer, draw: torch.Generator) -> Tensor:
+    return gaussian_embedding(model.config.d_model, model.config.d_model, draw)
+
+
 def standard_references(task: ConceptTask) -> dict[str, Reference]:
     """The matrices of figure C.3: the memory of equation 5.1, the random one, a Gaussian one."""
     return {
         "constructed": lambda model, draw: memory.constructed(model.W_E.detach().cpu(), task),
         "random": lambda model, draw: memory.random(model.W_E.detach().cpu(), task, draw),
-        "gaussian": lambda model, draw: memory.gaussian(model.config.d_model, draw),
+        "gaussian": _gaussian_square,
     }
 
 

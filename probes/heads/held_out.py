@@ -21,7 +21,7 @@ from hijacklens.facts.halves import shared
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.progress import bar
 from hijacklens.prompts.schemes import Scheme
-from hijacklens.results.glance import Glance, share
+from hijacklens.results.glance import Glance, Grid, fraction, signed
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring import efficacy
@@ -34,8 +34,10 @@ from probes.heads.figures import held_out_figure
 from probes.heads.sets import Head, draw, label
 
 Overlap: TypeAlias = Literal["refuse", "leave-out"]
-KINDS = ("layers", "model")
-"""Kinds of random sets: as many heads in each layer as the chosen set, and from anywhere."""
+KINDS = {"layers": "random, in the same layers", "model": "random, anywhere in the model"}
+"""Kind of random sets -> its name in the legend of a table."""
+FRACTIONS = ("efficacy", "retention", "top_token")
+"""Measures between 0 and 1; the others are in nats."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,27 +165,62 @@ class HeadTest(Result):
         settings = {key: value for key, value in record.items() if key not in derived}
         return cls(items, sets, skipped, settings, provenance_from(record))
 
-    def glance(self) -> Glance:
-        """Efficacy without heads ablated and with, beside random sets, by scheme and dose."""
-        settings, rows = self.settings, []
-        items = self.items.loc[self.items["dose"] > 0]
-        margin = efficacy.margin(items, "first") > 0
-        kinds = {"none": "none", "chosen": "chosen", **self.kinds}
-        of = items["ablation"].map(lambda name: "random" if kinds[name] in KINDS else kinds[name])
-        means = margin.groupby([items["scheme"], items["dose"], of], sort=False).mean().unstack()
-        for (scheme, dose), row in means.iterrows():
-            cells = (
-                share(row[name]) if name in row else "" for name in ("none", "chosen", "random")
-            )
-            rows.append((f"{scheme}, dose {dose}", *cells))
+    def glance(self, rule: efficacy.Rule = "first") -> Glance:
+        """What the set does to the hijack and to bare recall, compared with random sets.
+
+        Args:
+            rule: How targets are scored: `first`, `sum` or `mean`.
+        """
+        settings, counts = self.settings, self.sets["kind"].value_counts()
+        notes = []
+        if self.kinds:
+            sets = "; ".join(f"{kind}: {counts[kind]} {KINDS[kind]}" for kind in KINDS)
+            notes.append(f"sets: {sets}; p: fraction of them that do as much")
+        if len(self.skipped):
+            reason = self.skipped["reason"].iloc[0]
+            notes.append(f"skipped: {len(self.skipped)} (skipped.csv); first: {reason}")
         return Glance(
-            f"{settings['models'][0]['name']} · without heads {settings['heads']} · "
-            f"{settings['facts']['name']}, {self.items['case_id'].nunique()} facts held back · "
-            f"{len(self.kinds)} random sets",
-            ("efficacy (rule first)", "none", "chosen", "random"),
-            tuple(rows),
+            f"held out: {settings['facts']['name']}, {self.items['case_id'].nunique()} facts · "
+            f"{settings['models'][0]['name']} without heads {settings['heads']} · rule {rule}",
+            (
+                _effects(self.summary(rule=rule), title="the hijack"),
+                _effects(self.side_effects(rule=rule), title="side effects on the bare query"),
+            ),
+            tuple(notes),
             ("summary()", "side_effects()", "plot()", "save(folder)"),
         )
+
+
+def _effects(table: pd.DataFrame, *, title: str) -> Grid:
+    """A row per measure. Side effects have no scheme, and no hijack that could be undone."""
+    if table["relations"].nunique() == 2:  # all relations are new, or none is
+        table = table.loc[table["relations"] != efficacy.ALL]
+    numbers = ("bare", "none", "chosen", *(f"{kind}_mean" for kind in KINDS))
+    rows = [
+        row
+        | {
+            name: (fraction if row["measure"] in FRACTIONS else signed)(row[name])
+            for name in numbers
+            if name in row
+        }
+        for row in table.to_dict("records")
+    ]
+    columns = {
+        "scheme": "{scheme}",
+        "dose": "{dose:d}",
+        "relations": "{relations} ({n})",
+        "measure": "{measure}",
+        "bare": "{bare:>}",
+        "none": "{none:>}",
+        "chosen": "{chosen:>}",
+        "change": "{change:+.3f} [{change_low:+.3f}, {change_high:+.3f}]",
+        "p_holm": "{p_holm:.2g}",
+        "recovered": "{recovered:.0%}",
+        **{f"{kind}_mean": f"{{{kind}_mean}} (p {{{kind}_p:.2g}})" for kind in KINDS},
+    }
+    return Grid.of(
+        rows, {name: form for name, form in columns.items() if name in table}, title=title
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,7 +23,7 @@ from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.renamed import renamed
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring.execution import Execution
@@ -309,22 +309,38 @@ class HeadSearch(Result):
         )
 
     def glance(self) -> Glance:
-        """The set as it grows, and how much of the shift it carries."""
-        rows = [
-            (
-                f"+ {row['layer']:.0f}.{row['head']:.0f}",
-                f"{row['carried']:+.3f}",
-                f"[{row['low']:+.3f}, {row['high']:+.3f}]",
-                f"{row['share']:.0%}",
-            )
-            for row in self.growth.to_dict("records")
-        ]
-        settings = self.settings
+        """The heads that were ablated one by one, and the set as it grows."""
+        settings, agreement = self.settings, self.agreement
+        table = self.to_dataframe().dropna(subset=["carried"])
+        table = table.sort_values("carried", ascending=False, key=abs)
+        carried = "{carried:+.3f} [{low:+.3f}, {high:+.3f}]"
+        columns = {
+            "head": "{layer:.0f}.{head:.0f}",
+            "attribution": "{attribution:+.3f}",
+            "carried": carried,
+            "of shift": "{share:.0%}",
+            "p_holm": "{p_holm:.2g}",
+            "p_bh": "{p_bh:.2g}",
+            "chosen": "{chosen}",
+        }
+        growth = {
+            "with head": "{layer:.0f}.{head:.0f}",
+            "carried": carried,
+            "of shift": "{share:.0%}",
+        }
+        chosen = table["chosen"].map({True: "yes", False: ""})
         return Glance(
-            f"{settings['models'][0]['name']} · {settings['facts']['name']}, {len(self.facts)} "
-            f"facts · {self.scheme.name}, dose {settings['dose']} · mean shift "
-            f"{self.shift.mean():+.2f} logits · {len(self.candidates)} heads ablated one by one",
-            ("set grows by head", "carried (logits)", "95% interval", "of shift"),
-            tuple(rows),
+            f"{settings['models'][0]['name']} · {settings['facts']['name']}, search on "
+            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings['dose']}",
+            (
+                Grid.of(table.assign(chosen=chosen), columns),
+                Grid.of(self.growth, growth, title="the set as it grows"),
+            ),
+            (
+                f"mean shift {self.shift.mean():+.2f} logits · {settings['attribution']}, "
+                f"{settings['kind']} · seed {settings['seed']}",
+                f"attribution and ablation correlate by {agreement.pearson:.2f} (rank "
+                f"{agreement.spearman:.2f}) over the {agreement.heads} heads ablated",
+            ),
             ("test(other_facts)", "to_dataframe()", "plot()", "save(folder)"),
         )

@@ -22,7 +22,7 @@ from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.prompts.correspondence import SPANS
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring.items import read_skipped
@@ -241,24 +241,24 @@ class AverageShift(Result):
         )
 
     def glance(self) -> Glance:
-        """The mean shift with its interval, and what wrote it, by kind and span."""
-        total, settings = self.shift, self.settings
-        parts = self.summary()
+        """The mean shift with its interval, and its largest parts by kind and span."""
+        total, settings, parts = self.shift, self.settings, self.summary()
         largest = parts["shift"].abs().sort_values(ascending=False, kind="stable").index[:6]
         rows = [
-            (
-                f"{row['kind']} to {row['span']}" if row["span"] else str(row["kind"]),
-                f"{row['shift']:+.2f}",
-                f"[{row['low']:+.2f}, {row['high']:+.2f}]",
-            )
-            for row in parts.loc[largest].to_dict("records")
+            {"kind": "the whole shift", "span": "", "shift": total.value}
+            | {"low": total.low, "high": total.high},
+            *parts.loc[largest].to_dict("records"),
         ]
-        whole = ("total shift", f"{total.value:+.2f}", f"[{total.low:+.2f}, {total.high:+.2f}]")
+        columns = {
+            "part (logits)": "{kind}",
+            "to": "{span}",
+            "mean": "{shift:signed}",
+            "95% interval": "[{low:signed}, {high:signed}]",
+        }
         return Glance(
             f"{settings['model']['name']} · {settings['facts']['name']}, {len(self.facts)} facts, "
             f"{len(self.skipped)} skipped · {settings['scheme']}, dose {settings['dose']} · "
             f"largest residual {self.residual:.1e} logits",
-            ("part (logits)", "mean", "95% interval"),
-            (whole, *rows),
-            ("summary()", "to_dataframe()", "by_head", "plot()", "save(folder)"),
+            (Grid.of(rows, columns),),
+            steps=("summary()", "to_dataframe()", "by_head", "plot()", "save(folder)"),
         )

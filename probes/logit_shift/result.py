@@ -33,7 +33,7 @@ from hijacklens.errors import InputError
 from hijacklens.prompts.correspondence import Unit
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text, Views
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from probes.account import SINGLE, Account
@@ -328,23 +328,57 @@ class ShiftAccount(Result):
         provenance = provenance_from(record)
         return cls(table, record["bare"], record["hijacked"], settings, provenance, **more)
 
-    def glance(self) -> Glance:
-        """The shift, and its largest parts by layer and head."""
+    def glance(self, top: int = 12) -> Glance:
+        """The parts by kind and span, and the biggest parts by token, layer and head.
+
+        Args:
+            top: How many of the biggest parts.
+        """
         fact, settings = self.settings["fact"], self.settings
-        total = ("total", f"{self.bare:+.2f}", f"{self.hijacked:+.2f}", f"{self.shift:+.2f}")
-        rows = []
-        for row in self.biggest(5).to_dict("records"):
-            site = "" if pd.isna(row["layer"]) else f" L{row['layer']}"
-            site += "" if pd.isna(row["head"]) else f" H{row['head']}"
-            rows.append((f"{row['kind']}{site}", *(f"{row[name]:+.2f}" for name in NUMBERS)))
+        numbers = {name: f"{{{name}:signed}}" for name in NUMBERS}
+        summary = self.summary()
+        sums = pd.DataFrame(
+            [
+                {"part": "sum of the parts", **self.table[NUMBERS].sum()},
+                {
+                    "part": f"logit {fact['target_false']!r} - {fact['target_true']!r}",
+                    **{name: getattr(self, name) for name in NUMBERS},
+                },
+            ]
+        )
+        parts = pd.concat(
+            [summary.assign(part=list(map(_part, summary["kind"], summary["span"]))), sums],
+            ignore_index=True,
+        )
+        biggest = self.biggest(top, by=("token", "position", "layer", "head"))
+        biggest["part"] = biggest["kind"].map(_part)
+        biggest["token"] = [
+            f"{token!r} at {position}" if kind == "attention" else ""
+            for kind, token, position in biggest[["kind", "token", "position"]].to_numpy()
+        ]
+        places = {"token": "{token}", "layer": "{layer:d}", "head": "{head:d}"}
         return Glance(
-            f"{settings['model']['name']} · case {fact['case_id']}, {fact['target_false']!r} "
-            f"against {fact['target_true']!r} · {settings['scheme']}, dose {settings['dose']} · "
-            f"residual {self.residual:.1e} logits",
-            ("part (logits)", "bare", "hijacked", "shift"),
-            (total, *rows),
+            f"{settings['model']['name']} · case {fact['case_id']} ({fact['subject']}) · "
+            f"{settings['scheme']}, dose {settings['dose']} · seed {settings['seed']}",
+            (
+                Grid.of(parts, {"part (logits)": "{part}", **numbers}),
+                Grid.of(biggest, {"biggest parts": "{part}", **places, **numbers}),
+            ),
+            (
+                f"residual of the shift: {self.residual:+.1e} logits",
+                "every token counts once: hijack is without mention, query without subject and "
+                "last",
+                f"prompt: {settings['prompt']['text']}",
+                *(f"probe: {key}" for key in settings["probes"]),
+            ),
             ("summary()", "biggest()", "plot()", "save(folder)"),
         )
+
+
+def _part(kind: str, span: str = "") -> str:
+    """Write a kind of part in words, with the span that attention reads from."""
+    words = "MLP" if kind == "mlp" else kind.replace("_", " ")
+    return f"{words} to {span}" if span else words
 
 
 def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

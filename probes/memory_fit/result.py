@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import unknown
-from hijacklens.results.glance import Glance
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from probes import sources
@@ -127,22 +127,23 @@ class MemoryFit(Result):
 
     def glance(self) -> Glance:
         """The summary: the matrix with the largest z of each model and statistic."""
-        rows = tuple(
-            (
-                f"{row['model']}, {row['statistic']}",
-                f"{row['mean']:.3f}",
-                "" if row["layer"] < 0 else f"{row['layer']:.0f}.{row['head']:.0f}",
-                f"{row['value']:.3f}",
-                f"{row['z']:.1f}",
-                f"{row['significant']} of {row['matrices']}",
-            )
+        rows = [
+            row | {"best": "" if row["layer"] < 0 else f"{row['layer']:.0f}.{row['head']:.0f}"}
             for row in self.summary().to_dict("records")
-        )
+        ]
+        columns = {
+            "model": "{model}",
+            "statistic": "{statistic}",
+            "mean": "{mean:.3f}",
+            "best": "{best:>}",
+            "its value": "{value:.3f}",
+            "its z": "{z:.1f}",
+            "significant": "{significant} of {matrices}",
+        }
         return Glance(
             f"{self.settings['associations']} ({self.settings['pairs']} pairs)",
-            ("model, statistic", "mean", "best", "its value", "its z", "significant"),
-            rows,
-            ("summary()", "verdicts()", "best()", "plot()", "save(folder)"),
+            (Grid.of(rows, columns),),
+            steps=("summary()", "verdicts()", "best()", "plot()", "save(folder)"),
         )
 
     def configuration(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from hijacklens.progress import bar
 from hijacklens.results.provenance import Provenance
 from hijacklens.scoring.pairs import DIRECTIONS, Direction, Pairs, takes_facts
 from hijacklens.sites import Heads, Layers, choose
-from probes.activations.places import HEAD_AXES, Site, hook_name
+from probes.activation_sites import HEAD_AXES, Site, hook_name
 from probes.patching.result import PATCH_COLUMNS, PatchingSweep
 from probes.patching.runs import Case, Cell, make_cases, run
 
@@ -48,7 +48,7 @@ class BySpan:
     """Patch every layer at every span, one at a time."""
 
     site: Site = "resid_pre"
-    """What is patched; see `probes.activations.places`. All heads of `z`, `q`, `k` and `v`."""
+    """What is patched; see `probes.activation_sites`. All heads of `z`, `q`, `k` and `v`."""
     spans: Sequence[str] = DEFAULT_SPANS
     """The tokens that are patched; each span has tokens in the query, or is `bos`."""
     layers: Layers = None

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError, choice
-from hijacklens.results.glance import Glance, signed
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
 from hijacklens.scoring.items import read_skipped
@@ -209,21 +209,18 @@ class PatchingSweep(Result):
         """The patches with the largest fraction of the shift."""
         settings, table = self.settings, self._summary
         largest = table["share"].abs().sort_values(ascending=False, kind="stable").index[:5]
-        rows = [
-            (
-                f"layer {row['layer']}, {row['span']}"
-                + ("" if pd.isna(row["head"]) else f", head {row['head']}"),
-                signed(row["share"]),
-                f"[{signed(row['share_low'])}, {signed(row['share_high'])}]",
-            )
-            for row in table.loc[largest].to_dict("records")
-        ]
+        columns = {
+            "layer": "{layer}",
+            "span": "{span}",
+            **({"head": "{head}"} if table["head"].notna().any() else {}),
+            "fraction of the shift": "{share:signed}",
+            "95% interval": "[{share_low:signed}, {share_high:signed}]",
+        }
         return Glance(
             f"{settings['models'][0]['name']} · {settings['site']} by {settings['axis']}, "
             f"{settings['direction']} · {settings['scheme']['name']}, dose {settings['dose']} · "
             f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
-            (f"largest of {len(table)} patches", "fraction of the shift", "95% interval"),
-            tuple(rows),
+            (Grid.of(table.loc[largest], columns, title=f"largest of {len(table)} patches"),),
         )
 
 

@@ -28,7 +28,7 @@ from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout
 from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, Direction, Pair, Pairs
-from probes.activations.places import Site, reading, writing
+from probes.activation_sites import Site, reading, writing
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,9 +290,26 @@ def _identity(site: MatrixSite) -> Tensor:
 
 def _low_rank(rank: int, site: MatrixSite) -> Tensor:
     if site.kind == "value":
-        return concept_memory.low_rank(site.current, rank)
+        return truncated(site.current, rank)
     circuit = site.circuit
     return circuit.A @ _low_rank_inner(rank, site) @ circuit.B
+
+
+def truncated(
+    matrix: Float[Tensor, "*axes rows columns"], rank: int
+) -> Float[Tensor, "*axes rows columns"]:
+    """Return the best approximation of a matrix by one of rank at most `rank` (truncated SVD).
+
+    Raises:
+        InputError: `rank` is below 1 or above the smaller side of the matrix.
+    """
+    largest = min(matrix.shape[-2:])
+    if not 1 <= rank <= largest:
+        raise InputError(
+            f"rank must lie in 1..{largest} for a matrix {list(matrix.shape)}, got {rank!r}."
+        )
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return (left[..., :rank] * values[..., None, :rank]) @ right[..., :rank, :]
 
 
 def _low_rank_inner(rank: int, site: MatrixSite) -> Tensor:

@@ -61,8 +61,13 @@ def test_hijack_writes_the_files_of_the_design(folders, tmp_path, capsys):
     command += ["--scheme", "do-not-think", "--template", "never-say=Never say {target_false}."]
     assert run(*command) == 0
     printed = capsys.readouterr()
-    assert "tiny-gpt2 · facts.jsonl, 10 facts · do-not-think · rule first" in printed.out
-    assert "tiny-llama · facts.jsonl, 10 facts · never-say" in printed.out
+    assert printed.out.startswith(
+        "tiny-gpt2, tiny-llama · facts.jsonl, 10 facts · do-not-think, never-say · rule first\n"
+    )
+    assert (
+        len(re.findall(r"^tiny-(gpt2|llama) +(do-not|never).* +10 +[0-2] ", printed.out, re.M))
+        == 12
+    )
     assert f"written to {out}/" in printed.out
     assert printed.err == ""
     assert {path.name for path in out.iterdir()} == {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -44,11 +45,11 @@ def test_search_and_held_out_test(folders, tmp_path, capsys):
     assert printed.err == ""
     lines = printed.out.splitlines()
     assert lines[0].startswith("planted · facts.jsonl, search on 12 facts · do-not-think, dose 1")
-    assert lines[2].split()[-1] == "chosen"
-    assert lines[3].startswith("1.2 ")
-    assert lines[3].endswith("yes")
-    assert "held out: facts.jsonl, 6 facts · without heads 1.2 · rule first" in printed.out
-    assert "relation         1  new (6)" in printed.out
+    assert lines[1].split()[-1] == "chosen"
+    assert lines[2].startswith("1.2 ")
+    assert lines[2].endswith("yes")
+    assert "held out: facts.jsonl, 6 facts · planted without heads 1.2 · rule first" in printed.out
+    assert re.search(r"relation +1  new \(6\)", printed.out)
     assert "side effects on the bare query" in printed.out
     legend = "layers: 2 random, in the same layers; model: 2 random, anywhere in the model"
     assert legend in printed.out

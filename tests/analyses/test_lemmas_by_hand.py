@@ -20,7 +20,7 @@ from analyses.paper.error_exponent import (
 from analyses.paper.lemmas import gram_matrix
 from analyses.reproduction.reproduction import reproduce
 from analyses.reproduction.workbench import Workbench
-from hijacklens.one_layer import memory, population
+from hijacklens.one_layer import memory
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 
@@ -139,9 +139,9 @@ class TestGeometry:
         q = math.exp(-1 / beta)
         level = ((1 + q) ** (bits - 1) * (1 - q) - 1) / ((1 + q) ** bits - 1)
         k = torch.arange(bits + 1, dtype=torch.float64)
-        logits = ratio**2 * population.construction_logits(task)
+        logits = ratio**2 * memory.construction_logits(task)
         logits -= 2 * k * (bits - 2) * omega * level * (ratio + 2**bits / 4)
-        exact = population.geometry_logits(task, a=1.0, b=0.0, b0=ratio)
+        exact = memory.geometry_logits(task, a=1.0, b=0.0, b0=ratio)
         torch.testing.assert_close(logits - logits[0], exact - exact[0])
 
     @pytest.mark.parametrize("bits", range(3, 11))
@@ -149,14 +149,14 @@ class TestGeometry:
         for beta in (0.1, 0.5, 1.0, 2.0):
             task = ConceptTask(bits=bits, omega=1.0, beta=beta)
             for ratio in (0.0, 0.01, 0.3, 1.0, 7.0, 100.0, 1e4):
-                logits = population.geometry_logits(task, a=1.0, b=0.0, b0=ratio)
-                assert population.margin(logits) > 0
+                logits = memory.geometry_logits(task, a=1.0, b=0.0, b0=ratio)
+                assert memory.margin(logits) > 0
 
     def test_above_it_a_small_b0_fails(self):
         for beta, sign in ((2.0, 1), (2.1, -1)):
             task = ConceptTask(bits=3, omega=1.0, beta=beta)
-            logits = population.geometry_logits(task, a=1.0, b=0.0, b0=0.0)
-            assert sign * population.margin(logits) > 0
+            logits = memory.geometry_logits(task, a=1.0, b=0.0, b0=0.0)
+            assert sign * memory.margin(logits) > 0
 
     def test_what_has_no_embeddings_keeps_its_rows(self):
         settings = geometry_theory.GeometryGrid(

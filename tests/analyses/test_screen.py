@@ -15,7 +15,6 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from analyses.commands.group import COMMANDS, group, main
-from analyses.commands.screen import fitted, stacked
 from analyses.reproduction import check, reproduction
 from hijacklens import progress
 
@@ -222,34 +221,6 @@ def test_a_bar_is_drawn_in_a_notebook(monkeypatch):
     assert progress.watched()
     Shell.kernel = None
     assert not progress.watched()
-
-
-def test_the_last_column_is_wrapped_on_a_narrow_terminal(monkeypatch):
-    rows = [("fig1", "a long line " * 9), ("fig2", "short")]
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", "60")
-    lines = fitted(("id", "what"), rows).splitlines()
-    assert max(map(len, lines)) <= 60
-    assert [line[:4].strip() for line in lines] == ["id", "fig1", "", "fig2"]
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
-    assert len(fitted(("id", "what"), rows).splitlines()) == 3  # a pipe gets a line for a row
-
-
-def test_columns_go_on_below_where_a_terminal_is_narrow(monkeypatch):
-    header = ("scheme", "none", "change", "p")
-    rows = [("do-not-think", ".25", "+.75 [+.50, +.90]", ".001"), ("think", ".5", "0", "1")]
-    whole = stacked(header, rows, keys=1, left="lrlr")  # a pipe gets a line for a row
-    assert len(whole.splitlines()) == 3
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    monkeypatch.setenv("COLUMNS", str(max(map(len, whole.splitlines()))))
-    assert stacked(header, rows, keys=1, left="lrlr") == whole
-    monkeypatch.setenv("COLUMNS", "32")
-    text = stacked(header, rows, keys=1, left="lrlr")
-    assert max(map(len, text.splitlines())) <= 32
-    first, second, third = (part.splitlines() for part in text.split("\n\n"))
-    assert first[0].split() == ["scheme", "none"]
-    assert second[1].split(maxsplit=1) == ["do-not-think", "+.75 [+.50, +.90]"]
-    assert third[2].split() == ["think", "1"]
 
 
 COMPLETED = [

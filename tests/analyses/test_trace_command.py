@@ -79,7 +79,7 @@ def test_a_fact_of_a_file_and_the_same_of_ones_own(folders, tmp_path, capsys):
     assert "Do not think of Guam. The Eiffel Tower is in the city of" in printed
     whole = re.search(r"logit 'Guam' - 'Paris' +(\S+) +(\S+) +(\S+)\n", printed)
     assert whole is not None
-    assert whole.groups() == (f"{bare:.2f}", f"{hijacked:.2f}", f"{hijacked - bare:+.2f}")
+    assert whole.groups() == tuple(f"{number:+.2f}" for number in (bare, hijacked, hijacked - bare))
     assert re.search(r"residual of the shift: [+-]\d\.\de-\d\d logits", printed)
     assert f"written to {out}/" in printed
 
@@ -94,7 +94,7 @@ def test_a_fact_of_a_file_and_the_same_of_ones_own(folders, tmp_path, capsys):
     own = ["--model", folders / "tiny-llama", *OWN, "--out", out, "--overwrite", "--top", 3]
     assert run(*own) == 0
     printed = capsys.readouterr().out
-    assert len(printed.split("biggest parts")[1].split("\n\n")[0].splitlines()) == 4
+    assert len(printed.split("biggest parts")[1].split("\nresidual")[0].splitlines()) == 4
     pd.testing.assert_frame_equal(load_result(out).to_dataframe(), table)
 
 

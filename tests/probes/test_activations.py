@@ -25,8 +25,8 @@ from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.pairs import pairs
 from probes.ablation import ablate
+from probes.activation_sites import HEAD_AXES
 from probes.activations import patch, patch_between
-from probes.activations.places import HEAD_AXES
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 SITES = (*STREAM, *HEAD_AXES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import seeded
 
 from hijacklens.errors import InputError
 from hijacklens.one_layer import hypercube
@@ -21,10 +22,6 @@ GEOMETRIES = [
     (7, 0.1, 0.5, 1.0),
     (6, 0.3, 0.95, 0.95),  # Lemma 5: b0 = b
 ]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def literal_gram(bits: int, a: float, b: float, b0: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Constructed memories: against sums of outer products, Theorem 1 and Lemma 2, mixed contexts."""
+"""The memory of equation 5.1: sums of outer products, Theorem 1, Lemma 2, closed forms, mixing."""
 
 from __future__ import annotations
 
@@ -8,23 +8,15 @@ from functools import partial
 
 import pytest
 import torch
+from draws import seeded, theorem_1_scores, uniform_attention, upward
 from scipy import stats
 
 from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.bayes import accuracy, hits
 from hijacklens.one_layer.embeddings import gaussian_embedding, hamming_geometry, orthonormal
-from hijacklens.one_layer.population import geometry_logits
-from hijacklens.one_layer.task import ConceptTask, token_counts
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def upward(a, b):
-    """Not symmetric: a token's neighbours are above it, the last one's all others."""
-    return (b > a) | (a == a.max())
+from hijacklens.one_layer.evaluation import accuracy, hits
+from hijacklens.one_layer.memory import construction_logits, geometry_logits, margin
+from hijacklens.one_layer.task import ConceptTask
 
 
 def literal(embedding: torch.Tensor, task: ConceptTask) -> torch.Tensor:
@@ -45,13 +37,6 @@ def literal_logits(tokens, W_E, W_Q, W_K, W_V_paper):
     x = W_E[tokens].T
     scores = (W_K.T @ x).T @ (W_Q.T @ x[:, -1]) / math.sqrt(W_K.shape[1])
     return W_E @ (W_V_paper @ (x @ scores.softmax(0)))
-
-
-def score_with(task: ConceptTask, W_E: torch.Tensor, W_V: torch.Tensor):
-    """Tokens -> last-position logits under uniform attention."""
-    return lambda tokens: memory.uniform_logits(
-        token_counts(tokens, task.vocab, dtype=W_E.dtype), W_E=W_E, W_V=W_V
-    )
 
 
 class TestConstructed:
@@ -76,8 +61,8 @@ class TestConstructed:
             matrix[label, token] = True
         task = ConceptTask(bits=2, omega=1.0, length=3, support=matrix)
         W_E = torch.eye(4)
-        right = score_with(task, W_E, memory.constructed(W_E, task))
-        wrong = score_with(task, W_E, memory.constructed(W_E, task).T)
+        right = uniform_attention(task, W_E, memory.constructed(W_E, task))
+        wrong = uniform_attention(task, W_E, memory.constructed(W_E, task).T)
         share = partial(accuracy, task=task, contexts_count=200)
         assert share(right, generator=seeded()).value == 1
         assert share(wrong, generator=seeded()).value == 0
@@ -126,36 +111,8 @@ class TestRandom:
 
 
 class TestOthers:
-    def test_identity_and_gaussian(self):
+    def test_identity(self):
         assert torch.equal(memory.identity(3), torch.eye(3))
-        wide = memory.gaussian(200, seeded())
-        assert float(wide.std()) == pytest.approx(200**-0.5, rel=0.02)
-        assert float(memory.gaussian(200, seeded(), scale=3.0).std()) == pytest.approx(3, rel=0.02)
-        assert torch.equal(memory.gaussian(5, seeded(1)), memory.gaussian(5, seeded(1)))
-        exact = memory.gaussian(5, seeded(1), dtype=torch.float64)
-        torch.testing.assert_close(exact.float(), memory.gaussian(5, seeded(1)))
-
-    def test_low_rank_is_the_nearest(self):
-        matrix = torch.randn(7, 5, generator=seeded(), dtype=torch.float64)
-        values = torch.linalg.svdvals(matrix)
-        for rank in range(1, 6):
-            near = memory.low_rank(matrix, rank)
-            assert torch.linalg.matrix_rank(near) == rank
-            # Eckart-Young: the error is what the dropped singular values hold.
-            error = float(torch.linalg.matrix_norm(matrix - near))
-            assert error == pytest.approx(float(values[rank:].norm()), abs=1e-12)
-        torch.testing.assert_close(memory.low_rank(matrix, 5), matrix)
-
-    def test_low_rank_by_hand_and_in_batches(self):
-        diagonal = torch.diag(torch.tensor([3.0, 1.0, 2.0]))
-        assert torch.allclose(memory.low_rank(diagonal, 2), torch.diag(torch.tensor([3.0, 0, 2])))
-        both = torch.stack([diagonal, 2 * diagonal])
-        torch.testing.assert_close(memory.low_rank(both, 1)[1], memory.low_rank(2 * diagonal, 1))
-
-    @pytest.mark.parametrize("rank", [0, -1, 4])
-    def test_low_rank_errors(self, rank):
-        with pytest.raises(InputError, match=rf"rank must lie in 1\.\.3.*got {rank}"):
-            memory.low_rank(torch.eye(3), rank)
 
     def test_matched(self):
         matrix = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
@@ -175,7 +132,7 @@ class TestTheorem1:
         assert not weights.W_Q.any()
         assert not weights.W_K.any()
         tokens = task.sample(6, seeded()).tokens
-        found = score_with(task, weights.W_E, weights.W_V)(tokens)
+        found = uniform_attention(task, weights.W_E, weights.W_V)(tokens)
         for row, context in zip(found, tokens, strict=True):
             expected = literal_logits(
                 context, weights.W_E, weights.W_Q, weights.W_K, literal(weights.W_E, task)
@@ -187,8 +144,7 @@ class TestTheorem1:
         errors = []
         for length in (16, 64, 512):
             task = ConceptTask(bits=bits, omega=1.0, length=length)
-            weights = memory.theorem_1(task)
-            scores = score_with(task, weights.W_E, weights.W_V)
+            scores = theorem_1_scores(task)
             errors.append(1 - accuracy(scores, task, contexts_count=4000, generator=seeded()).value)
         assert errors[0] > errors[1] >= errors[2]
         assert errors[2] == 0
@@ -200,22 +156,8 @@ class TestTheorem1:
     def test_equal_logits_stay_equal(self):
         # Token 0 alone: its neighbours 1, 2 and 4 tie, whatever L the votes are divided by.
         task = ConceptTask(bits=3)
-        weights = memory.theorem_1(task)
-        logits = score_with(task, weights.W_E, weights.W_V)(torch.zeros(1, 7, dtype=torch.int64))
+        logits = theorem_1_scores(task)(torch.zeros(1, 7, dtype=torch.int64))
         assert logits.tolist() == [[0, 1, 1, 0, 1, 0, 0, 0]]
-
-
-class TestTheorem4:
-    @pytest.mark.parametrize("omega", [1.0, 0.5])
-    def test_population_logits_under_equation_5_2(self, omega):
-        task = ConceptTask(bits=5, omega=omega)
-        W_E = hamming_geometry(5, a=0.1, b=0.5, b0=1.0, dtype=torch.float64)
-        logits = memory.uniform_logits(
-            task.token_distribution(), W_E=W_E, W_V=memory.constructed(W_E, task)
-        )
-        by_distance = geometry_logits(task, a=0.1, b=0.5, b0=1.0)
-        torch.testing.assert_close(logits, by_distance[task.hamming()], atol=1e-11, rtol=0)
-        assert (logits.argmax(1) == torch.arange(32)).all()
 
 
 class TestLemma2:
@@ -225,16 +167,13 @@ class TestLemma2:
     @pytest.mark.parametrize("length", [1, 2, 3])
     def test_every_context_there_is(self, bits, length):
         task = ConceptTask(bits=bits, omega=1.0, length=length, support="hamming-1")
-        weights = memory.theorem_1(task)
-        neighbours = task.neighbours()
-        tokens, labels = [], []
-        for label in range(task.vocab):
-            near = neighbours[label].nonzero().flatten().tolist()
-            for context in itertools.product(near, repeat=length):
-                tokens.append(context)
-                labels.append(label)
-        tokens, labels = torch.tensor(tokens), torch.tensor(labels)
-        logits = score_with(task, weights.W_E, weights.W_V)(tokens)
+        pairs = [
+            (label, context)
+            for label, near in enumerate(task.neighbours())
+            for context in itertools.product(near.nonzero().flatten().tolist(), repeat=length)
+        ]
+        labels, tokens = map(torch.tensor, zip(*pairs, strict=True))
+        logits = theorem_1_scores(task)(tokens)
         # Ties counted for the label: the error is exactly 0, as the lemma says.
         assert hits(logits, labels, ties="label").min() == 1
         # Split evenly, contexts that two labels can give cost something: of a single token all m
@@ -246,23 +185,154 @@ class TestLemma2:
         for number, share in expected.items():
             assert torch.allclose(split[types == number], torch.tensor(share, dtype=torch.float64))
         # With the identity the votes go to the tokens themselves, of which the label is none.
-        identity = score_with(task, weights.W_E, memory.identity(task.vocab))(tokens)
+        identity = uniform_attention(task, torch.eye(task.vocab), memory.identity(task.vocab))(
+            tokens
+        )
         assert hits(identity, labels, ties="label").max() == 0
 
     def test_a_long_context_has_no_ties(self):
         task = ConceptTask(bits=4, omega=1.0, length=64, support="hamming-1")
-        weights = memory.theorem_1(task)
-        scores = score_with(task, weights.W_E, weights.W_V)
-        assert accuracy(scores, task, contexts_count=5000, generator=seeded()).value == 1
+        found = accuracy(theorem_1_scores(task), task, contexts_count=5000, generator=seeded())
+        assert found.value == 1
 
     @pytest.mark.parametrize("bits", [3, 5])
     @pytest.mark.parametrize("length", [4, 64])
     def test_the_identity_is_never_right_without_noise(self, bits, length):
         task = ConceptTask(bits=bits, omega=1.0, length=length)
-        scores = score_with(task, torch.eye(task.vocab), memory.identity(task.vocab))
+        scores = uniform_attention(task, torch.eye(task.vocab), memory.identity(task.vocab))
         for ties in ("split", "label"):
             found = accuracy(scores, task, contexts_count=4000, generator=seeded(), ties=ties)
             assert found.value == 0
+
+
+def by_distance(logits: torch.Tensor, task: ConceptTask) -> torch.Tensor:
+    """One logit per distance out of [label, token], after checking that it depends on no more."""
+    distance = task.hamming()
+    rows = []
+    for k in range(task.bits + 1):
+        values = logits[distance == k]
+        torch.testing.assert_close(values, values[:1].expand_as(values), atol=1e-12, rtol=1e-12)
+        rows.append(values[0])
+    return torch.stack(rows)
+
+
+def literal_geometry(task: ConceptTask, a: float, b: float, b0: float) -> torch.Tensor:
+    """G A G p(. | y) with full matrices."""
+    distance = task.hamming().double()
+    gram = b - a * distance
+    gram.fill_diagonal_(b0)
+    adjacency = (distance == 1).double()
+    return task.token_distribution() @ gram @ adjacency @ gram
+
+
+class TestConstructionLogits:
+    @pytest.mark.parametrize("omega", [1.0, 0.5, 0.1])
+    @pytest.mark.parametrize("bits", [2, 3, 5, 6, 7, 8])
+    @pytest.mark.parametrize("beta", [0.4, 1.0, 3.0])
+    def test_closed_form_is_brute_force(self, bits, omega, beta):
+        task = ConceptTask(bits=bits, omega=omega, beta=beta)
+        weights = memory.theorem_1(task, dtype=torch.float64)
+        brute = memory.uniform_logits(task.token_distribution(), W_E=weights.W_E, W_V=weights.W_V)
+        torch.testing.assert_close(
+            construction_logits(task), by_distance(brute, task), atol=1e-12, rtol=0
+        )
+
+    @pytest.mark.parametrize(
+        ("bits", "expected"), [(3, 0.204), (5, 0.252), (6, 0.229), (7, 0.200), (8, 0.170)]
+    )
+    def test_margins_of_the_reference_page(self, bits, expected):
+        logits = construction_logits(ConceptTask(bits=bits, omega=1.0))
+        assert margin(logits) == pytest.approx(expected, abs=5e-4)
+        noisy = construction_logits(ConceptTask(bits=bits, omega=0.5))
+        assert margin(noisy) == pytest.approx(margin(logits) / 2, abs=1e-14)
+
+    @pytest.mark.parametrize("bits", [3, 5, 8])
+    @pytest.mark.parametrize("q", [0.1, 0.45, 0.55, 0.9])
+    def test_margins_in_closed_form(self, bits, q):
+        logits = construction_logits(ConceptTask(bits=bits, omega=1.0, beta=-1 / math.log(q)))
+        z = (1 + q) ** bits - 1
+        over_two = (bits - 2) * q * (1 - q * q) / z
+        over_one = q * (bits - (bits - 1) * q) / z
+        assert float(logits[0] - logits[2]) == pytest.approx(over_two, abs=1e-14)
+        assert float(logits[0] - logits[1]) == pytest.approx(over_one, abs=1e-14)
+        assert margin(logits) == pytest.approx(min(over_one, over_two), abs=1e-14)
+        # distance 2 binds, except at m = 8 with q between 1/2 and 2/3
+        assert (over_one < over_two) == (bits == 8 and 0.5 < q < 2 / 3)
+
+    def test_two_bits_have_no_margin(self):
+        assert margin(construction_logits(ConceptTask(bits=2, omega=1.0))) == pytest.approx(0)
+
+    def test_by_hand(self):
+        # m = 3, q = 1/2, Z = 19/8: logits 12/19, 4/19, (2 q + q^3) / Z = 9/19, 3 q^2 / Z = 6/19.
+        logits = construction_logits(ConceptTask(bits=3, omega=1.0, beta=1 / math.log(2)))
+        expected = torch.tensor([12, 4, 9, 6], dtype=torch.float64) / 19
+        torch.testing.assert_close(logits, expected, atol=1e-15, rtol=0)
+
+    def test_a_tiny_beta(self):
+        # Only neighbours at distance 1 are drawn: y's m neighbours vote for it, and each of the
+        # tokens at distance 2 gets the votes of two of them.
+        logits = construction_logits(ConceptTask(bits=4, omega=1.0, beta=1e-3))
+        assert logits.tolist() == [1.0, 0.0, 0.5, 0.0, 0.0]
+
+
+class TestGeometryLogits:
+    @pytest.mark.parametrize("omega", [1.0, 0.5])
+    @pytest.mark.parametrize(
+        ("bits", "a", "b", "b0"),
+        [
+            (1, 0.3, 0.2, 1.0),
+            (3, 0.1, 0.5, 1.0),
+            (5, 1.0, 0.0, 0.0),
+            (6, -0.4, 0.3, 2.0),
+            (8, 0.1, 0.5, 1.0),
+        ],
+    )
+    @pytest.mark.parametrize("beta", [0.5, 1.0])
+    def test_walsh_formula_is_brute_force(self, bits, a, b, b0, omega, beta):
+        task = ConceptTask(bits=bits, omega=omega, beta=beta)
+        brute = by_distance(literal_geometry(task, a, b, b0), task)
+        found = geometry_logits(task, a=a, b=b, b0=b0)
+        torch.testing.assert_close(found, brute, atol=1e-9, rtol=1e-12)
+
+    @pytest.mark.parametrize(("bits", "expected", "unit"), [(7, 1.515, 1e-3), (5, 0.3354, 1e-4)])
+    def test_margins_of_the_reference_page(self, bits, expected, unit):
+        logits = geometry_logits(ConceptTask(bits=bits, omega=1.0), a=0.1, b=0.5, b0=1.0)
+        assert margin(logits) == pytest.approx(expected, abs=unit / 2)
+
+    def test_orthonormal_embeddings_are_a_case_of_it(self):
+        for omega in (1.0, 0.3):
+            task = ConceptTask(bits=6, omega=omega, beta=0.8)
+            torch.testing.assert_close(
+                geometry_logits(task, a=0.0, b=0.0, b0=1.0),
+                construction_logits(task),
+                atol=1e-13,
+                rtol=0,
+            )
+
+    @pytest.mark.parametrize("omega", [1.0, 0.5])
+    def test_theorem_4_is_right(self, omega):
+        task = ConceptTask(bits=5, omega=omega)
+        W_E = hamming_geometry(5, a=0.1, b=0.5, b0=1.0, dtype=torch.float64)
+        logits = memory.uniform_logits(
+            task.token_distribution(), W_E=W_E, W_V=memory.constructed(W_E, task)
+        )
+        expected = geometry_logits(task, a=0.1, b=0.5, b0=1.0)
+        torch.testing.assert_close(logits, expected[task.hamming()], atol=1e-11, rtol=0)
+        assert (logits.argmax(1) == torch.arange(32)).all()
+
+    def test_a_tiny_beta(self):
+        task = ConceptTask(bits=4, omega=1.0, beta=1e-3)
+        brute = by_distance(literal_geometry(task, 0.1, 0.5, 1.0), task)
+        torch.testing.assert_close(geometry_logits(task, a=0.1, b=0.5, b0=1.0), brute)
+
+
+@pytest.mark.parametrize("support", ["hamming-1", "first-bit", lambda a, b: a != b])
+def test_other_supports_are_refused(support):
+    task = ConceptTask(bits=4, support=support)
+    with pytest.raises(InputError, match="closed forms are for the support 'all'"):
+        construction_logits(task)
+    with pytest.raises(InputError, match="uniform_logits"):
+        geometry_logits(task, a=0.1, b=0.5, b0=1.0)
 
 
 # Reference page, 7.5: shares predicting the first and the second label, n = 65,536.
@@ -292,8 +362,7 @@ MIXED = {
 
 def mixed_shares(bits: int, rate: float, count: int) -> tuple[float, float]:
     task = ConceptTask(bits=bits, omega=0.5, beta=1.0, length=256)
-    weights = memory.theorem_1(task)
-    scores, generator = score_with(task, weights.W_E, weights.W_V), seeded()
+    scores, generator = theorem_1_scores(task), seeded()
     first = second = 0.0
     for _ in range(count // 4096):
         mixed = task.sample_mixed(4096, rate, generator)

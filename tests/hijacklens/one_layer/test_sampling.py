@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from draws import seeded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from hijacklens.one_layer.sampling import AliasTable
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @settings(max_examples=60, deadline=None)

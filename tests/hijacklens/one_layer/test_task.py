@@ -10,16 +10,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from draws import seeded
 from scipy import stats
 
 from hijacklens.errors import InputError
 from hijacklens.one_layer.task import ConceptTask, Contexts, MixedContexts, token_counts
 
 NAMED = ["all", "hamming-1", "first-bit", "first-two-bits"]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def larger_or_next(a, b):
@@ -376,7 +373,7 @@ class TestErrors:
             task.sample(0, seeded())
         with pytest.raises(InputError, match="batch must be at least 1, got -2"):
             task.sample_mixed(-2, 0.5, seeded())
-        with pytest.raises(InputError, match=r"asked for on 'cuda', and the generator is on 'cpu'"):
+        with pytest.raises(InputError, match=r"should be on 'cuda', and the generator is on 'cpu'"):
             task.sample(1, seeded(), device="cuda")
         for rate in (-0.1, 1.1, math.nan):
             with pytest.raises(InputError, match=r"mixing rate must lie in \[0, 1\]"):

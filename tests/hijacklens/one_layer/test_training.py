@@ -12,9 +12,7 @@ import torch
 
 from hijacklens.errors import InputError
 from hijacklens.one_layer import memory, training
-from hijacklens.one_layer.bayes import BayesRule
 from hijacklens.one_layer.checkpoint import FILE
-from hijacklens.one_layer.evaluation import evaluate
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.stacked_runs import StackedRuns
 from hijacklens.one_layer.task import ConceptTask
@@ -307,35 +305,6 @@ class TestGoingOn:
         monkeypatch.setattr(training.Checkpoint, "load", watched)
         train(TASK, **settings)
         assert loaded[-1]
-
-
-class TestEvaluation:
-    def test_by_hand(self) -> None:
-        """Always the same answer: right once in eight; a sure right answer: loss 0."""
-        one = torch.zeros(8, dtype=torch.float64)
-        one[5] = 1.0
-        ways = {
-            "five": lambda tokens: one.expand(len(tokens), 8),
-            "none": lambda tokens: torch.zeros(len(tokens), 8),
-            "nan": lambda tokens: torch.full((len(tokens), 8), math.nan),
-        }
-        draw = torch.Generator().manual_seed(0)
-        scores = evaluate(ways, TASK, draw, count=20_000)
-        assert scores["five"].accuracy.value == pytest.approx(1 / 8, abs=0.01)
-        assert scores["five"].loss == pytest.approx(math.log(7 + math.e) - 1 / 8, abs=0.01)
-        assert scores["none"].accuracy.value == pytest.approx(1 / 8)
-        assert scores["none"].loss == pytest.approx(math.log(8))
-        assert scores["nan"].accuracy.value == 0.0
-
-    def test_all_ways_see_the_same_contexts(self) -> None:
-        rule = BayesRule(TASK)
-        draw = torch.Generator().manual_seed(1)
-        scores = evaluate({1: rule, 2: rule}, TASK, draw, count=5000)
-        assert scores[1] == scores[2]
-        low, high = scores[1].accuracy.low, scores[1].accuracy.high
-        assert low < scores[1].accuracy.value < high
-        with pytest.raises(InputError, match="evaluation is 0"):
-            evaluate({1: rule}, TASK, draw, count=0)
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import dataclass
 
 import pandas as pd
 import pytest
 
-from hijacklens.results.glance import MOST_ROWS, Glance, Shown
+from hijacklens.results.glance import MOST_ROWS, Glance, Grid, Shown, drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +21,9 @@ class Measured(Shown):
     rows: int = 1
 
     def glance(self) -> Glance:
-        rows = tuple((f"fact {i} of {self.name}", f"{i}.5") for i in range(self.rows))
-        return Glance(f"{self.name}, {self.rows} facts", ("fact", "nats"), rows, ("table",))
+        rows = [{"fact": f"fact {i} of {self.name}", "nats": i + 0.5} for i in range(self.rows)]
+        grid = Grid.of(rows, {"fact": "{fact}", "nats": "{nats:.1f}"})
+        return Glance(f"{self.name}, {self.rows} facts", (grid,), steps=("table",))
 
 
 def value(**changes):
@@ -29,10 +32,7 @@ def value(**changes):
 
 def test_a_dataclass_shows_its_glance_and_not_its_fields():
     assert repr(value()) == (
-        "Measured · atlas, 1 facts\n"
-        "  fact             nats\n"
-        "  fact 0 of atlas   0.5\n"
-        "  next: .table"
+        "Measured · atlas, 1 facts\nfact             nats\nfact 0 of atlas   0.5\nnext: .table"
     )
 
 
@@ -52,3 +52,31 @@ def test_texts_are_shown_as_text(name):
     for shown in (repr(found), html):
         assert "\x1b" not in shown and "\u202e" not in shown
     assert len(repr(found).splitlines()) == 4
+
+
+class Terminal(io.StringIO):
+    """Text that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_narrow_terminal_wraps_cells_and_a_pipe_does_not(monkeypatch):
+    grid = Grid(("id", "what"), (("fig1", "a long line " * 9), ("fig2", "short")))
+    assert len(drawn(grid).splitlines()) == 3
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = drawn(grid).splitlines()
+    assert max(map(len, lines)) <= 60
+    assert [line[:4].strip() for line in lines] == ["id", "fig1", "", "fig2"]
+    monkeypatch.setenv("COLUMNS", "9")
+    words = "".join("".join(line[6:] for line in drawn(grid).splitlines()).split())
+    assert words == "what" + "alongline" * 9 + "short"  # nothing is cut
+
+
+def test_numbers_are_on_the_right_and_what_is_missing_is_a_dash():
+    table = pd.DataFrame({"name": ["a", None], "x": [0.25, None], "low": [-0.001, 2.0]})
+    columns = {"name": "{name}", "x": "{x:fraction}", "ends": "[{low:signed}, {x:.1f}]"}
+    assert drawn(Grid.of(table, columns)) == (
+        "name     x  ends\na     .250  [0.00, 0.2]\n-        -  [+2.00, -]"
+    )

@@ -63,14 +63,14 @@ def identity_that_is_the_memory(monkeypatch):
 
 
 def ties_for_the_label(monkeypatch):
-    from hijacklens.one_layer import bayes
+    from hijacklens.one_layer import evaluation
 
-    plain = bayes.accuracy
+    plain = evaluation.accuracy
 
     def generous(*arguments, ties="split", **options):
         return plain(*arguments, ties="label", **options)
 
-    monkeypatch.setattr("analyses.paper.constructed_error.bayes.accuracy", generous)
+    monkeypatch.setattr("analyses.paper.constructed_error.evaluation.accuracy", generous)
 
 
 SABOTAGES = (

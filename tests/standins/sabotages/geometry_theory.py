@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from hijacklens.one_layer import memory, population
+from hijacklens.one_layer import memory
 from hijacklens.one_layer.embeddings import hamming_geometry
 from hijacklens.statistics import Interval
 from sabotages import Sabotage
 
-GEOMETRY_LOGITS = population.geometry_logits
+GEOMETRY_LOGITS = memory.geometry_logits
 FEW = {"contexts": 64, "ratios": (0.0, 5.0, 20.0)}
 
 
@@ -24,7 +24,7 @@ def formula(change):
     """The Walsh formula with something else done to its logits."""
 
     def patch(monkeypatch):
-        monkeypatch.setattr("analyses.paper.geometry_theory.population.geometry_logits", change)
+        monkeypatch.setattr("analyses.paper.geometry_theory.memory.geometry_logits", change)
 
     return patch
 
@@ -56,7 +56,7 @@ def orthonormal_at_one_slope(monkeypatch):
 
 def always_right(monkeypatch):
     monkeypatch.setattr(
-        "analyses.paper.geometry_theory.bayes.accuracy",
+        "analyses.paper.geometry_theory.evaluation.accuracy",
         lambda *arguments, **options: Interval(1.0, 1.0, 1.0),
     )
 

@@ -1,4 +1,4 @@
-"""The exact posterior against enumeration, and the accuracies of the reference page."""
+"""The exact posterior against enumeration, answers by hand, the reference page's accuracies."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ import math
 
 import pytest
 import torch
+from draws import seeded, theorem_1_scores, upward
 
 from hijacklens.errors import InputError
-from hijacklens.one_layer import bayes, memory
-from hijacklens.one_layer.bayes import BayesRule, accuracy, bayes_accuracy, hits, log_posterior
-from hijacklens.one_layer.task import ConceptTask, token_counts
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def upward(a, b):
-    """Not symmetric: a token's neighbours are above it, the last one's all others."""
-    return (b > a) | (a == a.max())
+from hijacklens.one_layer import evaluation
+from hijacklens.one_layer.evaluation import (
+    BayesRule,
+    accuracy,
+    bayes_accuracy,
+    evaluate,
+    hits,
+    log_posterior,
+)
+from hijacklens.one_layer.task import ConceptTask
 
 
 def likelihoods(task: ConceptTask) -> tuple[torch.Tensor, torch.Tensor]:
@@ -149,7 +148,7 @@ class TestAccuracy:
             seen.append(len(tokens))
             return torch.zeros(len(tokens), 8)
 
-        monkeypatch.setattr(bayes, "CHUNK", 800)
+        monkeypatch.setattr(evaluation, "CHUNK", 800)
         task = ConceptTask(bits=3, length=4)
         accuracy(flat, task, contexts_count=250, generator=seeded())
         assert seen == [100, 100, 50]
@@ -173,6 +172,37 @@ class TestAccuracy:
     def test_at_ten_bits(self):
         task = ConceptTask(bits=10, length=256)
         assert bayes_accuracy(task, contexts_count=512, generator=seeded()).value > 0.99
+
+
+class TestEvaluate:
+    TASK = ConceptTask(bits=3, length=64)
+
+    def test_by_hand(self) -> None:
+        """Alanswerers the same answer: right once in eight; a sure right answer: loss 0."""
+        one = torch.zeros(8, dtype=torch.float64)
+        one[5] = 1.0
+        answerers = {
+            "five": lambda tokens: one.expand(len(tokens), 8),
+            "none": lambda tokens: torch.zeros(len(tokens), 8),
+            "nan": lambda tokens: torch.full((len(tokens), 8), math.nan),
+        }
+        draw = seeded()
+        scores = evaluate(answerers, self.TASK, draw, count=20_000)
+        assert scores["five"].accuracy.value == pytest.approx(1 / 8, abs=0.01)
+        assert scores["five"].loss == pytest.approx(math.log(7 + math.e) - 1 / 8, abs=0.01)
+        assert scores["none"].accuracy.value == pytest.approx(1 / 8)
+        assert scores["none"].loss == pytest.approx(math.log(8))
+        assert scores["nan"].accuracy.value == 0.0
+
+    def test_all_see_the_same_contexts(self) -> None:
+        rule = BayesRule(self.TASK)
+        draw = seeded(1)
+        scores = evaluate({1: rule, 2: rule}, self.TASK, draw, count=5000)
+        assert scores[1] == scores[2]
+        low, high = scores[1].accuracy.low, scores[1].accuracy.high
+        assert low < scores[1].accuracy.value < high
+        with pytest.raises(InputError, match="evaluation is 0"):
+            evaluate({1: rule}, self.TASK, draw, count=0)
 
 
 # Reference page, 7.2: Bayes / constructed, omega = .5, beta = 1, n = 131,072 contexts.
@@ -211,53 +241,34 @@ NOISELESS = {
 }
 
 
-def constructed_accuracy(task: ConceptTask, count: int) -> float:
-    weights = memory.theorem_1(task)
-    return accuracy(
-        lambda tokens: memory.uniform_logits(
-            token_counts(tokens, task.vocab), W_E=weights.W_E, W_V=weights.W_V
-        ),
-        task,
-        contexts_count=count,
-        generator=seeded(),
-    ).value
+def check_constructed(task: ConceptTask, expected: float, count: int, anchor_count: int) -> None:
+    found = accuracy(theorem_1_scores(task), task, contexts_count=count, generator=seeded())
+    assert abs(found.value - expected) <= slack(expected, count, anchor_count)
 
 
+def slack(share: float, count: int, anchor_count: int) -> float:
+    """Four standard errors of the difference of two fractions, and the rounding of the anchor."""
+    if count == QUICK:
+        return 0.015
+    return 4 * math.sqrt(share * (1 - share) * (1 / count + 1 / anchor_count)) + 1e-4
+
+
+QUICK = 8192
+COUNTS = pytest.mark.parametrize("count", [QUICK, pytest.param(131_072, marks=pytest.mark.slow)])
+
+
+@COUNTS
 @pytest.mark.parametrize(("bits", "length"), NOISY)
-def test_bayes_and_constructed_accuracies(bits, length):
+def test_bayes_and_constructed_accuracies(bits, length, count):
     task = ConceptTask(bits=bits, omega=0.5, beta=1.0, length=length)
     best, constructed = NOISY[bits, length]
-    found = bayes_accuracy(task, contexts_count=8192, generator=seeded())
-    assert abs(found.value - best) <= 0.015
-    assert abs(constructed_accuracy(task, 8192) - constructed) <= 0.015
-
-
-@pytest.mark.parametrize(("bits", "length"), NOISELESS)
-def test_constructed_accuracies_without_noise(bits, length):
-    task = ConceptTask(bits=bits, omega=1.0, beta=1.0, length=length)
-    assert abs(constructed_accuracy(task, 8192) - NOISELESS[bits, length]) <= 0.015
-
-
-def slack(share: float, found: int, anchor: int) -> float:
-    """Four standard errors of the difference of two shares, and the rounding of the anchor."""
-    return 4 * math.sqrt(share * (1 - share) * (1 / found + 1 / anchor)) + 1e-4
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("bits", "length"), NOISY)
-def test_accuracies_to_the_third_digit(bits, length):
-    task = ConceptTask(bits=bits, omega=0.5, beta=1.0, length=length)
-    best, constructed = NOISY[bits, length]
-    count = 131_072
     found = bayes_accuracy(task, contexts_count=count, generator=seeded())
-    assert abs(found.value - best) <= slack(best, count, count)
-    assert abs(constructed_accuracy(task, count) - constructed) <= slack(constructed, count, count)
+    assert abs(found.value - best) <= slack(best, count, 131_072)
+    check_constructed(task, constructed, count, 131_072)
 
 
-@pytest.mark.slow
+@COUNTS
 @pytest.mark.parametrize(("bits", "length"), NOISELESS)
-def test_accuracies_without_noise_to_the_third_digit(bits, length):
+def test_constructed_accuracies_without_noise(bits, length, count):
     task = ConceptTask(bits=bits, omega=1.0, beta=1.0, length=length)
-    anchor = NOISELESS[bits, length]
-    found = constructed_accuracy(task, 131_072)
-    assert abs(found - anchor) <= slack(anchor, 131_072, 65_536)
+    check_constructed(task, NOISELESS[bits, length], count, 65_536)

@@ -1,19 +1,17 @@
-"""Activation patching: activations of one run put into another, token by corresponding token.
+"""Activation patching: put activations of one run into another, at the corresponding tokens.
 
     patch_between(model, facts, scheme="do-not-think", dose=1, site="attn_out", layers=range(8, 12))
     patch(model, align(bare, hijacked, span="subject"), site="resid_pre", layers=5)
 
-The source prompt is run once, when the patch is made; the patch then is a probe for its target
-prompts. The two may differ in length: `hijacklens.prompts.correspondence` says which tokens
-correspond. Tokens without a counterpart, such as those of hijacking sentences, are neither read nor
-written. They still are attended to: a patch of the query's tokens does not hide the sentences.
+The source prompt is run once, when the patch is made; the patch is then a probe for its target
+prompt, which may differ in length (`hijacklens.prompts.correspondence` defines which tokens
+correspond). Tokens without a counterpart, such as those of hijacking sentences, are neither read
+nor written, but they remain visible to attention.
 
-What can be patched is listed in `probes.activations.places`: the residual stream, what attention
-and MLP add to it, and per head z, q, k and v. `q` and `k` are taken before rotary positions, so a
-patched key is turned to the place where it is put. Where positions are embedded (GPT-2), a patched
-residual carries the position it was computed at.
-
-Cost: the source run, and one copy of the activation of each chosen layer.
+`probes.activation_sites` lists the sites. `q` and `k` are taken before rotary positions, so a
+patched key takes the position of its target. With learned positions (GPT-2), a patched residual
+carries the position of its source. The cost is the source run, and one copy of the activation of
+each chosen layer.
 
 >>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> from hijacklens.probe import probed
@@ -51,26 +49,26 @@ from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Direction, pairs
-from hijacklens.sites import Heads, Layers, choose, kept
-from probes.activations.places import HEAD_AXES, Site, check_heads, reading, writing
+from hijacklens.sites import Heads, Layers, kept
+from probes.activation_sites import HEAD_AXES, Site, choose_sites, reading, writing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Patch:
-    """A probe that puts stored activations into its target prompts; `patch` makes one.
+    """A probe that puts stored activations into its target prompts; made by `patch`.
 
-    It acts on every row of a batch that begins with one of them, a scored target behind it or
-    not, and leaves all others alone: so `hijacklens.hijack` may run bare and hijacked prompts
-    with it on, and those it was not made for are scored as they are.
+    It acts on every row of a batch that begins with a target prompt, whether or not a scored
+    target follows it, and does not change other rows. So `hijacklens.hijack` can run bare and
+    hijacked prompts with it on, and scores all other prompts as they are.
     """
 
     site: Site
     layers: Layers
     heads: Heads
     targets: Mapping[TokenIds, tuple[tuple[int, int], ...]]
-    """Target prompt -> target position and row of `values`, for each token that is patched."""
-    values: Mapping[int, Float[Tensor, "place ... width"]]
-    """Layer -> activations [place, d_model], or [place, chosen head, d_head]."""
+    """Target prompt -> target position and row of `values`, for each patched token."""
+    values: Mapping[int, Float[Tensor, "token ... width"]]
+    """Layer -> activations [token, d_model], or [token, chosen head, d_head]."""
 
     @property
     def key(self) -> str:
@@ -90,25 +88,24 @@ class Patch:
 
     @property
     def spans(self) -> Sequence[str]:
-        """None: a patch knows its tokens by their positions in the prompts it was made for."""
+        """None: a patch identifies tokens by their positions in its target prompts."""
         return ()
 
     @property
     def packs(self) -> bool:
-        """False: what it does to a token depends on the whole prompt."""
+        """False: the effect on a token depends on the complete prompt."""
         return False
 
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
-        """One hook per layer (two for `resid_mid`); none where no row is a target prompt.
+        """Return one hook per layer (two for `resid_mid`); none if no row is a target prompt.
 
         Raises:
             InputError: The model has no such layer, head or site, or activations of another width.
         """
-        axis = HEAD_AXES.get(self.site, "head")
-        chosen = choose(model, layers=self.layers, heads=self.heads, axis=axis).by_layer
-        rows, positions, slots = self._places(layout)
+        sites = choose_sites(model, self.site, layers=self.layers, heads=self.heads)
+        rows, positions, slots = self._tokens(layout)
         named: list[NamedHook] = []
-        for layer, of_layer in chosen.items():
+        for layer, of_layer in sites.by_layer.items():
             if layer not in self.values:  # no tokens correspond
                 continue
             stored = self.values[layer]
@@ -121,7 +118,7 @@ class Patch:
             if self.site in HEAD_AXES:
                 heads = torch.tensor(of_layer).repeat(len(rows))
                 at_row, at_position = (
-                    place.repeat_interleave(len(of_layer)) for place in (at_row, at_position)
+                    index.repeat_interleave(len(of_layer)) for index in (at_row, at_position)
                 )
                 values = values.flatten(0, 1)
             named += writing(model, self.site, layer, at_row, at_position, values, heads=heads)
@@ -137,25 +134,24 @@ class Patch:
                 f"model has {width}: they come from another model."
             )
 
-    def _places(self, layout: Layout) -> tuple[list[int], list[int], list[int]]:
-        """Row, position and slot of every patched token of a layout."""
+    def _tokens(self, layout: Layout) -> tuple[list[int], list[int], list[int]]:
+        """Return row, position and slot of every patched token of a layout."""
         tokens = layout.tokens
         past = 0
         if layout.past_tokens is not None:
             tokens = torch.cat([layout.past_tokens, tokens], dim=1)
             past = layout.past_tokens.shape[1]
         lengths = sorted({len(ids) for ids in self.targets}, reverse=True)
-        rows: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
+        patched: list[tuple[int, int, int]] = []
         for row, ids in enumerate(tokens.tolist()):
             starts = (tuple(ids[:length]) for length in lengths if length <= len(ids))
-            places = next((self.targets[s] for s in starts if s in self.targets), ())
-            for position, slot in places:
-                if position >= past:  # earlier ones were patched when the cache was made
-                    rows.append(row)
-                    positions.append(position - past)
-                    slots.append(slot)
+            target = next((self.targets[s] for s in starts if s in self.targets), ())
+            patched += [
+                (row, position - past, slot)
+                for position, slot in target
+                if position >= past  # earlier ones were patched when the cache was made
+            ]
+        rows, positions, slots = ([item[i] for item in patched] for i in range(3))
         return rows, positions, slots
 
 
@@ -168,43 +164,41 @@ def patch(
     heads: Heads = None,
     batch_tokens: int | None = None,
 ) -> Patch:
-    """A patch from source prompts into target prompts, at the tokens that correspond.
+    """Patch activations of source prompts into target prompts, at the corresponding tokens.
 
     Args:
-        model: The model that the source prompts are run on; another checkpoint of it will do.
-        correspondences: For each target prompt its source and the tokens, as
-            `hijacklens.prompts.correspondence.align` gives them.
-        site: What is patched; see `probes.activations.places`.
+        model: The model on which the source prompts are run; another checkpoint works too.
+        correspondences: For each target prompt its source and tokens, made by
+            `hijacklens.prompts.correspondence.align`.
+        site: The patched site; see `probes.activation_sites`.
         layers: One layer, several, or None for all.
         heads: Heads of each layer, or pairs (layer, head); None for all. Query heads for `z` and
             `q`, key/value heads for `k` and `v`.
-        batch_tokens: Size of a batch in tokens; by default what suits the device.
+        batch_tokens: Size of a batch in tokens; by default as the device allows.
 
     Returns:
         A probe for the target prompts; it does not pack.
 
     Raises:
-        InputError: The model has no such site, layer or head, heads are given for a site that has
-            none, or one target prompt gets two sources.
+        InputError: The model has no such site, layer or head, heads are given for a site without
+            heads, or one target prompt gets two sources.
 
     Note:
-        Costs one forward pass over the source prompts; keeps an activation per layer, token and
-        chosen head.
+        The cost is one forward pass over the source prompts. The patch keeps an activation per
+        layer, token and chosen head.
     """
     require_eval(model, operation="patching")
-    check_heads(site, heads)
     listed = [correspondences] if isinstance(correspondences, Correspondence) else correspondences
     layers, heads = kept(layers), kept(heads)
-    chosen = choose(model, layers=layers, heads=heads, axis=HEAD_AXES.get(site, "head")).by_layer
+    sites = choose_sites(model, site, layers=layers, heads=heads).by_layer
     targets = _targets(listed)
     stored: dict[int, Tensor] = {}
-    for part in _sources(listed, device_of(model), batch_tokens):
-        batch, rows, positions, slots = part
+    for batch, rows, positions, slots in _sources(listed, device_of(model), batch_tokens):
 
         def keep(layer: int, slots: Tensor) -> Callable[[Tensor], None]:
             def function(values: Tensor) -> None:
                 if site in HEAD_AXES:
-                    values = values[:, list(chosen[layer])]
+                    values = values[:, list(sites[layer])]
                 if layer not in stored:
                     total = sum(len(each.pairs) for each in listed)
                     stored[layer] = values.new_empty(total, *values.shape[1:], device="cpu")
@@ -212,16 +206,16 @@ def patch(
 
             return function
 
-        named = [reading(model, site, at, rows, positions, keep(at, slots)) for at in chosen]
+        named = [reading(model, site, at, rows, positions, keep(at, slots)) for at in sites]
         recorder = HookProbe("source run", named)
-        one = torch.zeros_like(batch.lengths[:1])  # logits have to be read somewhere
-        logits_at(model, Layout(batch.symbols, {}), one, one, probes=[recorder])
+        first = torch.zeros_like(batch.lengths[:1])
+        logits_at(model, Layout(batch.symbols, {}), first, first, probes=[recorder])
     return Patch(
         site=site,
         layers=layers,
         heads=heads,
         targets=targets,
-        # Copies, since tensors made under inference mode cannot take part in gradients.
+        # Copies, since tensors of inference mode cannot be used with gradients.
         values={layer: values.clone() for layer, values in stored.items()},
     )
 
@@ -240,44 +234,45 @@ def patch_between(
     seed: int = 0,
     batch_tokens: int | None = None,
 ) -> Patch:
-    """A patch between the bare and the hijacked prompt of every fact.
+    """Patch between the bare and the hijacked prompt of every fact.
 
     `hijacklens.hijack(model, facts, doses=[dose], probes=[patch_between(model, facts, dose=dose)])`
-    then scores the facts with it on.
+    then scores the facts with the patch on.
 
     Args:
         model: A hooked language model.
         facts: The facts; schemes that draw other targets draw them among these.
         scheme: The name of a registered scheme, or a scheme.
-        dose: How many sentences stand before the query of the hijacked prompt.
+        dose: The number of sentences before the query of the hijacked prompt.
         direction: `denoise` puts the clean (bare) run into the hijacked prompt, `noise` the
             hijacked run into the bare one.
-        span: The tokens that are patched, such as `subject`, `last`, `query` or `query+bos`.
-        site: What is patched; see `probes.activations.places`.
+        span: The patched tokens, such as `subject`, `last`, `query` or `query+bos`.
+        site: The patched site; see `probes.activation_sites`.
         layers: As for `patch`.
         heads: As for `patch`.
-        seed: Seeds what the scheme draws.
-        batch_tokens: Size of a batch in tokens; by default what suits the device.
+        seed: Seeds the draws of the scheme.
+        batch_tokens: Size of a batch in tokens; by default as the device allows.
 
     Raises:
         InputError: As for `patch`; or the tokens of a fact's two prompts do not correspond, or a
-            target does not start behind a prompt, so that scoring would run a prompt that the
-            patch does not know. The message names the fact.
+            target does not start after the prompt, so that scoring would run a prompt that is not
+            a target of the patch. The message names the fact.
     """
-    found = []
+    correspondences = []
     for pair in pairs(model, facts, scheme=scheme, dose=dose, seed=seed):
         try:
             pair.answers()
-            found.append(pair.align(direction=direction, span=span))
+            correspondences.append(pair.align(direction=direction, span=span))
         except InputError as reason:
             raise InputError(f"fact {pair.fact.case_id} cannot be patched: {reason}") from reason
-    return patch(model, found, site=site, layers=layers, heads=heads, batch_tokens=batch_tokens)
+    sites = {"site": site, "layers": layers, "heads": heads}
+    return patch(model, correspondences, **sites, batch_tokens=batch_tokens)
 
 
 def _targets(
     correspondences: Sequence[Correspondence],
 ) -> dict[TokenIds, tuple[tuple[int, int], ...]]:
-    """Target prompt -> target position and slot of each pair; slots count through all pairs."""
+    """Return target prompt -> target position and slot of each pair; slots number all pairs."""
     sources: dict[TokenIds, Correspondence] = {}
     targets: dict[TokenIds, tuple[tuple[int, int], ...]] = {}
     slot = 0
@@ -296,16 +291,16 @@ def _targets(
 def _sources(
     correspondences: Sequence[Correspondence], device: torch.device, batch_tokens: int | None
 ) -> Iterable[tuple[Batch, Tensor, Tensor, Tensor]]:
-    """Source prompts in batches, with row, position and slot of the tokens to read."""
+    """Yield source prompts in batches, with row, position and slot of the tokens to read."""
     counts = [len(each.pairs) for each in correspondences]
     starts = [sum(counts[:i]) for i in range(len(counts))]
-    rows = [each.source for each in correspondences]
-    for batch in batches(rows, device=device, limit=batch_tokens):
-        at = [
+    prompts = [each.source for each in correspondences]
+    for batch in batches(prompts, device=device, limit=batch_tokens):
+        tokens = [
             (row, i, starts[member] + n)
             for row, member in enumerate(batch.members)
             for n, (i, _) in enumerate(correspondences[member].pairs)
         ]
-        if at:
-            places = torch.tensor(at, dtype=torch.long)
-            yield batch, places[:, 0], places[:, 1], places[:, 2]
+        if tokens:
+            rows, positions, slots = torch.tensor(tokens).unbind(1)
+            yield batch, rows, positions, slots

@@ -1,0 +1,143 @@
+"""Activation sites: where in a model activations are read and written, token by token.
+
+    resid_pre, resid_mid, resid_post    residual stream      [batch, pos, d_model]
+    attn_out, mlp_out                   added to the stream  [batch, pos, d_model]
+    z, q                                per query head       [batch, pos, head, d_head]
+    k, v                                per key/value head   [batch, pos, kv_head, d_head]
+
+`attn_out` and `mlp_out` are taken after the norm that Gemma-2 and -3 put there; `q` and `k` before
+rotary positions and before the norm that Gemma-3 gives them.
+
+Writing `resid_mid` changes the attention output. The hook of that name in a TransformerBridge is
+the input of the MLP's norm: writing to it would change what the MLP reads, but not the stream
+itself, to which the MLP's output is added.
+
+>>> HEAD_AXES["v"]
+'kv_head'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from hijacklens.errors import InputError, choice
+from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
+from hijacklens.sites import HeadAxis, Heads, Layers, Sites, choose
+
+Site: TypeAlias = Literal[
+    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v"
+]
+HEAD_AXES: Mapping[str, HeadAxis] = {"z": "head", "q": "head", "k": "kv_head", "v": "kv_head"}
+"""The sites that are split into heads, and which heads these are."""
+_HOOKS = {
+    **{name: f"blocks.{{}}.hook_{name}" for name in ("resid_pre", "resid_mid", "resid_post")},
+    **{name: f"blocks.{{}}.hook_{name}" for name in ("attn_out", "mlp_out")},
+    **{name: f"blocks.{{}}.attn.hook_{name}" for name in HEAD_AXES},
+}
+
+
+def hook_name(
+    model: HookedModel, site: Site, layer: int, *, allowed: Iterable[str] = get_args(Site)
+) -> str:
+    """Return the hook at which a site is read.
+
+    Raises:
+        InputError: The site is not allowed, or the model does not have it (the one-layer model
+            has no MLP).
+    """
+    choice("site", site, allowed)
+    hooks = model.hook_dict  # a bridge builds this mapping on every access
+    known = [name for name in allowed if _HOOKS[name].format(layer) in hooks]
+    choice("site of this model", site, known)
+    return _HOOKS[site].format(layer)
+
+
+def choose_sites(model: HookedModel, site: Site, *, layers: Layers, heads: Heads) -> Sites:
+    """Choose layers and heads of a site: query heads for `z` and `q`, key/value heads for the rest.
+
+    Raises:
+        InputError: The model has no such layer or head, or heads are given for a site without.
+    """
+    check_heads(site, heads)
+    return choose(model, layers=layers, heads=heads, axis=HEAD_AXES.get(site, "head"))
+
+
+def check_heads(site: str, heads: Any) -> None:
+    """Refuse heads for a site that is not split into heads.
+
+    Raises:
+        InputError: Heads are given for such a site.
+    """
+    if heads is not None and site in _HOOKS and site not in HEAD_AXES:
+        raise InputError(
+            f"{site} is not split into heads; leave heads out, or use {', '.join(HEAD_AXES)}."
+        )
+
+
+def reading(
+    model: HookedModel,
+    site: Site,
+    layer: int,
+    rows: Int[Tensor, " token"],
+    positions: Int[Tensor, " token"],
+    keep: Callable[[Tensor], None],
+) -> NamedHook:
+    """Return a hook that passes the activations of tokens of a batch, [token, ...], to `keep`."""
+
+    def hook_function(value: Tensor, hook: Any) -> None:  # [batch, pos, ...]
+        keep(value[rows.to(value.device), positions.to(value.device)])
+
+    return hook_name(model, site, layer), hook_function
+
+
+def writing(
+    model: HookedModel,
+    site: Site,
+    layer: int,
+    rows: Int[Tensor, " token"],
+    positions: Int[Tensor, " token"],
+    values: Float[Tensor, "token ... width"],
+    *,
+    heads: Int[Tensor, " token"] | None = None,
+) -> list[NamedHook]:
+    """Return hooks that put values at tokens of a batch.
+
+    Args:
+        model: Any hooked model.
+        site: The site to write to.
+        layer: Its layer.
+        rows: The row of each token.
+        positions: Its position among the computed tokens.
+        values: The new values: [token, d_model], or [token, d_head] with `heads`.
+        heads: A head for each token, if the site has heads.
+    """
+    index = (rows, positions) if heads is None else (rows, positions, heads)
+    name = hook_name(model, site, layer)
+    if site != "resid_mid":
+        return [(name, _put(index, values))]
+    before: list[Tensor] = []
+
+    def keep_stream(stream: Tensor, hook: Any) -> None:
+        before[:] = [stream[rows.to(stream.device), positions.to(stream.device)]]
+
+    def complete(output: Tensor, hook: Any) -> Tensor:
+        new = values.to(output) - before[0].to(output)
+        return _put(index, new)(output, hook=hook)
+
+    return [
+        (hook_name(model, "resid_pre", layer), keep_stream),
+        (hook_name(model, "attn_out", layer), complete),
+    ]
+
+
+def _put(index: tuple[Tensor, ...], values: Tensor) -> HookFunction:
+    def hook_function(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        value[tuple(part.to(value.device) for part in index)] = values.to(value)
+        return value
+
+    return hook_function

@@ -1,4 +1,4 @@
-"""The facts that heads are found on and those that they are tested on: two sets that share none.
+"""Two halves of a set of facts that share no fact: one to find heads on, one to test them on.
 
 >>> from hijacklens.facts.atlas import atlas
 >>> search_on, test_on = halves(atlas().sample(40), by="relation", seed=0)
@@ -23,28 +23,28 @@ SPLITS: tuple[Split, ...] = ("fact", "relation")
 
 
 def identity(fact: Fact) -> tuple[str, str, str]:
-    """What makes two facts the same, whatever their case ids: relation, subject and true target.
+    """Return what identifies a fact whatever its case id: relation, subject and true target.
 
-    Facts without a relation id are told apart by their templates.
+    Facts without a relation id are distinguished by their templates.
     """
     return (fact.relation_id or fact.template, fact.subject, fact.target_true)
 
 
 def shared(facts: FactSet, others: Iterable[Fact]) -> tuple[int, ...]:
-    """The case ids of the facts that are also among others."""
+    """Return the case ids of the facts that are also among `others`."""
     known = {identity(fact) for fact in others}
     return tuple(fact.case_id for fact in facts if identity(fact) in known)
 
 
 def halves(facts: FactSet, *, by: Split = "fact", seed: int = 0) -> tuple[FactSet, FactSet]:
-    """Two halves of a set of facts, each in the order of the set; the same for a seed.
+    """Split a set of facts into two halves, each in the order of the set.
 
     Args:
         facts: The facts; the same fact under two case ids stays in one half.
-        by: `fact` splits at random, so that both halves have facts of a relation; with `relation`
-            every relation is in one half only, so that heads are tested on relations that are new
-            to them, and the halves may differ in size.
-        seed: Seeds the split.
+        by: `fact` splits at random, so that both halves share relations. With `relation` every
+            relation is in one half only, so that heads are tested on new relations; the halves may
+            then differ in size.
+        seed: Seeds the split; the same seed gives the same halves.
 
     Raises:
         InputError: There are fewer than two facts, or relations, to split.
@@ -56,16 +56,17 @@ def halves(facts: FactSet, *, by: Split = "fact", seed: int = 0) -> tuple[FactSe
     if len(groups) < 2:
         raise InputError(
             f"{facts.name} has {len(groups)} {by}s among its {len(facts)} facts, and a split by "
-            f"{by} needs at least 2. Give more facts, or two sets of your own."
+            f"{by} needs at least 2. Give more facts, or two separate sets."
         )
     sizes = Counter(keys)
-    filled: tuple[set[object], set[object]] = (set(), set())
+    members: tuple[set[object], set[object]] = (set(), set())
     totals = [0, 0]
     for i in np.random.default_rng(seed).permutation(len(groups)):
-        lighter = int(totals[1] < totals[0])
-        filled[lighter].add(groups[i])
-        totals[lighter] += sizes[groups[i]]
-    found = [
-        tuple(fact for fact, key in zip(facts, keys, strict=True) if key in half) for half in filled
-    ]
-    return replace(facts, facts=found[0]), replace(facts, facts=found[1])
+        smaller = int(totals[1] < totals[0])
+        members[smaller].add(groups[i])
+        totals[smaller] += sizes[groups[i]]
+    first, second = (
+        tuple(fact for fact, key in zip(facts, keys, strict=True) if key in half)
+        for half in members
+    )
+    return replace(facts, facts=first), replace(facts, facts=second)

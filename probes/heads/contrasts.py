@@ -1,19 +1,17 @@
-"""What ablating a set of heads changes, fact by fact, and what random sets of its size change.
+"""The effect of ablating a set of heads, fact by fact, compared with random sets of its size.
 
 Everything is paired: a fact is compared with itself with no head ablated. Verdicts are compared by
-McNemar's exact test, means by Wilcoxon's signed-rank test, with bootstrap intervals over the facts
-for both; p-values are corrected over the schemes and doses of a table.
+McNemar's exact test, other measures by Wilcoxon's signed-rank test, both with bootstrap intervals
+over the facts. p-values are corrected over the schemes and doses of a table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
 from hijacklens.scoring import efficacy
 from hijacklens.statistics import (
@@ -27,25 +25,11 @@ from hijacklens.statistics import (
 )
 
 NONE, CHOSEN = "none", "chosen"
-"""The ablations that every test has; the others are random sets."""
+"""The ablations of every test; the others are random sets."""
 CORRECTED: dict[str, Correction] = {"p_holm": "holm", "p_bh": "benjamini-hochberg"}
-"""Column -> how its p-values are corrected."""
+"""Column -> the correction of its p-values."""
 Kinds: TypeAlias = Mapping[str, str]
 """Name of each random set -> its kind."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Measured:
-    """One measure of every fact of a group, under every ablation; a verdict is 0 or 1."""
-
-    name: str
-    bare: Float[np.ndarray, " fact"]
-    """On the bare query with no head ablated."""
-    none: Float[np.ndarray, " fact"]
-    chosen: Float[np.ndarray, " fact"]
-    random: Mapping[str, Float[np.ndarray, "set fact"]]
-    """Kind of random set -> its sets."""
-    verdict: bool
 
 
 def contrasts(
@@ -58,19 +42,19 @@ def contrasts(
     reverse: Collection[str] = (),
     seed: int,
 ) -> pd.DataFrame:
-    """Hijacked efficacy, retention and shift, with and without the heads.
+    """Compare hijacked efficacy, retention and shift with and without the heads.
 
     Args:
         items: Items with a column `ablation`; every ablation has the same facts.
         kinds: Name of each random set -> its kind.
         rule: How targets are scored.
         seen_relations: Relations that the heads were found on.
-        seen_scheme: The scheme that they were found with.
-        reverse: Schemes that go the other way: they lower efficacy and the shift.
+        seen_scheme: The scheme that the heads were found with.
+        reverse: Schemes with the opposite effect, which lower efficacy and the shift.
         seed: Seeds the bootstrap.
     """
     margins = _by_run(items, efficacy.margin(items, rule))
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for (scheme, dose), hijacked in margins.items():
         if dose == 0:
             continue
@@ -78,21 +62,22 @@ def contrasts(
         for group, cases in _groups(items, hijacked.columns, seen_relations).items():
             here, there = hijacked[cases], bare[cases]
             before = there.loc[NONE].to_numpy()
-            place = {
+            labels = {
                 "scheme": scheme,
                 "scheme_seen": scheme == seen_scheme,
                 "dose": dose,
                 "relations": group,
             }
-            # Where undoing the hijack leads: efficacy and shift go down, retention goes up.
+            # Undoing the hijack lowers efficacy and shift, and raises retention.
             down = 1 if scheme in reverse else -1
-            for measured, back in (
-                (_measured("efficacy", before > 0, here > 0, kinds), down),
-                (_measured("retention", before < 0, here < 0, kinds), -down),
-                (_measured("shift", 0 * before, here - there, kinds), down),
+            for name, on_bare, table, sign in (
+                ("efficacy", before > 0, here > 0, down),
+                ("retention", before < 0, here < 0, -down),
+                ("shift", 0 * before, here - there, down),
             ):
-                found.append({**place, **_contrast(measured, back, seed=seed)})
-    return _corrected(found)
+                row = _contrast(name, on_bare, table, kinds, sign=sign, seed=seed)
+                rows.append({**labels, **row})
+    return _corrected(rows)
 
 
 def side_effects(
@@ -103,18 +88,18 @@ def side_effects(
     seen_relations: Collection[str],
     seed: int,
 ) -> pd.DataFrame:
-    """What the ablation does to bare recall, where there is nothing to recover.
+    """Compare bare recall with and without the heads.
 
-    The measures are `retention`, `logprob_true`, the score of the true target under the rule, in
-    nats, and `top_token`, the share of facts whose likeliest next token stays (told by its text).
+    The measures are `retention`; `logprob_true`, the score of the true target under the rule, in
+    nats; and `top_token`, the fraction of facts whose most likely next token stays the same text.
     The p-values of the random sets say whether they do as much harm.
     """
-    # Every scheme has the same bare queries, and some have sentences for more facts than others.
+    # All schemes share their bare queries, but some have sentences for more facts than others.
     bare = items.loc[items["dose"] == 0].drop_duplicates(["ablation", "case_id"]).assign(scheme="")
     (margins,) = _by_run(bare, efficacy.margin(bare, rule)).values()
     (logprobs,) = _by_run(bare, efficacy.score(bare, rule, "true")).values()
     (tops,) = _by_run(bare, bare["top_token"]).values()
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for group, cases in _groups(bare, margins.columns, seen_relations).items():
         measures: dict[str, Any] = {
             "retention": margins[cases] < 0,
@@ -122,28 +107,35 @@ def side_effects(
             "top_token": tops[cases] == tops[cases].loc[NONE],
         }
         for name, table in measures.items():
-            measured = _measured(name, table.loc[NONE].to_numpy(), table, kinds)
-            row = _contrast(measured, -1, seed=seed)
-            meaningless = ("bare", "recovered", "recovered_low", "recovered_high")
-            kept = {key: value for key, value in row.items() if key not in meaningless}
-            found.append({"relations": group, **kept})
-    return _corrected(found)
+            row = _contrast(name, table.loc[NONE].to_numpy(), table, kinds, sign=-1, seed=seed)
+            rows.append({"relations": group, **row})
+    meaningless = ["bare", "recovered", "recovered_low", "recovered_high"]
+    return _corrected(rows).drop(columns=meaningless)
 
 
-def _contrast(measured: Measured, way: int, *, seed: int) -> dict[str, Any]:
-    """One row: the change with its interval and p-value, the share recovered, and the controls.
+def _contrast(
+    name: str, bare: np.ndarray, table: pd.DataFrame, kinds: Kinds, *, sign: int, seed: int
+) -> dict[str, Any]:
+    """Return one row: the change with its interval and p-value, what is recovered, the controls.
 
     Args:
-        measured: The values.
-        way: 1 or -1: whether random sets are asked for as high a value as that of the set, or for
-            as low a one; and whether the hijack has lowered the measure or raised it.
+        name: The measure.
+        bare: Its value for each fact on the bare query with no head ablated.
+        table: A row per ablation and a column per fact; truth values are compared as verdicts.
+        kinds: Name of each random set -> its kind.
+        sign: 1 if the hijack lowers the measure and undoing it raises it, -1 otherwise. The
+            p-value of random sets counts those that move the measure as far in this direction.
         seed: Seeds the bootstrap.
     """
-    bare, none, chosen = measured.bare, measured.none, measured.chosen
+    verdicts = all(map(pd.api.types.is_bool_dtype, table.dtypes))
+    values = table.astype(float)
+    bare, none, chosen = (
+        np.asarray(x, float) for x in (bare, values.loc[NONE], values.loc[CHOSEN])
+    )
     change = paired_mean(chosen - none, seed=seed)
-    recovered = paired_ratio(way * (chosen - none), way * (bare - none), seed=seed)
+    recovered = paired_ratio(sign * (chosen - none), sign * (bare - none), seed=seed)
     row: dict[str, Any] = {
-        "measure": measured.name,
+        "measure": name,
         "n": len(none),
         "bare": bare.mean(),
         "none": none.mean(),
@@ -151,67 +143,47 @@ def _contrast(measured: Measured, way: int, *, seed: int) -> dict[str, Any]:
         "change": change.value,
         "change_low": change.low,
         "change_high": change.high,
-        "p": mcnemar(none > 0, chosen > 0).p if measured.verdict else signed_rank(chosen - none),
+        "p": mcnemar(none > 0, chosen > 0).p if verdicts else signed_rank(chosen - none),
         "recovered": recovered.value,
         "recovered_low": recovered.low,
         "recovered_high": recovered.high,
     }
-    for kind, values in measured.random.items():
-        means = values.mean(axis=1)
+    for kind in dict.fromkeys(kinds.values()):
+        means = values.loc[[x for x, of_kind in kinds.items() if of_kind == kind]].mean(axis=1)
         row |= {
             f"{kind}_mean": means.mean(),
             f"{kind}_low": means.min(),
             f"{kind}_high": means.max(),
-            f"{kind}_p": rank_p(way * float(chosen.mean()), way * means),
+            f"{kind}_p": rank_p(sign * float(chosen.mean()), sign * means.to_numpy()),
         }
     return row
 
 
-def _measured(name: str, bare: np.ndarray, table: pd.DataFrame, kinds: Kinds) -> Measured:
-    """A measure from a table with a row per ablation and a column per fact."""
-    verdict = all(map(pd.api.types.is_bool_dtype, table.dtypes))
-    values = table.astype(float)
-    random: dict[str, np.ndarray] = {}
-    for kind in dict.fromkeys(kinds.values()):
-        names = [name for name, of_kind in kinds.items() if of_kind == kind]
-        random[kind] = values.loc[names].to_numpy()
-    return Measured(
-        name,
-        bare.astype(float),
-        values.loc[NONE].to_numpy(),
-        values.loc[CHOSEN].to_numpy(),
-        random,
-        verdict,
-    )
-
-
 def _by_run(items: pd.DataFrame, values: pd.Series) -> dict[tuple[str, int], pd.DataFrame]:
-    """Scheme and dose -> a table with a row per ablation and a column per fact."""
-    table = items.assign(value=values)
-    found: dict[tuple[str, int], pd.DataFrame] = {}
-    for key, group in table.groupby(["scheme", "dose"], sort=False):
-        scheme, dose = cast("tuple[str, int]", key)
-        found[scheme, dose] = group.pivot(index="ablation", columns="case_id", values="value")
-    return found
+    """Map scheme and dose to a table with a row per ablation and a column per fact."""
+    groups: Any = items.assign(value=values).groupby(["scheme", "dose"], sort=False)
+    return {
+        run: group.pivot(index="ablation", columns="case_id", values="value")
+        for run, group in groups
+    }
 
 
 def _groups(
     items: pd.DataFrame, cases: pd.Index, seen_relations: Collection[str]
 ) -> dict[str, list[Any]]:
-    """`all` facts, and those of relations that the heads were found on (`seen`) or not (`new`)."""
+    """Return `all` facts, and those of relations in the search (`seen`) and not in it (`new`)."""
     relations = items.drop_duplicates("case_id").set_index("case_id")["relation_id"]
     seen = relations.loc[cases].isin(list(seen_relations))
     groups = {"all": list(cases), "seen": list(cases[seen]), "new": list(cases[~seen])}
     return {name: members for name, members in groups.items() if members}
 
 
-def _corrected(found: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """The rows as a table, with p-values corrected over the runs of a measure and group."""
-    table = pd.DataFrame(found)
-    place = table.columns.get_loc("p")
-    assert isinstance(place, int)
-    for i, (name, correction) in enumerate(CORRECTED.items(), start=1):
-        table.insert(place + i, name, np.nan)
+def _corrected(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return the rows as a table, with p-values corrected over the runs of a measure and group."""
+    table = pd.DataFrame(rows)
+    after_p = list(table).index("p") + 1
+    for i, (name, correction) in enumerate(CORRECTED.items()):
+        table.insert(after_p + i, name, np.nan)
         for _, family in table.groupby(["relations", "measure"])["p"]:
             table.loc[family.index, name] = adjust(family.to_numpy(), correction=correction)
     return table

@@ -1,4 +1,4 @@
-"""The search for heads: a planted head is found, and every number is that of a plain comparison."""
+"""The search for heads: a planted head is found, and numbers agree with plain comparisons."""
 
 from __future__ import annotations
 
@@ -71,19 +71,19 @@ def test_the_planted_head_is_found(planted, attribution, kind):
     table = found.to_dataframe()
     best = table[table["chosen"]].iloc[0]
     assert (best["layer"], best["head"], best["rank"]) == (*PLANTED, 1)
-    # It alone carries nearly all of the shift, and the intervals know.
+    # It alone carries nearly all of the shift, and the intervals show it.
     assert best["share"] == pytest.approx(1.0, abs=0.1)
     assert best["low"] > 0.3
     assert best["p_holm"] < 0.05
     assert table.loc[~table["chosen"], "carried"].abs().max() < 0.15
 
 
-def test_with_all_other_heads_silent_it_carries_exactly_the_shift():
+def test_with_all_other_heads_silent_the_planted_head_carries_the_shift():
     model = boot(planted_model(others=0.0), "llama")
     made = pairs(model, planted_facts())
     found = heads.search(model, made, layers=1, size=1, candidates=4, quiet=True)
     assert found.heads[0] == PLANTED
-    # Rotary positions: without any attention the last token says the same behind any hijack.
+    # Rotary positions: without attention the last token is the same after any hijack.
     np.testing.assert_allclose(found.carried_by_set[:, 0], found.shift, atol=1e-5)
     at = found.candidates.index(PLANTED)
     others = np.delete(found.carried, at, axis=1)
@@ -110,7 +110,7 @@ def silence(plain, family, layer, head):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_exact_effects_are_those_of_edited_weights(family):
+def test_exact_effects_agree_with_edited_weights(family):
     plain = tiny_model(family)
     facts = sample_facts().where(case_ids=CASES)
     model = boot(copy.deepcopy(plain), family)
@@ -174,7 +174,7 @@ def test_attribution_does_not_depend_on_the_batch_or_on_frozen_weights(planted, 
     assert not any(point.fwd_hooks for point in planted.hook_dict.values())
 
 
-def test_greedy_adds_what_brings_the_set_furthest():
+def test_greedy_adds_the_head_that_increases_the_effect_most():
     model = boot(tiny_model("llama", seed=1), "llama")
     facts = sample_facts().where(case_ids=CASES)
     options = {"size": 2, "candidates": 3, "kind": "zero", "strategy": "greedy"}
@@ -204,7 +204,7 @@ def test_top_takes_the_largest_exact_effects(found):
     assert found.agreement.heads == 5
 
 
-def test_a_reverse_scheme_has_its_carriers_turned(planted):
+def test_a_reverse_scheme_has_heads_of_the_opposite_sign(planted):
     made = pairs(planted, planted_facts(), scheme="do-not-think-true")
     found = heads.search(planted, made, size=1, candidates=2, quiet=True)
     assert found.heads == (PLANTED,)

@@ -1,4 +1,4 @@
-"""The shift of facts: it is the model's own, its parts sum to it, tokens are matched by span."""
+"""The shift of facts: it is the one that the model gives, and its parts sum to it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_parts_sum_to_the_shift_of_plain_forward_passes(model, plain, traced):
     assert traced.residual == pytest.approx(traced.shift - parts["shift"].sum())
 
 
-def test_all_shifts_are_those_that_scoring_gives(model, averaged):
+def test_shifts_equal_those_of_scoring(model, averaged):
     items = hijack(model, FACTS, schemes=[NEGATIVE], doses=[1], quiet=True).items
     items["difference"] = items["first_false"] - items["first_true"]
     by_dose = items.pivot(index="case_id", columns="dose", values="difference")
@@ -92,7 +92,7 @@ def test_all_shifts_are_those_that_scoring_gives(model, averaged):
     assert averaged.residual < 1e-4 * facts["shift"].abs().max()
 
 
-def test_the_table_names_every_part_once(model, traced):
+def test_the_table_has_every_part_once(model, traced):
     table = traced.to_dataframe()
     keys = ["kind", "position", "layer", "head"]
     assert not table.duplicated(keys).any()
@@ -108,7 +108,7 @@ def test_the_table_names_every_part_once(model, traced):
     assert table.loc[table["kind"] == "mlp", "layer"].tolist() == [0, 1]
 
 
-def test_a_bos_has_a_row_of_its_own_where_there_is_one(family, traced):
+def test_a_bos_has_separate_rows(family, traced):
     spans = traced.to_dataframe()["span"]
     if family == "gpt2":
         assert "bos" not in set(spans)
@@ -118,7 +118,7 @@ def test_a_bos_has_a_row_of_its_own_where_there_is_one(family, traced):
         assert bos["token"].unique().tolist() == ["<s>" if family == "llama" else "<bos>"]
 
 
-def test_averages_are_those_of_single_traces(model, averaged):
+def test_averages_agree_with_single_traces(model, averaged):
     traces = [logit_shift.trace(model, pair) for pair in pairs(model, FACTS[:2])]
     table = averaged.to_dataframe()
     assert list(table.columns) == [
@@ -142,7 +142,7 @@ def test_averages_are_those_of_single_traces(model, averaged):
     assert averaged.shift.low <= averaged.shift.value <= averaged.shift.high
 
 
-def test_head_attribution_is_the_part_of_each_head(model, averaged):
+def test_head_attribution_is_the_average_by_head(model, averaged):
     found = logit_shift.head_attribution(model, pairs(model, FACTS))
     assert found.shape == (len(FACTS), model.cfg.n_layers, head_count(model, "head"))
     torch.testing.assert_close(found, torch.from_numpy(averaged.by_head))
@@ -157,7 +157,7 @@ def test_any_batch_gives_the_same_averages(gpt2):
     np.testing.assert_allclose(one.mlp, many.mlp, atol=2e-6)
 
 
-def test_targets_read_behind_different_tokens(gpt2):
+def test_targets_read_after_different_tokens(gpt2):
     """Logits of two positions are not comparable: both sides are log-probabilities then."""
     (pair,) = pairs(gpt2, FACTS[:1])
     sides = []
@@ -177,7 +177,7 @@ def test_targets_read_behind_different_tokens(gpt2):
 
 
 @pytest.mark.parametrize("by", [("token", "layer"), ("layer", "head"), ("layer", "span")])
-def test_a_map_shows_the_whole_of_what_layers_wrote(gpt2, by):
+def test_a_map_shows_everything_that_layers_wrote(gpt2, by):
     trace = logit_shift.trace(gpt2, pairs(gpt2, FACTS)[0])
     figure = trace.plot(by=by)
     image = figure.axes[0].images[0].get_array()
@@ -207,7 +207,7 @@ def test_biggest_parts(traced):
         traced.biggest(3, by=("shift",))
 
 
-def test_results_come_back_as_they_were(gpt2, tmp_path):
+def test_results_are_saved_and_loaded(gpt2, tmp_path):
     made = pairs(gpt2, FACTS, scheme="relation")
     traced, averaged = logit_shift.trace(gpt2, made[4]), logit_shift.average(gpt2, made, quiet=True)
     traced.save(tmp_path / "one")
@@ -230,7 +230,7 @@ def test_results_come_back_as_they_were(gpt2, tmp_path):
             load_result(tmp_path / folder)
 
 
-def test_facts_that_cannot_be_used_are_listed(gpt2):
+def test_facts_without_a_pair_are_listed(gpt2):
     rare = Scheme(name="rare", templates={"P131": "Not {target_false}."})
     made = pairs(gpt2, FACTS, scheme=rare)
     found = logit_shift.average(gpt2, made, quiet=True)
@@ -267,7 +267,7 @@ def test_a_page_needs_the_probes_of_its_account(gpt2, tmp_path):
         save_attention_page(gpt2, trace, tmp_path / "page.html", top=0)
 
 
-def test_intervals_of_averages_are_those_of_scipy():
+def test_intervals_of_averages_agree_with_scipy():
     values = np.random.default_rng(0).normal(size=(60, 3)) * [1.0, 3.0, 0.0] + [0.0, 2.0, 5.0]
     found = averages(values, seed=1)
     np.testing.assert_allclose(found[:, 0], values.mean(0))
@@ -292,7 +292,7 @@ def test_a_probe_that_puts_the_account_out_of_balance_is_refused(model):
             call()
 
 
-def test_one_fact_and_several_are_not_mixed_up(model):
+def test_one_pair_and_several_are_distinguished(model):
     made = pairs(model, FACTS)
     with pytest.raises(InputError, match="trace takes one pair of prompts, and these are 10"):
         logit_shift.trace(model, made)

@@ -88,7 +88,7 @@ def test_an_earlier_position_and_a_single_log_probability(pair):
 
 
 class Opened:
-    """One forward pass of a plain model, with what stands on the way of each head."""
+    """One forward pass of a plain model, with the inputs and outputs on the path of each head."""
 
     def __init__(self, plain, ids):
         core = getattr(plain, "transformer", None) or plain.model
@@ -116,19 +116,19 @@ class Opened:
         return module.register_forward_hook(hook)
 
     def gain(self, norm):
-        """The weight as it acts."""
+        """The effective weight."""
         offset = "Gemma" in type(norm).__name__
         return norm.weight.detach().double() + (1.0 if offset else 0.0)
 
     def through(self, norm, part, whole):
-        """A part of a norm's input behind it, at the scale of the whole input."""
+        """A part of a norm's input after the norm, at the scale of the complete input."""
         if self.gpt2:
             part, whole = part - part.mean(), whole - whole.mean()
         eps = getattr(norm, "eps", None) or norm.variance_epsilon
         return self.gain(norm) * part / (whole.pow(2).mean() + eps).sqrt()
 
     def read(self, layer, part):
-        """What a part of a layer's attention output is worth in the final difference."""
+        """The contribution of a part of a layer's attention output to the final difference."""
         if hasattr(self.layers[layer], "pre_feedforward_layernorm"):  # Gemma-2 and Gemma-3
             whole = self.seen["output", layer][1][-1]
             part = self.through(self.layers[layer].post_attention_layernorm, part, whole)
@@ -144,7 +144,7 @@ class Opened:
 
 @torch.no_grad()
 def test_heads_equal_zeroing_their_path(pair):
-    """A head's part is what goes away when its path at the last position is cut, norms frozen."""
+    """A head's part is what vanishes when its path at the last position is cut, norms frozen."""
     plain, model = pair
     question = questions(model)[0]
     account = accounts(model, [question])[0]
@@ -160,7 +160,7 @@ def test_heads_equal_zeroing_their_path(pair):
 
 
 @torch.no_grad()
-def test_source_tokens_equal_attention_times_value(pair):
+def test_parts_of_attended_tokens_equal_attention_times_value(pair):
     plain, model = pair
     question = questions(model)[0]
     account = accounts(model, [question])[0]
@@ -185,7 +185,7 @@ def test_source_tokens_equal_attention_times_value(pair):
                 assert account.attention[layer, head, j] == pytest.approx(expected, abs=2e-6)
 
 
-def test_gpt2_position_and_biases_are_theirs():
+def test_position_and_biases_of_gpt2():
     plain = eager(tiny_model("gpt2"))
     model = load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
     question = questions(model)[0]
@@ -209,7 +209,7 @@ def test_gpt2_position_and_biases_are_theirs():
             assert account.output_bias[layer] == pytest.approx(expected, abs=2e-6)
 
 
-def test_the_soft_cap_is_a_line_of_its_own():
+def test_the_soft_cap_is_a_separate_part():
     plain = tiny_model("gemma2")
     plain.config.final_logit_softcapping = 2.0
     uncapped = copy.deepcopy(plain)
@@ -271,7 +271,7 @@ def test_a_changed_pattern_balances(pair):
 
 @pytest.fixture(scope="module")
 def alone(pair):
-    """Each question's account from a run of its own."""
+    """Each question's account from a separate run."""
     return [accounts(pair[1], [question])[0] for question in questions(pair[1])]
 
 
@@ -315,7 +315,7 @@ def test_no_question_gives_no_account(pair):
 
 @pytest.mark.parametrize("width", [4, 7])
 @pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_a_norm_is_found_out_by_applying_it(width, kind):
+def test_a_norm_is_measured_by_applying_it(width, kind):
     draw = torch.Generator().manual_seed(width)
     weight, bias = torch.randn(2, width, generator=draw)
     module = torch.nn.LayerNorm(width) if kind == "layer" else torch.nn.RMSNorm(width, eps=1e-6)

@@ -1,4 +1,4 @@
-"""Shape and starting point of the one-layer model, and the same under TransformerLens' names.
+"""Shape and start of the one-layer model, its weights, and its parts under TransformerLens' names.
 
 >>> config = OneLayerConfig(vocab=32, d_model=16, length=64)
 >>> config.d_a, config.std
@@ -18,7 +18,7 @@ from transformer_lens.hook_points import HookPoint
 from hijacklens.errors import choice, number, several, whole_number
 
 LARGEST = 2**20
-"""Tokens, widths and lengths beyond it fit into no memory."""
+"""Largest number of tokens, width or length: more would not fit into RAM."""
 
 FREEZABLE = ("W_E", "W_V", "W_QK")
 
@@ -83,7 +83,7 @@ class OneLayerConfig(ModelSettings):
     vocab: int
     """Number of tokens V, 2^m for latent concept association."""
     length: int = 256
-    """Context length the model is made for (`cfg.n_ctx`). Without positions any other works too."""
+    """Context length (`cfg.n_ctx`). Without positions any other length works too."""
     seed: int = 0
     """Seed of the Gaussian start."""
 
@@ -102,7 +102,7 @@ def _set_size(settings: ModelSettings, name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class HookedConfig:
-    """What TransformerLens' caches and patching tools ask of a model's `cfg`."""
+    """The entries of a model's `cfg` that TransformerLens' caches and patching tools read."""
 
     d_model: int
     d_head: int
@@ -176,7 +176,7 @@ class Embedding(nn.Module):
 
 
 class Inlet(nn.Module):
-    """The input of a linear map, under the bridge's name: `unembed.hook_in`, `attn.v.hook_in`."""
+    """The input of a linear map, by the bridge's name: `unembed.hook_in`, `attn.v.hook_in`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ class Head(nn.Module):
     def __init__(self, W_Q: Tensor, W_K: Tensor, W_V: Tensor) -> None:
         super().__init__()
         self.W_Q, self.W_K, self.W_V = (nn.Parameter(w[None].clone()) for w in (W_Q, W_K, W_V))
-        # Equation 4.1 has no output matrix; tools that ask for one get the identity.
+        # Equation 4.1 has no output matrix; tools that need one get the identity.
         identity = torch.eye(W_V.shape[-1], dtype=W_V.dtype, device=W_V.device)[None]
         self.register_buffer("W_O", identity, persistent=False)
         self.q, self.k, self.v = Inlet(), Inlet(), Inlet()
@@ -200,7 +200,7 @@ class Head(nn.Module):
         self.hook_z = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """What each position reads from itself and those before it."""
+        """Return what each position reads from itself and the positions before it."""
         q = self.hook_q(torch.einsum("bpd,hde->bphe", self.q.hook_in(x), self.W_Q))
         k = self.hook_k(torch.einsum("bpd,hde->bphe", self.k.hook_in(x), self.W_K))
         v = self.hook_v(torch.einsum("bpd,hde->bphe", self.v.hook_in(x), self.W_V))
@@ -212,7 +212,7 @@ class Head(nn.Module):
 
 
 class Block(nn.Module):
-    """The head as a TransformerLens block: nothing around it, no norm, no residual, no MLP."""
+    """The head as a TransformerLens block, without norm, residual stream or MLP."""
 
     def __init__(self, attn: Head) -> None:
         super().__init__()
@@ -221,6 +221,5 @@ class Block(nn.Module):
         self.hook_resid_post = HookPoint()
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The output of the head."""
-        # Nothing is added to the output of the head: there is no residual stream.
+        """Return the output of the head; nothing is added to it, as there is no residual stream."""
         return self.hook_resid_post(self.hook_attn_out(self.attn(self.hook_resid_pre(x))))

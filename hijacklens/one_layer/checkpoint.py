@@ -1,8 +1,8 @@
-"""The state of a long run on disk: one file, written whole, that knows which run it belongs to.
+"""The state of a long run on disk, in one file that names the run it belongs to.
 
 A checkpoint is a safetensors file with the tensors of the state and, in its header, the
-configuration of the run as JSON. One file and one rename make it whole or absent: a kill at any
-moment leaves the last complete state.
+configuration of the run as JSON. It is written under another name and then renamed, so that a kill
+at any moment leaves the last complete state.
 
 >>> import tempfile, torch
 >>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()), {"steps": 100})
@@ -38,24 +38,24 @@ class Checkpoint:
 
     folder: Path
     configuration: Mapping[str, Any]
-    """What the run was asked to do, ready for JSON: a run goes on only from one of its own."""
+    """The settings of the run, ready for JSON: only a run with the same settings resumes."""
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the file."""
         return self.folder / FILE
 
     def save(self, state: Mapping[str, Tensor]) -> None:
-        """Write a state in place of the last one."""
+        """Replace the last state by this one."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         header = {"kind": KIND, "configuration": json.dumps(self.configuration)}
         write_whole(self.path, lambda part: save_file(tensors, part, metadata=header))
 
     def load(self) -> dict[str, Tensor] | None:
-        """The last state, on the CPU; None if there is none.
+        """Return the last state, on the CPU; None if there is none.
 
         Raises:
-            InputError: The file cannot be read, or is of a run with another configuration.
+            InputError: The file cannot be read, or belongs to a run with another configuration.
         """
         if not self.path.exists():
             return None
@@ -69,21 +69,21 @@ class Checkpoint:
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise InputError(
                 f"{self.path} is not a checkpoint that can be read ({error}). Delete it or say "
-                "overwrite (--overwrite on the command line) to start anew."
+                "overwrite (--overwrite on the command line) to start from scratch."
             ) from error
         # Through JSON, so that tuples and lists compare equal.
         here = json.loads(json.dumps(self.configuration))
         differ = sorted(k for k in {*here, *other} if here.get(k) != other.get(k))
         if differ:
-            told = "; ".join(f"{k} is {here.get(k)!r}, there {other.get(k)!r}" for k in differ)
+            changes = "; ".join(f"{k} is {here.get(k)!r}, there {other.get(k)!r}" for k in differ)
             raise InputError(
-                f"{str(self.folder)!r} holds the unfinished run of another command ({told}). "
-                "Repeat that command to go on with it, choose another folder, or say overwrite "
-                "(--overwrite on the command line) to start anew."
+                f"{str(self.folder)!r} holds the unfinished run of another command ({changes}). "
+                "Repeat that command to resume it, choose another folder, or say overwrite "
+                "(--overwrite on the command line) to start from scratch."
             )
         return state
 
     def remove(self) -> None:
-        """Delete the checkpoint and what a kill in the middle of writing one has left."""
+        """Delete the checkpoint and any file that a kill left half-written."""
         for path in [self.path, *self.folder.glob(f".part*-{FILE}")]:
             path.unlink(missing_ok=True)

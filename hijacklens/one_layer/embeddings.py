@@ -1,7 +1,7 @@
 """Embeddings W_E with a known geometry: orthonormal, Gaussian, or that of equation 5.2.
 
-Rows are tokens: W_E is [vocab, d_model], the transpose of the paper's d x V matrix. Equation 5.2
-asks for inner products that fall with the Hamming distance of the tokens,
+Rows are tokens: W_E is [vocab, d_model], the transpose of the paper's d x V matrix. In equation 5.2
+inner products fall with the Hamming distance of the tokens,
 
     <W_E(t), W_E(t')>  =  b0 if t = t',  else  b - a D_H(t, t')        (a > 0)
 
@@ -29,7 +29,7 @@ from hijacklens.errors import InputError
 from hijacklens.one_layer import hypercube
 
 ROUNDING = 1e-12
-"""Eigenvalues this far from 0, relative to the terms they are the sum of, count as 0."""
+"""Eigenvalues this close to 0, relative to the terms that they are sums of, count as 0."""
 
 
 def orthonormal(
@@ -39,7 +39,7 @@ def orthonormal(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "vocab d_model"]:
-    """Embeddings with orthonormal rows (Theorem 1, Lemma 2).
+    """Return embeddings with orthonormal rows (Theorem 1, Lemma 2).
 
     Args:
         vocab: Number of tokens.
@@ -67,10 +67,10 @@ def orthonormal(
 def gaussian_embedding(
     vocab: int, d_model: int, generator: torch.Generator, *, dtype: torch.dtype = torch.float32
 ) -> Float[Tensor, "vocab d_model"]:
-    """Independent Gaussian embeddings of standard deviation 1 / sqrt(d_model).
+    """Return independent Gaussian embeddings of standard deviation 1 / sqrt(d_model).
 
-    Rows have a mean squared length of 1. The paper's scale is not known; this one is ours. They
-    are drawn in float64, so that all types start alike.
+    Rows have a mean squared length of 1. The paper's scale is not known; this one is ours. The
+    values are drawn in float64, so that they are alike in all types.
     """
     return (_normal(vocab, d_model, generator) / d_model**0.5).to(dtype)
 
@@ -81,13 +81,13 @@ class GramSpectrum:
 
     bits: int
     constant: float
-    """Level 0, once: what each row of the Gram matrix sums to."""
+    """Level 0, once: the sum of each row of the Gram matrix."""
     linear: float
     """Level 1, `bits` times: one for each bit of a token."""
     bulk: float
     """All higher levels, 2^bits - bits - 1 times."""
     scale: float
-    """Size of the terms that the eigenvalues are sums of, for rounding."""
+    """Size of the terms whose sums are the eigenvalues, for rounding."""
 
     @property
     def multiplicities(self) -> tuple[int, int, int]:
@@ -101,14 +101,14 @@ class GramSpectrum:
         return sum(times for value, times in pairs if abs(value) > ROUNDING * self.scale)
 
     def levels(self) -> Float[Tensor, " level"]:
-        """The eigenvalue of each Walsh level 0..bits, in float64."""
+        """Return the eigenvalue of each Walsh level 0..bits, in float64."""
         values = torch.full((self.bits + 1,), self.bulk, dtype=torch.float64)
         values[1], values[0] = self.linear, self.constant
         return values
 
 
 def gram_eigenvalues(bits: int, *, a: float, b: float, b0: float) -> GramSpectrum:
-    """The closed form of the eigenvalues of equation 5.2, for any a, b and b0."""
+    """Return the eigenvalues of equation 5.2 in closed form, for any a, b and b0."""
     vocab = 1 << bits
     return GramSpectrum(
         bits=bits,
@@ -128,18 +128,18 @@ def hamming_geometry(
     d_model: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "vocab d_model"]:
-    """Embeddings whose inner products are those of equation 5.2.
+    """Return embeddings whose inner products are those of equation 5.2.
 
-    The columns are Walsh functions, each scaled by the square root of its eigenvalue: the constant
-    one, those of the single bits, then the others; columns past the rank are 0. Any rotation of
-    them has the same Gram matrix, and the logits depend on nothing else.
+    The columns are Walsh functions, each scaled by the square root of its eigenvalue: the constant,
+    those of the single bits, then the others; columns past the rank are 0. Any rotation of them has
+    the same Gram matrix, and the logits depend on nothing else.
 
     Args:
         bits: m; the vocabulary has 2^m tokens.
-        a: How much the inner product falls per bit that differs, above 0.
-        b: Where the line meets distance 0.
+        a: Decrease of the inner product per differing bit, above 0.
+        b: Intercept of the line at distance 0.
         b0: Squared length of an embedding.
-        d_model: Width, at least the rank of the Gram matrix; 2^m if not given.
+        d_model: Width, at least the rank of the Gram matrix; None for 2^m.
         dtype: Type of the result; it is computed in float64.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Walsh functions on the tokens: the basis in which everything of the task is diagonal.
+"""Bit strings as vertices of the hypercube: Hamming weight and Walsh functions.
 
 A token t and a set S of bits are both numbers of m bits; chi_S(t) = (-1)^|S & t|. Matrices whose
 entries depend on t xor t' alone (Gram matrices of equation 5.2, the hypercube, pi for the named
@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 def weight(values: Int[Tensor, "*axes"], bits: int) -> Int[Tensor, "*axes"]:
-    """How many of the lowest `bits` bits are set; of a xor b it is the Hamming distance."""
+    """Count the set bits among the lowest `bits`; of a xor b, that is the Hamming distance."""
     count = torch.zeros_like(values)
     for bit in range(bits):
         count += (values >> bit) & 1
@@ -28,13 +28,13 @@ def weight(values: Int[Tensor, "*axes"], bits: int) -> Int[Tensor, "*axes"]:
 
 
 def signs(sets: Int[Tensor, " set"], bits: int) -> Float[Tensor, "vocab set"]:
-    """chi_S(t) for all tokens t and the given S, in float64. chi_S(t) = chi_t(S)."""
+    """Return chi_S(t) for all tokens t and these S, in float64. chi_S(t) = chi_t(S)."""
     token = torch.arange(1 << bits, device=sets.device)
     return 1 - 2 * (weight(token[:, None] & sets, bits) & 1).double()
 
 
 def krawtchouk(bits: int) -> Float[Tensor, "level distance"]:
-    """K_j(k) for levels j and distances k in 0..bits, in float64 (exact up to 12 bits and more).
+    """Return K_j(k) for levels j and distances k in 0..bits, in float64 (exact up to 12 bits).
 
     Column k holds the coefficients of the polynomial (1 + x)^(bits - k) (1 - x)^k.
     """

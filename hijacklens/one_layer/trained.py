@@ -1,7 +1,7 @@
-"""What training gave: models, their accuracies beside the Bayes rule's, loss curves, on disk too.
+"""The result of training: models, their accuracies next to the Bayes rule's, loss curves, files.
 
-Every accuracy is on the same fresh contexts of a seed, drawn from a generator of that seed alone
-that training does not use; so two columns of a row, or two value matrices, compare pairwise.
+All accuracies of a seed are on the same fresh contexts, drawn from a generator of that seed that
+training does not use; so the comparison of two columns of a row, or two value matrices, is paired.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MODELS = "models"
 """Folder of the models in the folder of a result."""
 
 NewValue: TypeAlias = Tensor | Callable[[OneLayerTransformer], Tensor]
-"""A value matrix [d_model, d_model], or a function that makes one for a trained model."""
+"""A value matrix [d_model, d_model], or a function from a trained model to one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -60,13 +60,13 @@ class TrainingResult(Result):
     provenance: Provenance
 
     def summary(self) -> pd.DataFrame:
-        """One row per learning rate and seed, all on fresh contexts, ties split evenly.
+        """Return one row per learning rate and seed, all on fresh contexts, ties split evenly.
 
         `seed, lr`; `accuracy` with its 95% Wilson interval `accuracy_low, accuracy_high`;
         `bayes_accuracy`, that of the exact posterior on the same contexts;
-        `constructed_accuracy`, that of the model with the memory of equation 5.1 made from its
-        W_E in place of its W_V (scaled to the norm of W_V; NaN where the support has no Hamming-1
-        neighbours); `loss`, its cross-entropy in nats.
+        `constructed_accuracy`, that of the model with the memory of equation 5.1, made from its W_E
+        and scaled to the norm of W_V, in place of W_V (NaN if no token has a Hamming-1 neighbour
+        in its support); `loss`, the model's cross-entropy in nats.
         """
         return self.table.copy()
 
@@ -78,21 +78,21 @@ class TrainingResult(Result):
         return rates[means.index(max(means))]
 
     def best(self) -> tuple[OneLayerTransformer, ...]:
-        """The models of the best learning rate, one per seed."""
-        chosen = self.table["lr"] == self.best_learning_rate
-        return tuple(m for m, keep in zip(self.models, chosen, strict=True) if keep)
+        """Return the models of the best learning rate, one per seed."""
+        rates = zip(self.models, self.table["lr"], strict=True)
+        return tuple(model for model, lr in rates if lr == self.best_learning_rate)
 
     def accuracy(
         self, value: NewValue | None = None, *, probes: Sequence[Probe] = ()
     ) -> pd.DataFrame:
-        """Accuracy on the evaluation contexts, with another value matrix or probes if given.
+        """Measure accuracy on the evaluation contexts, possibly with another W_V or with probes.
 
         Args:
-            value: None for the models as trained; a matrix that all models get in place of W_V,
-                acting on row vectors; or a function from a model to its new matrix, such as
+            value: None for the models as trained; a matrix that replaces W_V in all models, acting
+                on row vectors; or a function from a model to its new matrix, such as
                 `lambda model: memory.constructed(model.W_E, task)`.
-            probes: Act on every model, in their order, as they do on a language model. The models
-                then run with hooks, 10 to 100 times slower than without.
+            probes: Probes that act on every model, in this order, as on a language model. The
+                models then run with hooks, 10 to 100 times slower than without.
 
         Returns:
             A row per model: `seed, lr, accuracy, accuracy_low, accuracy_high, loss`.
@@ -109,9 +109,9 @@ class TrainingResult(Result):
         keys = list(zip(self.table["seed"], self.table["lr"], strict=True))
         scores: dict[int, Score] = {}
         for seed in self.recipe.seeds:
-            mine = [i for i, (s, _) in enumerate(keys) if s == seed]
-            ways = {i: answers(models[i], self.task, probes=probes) for i in mine}
-            scores |= on_fresh_contexts(ways, self.task, self.recipe, seed)
+            of_seed = [i for i, (s, _) in enumerate(keys) if s == seed]
+            answerers = {i: answers(models[i], self.task, probes=probes) for i in of_seed}
+            scores |= _on_fresh_contexts(answerers, self.task, self.recipe, seed)
         rows = [{"seed": s, "lr": lr, **_columns(scores[i])} for i, (s, lr) in enumerate(keys)]
         return pd.DataFrame(rows)
 
@@ -125,20 +125,20 @@ class TrainingResult(Result):
         curves: pd.DataFrame,
         device: str,
     ) -> TrainingResult:
-        """The result of models just trained, in the order of `recipe.runs`, after evaluation."""
+        """Evaluate trained models, which are in the order of `recipe.runs`."""
         runs = recipe.runs(task)
         rows: dict[int, dict[str, float]] = {}
         bayes: list[Score] = []
         for seed in recipe.seeds:
-            ways: dict[Any, Any] = {"bayes": BayesRule(task)}
-            mine = [i for i, run in enumerate(runs) if run.model.seed == seed]
-            for i in mine:
-                ways[i, "model"] = answers(models[i], task)
-                if (built := with_memory(models[i], task)) is not None:
-                    ways[i, "memory"] = answers(built, task)
-            scores = on_fresh_contexts(ways, task, recipe, seed)
+            answerers: dict[Any, Any] = {"bayes": BayesRule(task)}
+            of_seed = [i for i, run in enumerate(runs) if run.model.seed == seed]
+            for i in of_seed:
+                answerers[i, "model"] = answers(models[i], task)
+                if (built := _with_memory(models[i], task)) is not None:
+                    answerers[i, "memory"] = answers(built, task)
+            scores = _on_fresh_contexts(answerers, task, recipe, seed)
             bayes.append(scores["bayes"])
-            for i in mine:
+            for i in of_seed:
                 built_score = scores.get((i, "memory"))
                 columns = _columns(scores[i, "model"])
                 loss = columns.pop("loss")
@@ -242,7 +242,7 @@ class TrainingResult(Result):
         return replace(result, models=tuple(models))
 
     def plot(self) -> Figure:
-        """Loss curves by learning rate with the range of the seeds; accuracies beside Bayes'."""
+        """Draw loss curves by learning rate with the range of seeds; accuracies next to Bayes'."""
         with plots.canvas(1, 2, width=4.6, height=3.4) as (figure, axes):
             self._draw_loss(axes[0])
             self._draw_accuracy(axes[1])
@@ -270,7 +270,7 @@ class TrainingResult(Result):
         lowest = self.curves["loss"].min() / 2
         if self.bayes_loss > lowest:
             axes.axhline(self.bayes_loss, color="black", ls="--", lw=1, label="Bayes")
-        else:  # it would squeeze the curves into a corner of the axis
+        else:  # a line that low would compress the curves
             label = f"Bayes: {self.bayes_loss:.1g} (below)"
             axes.plot([], [], color="black", ls="--", lw=1, label=label)
         axes.legend(title="mean and range of seeds", fontsize=9, title_fontsize=9)
@@ -302,16 +302,19 @@ class TrainingResult(Result):
         return [f"{MODELS}/seed{seed}-lr{lr!r}" for seed, lr in rows]
 
 
-def on_fresh_contexts(
-    ways: Mapping[Name, Callable[[Tensor], Tensor]], task: ConceptTask, recipe: Recipe, seed: int
+def _on_fresh_contexts(
+    answerers: Mapping[Name, Callable[[Tensor], Tensor]],
+    task: ConceptTask,
+    recipe: Recipe,
+    seed: int,
 ) -> dict[Name, Score]:
-    """Scores on the evaluation contexts of a seed, which are made on the CPU on every machine."""
+    """Score answerers on the evaluation contexts of a seed, always made on the CPU."""
     draw = generator_for(seed, "evaluation", "cpu")
-    return evaluate(ways, task, draw, count=recipe.evaluation)
+    return evaluate(answerers, task, draw, count=recipe.evaluation)
 
 
-def with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTransformer | None:
-    """The model with equation 5.1 in place of W_V, at the norm of W_V; None where it is zero."""
+def _with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTransformer | None:
+    """Return the model with equation 5.1 as W_V, at the norm of W_V; None if 5.1 is zero."""
     weights = model.weights()
     with torch.no_grad():
         try:

@@ -6,10 +6,35 @@ does not wait seconds for torch and TransformerLens.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable
 from importlib.metadata import version
+from pathlib import Path
 
 import lazy_loader
 
 __version__ = version("hijacklens")
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+class _Shadowed:
+    """Explains failed imports from a user's own package `probes` or `analyses`.
+
+    Python asks it last, after the import of a module in such a package has failed.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Iterable[str] | None = None, target: object = None) -> None:
+        package = name.partition(".")[0]
+        if package in ("probes", "analyses") and path:
+            folder, ours = Path(next(iter(path))), Path(__file__).parent.with_name(package)
+            if folder.resolve() != ours.resolve():
+                raise ImportError(
+                    f"cannot import {name}: {folder} hides the package {package} of hijacklens in "
+                    f"{ours}. Rename that folder, or run Python from another one.",
+                    name=package,
+                )
+
+
+sys.meta_path.append(_Shadowed)

@@ -1,6 +1,6 @@
 """Activation patching: put activations of one run into another, at the corresponding tokens.
 
-    patch_between(model, facts, scheme="do-not-think", dose=1, site="attn_out", layers=range(8, 12))
+    patch_between(model, hl.pairs(model, facts), site="attn_out", layers=range(8, 12))
     patch(model, align(bare, hijacked, span="subject"), site="resid_pre", layers=5)
 
 The source prompt is run once, when the patch is made; the patch is then a probe for its target
@@ -35,7 +35,6 @@ from torch import Tensor
 
 from hijacklens.engine.batches import Batch, batches
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookedModel,
@@ -46,9 +45,8 @@ from hijacklens.models.hooked import (
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout
-from hijacklens.prompts.schemes import Scheme
 from hijacklens.prompts.tokens import TokenIds
-from hijacklens.scoring.pairs import Direction, pairs
+from hijacklens.scoring.pairs import Direction, Pairs, takes_facts
 from hijacklens.sites import Heads, Layers, kept
 from probes.activation_sites import HEAD_AXES, Site, choose_sites, reading, writing
 
@@ -220,38 +218,33 @@ def patch(
     )
 
 
+@takes_facts
 def patch_between(
     model: HookedLanguageModel,
-    facts: FactSet,
+    pairs: Pairs,
     *,
-    scheme: str | Scheme = "do-not-think",
-    dose: int = 1,
     direction: Direction = "denoise",
     span: str = "query",
     site: Site = "resid_post",
     layers: Layers = None,
     heads: Heads = None,
-    seed: int = 0,
     batch_tokens: int | None = None,
 ) -> Patch:
     """Patch between the bare and the hijacked prompt of every fact.
 
-    `hijacklens.hijack(model, facts, doses=[dose], probes=[patch_between(model, facts, dose=dose)])`
-    then scores the facts with the patch on.
+    `hl.hijack(model, pairs.facts, doses=[pairs.dose], probes=[patch_between(model, pairs)])` then
+    scores the facts with the patch on.
 
     Args:
         model: A hooked language model.
-        facts: The facts; schemes that draw other targets draw them among these.
-        scheme: The name of a registered scheme, or a scheme.
-        dose: The number of sentences before the query of the hijacked prompt.
+        pairs: The prompt pairs, made by `hl.pairs(model, facts)`.
         direction: `denoise` puts the clean (bare) run into the hijacked prompt, `noise` the
             hijacked run into the bare one.
         span: The patched tokens, such as `subject`, `last`, `query` or `query+bos`.
-        site: The patched site; see `probes.activation_sites`.
+        site: As for `patch`.
         layers: As for `patch`.
         heads: As for `patch`.
-        seed: Seeds the draws of the scheme.
-        batch_tokens: Size of a batch in tokens; by default as the device allows.
+        batch_tokens: As for `patch`.
 
     Raises:
         InputError: As for `patch`; or the tokens of a fact's two prompts do not correspond, or a
@@ -259,14 +252,15 @@ def patch_between(
             a target of the patch. The message names the fact.
     """
     correspondences = []
-    for pair in pairs(model, facts, scheme=scheme, dose=dose, seed=seed):
+    for pair in pairs:
         try:
             pair.answers()
             correspondences.append(pair.align(direction=direction, span=span))
         except InputError as reason:
             raise InputError(f"fact {pair.fact.case_id} cannot be patched: {reason}") from reason
-    sites = {"site": site, "layers": layers, "heads": heads}
-    return patch(model, correspondences, **sites, batch_tokens=batch_tokens)
+    return patch(
+        model, correspondences, site=site, layers=layers, heads=heads, batch_tokens=batch_tokens
+    )
 
 
 def _targets(

@@ -76,3 +76,16 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_dir_lists_the_public_names():
     assert set(hijacklens.__all__) <= set(dir(hijacklens))
+
+
+@pytest.mark.parametrize("package", ["probes", "analyses"])
+def test_the_error_of_a_shadowed_package_says_so(package, tmp_path):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("mine = 1\n")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        f"import hijacklens\nfrom {package} import mine\n"
+        f"try:\n    from {package} import attention\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    assert f"{tmp_path / package} hides the package {package} of hijacklens" in python(code)

@@ -13,7 +13,6 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import FactSet
 from hijacklens.models.loading import load_model
 from hijacklens.one_layer import spans
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
@@ -207,9 +206,9 @@ def test_scores_of_a_batch_are_those_of_single_plain_runs(family, model):
     direction = "noise" if family in ("llama", "gemma3") else "denoise"
     facts = sample_facts()[2:5]
     head = None if site == "resid_post" else 1
-    options = {"dose": 1, "direction": direction, "site": site, "layers": 1, "heads": head}
-    made = patch_between(model, facts, **options)
-    single = patch_between(model, facts, **options, batch_tokens=1)
+    options = {"direction": direction, "site": site, "layers": 1, "heads": head}
+    made = patch_between(model, pairs(model, facts), **options)
+    single = patch_between(model, pairs(model, facts), **options, batch_tokens=1)
     torch.testing.assert_close(made.values[1], single.values[1], atol=1e-5, rtol=0)
     items = hijack(
         model,
@@ -240,7 +239,7 @@ def test_scores_of_a_batch_are_those_of_single_plain_runs(family, model):
 def test_a_longer_row_with_a_target_behind_it_is_patched_too(gpt2):
     """New York has two tokens; the second is read behind prompt and first."""
     facts = sample_facts()[5:6]
-    made = patch_between(gpt2, facts, span="last", layers=1)
+    made = patch_between(gpt2, pairs(gpt2, facts), span="last", layers=1)
     pair = pairs(gpt2, facts)[0]
     assert len(pair.items[1].true) > 1
     got = hijack(gpt2, facts, doses=[1], probes=[made], quiet=True).items.iloc[-1]
@@ -257,7 +256,7 @@ def test_a_longer_row_with_a_target_behind_it_is_patched_too(gpt2):
 
 def test_nothing_is_left_behind(gpt2):
     before = [parameter.clone() for parameter in gpt2.parameters()]
-    made = patch_between(gpt2, sample_facts()[:2], site="resid_mid")
+    made = patch_between(gpt2, pairs(gpt2, sample_facts()[:2]), site="resid_mid")
     hijack(gpt2, sample_facts()[:2], doses=[1], probes=[made], quiet=True)
     ids = pair_of(gpt2, case=0, dose=1).hijacked.ids
     with pytest.raises(KeyboardInterrupt), probed(gpt2, [made], Layout(torch.tensor([ids]), {})):
@@ -402,14 +401,10 @@ def test_bad_input(gpt2):
     with pytest.raises(InputError, match="from two sources"):
         patch(gpt2, [where, other])
     assert patch(gpt2, [where, where]).targets == {ids: ((0, 1),)}
-    with pytest.raises(InputError, match="dose is 0"):
-        patch_between(gpt2, sample_facts(), dose=0)
-    with pytest.raises(InputError, match="no facts in nobody"):
-        patch_between(gpt2, FactSet((), name="nobody"))
     with pytest.raises(InputError, match="unknown direction 'both'"), unchecked():
-        patch_between(gpt2, sample_facts(), direction="both")
+        patch_between(gpt2, pairs(gpt2, sample_facts()), direction="both")
     with pytest.raises(InputError, match=r"fact 0 cannot be patched: .*span 'hijack'"):
-        patch_between(gpt2, sample_facts(), span="hijack")
+        patch_between(gpt2, pairs(gpt2, sample_facts()), span="hijack")
     gemma = load_model(tiny_model("gemma"), tokenizer=tiny_tokenizer("gemma"), device="cpu")
     with pytest.raises(InputError, match="of width 8, and z of this model has 16"):
         patch(gpt2, where, site="z").hooks(gemma, Layout(torch.tensor([ids]), {}))

@@ -1,13 +1,12 @@
 """Geometry of embeddings: inner products by distance, the fit of equation 5.2, spectra.
 
 Figures 3b, C.5 and C.6: after training, the inner product of two embeddings falls with the Hamming
-distance of their tokens and jumps at 0 (`hamming_fit`). The same on any tokens of a language model
-with a matrix of distances of your own. `spectrum` is that of figures C.9 to C.12
-(`probes.geometry.spectra`), principal angles are in `probes.geometry.subspaces`, the memory fit in
-`probes.memory_fit`.
+distance of their tokens and jumps at 0 (`hamming_fit`). `fit` measures this, also on any tokens of
+a language model with a matrix of distances of your own. `spectrum` gives the singular values of
+figures C.9 to C.12 (`probes.geometry.spectra`), and `probes.geometry.subspaces` principal angles.
 
-Embeddings are rows, W_E [vocab, d_model], and inner products are in the units of the model.
-Cost: O(vocab^2 d_model) time and [vocab, vocab] of memory for the tokens compared.
+Embeddings are rows, W_E [vocab, d_model], and inner products are in the units of the model. The
+cost is O(vocab^2 d_model) time and [vocab, vocab] of memory for the compared tokens.
 
 >>> from hijacklens.one_layer.embeddings import hamming_geometry
 >>> from hijacklens.one_layer.task import ConceptTask
@@ -37,7 +36,7 @@ from scipy import stats
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, choice
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.renamed import old_names, renamed
 from hijacklens.results.glance import Glance, Grid
@@ -53,7 +52,7 @@ __all__ = ["InnerProducts", "Scaling", "Spectra", "fit", "spectrum"]
 __getattr__ = old_names(__name__, inner_products="fit")
 
 Scaling: TypeAlias = Literal["raw", "centred", "unit", "centred-unit"]
-"""Embeddings as they are; less their mean; scaled to length 1; or both, in that order."""
+"""Embeddings as they are; minus their mean; scaled to length 1; or both, in that order."""
 
 COLUMNS = ("model", "distance", "pairs", "mean", "std")
 CONFIDENCE = 0.95
@@ -67,18 +66,18 @@ class InnerProducts(Result):
     """A row per model and distance: `model, distance, pairs` (unordered pairs of different tokens;
     at distance 0 the number of tokens), `mean` inner product and its standard deviation `std`."""
     fits: pd.DataFrame
-    """A row per model: `model`, the fields of `GramFit`, `jump`, and for Hamming distances whether
-    such embeddings exist (`feasible`) and the eigenvalues that the fit predicts for the Gram
-    matrix: `constant` (once), `linear` (m times), `bulk`; NaN for other distances."""
+    """A row per model: `model`, the fields of `GramFit`, `jump`; for Hamming distances (NaN for
+    others) also whether such embeddings exist (`feasible`) and the eigenvalues that the fit
+    predicts for the Gram matrix: `constant` (once), `linear` (m times), `bulk`."""
     settings: Mapping[str, Any]
     provenance: Provenance
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The table: a row per model and distance."""
+        """Return the table: a row per model and distance."""
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
-        """A row per distance: the mean over models with its 95% interval.
+        """Return a row per distance: the mean over models with its 95% interval.
 
         `distance, models, pairs` (of one model), `mean, low, high` (Student's t over models; NaN
         for a single one), `std` (mean over models of the spread over pairs).
@@ -98,12 +97,15 @@ class InnerProducts(Result):
         return table.loc[:, ["distance", "models", "pairs", "mean", "low", "high", "std"]]
 
     def fit_summary(self) -> pd.DataFrame:
-        """A row per fitted number, by its name: `value, low, high`, mean and 95% over models."""
+        """Return the mean over models of each fitted number and its 95% interval.
+
+        There is a row per number, by its name: `value, low, high`.
+        """
         numbers = self.fits.drop(columns="model").astype(float)
         return pd.DataFrame({name: _student(numbers[name]) for name in numbers}).T
 
     def plot(self) -> Figure:
-        """Mean inner product against distance, with the fit of equation 5.2 and the plain line.
+        """Plot the mean inner product against distance, equation 5.2 and the plain line.
 
         Points are means over models with their 95% interval; the band is one standard deviation
         over the pairs of a model.
@@ -113,7 +115,7 @@ class InnerProducts(Result):
         return figure
 
     def glance(self) -> Glance:
-        """The fit of equation 5.2, means over the models."""
+        """Return the fit of equation 5.2, as means over the models."""
         models, distances = self.fits["model"].nunique(), self.table["distance"].nunique()
         columns = {
             "fit of equation 5.2": "{number}",
@@ -153,45 +155,26 @@ class InnerProducts(Result):
         )
 
     def _draw(self, axes: Axes) -> None:
-        found, fit = self.summary(), self.fit_summary()["value"]
-        x, mean = found["distance"].to_numpy(float), found["mean"].to_numpy()
-        spread = found["std"].fillna(0.0).to_numpy()
+        summary, fit = self.summary(), self.fit_summary()["value"]
+        x, mean = summary["distance"].to_numpy(float), summary["mean"].to_numpy()
+        spread = summary["std"].fillna(0.0).to_numpy()
         blue, orange, grey = plots.COLOURS[0], plots.COLOURS[1], "#777777"
         axes.fill_between(x, mean - spread, mean + spread, color=blue, alpha=0.15, lw=0)
-        ends = np.nan_to_num([mean - found["low"], found["high"] - mean])
-        models = found["models"].max()
+        ends = np.nan_to_num([mean - summary["low"], summary["high"] - mean])
+        models = summary["models"].max()
         label = "mean" + (f" of {models} models (95%)" if models > 1 else "")
         axes.errorbar(x, mean, yerr=ends, fmt="o", ms=5, lw=1.2, color=blue, label=label, zorder=3)
-        line = np.array([x[x > 0].min(), x.max()])
-        axes.plot(
-            line,
-            fit["b"] - fit["a"] * line,
-            color=orange,
-            lw=1.6,
-            label=f"eq. 5.2: {fit['b']:.3g} - {fit['a']:.3g} D, R² {fit['r2']:.2f}",
-        )
-        whole = np.array([0.0, x.max()])
-        axes.plot(
-            whole,
-            fit["linear_b"] - fit["linear_a"] * whole,
-            color=grey,
-            lw=1.2,
-            ls=":",
-            label=f"line through D = 0 too, R² {fit['linear_r2']:.2f}",
-        )
-        axes.plot([0, line[0]], [fit["b"], fit["b"] - fit["a"] * line[0]], color=orange, ls="--")
-        axes.annotate(
-            "",
-            xy=(0, fit["b0"]),
-            xytext=(0, fit["b"]),
-            arrowprops={"arrowstyle": "<->", "color": orange, "lw": 1.2},
-        )
-        axes.text(
-            float(0.03 * x.max()),
-            float(fit["b0"] + fit["b"]) / 2,
-            f"jump {fit['jump']:.3g}",
-            color=orange,
-        )
+        D = np.array([0.0, x[x > 0].min(), x.max()])
+        line, plain = fit["b"] - fit["a"] * D, fit["linear_b"] - fit["linear_a"] * D
+        label = f"eq. 5.2: {fit['b']:.3g} - {fit['a']:.3g} D, R² {fit['r2']:.2f}"
+        axes.plot(D[1:], line[1:], color=orange, lw=1.6, label=label)
+        axes.plot(D[:2], line[:2], color=orange, ls="--")
+        label = f"line through D = 0 too, R² {fit['linear_r2']:.2f}"
+        axes.plot(D, plain, color=grey, lw=1.2, ls=":", label=label)
+        arrow = {"arrowstyle": "<->", "color": orange, "lw": 1.2}
+        axes.annotate("", xy=(0, fit["b0"]), xytext=(0, fit["b"]), arrowprops=arrow)
+        middle = float(fit["b0"] + fit["b"]) / 2
+        axes.text(float(0.03 * x.max()), middle, f"jump {fit['jump']:.3g}", color=orange)
         kind = "Hamming distance" if self.settings["bits"] else "distance"
         product = "inner product" if "unit" not in self.settings["scaling"] else "cosine"
         axes.set(xlabel=f"{kind} of the tokens", ylabel=f"{product} of embeddings")
@@ -206,21 +189,20 @@ def fit(
     tokens: Sequence[int] | None = None,
     scaling: Scaling = "raw",
 ) -> InnerProducts:
-    """Inner products of embeddings by the distance of their tokens (figures 3b, C.5, C.6).
+    """Fit equation 5.2 to inner products of embeddings by distance (figures 3b, C.5, C.6).
 
     Args:
         model: Embeddings [vocab, d_model], a model (its W_E; for an unembedding give
             `model.W_U.T`), or several: see `probes.named_models`. Intervals are over these.
         distances: A task, for Hamming distances; a matrix [token, token], symmetric, 0 on the
             diagonal and above 0 elsewhere; or None for the task of a `TrainingResult`.
-        tokens: The tokens that the matrix is about, in its order; None for all of the vocabulary.
-        scaling: What is done to the embeddings first, over the tokens compared.
+        tokens: The tokens of the matrix, in its order; None for the complete vocabulary.
+        scaling: How to scale the embeddings first, over the compared tokens.
 
     Raises:
-        InputError: The distances do not fit the embeddings, are no distances, or are all the same.
+        InputError: The distances do not fit the embeddings, are no distances, or are all equal.
     """
-    if scaling not in get_args(Scaling):
-        raise unknown("scaling", scaling, get_args(Scaling))
+    choice("scaling", scaling, get_args(Scaling))
     task = named_models.task_of(model, distances if isinstance(distances, ConceptTask) else None)
     if distances is None or isinstance(distances, ConceptTask):
         if task is None:
@@ -237,7 +219,7 @@ def fit(
     rows: list[dict[str, Any]] = []
     fits: list[dict[str, Any]] = []
     for name, item in named_models.named(model).items():
-        W_E = _chosen(named_models.embedding(item, name=name), tokens, len(distance), name=name)
+        W_E = _of_tokens(named_models.embedding(item, name=name), tokens, len(distance), name=name)
         E = _scaled(W_E, scaling, name=name)
         gram = (E @ E.T).numpy()
         rows.extend({"model": name, **row} for row in _by_distance(gram, distance))
@@ -283,7 +265,7 @@ def _predicted(fit: GramFit, bits: int | None) -> dict[str, float]:
 
 
 def _student(values: pd.Series) -> dict[str, float]:
-    """Mean and the ends of its Student's t interval, NaN for a single value."""
+    """Return the mean and the ends of its Student's t interval, NaN for a single value."""
     mean, n = float(values.mean()), len(values)
     half = math.nan
     if n > 1:
@@ -291,7 +273,7 @@ def _student(values: pd.Series) -> dict[str, float]:
     return {"value": mean, "low": mean - half, "high": mean + half}
 
 
-def _chosen(W_E: Tensor, tokens: Sequence[int] | None, size: int, *, name: str) -> Tensor:
+def _of_tokens(W_E: Tensor, tokens: Sequence[int] | None, size: int, *, name: str) -> Tensor:
     if tokens is None:
         if len(W_E) != size:
             raise InputError(
@@ -303,7 +285,7 @@ def _chosen(W_E: Tensor, tokens: Sequence[int] | None, size: int, *, name: str) 
     if len(set(index)) != len(index) or len(index) != size:
         raise InputError(
             f"tokens names {len(set(index))} different tokens in {len(index)} entries, and the "
-            f"distances are those of {size}: each row needs a token of its own."
+            f"distances are those of {size}: each row needs a separate token."
         )
     if not 0 <= min(index) <= max(index) < len(W_E):
         raise InputError(
@@ -327,15 +309,15 @@ def _check_distances(distance: np.ndarray) -> None:
     square = distance.ndim == 2 and distance.shape[0] == distance.shape[1] and distance.size > 0
     if not square:
         raise InputError(f"distances must be a square matrix, got {list(distance.shape)}.")
-    apart = distance[~np.eye(len(distance), dtype=bool)]
+    others = distance[~np.eye(len(distance), dtype=bool)]
     valid = (
         bool(np.isfinite(distance).all())
         and np.array_equal(distance, distance.T)
         and not distance.diagonal().any()
-        and bool((apart > 0).all())
+        and bool((others > 0).all())
     )
     if not valid:
         raise InputError(
             "distances must be finite, symmetric, 0 on the diagonal and above 0 elsewhere: "
-            "distance 0 is a token to itself. Give every row a token of its own."
+            "distance 0 is a token to itself. Give every row a separate token."
         )

@@ -3,9 +3,9 @@
     <E(t), E(t')>  =  b0 if t = t',  else  b - a D(t, t')
 
 a and b are the least-squares line over all pairs of different tokens; b0 is the mean squared
-length, which is the least-squares fit of one number. Beside it stands the plain line through all
-entries of the Gram matrix, the diagonal included (Theorem 3 and figure C.6 ask whether it will
-do). Cost: O(vocab^2).
+length, the least-squares fit of one number. For comparison there is the plain line through all
+entries of the Gram matrix, including the diagonal (Theorem 3 and figure C.6 ask whether it
+suffices). The cost is O(vocab^2).
 
 >>> import torch
 >>> from hijacklens.one_layer.embeddings import hamming_geometry
@@ -32,38 +32,39 @@ from hijacklens.one_layer.embeddings import ROUNDING, GramSpectrum, gram_eigenva
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GramFit:
-    """Equation 5.2 fitted to one Gram matrix, and the plain line beside it."""
+    """Equation 5.2 fitted to one Gram matrix, and the plain line."""
 
     a: float
-    """How much the inner product falls per unit of distance."""
+    """Decrease of the inner product per unit of distance."""
     b: float
-    """Where the line of different tokens meets distance 0."""
+    """Value at distance 0 of the line through different tokens."""
     b0: float
     """Mean squared length of an embedding."""
     r2: float
-    """Share of the variance over pairs of different tokens that the line explains; NaN if none."""
+    """Fraction of the variance over pairs of different tokens that the line explains; NaN if the
+    variance is 0."""
     r2_means: float
-    """The same of the mean inner products by distance, each weighted with its pairs: whether the
-    curve of means is a line, whatever the spread at each distance."""
+    """The same for the mean inner products by distance, weighted by their pairs: whether the curve
+    of means is a line, whatever the spread at each distance."""
     residual: float
-    """Root mean square of what the line leaves over pairs of different tokens."""
+    """Root mean square residual of the line over pairs of different tokens."""
     linear_a: float
-    """Fall per unit of distance of the plain line through all entries, the diagonal included."""
+    """Decrease per unit of distance of the plain line through all entries."""
     linear_b: float
     linear_r2: float
     linear_residual: float
 
     @property
     def jump(self) -> float:
-        """b0 - b: how far the diagonal stands above the line; 0 where a plain line will do."""
+        """b0 - b: how far the diagonal is above the line; 0 if a plain line suffices."""
         return self.b0 - self.b
 
     def eigenvalues(self, bits: int) -> GramSpectrum:
-        """What equation 5.2 with this a, b and b0 predicts for the Gram matrix of 2^bits tokens."""
+        """Return the eigenvalues of the Gram matrix of 2^bits tokens by equation 5.2."""
         return gram_eigenvalues(bits, a=self.a, b=self.b, b0=self.b0)
 
     def feasible(self, bits: int) -> bool:
-        """Whether embeddings with this geometry exist: no eigenvalue below 0, up to rounding."""
+        """Return whether embeddings with this geometry exist: no eigenvalue is negative."""
         spectrum = self.eigenvalues(bits)
         return bool(spectrum.levels().min() >= -ROUNDING * spectrum.scale)
 
@@ -78,7 +79,7 @@ def fit_gram(
         distance: Their distances: symmetric, 0 on the diagonal and above 0 elsewhere.
 
     Raises:
-        InputError: Different tokens have fewer than two distances, so that no line is determined.
+        InputError: Different tokens have fewer than two distances, so no line is determined.
     """
     upper = np.triu_indices(len(gram), k=1)
     near, inner = distance[upper].astype(float), gram[upper]
@@ -99,7 +100,7 @@ def fit_gram(
         b=b,
         b0=float(gram.diagonal().mean()),
         r2=r2,
-        # The line over pairs is that over the means, weighted with their pairs.
+        # The line over pairs is the line over the means, weighted by their pairs.
         r2_means=_line(near, means[which], size)[2],
         residual=residual,
         linear_a=-linear_slope,
@@ -110,10 +111,10 @@ def fit_gram(
 
 
 def _line(x: np.ndarray, y: np.ndarray, size: float) -> tuple[float, float, float, float]:
-    found: Any = stats.linregress(x, y)
-    slope, intercept = float(found.slope), float(found.intercept)
-    left = float(((y - slope * x - intercept) ** 2).mean())
-    spread = float(y.var())
-    # Where all values are equal up to rounding there is no variance to explain.
-    flat = spread <= (1e-12 * size) ** 2
-    return slope, intercept, math.nan if flat else 1 - left / spread, math.sqrt(left)
+    """Return slope, intercept, R² and root mean square residual of a line."""
+    line: Any = stats.linregress(x, y)
+    slope, intercept = float(line.slope), float(line.intercept)
+    residual, variance = float(((y - slope * x - intercept) ** 2).mean()), float(y.var())
+    # If all values are equal up to rounding, there is no variance to explain.
+    flat = variance <= (1e-12 * size) ** 2
+    return slope, intercept, math.nan if flat else 1 - residual / variance, math.sqrt(residual)

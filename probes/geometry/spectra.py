@@ -1,24 +1,24 @@
 """Spectra: singular values of embeddings, value matrices or OV circuits, and the gap in them.
 
-Figures C.9 to C.12: the singular values of trained embeddings fall in two groups, a few large ones
-and a bulk. Equation 5.2 says where they lie: its Gram matrix has the eigenvalues of
+Figures C.9 to C.12: the singular values of trained embeddings form two groups, a few large ones
+and a bulk. Equation 5.2 predicts them: its Gram matrix has the eigenvalues of
 `hijacklens.one_layer.embeddings.gram_eigenvalues`, and singular values of W_E are their square
-roots (reference page, 7.3). m of them, one per bit, stand above the bulk; that of the constant
-direction does so or not, as b says. So the gap is looked for below both m and m + 1 values.
+roots (reference page, 7.3). m of them, one per bit, are above the bulk; whether the one of the
+constant direction is depends on b. So the gap is measured below both m and m + 1 values.
 
 With d_model < vocab the fitted equation cannot hold exactly: its bulk has vocab - m - 1 directions
-and only d_model - m - 1 are there. Two predictions are therefore given: `predicted` as the
-equation says, and `squeezed`, where the sum of the bulk's eigenvalues (which the trace of the Gram
-matrix fixes) is shared among the directions that exist. The second is ours, not the paper's.
+and only d_model - m - 1 exist. There are two predictions: `predicted` follows the equation, and
+`squeezed` divides the sum of the bulk's eigenvalues (which the trace of the Gram matrix fixes)
+among the directions that exist. The second is ours, not the paper's.
 
-Cost: one singular value decomposition per matrix, O(vocab d_model min(vocab, d_model)).
+The cost is one singular value decomposition per matrix, O(vocab d_model min(vocab, d_model)).
 
 >>> from hijacklens.one_layer.embeddings import hamming_geometry
 >>> from hijacklens.one_layer.task import ConceptTask
->>> found = spectrum(hamming_geometry(3, a=1.0, b=2.0, b0=2.5), task=ConceptTask(bits=3))
->>> [round(value, 3) for value in found.table["value"] ** 2]
+>>> result = spectrum(hamming_geometry(3, a=1.0, b=2.0, b0=2.5), task=ConceptTask(bits=3))
+>>> [round(value, 3) for value in result.table["value"] ** 2]
 [4.5, 4.5, 4.5, 4.5, 0.5, 0.5, 0.5, 0.5]
->>> found.summary()[["top", "ratio"]].round(3).values.tolist()
+>>> result.summary()[["top", "ratio"]].round(3).values.tolist()
 [[3.0, 1.0], [4.0, 3.0]]
 """
 
@@ -39,7 +39,7 @@ from scipy import special
 from torch import Tensor
 
 from hijacklens import plots
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, choice
 from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.renamed import renamed
@@ -63,36 +63,36 @@ class Spectra(Result):
     """A row per model and singular value, the largest first: `model, index` (from 1), `value`, and
     the `predicted` and `squeezed` values of equation 5.2 (NaN for other matrices than W_E)."""
     gaps: pd.DataFrame
-    """What `summary` gives."""
+    """The table that `summary` returns."""
     settings: Mapping[str, Any]
     provenance: Provenance
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The table: a row per model and singular value."""
+        """Return the table: a row per model and singular value."""
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
-        """A row per model and k.
+        """Return a row per model and k.
 
-        - `top`: k, how many values the gap is looked for below: m and m + 1 for a task. Without a
-          task, and if no number was given, where the largest drop is.
-        - `ratio`: s_k / s_(k+1), infinite if nothing lies below; `gap`: s_k - s_(k+1).
-        - `over_bulk`: s_k over the mean of all below it; `top_share`: share of the squared
-          Frobenius norm in the k largest.
-        - `largest_drop`: the k with the largest ratio s_k / s_(k+1), to compare with `top`; values
-          that are 0 up to rounding are left out.
+        - `top`: k, the number of values above the gap: m and m + 1 for a task, otherwise the
+          argument `top` of `spectrum` or the position of the largest drop.
+        - `ratio`: s_k / s_(k+1), infinite if s_(k+1) is 0; `gap`: s_k - s_(k+1).
+        - `over_bulk`: s_k over the mean of all smaller values; `top_share`: fraction of the
+          squared Frobenius norm in the k largest.
+        - `largest_drop`: the k with the largest ratio s_k / s_(k+1), to compare with `top`,
+          without values that are 0 up to rounding.
         - `stable_rank`: |W|_F^2 / |W|_2^2; `effective_rank`: the exponential of the entropy of
           s / sum s (Roy and Vetterli 2007).
-        - `bit_share`: for W_E with a task, the share of the k left singular vectors that lies in
-          the span of the constant function of a token and of its single bits: 1 if the large
-          directions are those that equation 5.2 says. NaN otherwise.
+        - `bit_share`: for W_E with a task, the fraction of the k left singular vectors in the
+          span of the constant function of a token and of its single bits: 1 if the large
+          directions are those of equation 5.2. NaN otherwise.
         - `predicted_ratio`, `predicted_ratio_squeezed`: the ratio by equation 5.2, fitted to this
           model, and with its bulk squeezed into d_model.
         """
         return self.gaps.copy()
 
     def plot(self) -> Figure:
-        """Singular values by index, a line per model; dashed what equation 5.2 predicts."""
+        """Plot singular values by index, a line per model; dashed: equation 5.2."""
         with plots.canvas(width=5.6, height=3.8) as (figure, (axes,)):
             groups = list(self.table.groupby("model", sort=False))
             for i, (name, rows) in enumerate(groups):
@@ -100,16 +100,8 @@ class Spectra(Result):
                 label: str | None = str(name)
                 if len(groups) > MOST_COLOURS:
                     colour, marker, label = plots.COLOURS[0], ".", None
-                axes.plot(
-                    rows["index"],
-                    rows["value"],
-                    color=colour,
-                    marker=marker,
-                    ms=3.5,
-                    lw=1,
-                    alpha=1 if label else 0.35,
-                    label=label,
-                )
+                style = {"color": colour, "marker": marker, "ms": 3.5, "lw": 1, "label": label}
+                axes.plot(rows["index"], rows["value"], alpha=1 if label else 0.35, **style)
             columns = ["index", "predicted", "squeezed"]
             mean: pd.DataFrame = self.table.loc[:, columns].groupby("index").mean()
             for column, style, label in (
@@ -117,32 +109,21 @@ class Spectra(Result):
                 ("squeezed", ":", "eq. 5.2, bulk in d"),
             ):
                 if mean[column].notna().any():
-                    axes.plot(
-                        mean.index, mean[column], color="black", ls=style, lw=1.3, label=label
-                    )
+                    look = {"color": "black", "ls": style, "lw": 1.3, "label": label}
+                    axes.plot(mean.index, mean[column], **look)
             for top in self.settings["top"]:
                 if top is not None:
                     axes.axvline(top + 0.5, color="#888888", lw=0.9)
-                    axes.text(
-                        top + 0.5,
-                        1.0,
-                        f"{top}",
-                        ha="center",
-                        va="bottom",
-                        transform=axes.get_xaxis_transform(),
-                        fontsize=8,
-                        color="#555555",
-                    )
-            axes.set(
-                xlabel="index",
-                ylabel=f"singular value of {self.settings['matrix']}",
-                ylim=(0, None),
-            )
+                    look = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "#555555"}
+                    look["transform"] = axes.get_xaxis_transform()
+                    axes.text(top + 0.5, 1.0, f"{top}", **look)
+            ylabel = f"singular value of {self.settings['matrix']}"
+            axes.set(xlabel="index", ylabel=ylabel, ylim=(0, None))
             axes.legend(fontsize=9)
         return figure
 
     def glance(self) -> Glance:
-        """The gap of each model below its largest singular values."""
+        """Return the gap of each model below its largest singular values."""
         columns = {
             "model": "{model}",
             "k largest": "{top:d}",
@@ -192,25 +173,24 @@ def spectrum(
     top: int | None = None,
     label: str | None = None,
 ) -> Spectra:
-    """Singular values of a matrix of one or several models, and the gap in them (C.9 to C.12).
+    """Return singular values of a matrix of each model, and the gap in them (C.9 to C.12).
 
     Args:
-        model: Models, or matrices of any kind (a FactoredMatrix too, such as the OV circuits of
+        model: Models, or matrices of any kind (also a FactoredMatrix, such as the OV circuits of
             `probes.values.matrices.ov_circuit`): see `probes.named_models`.
-        matrix: Which matrix of a model: `"W_E"`, or the `"W_V"` of a one-layer model. A matrix
-            that is given as such is taken to be this one.
-        task: For W_E, the task that its tokens belong to: equation 5.2 is then fitted for the
-            predictions. A `TrainingResult` brings its own.
-        top: k, how many values the gap is looked for below; if not given, both m and m + 1 with a
-            task, and where the largest drop is otherwise.
-        label: What the plot calls the matrix, if not `matrix`.
+        matrix: The matrix of a model: `"W_E"`, or the `"W_V"` of a one-layer model. Matrices that
+            are given instead of models are treated as this one.
+        task: For W_E, the task of its tokens: equation 5.2 is then fitted for the predictions. A
+            `TrainingResult` has its own task.
+        top: k, the number of values above the gap; by default both m and m + 1 with a task, and
+            the position of the largest drop otherwise.
+        label: The name of the matrix in the plot, if not `matrix`.
 
     Raises:
         InputError: A model has no such matrix, `top` is not below the number of singular values,
             or the embeddings are not those of the task.
     """
-    if matrix not in get_args(Weight):
-        raise unknown("matrix", matrix, get_args(Weight), "Or give matrices instead of models.")
+    choice("matrix", matrix, get_args(Weight), "Or give matrices instead of models.")
     task = named_models.task_of(model, task)
     tops: list[int | None] = [top]
     if task is not None and top is None:
@@ -248,7 +228,7 @@ def _spectrum_of(
     left, values, _ = torch.linalg.svd(W, full_matrices=False)
     s = values.numpy()
     if not s[0] > 0:
-        raise InputError(f"the matrix of {name!r} is zero; it has no spectrum to speak of.")
+        raise InputError(f"the matrix of {name!r} is zero; it has no spectrum.")
     predicted = squeezed = np.full(len(s), math.nan)
     if task is not None:
         predicted, squeezed = _predictions(W, task, len(s))
@@ -258,7 +238,7 @@ def _spectrum_of(
         k = drop if top is None else top
         if not 1 <= k < max(len(s), 2):
             raise InputError(
-                f"a gap below the {k} largest of {len(s)} singular values of {name!r} cannot be: "
+                f"there is no gap below the {k} largest of {len(s)} singular values of {name!r}: "
                 f"top must lie in 1..{len(s) - 1}."
             )
         rest = s[k:]
@@ -291,17 +271,15 @@ def _spectrum_of(
 
 
 def _bit_share(left: Tensor, task: ConceptTask) -> float:
-    """Share of singular vectors in the span of the constant function and the single bits."""
+    """Return the fraction of the vectors in the span of the constant and the single bits."""
     tokens = torch.arange(task.vocab)
-    low = (
-        hypercube.signs(tokens[hypercube.weight(tokens, task.bits) <= 1], task.bits)
-        / task.vocab**0.5
-    )
-    return float((low.T @ left).square().sum()) / min(left.shape[1], low.shape[1])
+    functions = tokens[hypercube.weight(tokens, task.bits) <= 1]
+    basis = hypercube.signs(functions, task.bits) / task.vocab**0.5
+    return float((basis.T @ left).square().sum()) / min(left.shape[1], basis.shape[1])
 
 
 def _predictions(W: Tensor, task: ConceptTask, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values by equation 5.2 as fitted, and with its bulk squeezed into `count`."""
+    """Return singular values of the fitted equation 5.2, and with its bulk squeezed in `count`."""
     fitted = fit_gram((W @ W.T).numpy(), task.hamming().numpy()).eigenvalues(task.bits)
     large = [fitted.constant] + [fitted.linear] * task.bits
     _, _, times = fitted.multiplicities
@@ -311,7 +289,7 @@ def _predictions(W: Tensor, task: ConceptTask, count: int) -> tuple[np.ndarray, 
 
 
 def _roots(eigenvalues: list[float], count: int) -> np.ndarray:
-    # A fitted eigenvalue below 0 has no singular value; the nearest is 0.
+    # A negative eigenvalue of the fit has no singular value; the nearest is 0.
     roots = np.sqrt(np.clip(np.sort(np.array(eigenvalues))[::-1][:count], 0, None))
     return np.pad(roots, (0, count - len(roots)))
 
@@ -324,7 +302,7 @@ def _ratio(s: np.ndarray, k: int) -> float:
 
 
 def _largest_drop(s: np.ndarray) -> int:
-    """The k with the largest s_k / s_(k+1) among values above rounding."""
+    """Return the k with the largest s_k / s_(k+1) among values above rounding."""
     above = s[s > s[0] * max(len(s), 2) * np.finfo(float).eps * 10]
     if len(above) < 2:
         return 1
@@ -335,7 +313,7 @@ def _only_value_matrix(model: Any) -> Any:
     weights = getattr(model, "W_V", None)
     if not isinstance(weights, Tensor) or weights.shape[:2] != (1, 1):
         raise InputError(
-            f"{type(model).__name__} has not just one W_V. Give the matrices themselves under "
-            "names: {'8.3': probes.values.matrices.value_matrix(model, 8, 3), ...}."
+            f"{type(model).__name__} does not have exactly one W_V. Give the matrices themselves "
+            "under names: {'8.3': probes.values.matrices.value_matrix(model, 8, 3), ...}."
         )
     return weights[0, 0]

@@ -6,12 +6,11 @@ Matrices here act on row vectors, y = x @ W with W [d_in, d_out] = U S V^T, so
     right singular vectors, V: directions that W writes, in the space of its output
 
 The paper's W_V acts on columns and is the transpose of ours: **its left subspace is our right one,
-its right our left**. It does not say which one figure C.3 shows; both are reported. For a
-symmetric W, such as the memory of equation 5.1, the two are the same.
+its right our left**. It does not say which one figure C.3 shows; both are reported. They are equal
+for a symmetric W, such as the memory of equation 5.1.
 
-Only the subspaces are compared, so a scale of a matrix, even a negative one, does not matter. The
-subspace of rank r is well determined only if the singular values r and r + 1 differ: their ratio
-is reported as `gap`.
+Only subspaces are compared, so the scale and sign of a matrix do not matter. The subspace of rank r
+is well determined only if the singular values r and r + 1 differ; their ratio is the `gap`.
 
 >>> A, B = torch.diag(torch.tensor([3.0, 2.0, 0.0])), torch.diag(torch.tensor([0.0, 2.0, 3.0]))
 >>> principal_angles(A, B, rank=2, side="left").degrees
@@ -36,7 +35,7 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens import plots
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, choice
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.embeddings import gaussian_embedding
 from hijacklens.one_layer.model import OneLayerTransformer
@@ -49,10 +48,9 @@ from probes import named_models, sources
 from probes.named_models import Models
 
 Side: TypeAlias = Literal["left", "right"]
-"""`left`: what a matrix reads; `right`: what it writes (row vectors; the paper's are the other way
-round)."""
+"""`left`: what a matrix reads; `right`: what it writes (row vectors; the paper's are opposite)."""
 Reference: TypeAlias = Callable[[OneLayerTransformer, torch.Generator], Tensor]
-"""Makes the matrix that a model's W_V is compared with."""
+"""Makes a matrix to compare a model's W_V with."""
 SIDES: tuple[Side, ...] = get_args(Side)
 WHAT = {"left": "left (what W reads)", "right": "right (what W writes)"}
 COLUMNS = ("model", "reference", "draw", "side", "index", "degrees", "gap", "reference_gap")
@@ -63,33 +61,33 @@ class PrincipalAngles(Result):
     """The principal angles between the singular subspaces of two matrices, in degrees."""
 
     degrees: tuple[float, ...]
-    """All `rank` of them, the largest first, each from 0 to 90."""
+    """All `rank` angles, the largest first, each from 0 to 90."""
     side: Side
     rank: int
     gap: float
     """s_r / s_(r+1) of the first matrix: infinite if its rank is r, 1 if the subspace is not
     determined."""
     other_gap: float
-    """The same of the second matrix."""
+    """The same for the second matrix."""
     provenance: Provenance
 
     @property
     def smallest(self) -> float:
-        """The angle of figure C.3: 0 if the subspaces share a direction."""
+        """The smallest angle, that of figure C.3: 0 if the subspaces share a direction."""
         return self.degrees[-1]
 
     @property
     def largest(self) -> float:
-        """0 only if the subspaces are the same."""
+        """The largest angle: 0 only if the subspaces are equal."""
         return self.degrees[0]
 
     def to_dataframe(self) -> pd.DataFrame:
-        """A row per angle, the smallest first: `index` (from 1), `degrees`, `side`."""
+        """Return a row per angle, the smallest first: `index` (from 1), `degrees`, `side`."""
         rows = enumerate(reversed(self.degrees), start=1)
         return pd.DataFrame([{"index": i, "degrees": d, "side": self.side} for i, d in rows])
 
     def plot(self) -> Figure:
-        """The angles, the smallest first."""
+        """Plot the angles, the smallest first."""
         table = self.to_dataframe()
         with plots.canvas(width=4.6, height=3.2) as (figure, (axes,)):
             axes.bar(table["index"], table["degrees"], color=plots.COLOURS[0], width=0.6)
@@ -98,7 +96,7 @@ class PrincipalAngles(Result):
         return figure
 
     def glance(self) -> Glance:
-        """The smallest, the largest and the mean angle."""
+        """Return the smallest, the mean and the largest angle."""
         mean = sum(self.degrees) / len(self.degrees)
         ends = {"smallest": self.smallest, "mean": mean, "largest": self.largest}
         return Glance(
@@ -141,7 +139,7 @@ class PrincipalAngles(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ValueAngles(Result):
-    """Angles between trained value matrices and those they are compared with (figure C.3)."""
+    """Angles between trained value matrices and reference matrices (figure C.3)."""
 
     table: pd.DataFrame
     """A row per model, reference, draw, side and angle: `model, reference, draw, side, index`
@@ -150,20 +148,20 @@ class ValueAngles(Result):
     provenance: Provenance
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The table: a row per model, reference, draw, side and angle."""
+        """Return the table: a row per model, reference, draw, side and angle."""
         return self.table.copy()
 
     def smallest(self) -> pd.DataFrame:
-        """The smallest angle: a row per model, reference and side, the mean over draws."""
+        """Return the smallest angle, averaged over draws: a row per model, reference and side."""
         first = self.table[self.table["index"] == 1]
         keys = ["model", "reference", "side"]
         return first.groupby(keys, sort=False)["degrees"].mean().reset_index()
 
     def summary(self) -> pd.DataFrame:
-        """A row per reference and side: mean over models of the smallest and of all angles.
+        """Return a row per reference and side: mean over models of the smallest and all angles.
 
         `reference, side, models, smallest, smallest_std` (over models), `mean, largest`, and the
-        smallest `gap` and `reference_gap` seen.
+        minimal `gap` and `reference_gap`.
         """
         rows = []
         by_model = self.smallest()
@@ -188,7 +186,7 @@ class ValueAngles(Result):
         return pd.DataFrame(rows)
 
     def plot(self) -> Figure:
-        """The smallest angle by reference, a point per model, left and right side by side."""
+        """Plot the smallest angle by reference, a point per model and a panel per side."""
         points = self.smallest()
         names = list(points["reference"].unique())
         with plots.canvas(1, 2, width=3.9, height=3.3, share_y=True) as (figure, axes):
@@ -208,7 +206,7 @@ class ValueAngles(Result):
         return figure
 
     def glance(self) -> Glance:
-        """The smallest and the mean angle by reference and side, over the models."""
+        """Return the smallest and the mean angle by reference and side, over the models."""
         columns = {
             "reference": "{reference}",
             "side": "{side}",
@@ -249,20 +247,19 @@ class ValueAngles(Result):
 def principal_angles(
     A: Tensor | FactoredMatrix, B: Tensor | FactoredMatrix, *, rank: int, side: Side
 ) -> PrincipalAngles:
-    """All principal angles between the rank-r singular subspaces of two matrices.
+    """Return all principal angles between the rank-r singular subspaces of two matrices.
 
     Args:
         A: A matrix that acts on row vectors.
         B: Another, with the same number of rows for the left side, of columns for the right.
-        rank: How many singular vectors span the subspaces.
+        rank: The number of singular vectors that span the subspaces.
         side: `"left"`: what the matrices read; `"right"`: what they write. See the module for
             the paper's convention.
 
     Raises:
         InputError: The rank exceeds that of a matrix, or the subspaces lie in different spaces.
     """
-    if side not in SIDES:
-        raise unknown("side", side, SIDES, "left is what a matrix reads, right what it writes.")
+    choice("side", side, SIDES, "left is what a matrix reads, right what it writes.")
     first = _Subspaces.of(named_models.matrix(A, _nothing, name="A"), rank, name="A")
     second = _Subspaces.of(named_models.matrix(B, _nothing, name="B"), rank, name="B")
     return PrincipalAngles(
@@ -285,26 +282,25 @@ def value_angles(
     draws: int = 8,
     seed: int = 0,
 ) -> ValueAngles:
-    """Angles of trained value matrices to the constructed, random and Gaussian ones (C.3).
+    """Compare trained value matrices with constructed, random and Gaussian ones (figure C.3).
 
     The constructed and the random memory are made from the model's own trained embeddings. The
-    Gaussian matrix stands for the initialisation; it is drawn anew, so it holds nothing of this
-    run. For the very matrix that a run started from, give
+    Gaussian matrix represents the initialisation, but is an independent draw. For the initial
+    matrix of the run itself, give
     `{"start": lambda model, draw: OneLayerTransformer(model.config).W_V[0, 0]}`.
 
     Args:
         model: One-layer models: see `probes.named_models`.
-        task: The task; that of a `TrainingResult` if not given.
-        rank: Rank of the parts compared; m, as in the paper, if not given.
-        references: What to compare with: name -> function of a model and a generator. None for
-            `constructed`, `random` and `gaussian`.
-        draws: How often each reference is made, with another state of the generator; figure C.3
-            has one draw per run.
-        seed: Seed of the draws; each model, reference and draw has a generator of its own.
+        task: The task; by default that of a `TrainingResult`.
+        rank: Rank of the compared subspaces; by default m, as in the paper.
+        references: Name -> function of a model and a generator that makes a matrix to compare
+            with. None for `constructed`, `random` and `gaussian`.
+        draws: The number of draws of each reference; figure C.3 has one draw per run.
+        seed: Seed of the draws; each model, reference and draw has a separate generator.
 
     Raises:
-        InputError: Something else than one-layer models of this task is given, or a rank that the
-            matrices do not have.
+        InputError: The models are not one-layer models of this task, or their matrices do not
+            have this rank.
     """
     task = named_models.task_of(model, task)
     if task is None:
@@ -314,7 +310,7 @@ def value_angles(
     references = references or standard_references(task)
     models = named_models.one_layer_models(model, operation="value_angles")
     rank = task.bits if rank is None else rank
-    rows: list[dict[str, Any]] = []
+    rows: list[tuple[Any, ...]] = []
     for number, (name, item) in enumerate(models.items()):
         W_V = named_models.matrix(item.W_V[0, 0], _nothing, name=name)
         trained = _Subspaces.of(W_V, rank, name=name)
@@ -325,18 +321,12 @@ def value_angles(
                 W = named_models.matrix(made, _nothing, name=reference)
                 other = _Subspaces.of(W, rank, name=reference)
                 for side in SIDES:
-                    rows.extend(
-                        dict(
-                            zip(
-                                COLUMNS,
-                                (name, reference, draw, side, i, d, trained.gap, other.gap),
-                                strict=True,
-                            )
-                        )
-                        for i, d in enumerate(reversed(trained.angles(other, side)), start=1)
-                    )
+                    rows += [
+                        (name, reference, draw, side, i, degrees, trained.gap, other.gap)
+                        for i, degrees in enumerate(trained.angles(other, side)[::-1], start=1)
+                    ]
     return ValueAngles(
-        table=pd.DataFrame(rows),
+        table=pd.DataFrame(rows, columns=list(COLUMNS)),
         settings={
             "rank": rank,
             "draws": draws,
@@ -352,7 +342,7 @@ def _gaussian_square(model: OneLayerTransformer, draw: torch.Generator) -> Tenso
 
 
 def standard_references(task: ConceptTask) -> dict[str, Reference]:
-    """The matrices of figure C.3: the memory of equation 5.1, the random one, a Gaussian one."""
+    """Return the references of figure C.3: equation 5.1, a random memory, a Gaussian matrix."""
     return {
         "constructed": lambda model, draw: memory.constructed(model.W_E.detach().cpu(), task),
         "random": lambda model, draw: memory.random(model.W_E.detach().cpu(), task, draw),
@@ -371,7 +361,7 @@ class _Subspaces:
     @classmethod
     def of(cls, W: Tensor, rank: int, *, name: str) -> _Subspaces:
         U, s, V = np.linalg.svd(W.numpy(), full_matrices=False)
-        # Singular vectors of values that are 0 up to rounding span nothing of the matrix.
+        # Singular vectors of values that are 0 up to rounding are arbitrary.
         full = int((s > s[0] * max(W.shape) * np.finfo(float).eps).sum())
         if not 1 <= rank <= full:
             raise InputError(
@@ -381,7 +371,7 @@ class _Subspaces:
         return cls(U[:, :rank], V[:rank].T, gap)
 
     def angles(self, other: _Subspaces, side: Side) -> tuple[float, ...]:
-        """In degrees, the largest first."""
+        """Return the angles to another subspace in degrees, the largest first."""
         mine, yours = getattr(self, side), getattr(other, side)
         if len(mine) != len(yours):
             raise InputError(
@@ -397,4 +387,4 @@ def _generator(seed: int, *branch: int) -> torch.Generator:
 
 
 def _nothing(item: Any) -> None:
-    """Models hold many matrices: which one is meant has to be said."""
+    """Find no matrix in a model, since a model has many and the caller must name one."""

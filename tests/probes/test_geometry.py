@@ -282,7 +282,7 @@ class TestSpectrum:
 
     def test_value_matrices_of_language_models_have_to_be_named(self):
         model = hl.load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"))
-        with pytest.raises(InputError, match="not just one W_V"):
+        with pytest.raises(InputError, match="not have exactly one W_V"):
             geometry.spectrum(model, matrix="W_V")
 
     def test_saved_and_loaded(self, tmp_path):

@@ -7,12 +7,13 @@ printing and that a dozen lines can be told apart.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.container import Container
 from matplotlib.figure import Figure
@@ -31,6 +32,8 @@ COLOURS = (
     "#000000",
     "#B8A800",  # yellow, darkened for white paper
 )
+MOST_LABELS = 24
+"""Beyond this many rows or columns of a map only every second, third, ... number is a label."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 
@@ -118,6 +121,45 @@ def panels(
         for blank in axes[count:]:
             blank.set_axis_off()
         yield figure, axes[:count]
+
+
+def heat_map(
+    ax: Axes,
+    values: np.ndarray,
+    *,
+    rows: Iterable[object],
+    columns: Iterable[object],
+    label: str,
+    limit: float | None = None,
+    **image: Any,
+) -> None:
+    """Draw a table of numbers as colours, symmetric about 0, with a colour bar.
+
+    Args:
+        ax: The axes to draw on.
+        values: The numbers, [row, column]; cells that are not finite stay blank.
+        rows: Labels of the rows. Beyond `MOST_LABELS` only some numbers are labelled.
+        columns: Labels of the columns.
+        label: What the colours mean.
+        limit: The number with the darkest colour; by default the largest in size.
+        image: Further arguments of `Axes.imshow`.
+    """
+    finite = np.abs(values[np.isfinite(values)])
+    limit = limit or (float(finite.max()) if finite.any() else 1.0)
+    image = {"cmap": "RdBu_r", "aspect": "auto", "vmin": -limit, "vmax": limit, **image}
+    figure: Any = ax.figure
+    bar = figure.colorbar(ax.imshow(values, **image), ax=ax, label=escape(label))
+    bar.outline.set_visible(False)
+    ax.grid(visible=False)
+    for axis, names in ((ax.yaxis, list(map(str, rows))), (ax.xaxis, list(map(str, columns)))):
+        step = -(-len(names) // MOST_LABELS)
+        ticks = [i for i, name in enumerate(names) if i % step == 0 or not name.isdigit()]
+        axis.set_ticks(ticks, [escape(names[i]) for i in ticks])
+
+
+def escape(text: str) -> str:
+    """Escape text that matplotlib would read as mathematics."""
+    return text.replace("$", r"\$")
 
 
 def label_outer(axes: Sequence[Axes], *, x: str, y: str) -> None:

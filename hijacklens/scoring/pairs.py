@@ -86,8 +86,8 @@ class Pair:
         """
         if not spans:
             return self.items
-        bare, hijacked = zip(self.items, (self.bare, self.hijacked), strict=True)
-        return _marked(*bare, spans), _marked(*hijacked, spans)
+        bare, hijacked = self.items
+        return _marked(bare, self.bare, spans), _marked(hijacked, self.hijacked, spans)
 
     def align(self, *, direction: Direction, span: str = "query") -> Correspondence:
         """Pair the tokens of a span that correspond, from one prompt to the other.
@@ -144,15 +144,13 @@ class Pairs(Shown):
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
 
-    @property
-    def label(self) -> str:
-        """The facts, the scheme and the dose in a few words."""
-        return f"{self.facts.name}, {len(self)} pairs · {self.scheme.name}, dose {self.dose}"
-
     def glance(self) -> Glance:
         """How many pairs, how they were made, and how many facts were skipped."""
-        what = f"{self.model} · {self.label} · {len(self.skipped)} skipped · seed {self.seed}"
-        return Glance(what, steps=("skipped", "facts"))
+        return Glance(
+            f"{self.model} · {self.facts.name}, {len(self)} pairs · {self.scheme.name}, "
+            f"dose {self.dose} · {len(self.skipped)} skipped · seed {self.seed}",
+            steps=("skipped", "facts"),
+        )
 
     def without(self, reasons: Iterable[str | None]) -> Pairs:
         """Return the pairs without those that have a reason, whose facts `skipped` then lists.
@@ -220,10 +218,10 @@ def pairs(
     unread = [(name, x.case_id, x.relation_id, x.subject, "all", x.reason) for x in facts.skipped]
     skipped = [skipped_table(unread), _skipped([*unscored, *too_long], name)]
     # Items come in the order of the facts, dose 0 before the other one.
-    made = [
-        _pair(model.tokenizer, bare, hijacked, seed)
-        for bare, hijacked in zip(items[::2], items[1::2], strict=True)
-    ]
+    made = []
+    for both in zip(items[::2], items[1::2], strict=True):
+        bare, hijacked = (locate(model.tokenizer, item.prompt) for item in both)
+        made.append(Pair(bare, hijacked, both, units(bare, hijacked, model.tokenizer), seed))
     skipped = pd.concat(skipped, ignore_index=True)
     return Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
 
@@ -279,11 +277,6 @@ def takes_facts(function: Function) -> Function:
         return function(model, first, *rest, **keywords)
 
     return cast("Function", call)
-
-
-def _pair(tokenizer: Any, bare: Item, hijacked: Item, seed: int) -> Pair:
-    prompts = locate(tokenizer, bare.prompt), locate(tokenizer, hijacked.prompt)
-    return Pair(*prompts, (bare, hijacked), units(*prompts, tokenizer), seed)
 
 
 def _marked(item: Item, prompt: LocatedPrompt, spans: Sequence[str]) -> Item:

@@ -33,24 +33,17 @@ def search_figure(
     """
     tested = table.dropna(subset="carried").sort_values("carried", ascending=False)
     with plots.canvas(1, 2, width=5.6, height=max(3.6, 0.15 * len(attribution))) as (figure, axes):
-        _map(figure, axes[0], table, attribution, axis)
+        layers, heads = map(range, attribution.shape)
+        label = f"{axis} (logits)"
+        plots.heat_map(axes[0], attribution, rows=layers, columns=heads, label=label, cmap="PuOr_r")
+        for layer, head in table.loc[table["chosen"], ["layer", "head"]].to_numpy():
+            frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, linewidth=1.6)
+            axes[0].add_patch(frame)
+        axes[0].set(xlabel="head", ylabel="layer")
+        axes[0].set_title("attribution; chosen heads framed", fontsize=9)
         _bars(axes[1], tested.head(MOST_BARS), axis)
         figure.suptitle(title, fontsize=10)
     return figure
-
-
-def _map(figure: Figure, ax: Axes, table: pd.DataFrame, attribution: np.ndarray, axis: str) -> None:
-    most = float(np.abs(attribution).max()) or 1.0
-    image = ax.imshow(attribution, cmap="PuOr_r", vmin=-most, vmax=most, aspect="auto")
-    for row in table[table["chosen"]].itertuples():
-        corner = (float(str(row.head)) - 0.5, float(str(row.layer)) - 0.5)
-        ax.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#000000", linewidth=1.6))
-    ax.grid(visible=False)
-    ax.set(xlabel="head", ylabel="layer", title="attribution; chosen heads framed")
-    ax.title.set_fontsize(9)
-    for ticks, count in ((ax.xaxis, attribution.shape[1]), (ax.yaxis, attribution.shape[0])):
-        ticks.set_ticks(range(0, count, max(1, count // 12)))
-    figure.colorbar(image, ax=ax, label=f"{axis} (logits)")
 
 
 def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:

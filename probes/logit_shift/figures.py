@@ -18,9 +18,6 @@ from hijacklens import plots
 from hijacklens.errors import InputError
 
 AXES = ("token", "span", "head")
-MOST_LABELS = 40
-"""Beyond this many cells along an axis only every second, third, ... one is labelled."""
-COLOURS = "RdBu_r"
 VALUES = {"bare": "bare (logits)", "hijacked": "hijacked (logits)", "shift": "shift (logits)"}
 """Column -> its title in a report."""
 READING = (
@@ -75,45 +72,26 @@ def heat_map(
     )
     extra = extra.T.reindex(columns=grid.columns).fillna(0.0)
     extra = extra[(extra != 0).any(axis=1)]
-    n_main = len(grid)
     names = [*map(str, grid.index), *extra.index]
     values = np.vstack([grid.fillna(0.0).to_numpy(float), extra.to_numpy(float)])
     sideways = by[0] == "layer"
     values = values.T if sideways else values
-    rows, columns = values.shape
-    top = float(np.abs(values).max()) or 1.0
-    width, height = max(2.4 + 0.24 * columns, 4.8), max(1.6 + 0.24 * rows, 2.6)
+    layers = list(grid.columns)
+    left, below = (layers, names) if sideways else (names, layers)
+    width, height = max(2.4 + 0.24 * len(below), 4.8), max(1.6 + 0.24 * len(left), 2.6)
     with plots.canvas(width=width, height=height) as (figure, (ax,)):
-        image = ax.imshow(values, cmap=COLOURS, vmin=-top, vmax=top, aspect="auto")
-        ax.grid(visible=False)
-        layers = [str(layer) for layer in grid.columns]
-        below, left = (names, layers) if sideways else (layers, names)
-        _ticks(ax.xaxis, below)
-        _ticks(ax.yaxis, left)
+        plots.heat_map(ax, values, rows=left, columns=below, label=label)
         if sideways and axis != "head":
             ax.tick_params(axis="x", rotation=90)
         if len(extra):
             line = ax.axvline if sideways else ax.axhline
-            line(n_main - 0.5, color="#000000", linewidth=0.8)
+            line(len(grid) - 0.5, color="#000000", linewidth=0.8)
         ax.set_xlabel(f"{axis if sideways else 'layer'}\n{note}")
         ax.set_ylabel("layer" if sideways else axis)
-        ax.set_title(_plain(title), fontsize=10)
-        figure.colorbar(image, ax=ax, label=_plain(label), shrink=0.9)
+        ax.set_title(plots.escape(title), fontsize=10)
     return figure
 
 
 def shows(value: Any) -> bool:
     """Whether a number written with two decimals is not zero."""
     return abs(float(value)) >= 0.005
-
-
-def _ticks(axis: Any, labels: Sequence[str]) -> None:
-    step = -(-len(labels) // MOST_LABELS)
-    # Lines of MLPs and biases have names and are always labelled.
-    ticks = [i for i, label in enumerate(labels) if i % step == 0 or not label.isdigit()]
-    axis.set_ticks(ticks, [_plain(labels[i]) for i in ticks])
-
-
-def _plain(text: str) -> str:
-    """Escape text that matplotlib would read as mathematics."""
-    return text.replace("$", r"\$")

@@ -48,25 +48,19 @@ def plain_logits(plain, ids):
 
 def check(account, expected, tolerance=1e-4):
     assert account.whole == pytest.approx(expected, abs=1e-4)
-    assert abs(account.residual) <= tolerance * abs(account.whole)
+    # Where two logits nearly cancel, float32 rounding remains.
+    assert abs(account.residual) <= max(tolerance * abs(account.whole), 2e-6)
     assert account.total == pytest.approx(expected, abs=1e-4)
 
 
-def test_parts_sum_to_the_difference_of_a_plain_forward_pass(pair):
+@pytest.mark.parametrize("mode", ["raw", "compatible", "processed"])
+def test_parts_sum_to_the_difference_of_a_plain_forward_pass(pair, mode):
     plain, model = pair
+    if mode != "raw":
+        model = load_model(copy.deepcopy(plain), tokenizer=model.tokenizer, device="cpu")
+        model.enable_compatibility_mode(no_processing=mode != "processed")
     asked = questions(model)
     for question, account in zip(asked, accounts(model, asked), strict=True):
-        last = plain_logits(plain, question.symbols)[-1]
-        check(account, float(last[PLUS] - last[MINUS]))
-
-
-@pytest.mark.parametrize("processed", [False, True])
-def test_parts_sum_in_compatibility_mode(pair, processed):
-    plain, model = pair
-    folded = load_model(copy.deepcopy(plain), tokenizer=model.tokenizer, device="cpu")
-    folded.enable_compatibility_mode(no_processing=not processed)
-    asked = questions(model)
-    for question, account in zip(asked, accounts(folded, asked), strict=True):
         last = plain_logits(plain, question.symbols)[-1]
         check(account, float(last[PLUS] - last[MINUS]))
 
@@ -295,8 +289,9 @@ def test_nothing_is_left_behind(pair):
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
-def test_bad_questions_are_refused(pair):
+def test_no_questions_and_bad_ones(pair):
     _, model = pair
+    assert accounts(model, []) == []
     with pytest.raises(InputError, match="position 9 is not one of the 2 tokens"):
         accounts(model, [Question((5, 6), 9, 1, 2)])
     with pytest.raises(InputError, match="at least 1 token, not 0"):
@@ -307,10 +302,6 @@ def test_bad_questions_are_refused(pair):
             accounts(model, questions(model))
     finally:
         model.eval()
-
-
-def test_no_question_gives_no_account(pair):
-    assert accounts(pair[1], []) == []
 
 
 @pytest.mark.parametrize("width", [4, 7])

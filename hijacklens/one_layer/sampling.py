@@ -7,8 +7,8 @@ one draw, whatever V:
     32 random bits:   | signed fraction, 32 - bits |  cell, bits  |
 
 so a draw costs two look-ups and no search: 12 to 25 ns at V = 32 to 1,024 on one CPU thread, where
-`torch.searchsorted` on the cumulative distribution takes 38 to 127 and `torch.multinomial` 89 to
-174 (`tests/benchmarks/bench_sampler.py`). The thresholds are rounded to that fraction: each
+`torch.searchsorted` on the cumulative distribution takes 38 to 210 and `torch.multinomial` 89 to
+259 (`tests/benchmarks/bench_sampler.py`). The thresholds are rounded to that fraction: each
 probability is off by at most 2^-32 per cell that feeds it, and a probability of 0 stays exactly 0.
 
 >>> table = AliasTable.build(torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64))

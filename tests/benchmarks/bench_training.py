@@ -1,14 +1,14 @@
-"""Training the one-layer model: the fast step against the hooked path, sweeps against single runs.
+"""Training the one-layer model: the fast step against the hooked path, stacked against single runs.
 
     make bench          # or: python tests/benchmarks/bench_training.py
 
 Every step draws its contexts, runs forward and backward and takes an AdamW step. The hooked path is
-`OneLayerTransformer.forward` and autograd, all positions, as TransformerLens models are trained; it
-and the others are timed in turns in one process with one thread, and ratios are of medians. Under
-pytest the file runs itself without the type checks, which would be timed too.
+`OneLayerTransformer.forward` and autograd at all positions, the usual way to train TransformerLens
+models. All are timed in turns in one process with one thread, and ratios are of medians. Under
+pytest the file runs itself in a process without type checks, which would be timed too.
 
-With a GPU at hand it also prints steps per second of 1 and of 64 runs for m = 8, 9, 10, with the
-share of the memory bandwidth that was measured with a copy on the same device.
+On a machine with a GPU it also prints the steps per second of 1 and of 64 runs for m = 8, 9, 10,
+and the fraction of the memory bandwidth, which is measured with a copy on the same device.
 """
 
 from __future__ import annotations
@@ -23,9 +23,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.recipe import Run
+from hijacklens.one_layer.recipe import Recipe, Run
 from hijacklens.one_layer.stacked_runs import StackedRuns, generator_for
 from hijacklens.one_layer.task import ConceptTask
 
@@ -34,9 +33,8 @@ FOREVER = 10**6
 SEEDS = 10
 
 
-def run_of(task: ConceptTask, d_model: int, seed: int) -> Run:
-    shape = {"vocab": task.vocab, "d_model": d_model, "length": task.length}
-    return Run(task=task, model=OneLayerConfig(**shape, seed=seed), lr=0.001)
+def runs_of(task: ConceptTask, d_model: int, seeds: int) -> list[Run]:
+    return Recipe(d_model=d_model, seeds=seeds, learning_rates=(0.001,)).runs(task)
 
 
 def autograd_step(run: Run, batch: int, *, hooked: bool) -> Callable[[], None]:
@@ -64,52 +62,48 @@ def in_turns(works: dict[str, Callable[[], None]], rounds: int) -> dict[str, flo
             work()
             if i:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(taken) for name, taken in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def fast_against_hooked() -> None:
-    task, batch, many = ConceptTask(bits=8, length=64), 256, 20
-    run = run_of(task, 256, 0)
-    sweep = StackedRuns([run], steps=FOREVER, batch=batch)
+    task, batch, steps = ConceptTask(bits=8, length=64), 256, 20
+    runs = runs_of(task, 256, 1)
+    stacked = StackedRuns(runs, steps=FOREVER, batch=batch)
     works = {
-        "hooked path, autograd": autograd_step(run, batch, hooked=True),
-        "token tables, autograd": autograd_step(run, batch, hooked=False),
-        "token tables, by hand": lambda: sweep.advance(many),
+        "hooked path, autograd": autograd_step(runs[0], batch, hooked=True),
+        "token tables, autograd": autograd_step(runs[0], batch, hooked=False),
+        "token tables, by hand": lambda: stacked.advance(steps),
     }
-    taken = in_turns(works, rounds=9)
-    taken["token tables, by hand"] /= many
+    medians = in_turns(works, rounds=9)
+    medians["token tables, by hand"] /= steps
     print(f"\none step, V = d = 256, L = 64, batch {batch}, one run")
-    for name, seconds in taken.items():
-        ratio = taken["hooked path, autograd"] / seconds
+    for name, seconds in medians.items():
+        ratio = medians["hooked path, autograd"] / seconds
         print(f"  {name:24}{1e3 * seconds:9.2f} ms {1 / seconds:9.1f} steps/s {ratio:7.1f}x")
 
 
 def together_against_one_by_one() -> None:
-    print(f"\n{SEEDS} seeds in one sweep against one after the other, batch 128, per step of all")
+    print(f"\n{SEEDS} stacked seeds against one after the other, batch 128, per step of all")
     print("   m    d    L   one by one    together   ratio")
     for bits, d_model, length in ((5, 16, 64), (6, 32, 256), (7, 64, 256), (8, 128, 256)):
-        task = ConceptTask(bits=bits, length=length)
-        runs = [run_of(task, d_model, seed) for seed in range(SEEDS)]
-        sweep, single = (
-            StackedRuns(runs, steps=FOREVER),
-            [StackedRuns([run], steps=FOREVER) for run in runs],
-        )
-        many = max(4, 2**9 >> bits)
+        runs = runs_of(ConceptTask(bits=bits, length=length), d_model, SEEDS)
+        stacked = StackedRuns(runs, steps=FOREVER)
+        single = [StackedRuns([run], steps=FOREVER) for run in runs]
+        steps = max(4, 2**9 >> bits)
 
-        def one_by_one(sweeps: list[StackedRuns] = single, steps: int = many) -> None:
-            for alone in sweeps:
+        def one_by_one(single: list[StackedRuns] = single, steps: int = steps) -> None:
+            for alone in single:
                 alone.advance(steps)
 
-        works = {"one": one_by_one, "all": lambda s=sweep, n=many: s.advance(n)}
-        taken = in_turns(works, rounds=7)
-        one, both = (1e3 * taken[name] / many for name in ("one", "all"))
+        works = {"one": one_by_one, "all": lambda s=stacked, n=steps: s.advance(n)}
+        one, both = (1e3 * median / steps for median in in_turns(works, rounds=7).values())
         print(f"  {bits:2} {d_model:4} {length:4} {one:9.2f} ms {both:8.2f} ms {one / both:6.2f}x")
 
 
-def bytes_per_step(task: ConceptTask, d_model: int, batch: int) -> int:
+def bytes_per_step(vocab: int, d_model: int, batch: int) -> int:
     """Bytes that one step of one run has to move in float32: every operand of every kernel once."""
-    wide, narrow = batch * task.vocab, batch * d_model
-    embedding, square = task.vocab * d_model, d_model * d_model
+    wide, narrow = batch * vocab, batch * d_model
+    embedding, square = vocab * d_model, d_model * d_model
     products = 9 * (2 * narrow + square) + 9 * (narrow + embedding + wide)
     pointwise = 19 * wide  # two softmaxes, the counts, and what lies between them
     adamw = 7 * (embedding + 3 * square)  # reads weight, gradient, two moments; writes three
@@ -128,13 +122,13 @@ def on_a_gpu() -> None:
         task = ConceptTask(bits=bits, length=256)
         d_model = task.vocab // 2
         for count in (1, 64):
-            runs = [run_of(task, d_model, seed) for seed in range(count)]
-            sweep = StackedRuns(runs, steps=FOREVER, device="cuda")
-            taken = in_turns({"step": lambda s=sweep: finished(s.advance, 64)}, 5)["step"] / 64
-            moved = count * bytes_per_step(task, d_model, 128) / taken
+            stacked = StackedRuns(runs_of(task, d_model, count), steps=FOREVER, device="cuda")
+            works = {"steps": lambda s=stacked: finished(s.advance, 64)}
+            seconds = in_turns(works, 5)["steps"] / 64
+            moved = count * bytes_per_step(task.vocab, d_model, 128) / seconds
             print(
-                f"  {bits:2} {count:5} {1 / taken:8.1f} {count / taken:12.1f} {moved / 1e12:6.2f} "
-                f"{moved / bandwidth:12.0%}"
+                f"  {bits:2} {count:5} {1 / seconds:8.1f} {count / seconds:12.1f} "
+                f"{moved / 1e12:6.2f} {moved / bandwidth:12.0%}"
             )
 
 

@@ -86,9 +86,9 @@ class TestGram:
         expected = [
             v for v, n in zip(values, spectrum.multiplicities, strict=True) for _ in range(n)
         ]
-        found = torch.linalg.eigvalsh(literal_gram(bits, a, b, b0))
+        eigenvalues = torch.linalg.eigvalsh(literal_gram(bits, a, b, b0))
         torch.testing.assert_close(
-            found, torch.tensor(sorted(expected), dtype=torch.float64), atol=1e-11, rtol=0
+            eigenvalues, torch.tensor(sorted(expected), dtype=torch.float64), atol=1e-11, rtol=0
         )
         levels = spectrum.levels()
         assert len(levels) == bits + 1

@@ -53,10 +53,10 @@ class TestPosterior:
         contexts, likelihood = likelihoods(task)
         torch.testing.assert_close(likelihood.sum(0), torch.ones(task.vocab).double())
         possible = likelihood.sum(1) > 0
-        found = log_posterior(task, contexts[possible])
+        posterior = log_posterior(task, contexts[possible])
         expected = likelihood[possible] / likelihood[possible].sum(1, keepdim=True)
-        torch.testing.assert_close(found.exp(), expected, atol=1e-13, rtol=0)
-        assert not found.isnan().any()
+        torch.testing.assert_close(posterior.exp(), expected, atol=1e-13, rtol=0)
+        assert not posterior.isnan().any()
         if not possible.all():
             with pytest.raises(InputError, match="context 0 has probability 0 under every label"):
                 log_posterior(task, contexts[~possible])
@@ -64,9 +64,9 @@ class TestPosterior:
     def test_by_hand(self):
         # q = 1/2. Context (0, 1): p(0 | y) pi(1 | y) for y = 0..3, with p(0 | 0) = 1/8 and so on.
         task = ConceptTask(bits=2, omega=0.5, beta=1 / math.log(2), length=2)
-        found = log_posterior(task, torch.tensor([[0, 1]])).exp()
+        posterior = log_posterior(task, torch.tensor([[0, 1]])).exp()
         weights = torch.tensor([[0.125 * 0.4, 0.0, 0.325 * 0.2, 0.225 * 0.4]]).double()
-        torch.testing.assert_close(found, weights / weights.sum())
+        torch.testing.assert_close(posterior, weights / weights.sum())
 
     def test_is_calibrated(self):
         task = ConceptTask(bits=4, length=20)
@@ -74,10 +74,10 @@ class TestPosterior:
         top = log_posterior(task, contexts.tokens).max(1)
         right = (top.indices == contexts.labels).double()
         for low, high in itertools.pairwise([0.2, 0.4, 0.6, 0.8, 0.95]):
-            chosen = (top.values.exp() > low) & (top.values.exp() <= high)
-            promised = top.values.exp()[chosen].mean()
-            error = 4 * math.sqrt(0.25 / int(chosen.sum()))
-            assert abs(float(promised - right[chosen].mean())) < error
+            in_bin = (top.values.exp() > low) & (top.values.exp() <= high)
+            promised = top.values.exp()[in_bin].mean()
+            error = 4 * math.sqrt(0.25 / int(in_bin.sum()))
+            assert abs(float(promised - right[in_bin].mean())) < error
 
     def test_one_rule_serves_many_batches(self):
         task = ConceptTask(bits=4, length=10)
@@ -113,9 +113,9 @@ class TestHits:
     def test_leading_axes(self):
         scores = torch.randn(2, 3, 7, 5, generator=seeded())
         labels = torch.randint(5, (2, 3, 7), generator=seeded())
-        found = hits(scores, labels)
-        assert found.shape == (2, 3, 7)
-        assert torch.equal(found, (scores.argmax(-1) == labels).double())
+        fractions = hits(scores, labels)
+        assert fractions.shape == (2, 3, 7)
+        assert torch.equal(fractions, (scores.argmax(-1) == labels).double())
 
 
 class TestAccuracy:
@@ -125,10 +125,10 @@ class TestAccuracy:
         def first_token(tokens):
             return torch.nn.functional.one_hot(tokens[:, 0], 8).float()
 
-        found = accuracy(first_token, task, contexts_count=1000, generator=seeded())
+        measured = accuracy(first_token, task, contexts_count=1000, generator=seeded())
         contexts = task.sample(1000, seeded())
-        assert found.value == float((contexts.tokens[:, 0] == contexts.labels).double().mean())
-        assert 0 < found.low < found.value < found.high < 1
+        assert measured.value == float((contexts.tokens[:, 0] == contexts.labels).double().mean())
+        assert 0 < measured.low < measured.value < measured.high < 1
 
     def test_ties_give_their_share(self):
         task = ConceptTask(bits=3, length=4)
@@ -166,8 +166,8 @@ class TestAccuracy:
         # Exactly: each context counts with its most likely label.
         _, likelihood = likelihoods(task)
         best = float(likelihood.max(1).values.sum() / task.vocab)
-        found = bayes_accuracy(task, contexts_count=40_000, generator=seeded()).value
-        assert abs(found - best) < 4 * math.sqrt(best * (1 - best) / 40_000) + 1e-12
+        measured = bayes_accuracy(task, contexts_count=40_000, generator=seeded()).value
+        assert abs(measured - best) < 4 * math.sqrt(best * (1 - best) / 40_000) + 1e-12
 
     def test_at_ten_bits(self):
         task = ConceptTask(bits=10, length=256)
@@ -242,15 +242,15 @@ NOISELESS = {
 
 
 def check_constructed(task: ConceptTask, expected: float, count: int, anchor_count: int) -> None:
-    found = accuracy(theorem_1_scores(task), task, contexts_count=count, generator=seeded())
-    assert abs(found.value - expected) <= slack(expected, count, anchor_count)
+    measured = accuracy(theorem_1_scores(task), task, contexts_count=count, generator=seeded())
+    assert abs(measured.value - expected) <= slack(expected, count, anchor_count)
 
 
-def slack(share: float, count: int, anchor_count: int) -> float:
+def slack(fraction: float, count: int, anchor_count: int) -> float:
     """Four standard errors of the difference of two fractions, and the rounding of the anchor."""
     if count == QUICK:
         return 0.015
-    return 4 * math.sqrt(share * (1 - share) * (1 / count + 1 / anchor_count)) + 1e-4
+    return 4 * math.sqrt(fraction * (1 - fraction) * (1 / count + 1 / anchor_count)) + 1e-4
 
 
 QUICK = 8192
@@ -262,8 +262,8 @@ COUNTS = pytest.mark.parametrize("count", [QUICK, pytest.param(131_072, marks=py
 def test_bayes_and_constructed_accuracies(bits, length, count):
     task = ConceptTask(bits=bits, omega=0.5, beta=1.0, length=length)
     best, constructed = NOISY[bits, length]
-    found = bayes_accuracy(task, contexts_count=count, generator=seeded())
-    assert abs(found.value - best) <= slack(best, count, 131_072)
+    measured = bayes_accuracy(task, contexts_count=count, generator=seeded())
+    assert abs(measured.value - best) <= slack(best, count, 131_072)
     check_constructed(task, constructed, count, 131_072)
 
 

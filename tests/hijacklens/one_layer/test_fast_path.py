@@ -87,13 +87,13 @@ def test_gradients_equal_those_of_the_hooked_path(shape: tuple[int, int, int]) -
         loss.backward()
         assert float(losses[i]) == pytest.approx(loss.item(), abs=1e-12)
         head = model.attention
-        want = {
+        expected = {
             "W_E": model.embed.W_E.grad,
             **{name: getattr(head, name).grad[0] for name in ("W_Q", "W_K", "W_V")},
         }
         for name, gradient in gradients.items():
-            assert float(want[name].abs().max()) > 1e-4  # there is something to compare
-            torch.testing.assert_close(gradient[i], want[name], atol=1e-12, rtol=0)
+            assert float(expected[name].abs().max()) > 1e-4  # there is something to compare
+            torch.testing.assert_close(gradient[i], expected[name], atol=1e-12, rtol=0)
 
 
 @settings(max_examples=25, deadline=None)
@@ -108,27 +108,27 @@ def test_any_shape_agrees_with_autograd_of_the_fast_path(
     loss = loss_and_gradients(
         ContextBatch.stack([batch_of(tokens, labels, vocab)]), weights, gradients
     )
-    want = torch.nn.functional.cross_entropy(model.last_logits(tokens), labels)
-    want.backward()
-    assert float(loss) == pytest.approx(want.item(), abs=1e-11)
+    expected = torch.nn.functional.cross_entropy(model.last_logits(tokens), labels)
+    expected.backward()
+    assert float(loss) == pytest.approx(expected.item(), abs=1e-11)
     torch.testing.assert_close(gradients.W_E[0], model.embed.W_E.grad, atol=1e-11, rtol=0)
 
 
 @pytest.mark.parametrize("shape", ORDERS.values(), ids=str)
 @pytest.mark.parametrize(
-    "wanted", [("W_V",), ("W_E",), ("W_Q", "W_K"), ("W_E", "W_V")], ids="+".join
+    "names", [("W_V",), ("W_E",), ("W_Q", "W_K"), ("W_E", "W_V")], ids="+".join
 )
 def test_only_the_wanted_gradients_are_written(
-    shape: tuple[int, int, int], wanted: tuple[str, ...]
+    shape: tuple[int, int, int], names: tuple[str, ...]
 ) -> None:
     vocab, batch, d_model = shape
     weights = stacked(models(2, vocab, d_model))
     together = ContextBatch.stack([batch_of(*draw(vocab, batch, seed=s), vocab) for s in range(2)])
     everything, some = empty(weights), empty(weights)
     loss_and_gradients(together, weights, everything)
-    loss_and_gradients(together, weights, some, names=wanted)
+    loss_and_gradients(together, weights, some, names=names)
     for name, gradient in some.items():
-        if name in wanted:
+        if name in names:
             assert torch.equal(gradient, getattr(everything, name))
         else:
             assert gradient.isnan().all()

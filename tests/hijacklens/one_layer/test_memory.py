@@ -132,8 +132,8 @@ class TestTheorem1:
         assert not weights.W_Q.any()
         assert not weights.W_K.any()
         tokens = task.sample(6, seeded()).tokens
-        found = uniform_attention(task, weights.W_E, weights.W_V)(tokens)
-        for row, context in zip(found, tokens, strict=True):
+        logits = uniform_attention(task, weights.W_E, weights.W_V)(tokens)
+        for row, context in zip(logits, tokens, strict=True):
             expected = literal_logits(
                 context, weights.W_E, weights.W_Q, weights.W_K, literal(weights.W_E, task)
             )
@@ -192,8 +192,8 @@ class TestLemma2:
 
     def test_a_long_context_has_no_ties(self):
         task = ConceptTask(bits=4, omega=1.0, length=64, support="hamming-1")
-        found = accuracy(theorem_1_scores(task), task, contexts_count=5000, generator=seeded())
-        assert found.value == 1
+        measured = accuracy(theorem_1_scores(task), task, contexts_count=5000, generator=seeded())
+        assert measured.value == 1
 
     @pytest.mark.parametrize("bits", [3, 5])
     @pytest.mark.parametrize("length", [4, 64])
@@ -201,8 +201,8 @@ class TestLemma2:
         task = ConceptTask(bits=bits, omega=1.0, length=length)
         scores = uniform_attention(task, torch.eye(task.vocab), memory.identity(task.vocab))
         for ties in ("split", "label"):
-            found = accuracy(scores, task, contexts_count=4000, generator=seeded(), ties=ties)
-            assert found.value == 0
+            measured = accuracy(scores, task, contexts_count=4000, generator=seeded(), ties=ties)
+            assert measured.value == 0
 
 
 def by_distance(logits: torch.Tensor, task: ConceptTask) -> torch.Tensor:
@@ -291,8 +291,8 @@ class TestGeometryLogits:
     def test_walsh_formula_is_brute_force(self, bits, a, b, b0, omega, beta):
         task = ConceptTask(bits=bits, omega=omega, beta=beta)
         brute = by_distance(literal_geometry(task, a, b, b0), task)
-        found = geometry_logits(task, a=a, b=b, b0=b0)
-        torch.testing.assert_close(found, brute, atol=1e-9, rtol=1e-12)
+        logits = geometry_logits(task, a=a, b=b, b0=b0)
+        torch.testing.assert_close(logits, brute, atol=1e-9, rtol=1e-12)
 
     @pytest.mark.parametrize(("bits", "expected", "unit"), [(7, 1.515, 1e-3), (5, 0.3354, 1e-4)])
     def test_margins_of_the_reference_page(self, bits, expected, unit):
@@ -381,8 +381,8 @@ def mixed_shares(bits: int, rate: float, count: int) -> tuple[float, float]:
     ],
 )
 def test_mixing_curve(bits, rate, count):
-    for found, anchor in zip(mixed_shares(bits, rate, count), MIXED[bits][rate], strict=True):
+    for fraction, anchor in zip(mixed_shares(bits, rate, count), MIXED[bits][rate], strict=True):
         variance = anchor * (1 - anchor)
         # Three standard errors of the difference, the anchor's own and its rounding included.
         error = math.sqrt(variance / count + variance / 65_536)
-        assert abs(found - anchor) <= 3 * error + 1e-4, (found, anchor)
+        assert abs(fraction - anchor) <= 3 * error + 1e-4, (fraction, anchor)

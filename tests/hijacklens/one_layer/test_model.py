@@ -52,13 +52,15 @@ def test_equals_the_literal_equation(dtype: str, init_scale: float | None) -> No
     model = model_of(dtype=dtype, init_scale=init_scale)
     tokens = contexts()
     with torch.no_grad():
-        want = torch.tensor([literal(model, row.tolist()) for row in tokens], dtype=torch.float64)
+        expected = torch.tensor(
+            [literal(model, row.tolist()) for row in tokens], dtype=torch.float64
+        )
         hooked_path, fast_path = model(tokens)[:, -1], model.last_logits(tokens)
     # Logits are about 0.1 at the default scale and 10 at scale 1.
-    tolerance = TOLERANCE[dtype] * max(1.0, float(want.abs().max()))
+    tolerance = TOLERANCE[dtype] * max(1.0, float(expected.abs().max()))
     assert hooked_path.dtype == fast_path.dtype == getattr(torch, dtype)
-    torch.testing.assert_close(hooked_path.double(), want, atol=tolerance, rtol=0)
-    torch.testing.assert_close(fast_path.double(), want, atol=tolerance, rtol=0)
+    torch.testing.assert_close(hooked_path.double(), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(fast_path.double(), expected, atol=tolerance, rtol=0)
 
 
 def test_by_hand() -> None:
@@ -103,8 +105,8 @@ def test_theorem_1_in_one_call() -> None:
     counts = torch.nn.functional.one_hot(drawn.tokens, 16).sum(1).double()
     with torch.no_grad():
         logits = model(drawn.tokens)[:, -1]
-    want = memory.uniform_logits(counts, W_E=weights.W_E, W_V=weights.W_V)
-    torch.testing.assert_close(logits, want, atol=1e-12, rtol=0)
+    expected = memory.uniform_logits(counts, W_E=weights.W_E, W_V=weights.W_V)
+    torch.testing.assert_close(logits, expected, atol=1e-12, rtol=0)
     assert (logits.argmax(1) == drawn.labels).double().mean() > 0.9
 
 
@@ -208,10 +210,12 @@ class TestTransformerLensTools:
         full, names = cache.get_full_resid_decomposition(return_labels=True)
         assert names == ["L0H0", "bias"]
         answer, other = tokens[:, 0], tokens[:, 1]
-        found = cache.logit_attrs(full[:, :, -1], answer, incorrect_tokens=other, pos_slice=-1)
+        attributions = cache.logit_attrs(
+            full[:, :, -1], answer, incorrect_tokens=other, pos_slice=-1
+        )
         rows = torch.arange(len(tokens))
-        want = logits[rows, -1, answer] - logits[rows, -1, other]
-        torch.testing.assert_close(found.sum(0), want, atol=1e-12, rtol=0)
+        expected = logits[rows, -1, answer] - logits[rows, -1, other]
+        torch.testing.assert_close(attributions.sum(0), expected, atol=1e-12, rtol=0)
 
     def test_patching_a_value_moves_the_logit_by_its_share(self) -> None:
         """Uniform attention over 6 tokens: one patched value changes 1/6 of the output."""
@@ -262,7 +266,7 @@ class TestStart:
             assert torch.equal(getattr(gaussian, name), getattr(identity, name))
 
     @pytest.mark.parametrize(
-        ("freeze", "left"),
+        ("freeze", "trained"),
         [
             ((), {"W_E", "W_Q", "W_K", "W_V"}),
             (("W_E",), {"W_Q", "W_K", "W_V"}),
@@ -271,13 +275,13 @@ class TestStart:
             (("W_E", "W_QK"), {"W_V"}),
         ],
     )
-    def test_frozen_parts_get_no_gradient(self, freeze: tuple[str, ...], left: set[str]) -> None:
+    def test_frozen_parts_get_no_gradient(self, freeze: tuple[str, ...], trained: set[str]) -> None:
         model = model_of(freeze=freeze)
         model(contexts())[:, -1].square().sum().backward()
         with_gradient = {
             n.rpartition(".")[2] for n, p in model.named_parameters() if p.grad is not None
         }
-        assert with_gradient == left
+        assert with_gradient == trained
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -59,8 +59,8 @@ def test_draws_follow_the_row_that_is_asked_for():
     for i in range(2):
         counts = torch.bincount(draws[i], minlength=4)
         assert (counts[p[i] == 0] == 0).all()
-        kept = p[i] > 0
-        assert stats.chisquare(counts[kept], 100_000 * p[i][kept]).pvalue > 1e-3
+        possible = p[i] > 0
+        assert stats.chisquare(counts[possible], 100_000 * p[i][possible]).pvalue > 1e-3
     # rows given position by position
     mixed = table.draw((50_000, 2), seeded(), row=torch.tensor([[0, 1]]))
     assert set(mixed[:, 0].tolist()) == {0, 1, 2, 3}

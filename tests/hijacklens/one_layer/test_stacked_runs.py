@@ -1,4 +1,4 @@
-"""Runs trained together: each as if alone, each as torch.optim.AdamW would, none lost."""
+"""Runs trained together: each as if alone, each as by torch.optim.AdamW, all resumable."""
 
 from __future__ import annotations
 
@@ -157,14 +157,14 @@ def test_the_number_of_threads_is_put_back(monkeypatch: pytest.MonkeyPatch) -> N
     torch.set_num_threads(before)
 
 
-class TestContinuing:
-    def test_a_state_goes_on_bit_for_bit(self) -> None:
+class TestResuming:
+    def test_a_state_resumes_bit_for_bit(self) -> None:
         unbroken = StackedRuns(MIXED, steps=3 * CYCLE + 5, batch=8)
         unbroken.advance(CYCLE)
-        kept = {name: value.clone() for name, value in unbroken.state().items()}
+        state = {name: value.clone() for name, value in unbroken.state().items()}
         unbroken.advance(3 * CYCLE)
         again = StackedRuns(MIXED, steps=3 * CYCLE + 5, batch=8)
-        again.load_state(kept)
+        again.load_state(state)
         assert again.done == CYCLE
         again.advance(3 * CYCLE)
         for one, other in zip(unbroken.models(), again.models(), strict=True):
@@ -180,11 +180,11 @@ class TestContinuing:
         assert int(stacked.state()["done"]) == CYCLE + 2
 
     def test_through_a_file(self, tmp_path) -> None:
-        asked = {"steps": 2 * CYCLE, "rates": (0.1, 0.2)}
+        configuration = {"steps": 2 * CYCLE, "rates": (0.1, 0.2)}
         half, resumed, unbroken = (StackedRuns([run_of()], steps=2 * CYCLE) for _ in range(3))
         half.advance(CYCLE)
-        Checkpoint(tmp_path, asked).save(half.state())
-        train_runs(resumed, checkpoint=Checkpoint(tmp_path, asked), quiet=True)
+        Checkpoint(tmp_path, configuration).save(half.state())
+        train_runs(resumed, checkpoint=Checkpoint(tmp_path, configuration), quiet=True)
         train_runs(unbroken, quiet=True)
         assert_same(resumed.models()[0], unbroken.models()[0], atol=0)
 

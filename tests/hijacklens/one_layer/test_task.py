@@ -176,9 +176,9 @@ class TestSampler:
     def test_the_label_occurs_through_the_noise_alone(self):
         task = ConceptTask(bits=4, omega=0.7, length=33)
         contexts = task.sample(20_000, seeded())
-        own = contexts.tokens == contexts.labels[:, None]
-        assert not own[:, -1].any()
-        count, tokens = int(own[:, :-1].sum()), own[:, :-1].numel()
+        is_label = contexts.tokens == contexts.labels[:, None]
+        assert not is_label[:, -1].any()
+        count, tokens = int(is_label[:, :-1].sum()), is_label[:, :-1].numel()
         assert stats.binomtest(count, tokens, 0.3 / 16).pvalue > 1e-3
         assert stats.binomtest(count, tokens, 0.32 / 16).pvalue < 1e-6
         noiseless = replace(task, omega=1.0).sample(20_000, seeded())

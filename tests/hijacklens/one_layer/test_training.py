@@ -1,4 +1,4 @@
-"""Training from one call: the table, the choice, the files, going on after a kill, the anchors."""
+"""Training by one call: the table, the settings, the files, resuming after a kill, the anchors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hijacklens.errors import InputError
-from hijacklens.one_layer import memory, training
+from hijacklens.one_layer import memory
 from hijacklens.one_layer.checkpoint import FILE
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.stacked_runs import StackedRuns
@@ -48,22 +48,14 @@ class TestResult:
     def test_the_best_learning_rate_has_the_highest_mean(self, trained: TrainingResult) -> None:
         assert trained.best_learning_rate == 0.01
         assert trained.best() == trained.models[:2]
-        found = trained.configuration()
-        assert found["best_learning_rate"] == 0.01
+        record = trained.configuration()
+        assert record["best_learning_rate"] == 0.01
         mean = trained.table["accuracy"][:2].mean()
-        assert found["means_at_best_learning_rate"]["accuracy"] == pytest.approx(mean)
+        assert record["means_at_best_learning_rate"]["accuracy"] == pytest.approx(mean)
 
     def test_the_first_of_equal_learning_rates_is_chosen(self, trained: TrainingResult) -> None:
         table = trained.table.assign(accuracy=0.5)
-        same = TrainingResult(
-            **{
-                name: getattr(trained, name)
-                for name in ("task", "recipe", "models", "curves", "bayes_loss", "device")
-            },
-            table=table,
-            provenance=trained.provenance,
-        )
-        assert same.best_learning_rate == 0.01
+        assert replace(trained, table=table).best_learning_rate == 0.01
 
     def test_every_default_of_ours_is_named(self, trained: TrainingResult) -> None:
         ours = trained.configuration()["our_defaults"]
@@ -99,7 +91,7 @@ class TestReplacement:
         assert table["accuracy"].tolist() == [1 / 8] * 4  # all logits tie: split evenly
         assert table["loss"].tolist() == pytest.approx([math.log(8)] * 4)
 
-    def test_the_models_are_left_alone(self, trained: TrainingResult) -> None:
+    def test_the_models_do_not_change(self, trained: TrainingResult) -> None:
         before = trained.models[0].W_V.clone()
         trained.accuracy(torch.zeros(8, 8))
         assert torch.equal(trained.models[0].W_V, before)
@@ -117,7 +109,7 @@ class TestOptions:
         assert result.summary()["seed"].tolist() == [7, 3]
         assert [model.config.seed for model in result.models] == [7, 3]
 
-    def test_a_run_is_the_same_with_other_seeds_beside_it(self, trained: TrainingResult) -> None:
+    def test_a_run_does_not_depend_on_the_other_seeds(self, trained: TrainingResult) -> None:
         alone = train(TASK, **{**QUICK, "seeds": (1,)}, learning_rates=(0.01,))
         # float32, and stacked products may round otherwise.
         torch.testing.assert_close(alone.models[0].W_E, trained.models[1].W_E, atol=1e-3, rtol=0)
@@ -208,7 +200,7 @@ class TestFiles:
         with pytest.raises(InputError, match="incomplete"):
             load_result(folder)
 
-    def test_a_finished_folder_is_kept_unless_told(self, tmp_path) -> None:
+    def test_a_finished_folder_is_kept_without_overwrite(self, tmp_path) -> None:
         quick = {**QUICK, "steps": 4, "out": tmp_path}
         train(TASK, **quick)
         assert not (tmp_path / FILE).exists()
@@ -217,94 +209,74 @@ class TestFiles:
         (tmp_path / "models" / "seed1-lr0.01" / "notes.txt").write_text("mine")
         train(TASK, **{**quick, "seeds": 1}, overwrite=True)
         assert len(load_result(tmp_path).to_dataframe()) == 2
-        # The models of the old result are gone, what is not ours stays.
-        left = {str(p.relative_to(tmp_path)) for p in (tmp_path / "models").glob("seed1*/*")}
-        assert left == {"models/seed1-lr0.01/notes.txt"}
+        # The models of the old result are gone; other files stay.
+        files = {str(p.relative_to(tmp_path)) for p in (tmp_path / "models").glob("seed1*/*")}
+        assert files == {"models/seed1-lr0.01/notes.txt"}
 
 
 class Killed(BaseException):
     """A stand-in for SIGKILL: nothing in the library can catch it."""
 
 
-class TestGoingOn:
-    def die_at(self, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-        advance = StackedRuns.advance
+def watch_steps(monkeypatch: pytest.MonkeyPatch, *, killed_at: int = -1) -> list[int]:
+    """Record the steps that runs take from now on, and kill them at one."""
+    steps, advance = [], StackedRuns.advance
 
-        def dying(stacked: StackedRuns, steps: int) -> None:
-            if stacked.done == step:
-                raise Killed
-            advance(stacked, steps)
+    def watched(stacked: StackedRuns, count: int) -> None:
+        if stacked.done == killed_at:
+            raise Killed
+        steps.append(stacked.done)
+        advance(stacked, count)
 
-        monkeypatch.setattr(StackedRuns, "advance", dying)
+    monkeypatch.setattr(StackedRuns, "advance", watched)
+    return steps
 
-    def test_a_run_that_was_cut_short_ends_the_same(
-        self, trained: TrainingResult, tmp_path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0}
-        for step in (150, 199):
+
+class TestResuming:
+    @pytest.fixture
+    def kill_at(self, tmp_path, monkeypatch):
+        """Train until a step; return the settings of the killed run."""
+
+        def train_until(step: int, **changes: object) -> dict[str, object]:
+            settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0, **changes}
             with monkeypatch.context() as patch, pytest.raises(Killed):
-                self.die_at(patch, step)
+                watch_steps(patch, killed_at=step)
                 train(TASK, **settings)
             assert (tmp_path / FILE).exists()
             assert not (tmp_path / "result.json").exists()
+            return settings
+
+        return train_until
+
+    def test_a_killed_run_resumes_and_ends_the_same(
+        self, trained: TrainingResult, tmp_path, kill_at, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        kill_at(150)
+        settings = kill_at(199)
+        steps = watch_steps(monkeypatch)
         result = train(TASK, **settings)
+        assert steps == list(range(192, 200))
         pd.testing.assert_frame_equal(result.table, trained.table, check_exact=True)
         pd.testing.assert_frame_equal(result.curves, trained.curves, check_exact=True)
         for one, other in zip(result.models, trained.models, strict=True):
             assert torch.equal(one.W_E, other.W_E)
         assert not (tmp_path / FILE).exists()
 
-    def test_it_goes_on_and_does_not_begin_again(
-        self, tmp_path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0}
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            self.die_at(patch, 130)
+    def test_another_command_is_refused_without_overwrite(self, kill_at) -> None:
+        settings = {**kill_at(130), "d_model": 4}
+        refused = r"unfinished run of another command.*d_model is 4, there 8"
+        with pytest.raises(InputError, match=refused):
             train(TASK, **settings)
-        steps = []
-        advance = StackedRuns.advance
+        assert train(TASK, **settings, overwrite=True).recipe.d_model == 4
 
-        def watched(stacked: StackedRuns, count: int) -> None:
-            steps.append(stacked.done)
-            advance(stacked, count)
-
-        monkeypatch.setattr(StackedRuns, "advance", watched)
+    def test_with_overwrite_a_run_resumes_itself(
+        self, tmp_path, kill_at, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train(TASK, **{**QUICK, "steps": 3}, out=tmp_path)
+        settings = kill_at(130, overwrite=True)
+        steps = watch_steps(monkeypatch)
         train(TASK, **settings)
-        assert steps == list(range(128, 200))
-
-    def test_another_command_is_refused_unless_told(
-        self, tmp_path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0}
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            self.die_at(patch, 130)
-            train(TASK, **settings)
-        with pytest.raises(
-            InputError, match=r"unfinished run of another command.*d_model is 4, there 8"
-        ):
-            train(TASK, **{**settings, "d_model": 4})
-        result = train(TASK, **{**settings, "d_model": 4}, overwrite=True)
-        assert result.recipe.d_model == 4
-
-    def test_overwriting_goes_on_with_its_own_run(
-        self, tmp_path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        settings = {**QUICK, "out": tmp_path, "checkpoint_seconds": 0.0, "overwrite": True}
-        train(TASK, **{**settings, "steps": 3})
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            self.die_at(patch, 130)
-            train(TASK, **settings)
-        loaded = []
-        load = training.Checkpoint.load
-
-        def watched(checkpoint: training.Checkpoint) -> object:
-            state = load(checkpoint)
-            loaded.append(state is not None)
-            return state
-
-        monkeypatch.setattr(training.Checkpoint, "load", watched)
-        train(TASK, **settings)
-        assert loaded[-1]
+        assert steps[0] == 128
 
 
 @pytest.mark.slow

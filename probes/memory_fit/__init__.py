@@ -1,31 +1,29 @@
 """The memory fit: how well a W_V or an OV circuit is explained as an associative memory.
 
 The paper reads a value matrix as a memory: equation 5.1 makes it a sum of outer products of the
-embeddings of associated tokens. Here any trained matrix is asked how much of that is in it: by the
-cosine to the memory of given associations, by the share of its norm that they span, and by whether
-its scores retrieve them, each beside two controls: shuffled associations, and random matrices with
-the same singular values (`outer_products`).
+embeddings of associated tokens. The fit measures how much of this is in any trained matrix: by the
+cosine to the memory of given associations, by the fraction of its norm in their span, and by
+whether its scores retrieve them. There are two controls: shuffled associations, and random
+matrices with the same singular values (`outer_products`).
 
-What vectors x (of a source, read) and y (of a target, written) and what matrix W stand for a model
-is in `direct_path`. In short, on row vectors:
+A model has vectors x (of a source token, read), y (of a target token, written) and a matrix W:
 
     one-layer model   x = y = W_E(t), W = W_V. The associated pairs are the Hamming-1 neighbours,
                       and M, the sum of the outer products, is the constructed memory of eq. 5.1.
-    language model    x the normalised row of W_E, y the column of W_U less the mean over the
-                      vocabulary, W the OV circuit of a query head, the weights of all norms
-                      multiplied in. outer(x, y) is then the gradient with respect to W of what the
-                      head adds to the logit of the target when it attends to the source alone.
+    language model    those of the direct path (`direct_path`). outer(x, y) is the gradient with
+                      respect to W of what the head adds to the logit of the target when it attends
+                      to the source alone.
 
-What a layer in the middle reads in fact is the stream at that point, not an embedding: a small fit
-there is no proof of absence.
+Layers in the middle read the residual stream at that point, not an embedding: a small fit there is
+no proof of absence.
 
 >>> import torch
 >>> from hijacklens.one_layer.memory import theorem_1
 >>> from hijacklens.one_layer.model import OneLayerTransformer
 >>> from hijacklens.one_layer.task import ConceptTask
 >>> task = ConceptTask(bits=3)
->>> found = fit(OneLayerTransformer.from_weights(theorem_1(task)), task)
->>> found.summary()[["statistic", "value", "p_family"]].round(3).values.tolist()
+>>> result = fit(OneLayerTransformer.from_weights(theorem_1(task)), task)
+>>> result.summary()[["statistic", "value", "p_family"]].round(3).values.tolist()
 [['cosine', 1.0, 0.005], ['span', 1.0, 0.005], ['recall', 1.0, 0.005]]
 """
 
@@ -43,7 +41,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, choice
 from hijacklens.models.hooked import HookedModel, require_eval
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
@@ -59,11 +57,11 @@ from probes.memory_fit.result import COLUMNS, MemoryFit
 from probes.named_models import Models
 
 Scaling: TypeAlias = Literal["model", "unit"]
-"""Vectors with the lengths they have in the model, or each scaled to length 1."""
+"""Vectors with their lengths in the model, or each scaled to length 1."""
 BLOCK = 2**25
-"""Most scores held at once: 256 MiB in float64."""
+"""Maximum number of scores in memory: 256 MiB in float64."""
 AT_ONCE = 32
-"""Most matrices between two looks at the progress bar."""
+"""Maximum number of matrices between two updates of the progress bar."""
 
 
 @renamed(source="model")
@@ -86,22 +84,22 @@ def fit(
             neighbours; None for the task of a `TrainingResult`.
         layers: Layers of a language model; None for all.
         heads: Query heads of these, or pairs (layer, head); None for all.
-        scaling: `"model"`: vectors with the lengths they have in the model, as in equation 5.1;
-            `"unit"`: each of length 1, so that no token counts more than another.
-        draws: How many shuffled associations, and how many rotated matrices, each matrix is
-            compared with; the smallest p-value is 1 / (draws + 1).
+        scaling: `"model"`: vectors with their lengths in the model, as in equation 5.1;
+            `"unit"`: each of length 1, so that all tokens have equal weight.
+        draws: The number of shuffled associations, and of rotated matrices, for each matrix; the
+            smallest p-value is 1 / (draws + 1).
         seed: Seed of the draws, which are the same for all models.
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: No associations, tokens that a model does not have, a layer or head that it
-            does not have, or a matrix of zeros.
+        InputError: There are no associations, a model lacks one of the tokens, layers or heads,
+            or a matrix is zero.
 
     Note:
-        All 270 heads of a model of d_model 576, 199 pairs and 99 draws take 16 s on one core,
-        a one-layer model at m = 7 with 199 draws less than a second.
+        All 270 heads of a model of d_model 576 take 16 s on one core with 199 pairs and 99 draws;
+        a one-layer model at m = 7 with 199 draws takes less than a second.
     """
-    found = _associations(model, associated)
+    pairs = _associations(model, associated)
     _check(scaling, draws)
     tables = []
     for name, item in named_models.named(model).items():
@@ -112,12 +110,12 @@ def fit(
             )
         require_eval(item, operation="memory_fit.fit")
         path = DirectPath.of(item)
-        memory = _memory(found, path.read, path.write, scaling)
+        memory = _memory(pairs, path.read, path.write, scaling)
         sites = choose(item, layers=layers, heads=heads).pairs
         matrices = ((name, *site, path.circuit(*site)) for site in sites)
         with bar(len(sites), unit="matrices", label=name, quiet=quiet) as progress:
             tables.append(_fit(memory, matrices, draws, seed, progress.update))
-    return _result(tables, found, scaling, draws, seed)
+    return _result(tables, pairs, scaling, draws, seed)
 
 
 def fit_matrices(
@@ -130,7 +128,7 @@ def fit_matrices(
     draws: int = 199,
     seed: int = 0,
 ) -> MemoryFit:
-    """The same for matrices and token vectors of your own; `p_family` is over all the matrices.
+    """Fit matrices and token vectors of your own; `p_family` is over all the matrices.
 
     Args:
         matrices: Name -> matrix [d_in, d_out] that acts on row vectors.
@@ -142,29 +140,29 @@ def fit_matrices(
         seed: As for `fit`.
 
     Raises:
-        InputError: As for `fit`, or shapes that do not fit.
+        InputError: As for `fit`, or the shapes do not match.
     """
-    found = _associations(None, associated)
+    pairs = _associations(None, associated)
     _check(scaling, draws)
     x, y = read.detach().cpu().double(), write.detach().cpu().double()
-    for tokens, vectors in ((found.source, x), (found.target, y)):
+    for tokens, vectors in ((pairs.source, x), (pairs.target, y)):
         if max(tokens) >= len(vectors):
             raise InputError(
                 f"the pairs name token {max(tokens)}, and vectors are given for tokens 0 to "
                 f"{len(vectors) - 1}."
             )
-    memory = _memory(found, lambda ids: x[list(ids)], lambda ids: y[list(ids)], scaling)
+    memory = _memory(pairs, lambda ids: x[list(ids)], lambda ids: y[list(ids)], scaling)
 
     def factors(name: str, item: Any) -> Factors:
         W = named_models.matrix(item, lambda model: None, name=name)
         if W.shape != (x.shape[1], y.shape[1]):
             raise InputError(
-                f"{name!r} is {list(W.shape)}; the vectors ask for {[x.shape[1], y.shape[1]]}."
+                f"{name!r} is {list(W.shape)}; the vectors need {[x.shape[1], y.shape[1]]}."
             )
         return W, torch.eye(W.shape[1], dtype=W.dtype)
 
     listed = ((name, -1, -1, factors(name, W)) for name, W in named_models.named(matrices).items())
-    return _result([_fit(memory, listed, draws, seed)], found, scaling, draws, seed)
+    return _result([_fit(memory, listed, draws, seed)], pairs, scaling, draws, seed)
 
 
 def _associations(model: Models, associated: Associations | ConceptTask | None) -> Associations:
@@ -180,21 +178,20 @@ def _associations(model: Models, associated: Associations | ConceptTask | None) 
 
 
 def _check(scaling: str, draws: int) -> None:
-    if scaling not in get_args(Scaling):
-        raise unknown("scaling", scaling, get_args(Scaling))
+    choice("scaling", scaling, get_args(Scaling))
     if draws < 2:
         raise InputError(f"draws is {draws!r}; give at least 2, or there is no control.")
 
 
 def _memory(
-    found: Associations,
+    pairs: Associations,
     read: Callable[[Sequence[int]], Tensor],
     write: Callable[[Sequence[int]], Tensor],
     scaling: Scaling,
 ) -> Memory:
-    """The vectors of the distinct tokens, and which of them each pair joins."""
-    from_tokens, source = np.unique(found.source, return_inverse=True)
-    to_tokens, target = np.unique(found.target, return_inverse=True)
+    """Return the vectors of the distinct tokens, and the two tokens of each pair."""
+    from_tokens, source = np.unique(pairs.source, return_inverse=True)
+    to_tokens, target = np.unique(pairs.target, return_inverse=True)
     x, y = read(from_tokens.tolist()), write(to_tokens.tolist())
     for tokens, vectors in ((from_tokens, x), (to_tokens, y)):
         length = torch.linalg.vector_norm(vectors, dim=1)
@@ -216,11 +213,11 @@ def _fit(
     seed: int,
     advance: Callable[[float], Any] = lambda done: None,
 ) -> pd.DataFrame:
-    """The rows of one family of matrices, in blocks that fit in memory."""
+    """Return the rows of one family of matrices, computed in blocks that fit in memory."""
     shuffle = np.random.default_rng(seed)
     orders = [shuffle.permutation(len(memory.source)) for _ in range(draws)]
     size = max(1, min(AT_ONCE, BLOCK // (len(memory.source) * len(memory.write))))
-    places: list[tuple[str, int, int]] = []
+    sites: list[tuple[str, int, int]] = []
     shuffled, rotated, frames = [], [], None
     rest = iter(matrices)
     while block := list(islice(rest, size)):
@@ -228,26 +225,26 @@ def _fit(
             where = f" (layer {layer}, head {head})" if layer >= 0 else ""
             if not (A.any() and B.any()):
                 raise InputError(f"the matrix of {name!r}{where} is zero; nothing can explain it.")
-            places.append((name, layer, head))
+            sites.append((name, layer, head))
         factors = [factors for *_, factors in block]
         if frames is None:
             frames = memory.frames(spectrum_length(factors[0]), draws=draws, seed=seed)
         shuffled.append(memory.shuffled(factors, orders))
         advance(len(block) / 2)
-        ends = enumerate(places[-len(block) :], start=len(places) - len(block))
-        # Matrices that were given as such are no heads: their number tells them apart.
-        ids = [(layer, head) if layer >= 0 else (i, 0) for i, (_, layer, head) in ends]
-        rotated.append(memory.rotated(factors, frames, seed=seed, places=ids))
+        numbered = enumerate(sites[-len(block) :], start=len(sites) - len(block))
+        # Matrices of your own have no layer and head: their number identifies them.
+        ids = [(layer, head) if layer >= 0 else (i, 0) for i, (_, layer, head) in numbered]
+        rotated.append(memory.rotated(factors, frames, seed=seed, branches=ids))
         advance(len(block) / 2)
-    both = np.concatenate(shuffled)
-    value = both[:, 0]
+    statistics = np.concatenate(shuffled)
+    value = statistics[:, 0]
     controls = {
-        "shuffled": Control.of(value, both[:, 1:]),
+        "shuffled": Control.of(value, statistics[:, 1:]),
         "rotated": Control.of(value, np.concatenate(rotated)),
     }
     rows = [
-        (*place, statistic, float(value[i, j]), name, *control.row(i, j))
-        for i, place in enumerate(places)
+        (*site, statistic, float(value[i, j]), name, *control.row(i, j))
+        for i, site in enumerate(sites)
         for j, statistic in enumerate(STATISTICS)
         for name, control in controls.items()
     ]
@@ -256,7 +253,7 @@ def _fit(
 
 def _result(
     tables: list[pd.DataFrame],
-    found: Associations,
+    pairs: Associations,
     scaling: Scaling,
     draws: int,
     seed: int,
@@ -264,11 +261,11 @@ def _result(
     return MemoryFit(
         table=pd.concat(tables, ignore_index=True),
         settings={
-            "associations": found.label,
-            "pairs": len(found),
-            "sources": len(set(found.source)),
-            "targets": len(set(found.target)),
-            "skipped": [asdict(skip) for skip in found.skipped],
+            "associations": pairs.label,
+            "pairs": len(pairs),
+            "sources": len(set(pairs.source)),
+            "targets": len(set(pairs.target)),
+            "skipped": [asdict(skip) for skip in pairs.skipped],
             "scaling": scaling,
             "draws": draws,
         },

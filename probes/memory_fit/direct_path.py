@@ -1,21 +1,21 @@
-"""The direct path of a head: token vectors and OV circuits in one frame, norms multiplied in.
+"""The direct path of a head: token vectors and OV circuits with all norms multiplied in.
 
-A head that attends to token s alone, with the embedding of s alone for its input, writes
-x_s W, and adds to the logit of o, over the average token of the vocabulary, x_s W y_o / scale:
+A head that attends only to token s, and whose input is the embedding of s alone, writes x_s W. It
+adds x_s W y_o / scale to the logit of o, relative to the average token of the vocabulary:
 
-    x_s = C E(s) / rms      direction of the embedding; C takes the mean off for a layer norm
+    x_s = C E(s) / rms      direction of the embedding; C subtracts the mean for a layer norm
     W   = C diag(w1) W_V W_O diag(w2) C
-                            w1: the norm before attention, w2: one behind it (Gemma-2 and -3)
+                            w1: the norm before attention, w2: one after it (Gemma-2 and -3)
     y_o = C diag(wf) (W_U(o) - mean over the vocabulary)
-                            wf: the final norm, whose scale is left out
+                            wf: the final norm, without its scale
 
-Left out are positions, biases and the norms' epsilons. How the weights were processed makes no
-difference to x, W and y. The one-layer model has no norm: x = y = W_E(t), W = W_V, nothing centred.
+Positions, biases and the epsilons of norms are left out. x, W and y do not depend on how the
+weights were processed. The one-layer model has no norm: x = y = W_E(t), W = W_V, nothing centred.
 
 >>> from hijacklens.one_layer.architecture import OneLayerConfig
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
->>> frame = DirectPath.of(model)
->>> tuple(frame.read([1, 2]).shape), tuple(frame.write([7]).shape)
+>>> path = DirectPath.of(model)
+>>> tuple(path.read([1, 2]).shape), tuple(path.write([7]).shape)
 ((2, 4), (1, 4))
 """
 
@@ -38,31 +38,31 @@ from probes.values.matrices import ov_circuit
 
 @dataclass(frozen=True, slots=True)
 class DirectPath:
-    """What a model's direct path is made of."""
+    """A model with its norms."""
 
     model: Any
     before: tuple[Norm | None, ...]
-    """Layer -> the norm before attention; None where there is none."""
-    behind: tuple[Norm | None, ...]
-    """Layer -> the norm on the output of attention."""
+    """Layer -> the norm before attention; None if there is none."""
+    after: tuple[Norm | None, ...]
+    """Layer -> the norm on the output of attention; None if there is none."""
     final: Norm | None
     one_layer: bool
 
     @classmethod
     def of(cls, model: HookedModel) -> DirectPath:
-        """The direct path of any hooked model."""
-        whole: Any = model
-        blocks = [(i, whole.blocks[i]) for i in range(int(model.cfg.n_layers))]
+        """Return the direct path of any hooked model."""
+        modules: Any = model
+        blocks = [(i, modules.blocks[i]) for i in range(int(model.cfg.n_layers))]
         return cls(
-            model=whole,
+            model=model,
             before=tuple(_norm(model, b, "ln1", f"blocks.{i}.ln1") for i, b in blocks),
-            behind=tuple(_norm(model, b, "ln1_post", f"blocks.{i}.ln1_post") for i, b in blocks),
-            final=_norm(model, whole, "ln_final", "ln_final"),
+            after=tuple(_norm(model, b, "ln1_post", f"blocks.{i}.ln1_post") for i, b in blocks),
+            final=_norm(model, modules, "ln_final", "ln_final"),
             one_layer=isinstance(model, OneLayerTransformer),
         )
 
     def read(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
-        """x: what a head reads of each token.
+        """Return x: what a head reads of each token.
 
         Raises:
             InputError: The model does not have such a token.
@@ -78,7 +78,7 @@ class DirectPath:
         return x / x.square().mean(-1, keepdim=True).sqrt()
 
     def write(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
-        """y: the direction on a head's output that raises each token's logit.
+        """Return y: the direction of a head's output that raises each token's logit.
 
         Raises:
             InputError: The model does not have such a token.
@@ -91,17 +91,17 @@ class DirectPath:
         return y if self.final is None else self.final.pull(y).double()
 
     def circuit(self, layer: int, head: int) -> Factors:
-        """W of a query head, as factors [d_model, d_head] and [d_head, d_model].
+        """Return W of a query head, as factors [d_model, d_head] and [d_head, d_model].
 
         Raises:
             InputError: The model has no such head, or no matrices per head.
         """
-        found = ov_circuit(self.model, layer, head)
-        A, B = _double(found.A), _double(found.B)
+        circuit = ov_circuit(self.model, layer, head)
+        A, B = _double(circuit.A), _double(circuit.B)
         if (norm := self.before[layer]) is not None:
             A = _double(norm.weight)[:, None] * A
             A = A - A.mean(0) if norm.centred else A
-        if (norm := self.behind[layer]) is not None:
+        if (norm := self.after[layer]) is not None:
             B = B * _double(norm.weight)
         if self.final is not None and self.final.centred:
             B = B - B.mean(1, keepdim=True)

@@ -1,34 +1,26 @@
-"""How well a matrix is explained by outer products of associated vectors, with a shuffled control.
+"""How well a matrix is explained by outer products of associated vectors, with two controls.
 
 A memory that looks up target o for source s is M = sum of outer(x_s, y_o) over the associated
-pairs: on row vectors x_s M gives y_o. Equation 5.1 is this sum. Three numbers say how much of it
-is in a matrix W [d_in, d_out], on its scores S[s, o] = x_s W y_o:
+pairs, as in equation 5.1: on row vectors x_s M gives y_o. Three statistics measure how much of it
+is in a matrix W [d_in, d_out], from its scores S[s, o] = x_s W y_o:
 
-    cosine   <W, M> / |W| |M|: one coefficient for the whole memory. Its square is the share of
-             |W|^2 (squared Frobenius norm) that a multiple of M explains.
-    span     The share of |W|^2 in the span of the matrices (sum of x_s over the sources of o)
-             outer y_o, one coefficient per target.
-    recall   Whether scores retrieve: for an associated pair, the share of the targets that s is
-             not associated with that score below o, ties half; the mean over pairs. It is the area
-             under the ROC curve within a source, 1 for perfect retrieval and 0.5 for none, and no
-             scale of a source changes it.
+    cosine   <W, M> / |W| |M|. Its square is the fraction of |W|^2 (squared Frobenius norm) that a
+             multiple of M explains.
+    span     The fraction of |W|^2 in the span of the matrices (sum of x_s over the sources of o)
+             outer y_o, which has one coefficient per target.
+    recall   For an associated pair, the fraction of targets not associated with s whose score is
+             below that of o (ties count half); the mean over pairs. It is the area under the ROC
+             curve within a source, 1 for perfect retrieval, 0.5 for none, whatever its scale.
 
-Each is compared with two controls, since each answers another doubt:
-
-    shuffled  The same matrix, other associations: targets are permuted among the pairs, so that
-              each source and target occurs as often as before. What a matrix owes to its mean, to
-              frequent targets or to long vectors is in this control too.
-    rotated   The same associations, other matrices: random ones with the singular values of W,
-              U' S V'^T. Where associated tokens have alike vectors (as on the hypercube), a random
-              matrix scores them alike, and its recall strays from 0.5 further than shuffles show;
-              against `shuffled` alone even a Gaussian matrix may look like a memory.
+    shuffled  Control: the same matrix with targets permuted among the pairs. It keeps the effects
+              of the mean of a matrix, of frequent targets and of long vectors.
+    rotated   Control: random matrices U' S V'^T with the singular values of W. If associated tokens
+              have similar vectors (as on the hypercube), even a Gaussian matrix scores them alike,
+              and its recall deviates from 0.5 more than shuffles show.
 
 The largest z-score of each draw gives p-values over all matrices together (Westfall and Young
-1993). All get the same shuffles, as the association is one; each gets U' and V' of its own.
-
-Cost: no matrix is larger than [source, target] or [d_in, d_out]. Per shuffle one [target, target]
-system is solved, once for all matrices given together; per draw a matrix adds
-O(pair target + source rank target).
+1993). All matrices get the same shuffles; each gets separate U' and V'. No matrix is larger than
+[source, target] or [d_in, d_out].
 """
 
 from __future__ import annotations
@@ -49,16 +41,16 @@ from hijacklens.one_layer.embeddings import orthonormal
 
 STATISTICS = ("cosine", "span", "recall")
 RIDGE = 1e-10
-"""Added to the normal equations, relative to their mean diagonal, where outer products are
-dependent; a direction that much weaker than the others is rounding."""
+"""Added to the normal equations, relative to their mean diagonal, since outer products may be
+dependent; directions that much weaker than the others are rounding errors."""
 
 Factors: TypeAlias = tuple[Float64[Tensor, "d_in inner"], Float64[Tensor, "inner d_out"]]
-"""A matrix as a product; one that is no product comes with the identity."""
+"""A matrix as a product; any other matrix has the identity as its second factor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Associated vectors in the space that a matrix reads and in that which it writes."""
+    """Associated vectors in the space that a matrix reads and in the space that it writes."""
 
     read: Float64[Tensor, "source d_in"]
     """x: a row per distinct source."""
@@ -70,30 +62,32 @@ class Memory:
     """Row of `write` of each pair."""
 
     def matrix(self) -> Float64[Tensor, "d_in d_out"]:
-        """M, the sum of the outer products of the associated pairs."""
+        """Return M, the sum of the outer products of the associated pairs."""
         return self.read.T @ (self._counts(self.target).T @ self.write)
 
     def shuffled(
         self, matrices: Sequence[Factors], orders: Sequence[Int64[np.ndarray, " pair"]]
     ) -> Float64[np.ndarray, "matrix draw statistic"]:
-        """`STATISTICS` of each matrix: first as it is, then for each shuffle of the targets.
+        """Return `STATISTICS` of each matrix: first as it is, then for each shuffle of targets.
+
+        Each shuffle solves one [target, target] system for all matrices together.
 
         Args:
-            matrices: They are not zero.
+            matrices: Matrices other than zero.
             orders: Permutations of the pairs: the targets of a shuffle are `target[order]`.
         """
         scores = torch.stack([(self.read @ A) @ (B @ self.write.T) for A, B in matrices])
         norms = np.array([float(torch.linalg.vector_norm(s)) for s in map(_spectrum, matrices)])
         ranks = torch.from_numpy(stats.rankdata(scores.numpy(), axis=2))
-        found = []
+        statistics = []
         for order in [np.arange(len(self.target)), *orders]:
             target = self.target[order]
             recall = self._recall(target, lambda s, t: ranks[:, s, t])
-            found.append(_columns(self._basis(target), scores, norms, recall))
-        return np.stack(found, axis=1)
+            statistics.append(_columns(self._basis(target), scores, norms, recall))
+        return np.stack(statistics, axis=1)
 
     def frames(self, rank: int, *, draws: int, seed: int) -> Frames:
-        """The vectors in random frames of a rank, which `rotated` makes random matrices of."""
+        """Return the vectors in random frames, from which `rotated` makes random matrices."""
         sides: list[Tensor] = []
         for side, vectors in enumerate((self.read, self.write)):
             generator = _generator(seed, side)
@@ -110,41 +104,41 @@ class Memory:
         frames: Frames,
         *,
         seed: int,
-        places: Sequence[tuple[int, int]],
+        branches: Sequence[tuple[int, int]],
     ) -> Float64[np.ndarray, "matrix draw statistic"]:
-        """`STATISTICS` of random matrices with the singular values of each matrix.
+        """Return `STATISTICS` of random matrices with the singular values of each matrix.
 
         Args:
-            matrices: They are not zero, and of the rank of the frames at most.
-            frames: What `frames` made.
-            seed: Seeds which left and right frames meet.
-            places: A name in numbers for each matrix, which seeds its draws too: so those of a
-                head do not depend on which others are looked at.
+            matrices: Matrices other than zero, whose rank is at most that of the frames.
+            frames: The result of `frames`.
+            seed: Seeds the combinations of left and right frames.
+            branches: Two numbers that identify each matrix and seed its draws too, so that the
+                draws of a head do not depend on the other matrices.
         """
         draws, _, rank = frames.read.shape
         spectra = [_spectrum(factors) for factors in matrices]
         padded = torch.stack([torch.nn.functional.pad(s, (0, rank - len(s))) for s in spectra])
         norms = torch.linalg.vector_norm(padded, dim=1).numpy()
-        # Trained matrices do not turn together: each meets the frames in an order of its own.
+        # Independent rotations for each matrix: it uses the frames in a separate order.
         orders = torch.stack(
             [
-                torch.stack([torch.randperm(draws, generator=own) for _ in range(2)])
-                for own in (_generator(seed, 2, *place) for place in places)
+                torch.stack([torch.randperm(draws, generator=generator) for _ in range(2)])
+                for generator in (_generator(seed, 2, *branch) for branch in branches)
             ]
         )
         basis = self._basis(self.target)
-        found = []
+        statistics = []
         for draw in range(draws):
             left = frames.read[orders[:, 0, draw]] * padded[:, None]
             scores = left @ frames.write[orders[:, 1, draw]].mT
             recall = self._recall(self.target, partial(_ranks, scores))
-            found.append(_columns(basis, scores, norms, recall))
-        return np.stack(found, axis=1)
+            statistics.append(_columns(basis, scores, norms, recall))
+        return np.stack(statistics, axis=1)
 
     def _counts(self, target: np.ndarray) -> Float64[Tensor, "target source"]:
         counts = torch.zeros(len(self.write), len(self.read), dtype=torch.float64)
-        places = (torch.from_numpy(target), torch.from_numpy(self.source))
-        return counts.index_put_(places, torch.ones(len(target), dtype=counts.dtype), True)
+        index = (torch.from_numpy(target), torch.from_numpy(self.source))
+        return counts.index_put_(index, torch.ones(len(target), dtype=counts.dtype), True)
 
     def _basis(self, target: np.ndarray) -> _Basis:
         counts = self._counts(target)
@@ -158,20 +152,20 @@ class Memory:
     def _recall(
         self, target: np.ndarray, ranks: Callable[[Tensor, Tensor], Tensor]
     ) -> Float64[np.ndarray, " matrix"]:
-        """Mann and Whitney's U within each source, over its largest value.
+        """Return Mann and Whitney's U within each source, divided by its largest value.
 
         Args:
             target: Target of each pair.
-            ranks: Ranks, among all targets of a source, at pairs of a source and a target.
+            ranks: Gives the ranks of pairs among all targets of their source.
         """
         width = len(self.write)
         # A shuffle may join a source with a target twice; the pair counts once.
         pairs = np.unique(self.source * width + target)
         source, target = pairs // width, pairs % width
         partners = np.bincount(source, minlength=len(self.read))[source]
-        # A source that has all targets for partners retrieves nothing.
-        open_ = partners < width
-        source, target, partners = source[open_], target[open_], partners[open_]
+        # A source that is paired with all targets cannot be tested.
+        testable = partners < width
+        source, target, partners = source[testable], target[testable], partners[testable]
         at = ranks(torch.from_numpy(source), torch.from_numpy(target)).numpy()
         if not len(source):
             return np.full(len(at), 0.5)
@@ -188,7 +182,7 @@ class Frames:
 
 @dataclass(frozen=True, slots=True)
 class _Basis:
-    """The outer products of the targets of an association, as far as statistics need them."""
+    """What the statistics need of the outer products of an association."""
 
     source: Int64[Tensor, " pair"]
     target: Int64[Tensor, " pair"]
@@ -207,14 +201,14 @@ def _columns(
     # [matrix, target]: <W, (summed sources of o) outer y_o>
     along = scores.new_zeros(len(scores), len(basis.factor))
     along.index_add_(1, basis.target, scores[:, basis.source, basis.target])
-    # Vectors that cancel make a memory of zero, which nothing is like.
+    # Vectors that cancel make a memory of zero, which has no direction.
     cosine = along.sum(1).numpy() / (norms * basis.length) if basis.length else 0 * norms
     solved = torch.linalg.solve_triangular(basis.factor, along.T, upper=False)
     return np.stack([cosine, solved.square().sum(0).numpy() / norms**2, recall], axis=1)
 
 
 def _ranks(scores: Tensor, source: Tensor, target: Tensor) -> Float64[Tensor, "matrix pair"]:
-    """Ranks from 1 within the row of each pair, ties in the middle."""
+    """Return ranks from 1 within the row of each pair, with mid-ranks for ties."""
     rows = scores[:, source]
     at = scores[:, source, target][..., None]
     return (rows < at).sum(-1) + ((rows == at).sum(-1) + 1).double() / 2
@@ -226,30 +220,30 @@ def _generator(*branch: int) -> torch.Generator:
 
 
 def spectrum_length(factors: Factors) -> int:
-    """How many singular values a product can have."""
+    """Return the maximum number of nonzero singular values of a product."""
     A, B = factors
     return min(*A.shape, *B.shape)
 
 
 def _spectrum(factors: Factors) -> Float64[Tensor, " inner"]:
-    """Singular values of a product, by way of the smaller triangles of its factors."""
+    """Return the singular values of a product, computed from triangular factors."""
     A, B = factors
     return torch.linalg.svdvals(torch.linalg.qr(A).R @ torch.linalg.qr(B.T).R.T)
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """Statistics beside those of the draws of a control."""
+    """Statistics compared with those of the draws of a control."""
 
     mean: Float64[np.ndarray, "matrix statistic"]
     """Mean over draws."""
     std: Float64[np.ndarray, "matrix statistic"]
     z: Float64[np.ndarray, "matrix statistic"]
-    """(value - mean) / std; 0 where draws make no difference."""
+    """(value - mean) / std; 0 if the draws are all equal."""
     p: Float64[np.ndarray, "matrix statistic"]
-    """Share of draws, the thing itself counted as one, with at least this value."""
+    """Fraction of draws, including the value itself, with at least this value."""
     p_family: Float64[np.ndarray, "matrix statistic"]
-    """Share of draws in which the largest z of any matrix is at least this one's."""
+    """Fraction of draws in which the largest z of any matrix is at least this one's."""
 
     @classmethod
     def of(
@@ -257,9 +251,9 @@ class Control:
         value: Float64[np.ndarray, "matrix statistic"],
         null: Float64[np.ndarray, "matrix draw statistic"],
     ) -> Control:
-        """Compare values with those of the draws of a control."""
+        """Compare values with the draws of a control."""
         mean, std = null.mean(1), null.std(1, ddof=1)
-        # A spread of rounding errors is none.
+        # Differences between draws may be mere rounding errors.
         moves = std > 1e-9 * (np.abs(mean) + np.abs(value))
         safe = np.where(moves, std, 1.0)
         z = np.where(moves, (value - mean) / safe, 0.0)
@@ -267,11 +261,11 @@ class Control:
         n = 1 + null.shape[1]
         slack = 1e-9 * (np.abs(value) + std)
         p = (1 + (null >= (value - slack)[:, None]).sum(1)) / n
-        most = null_z.max(0)  # [draw, statistic]
-        family = (1 + (most[None] >= z[:, None] - 1e-9).sum(1)) / n
+        largest = null_z.max(0)  # [draw, statistic]
+        family = (1 + (largest[None] >= z[:, None] - 1e-9).sum(1)) / n
         return cls(mean, std, z, p, family)
 
     def row(self, matrix: int, statistic: int) -> tuple[float, ...]:
-        """`mean, std, z, p, p_family` of one matrix and statistic."""
+        """Return `mean, std, z, p, p_family` of one matrix and statistic."""
         numbers = (self.mean, self.std, self.z, self.p, self.p_family)
         return tuple(float(values[matrix, statistic]) for values in numbers)

@@ -1,4 +1,4 @@
-"""The result of a memory fit: statistics of each matrix beside those of its controls."""
+"""The result of a memory fit: statistics of each matrix and of its controls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import unknown
+from hijacklens.errors import choice
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance, provenance_from
 from hijacklens.results.result import Result
@@ -26,16 +26,16 @@ SITE = ["model", "layer", "head", "statistic"]
 COLUMNS = (*SITE, "value", "control", "mean", "std", "z", "p", "p_family")
 LABELS = {
     "cosine": "cosine to the memory",
-    "span": "share of |W|² in the span",
+    "span": "fraction of |W|² in the span",
     "recall": "recall (area under ROC)",
 }
 MOST_POINTS = 16
-"""How many matrices are drawn as points; more become a map over layer and head."""
+"""Up to this many matrices are drawn as points; more become a map over layer and head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class MemoryFit(Result):
-    """How much of a memory of given associations is in each matrix, beside two controls."""
+    """How much of the memory of given associations is in each matrix and in two controls."""
 
     table: pd.DataFrame
     """A row per matrix, statistic and control: `model, layer, head` (a query head; both -1 for a
@@ -49,26 +49,26 @@ class MemoryFit(Result):
     provenance: Provenance
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The table: a row per matrix, statistic and control."""
+        """Return the table: a row per matrix, statistic and control."""
         return self.table.copy()
 
     def verdicts(self) -> pd.DataFrame:
-        """A row per matrix and statistic, with the control that it clears by less.
+        """Return a row per matrix and statistic, with the less favourable control.
 
         `model, layer, head, statistic, value, z` (the smaller one) and `p, p_family` (the larger
-        ones): what is significant here is so against both controls.
+        ones): significance here is significance against both controls.
         """
         groups = self.table.groupby(SITE, sort=False)
-        found = groups.agg(
+        return groups.agg(
             value=("value", "first"), z=("z", "min"), p=("p", "max"), p_family=("p_family", "max")
-        )
-        return found.reset_index()
+        ).reset_index()
 
     def summary(self) -> pd.DataFrame:
-        """A row per model and statistic, by the verdicts.
+        """Return a row per model and statistic, from the verdicts.
 
         `model, statistic, matrices`, the `mean` value over matrices; `layer, head, value, z, p,
-        p_family` of the matrix with the largest z; how many are `significant` (p_family < .05).
+        p_family` of the matrix with the largest z; the number of `significant` matrices (p_family
+        < .05).
         """
         rows = []
         keys = ["model", "statistic"]
@@ -86,26 +86,25 @@ class MemoryFit(Result):
         return pd.DataFrame(rows)
 
     def best(self, *, statistic: str = "recall", count: int = 10) -> pd.DataFrame:
-        """The verdicts with the largest z of a statistic, the largest first.
+        """Return the verdicts with the largest z of a statistic, the largest first.
 
         Raises:
             InputError: An unknown statistic.
         """
-        if statistic not in STATISTICS:
-            raise unknown("statistic", statistic, STATISTICS)
-        found = self.verdicts()
-        chosen = found.loc[found["statistic"] == statistic, :]
-        return chosen.sort_values("z", ascending=False).head(count).reset_index(drop=True)
+        choice("statistic", statistic, STATISTICS)
+        verdicts = self.verdicts()
+        rows = verdicts.loc[verdicts["statistic"] == statistic, :]
+        return rows.sort_values("z", ascending=False).head(count).reset_index(drop=True)
 
     def plot(self) -> Figure:
-        """A panel per statistic: each matrix beside its controls.
+        """Plot each matrix and its controls, a panel per statistic.
 
         Up to 16 matrices are points with the mean and two standard deviations of both controls.
-        More are a map over layer and head of the smaller of the two z-scores, a row per model.
+        More become a map over layer and head of the smaller z-score, a row per model.
         """
         models = list(self.table["model"].unique())
-        found = self.verdicts()
-        by_head = len(found) > MOST_POINTS * len(STATISTICS) and bool((found["layer"] >= 0).all())
+        verdicts = self.verdicts()
+        by_head = len(verdicts) > MOST_POINTS * len(STATISTICS) and (verdicts["layer"] >= 0).all()
         rows = len(models) if by_head else 1
         with plots.canvas(rows, len(STATISTICS), width=4.0, height=3.6) as (figure, axes):
             for i, ax in enumerate(axes):
@@ -113,8 +112,9 @@ class MemoryFit(Result):
                 statistic = STATISTICS[column]
                 ax.set_title(LABELS[statistic], fontsize=10)
                 if by_head:
-                    chosen = (found["model"] == models[row]) & (found["statistic"] == statistic)
-                    _draw_map(figure, ax, found.loc[chosen, :])
+                    of_model = verdicts["model"] == models[row]
+                    drawn = verdicts.loc[of_model & (verdicts["statistic"] == statistic), :]
+                    _draw_map(figure, ax, drawn)
                 else:
                     _draw_points(ax, self.table.loc[self.table["statistic"] == statistic, :])
                 if column and not by_head:

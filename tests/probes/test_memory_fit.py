@@ -192,14 +192,14 @@ class TestControls:
         diagonal = Memory(E, E, np.arange(6), np.arange(6))
         A, B = gaussian(6, 2), gaussian(2, 6, 1)
         frames = diagonal.frames(2, draws=400, seed=0)
-        found = diagonal.rotated([(A, B), (A / 2, B)], frames, seed=0, places=[(0, 0), (0, 1)])
+        found = diagonal.rotated([(A, B), (A / 2, B)], frames, seed=0, branches=[(0, 0), (0, 1)])
         # With M = 1: the cosine is trace(U' S V'^T) / |W| sqrt(6), of mean 0 and variance 1 / 36.
         assert found[0, :, 0].mean() == pytest.approx(0, abs=0.02)
         assert found[0, :, 0].std() == pytest.approx(1 / 6, rel=0.1)
         # Each matrix turns by itself, and its scale does not matter.
         assert np.corrcoef(found[0, :, 0], found[1, :, 0])[0, 1] == pytest.approx(0, abs=0.12)
         assert found[1, :, 0].std() == pytest.approx(1 / 6, rel=0.1)
-        alone = diagonal.rotated([(A, B)], frames, seed=0, places=[(0, 1)])
+        alone = diagonal.rotated([(A, B)], frames, seed=0, branches=[(0, 1)])
         assert alone[0] == pytest.approx(found[1])
 
     def test_p_values_by_hand(self):

@@ -84,9 +84,9 @@ def test_a_memory_written_into_a_head_is_found_there(family):
     # The norms' weights are in the path's circuit: divide them out of what is written.
     A, B = left[:, :rank] * values[:rank], right[:rank]
     block = model.blocks[1]
-    before, behind = path.before[1], path.behind[1]
+    before, after = path.before[1], path.after[1]
     A = A / before.weight.double()[:, None]
-    B = B if behind is None else B / behind.weight.double()
+    B = B if after is None else B / after.weight.double()
     with torch.no_grad():
         plain_block = (
             edited.transformer.h[1].attn if family == "gpt2" else edited.model.layers[1].self_attn

@@ -32,7 +32,7 @@ def plain_scores(plain: Any, family: str, layer: int, head: int) -> torch.Tensor
     """Logits [source, target] of the direct path, from the plain model's own modules.
 
     The head attends to the source alone, whose embedding is its only input; the scales of the
-    norms behind it are left out, and so are biases. Less the mean over the vocabulary.
+    norms after it are left out, and so are biases. Less the mean over the vocabulary.
     """
     sources, targets = sorted(set(PAIRS.source)), sorted(set(PAIRS.target))
     with torch.no_grad():

@@ -20,11 +20,10 @@ one layer at a time. Units: logits for the difference, nats for log-probabilitie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -43,11 +42,11 @@ from hijacklens.prompts.correspondence import Unit, units
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
 from hijacklens.results.glance import Glance, Grid, Shown
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
+from hijacklens.results.stored import Stored
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
-
-TABLE = "lens.parquet"
+from hijacklens.scoring.settings import ProbedSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,17 +136,24 @@ def _read_stream(
     return torch.stack(logprobs, 1), torch.stack(ranks, 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LensSettings(ProbedSettings):
+    """The settings of a logit lens."""
+
+    fact: Fact
+    doses: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class LogitLens(Result):
     """What every layer and position of a fact's prompts would answer; made by `trace`."""
 
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, Stored("lens.parquet")]
     """See `to_dataframe`."""
-    settings: Mapping[str, Any]
-    """Model, fact, scheme, doses, probes, seed."""
+    settings: LensSettings
     provenance: Provenance
 
-    figure_names = ("lens.svg", "lens.png")
+    figures: ClassVar = {"lens": {}}
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per dose, layer and position.
@@ -179,8 +185,8 @@ class LogitLens(Result):
         rows = self.table.loc[self.table["dose"] == shown]
         grid = rows.pivot_table(index="position", columns="layer", values="difference")
         tokens = rows.groupby("position")["token"].first()
-        last, fact = self.at_last(), self.settings["fact"]
-        what = f"logit {fact['target_false']!r} - logit {fact['target_true']!r}"
+        last, fact = self.at_last(), self.settings.fact
+        what = f"logit {fact.target_false!r} - logit {fact.target_true!r}"
         n = len(grid.columns)
         width, height = max(4.4, 1.8 + 0.2 * n), max(3.2, 1.4 + 0.22 * len(grid))
         with plots.canvas(1, 2, width=width, height=height) as (figure, (lines, ax)):
@@ -199,7 +205,7 @@ class LogitLens(Result):
             lines.set(
                 xlabel="after layer (-1: before the first)", ylabel=f"{what}\nat the last token"
             )
-            lines.set_title(f"{self.settings['model']['name']}, {self.settings['scheme']}")
+            lines.set_title(f"{self.settings.model.name}, {self.settings.scheme.name}")
             lines.legend()
             # With tied embeddings a target's own embedding would dominate the colour scale.
             top = float(np.abs(grid.to_numpy()[:, 1:]).max()) or 1.0
@@ -213,30 +219,16 @@ class LogitLens(Result):
             figure.colorbar(image, ax=ax, label=what, extend="both")
         return figure
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, and the differences at the last position of the last layer by dose."""
+    def findings(self) -> dict[str, Any]:
+        """Return the differences at the last position of the last layer, by dose."""
         last = self.at_last()
         final = last[last["layer"] == last["layer"].max()]
         found = {str(row.dose): float(row.difference) for row in final.itertuples()}
-        return {**self.settings, "unit": "logits", "difference": found}
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """The table."""
-        return {TABLE: lambda path: self.table.to_parquet(path, index=False)}
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> LogitLens:
-        """Read the table back."""
-        try:
-            table = pd.read_parquet(folder / TABLE)
-        except (OSError, ValueError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        names = ("model", "fact", "scheme", "doses", "probes", "seed")
-        return cls(table, {name: record[name] for name in names}, provenance_from(record))
+        return {"unit": "logits", "difference": found}
 
     def glance(self) -> Glance:
         """The difference at the last token, by dose, at five depths."""
-        fact, last = self.settings["fact"], self.at_last()
+        fact, last = self.settings.fact, self.at_last()
         by_depth = last.pivot_table(index="dose", columns="layer", values="difference")
         picked = sorted(set(np.linspace(0, len(by_depth.columns) - 1, 5).round().astype(int)))
         rows = [
@@ -245,9 +237,9 @@ class LogitLens(Result):
         ]
         columns = {f"layer {by_depth.columns[i]}": f"{{at{i}:signed}}" for i in picked}
         return Glance(
-            f"{self.settings['model']['name']} · case {fact['case_id']}, logit "
-            f"{fact['target_false']!r} - {fact['target_true']!r} at the last token · "
-            f"{self.settings['scheme']}",
+            f"{self.settings.model.name} · case {fact.case_id}, logit "
+            f"{fact.target_false!r} - {fact.target_true!r} at the last token · "
+            f"{self.settings.scheme.name}",
             (Grid.of(rows, {"dose": "{dose:d}", **columns}),),
             steps=("at_last()", "to_dataframe()", "plot()", "save(folder)"),
         )
@@ -286,14 +278,14 @@ def trace(
         tables.append(_table(item.prompt.dose, depths, of_prompt))
     return LogitLens(
         table=pd.concat(tables, ignore_index=True),
-        settings={
-            "model": asdict(identify(model)),
-            "fact": asdict(pair.fact),
-            "scheme": pair.scheme,
-            "doses": [item.prompt.dose for item, _ in sides],
-            "probes": [probe.key for probe in active],
-            "seed": pair.seed,
-        },
+        settings=LensSettings(
+            model=identify(model),
+            fact=pair.fact,
+            scheme=pair.scheme.record(),
+            doses=tuple(item.prompt.dose for item, _ in sides),
+            probes=tuple(probe.key for probe in active),
+            seed=pair.seed,
+        ),
         provenance=Provenance.now(seed=pair.seed),
     )
 

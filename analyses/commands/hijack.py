@@ -160,7 +160,7 @@ def command(
             files=written,
             seed=seed,
             rule=rule,
-            probes=list(result.settings["probes"]),
+            probes=list(result.settings.probes),
             summary=records(result.summary(rule=rule)),
             known=result.known_facts(),
             disagreement=result.total_disagreement(),

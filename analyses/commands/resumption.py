@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from hijacklens.scoring.result import HijackResult
 
 UNFINISHED = "unfinished"
-"""Key of the note in `result.json`."""
+"""Key of the note in the settings of `result.json`."""
 
 
 def is_unfinished(folder: Path, models: Sequence[str]) -> bool:
@@ -34,7 +34,7 @@ def is_unfinished(folder: Path, models: Sequence[str]) -> bool:
 
     try:
         record = json.loads((expand_home(folder) / RECORD).read_text(encoding="utf-8"))
-        return record[UNFINISHED]["asked"] == list(models)
+        return record.get("settings", record)[UNFINISHED]["asked"] == list(models)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -66,7 +66,7 @@ def save_part(
     """
     if missing:
         note = {"asked": list(asked), "missing": list(missing)}
-        result = replace(result, settings={**result.settings, UNFINISHED: note})
+        result = replace(result, settings=replace(result.settings, unfinished=note))
     try:
         result.save(folder, overwrite=True)
     except OSError as error:

@@ -61,7 +61,7 @@ def command(
     with telling_of_the_store():
         execution = Execution(engine=chosen, store=not no_cache)
         result = run_sweep(plan, out, execution=execution, quiet=quiet, tell=tell)
-    cells, failed = len(result.settings["cells"]), len(result.failed)
+    cells, failed = len(result.settings.cells), len(result.failed)
     written = [*result.files(), "result.json", *result.figure_names]
     if as_json:
         document(

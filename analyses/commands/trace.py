@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,8 +178,8 @@ def command(
             folder=str(folder),
             files=written,
             seed=seed,
-            fact=account.settings["fact"],
-            probes=list(account.settings["probes"]),
+            fact=asdict(account.settings.fact),
+            probes=list(account.settings.probes),
             bare=account.bare,
             hijacked=account.hijacked,
             shift=account.shift,

@@ -7,6 +7,7 @@ failing rows included. A written explanation of a row is kept in `explanation.md
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from analyses.reproduction.catalogue import CATALOGUE
 from analyses.reproduction.workbench import DEFAULT_MODELS
 from hijacklens.files import RECORD
+from hijacklens.results.older_forms import upgraded
 
 NAMED = ("torch", "transformer-lens")
 """Packages whose versions the ledger prints. The record of a result lists more."""
@@ -44,7 +46,7 @@ def write_ledger(folder: Path) -> str:
         folder: Has one folder per analysis, named by its id.
     """
     records = _records(folder)
-    states = [check["state"] for record in records for check in record["checks"]]
+    states = [check["state"] for record in records for check in record["outcomes"]]
     lines = [
         HEAD,
         f"{len(records)} of {len(CATALOGUE)} analyses, {len(states)} checks: "
@@ -55,10 +57,10 @@ def write_ledger(folder: Path) -> str:
     ]
     explanations = {name: _explanation(folder / name) for name in CATALOGUE}
     for record in records:
-        failed = "**fail**" + (" ([why](#remarks))" if explanations[record["id"]] else "")
-        for i, check in enumerate(record["checks"]):
-            name = f"[{record['id']}]({record['id']}/figure.png)" if i == 0 else ""
-            reference = CATALOGUE[record["id"]].reference if i == 0 else ""
+        failed = "**fail**" + (" ([why](#remarks))" if explanations[record["analysis"]] else "")
+        for i, check in enumerate(record["outcomes"]):
+            name = f"[{record['analysis']}]({record['analysis']}/figure.png)" if i == 0 else ""
+            reference = CATALOGUE[record["analysis"]].reference if i == 0 else ""
             scale = record["scale"] if i == 0 else ""
             state = failed if check["state"] == "fail" else check["state"]
             lines.append(
@@ -67,11 +69,11 @@ def write_ledger(folder: Path) -> str:
             )
     remarks: list[str] = []
     for record in records:
-        for check in record["checks"]:
+        for check in record["outcomes"]:
             if check["remark"]:
-                remarks.append(f"- `{record['id']}`, {check['claim']}: {check['remark']}")
-        if explanation := explanations[record["id"]]:
-            remarks.append(f"- `{record['id']}`: {explanation}")
+                remarks.append(f"- `{record['analysis']}`, {check['claim']}: {check['remark']}")
+        if explanation := explanations[record["analysis"]]:
+            remarks.append(f"- `{record['analysis']}`: {explanation}")
     lines += ["", "## Remarks", "", *(remarks or ["None."])]
     lines += ["", "## Settings", ""]
     # Records written by earlier versions have none.
@@ -86,7 +88,7 @@ def write_ledger(folder: Path) -> str:
         ]
     for record in records:
         lines += [_settings(record), ""]
-    missing = [name for name in CATALOGUE if name not in {r["id"] for r in records}]
+    missing = [name for name in CATALOGUE if name not in {r["analysis"] for r in records}]
     if missing:
         lines += [f"Not run here: {', '.join(missing)}.", ""]
         lines += [f"- `{name}`: {explanations[name]}" for name in missing if explanations[name]]
@@ -101,14 +103,15 @@ def _explanation(folder: Path) -> str:
 def _records(folder: Path) -> list[dict[str, Any]]:
     """Return the records of the saved analyses, in catalogue order."""
     paths = [folder / name / RECORD for name in CATALOGUE]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
+    return [upgraded(json.loads(text)) for text in texts]
 
 
 def _number(check: Mapping[str, Any]) -> str:
-    value, low, high = (check[name] for name in ("value", "low", "high"))
-    if value is None:
+    value, low, high = (float(check[name]) for name in ("value", "low", "high"))
+    if not math.isfinite(value):
         return "not a number"
-    if low is None or high is None:
+    if not (math.isfinite(low) and math.isfinite(high)):
         return f"{value:.4g} [no interval]"
     if low == high:
         return f"{value:.4g}"
@@ -135,8 +138,8 @@ def _settings(record: Mapping[str, Any]) -> str:
         if facts["name"] != "atlas":
             more += f" --facts {facts['name']}"
     return (
-        f"**{record['id']}** {record['title']}. `hijacklens reproduce {record['id']} --scale "
-        f"{record['scale']}{more}`, {record['seconds']:.0f} s, commit {origin['commit']}, "
+        f"**{record['analysis']}** {record['title']}. `hijacklens reproduce {record['analysis']} "
+        f"--scale {record['scale']}{more}`, {record['seconds']:.0f} s, commit {origin['commit']}, "
         f"{origin['created'][:10]}, Python {origin['python']}, {made_with}. Settings (* ours): "
         f"{'; '.join(parts)}.{about}"
     )

@@ -8,13 +8,14 @@ True
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import pandas as pd
 from matplotlib.figure import Figure
+from pydantic import PlainSerializer, PlainValidator
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import SCALES, Outcome, Scale
@@ -22,33 +23,36 @@ from analyses.reproduction.registry import get_analysis
 from analyses.reproduction.settings import RENAMED, RecipeSettings
 from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
 from hijacklens.errors import unknown
-from hijacklens.facts.fact import FactSet
+from hijacklens.facts.fact import FactSet, FactsRecord
 from hijacklens.one_layer.recipe import OUR_DEFAULTS
 from hijacklens.renamed import with_new_names
 from hijacklens.results.glance import STATE, Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
+from hijacklens.results.stored import Stored
 
-TABLE = "table.csv"
+AnalysisRecord: TypeAlias = Annotated[
+    Analysis, PlainValidator(get_analysis), PlainSerializer(lambda analysis: analysis.id)
+]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reproduction(Result):
     """What came of one analysis."""
 
-    figure_names: ClassVar[tuple[str, ...]] = ("figure.svg", "figure.png")
+    figures: ClassVar = {"figure": {}}
 
-    analysis: Analysis
+    analysis: AnalysisRecord
     scale: Scale
     settings: Any
     """The settings of the run, as the analysis has them for the scale or with what was changed."""
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, Stored("table.csv")]
     outcomes: tuple[Outcome, ...]
     seconds: float
     models: tuple[str, ...]
     """Language models that were run; none for the synthetic half."""
-    facts: Mapping[str, Any] | None
-    """Name, number and hash of the facts that they were scored on, where any were."""
+    facts: FactsRecord | None
+    """The facts that they were scored on, if any."""
     provenance: Provenance
 
     @property
@@ -87,27 +91,16 @@ class Reproduction(Result):
             ("checks", "to_dataframe()", "plot()", "save(folder)"),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """Id, question, scale, settings, which of them are ours, our defaults, the outcomes."""
+    def findings(self) -> dict[str, Any]:
+        """Return title and question, which settings are ours, our defaults, and the verdict."""
         return {
-            "id": self.analysis.id,
             "title": self.analysis.entry.title,
             "source": self.analysis.entry.reference,
             "question": self.analysis.entry.question,
-            "scale": self.scale,
-            "settings": asdict(self.settings),
             "ours": list(self.analysis.ours),
             "our_defaults": our_defaults(self.settings),
-            "models": list(self.models),
-            "facts": self.facts,
             "passed": self.passed,
-            "checks": [asdict(outcome) for outcome in self.outcomes],
-            "seconds": round(self.seconds, 1),
         }
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """The table as CSV."""
-        return {TABLE: lambda path: self.table.to_csv(path, index=False)}
 
     @classmethod
     def read(cls, folder: Path, record: Mapping[str, Any]) -> Reproduction:
@@ -116,19 +109,9 @@ class Reproduction(Result):
         Raises:
             InputError: The analysis has other settings in this version.
         """
-        analysis = get_analysis(record["id"])
-        plain = analysis.settings[record["scale"]]
-        return cls(
-            analysis=analysis,
-            scale=record["scale"],
-            settings=change(plain, record["settings"]),
-            table=pd.read_csv(folder / TABLE),
-            outcomes=tuple(Outcome(**_finite(outcome)) for outcome in record["checks"]),
-            seconds=record["seconds"],
-            models=tuple(record["models"]),
-            facts=record["facts"],
-            provenance=provenance_from(record),
-        )
+        result = super().read(folder, record)
+        default = result.analysis.settings[result.scale]
+        return replace(result, settings=change(default, result.settings))
 
 
 def reproduce(
@@ -171,7 +154,7 @@ def reproduce(
         settings=settings,
         table=table,
         outcomes=tuple(check.judge(table, scale) for check in analysis.checks),
-        seconds=time.monotonic() - start,
+        seconds=round(time.monotonic() - start, 1),
         **asked_of(name, bench),
         provenance=provenance,
     )
@@ -194,8 +177,10 @@ def asked_of(name: str, bench: Workbench) -> dict[str, Any]:
     """The models and the facts of a workbench, as far as an analysis uses them."""
     entry = get_analysis(name).entry
     facts = bench.scored if entry.uses_facts else None
-    about = facts and {"name": facts.name, "n": len(facts), "hash": facts.content_hash()}
-    return {"models": bench.models if entry.uses_models else (), "facts": about}
+    return {
+        "models": bench.models if entry.uses_models else (),
+        "facts": facts and facts.record(),
+    }
 
 
 def change(settings: Any, changes: Mapping[str, Any]) -> Any:
@@ -216,8 +201,3 @@ def change(settings: Any, changes: Mapping[str, Any]) -> Any:
 
 def _tuple(value: Any) -> Any:
     return tuple(_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
-
-
-def _finite(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """An outcome read from JSON, which has no NaN and no infinity: NaN stands for both."""
-    return {name: float("nan") if value is None else value for name, value in outcome.items()}

@@ -19,7 +19,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -36,8 +36,9 @@ from hijacklens.one_layer.training import train
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result, load_result
+from hijacklens.results.stored import Stored
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.result import HijackResult
@@ -53,18 +54,30 @@ _WHOLE = ("seed", "dose", "n", "ties", "bits", "length", "dim", "d_attn", "steps
 _LINES = {"scoring": ["model", "scheme"], "training": ["bits", "dim", "freeze"]}
 
 
+TABLE = Stored("sweep.csv", dtypes=dict.fromkeys(_WHOLE, "Int64"))
+FAILED = Stored("failed.csv", dtypes=dict.fromkeys(FAILED_COLUMNS, str))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSettings:
+    """The sweep file, and the names of its cells."""
+
+    sweep: Mapping[str, Any]
+    cells: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class SweepResult(Result):
     """What came of all cells of a sweep; the result of each is in a folder of its own."""
 
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, TABLE]
     """A row per scoring cell and dose (efficacy and retention as in `HijackResult.summary`) and
     per training cell and learning rate (means over its seeds, with 95% Student intervals)."""
-    failed: pd.DataFrame
+    failed: Annotated[pd.DataFrame, FAILED]
     """Cells that could not be done, with the reason."""
-    settings: Mapping[str, Any]
+    settings: SweepSettings
     provenance: Provenance
-    figure_names = ("sweep.svg", "sweep.png")
+    figures: ClassVar = {"sweep": {}}
 
     def to_dataframe(self) -> pd.DataFrame:
         """The table."""
@@ -110,33 +123,14 @@ class SweepResult(Result):
             "from ... to": "{low:fraction} to {high:fraction}",
         }
         return Glance(
-            f"{len(self.settings['cells'])} cells, {len(self.failed)} of them failed",
+            f"{len(self.settings.cells)} cells, {len(self.failed)} of them failed",
             (Grid.of(rows, columns),) if rows else (),
             steps=("to_dataframe()", "failed", "plot()"),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The sweep as it was asked for, and how many cells there are."""
-        return {**self.settings, "failed": len(self.failed)}
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """sweep.csv and failed.csv."""
-        return {
-            "sweep.csv": lambda path: self.table.to_csv(path, index=False),
-            "failed.csv": lambda path: self.failed.to_csv(path, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> SweepResult:
-        """Read the table back; the results of the cells are read one by one."""
-        try:
-            table = whole_numbers(pd.read_csv(folder / "sweep.csv"))
-            failed = pd.read_csv(folder / "failed.csv", keep_default_na=False)
-        except (OSError, ValueError) as error:
-            raise InputError(f"the sweep in {str(folder)!r} is not whole: {error}") from error
-        derived = {"type", "provenance", "failed"}
-        settings = {key: value for key, value in record.items() if key not in derived}
-        return cls(table, failed, settings, provenance_from(record))
+    def findings(self) -> dict[str, Any]:
+        """Return the number of cells that failed."""
+        return {"failed": len(self.failed)}
 
 
 def whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
@@ -258,7 +252,9 @@ def run_sweep(
             missing.append((cell.name, sweep.failed.get(cell.name, "its result cannot be read")))
     failed = pd.DataFrame(missing, columns=list(FAILED_COLUMNS))
     table = whole_numbers(pd.DataFrame(rows if rows else {"kind": []}))
-    settings = {"sweep": json.loads(json.dumps(asdict(plan))), "cells": [c.name for c in cells]}
+    settings = SweepSettings(
+        sweep=json.loads(json.dumps(asdict(plan))), cells=tuple(cell.name for cell in cells)
+    )
     result = SweepResult(table, failed, settings, Provenance.now())
     result.save(out, overwrite=True)
     return result

@@ -84,6 +84,17 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactsRecord:
+    """What a result records of its facts."""
+
+    name: str
+    n: int
+    hash: str
+    """Their `content_hash`."""
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class FactSet(Sequence[Fact]):
     """An ordered, immutable set of facts with the name of its source.
@@ -222,7 +233,7 @@ class FactSet(Sequence[Fact]):
     def relations(self) -> dict[str, int]:
         """Relation id -> how many facts, in the order of the property numbers."""
         counts = Counter(fact.relation_id for fact in self.facts)
-        return dict(sorted(counts.items(), key=lambda item: _property_number(item[0])))
+        return dict(sorted(counts.items(), key=lambda item: property_number(item[0])))
 
     def content_hash(self) -> str:
         """SHA-256 of the facts, in their order, whatever file or layout they came from."""
@@ -230,6 +241,10 @@ class FactSet(Sequence[Fact]):
         for fact in self.facts:
             digest.update(json.dumps(asdict(fact), ensure_ascii=False).encode() + b"\n")
         return digest.hexdigest()
+
+    def record(self) -> FactsRecord:
+        """Return what a result records of these facts."""
+        return FactsRecord(name=self.name, n=len(self), hash=self.content_hash(), note=self.note)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per fact, with the filled-in prompt beside the fields."""
@@ -279,7 +294,8 @@ def _case_ids(given: object) -> set[int]:
     return {_case_id(case) for case in several("case_ids", given, "[3, 17]")}
 
 
-def _property_number(relation: str) -> tuple[int, str]:
+def property_number(relation: str) -> tuple[int, str]:
+    """Return a key that sorts relation ids by their numbers; others come last."""
     digits = relation[1:]
     is_number = digits.isdecimal() and len(digits) < 10
     return (int(digits) if is_number else 10**9, relation)

@@ -30,11 +30,12 @@ import operator
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor
 
 from hijacklens.errors import InputError, shown, unknown
@@ -430,3 +431,11 @@ def _unpacked(text: str, bits: int) -> Bool[Tensor, "vocab vocab"]:
         )
     flat = np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=vocab * vocab)
     return torch.from_numpy(flat.astype(bool)).view(vocab, vocab)
+
+
+TaskRecord: TypeAlias = Annotated[
+    ConceptTask,
+    PlainValidator(ConceptTask.from_configuration),
+    PlainSerializer(ConceptTask.configuration),
+]
+"""A task as a field of a result or of its settings."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,11 +27,12 @@ from hijacklens.one_layer.evaluation import BayesRule, Name, Score, answers, eva
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.one_layer.recipe import OUR_DEFAULTS, Recipe
 from hijacklens.one_layer.stacked_runs import generator_for
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.probe import Probe
 from hijacklens.results.glance import Glance, Grid, named
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
+from hijacklens.results.stored import NOT_STORED, Stored
 
 MODELS = "models"
 """Folder of the models in the folder of a result."""
@@ -41,17 +41,17 @@ NewValue: TypeAlias = Tensor | Callable[[OneLayerTransformer], Tensor]
 """A value matrix [d_model, d_model], or a function from a trained model to one."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingResult(Result):
     """Trained one-layer models with their accuracies and loss curves."""
 
-    task: ConceptTask
+    task: TaskRecord
     recipe: Recipe
-    models: tuple[OneLayerTransformer, ...]
-    """One per row of the summary, in its order."""
-    table: pd.DataFrame
+    models: Annotated[tuple[OneLayerTransformer, ...], NOT_STORED] = ()
+    """One per row of the summary, in its order; a folder each."""
+    table: Annotated[pd.DataFrame, Stored("summary.csv")]
     """The summary: see `summary`."""
-    curves: pd.DataFrame
+    curves: Annotated[pd.DataFrame, Stored("curves.csv")]
     """Training loss: `seed, lr, step, loss` (nats, mean over the steps since the last point)."""
     bayes_loss: float
     """Cross-entropy of the exact posterior on the evaluation contexts, in nats."""
@@ -190,26 +190,19 @@ class TrainingResult(Result):
         """The summary."""
         return self.summary()
 
-    def configuration(self) -> dict[str, Any]:
-        """The task, the recipe, our defaults, and the means at the best learning rate."""
+    def findings(self) -> dict[str, Any]:
+        """Return our defaults, and the means at the best learning rate."""
         best = self.table[self.table["lr"] == self.best_learning_rate]
         means = best[["accuracy", "bayes_accuracy", "constructed_accuracy", "loss"]].mean()
         return {
-            "task": self.task.configuration(),
-            "recipe": asdict(self.recipe),
             "our_defaults": OUR_DEFAULTS,
-            "device": self.device,
             "best_learning_rate": self.best_learning_rate,
             "means_at_best_learning_rate": {str(k): float(v) for k, v in means.items()},
-            "bayes_loss": self.bayes_loss,
         }
 
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """`summary.csv`, `curves.csv`, and a folder per model under `models`."""
-        files: dict[str, Callable[[Path], None]] = {
-            "summary.csv": partial(self.table.to_csv, index=False),
-            "curves.csv": partial(self.curves.to_csv, index=False),
-        }
+    def files(self) -> dict[str, Callable[[Path], None]]:
+        """Return the tables, and the weights and configuration of each model in its folder."""
+        files = super().files()
         for folder, model in zip(self._folders(), self.models, strict=True):
             files[f"{folder}/{WEIGHTS_FILE}"] = _in_folder(model.write_weights)
             files[f"{folder}/{CONFIG_FILE}"] = _in_folder(model.write_config)
@@ -217,29 +210,10 @@ class TrainingResult(Result):
 
     @classmethod
     def read(cls, folder: Path, record: Mapping[str, Any]) -> TrainingResult:
-        """The result in a folder, with its models on the CPU.
-
-        Raises:
-            InputError: A file is missing or does not fit the record.
-        """
-        try:
-            result = cls(
-                task=ConceptTask.from_configuration(record["task"]),
-                recipe=Recipe.from_record(record["recipe"]),
-                models=(),
-                table=_read_table(folder / "summary.csv"),
-                curves=_read_table(folder / "curves.csv"),
-                bayes_loss=float(record["bayes_loss"]),
-                device=str(record["device"]),
-                provenance=provenance_from(record),
-            )
-        except (KeyError, TypeError, OSError, ValueError) as error:
-            raise InputError(
-                f"the training result in {str(folder)!r} is incomplete ({error!r}). Train again "
-                "with --overwrite, or name another folder."
-            ) from error
-        models = [OneLayerTransformer.load(folder / name) for name in result._folders()]
-        return replace(result, models=tuple(models))
+        """Return the result in a folder, with its models on the CPU."""
+        result = super().read(folder, record)
+        models = tuple(OneLayerTransformer.load(folder / name) for name in result._folders())
+        return replace(result, models=models)
 
     def plot(self) -> Figure:
         """Draw loss curves by learning rate with the range of seeds; accuracies next to Bayes'."""
@@ -331,12 +305,6 @@ def _columns(score: Score) -> dict[str, float]:
         "accuracy_high": score.accuracy.high,
         "loss": score.loss,
     }
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    # As text first: the parser of read_csv may be off by the last bit.
-    table = pd.read_csv(path, dtype=str)
-    return table.astype({name: int if name in ("seed", "step") else float for name in table})
 
 
 def _in_folder(write: Callable[[Path], None]) -> Callable[[Path], None]:

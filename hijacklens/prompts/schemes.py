@@ -41,6 +41,21 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeRecord:
+    """What a result records of a scheme. Results of early versions may have the name alone."""
+
+    name: str
+    direction: Direction | None = None
+    text: str | Mapping[str, str] | None = None
+    """The template, or relation id -> template."""
+
+    def scheme(self) -> Scheme:
+        """Return the scheme again."""
+        form = "templates" if isinstance(self.text, Mapping) else "template"
+        return Scheme(name=self.name, direction=self.direction or "hijack", **{form: self.text})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
     """A rule that makes one sentence of a fact.
 
@@ -79,6 +94,11 @@ class Scheme:
         """The placeholders of the template or templates, in the order of `PLACEHOLDERS`."""
         used = {field for template in self._all_templates() for field in _fields(template)}
         return tuple(name for name in PLACEHOLDERS if name in used)
+
+    def record(self) -> SchemeRecord:
+        """Return what a result records of this scheme."""
+        text = self.template if self.template is not None else dict(self.templates or {})
+        return SchemeRecord(name=self.name, direction=self.direction, text=text)
 
     def _all_templates(self) -> list[str]:
         if self.template is not None:

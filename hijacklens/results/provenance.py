@@ -1,4 +1,4 @@
-"""TODO."""
+"""Provenance: when and by which command, versions and commit a result was made."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
 
 PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
 
@@ -26,18 +22,18 @@ class Provenance:
     created: str
     """UTC, ISO 8601."""
     command: str
-    """The command line, or `python` for a notebook or script."""
+    """The command line; `python` for a notebook or script."""
     seed: int | None
-    """The seed that the run was given, or None where nothing was drawn."""
+    """The seed of the run; None if nothing was drawn."""
     commit: str | None
-    """Commit of the hijacklens checkout (`+` when it had changes), None when installed."""
+    """Commit of the hijacklens checkout, with a `+` if it had changes; None if installed."""
     python: str
     platform: str
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def now(cls, *, seed: int | None = None) -> Provenance:
-        """The provenance of a result that is being made now, in this process."""
+        """Return the provenance of a result that is made now, in this process."""
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         command = shlex.join([program, *sys.argv[1:]]) if program == "hijacklens" else "python"
         return cls(
@@ -51,11 +47,6 @@ class Provenance:
         )
 
 
-def provenance_from(record: Mapping[str, Any]) -> Provenance:
-    """The provenance in the record of a saved result."""
-    return Provenance(**record["provenance"])
-
-
 def _version(package: str) -> str:
     try:
         return metadata.version(package)
@@ -64,20 +55,17 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str | None:
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    return commit + ("+" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

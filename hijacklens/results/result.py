@@ -1,9 +1,10 @@
-"""What every result shares: labels, a table, a figure, a folder on disk, and where it came from.
+"""What all results share: labels, a table, a figure, a folder on disk, and their provenance.
 
-A result is a frozen dataclass that derives from `Result`. `save` writes its files into a folder,
-each one whole or not at all, and `result.json` last: a folder with a `result.json` is complete.
-`load_result` reads any such folder back as the type that wrote it. `result.json` lists the files,
-so that a result that takes the place of another one leaves none of its files behind.
+A result is a frozen dataclass that derives from `Result`. `save` writes every field by its type
+(`hijacklens.results.stored`), the tables and figures that the class declares, and `result.json`
+last, each file completely or not at all: a folder with a `result.json` is complete. `load_result`
+reads any such folder back as the type that wrote it. `result.json` lists the files, so that a
+result that replaces another leaves none of its files behind.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from inspect import isabstract
 from pathlib import Path
@@ -25,21 +25,15 @@ from matplotlib.figure import Figure
 from hijacklens.errors import InputError
 from hijacklens.files import RECORD, claim_folder, named_path, write_json, write_whole
 from hijacklens.results.glance import Glance, Shown
+from hijacklens.results.older_forms import FORM, MOVED, upgraded
 from hijacklens.results.provenance import Provenance, _version
+from hijacklens.results.stored import read_fields, to_record, write_table, writers
 
 if TYPE_CHECKING:
     from hijacklens.results.exhibits import Exhibit
 
 FILES = "files"
-"""Key of the names of the files in `result.json`; results themselves never see it."""
-
-
-MOVED = {
-    "hijacklens.concepts.trained:TrainingResult": "hijacklens.one_layer.trained:TrainingResult",
-    "analyses.sweep_result:SweepResult": "analyses.sweeps.run:SweepResult",
-    "analyses.reproduction:Reproduction": "analyses.reproduction.reproduction:Reproduction",
-}
-"""Type in the record of a result folder -> where that type is now, if it has moved."""
+"""Key of the names of the files in `result.json`."""
 
 
 class Result(Shown, ABC):
@@ -49,40 +43,61 @@ class Result(Shown, ABC):
     """
 
     provenance: Provenance
-    figure_names: ClassVar[tuple[str, ...]] = ("curve.svg", "curve.png")
-    """Files that `save` writes `plot()` to."""
+    figures: ClassVar[Mapping[str, Mapping[str, Any]]] = {"curve": {}}
+    """File name without ending -> options of `plot()`; saved as SVG and PNG."""
+    derived: ClassVar[Mapping[str, str]] = {}
+    """File name -> the attribute or method that gives its table. `save` writes these tables for
+    other programs; they are not read back."""
 
     def glance(self) -> Glance:
-        """What it is of, the main numbers, and the next step."""
+        """Say what the result is of, its main numbers, and the next step."""
         rows = len(self.to_dataframe())
         return Glance(f"{rows} rows", steps=("to_dataframe()", "plot()", "save(folder)"))
 
     @abstractmethod
     def to_dataframe(self) -> pd.DataFrame:
-        """The result as one tidy table, a row per observation."""
+        """Return the result as one tidy table, a row per observation."""
 
     @abstractmethod
     def plot(self) -> Figure:
-        """The figure of the result; it is returned, not shown."""
+        """Draw the result; the figure is returned, not shown."""
 
     def exhibits(self) -> Sequence[Exhibit]:
-        """What a report shows of the result, its `glance` apart: its figure and its table."""
+        """Return what a report shows after the glance: by default the figure and the table."""
         from hijacklens.results.exhibits import Drawing, Table
 
         return [Drawing("Figure", self.plot()), Table("Table", self.to_dataframe())]
 
-    @abstractmethod
-    def configuration(self) -> dict[str, Any]:
-        """What the run was asked to do and what it found in one number each, ready for JSON."""
+    def findings(self) -> dict[str, Any]:
+        """Return the main numbers of the result, ready for JSON; `result.json` holds them too."""
+        return {}
 
-    @abstractmethod
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """File name -> function that writes it to a path; the figures come by themselves."""
+    def configuration(self) -> dict[str, Any]:
+        """Return the settings of the run and its `findings`, ready for JSON."""
+        record = to_record(self)
+        return {k: v for k, v in record.items() if k != "provenance"} | self.findings()
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Names of the files that `save` writes figures to."""
+        return [f"{stem}.{ending}" for stem in self.figures for ending in ("svg", "png")]
+
+    def files(self) -> dict[str, Callable[[Path], None]]:
+        """Return file name -> function that writes it, for everything but figures and record."""
+
+        def write_derived(attribute: str, path: Path) -> None:
+            value = getattr(self, attribute)
+            table: Any = value() if callable(value) else value
+            write_table(table, path)
+
+        return writers(self) | {
+            name: partial(write_derived, attribute) for name, attribute in self.derived.items()
+        }
 
     @classmethod
-    @abstractmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> Result:
-        """The result whose files are in `folder` and whose `result.json` holds `record`."""
+    def read(cls, folder: Path, record: Mapping[str, Any]) -> Any:
+        """Return the result whose files are in `folder` and whose `result.json` is `record`."""
+        return cls(**read_fields(cls, folder, record))
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write all files of the result into `folder` and return its path.
@@ -91,26 +106,26 @@ class Result(Shown, ABC):
             InputError: The folder holds a result already and `overwrite` is False.
         """
         target = claim_folder(folder, overwrite=overwrite)
-        files = dict(self.files())
-        if self.figure_names:
+        files = self.files()
+        for stem, options in self.figures.items():
             from hijacklens import plots
 
-            figure = self.plot()
-            draw = partial(plots.write, figure)
-            files |= dict.fromkeys(self.figure_names, draw)
-        remove_result(target)
-        for place in {(target / name).parent for name in files}:
-            for left in place.glob(".part*-*"):  # by a save that was killed
-                left.unlink(missing_ok=True)
-        for name, write in files.items():
-            write_whole(target / name, write)
+            draw = partial(plots.write, self.plot(**options))
+            files |= {f"{stem}.svg": draw, f"{stem}.png": draw}
         kind = type(self)
         record = {
             "type": f"{kind.__module__}:{kind.__qualname__}",
+            "form": FORM,
             **self.configuration(),
             FILES: list(files),
-            "provenance": asdict(self.provenance),
+            "provenance": to_record(self)["provenance"],
         }
+        remove_result(target)
+        for place in {(target / name).parent for name in files}:
+            for part in place.glob(".part*-*"):  # from a save that was killed
+                part.unlink(missing_ok=True)
+        for name, write in files.items():
+            write_whole(target / name, write)
         write_json(target / RECORD, record)
         return target
 
@@ -138,31 +153,31 @@ def load_result(folder: str | Path) -> Result:
             found = getattr(importlib.import_module(match[1]), match[2], None)
         except ImportError:
             found = None
-    usable = isinstance(found, type) and issubclass(found, Result) and not isabstract(found)
-    if not usable:
+    if not (isinstance(found, type) and issubclass(found, Result) and not isabstract(found)):
         raise InputError(
             f"{path} names the type {kind!r}, which this version of hijacklens "
             f"({_version('hijacklens')}) does not have."
         )
     try:
-        result = found.read(path.parent, {k: v for k, v in record.items() if k != FILES})
-        # What is damaged shall show here, and not when it is first looked at.
+        result = found.read(path.parent, upgraded(record))
+        # Evaluate eagerly so that damaged files fail at load time.
         for look in (repr, found.to_dataframe, found.configuration):
             look(result)
     except InputError:
         raise
     except Exception as error:  # pandas, pyarrow, NumPy and safetensors raise dozens of types
         raise InputError(
-            f"the result in {str(folder)!r} cannot be read ({type(error).__name__}: {error}): its "
-            f"files were changed, or are of another version of hijacklens than this one "
-            f"({_version('hijacklens')}). Run it again with --overwrite."
+            f"the result in {str(folder)!r} is not complete and cannot be read "
+            f"({type(error).__name__}: {error}): a file is missing, was changed, or is of another "
+            f"version of hijacklens than this one ({_version('hijacklens')}). Run it again with "
+            "--overwrite."
         ) from error
     return result
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """The record of a saved result; None where there is none."""
-    if not path.is_file():  # a pipe of that name would never end
+    """Return the record of a saved result; None if there is no such file."""
+    if not path.is_file():  # reading a pipe of that name would never end
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -175,8 +190,8 @@ def _read_record(path: Path) -> dict[str, Any] | None:
 def remove_result(folder: Path) -> None:
     """Remove the result in a folder: the record first, then the files that it lists.
 
-    What the record does not list stays, and so does what lies outside the folder, whatever a
-    record says.
+    Files that the record does not list stay, and so do files outside the folder, even if the
+    record lists them.
     """
     try:
         record = _read_record(folder / RECORD) or {}

@@ -1,78 +1,100 @@
-"""Efficacy against dose, a small panel for each relation: where a pooled curve comes from."""
+"""Efficacy against dose: the one way in which all figures of a hijack run draw it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from textwrap import shorten
+from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hijacklens import plots
+from hijacklens.facts.fact import property_number
 from hijacklens.facts.relations import relations
 
 COLUMNS = 6
 PANEL = (1.9, 1.7)
-"""Inches."""
+"""Size of the panel of a relation, in inches."""
 WIDEST = 30
 """Characters of a relation's label that fit above a panel."""
 
 
+def dose_curves(
+    ax: Axes, table: pd.DataFrame, *, line: str, names: Sequence[str], small: bool = False
+) -> None:
+    """Draw efficacy against dose with 95% intervals, a line for each name.
+
+    Args:
+        ax: Where to draw.
+        table: Rows of `summary.csv` under one rule, for one relation and set of facts.
+        line: The column whose values are lines: `model` or `scheme`.
+        names: All values of that column in the figure, so that a name keeps its colour.
+        small: Draw thin lines, and leave the number of facts out of the labels.
+    """
+    for i, name in enumerate(names):
+        rows: Any = table[table[line] == name]
+        if rows.empty:
+            continue
+        style: Any = plots.line(i) | ({"markersize": 3.5, "linewidth": 1.2} if small else {})
+        label = name if small else f"{name} (n = {rows['n'].iloc[0]})"
+        ax.plot(rows["dose"], rows["efficacy"], label=label, **style)
+        ends = rows["efficacy_low"], rows["efficacy_high"]
+        ax.fill_between(rows["dose"], *ends, color=style["color"], alpha=0.15, linewidth=0)
+    ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
+    ax.set_ylim(-0.03, 1.03)
+
+
+def curves(table: pd.DataFrame, rule: str) -> Figure:
+    """Draw a panel per model with a line per scheme, or one panel if there is one scheme.
+
+    Args:
+        table: Rows of `summary.csv` under one rule, for all relations and facts.
+        rule: The rule, for the label.
+    """
+    panel, line = ("model", "scheme") if table["scheme"].nunique() > 1 else ("scheme", "model")
+    panels, names = list(table[panel].unique()), list(table[line].unique())
+    with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
+        for ax, title in zip(axes, panels, strict=True):
+            dose_curves(ax, table.loc[table[panel] == title], line=line, names=names)
+            ax.set(title=title, xlabel="dose (hijacking sentences)")
+            ax.set_xticks(sorted(table["dose"].unique()))
+            ax.legend(fontsize=8)
+        axes[0].set_ylabel(f"efficacy: fraction with false > true\n(rule: {rule}, 95% interval)")
+    return figure
+
+
 def relation_curves(table: pd.DataFrame, line: str = "model") -> Figure:
-    """Draw a panel for each relation, in the order of the property numbers.
+    """Draw a small panel for each relation, in the order of the property numbers.
 
     Args:
         table: Rows of `summary.csv` under one rule, for all facts; `relation` is not `all`.
         line: The column whose values are lines: `model` or `scheme`.
     """
-    shown = sorted(table["relation"].unique(), key=_number)
-    columns = min(COLUMNS, len(shown))
-    rows = math.ceil(len(shown) / columns)
+    ids = sorted(table["relation"].unique(), key=property_number)
     names = list(table[line].unique())
-    width, height = PANEL
-    if len(shown) == 1:
-        width, height = 2 * width, 2 * height
+    columns = min(COLUMNS, len(ids))
+    scale = 2 if len(ids) == 1 else 1
+    width, height = (scale * inches for inches in PANEL)
+    rows = math.ceil(len(ids) / columns)
     with plots.canvas(rows, columns, width=width, height=height, share_y=True) as (figure, axes):
-        for ax, relation in zip(axes, shown, strict=False):
-            own = table[table["relation"] == relation]
-            for i, name in enumerate(names):
-                curve = own[own[line] == name]
-                colour, marker = plots.series(i)
-                ax.plot(
-                    curve["dose"],
-                    curve["efficacy"],
-                    color=colour,
-                    marker=marker,
-                    markersize=3.5,
-                    linewidth=1.2,
-                    label=name,
-                )
-                ax.fill_between(
-                    curve["dose"],
-                    curve["efficacy_low"],
-                    curve["efficacy_high"],
-                    color=colour,
-                    alpha=0.2,
-                    linewidth=0,
-                )
-            ax.axhline(0.5, color="#888888", linewidth=0.7, linestyle=":")
+        for ax, relation in zip(axes, ids, strict=False):
+            of_relation = table.loc[table["relation"] == relation]
+            dose_curves(ax, of_relation, line=line, names=names, small=True)
             known = relations().get(relation)
             label = f"\n{shorten(known.label, WIDEST, placeholder=' …')}" if known else ""
-            ax.set_title(f"{relation}, n = {own['n'].max():,}{label}", fontsize=7.5)
-            ax.set(ylim=(-0.04, 1.04), xticks=sorted(table["dose"].unique()))
+            ax.set_title(f"{relation}, n = {of_relation['n'].max():,}{label}", fontsize=7.5)
+            ax.set_xticks(sorted(table["dose"].unique()))
             ax.tick_params(labelsize=7)
-        for ax in axes[len(shown) :]:
+        for ax in axes[len(ids) :]:
             ax.set_axis_off()
         figure.supxlabel("dose (hijacking sentences)", fontsize=9)
-        figure.supylabel("efficacy: share with false > true (95% interval)", fontsize=9)
+        figure.supylabel("efficacy: fraction with false > true (95% interval)", fontsize=9)
         if len(names) > 1:
             handles, labels = axes[0].get_legend_handles_labels()
             figure.legend(
                 handles, labels, loc="outside upper center", ncols=min(len(names), 4), fontsize=8
             )
     return figure
-
-
-def _number(relation: str) -> tuple[int, str]:
-    digits = relation.removeprefix("P")
-    return (int(digits) if digits.isdecimal() else 0, relation)

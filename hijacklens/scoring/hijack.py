@@ -33,6 +33,7 @@ from hijacklens.scoring.items import (
     skipped_table,
 )
 from hijacklens.scoring.result import HijackResult
+from hijacklens.scoring.settings import HijackSettings, ReadingCounts, ScoredModel
 from hijacklens.store.store import open_store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas
@@ -119,19 +120,14 @@ def hijack(
     return HijackResult(
         items=table,
         skipped=_skipped(facts, unscored, identity.name),
-        settings={
-            "models": [{**asdict(identity), **costs}],
-            "facts": {
-                "name": facts.name,
-                "n": len(facts),
-                "hash": facts.content_hash(),
-                "note": facts.note,
-            },
-            "schemes": [_record(scheme) for scheme in schemes],
-            "doses": list(doses),
-            "probes": [probe.key for probe in probes],
-            "seed": seed,
-        },
+        settings=HijackSettings(
+            models=(ScoredModel(**asdict(identity), **costs),),
+            facts=facts.record(),
+            schemes=tuple(scheme.record() for scheme in schemes),
+            doses=tuple(doses),
+            probes=tuple(probe.key for probe in probes),
+            seed=seed,
+        ),
         provenance=Provenance.now(seed=seed),
         prompts=prompt_table(items),
     )
@@ -175,13 +171,13 @@ def _read(
         naive_tokens=naive_tokens([prefix for prefix, _ in item.reads] for item in items),
         trie_tokens=Trie.of(requests).nodes,
     )
-    record = {
-        "computed": len(computed),
-        "from_store": len(stored),
-        "store": str(store.path or ""),
-        "store_off": store.off,
-    }
-    return {**stored, **computed}, {"readings": record, "engine": accounting.record()}
+    counts = ReadingCounts(
+        computed=len(computed),
+        from_store=len(stored),
+        store=str(store.path or ""),
+        store_off=store.off,
+    )
+    return {**stored, **computed}, {"readings": counts, "engine": accounting}
 
 
 def _schemes(schemes: str | Scheme | Sequence[str | Scheme]) -> list[Scheme]:
@@ -212,11 +208,3 @@ def _skipped(facts: FactSet, unscored: Sequence[Unscored], model: str) -> pd.Dat
         for row in unscored
     ]
     return skipped_table([*unread, *left_out])
-
-
-def _record(scheme: Scheme) -> dict[str, Any]:
-    return {
-        "name": scheme.name,
-        "direction": scheme.direction,
-        "text": scheme.template if scheme.template is not None else dict(scheme.templates or {}),
-    }

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import pandas as pd
 
@@ -28,6 +27,7 @@ from hijacklens.prompts.tokens import (
     encode,
     locate,
 )
+from hijacklens.results.stored import Stored
 
 ITEM_COLUMNS = (
     "model",
@@ -48,6 +48,9 @@ ITEM_COLUMNS = (
 )
 PROMPT_COLUMNS = ("case_id", "scheme", "sentence", "query", "target_true", "target_false")
 SKIPPED_COLUMNS = ("model", "case_id", "relation_id", "subject", "scheme", "reason")
+_SKIPPED_TYPES = {**dict.fromkeys(SKIPPED_COLUMNS, str), "case_id": "Int64"}
+SkippedTable: TypeAlias = Annotated[pd.DataFrame, Stored("skipped.csv", dtypes=_SKIPPED_TYPES)]
+"""The field of a result that lists what could not be scored, with the reason."""
 
 
 Step: TypeAlias = tuple[TokenIds, int]
@@ -96,20 +99,6 @@ def skipped_table(
     """Return the table of skipped facts; the case id is missing if a record has no readable one."""
     kinds: dict[str, Any] = {**dict.fromkeys(columns, str), "case_id": "Int64"}
     return pd.DataFrame(rows, columns=list(columns)).astype(kinds)
-
-
-def read_skipped(path: Path, **options: Any) -> pd.DataFrame:
-    """Read a `skipped.csv` exactly as it was written.
-
-    Only an empty case id counts as missing, since a subject may be called "NA".
-    """
-    return pd.read_csv(
-        path,
-        keep_default_na=False,
-        na_values={"case_id": [""]},
-        dtype={**dict.fromkeys(SKIPPED_COLUMNS, str), "case_id": "Int64"},
-        **options,
-    )
 
 
 def make_prompts(

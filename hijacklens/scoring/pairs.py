@@ -56,6 +56,7 @@ class Pair:
     """The same two prompts, each with both targets read in its context."""
     units: tuple[Unit, ...]
     """All tokens of both prompts, grouped where they correspond."""
+    scheme: Scheme
     seed: int
     """The seed that the scheme drew with."""
 
@@ -63,11 +64,6 @@ class Pair:
     def fact(self) -> Fact:
         """The fact that both prompts query."""
         return self.items[0].fact
-
-    @property
-    def scheme(self) -> str:
-        """The name of the scheme."""
-        return self.items[1].prompt.scheme
 
     @property
     def dose(self) -> int:
@@ -159,7 +155,7 @@ class Pairs(Shown):
             reasons: For each pair why it cannot be used, or None.
         """
         listed = list(zip(self.pairs, reasons, strict=True))
-        unscored = [Unscored(pair.fact, pair.scheme, why) for pair, why in listed if why]
+        unscored = [Unscored(pair.fact, pair.scheme.name, why) for pair, why in listed if why]
         skipped = pd.concat([self.skipped, _skipped(unscored, self.model)], ignore_index=True)
         return replace(self, pairs=tuple(pair for pair, why in listed if not why), skipped=skipped)
 
@@ -221,7 +217,7 @@ def pairs(
     made = []
     for both in zip(items[::2], items[1::2], strict=True):
         bare, hijacked = (locate(model.tokenizer, item.prompt) for item in both)
-        made.append(Pair(bare, hijacked, both, units(bare, hijacked, model.tokenizer), seed))
+        made.append(Pair(bare, hijacked, both, units(bare, hijacked, model.tokenizer), rule, seed))
     skipped = pd.concat(skipped, ignore_index=True)
     return Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
 

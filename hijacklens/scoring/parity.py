@@ -11,9 +11,8 @@ lists them, under each rule, with both margins score(o_) - score(o*).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,14 +22,23 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.result import HijackResult
 
 KEYS = ("model", "case_id", "scheme", "dose")
-TABLE = "verdicts.parquet"
-_RUN = ("dtype", "device", "revision", "weights_hash")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedModel:
+    """A model in one of the two runs."""
+
+    name: str
+    dtype: str
+    device: str
+    revision: str | None
+    weights_hash: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +48,11 @@ class Parity(Result):
     verdicts: pd.DataFrame
     """`model, case_id, scheme, dose, rule`, the margins `reference` and `other` and their
     `difference` in nats, and whether the verdict `flipped`."""
-    runs: Mapping[str, Any]
-    """What both runs were: dtype, device, revision and hash of the weights, by model."""
+    runs: Mapping[str, tuple[ComparedModel, ...]]
+    """The models of both runs, under `reference` and `other`."""
     provenance: Provenance
-    figure_names: ClassVar[tuple[str, ...]] = ("parity.svg", "parity.png")
+    figures: ClassVar = {"parity": {}}
+    derived: ClassVar = {"summary.csv": "summary"}
 
     def to_dataframe(self) -> pd.DataFrame:
         """All rows."""
@@ -118,31 +127,14 @@ class Parity(Result):
             steps=("flips", "summary()", "plot()", "save(folder)"),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The runs, and how many verdicts differ under each rule."""
+    def findings(self) -> dict[str, Any]:
+        """Return the number of items, and how many verdicts differ under each rule."""
         rules = self.verdicts["rule"].to_numpy()
         flipped = self.verdicts["flipped"].to_numpy()
         return {
-            "runs": dict(self.runs),
             "items": int(len(self.verdicts) / len(RULES)),
             "flipped": {rule: int((flipped & (rules == rule)).sum()) for rule in RULES},
         }
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """verdicts.parquet and summary.csv."""
-        return {
-            TABLE: lambda path: self.verdicts.to_parquet(path, index=False),
-            "summary.csv": lambda path: self.summary().to_csv(path, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> Parity:
-        """Read the verdicts back."""
-        try:
-            verdicts = pd.read_parquet(folder / TABLE)
-        except (OSError, ValueError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        return cls(verdicts, record["runs"], provenance_from(record))
 
 
 def compare(reference: HijackResult, other: HijackResult) -> Parity:
@@ -156,7 +148,7 @@ def compare(reference: HijackResult, other: HijackResult) -> Parity:
         InputError: The runs have not the same items, or probes in another order.
     """
     left, right = (result.items.set_index(list(KEYS)).sort_index() for result in (reference, other))
-    if list(reference.settings["probes"]) != list(other.settings["probes"]):
+    if reference.settings.probes != other.settings.probes:
         raise InputError("the two runs had different probes on; compare runs with the same.")
     if not left.index.equals(right.index):
         apart = left.index.symmetric_difference(right.index)
@@ -174,7 +166,12 @@ def compare(reference: HijackResult, other: HijackResult) -> Parity:
         table["flipped"] = np.sign(table["reference"]) != np.sign(table["other"])
         parts.append(table)
     runs = {
-        name: [{key: model.get(key) for key in ("name", *_RUN)} for model in run.settings["models"]]
+        name: tuple(
+            ComparedModel(
+                **{item.name: getattr(model, item.name) for item in fields(ComparedModel)}
+            )
+            for model in run.settings.models
+        )
         for name, run in (("reference", reference), ("other", other))
     }
     return Parity(pd.concat(parts, ignore_index=True), runs, Provenance.now())

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hijacklens import plots
 from hijacklens.engine import accounting
 from hijacklens.errors import InputError, choice, unknown
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text
 from hijacklens.results.glance import Glance, Grid, named
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
+from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
-from hijacklens.scoring.curves import relation_curves
+from hijacklens.scoring.curves import curves, relation_curves
 from hijacklens.scoring.efficacy import ALL, RULES, Rule
-from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, read_skipped
-
-if TYPE_CHECKING:
-    from hijacklens.results.exhibits import Exhibit
-if TYPE_CHECKING:
-    from hijacklens.scoring.result import HijackResult
+from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SkippedTable
+from hijacklens.scoring.settings import HijackSettings
 
 PANELS = 2
 """Panels of a drawing: more would be too small to read on a laptop."""
@@ -102,23 +97,23 @@ def hijack_exhibits(result: HijackResult) -> list[Exhibit]:
 def _asked(result: HijackResult) -> Text:
     """The run in words, its sentences, and what the numbers mean."""
     settings = result.settings
-    models = ", ".join(model["name"] for model in settings["models"])
-    doses = ", ".join(str(dose) for dose in settings["doses"] if dose)
+    models = ", ".join(model.name for model in settings.models)
+    doses = ", ".join(str(dose) for dose in settings.doses if dose)
     facts = result.items["case_id"].nunique()
     sentences = [
-        f"{models} completed {facts} facts of {settings['facts']['name']}, bare (dose 0) and "
+        f"{models} completed {facts} facts of {settings.facts.name}, bare (dose 0) and "
         f"behind hijacking sentences, {doses} of them (the dose)."
     ]
-    if settings["probes"]:
-        sentences.append(f"Probes changed the models: {', '.join(settings['probes'])}.")
-    if settings["facts"].get("note"):
-        sentences.append(f"The facts: {settings['facts']['note'].rstrip('.')}.")
+    if settings.probes:
+        sentences.append(f"Probes changed the models: {', '.join(settings.probes)}.")
+    if settings.facts.note:
+        sentences.append(f"The facts: {settings.facts.note.rstrip('.')}.")
     points = []
-    for scheme in settings["schemes"]:
-        texts = scheme["text"]
+    for scheme in settings.schemes:
+        texts = scheme.text or {}
         listed = [texts] if isinstance(texts, str) else list(dict.fromkeys(texts.values()))
         more = f" and {len(listed) - 1} more, by relation" if len(listed) > 1 else ""
-        points.append(f"{scheme['name']}: “{listed[0]}”{more}" if listed else scheme["name"])
+        points.append(f"{scheme.name}: “{listed[0]}”{more}" if listed else scheme.name)
     return Text("What was asked", sentences, points, MEANING)
 
 
@@ -163,9 +158,6 @@ def _described(result: HijackResult, rule: Rule) -> str:
     )
 
 
-PROMPTS = "prompts.parquet"
-
-
 @dataclass(frozen=True, eq=False)
 class HijackResult(Result):
     """Scores of facts under schemes and doses, for one or several models.
@@ -174,15 +166,15 @@ class HijackResult(Result):
     shifts are in nats; what each rule and share means is in `hijacklens.scoring.efficacy`.
     """
 
-    items: pd.DataFrame
+    items: Annotated[pd.DataFrame, Stored("items.parquet", columns=ITEM_COLUMNS)]
     """A row per model, fact, scheme and dose; see the design of `items.parquet`."""
-    skipped: pd.DataFrame
+    skipped: SkippedTable
     """Facts that could not be scored, with the reason: model, case_id, ..., scheme, reason."""
-    settings: Mapping[str, Any]
-    """What was run: models, facts, schemes with their texts, doses, seed, notes."""
+    settings: HijackSettings
     provenance: Provenance
     prompts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*PROMPT_COLUMNS]))
     """The texts: a row per fact and scheme; empty in results that were saved without them."""
+    derived: ClassVar = {"summary.csv": "full_summary", "rules.csv": "disagreement"}
 
     def to_dataframe(self) -> pd.DataFrame:
         """The items: one row per model, fact, scheme and dose."""
@@ -252,39 +244,7 @@ class HijackResult(Result):
 
         With one scheme, all models share a panel, a line each.
         """
-        table = self.summary(rule=rule)
-        models, schemes = list(table["model"].unique()), list(table["scheme"].unique())
-        panel, line = ("model", "scheme") if len(schemes) > 1 else ("scheme", "model")
-        panels = models if panel == "model" else schemes
-        lines = schemes if line == "scheme" else models
-        with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
-            for ax, name in zip(axes, panels, strict=True):
-                for i, label in enumerate(lines):
-                    rows = table.loc[(table[panel] == name) & (table[line] == label)]
-                    if rows.empty:
-                        continue
-                    colour, _ = plots.series(i)
-                    counts = rows["n"].iloc[0]
-                    ax.plot(
-                        rows["dose"],
-                        rows["efficacy"],
-                        **plots.line(i),
-                        label=f"{label} (n = {counts})",
-                    )
-                    ax.fill_between(
-                        rows["dose"],
-                        rows["efficacy_low"],
-                        rows["efficacy_high"],
-                        color=colour,
-                        alpha=0.15,
-                        linewidth=0,
-                    )
-                ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
-                ax.set(title=name, xlabel="dose (hijacking sentences)", ylim=(-0.02, 1.02))
-                ax.set_xticks(sorted(table["dose"].unique()))
-                ax.legend(fontsize=8)
-            axes[0].set_ylabel(f"efficacy: share with false > true\n(rule: {rule}, 95% interval)")
-        return figure
+        return curves(self.summary(rule=rule), rule)
 
     def plot_relations(self, *, scheme: str | None = None, rule: efficacy.Rule = "first") -> Figure:
         """Efficacy against dose, a panel for each relation and a line for each model.
@@ -314,47 +274,17 @@ class HijackResult(Result):
 
     def exhibits(self) -> list[Exhibit]:
         """Curves, the summary, the facts that flip, how rules differ, and what was skipped."""
-        from hijacklens.scoring.result import hijack_exhibits
-
         return hijack_exhibits(self)
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, the counts, and how often targets share their first token."""
+    def findings(self) -> dict[str, Any]:
+        """Return the counts, and the cases whose targets share their first token."""
         return {
-            **self.settings,
             "items": len(self.items),
             "skipped": len(self.skipped),
             "same_first_token": sorted(
                 {int(case) for case in self.items.loc[self.items["same_first_token"], "case_id"]}
             ),
         }
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """items.parquet, prompts.parquet, summary.csv, rules.csv and skipped.csv."""
-        return {
-            "items.parquet": lambda path: self.items.to_parquet(path, index=False),
-            PROMPTS: lambda path: self.prompts.to_parquet(path, index=False),
-            "summary.csv": lambda path: self.full_summary.to_csv(path, index=False),
-            "rules.csv": lambda path: self.disagreement().to_csv(path, index=False),
-            "skipped.csv": lambda path: self.skipped.to_csv(path, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> HijackResult:
-        """Read items and skipped facts back; everything else is computed from them."""
-        try:
-            items = pd.read_parquet(folder / "items.parquet")
-            skipped = read_skipped(folder / "skipped.csv")
-            texts = folder / PROMPTS
-            more = {"prompts": pd.read_parquet(texts)} if texts.exists() else {}
-        except (OSError, ValueError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        missing = set(ITEM_COLUMNS) - set(items.columns)
-        if missing:
-            raise InputError(f"{folder / 'items.parquet'} lacks columns: {sorted(missing)}.")
-        derived = {"type", "provenance", "items", "skipped", "same_first_token"}
-        settings = {key: value for key, value in record.items() if key not in derived}
-        return cls(items, skipped, settings, provenance_from(record), **more)
 
     @classmethod
     def join(cls, results: Sequence[HijackResult]) -> HijackResult:
@@ -367,21 +297,25 @@ class HijackResult(Result):
         if not results:
             raise InputError("join needs at least one result.")
         first = results[0]
-        shared = {key: value for key, value in first.settings.items() if key != "models"}
-        models: list[Any] = []
         for result in results:
-            other = {key: value for key, value in result.settings.items() if key != "models"}
-            if other != shared:
-                keys = sorted(key for key in shared if shared[key] != other.get(key))
-                raise InputError(f"results differ in {', '.join(keys)}; only models may differ.")
-            models.extend(result.settings["models"])
-        names = [model["name"] for model in models]
+            differing = [
+                item.name
+                for item in fields(HijackSettings)
+                if item.name != "models"
+                and getattr(result.settings, item.name) != getattr(first.settings, item.name)
+            ]
+            if differing:
+                raise InputError(
+                    f"results differ in {', '.join(differing)}; only models may differ."
+                )
+        models = tuple(model for result in results for model in result.settings.models)
+        names = [model.name for model in models]
         if len(set(names)) < len(names):
             raise InputError(f"a model occurs twice in {names}; results of one model cannot join.")
         return cls(
             items=pd.concat([result.items for result in results], ignore_index=True),
             skipped=pd.concat([result.skipped for result in results], ignore_index=True),
-            settings={"models": models, **shared},
+            settings=replace(first.settings, models=models),
             provenance=first.provenance,
             prompts=pd.concat([result.prompts for result in results]).drop_duplicates(
                 ["case_id", "scheme"], ignore_index=True
@@ -407,7 +341,7 @@ class HijackResult(Result):
         }
         counts = table["n"].max() if len(table) else 0
         return Glance(
-            f"{named(models)} · {settings['facts']['name']}, {counts} facts · "
+            f"{named(models)} · {settings.facts.name}, {counts} facts · "
             f"{named(schemes)} · rule {rule}",
             (Grid.of(table, columns),),
             tuple(self._notes()),
@@ -415,19 +349,18 @@ class HijackResult(Result):
 
     def _notes(self) -> Iterator[str]:
         """Probes, seed, the cost of each model, facts known, disagreement, facts skipped."""
-        yield from (f"probe: {key}" for key in self.settings["probes"])
+        yield from (f"probe: {key}" for key in self.settings.probes)
         yield "[low, high]: 95% Wilson interval over facts; mean shift: nats, to false"
-        yield f"seed {self.settings['seed']}, for the sample of facts and random sentences"
+        yield f"seed {self.settings.seed}, for the sample of facts and random sentences"
         known = {row["model"]: row for row in self.known_facts()}
-        for model in self.settings["models"]:
-            name, counts = model["name"], model.get("readings", {})
-            if counts.get("from_store"):
+        for model in self.settings.models:
+            name, counts = model.name, model.readings
+            if counts.from_store:
                 yield (
-                    f"{name}: {counts['from_store']:,} readings came from the store, "
-                    f"{counts['computed']:,} were computed (--no-cache computes all)"
+                    f"{name}: {counts.from_store:,} readings came from the store, "
+                    f"{counts.computed:,} were computed (--no-cache computes all)"
                 )
-            if "engine" in model:
-                yield f"{name}: {accounting.summary(model['engine'])}"
+            yield f"{name}: {accounting.summary(model.engine.record())}"
             if name in known:
                 by_rule = ", ".join(f"{known[name][rule]} ({rule})" for rule in RULES)
                 yield f"{name} knows {by_rule} of {known[name]['n']} facts on the bare query"

@@ -9,7 +9,7 @@ Embeddings are rows, W_E [vocab, d_model], and inner products are in the units o
 cost is O(vocab^2 d_model) time and [vocab, vocab] of memory for the compared tokens.
 
 >>> from hijacklens.one_layer.embeddings import hamming_geometry
->>> from hijacklens.one_layer.task import ConceptTask
+>>> from hijacklens.one_layer.task import ConceptTask, TaskRecord
 >>> result = fit(hamming_geometry(5, a=0.1, b=0.5, b0=1.0), ConceptTask(bits=5))
 >>> [f"{value:.2f}" for value in result.summary()["mean"][:5]]
 ['1.00', '0.40', '0.30', '0.20', '0.10']
@@ -20,11 +20,9 @@ cost is O(vocab^2 d_model) time and [vocab, vocab] of memory for the compared to
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -37,12 +35,13 @@ from torch import Tensor
 
 from hijacklens import plots
 from hijacklens.errors import InputError, choice
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.renamed import old_names, renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
-from probes import named_models, sources
+from hijacklens.results.stored import Stored
+from probes import named_models
 from probes.geometry.hamming_fit import GramFit, fit_gram
 from probes.geometry.spectra import Spectra, spectrum
 from probes.named_models import Models
@@ -58,19 +57,32 @@ COLUMNS = ("model", "distance", "pairs", "mean", "std")
 CONFIDENCE = 0.95
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InnerProductSettings:
+    """The settings of `inner_products`."""
+
+    scaling: Scaling
+    bits: int | None
+    """Of the task, if the distances are Hamming distances."""
+    tokens: tuple[int, ...] | None
+    """The tokens compared; None for all."""
+    task: TaskRecord | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class InnerProducts(Result):
     """Inner products of embeddings by distance, with the fit of equation 5.2 for each model."""
 
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, Stored("inner_products.parquet", columns=COLUMNS)]
     """A row per model and distance: `model, distance, pairs` (unordered pairs of different tokens;
     at distance 0 the number of tokens), `mean` inner product and its standard deviation `std`."""
-    fits: pd.DataFrame
+    fits: Annotated[pd.DataFrame, Stored("fits.parquet", columns=("model", "a", "b", "b0"))]
     """A row per model: `model`, the fields of `GramFit`, `jump`; for Hamming distances (NaN for
     others) also whether such embeddings exist (`feasible`) and the eigenvalues that the fit
     predicts for the Gram matrix: `constant` (once), `linear` (m times), `bulk`."""
-    settings: Mapping[str, Any]
+    settings: InnerProductSettings
     provenance: Provenance
+    derived: ClassVar = {"summary.csv": "summary"}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table: a row per model and distance."""
@@ -123,36 +135,14 @@ class InnerProducts(Result):
             "95% over models": "[{low:.4g}, {high:.4g}]",
         }
         return Glance(
-            f"{models} models · embeddings {self.settings['scaling']} · {distances} distances",
+            f"{models} models · embeddings {self.settings.scaling} · {distances} distances",
             (Grid.of(self.fit_summary().rename_axis("number").reset_index(), columns),),
             steps=("summary()", "fit_summary()", "plot()", "save(folder)"),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, and each fitted number with its interval over models."""
-        return {**self.settings, "fit": self.fit_summary().to_dict("index")}
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """inner_products.parquet and fits.parquet, and summary.csv to look at."""
-        return {
-            "inner_products.parquet": sources.write_table(self.table),
-            "fits.parquet": sources.write_table(self.fits),
-            "summary.csv": partial(self.summary().to_csv, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> InnerProducts:
-        """The result in a folder.
-
-        Raises:
-            InputError: A file is missing or does not fit.
-        """
-        return cls(
-            table=sources.read_table(folder, "inner_products.parquet", columns=COLUMNS),
-            fits=sources.read_table(folder, "fits.parquet", columns=("model", "a", "b", "b0")),
-            settings={k: v for k, v in record.items() if k not in ("type", "fit", "provenance")},
-            provenance=provenance_from(record),
-        )
+    def findings(self) -> dict[str, Any]:
+        """Return each fitted number with its interval over models."""
+        return {"fit": self.fit_summary().to_dict("index")}
 
     def _draw(self, axes: Axes) -> None:
         summary, fit = self.summary(), self.fit_summary()["value"]
@@ -175,8 +165,8 @@ class InnerProducts(Result):
         axes.annotate("", xy=(0, fit["b0"]), xytext=(0, fit["b"]), arrowprops=arrow)
         middle = float(fit["b0"] + fit["b"]) / 2
         axes.text(float(0.03 * x.max()), middle, f"jump {fit['jump']:.3g}", color=orange)
-        kind = "Hamming distance" if self.settings["bits"] else "distance"
-        product = "inner product" if "unit" not in self.settings["scaling"] else "cosine"
+        kind = "Hamming distance" if self.settings.bits else "distance"
+        product = "inner product" if "unit" not in self.settings.scaling else "cosine"
         axes.set(xlabel=f"{kind} of the tokens", ylabel=f"{product} of embeddings")
         axes.legend(fontsize=9)
 
@@ -228,12 +218,12 @@ def fit(
     return InnerProducts(
         table=pd.DataFrame(rows, columns=list(COLUMNS)),
         fits=pd.DataFrame(fits),
-        settings={
-            "scaling": scaling,
-            "bits": bits,
-            "tokens": None if tokens is None else [int(t) for t in tokens],
-            "task": None if task is None else task.configuration(),
-        },
+        settings=InnerProductSettings(
+            scaling=scaling,
+            bits=bits,
+            tokens=None if tokens is None else tuple(int(t) for t in tokens),
+            task=task,
+        ),
         provenance=Provenance.now(),
     )
 

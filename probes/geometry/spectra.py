@@ -25,11 +25,8 @@ The cost is one singular value decomposition per matrix, O(vocab d_model min(voc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -41,12 +38,13 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.errors import InputError, choice
 from hijacklens.one_layer import hypercube
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
-from probes import named_models, sources
+from hijacklens.results.stored import Stored
+from probes import named_models
 from probes.geometry.hamming_fit import fit_gram
 from probes.named_models import Models
 
@@ -55,17 +53,28 @@ COLUMNS = ("model", "index", "value", "predicted", "squeezed")
 MOST_COLOURS = 8
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpectrumSettings:
+    """The settings of `spectrum`."""
+
+    matrix: str
+    """The matrix, or the label that was given."""
+    top: tuple[int | None, ...]
+    task: TaskRecord | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Spectra(Result):
     """Singular values of one or several matrices, with the gap below the `top` largest."""
 
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, Stored("spectrum.parquet", columns=COLUMNS)]
     """A row per model and singular value, the largest first: `model, index` (from 1), `value`, and
     the `predicted` and `squeezed` values of equation 5.2 (NaN for other matrices than W_E)."""
-    gaps: pd.DataFrame
+    gaps: Annotated[pd.DataFrame, Stored("gaps.parquet", columns=("model", "top", "ratio"))]
     """The table that `summary` returns."""
-    settings: Mapping[str, Any]
+    settings: SpectrumSettings
     provenance: Provenance
+    derived: ClassVar = {"summary.csv": "gaps"}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table: a row per model and singular value."""
@@ -111,13 +120,13 @@ class Spectra(Result):
                 if mean[column].notna().any():
                     look = {"color": "black", "ls": style, "lw": 1.3, "label": label}
                     axes.plot(mean.index, mean[column], **look)
-            for top in self.settings["top"]:
+            for top in self.settings.top:
                 if top is not None:
                     axes.axvline(top + 0.5, color="#888888", lw=0.9)
                     look = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "#555555"}
                     look["transform"] = axes.get_xaxis_transform()
                     axes.text(top + 0.5, 1.0, f"{top}", **look)
-            ylabel = f"singular value of {self.settings['matrix']}"
+            ylabel = f"singular value of {self.settings.matrix}"
             axes.set(xlabel="index", ylabel=ylabel, ylim=(0, None))
             axes.legend(fontsize=9)
         return figure
@@ -132,36 +141,14 @@ class Spectra(Result):
             "effective rank": "{effective_rank:.1f}",
         }
         return Glance(
-            f"{self.settings['matrix']} of {self.table['model'].nunique()} models",
+            f"{self.settings.matrix} of {self.table['model'].nunique()} models",
             (Grid.of(self.gaps, columns),),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, and the numbers of the summary as means over models, for each k."""
+    def findings(self) -> dict[str, Any]:
+        """Return the numbers of the summary as means over models, for each k."""
         means = self.gaps.drop(columns="model").astype(float).groupby("top").mean().reset_index()
-        return {**self.settings, "means": means.to_dict("records")}
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """spectrum.parquet and gaps.parquet, and summary.csv to look at."""
-        return {
-            "spectrum.parquet": sources.write_table(self.table),
-            "gaps.parquet": sources.write_table(self.gaps),
-            "summary.csv": partial(self.gaps.to_csv, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> Spectra:
-        """The result in a folder.
-
-        Raises:
-            InputError: A file is missing or does not fit.
-        """
-        return cls(
-            table=sources.read_table(folder, "spectrum.parquet", columns=COLUMNS),
-            gaps=sources.read_table(folder, "gaps.parquet", columns=("model", "top", "ratio")),
-            settings={k: v for k, v in record.items() if k not in ("type", "means", "provenance")},
-            provenance=provenance_from(record),
-        )
+        return {"means": means.to_dict("records")}
 
 
 @renamed(source="model")
@@ -208,11 +195,7 @@ def spectrum(
     return Spectra(
         table=pd.concat(frames, ignore_index=True),
         gaps=pd.DataFrame(rows),
-        settings={
-            "matrix": label or matrix,
-            "top": tops,
-            "task": None if task is None else task.configuration(),
-        },
+        settings=SpectrumSettings(matrix=label or matrix, top=tuple(tops), task=task),
         provenance=Provenance.now(),
     )
 

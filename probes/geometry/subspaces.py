@@ -22,9 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -39,12 +37,13 @@ from hijacklens.errors import InputError, choice
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.embeddings import gaussian_embedding
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
-from probes import named_models, sources
+from hijacklens.results.stored import Stored
+from probes import named_models
 from probes.named_models import Models
 
 Side: TypeAlias = Literal["left", "right"]
@@ -56,7 +55,7 @@ WHAT = {"left": "left (what W reads)", "right": "right (what W writes)"}
 COLUMNS = ("model", "reference", "draw", "side", "index", "degrees", "gap", "reference_gap")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PrincipalAngles(Result):
     """The principal angles between the singular subspaces of two matrices, in degrees."""
 
@@ -70,6 +69,7 @@ class PrincipalAngles(Result):
     other_gap: float
     """The same for the second matrix."""
     provenance: Provenance
+    derived: ClassVar = {"angles.csv": "to_dataframe"}
 
     @property
     def smallest(self) -> float:
@@ -106,46 +106,27 @@ class PrincipalAngles(Result):
             steps=("degrees", "to_dataframe()", "plot()", "save(folder)"),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """All fields."""
-        return {
-            "degrees": list(self.degrees),
-            "side": self.side,
-            "rank": self.rank,
-            "gap": self.gap if math.isfinite(self.gap) else "infinite",
-            "other_gap": self.other_gap if math.isfinite(self.other_gap) else "infinite",
-        }
 
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """angles.csv, to look at; the record holds everything."""
-        return {"angles.csv": partial(self.to_dataframe().to_csv, index=False)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValueAngleSettings:
+    """The settings of `value_angles`."""
 
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> PrincipalAngles:
-        """The result in a folder."""
-
-        def ratio(name: str) -> float:
-            return math.inf if record[name] == "infinite" else float(record[name])
-
-        return cls(
-            degrees=tuple(float(d) for d in record["degrees"]),
-            side=record["side"],
-            rank=int(record["rank"]),
-            gap=ratio("gap"),
-            other_gap=ratio("other_gap"),
-            provenance=provenance_from(record),
-        )
+    rank: int
+    draws: int
+    references: tuple[str, ...]
+    task: TaskRecord
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ValueAngles(Result):
     """Angles between trained value matrices and reference matrices (figure C.3)."""
 
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, Stored("angles.parquet", columns=COLUMNS)]
     """A row per model, reference, draw, side and angle: `model, reference, draw, side, index`
     (from 1, the smallest first), `degrees`, and `gap` and `reference_gap` (s_r / s_(r+1))."""
-    settings: Mapping[str, Any]
+    settings: ValueAngleSettings
     provenance: Provenance
+    derived: ClassVar = {"summary.csv": "summary"}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table: a row per model, reference, draw, side and angle."""
@@ -169,7 +150,7 @@ class ValueAngles(Result):
             reference, side = cast("tuple[str, str]", key)
             chosen = (by_model["reference"] == reference) & (by_model["side"] == side)
             smallest = by_model.loc[chosen, "degrees"]
-            last = group["index"] == self.settings["rank"]
+            last = group["index"] == self.settings.rank
             rows.append(
                 {
                     "reference": reference,
@@ -201,7 +182,7 @@ class ValueAngles(Result):
                 ax.set_xticks(range(len(names)), names)
                 ax.set(title=WHAT[side], ylim=(0, 92), xlim=(-0.6, len(names) - 0.4))
                 ax.grid(visible=False, axis="x")
-            rank = self.settings["rank"]
+            rank = self.settings.rank
             axes[0].set_ylabel(f"smallest principal angle\nof rank {rank} parts (degrees)")
         return figure
 
@@ -214,34 +195,13 @@ class ValueAngles(Result):
             "mean (degrees)": "{mean:.1f}",
         }
         return Glance(
-            f"W_V of {self.table['model'].nunique()} models · rank {self.settings['rank']}",
+            f"W_V of {self.table['model'].nunique()} models · rank {self.settings.rank}",
             (Grid.of(self.summary(), columns),),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings and the summary."""
-        return {**self.settings, "summary": self.summary().to_dict("records")}
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """angles.parquet, and summary.csv to look at."""
-        return {
-            "angles.parquet": sources.write_table(self.table),
-            "summary.csv": partial(self.summary().to_csv, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> ValueAngles:
-        """The result in a folder.
-
-        Raises:
-            InputError: The file is missing or does not fit.
-        """
-        derived = ("type", "summary", "provenance")
-        return cls(
-            table=sources.read_table(folder, "angles.parquet", columns=COLUMNS),
-            settings={k: v for k, v in record.items() if k not in derived},
-            provenance=provenance_from(record),
-        )
+    def findings(self) -> dict[str, Any]:
+        """Return the summary."""
+        return {"summary": self.summary().to_dict("records")}
 
 
 def principal_angles(
@@ -327,12 +287,9 @@ def value_angles(
                     ]
     return ValueAngles(
         table=pd.DataFrame(rows, columns=list(COLUMNS)),
-        settings={
-            "rank": rank,
-            "draws": draws,
-            "references": list(references),
-            "task": task.configuration(),
-        },
+        settings=ValueAngleSettings(
+            rank=rank, draws=draws, references=tuple(references), task=task
+        ),
         provenance=Provenance.now(seed=seed),
     )
 

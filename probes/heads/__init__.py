@@ -42,7 +42,7 @@ from hijacklens.sites import Layers, choose
 from probes import logit_shift
 from probes.ablation import Kind, ablate, mean_outputs
 from probes.heads.gradients import gradient_attribution
-from probes.heads.ranking import HeadSearch
+from probes.heads.ranking import HeadSearch, SearchSettings
 from probes.heads.sets import Head
 
 Attribution: TypeAlias = Literal["gradient", "direct"]
@@ -165,7 +165,6 @@ def search(
             growth = {head: carried(ranked[: i + 1]) for i, head in enumerate(ranked[:size])}
         else:
             growth = _greedy(best, size, carried, sign)
-    settings = {key: value for key, value in base.settings.items() if key != "probes"}
     return HeadSearch(
         facts=facts,
         shift=shift,
@@ -175,17 +174,19 @@ def search(
         heads=tuple(growth),
         carried_by_set=np.stack(list(growth.values()), axis=1),
         means=means,
-        scheme=pairs.scheme,
         skipped=usable.skipped,
-        settings={
-            **settings,
-            "dose": pairs.dose,
-            "size": size,
-            "attribution": attribution,
-            "kind": kind,
-            "strategy": strategy,
-            "layers": sorted({layer for layer, _ in sites}),
-        },
+        settings=SearchSettings(
+            model=base.settings.models[0],
+            facts=base.settings.facts,
+            scheme=pairs.scheme.record(),
+            dose=pairs.dose,
+            size=size,
+            attribution=attribution,
+            kind=kind,
+            strategy=strategy,
+            layers=tuple(sorted({layer for layer, _ in sites})),
+            seed=pairs.seed,
+        ),
         provenance=Provenance.now(seed=pairs.seed),
         model=model,
     )

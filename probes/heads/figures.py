@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -70,7 +67,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
 
 
 def held_out_figure(
-    items: pd.DataFrame, sets: pd.DataFrame, *, rule: efficacy.Rule, settings: Mapping[str, Any]
+    items: pd.DataFrame, sets: pd.DataFrame, *, rule: efficacy.Rule, title: str
 ) -> Figure:
     """Efficacy and shift by scheme and dose, and bare retention: none, the set, random sets."""
     table = items.assign(margin=efficacy.margin(items, rule))
@@ -88,7 +85,6 @@ def held_out_figure(
     means["run"] = means["scheme"] + "\ndose " + means["dose"].astype(str)
     once = table.loc[~table.duplicated(subset=["ablation", "case_id"])].assign(run="bare query")
     recall = once.groupby(["ablation", "run"], sort=False)[["retention"]].mean().reset_index()
-    n = items["case_id"].nunique()
     with plots.canvas(1, 3, width=4.4) as (figure, axes):
         _dots(axes[0], means, "efficacy", sets)
         _dots(axes[1], means, "shift", sets)
@@ -98,14 +94,10 @@ def held_out_figure(
         axes[1].set_ylabel("mean shift against the bare query (nats)")
         axes[1].axhline(0, color="#888888", linewidth=0.8)
         axes[2].set(ylabel="retention: share with true > false", ylim=(-0.02, 1.02))
-        for ax, title in zip(axes, ("hijacked", "hijacked", "side effect on recall"), strict=True):
-            ax.set_title(title, fontsize=9)
+        for ax, name in zip(axes, ("hijacked", "hijacked", "side effect on recall"), strict=True):
+            ax.set_title(name, fontsize=9)
         axes[0].legend(fontsize=8, loc="best")
-        name = settings["models"][0]["name"]
-        figure.suptitle(
-            f"{name} · {settings['facts']['name']}, {n} facts · without heads {settings['heads']}",
-            fontsize=10,
-        )
+        figure.suptitle(title, fontsize=10)
     return figure
 
 

@@ -7,27 +7,28 @@ stands beside it: a set that undoes the hijack by making the model forget is no 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError, unknown
-from hijacklens.facts.fact import FactSet
+from hijacklens.facts.fact import FactSet, FactsRecord
 from hijacklens.facts.halves import shared
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.progress import bar
-from hijacklens.prompts.schemes import Scheme
+from hijacklens.prompts.schemes import Scheme, SchemeRecord
 from hijacklens.results.glance import Glance, Grid, fraction, signed
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
+from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.items import SKIPPED_COLUMNS, read_skipped
+from hijacklens.scoring.items import ITEM_COLUMNS, SKIPPED_COLUMNS, SkippedTable
+from hijacklens.scoring.settings import HijackSettings
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, NONE, contrasts, side_effects
 from probes.heads.figures import held_out_figure
@@ -40,6 +41,34 @@ FRACTIONS = ("efficacy", "retention", "top_token")
 """Measures between 0 and 1; the others are in nats."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundOn:
+    """On what the heads of a test were found."""
+
+    model: str
+    weights_hash: str
+    facts: FactsRecord
+    scheme: SchemeRecord
+    dose: int
+    kind: str
+    """What replaced the output of an ablated head: `mean` or `zero`."""
+    relations: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadTestSettings(HijackSettings):
+    """The settings of a held-out test."""
+
+    heads: str
+    """The set, such as `8.3 9.1`."""
+    random_sets: int
+    """How many of each kind."""
+    search: FoundOn
+
+
+SETS = Stored("sets.csv", dtypes=dict.fromkeys(("ablation", "kind", "heads"), str))
+
+
 @dataclass(frozen=True, eq=False)
 class HeadTest(Result):
     """What the model says of unseen facts without a set of heads, and without random ones.
@@ -47,17 +76,17 @@ class HeadTest(Result):
     `summary()` has the hijack, `side_effects()` the bare query; scores are in nats.
     """
 
-    items: pd.DataFrame
+    items: Annotated[pd.DataFrame, Stored("items.parquet", columns=ITEM_COLUMNS)]
     """The items of `hijacklens.hijack` with one more column, `ablation`: `none`, `chosen`, or the
     name of a random set."""
-    sets: pd.DataFrame
+    sets: Annotated[pd.DataFrame, SETS]
     """A row per ablation: its name, its kind (`none`, `chosen`, `layers`, `model`), its heads."""
-    skipped: pd.DataFrame
+    skipped: SkippedTable
     """Facts that were not tested, with the reason."""
-    settings: Mapping[str, Any]
-    """What was run; `search` says on what the heads were found."""
+    settings: HeadTestSettings
     provenance: Provenance
-    figure_names = ("test.svg", "test.png")
+    figures: ClassVar = {"test": {}}
+    derived: ClassVar = {"summary.csv": "summary", "side_effects.csv": "side_effects"}
 
     @property
     def kinds(self) -> dict[str, str]:
@@ -91,19 +120,17 @@ class HeadTest(Result):
         Raises:
             InputError: An unknown rule.
         """
-        search = self.settings["search"]
+        search = self.settings.search
         return contrasts(
             self.items,
             self.kinds,
             rule=_known(rule),
-            seen_relations=search["relations"],
-            seen_scheme=search["scheme"],
+            seen_relations=search.relations,
+            seen_scheme=search.scheme.name,
             reverse=[
-                scheme["name"]
-                for scheme in self.settings["schemes"]
-                if scheme["direction"] == "reverse"
+                scheme.name for scheme in self.settings.schemes if scheme.direction == "reverse"
             ],
-            seed=self.settings["seed"],
+            seed=self.settings.seed,
         )
 
     def side_effects(self, *, rule: efficacy.Rule = "first") -> pd.DataFrame:
@@ -123,47 +150,22 @@ class HeadTest(Result):
             self.items,
             self.kinds,
             rule=_known(rule),
-            seen_relations=self.settings["search"]["relations"],
-            seed=self.settings["seed"],
+            seen_relations=self.settings.search.relations,
+            seed=self.settings.seed,
         )
 
     def plot(self, *, rule: efficacy.Rule = "first") -> Figure:
         """Efficacy, shift and bare recall: no ablation, the set, and every random set."""
-        return held_out_figure(self.items, self.sets, rule=_known(rule), settings=self.settings)
+        settings = self.settings
+        title = (
+            f"{settings.models[0].name} · {settings.facts.name}, "
+            f"{self.items['case_id'].nunique()} facts · without heads {settings.heads}"
+        )
+        return held_out_figure(self.items, self.sets, rule=_known(rule), title=title)
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings and the counts."""
-        return {**self.settings, "items": len(self.items), "skipped": len(self.skipped)}
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """items.parquet, sets.csv, summary.csv, side_effects.csv and skipped.csv; rule first."""
-        tables = {
-            "sets.csv": lambda: self.sets,
-            "summary.csv": self.summary,
-            "side_effects.csv": self.side_effects,
-            "skipped.csv": lambda: self.skipped,
-        }
-        written: dict[str, Callable[[Path], None]] = {
-            name: lambda path, table=table: table().to_csv(path, index=False)
-            for name, table in tables.items()
-        }
-        return {
-            "items.parquet": lambda path: self.items.to_parquet(path, index=False),
-            **written,
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> HeadTest:
-        """Read items, sets and skipped facts back; the rest is computed from them."""
-        try:
-            items = pd.read_parquet(folder / "items.parquet")
-            sets = pd.read_csv(folder / "sets.csv", keep_default_na=False, dtype={"heads": str})
-            skipped = read_skipped(folder / "skipped.csv")
-        except (OSError, ValueError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        derived = {"type", "provenance", "items", "skipped"}
-        settings = {key: value for key, value in record.items() if key not in derived}
-        return cls(items, sets, skipped, settings, provenance_from(record))
+    def findings(self) -> dict[str, Any]:
+        """Return the counts."""
+        return {"items": len(self.items), "skipped": len(self.skipped)}
 
     def glance(self, rule: efficacy.Rule = "first") -> Glance:
         """What the set does to the hijack and to bare recall, compared with random sets.
@@ -180,8 +182,8 @@ class HeadTest(Result):
             reason = self.skipped["reason"].iloc[0]
             notes.append(f"skipped: {len(self.skipped)} (skipped.csv); first: {reason}")
         return Glance(
-            f"held out: {settings['facts']['name']}, {self.items['case_id'].nunique()} facts · "
-            f"{settings['models'][0]['name']} without heads {settings['heads']} · rule {rule}",
+            f"held out: {settings.facts.name}, {self.items['case_id'].nunique()} facts · "
+            f"{settings.models[0].name} without heads {settings.heads} · rule {rule}",
             (
                 _effects(self.summary(rule=rule), title="the hijack"),
                 _effects(self.side_effects(rule=rule), title="side effects on the bare query"),
@@ -230,7 +232,7 @@ class Found:
     heads: tuple[Head, ...]
     means: MeanOutputs | None
     facts: FactSet = field(repr=False)
-    settings: Mapping[str, Any] = field(repr=False)
+    settings: FoundOn = field(repr=False)
 
 
 def run_test(
@@ -297,13 +299,17 @@ def run_test(
             columns=["ablation", "kind", "heads"],
         ),
         skipped=pd.DataFrame(skipped.drop_duplicates(), columns=list(SKIPPED_COLUMNS)),
-        settings={
-            **first.settings,
-            "probes": [],
-            "heads": label(found.heads),
-            "random_sets": random_sets,
-            "search": dict(found.settings),
-        },
+        settings=HeadTestSettings(
+            models=first.settings.models,
+            facts=first.settings.facts,
+            schemes=first.settings.schemes,
+            doses=first.settings.doses,
+            probes=(),
+            seed=first.settings.seed,
+            heads=label(found.heads),
+            random_sets=random_sets,
+            search=found.settings,
+        ),
         provenance=Provenance.now(seed=seed),
     )
 

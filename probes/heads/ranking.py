@@ -6,11 +6,10 @@ set), so positive where the head brings the hijack about.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -24,14 +23,16 @@ from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
+from hijacklens.results.stored import NOT_STORED, Stored
 from hijacklens.scoring.execution import Execution
-from hijacklens.scoring.items import read_skipped
+from hijacklens.scoring.items import SkippedTable
+from hijacklens.scoring.settings import PairSettings, ScoredModel
 from hijacklens.statistics import adjust, paired_mean, signed_rank
 from probes.ablation import MeanOutputs
 from probes.heads.figures import search_figure
-from probes.heads.held_out import Found, HeadTest, Overlap, run_test
+from probes.heads.held_out import Found, FoundOn, HeadTest, Overlap, run_test
 from probes.heads.sets import Head
 
 AXES = {
@@ -39,19 +40,40 @@ AXES = {
     "direct": "direct logit attribution",
 }
 """Kind of attribution -> how a figure calls it."""
-ARRAYS = ("shift", "attribution", "carried", "carried_by_set")
-DERIVED = {
-    "type",
-    "provenance",
-    "heads",
-    "candidates",
-    "mean_shift",
-    "carried",
-    "agreement",
-    "means",
-    "skipped",
-}
-"""What `result.json` holds beside the settings."""
+ARRAYS = Stored("search.npz")
+
+
+def _read_facts(table: pd.DataFrame, record: Mapping[str, Any]) -> FactSet:
+    rows: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
+    about = record["settings"]["facts"]
+    return FactSet(tuple(Fact(**row) for row in rows), name=about["name"], note=about["note"])
+
+
+FACTS = Stored(
+    "facts.parquet",
+    encode=lambda facts: facts.to_dataframe().drop(columns="prompt"),
+    decode=_read_facts,
+)
+MEANS = Stored(
+    "search.npz",
+    encode=lambda means: None if means is None else means.values.numpy(),
+    decode=lambda values, record: MeanOutputs(
+        "z", values=torch.from_numpy(values), **record["means"]
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSettings(PairSettings):
+    """The settings of a search for heads."""
+
+    model: ScoredModel
+    size: int
+    attribution: str
+    kind: str
+    """What replaces the output of an ablated head: `mean` or `zero`."""
+    strategy: str
+    layers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,30 +97,35 @@ class HeadSearch(Result):
     facts, so that whether they matter is decided by `test`, on facts that are new.
     """
 
-    facts: FactSet
+    facts: Annotated[FactSet, FACTS]
     """The facts that the search used."""
-    shift: Float[np.ndarray, " fact"]
+    shift: Annotated[Float[np.ndarray, " fact"], ARRAYS]
     """The logit shift of each with no head ablated, in logits."""
-    attribution: Float[np.ndarray, "fact layer head"]
+    attribution: Annotated[Float[np.ndarray, "fact layer head"], ARRAYS]
     """How much of it each query head carries by attribution, in logits."""
     candidates: tuple[Head, ...]
     """The heads ablated one by one, by falling mean attribution."""
-    carried: Float[np.ndarray, "fact candidate"]
+    carried: Annotated[Float[np.ndarray, "fact candidate"], ARRAYS]
     """How much of the shift goes with each of them, in logits."""
     heads: tuple[Head, ...]
     """The chosen set, in the order of choice."""
-    carried_by_set: Float[np.ndarray, "fact size"]
+    carried_by_set: Annotated[Float[np.ndarray, "fact size"], ARRAYS]
     """How much of the shift goes with the first, the first two, ... of `heads`."""
-    means: MeanOutputs | None
-    """What the outputs of ablated heads were replaced by; None for zero."""
-    scheme: Scheme
-    skipped: pd.DataFrame
+    skipped: SkippedTable
     """Facts that were not used, with the reason."""
-    settings: Mapping[str, Any]
+    settings: SearchSettings
     provenance: Provenance
-    model: HookedLanguageModel | None = field(default=None, repr=False)
+    means: Annotated[MeanOutputs | None, MEANS] = None
+    """What replaced the outputs of ablated heads; None for zero."""
+    model: Annotated[HookedLanguageModel | None, NOT_STORED] = field(default=None, repr=False)
     """The model searched, for `test`; a search that was read from a folder has none."""
-    figure_names = ("heads.svg", "heads.png")
+    figures: ClassVar = {"heads": {}}
+    derived: ClassVar = {"heads.csv": "table", "growth.csv": "growth"}
+
+    @property
+    def scheme(self) -> Scheme:
+        """The scheme of the hijacked prompts."""
+        return self.settings.scheme.scheme()
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -113,7 +140,7 @@ class HeadSearch(Result):
         p = np.array([signed_rank(values) for values in self.carried.T])
         rows: dict[str, Any] = {"carried": [], "low": [], "high": []}
         for values in self.carried.T:
-            interval = paired_mean(values, seed=self.settings["seed"])
+            interval = paired_mean(values, seed=self.settings.seed)
             for name, value in zip(
                 rows, (interval.value, interval.low, interval.high), strict=True
             ):
@@ -135,7 +162,7 @@ class HeadSearch(Result):
         for size, (head, values) in enumerate(
             zip(self.heads, self.carried_by_set.T, strict=True), start=1
         ):
-            found = paired_mean(values, seed=self.settings["seed"])
+            found = paired_mean(values, seed=self.settings.seed)
             share = found.value / self.shift.mean()
             rows.append((size, *head, found.value, found.low, found.high, share))
         columns = ["size", "layer", "head", "carried", "low", "high", "share"]
@@ -167,10 +194,10 @@ class HeadSearch(Result):
     def plot(self) -> Figure:
         """Attribution by layer and head, and the exact effects of the best with intervals."""
         settings = self.settings
-        axis = AXES[settings["attribution"]]
+        axis = AXES[settings.attribution]
         title = (
-            f"{settings['models'][0]['name']} · {settings['facts']['name']}, "
-            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings['dose']} · "
+            f"{settings.model.name} · {settings.facts.name}, "
+            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings.dose} · "
             f"mean shift {self.shift.mean():+.2f}"
         )
         return search_figure(self.table, self.attribution.mean(0), title=title, axis=axis)
@@ -223,90 +250,38 @@ class HeadSearch(Result):
             heads=self.heads,
             means=self.means,
             facts=self.facts,
-            settings={
-                "model": self.settings["models"][0]["name"],
-                "weights_hash": self.settings["models"][0]["weights_hash"],
-                "scheme": self.scheme.name,
-                "dose": self.settings["dose"],
-                "kind": self.settings["kind"],
-                "facts": dict(self.settings["facts"]),
-                "relations": list(self.facts.relations()),
-            },
+            settings=FoundOn(
+                model=self.settings.model.name,
+                weights_hash=self.settings.model.weights_hash,
+                facts=self.settings.facts,
+                scheme=self.settings.scheme,
+                dose=self.settings.dose,
+                kind=self.settings.kind,
+                relations=tuple(self.facts.relations()),
+            ),
         )
         return run_test(
             used,
             found,
             facts,
             schemes=self.scheme if schemes is None else schemes,
-            doses=[self.settings["dose"]] if doses is None else doses,
+            doses=[self.settings.dose] if doses is None else doses,
             random_sets=random_sets,
             overlap=overlap,
-            seed=self.settings["seed"] if seed is None else seed,
+            seed=self.settings.seed if seed is None else seed,
             execution=execution,
             quiet=quiet,
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, the chosen heads, what they carry, and how well attribution foretold it."""
+    def findings(self) -> dict[str, Any]:
+        """Return what the chosen heads carry, and how well attribution predicted it."""
         return {
-            **self.settings,
-            "heads": [list(head) for head in self.heads],
-            "candidates": [list(head) for head in self.candidates],
             "mean_shift": float(self.shift.mean()),
             "carried": float(self.carried_by_set[:, -1].mean()),
             "agreement": asdict(self.agreement),
             "means": self.means and {"span": self.means.span, "count": self.means.count},
             "skipped": len(self.skipped),
         }
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """heads.csv, growth.csv, facts.parquet, skipped.csv, and search.npz with the arrays."""
-        arrays = {name: getattr(self, name) for name in ARRAYS}
-        if self.means is not None:
-            arrays["means"] = self.means.values.numpy()
-        facts = self.facts.to_dataframe().drop(columns="prompt")
-        return {
-            "heads.csv": lambda path: self.table.to_csv(path, index=False),
-            "growth.csv": lambda path: self.growth.to_csv(path, index=False),
-            "facts.parquet": lambda path: facts.to_parquet(path, index=False),
-            "skipped.csv": lambda path: self.skipped.to_csv(path, index=False),
-            "search.npz": lambda path: np.savez(path, **arrays),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> HeadSearch:
-        """Read facts, arrays and skipped facts back; the tables are computed from them."""
-        try:
-            rows = pd.read_parquet(folder / "facts.parquet").to_dict("records")
-            skipped = read_skipped(folder / "skipped.csv")
-            with np.load(folder / "search.npz", allow_pickle=False) as stored:
-                arrays = dict(stored)
-        except (OSError, ValueError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        values = arrays.pop("means", None)
-        means = None
-        if values is not None:
-            means = MeanOutputs("z", values=torch.from_numpy(values), **record["means"])
-        texts: list[dict[str, Any]] = [
-            {str(name): None if pd.isna(value) else value for name, value in row.items()}
-            for row in rows
-        ]
-        facts = tuple(Fact(**text) for text in texts)
-        (scheme,) = record["schemes"]
-        form = "template" if isinstance(scheme["text"], str) else "templates"
-        return cls(
-            facts=FactSet(facts, name=record["facts"]["name"], note=record["facts"]["note"]),
-            heads=tuple((layer, head) for layer, head in record["heads"]),
-            candidates=tuple((layer, head) for layer, head in record["candidates"]),
-            means=means,
-            scheme=Scheme(
-                name=scheme["name"], direction=scheme["direction"], **{form: scheme["text"]}
-            ),
-            skipped=skipped,
-            settings={key: value for key, value in record.items() if key not in DERIVED},
-            provenance=provenance_from(record),
-            **arrays,
-        )
 
     def glance(self) -> Glance:
         """The heads that were ablated one by one, and the set as it grows."""
@@ -330,15 +305,15 @@ class HeadSearch(Result):
         }
         chosen = table["chosen"].map({True: "yes", False: ""})
         return Glance(
-            f"{settings['models'][0]['name']} · {settings['facts']['name']}, search on "
-            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings['dose']}",
+            f"{settings.model.name} · {settings.facts.name}, search on "
+            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings.dose}",
             (
                 Grid.of(table.assign(chosen=chosen), columns),
                 Grid.of(self.growth, growth, title="the set as it grows"),
             ),
             (
-                f"mean shift {self.shift.mean():+.2f} logits · {settings['attribution']}, "
-                f"{settings['kind']} · seed {settings['seed']}",
+                f"mean shift {self.shift.mean():+.2f} logits · {settings.attribution}, "
+                f"{settings.kind} · seed {settings.seed}",
                 f"attribution and ablation correlate by {agreement.pearson:.2f} (rank "
                 f"{agreement.spearman:.2f}) over the {agreement.heads} heads ablated",
             ),

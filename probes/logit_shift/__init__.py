@@ -22,7 +22,6 @@ Only direct writing is counted: the effect of a head through later layers appear
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -40,9 +39,10 @@ from hijacklens.prompts.correspondence import SPANS
 from hijacklens.results.provenance import Provenance
 from hijacklens.scoring.items import Item
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
+from hijacklens.scoring.settings import PairSettings
 from probes.account import PARTS, Account, Question, accounts
 from probes.logit_shift.average import AverageShift
-from probes.logit_shift.result import ShiftAccount, parts_table
+from probes.logit_shift.result import ShiftAccount, TraceSettings, parts_table
 
 UNBALANCED = 1e-2
 """A residual above this fraction of the difference is not rounding, not even in half precision."""
@@ -71,25 +71,19 @@ def trace(
     """
     pair, active = only(pairs, operation="trace"), check_probes(probes)
     ((bare, hijacked),) = _both(model, [pair], active)
-    prompt = pair.items[1].prompt
     return ShiftAccount(
         table=parts_table(pair.units, bare, hijacked),
         bare=bare.whole,
         hijacked=hijacked.whole,
-        settings={
-            "model": asdict(identify(model)),
-            "fact": asdict(pair.fact),
-            "scheme": pair.scheme,
-            "dose": pair.dose,
-            "prompt": {
-                "text": prompt.text,
-                "scheme": prompt.scheme,
-                "dose": prompt.dose,
-                "spans": {name: [list(ends) for ends in at] for name, at in prompt.spans.items()},
-            },
-            "probes": [probe.key for probe in active],
-            "seed": pair.seed,
-        },
+        settings=TraceSettings(
+            model=identify(model),
+            fact=pair.fact,
+            scheme=pair.scheme.record(),
+            dose=pair.dose,
+            prompt=pair.items[1].prompt,
+            probes=tuple(probe.key for probe in active),
+            seed=pair.seed,
+        ),
         provenance=Provenance.now(seed=pair.seed),
     )
 
@@ -139,14 +133,14 @@ def average(
         **{name: np.stack([row.pop(name) for row in in_order]) for name in PARTS},
         facts=pd.DataFrame(in_order),
         skipped=pairs.skipped.drop(columns=["model", "scheme"]),
-        settings={
-            "model": asdict(identity),
-            "facts": {"name": facts.name, "n": len(facts), "hash": facts.content_hash()},
-            "scheme": pairs.scheme.name,
-            "dose": pairs.dose,
-            "probes": [probe.key for probe in active],
-            "seed": pairs.seed,
-        },
+        settings=PairSettings(
+            model=identity,
+            facts=facts.record(),
+            scheme=pairs.scheme.record(),
+            dose=pairs.dose,
+            probes=tuple(probe.key for probe in active),
+            seed=pairs.seed,
+        ),
         provenance=Provenance.now(seed=pairs.seed),
     )
 

@@ -7,31 +7,30 @@ heads some intervals exclude zero by chance. The parts of every fact are kept fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from hijacklens import plots
-from hijacklens.errors import InputError
 from hijacklens.prompts.correspondence import SPANS
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
-from hijacklens.scoring.items import read_skipped
+from hijacklens.results.stored import Stored
+from hijacklens.scoring.items import SkippedTable
+from hijacklens.scoring.settings import PairSettings
 from hijacklens.statistics import RESAMPLES, Interval, paired_mean
 from probes.account import PARTS, SINGLE
 from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows
 
 ARRAYS, MEANS = PARTS, {"shift": "mean shift (logits)", "low": "95% low", "high": "95% high"}
-PARTS_FILE, FACTS, SKIPPED = "parts.npz", "facts.parquet", "skipped.csv"
+PARTS_FILE = Stored("parts.npz")
 
 
 def averages(
@@ -60,21 +59,25 @@ def averages(
 class AverageShift(Result):
     """What wrote the logit shift of many facts; made by `logit_shift.average`. Units: logits."""
 
-    attention: Float[np.ndarray, "fact span layer head"]
+    attention: Annotated[Float[np.ndarray, "fact span layer head"], PARTS_FILE]
     """Attended tokens summed by span, in the order of `SPANS`; without value biases."""
-    value_bias: Float[np.ndarray, "fact layer head"]
-    output_bias: Float[np.ndarray, "fact layer"]
-    mlp: Float[np.ndarray, "fact layer"]
-    single: Float[np.ndarray, "fact part"]
+    value_bias: Annotated[Float[np.ndarray, "fact layer head"], PARTS_FILE]
+    output_bias: Annotated[Float[np.ndarray, "fact layer"], PARTS_FILE]
+    mlp: Annotated[Float[np.ndarray, "fact layer"], PARTS_FILE]
+    single: Annotated[Float[np.ndarray, "fact part"], PARTS_FILE]
     """Parts outside the layers, in the order of `probes.account.SINGLE`."""
     facts: pd.DataFrame
     """A row per fact: case_id, relation_id, subject, bare, hijacked, shift, residual."""
-    skipped: pd.DataFrame
+    skipped: SkippedTable
     """Facts that could not be used: case_id, relation_id, subject, reason."""
-    settings: Mapping[str, Any]
+    settings: PairSettings
     provenance: Provenance
 
-    figure_names = ()
+    figures: ClassVar = {
+        "span_layer": {"by": ("span", "layer")},
+        "layer_head": {"by": ("layer", "head")},
+    }
+    derived: ClassVar = {"averages.csv": "to_dataframe", "summary.csv": "summary"}
 
     @property
     def by_head(self) -> Float[np.ndarray, "fact layer head"]:
@@ -84,7 +87,7 @@ class AverageShift(Result):
     @property
     def shift(self) -> Interval:
         """The mean shift as the model gives it, with its interval."""
-        return paired_mean(self.facts["shift"].to_numpy(float), seed=self.settings["seed"])
+        return paired_mean(self.facts["shift"].to_numpy(float), seed=self.settings.seed)
 
     @property
     def residual(self) -> float:
@@ -122,7 +125,7 @@ class AverageShift(Result):
         return table.loc[shown].reset_index(drop=True)
 
     def _table(self, labels: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-        statistics = averages(values, seed=self.settings["seed"])
+        statistics = averages(values, seed=self.settings.seed)
         labels[["shift", "stderr", "low", "high"]] = statistics
         return labels.assign(n=len(values))
 
@@ -146,9 +149,9 @@ class AverageShift(Result):
             by,
             label="mean part of the shift\n(logits; red: towards the false target)",
             title=(
-                f"{self.settings['model']['name']} · {self.settings['facts']['name']}, "
-                f"{len(self.facts)} facts\n{self.settings['scheme']}, dose "
-                f"{self.settings['dose']}: mean shift {self.shift.value:+.2f}"
+                f"{self.settings.model.name} · {self.settings.facts.name}, "
+                f"{len(self.facts)} facts\n{self.settings.scheme.name}, dose "
+                f"{self.settings.dose}: mean shift {self.shift.value:+.2f}"
             ),
             note=f"in no layer: {named or 'nothing above 0.005'}",
             order=order if axis == "span" else (),
@@ -182,11 +185,10 @@ class AverageShift(Result):
             *([skipped] if len(self.skipped) else []),
         ]
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, the counts, the mean shift with its interval and the largest residual."""
+    def findings(self) -> dict[str, Any]:
+        """Return the counts, the mean shift with its interval and the largest residual."""
         shift = self.shift
         return {
-            **self.settings,
             "unit": "logits",
             "n": len(self.facts),
             "n_skipped": len(self.skipped),
@@ -198,47 +200,6 @@ class AverageShift(Result):
             "residual": self.residual,
             "resamples": RESAMPLES,
         }
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """Tables, the parts of every fact, and the maps by span and layer and by layer and head."""
-
-        def write_parts(path: Path) -> None:
-            with path.open("wb") as file:  # a name would get another ending
-                np.savez_compressed(file, **{name: getattr(self, name) for name in ARRAYS})
-
-        found: dict[str, Callable[[Path], None]] = {
-            PARTS_FILE: write_parts,
-            FACTS: lambda path: self.facts.to_parquet(path, index=False),
-            SKIPPED: lambda path: self.skipped.to_csv(path, index=False),
-            "averages.csv": lambda path: self.to_dataframe().to_csv(path, index=False),
-            "summary.csv": lambda path: self.summary().to_csv(path, index=False),
-        }
-        maps = {"span_layer": ("span", "layer"), "layer_head": ("layer", "head")}
-        for name, by in maps.items():
-            figure = self.plot(by=by)
-            for ending in ("svg", "png"):
-                found[f"{name}.{ending}"] = lambda path, figure=figure: plots.write(figure, path)
-        return found
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> AverageShift:
-        """Read the parts of every fact back; averages are computed from them."""
-        try:
-            with np.load(folder / PARTS_FILE, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in ARRAYS}
-            facts = pd.read_parquet(folder / FACTS)
-            skipped = read_skipped(folder / SKIPPED)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        names = ("model", "facts", "scheme", "dose", "probes", "seed")
-        settings = {name: record[name] for name in names}
-        return cls(
-            **arrays,
-            facts=facts,
-            skipped=skipped,
-            settings=settings,
-            provenance=provenance_from(record),
-        )
 
     def glance(self) -> Glance:
         """The mean shift with its interval, and its largest parts by kind and span."""
@@ -256,8 +217,8 @@ class AverageShift(Result):
             "95% interval": "[{low:signed}, {high:signed}]",
         }
         return Glance(
-            f"{settings['model']['name']} · {settings['facts']['name']}, {len(self.facts)} facts, "
-            f"{len(self.skipped)} skipped · {settings['scheme']}, dose {settings['dose']} · "
+            f"{settings.model.name} · {settings.facts.name}, {len(self.facts)} facts, "
+            f"{len(self.skipped)} skipped · {settings.scheme.name}, dose {settings.dose} · "
             f"largest residual {self.residual:.1e} logits",
             (Grid.of(rows, columns),),
             steps=("summary()", "to_dataframe()", "by_head", "plot()", "save(folder)"),

@@ -44,13 +44,13 @@ def save_attention_page(
     """
     if account.patterns is None:
         account = with_patterns(model, account, probes=probes)
-    fact, settings = account.settings["fact"], account.settings
+    fact, settings = account.settings.fact, account.settings
     views.save_page(
         [*account.attention_views(top=top), *_layers(account)],
         Path(path),
         title=(
-            f"{settings['model']['name']}: {fact['target_false']!r} against "
-            f"{fact['target_true']!r}, {settings['scheme']}, dose {settings['dose']}"
+            f"{settings.model.name}: {fact.target_false!r} against "
+            f"{fact.target_true!r}, {settings.scheme.name}, dose {settings.dose}"
         ),
         note=(
             f"“{account.prompt.text}” moves logit o_ - logit o* from {account.bare:+.2f} to "
@@ -78,9 +78,9 @@ def with_patterns(
         One forward pass.
     """
     active = check_probes(probes)
-    if [probe.key for probe in active] != list(account.settings["probes"]):
+    if [probe.key for probe in active] != list(account.settings.probes):
         raise InputError(
-            f"the account was made with the probes {account.settings['probes']}; give the same."
+            f"the account was made with the probes {list(account.settings.probes)}; give the same."
         )
     run = views.run(model, account.prompt, probes=active)
     return replace(account, tokens=run.tokens, patterns=run.patterns)

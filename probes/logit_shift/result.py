@@ -18,30 +18,31 @@ A part is a row of `to_dataframe()`: what an attended token, layer, head, MLP or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from hijacklens import plots, views
+from hijacklens import views
 from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact
 from hijacklens.prompts.correspondence import Unit
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text, Views
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
+from hijacklens.results.stored import Stored
+from hijacklens.scoring.settings import ProbedSettings
 from probes.account import SINGLE, Account
 from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows
 
 COLUMNS = ("span", "token", "position", "layer", "head", "kind", "bare", "hijacked", "shift")
 NUMBERS = ["bare", "hijacked", "shift"]
-TABLE, PATTERNS = "account.parquet", "patterns.npz"
 SHOWN_HEADS = 8
 """How many heads a report shows next to each other."""
 
@@ -92,25 +93,47 @@ def _block(kind: str, bare: np.ndarray, hijacked: np.ndarray, **columns: Any) ->
     return block.astype({**texts, **counts})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceSettings(ProbedSettings):
+    """The settings of `trace`."""
+
+    fact: Fact
+    dose: int
+    prompt: Prompt
+    """The hijacked prompt, with its spans."""
+
+
+TOKENS = Stored(
+    "patterns.npz",
+    encode=lambda tokens: np.array(tokens) if tokens else None,
+    decode=lambda array, record: tuple(array.tolist()),
+)
+
+
 @dataclass(frozen=True, eq=False)
 class ShiftAccount(Result):
     """What wrote the logit shift of one fact; made by `logit_shift.trace`. Units: logits."""
 
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, Stored("account.parquet")]
     """See `to_dataframe`."""
     bare: float
     """logit o_ - logit o* after the bare query, as the model gives it."""
     hijacked: float
     """logit o_ - logit o* after the hijacked prompt."""
-    settings: Mapping[str, Any]
-    """Model, fact, scheme, dose, the hijacked prompt, probes, seed."""
+    settings: TraceSettings
     provenance: Provenance
-    tokens: tuple[str, ...] = ()
+    tokens: Annotated[tuple[str, ...], TOKENS] = ()
     """The tokens of the hijacked prompt, if the patterns are kept."""
-    patterns: Float[np.ndarray, "layer head query key"] | None = None
+    patterns: Annotated[
+        Float[np.ndarray, "layer head query key"] | None, Stored("patterns.npz")
+    ] = None
     """Attention in the hijacked prompt; see `probes.logit_shift.page.with_patterns`."""
 
-    figure_names = ()
+    figures: ClassVar = {
+        "token_layer": {"by": ("token", "layer")},
+        "layer_head": {"by": ("layer", "head")},
+    }
+    derived: ClassVar = {"summary.csv": "summary"}
 
     @property
     def shift(self) -> float:
@@ -131,12 +154,7 @@ class ShiftAccount(Result):
     @property
     def prompt(self) -> Prompt:
         """The hijacked prompt with its spans."""
-        record = self.settings["prompt"]
-        spans = {
-            name: tuple((int(start), int(end)) for start, end in stretches)
-            for name, stretches in record["spans"].items()
-        }
-        return Prompt(record["text"], record["scheme"], record["dose"], spans)
+        return self.settings.prompt
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per part: span, token, position, layer, head, kind, bare, hijacked, shift.
@@ -191,15 +209,15 @@ class ShiftAccount(Result):
         groups: Any = table.loc[table["layer"].isna()].groupby("kind", sort=False)
         loose = groups["shift"].sum()
         rest = ", ".join(f"{kind} {value:+.2f}" for kind, value in loose.items() if shows(value))
-        fact = self.settings["fact"]
+        fact = self.settings.fact
         return heat_map(
             table,
             by,
-            label=f"part of the shift (logits; red: towards {fact['target_false']!r})",
+            label=f"part of the shift (logits; red: towards {fact.target_false!r})",
             title=(
-                f"{self.settings['model']['name']}: {fact['target_false']!r} against "
-                f"{fact['target_true']!r}\n{self.settings['scheme']}, dose "
-                f"{self.settings['dose']}: {self.bare:+.2f} → {self.hijacked:+.2f}, "
+                f"{self.settings.model.name}: {fact.target_false!r} against "
+                f"{fact.target_true!r}\n{self.settings.scheme.name}, dose "
+                f"{self.settings.dose}: {self.bare:+.2f} → {self.hijacked:+.2f}, "
                 f"shift {self.shift:+.2f}"
             ),
             note=f"in no layer: {rest or 'nothing above 0.005'}",
@@ -219,7 +237,7 @@ class ShiftAccount(Result):
             raise InputError(f"top counts heads and cannot be {top}; give 1 or more.")
         if self.patterns is None:
             raise InputError("the account has no attention patterns; see with_patterns(...).")
-        by_head, target = self.by_head, self.settings["fact"]["target_false"]
+        by_head, target = self.by_head, self.settings.fact.target_false
         largest = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
         # Heads that carry the hijack come before those that work against it.
         layers, heads = zip(*sorted(largest, key=lambda head: -by_head[head]), strict=True)
@@ -248,10 +266,10 @@ class ShiftAccount(Result):
 
     def exhibits(self) -> list[Exhibit]:
         """The prompts, both maps, the attention of the heads that wrote most, and the parts."""
-        fact = self.settings["fact"]
+        fact = self.settings.fact
         query = (
-            f"“{self.prompt.text}” was asked of {self.settings['model']['name']}. Logit "
-            f"{fact['target_false']!r} - {fact['target_true']!r} is {self.bare:+.3f} on the bare "
+            f"“{self.prompt.text}” was asked of {self.settings.model.name}. Logit "
+            f"{fact.target_false!r} - {fact.target_true!r} is {self.bare:+.3f} on the bare "
             f"query and {self.hijacked:+.3f} here: a shift of {self.shift:+.3f}, of which the "
             f"parts leave {self.residual:.1e}."
         )
@@ -281,52 +299,16 @@ class ShiftAccount(Result):
             ),
         ]
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, the totals in logits, and the sum of each kind of part."""
+    def findings(self) -> dict[str, Any]:
+        """Return the totals in logits, and the sum of each kind of part."""
         kinds: Any = self.table.groupby("kind", sort=False)["shift"].sum()
         return {
-            **self.settings,
             "unit": "logits",
-            "bare": self.bare,
-            "hijacked": self.hijacked,
             "shift": self.shift,
             "residual": self.residual,
             "relative_residual": self.relative_residual,
             "parts": {str(kind): float(value) for kind, value in kinds.items()},
         }
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """The table, its summary, both maps, and the attention patterns where they are kept."""
-        found: dict[str, Callable[[Path], None]] = {
-            TABLE: lambda path: self.table.to_parquet(path, index=False),
-            "summary.csv": lambda path: self.summary().to_csv(path, index=False),
-        }
-        maps = {"token_layer": ("token", "layer"), "layer_head": ("layer", "head")}
-        for name, by in maps.items():
-            figure = self.plot(by=by)
-            for ending in ("svg", "png"):
-                found[f"{name}.{ending}"] = lambda path, figure=figure: plots.write(figure, path)
-        if self.patterns is not None:
-            arrays = {"tokens": np.array(self.tokens), "patterns": self.patterns}
-            found[PATTERNS] = lambda path: _write_arrays(path, arrays)
-        return found
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> ShiftAccount:
-        """Read the table back; the rest is in the record."""
-        try:
-            table = pd.read_parquet(folder / TABLE)
-            more: dict[str, Any] = {}
-            if (folder / PATTERNS).exists():
-                with np.load(folder / PATTERNS, allow_pickle=False) as held:
-                    tokens = tuple(str(token) for token in held["tokens"])
-                    more = {"tokens": tokens, "patterns": held["patterns"]}
-        except (OSError, ValueError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        names = ("model", "fact", "scheme", "dose", "prompt", "probes", "seed")
-        settings = {name: record[name] for name in names}
-        provenance = provenance_from(record)
-        return cls(table, record["bare"], record["hijacked"], settings, provenance, **more)
 
     def glance(self, top: int = 12) -> Glance:
         """The parts by kind and span, and the biggest parts by token, layer and head.
@@ -334,14 +316,14 @@ class ShiftAccount(Result):
         Args:
             top: How many of the biggest parts.
         """
-        fact, settings = self.settings["fact"], self.settings
+        fact, settings = self.settings.fact, self.settings
         numbers = {name: f"{{{name}:signed}}" for name in NUMBERS}
         summary = self.summary()
         sums = pd.DataFrame(
             [
                 {"part": "sum of the parts", **self.table[NUMBERS].sum()},
                 {
-                    "part": f"logit {fact['target_false']!r} - {fact['target_true']!r}",
+                    "part": f"logit {fact.target_false!r} - {fact.target_true!r}",
                     **{name: getattr(self, name) for name in NUMBERS},
                 },
             ]
@@ -358,8 +340,8 @@ class ShiftAccount(Result):
         ]
         places = {"token": "{token}", "layer": "{layer:d}", "head": "{head:d}"}
         return Glance(
-            f"{settings['model']['name']} · case {fact['case_id']} ({fact['subject']}) · "
-            f"{settings['scheme']}, dose {settings['dose']} · seed {settings['seed']}",
+            f"{settings.model.name} · case {fact.case_id} ({fact.subject}) · "
+            f"{settings.scheme.name}, dose {settings.dose} · seed {settings.seed}",
             (
                 Grid.of(parts, {"part (logits)": "{part}", **numbers}),
                 Grid.of(biggest, {"biggest parts": "{part}", **places, **numbers}),
@@ -368,8 +350,8 @@ class ShiftAccount(Result):
                 f"residual of the shift: {self.residual:+.1e} logits",
                 "every token counts once: hijack is without mention, query without subject and "
                 "last",
-                f"prompt: {settings['prompt']['text']}",
-                *(f"probe: {key}" for key in settings["probes"]),
+                f"prompt: {settings.prompt.text}",
+                *(f"probe: {key}" for key in settings.probes),
             ),
             ("summary()", "biggest()", "plot()", "save(folder)"),
         )
@@ -379,11 +361,6 @@ def _part(kind: str, span: str = "") -> str:
     """Write a kind of part in words, with the span that attention reads from."""
     words = "MLP" if kind == "mlp" else kind.replace("_", " ")
     return f"{words} to {span}" if span else words
-
-
-def _write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:  # a name would get another ending
-        np.savez_compressed(file, **arrays)
 
 
 def _token_labels(table: pd.DataFrame) -> pd.Series:

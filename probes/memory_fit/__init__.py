@@ -30,7 +30,6 @@ no proof of absence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -53,7 +52,7 @@ from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
 from probes.memory_fit.direct_path import DirectPath
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length
-from probes.memory_fit.result import COLUMNS, MemoryFit
+from probes.memory_fit.result import COLUMNS, MemoryFit, MemoryFitSettings
 from probes.named_models import Models
 
 Scaling: TypeAlias = Literal["model", "unit"]
@@ -260,14 +259,14 @@ def _result(
 ) -> MemoryFit:
     return MemoryFit(
         table=pd.concat(tables, ignore_index=True),
-        settings={
-            "associations": pairs.label,
-            "pairs": len(pairs),
-            "sources": len(set(pairs.source)),
-            "targets": len(set(pairs.target)),
-            "skipped": [asdict(skip) for skip in pairs.skipped],
-            "scaling": scaling,
-            "draws": draws,
-        },
+        settings=MemoryFitSettings(
+            associations=pairs.label,
+            pairs=len(pairs),
+            sources=len(set(pairs.source)),
+            targets=len(set(pairs.target)),
+            skipped=tuple(pairs.skipped),
+            scaling=scaling,
+            draws=draws,
+        ),
         provenance=Provenance.now(seed=seed),
     )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -15,10 +12,11 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import choice
+from hijacklens.facts.fact import Skipped
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
-from probes import sources
+from hijacklens.results.stored import Stored
 from probes.memory_fit.outer_products import STATISTICS
 
 CONTROLS = ("shuffled", "rotated")
@@ -33,20 +31,35 @@ MOST_POINTS = 16
 """Up to this many matrices are drawn as points; more become a map over layer and head."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryFitSettings:
+    """The settings of a memory fit, and the counts of its associations."""
+
+    associations: str
+    """What they are, in a few words."""
+    pairs: int
+    sources: int
+    targets: int
+    skipped: tuple[Skipped, ...]
+    scaling: str
+    draws: int
+    """Of each control."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class MemoryFit(Result):
     """How much of the memory of given associations is in each matrix and in two controls."""
 
-    table: pd.DataFrame
+    table: Annotated[pd.DataFrame, Stored("memory_fit.parquet", columns=COLUMNS)]
     """A row per matrix, statistic and control: `model, layer, head` (a query head; both -1 for a
     matrix that was given as such), `statistic` (`cosine`, `span`, `recall`; see
     `probes.memory_fit.outer_products`), its `value`, `control` (`shuffled` associations, or
     `rotated`: random matrices with the same singular values), `mean` and `std` of the control's
     draws, `z`, the one-sided p-value `p`, and `p_family`, corrected for all matrices of the
     model."""
-    settings: Mapping[str, Any]
-    """Associations, counts, scaling, draws."""
+    settings: MemoryFitSettings
     provenance: Provenance
+    derived: ClassVar = {"verdicts.csv": "verdicts"}
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table: a row per matrix, statistic and control."""
@@ -121,7 +134,7 @@ class MemoryFit(Result):
                     ax.tick_params(labelleft=False)
                 if not column and by_head:
                     ax.set_ylabel(f"{models[row]}\nhead")
-            title = f"{self.settings['associations']} ({self.settings['pairs']} pairs)"
+            title = f"{self.settings.associations} ({self.settings.pairs} pairs)"
             figure.suptitle(title, fontsize=11)
         return figure
 
@@ -141,35 +154,14 @@ class MemoryFit(Result):
             "significant": "{significant} of {matrices}",
         }
         return Glance(
-            f"{self.settings['associations']} ({self.settings['pairs']} pairs)",
+            f"{self.settings.associations} ({self.settings.pairs} pairs)",
             (Grid.of(rows, columns),),
             steps=("summary()", "verdicts()", "best()", "plot()", "save(folder)"),
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings and the summary."""
-        return {**self.settings, "summary": self.summary().to_dict("records")}
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """memory_fit.parquet, and verdicts.csv to look at."""
-        return {
-            "memory_fit.parquet": sources.write_table(self.table),
-            "verdicts.csv": partial(self.verdicts().to_csv, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> MemoryFit:
-        """The result in a folder.
-
-        Raises:
-            InputError: The file is missing or does not fit.
-        """
-        derived = ("type", "summary", "provenance")
-        return cls(
-            table=sources.read_table(folder, "memory_fit.parquet", columns=COLUMNS),
-            settings={k: v for k, v in record.items() if k not in derived},
-            provenance=provenance_from(record),
-        )
+    def findings(self) -> dict[str, Any]:
+        """Return the summary."""
+        return {"summary": self.summary().to_dict("records")}
 
 
 def _draw_points(ax: Axes, rows: pd.DataFrame) -> None:

@@ -37,7 +37,7 @@ from hijacklens.results.provenance import Provenance
 from hijacklens.scoring.pairs import DIRECTIONS, Direction, Pairs, takes_facts
 from hijacklens.sites import Heads, Layers, choose
 from probes.activation_sites import HEAD_AXES, Site, hook_name
-from probes.patching.result import PATCH_COLUMNS, PatchingSweep
+from probes.patching.result import PATCH_COLUMNS, PatchingSettings, PatchingSweep
 from probes.patching.runs import Case, Cell, make_cases, run
 
 DEFAULT_SPANS = ("query", "subject", "last")
@@ -118,7 +118,7 @@ def sweep(
         quiet: Draw no progress bar.
 
     Returns:
-        The result; `summary()` is its table, `plot()` its heat map, and `settings["axis"]` says
+        The result; `summary()` is its table, `plot()` its heat map, and `settings.axis` says
         which heads its column `head` counts.
 
     Raises:
@@ -158,23 +158,18 @@ def sweep(
     return PatchingSweep(
         patches=_table(cases, cells, differences[finite], direction),
         skipped=usable.skipped,
-        settings={
-            "models": [asdict(identity)],
-            "facts": {
-                "name": facts.name,
-                "n": len(facts),
-                "hash": facts.content_hash(),
-                "note": facts.note,
-            },
-            "scheme": asdict(pairs.scheme),
-            "dose": pairs.dose,
-            "direction": direction,
-            "site": patches.site,
-            "axis": axis,
-            "layers": layers,
-            "spans": spans,
-            "seed": pairs.seed,
-        },
+        settings=PatchingSettings(
+            model=identity,
+            facts=facts.record(),
+            scheme=pairs.scheme.record(),
+            dose=pairs.dose,
+            direction=direction,
+            site=patches.site,
+            axis=axis,
+            layers=tuple(layers),
+            spans=tuple(spans),
+            seed=pairs.seed,
+        ),
         provenance=Provenance.now(seed=pairs.seed),
     )
 

@@ -10,11 +10,9 @@ the model gives them (after a final soft-cap, if it has one).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,11 +20,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, choice
+from hijacklens.errors import choice
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance, provenance_from
+from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
-from hijacklens.scoring.items import read_skipped
+from hijacklens.results.stored import Stored
+from hijacklens.scoring.items import SkippedTable
+from hijacklens.scoring.settings import PairSettings
 from hijacklens.statistics import paired_ratio
 
 PATCH_COLUMNS = (
@@ -52,25 +52,37 @@ COLUMN_NAMES = {"span": "span", "head": "query head", "kv_head": "key/value head
 Value = Literal["share", "logits"]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PatchingSettings(PairSettings):
+    """The settings of a patching sweep."""
+
+    direction: Literal["denoise", "noise"]
+    site: str
+    axis: str
+    """What the column `head` counts: `head` or `kv_head`, or nothing for `span`."""
+    layers: tuple[int, ...]
+    spans: tuple[str, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class PatchingSweep(Result):
     """Patches of every layer at every span, or of every head, over many facts."""
 
-    figure_names: ClassVar[tuple[str, ...]] = ("patching.svg", "patching.png")
+    figures: ClassVar = {"patching": {}}
+    derived: ClassVar = {"summary.csv": "summary"}
 
-    patches: pd.DataFrame
+    patches: Annotated[pd.DataFrame, Stored("patches.parquet", columns=PATCH_COLUMNS)]
     """A row per fact and patch: see `to_dataframe`."""
-    skipped: pd.DataFrame
+    skipped: SkippedTable
     """Facts that could not be patched, with the reason."""
-    settings: Mapping[str, Any]
-    """What was run: models, facts, scheme, dose, direction, site, axis, layers, spans, seed."""
+    settings: PatchingSettings
     provenance: Provenance
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per fact and patch.
 
         `case_id, relation_id, subject`; `layer, span, head` of the patch (`head` is missing for
-        patches of complete layers; `settings["axis"]` says whether heads are query or key/value
+        patches of complete layers; `settings.axis` says whether heads are query or key/value
         heads); the logit difference `clean`, `hijacked` and `patched` (logits); `unmatched`, how
         many tokens of the query's first word have no counterpart and were not patched.
         """
@@ -83,13 +95,13 @@ class PatchingSweep(Result):
             means = group[["clean", "hijacked", "patched"]].mean()
             parts = (
                 group["hijacked"] - group["patched"]
-                if self.settings["direction"] == "denoise"
+                if self.settings.direction == "denoise"
                 else group["patched"] - group["clean"]
             )
             share = paired_ratio(
                 parts.to_numpy(),
                 (group["hijacked"] - group["clean"]).to_numpy(),
-                seed=self.settings["seed"],
+                seed=self.settings.seed,
             )
             named = dict(zip(CELL, cell if isinstance(cell, tuple) else (cell,), strict=True))
             ends = {"share": share.value, "share_low": share.low, "share_high": share.high}
@@ -116,14 +128,14 @@ class PatchingSweep(Result):
         """
         choice("value", value, ("share", "logits"))
         table = self._summary
-        axis = self.settings["axis"]
+        axis = self.settings.axis
         column = "span" if axis == "span" else "head"
         layers = sorted(set(table["layer"]))
-        columns = list(self.settings["spans"] if axis == "span" else sorted(set(table["head"])))
+        columns = list(self.settings.spans if axis == "span" else sorted(set(table["head"])))
         if value == "share":
             shown, clear = table["share"], (table["share_low"] > 0) | (table["share_high"] < 0)
         else:
-            start = "hijacked" if self.settings["direction"] == "denoise" else "clean"
+            start = "hijacked" if self.settings.direction == "denoise" else "clean"
             shown, clear = table["patched"] - table[start], table["patched"].isna()
         # Heads given as pairs need not fill a rectangle.
         grid = np.full((len(layers), len(columns)), np.nan)
@@ -154,56 +166,32 @@ class PatchingSweep(Result):
         return figure
 
     def _meaning(self, value: Value) -> str:
-        denoise = self.settings["direction"] == "denoise"
+        denoise = self.settings.direction == "denoise"
         if value == "logits":
             return "change in logit o_ - logit o* (logits)"
         return "fraction of the shift " + ("undone" if denoise else "caused") + " (1: all)"
 
     def _title(self) -> str:
         settings = self.settings
-        into = "clean → hijacked" if settings["direction"] == "denoise" else "hijacked → clean"
+        into = "clean → hijacked" if settings.direction == "denoise" else "hijacked → clean"
         n = self.patches["case_id"].nunique()
         means = self.patches[["clean", "hijacked"]].mean()
-        at = "" if settings["axis"] == "span" else f" at {settings['spans'][0]}"
+        at = "" if settings.axis == "span" else f" at {settings.spans[0]}"
         return (
-            f"{settings['models'][0]['name']}: {settings['site']}{at}, {into}\n"
-            f"{settings['scheme']['name']}, dose {settings['dose']}, {n} facts\n"
+            f"{settings.model.name}: {settings.site}{at}, {into}\n"
+            f"{settings.scheme.name}, dose {settings.dose}, {n} facts\n"
             f"o_ - o*: {means['clean']:+.2f} clean, {means['hijacked']:+.2f} hijacked"
         )
 
-    def configuration(self) -> dict[str, Any]:
-        """The settings, and how many facts were patched and skipped."""
+    def findings(self) -> dict[str, Any]:
+        """Return how many facts were patched and skipped, and the mean logit differences."""
         means = self.patches[["clean", "hijacked"]].mean()
         return {
-            **self.settings,
             "n": int(self.patches["case_id"].nunique()),
             "skipped": len(self.skipped),
             "mean_clean": float(means["clean"]),
             "mean_hijacked": float(means["hijacked"]),
         }
-
-    def files(self) -> Mapping[str, Callable[[Path], None]]:
-        """patches.parquet, summary.csv and skipped.csv."""
-        return {
-            "patches.parquet": lambda path: self.patches.to_parquet(path, index=False),
-            "summary.csv": lambda path: self._summary.to_csv(path, index=False),
-            "skipped.csv": lambda path: self.skipped.to_csv(path, index=False),
-        }
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> PatchingSweep:
-        """Read the patches and skipped facts back; everything else is computed from them."""
-        try:
-            patches = pd.read_parquet(folder / "patches.parquet")
-            skipped = read_skipped(folder / "skipped.csv")
-        except (OSError, ValueError) as error:
-            raise InputError(f"the result in {str(folder)!r} is not whole: {error}") from error
-        missing = set(PATCH_COLUMNS) - set(patches.columns)
-        if missing:
-            raise InputError(f"{folder / 'patches.parquet'} lacks columns: {sorted(missing)}.")
-        derived = {"type", "provenance", "n", "skipped", "mean_clean", "mean_hijacked"}
-        settings = {key: value for key, value in record.items() if key not in derived}
-        return cls(patches, skipped, settings, provenance_from(record))
 
     def glance(self) -> Glance:
         """The patches with the largest fraction of the shift."""
@@ -217,8 +205,8 @@ class PatchingSweep(Result):
             "95% interval": "[{share_low:signed}, {share_high:signed}]",
         }
         return Glance(
-            f"{settings['models'][0]['name']} · {settings['site']} by {settings['axis']}, "
-            f"{settings['direction']} · {settings['scheme']['name']}, dose {settings['dose']} · "
+            f"{settings.model.name} · {settings.site} by {settings.axis}, "
+            f"{settings.direction} · {settings.scheme.name}, dose {settings.dose} · "
             f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
             (Grid.of(table.loc[largest], columns, title=f"largest of {len(table)} patches"),),
         )

@@ -103,9 +103,9 @@ def test_no_cache_and_what_came_from_the_store(folders, cache, tmp_path, capsys)
     for result in results[1:]:
         pd.testing.assert_frame_equal(result.items, results[0].items)
         assert result.full_summary.equals(results[0].full_summary)
-    counted = [result.settings["models"][0]["readings"] for result in results]
-    assert [count["from_store"] for count in counted] == [0, 0, n, 0]
-    assert [count["computed"] for count in counted] == [n, n, 0, n]
+    counted = [result.settings.models[0].readings for result in results]
+    assert [count.from_store for count in counted] == [0, 0, n, 0]
+    assert [count.computed for count in counted] == [n, n, 0, n]
 
 
 def interrupted_in_call(number, monkeypatch):
@@ -140,7 +140,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     ]
     part = load_result(tmp_path / "out")
     assert set(part.items["model"]) == {"tiny-gpt2"}
-    assert part.settings["unfinished"]["missing"] == [str(folders / "tiny-llama")]
+    assert part.settings.unfinished["missing"] == [str(folders / "tiny-llama")]
     done = Store(cache).count(model="tiny-llama")
     assert done > 0
     monkeypatch.undo()
@@ -152,10 +152,10 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert "holds a result already" in capsys.readouterr().err
     assert run(*words) == 0
     whole = load_result(tmp_path / "out")
-    first, second = (model["readings"] for model in whole.settings["models"])
-    assert first["computed"] == 0
-    assert second["from_store"] == done
-    assert "unfinished" not in whole.settings
+    first, second = (model.readings for model in whole.settings.models)
+    assert first.computed == 0
+    assert second.from_store == done
+    assert whole.settings.unfinished is None
     assert run(*command(folders, tmp_path / "new", "--no-cache", models=("gpt2", "llama"))) == 0
     anew = load_result(tmp_path / "new")
     pd.testing.assert_frame_equal(whole.items, anew.items, atol=1e-5, rtol=0)
@@ -201,8 +201,8 @@ def test_a_full_disk_at_the_end_is_one_line(folders, cache, tmp_path, capsys, mo
     monkeypatch.setenv("HIJACKLENS_CACHE", str(cache.parent))
     monkeypatch.delenv("HIJACKLENS_STORE")
     assert run(*command(folders, tmp_path / "out")) == 0
-    record = load_result(tmp_path / "out").settings["models"][0]
-    assert record["readings"]["computed"] == 0
+    record = load_result(tmp_path / "out").settings.models[0]
+    assert record.readings.computed == 0
 
 
 SLOWLY = """
@@ -262,9 +262,9 @@ def test_a_command_that_gets_a_signal_goes_on(folders, cache, tmp_path, which, c
     assert child.returncode == 0, told
     assert told == ""
     result = load_result(tmp_path / "out")
-    count = result.settings["models"][0]["readings"]
-    assert count["from_store"] == done
-    assert count["computed"] > 0
+    count = result.settings.models[0].readings
+    assert count.from_store == done
+    assert count.computed > 0
     assert run(*words, "--no-cache", "--out", tmp_path / "b") == 0
     anew = load_result(tmp_path / "b")
     pd.testing.assert_frame_equal(result.items, anew.items, atol=1e-5, rtol=0)

@@ -201,4 +201,4 @@ def test_numbers_of_any_kind_are_numbers(number, model):
         model, facts, doses=[number], seed=number, execution=hl.Execution(store=False), quiet=True
     )
     assert set(result.items["dose"]) == {0, 2}
-    assert result.settings["seed"] == 2
+    assert result.settings.seed == 2

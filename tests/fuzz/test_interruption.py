@@ -98,9 +98,9 @@ def test_hijack_keeps_its_readings(folder, tmp_path, monkeypatch):
     main(line)
     found = load_result(out)
     assert isinstance(found, hl.HijackResult)
-    (model,) = found.settings["models"]
-    assert model["readings"]["from_store"] > 0
-    assert model["readings"]["computed"] > 0
+    (model,) = found.settings.models
+    assert model.readings.from_store > 0
+    assert model.readings.computed > 0
     monkeypatch.setenv("HIJACKLENS_STORE", "off")
     main([*line[:-1], str(tmp_path / "unbroken")])
     unbroken = load_result(tmp_path / "unbroken").to_dataframe()
@@ -200,7 +200,7 @@ def test_a_result_of_another_kind_leaves_nothing_behind(tmp_path):
 def test_a_record_removes_nothing_outside_its_folder(name, tmp_path, monkeypatch):
     out, mine = tmp_path / "out", tmp_path / "mine.txt"
     mine.write_text("mine")
-    monkeypatch.setattr(reproduction.Reproduction, "figure_names", ())  # they take seconds
+    monkeypatch.setattr(reproduction.Reproduction, "figures", {})  # they take seconds
     result = reproduction.reproduce("lemma5")
     result.save(out)
     (tmp_path / "elsewhere").mkdir()

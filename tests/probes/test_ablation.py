@@ -66,7 +66,7 @@ def test_zeroed_heads_equal_zeroed_rows_of_the_output_matrix(family, model):
         model, few, doses=[0, 2], probes=[probe], execution=Execution(batch_tokens=300), quiet=True
     )
     bare = hijack(model, few, doses=[0, 2], quiet=True)
-    assert result.settings["probes"] == [probe.key]
+    assert result.settings.probes == (probe.key,)
     far = (result.items["first_true"] - bare.items["first_true"]).abs()
     assert far.max() > 0.1
     facts = {fact.case_id: fact for fact in few}

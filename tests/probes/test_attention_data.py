@@ -164,9 +164,9 @@ def test_packaged_models_equal_masked_plain_passes(name):
 def test_the_result_names_its_probes(gpt2, tmp_path):
     probes = [knock_out("last", "hijack", layers=[0]), rescale(2, "last", "subject")]
     result = hijack(gpt2, sample_facts(), doses=[1], probes=probes, quiet=True)
-    assert result.settings["probes"] == [probe.key for probe in probes]
+    assert result.settings.probes == tuple(probe.key for probe in probes)
     loaded = load_result(result.save(tmp_path / "out"))
-    assert loaded.settings["probes"] == result.settings["probes"]
+    assert loaded.settings.probes == result.settings.probes
     assert loaded.plot().axes
 
 

@@ -131,7 +131,7 @@ def test_a_run_leaves_the_model_as_it_was(pair, error):
                 hijack(model, facts, doses=[1], probes=probes, quiet=True)
             return
         result = hijack(model, facts, doses=[1], probes=probes, quiet=True)
-    assert result.settings["probes"] == [probe.key for probe in probes]
+    assert result.settings.probes == tuple(probe.key for probe in probes)
     bare = hijack(model, facts, doses=[1], quiet=True).items
     assert float((result.items["first_true"] - bare["first_true"]).abs().max()) > 1e-3
 

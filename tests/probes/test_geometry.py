@@ -207,7 +207,7 @@ def test_saved_and_loaded(tmp_path):
     pd.testing.assert_frame_equal(again.fits, result.fits)
     assert (again.settings, again.provenance) == (result.settings, result.provenance)
     (tmp_path / "fits.parquet").unlink()
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="not complete"):
         hl.load_result(tmp_path)
 
 

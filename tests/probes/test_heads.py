@@ -278,7 +278,7 @@ def test_a_saved_search_is_read_back(planted, tmp_path, kind):
     with pytest.raises(InputError, match="pass model="):
         back.test(planted_facts()[6:])
     Path(tmp_path / "search" / "search.npz").unlink()
-    with pytest.raises(InputError, match="not whole"):
+    with pytest.raises(InputError, match="not complete"):
         load_result(tmp_path / "search")
 
 
@@ -351,7 +351,7 @@ def test_a_users_own_hooked_transformer():
             weight.copy_(before)
         np.testing.assert_allclose(found.carried[:, i], carried, atol=1e-4)
     tested = found.test(sample_facts().where(case_ids=[2, 4]), random_sets=1, quiet=True)
-    assert tested.settings["models"][0]["name"] == "own"
+    assert tested.settings.models[0].name == "own"
 
 
 @pytest.mark.packaged

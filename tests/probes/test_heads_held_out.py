@@ -72,14 +72,14 @@ def test_the_planted_head_undoes_the_hijack_and_random_ones_do_not(tested, schem
 
 def test_every_relation_is_new(tested, found, parts):
     assert set(tested.summary()["relations"]) == {"all", "new"}
-    settings = tested.settings["search"]
-    assert (settings["relations"], settings["scheme"], settings["dose"]) == (
-        ["P131"],
+    settings = tested.settings.search
+    assert (settings.relations, settings.scheme.name, settings.dose) == (
+        ("P131",),
         "do-not-think",
         1,
     )
-    assert settings["facts"]["n"] == 6
-    assert tested.settings["heads"] == "1.2"
+    assert settings.facts.n == 6
+    assert tested.settings.heads == "1.2"
 
 
 def test_scores_are_those_of_hijack(model, found, tested, parts):
@@ -152,8 +152,8 @@ def test_the_defaults_are_those_of_the_search(model, parts):
     made = pairs(model, parts[0][:3], scheme="think", dose=2)
     found = heads.search(model, made, size=1, candidates=1, quiet=True)
     tested = found.test(parts[1][:4], random_sets=0, quiet=True)
-    assert tested.settings["doses"] == [0, 2]
-    assert [scheme["name"] for scheme in tested.settings["schemes"]] == ["think"]
+    assert tested.settings.doses == (0, 2)
+    assert [scheme.name for scheme in tested.settings.schemes] == ["think"]
     assert tested.summary()["scheme_seen"].all()
 
 

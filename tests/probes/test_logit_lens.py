@@ -142,7 +142,7 @@ def test_the_figure_shows_the_dose_that_is_asked_for(gpt2):
 def test_the_bare_query_alone(gpt2):
     pair = pairs(gpt2, sample_facts()[:1])[0]
     lens = logit_lens.trace(gpt2, pair, hijacked=False)
-    assert lens.settings["doses"] == [0] and set(lens.table["dose"]) == {0}
+    assert lens.settings.doses == (0,) and set(lens.table["dose"]) == {0}
     both = logit_lens.trace(gpt2, pair)
     pd.testing.assert_frame_equal(both.table[both.table["dose"] == 0], lens.table)
 

@@ -226,7 +226,7 @@ def test_results_are_saved_and_loaded(gpt2, tmp_path):
     assert repr(found) == repr(averaged)
     for folder, file in (("one", "account.parquet"), ("many", "parts.npz")):
         (tmp_path / folder / file).write_bytes(b"no")
-        with pytest.raises(InputError, match="is not whole"):
+        with pytest.raises(InputError, match="is not complete"):
             load_result(tmp_path / folder)
 
 

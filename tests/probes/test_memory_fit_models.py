@@ -190,7 +190,7 @@ def test_facts_on_a_language_model():
     _, model = loaded("gemma3")
     pairs = associations.of_facts(sample_facts(), model.tokenizer)
     found = memory_fit.fit(model, pairs, draws=19)
-    assert found.settings["pairs"] == len(pairs) and found.settings["skipped"] == []
+    assert found.settings.pairs == len(pairs) and found.settings.skipped == ()
     assert np.isfinite(found.table["value"]).all()
     assert found.plot().axes[0].get_title() == "cosine to the memory"
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hijack_runs import scored_model
 from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.facts.atlas import atlas
-from hijacklens.facts.fact import FactSet
+from hijacklens.facts.fact import FactSet, FactsRecord
 from hijacklens.models.loading import load_model
 from hijacklens.probe import probed
 from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import load_result
 from hijacklens.scoring.items import SKIPPED_COLUMNS
 from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, pairs
 from probes import patching
 from probes.activations import patch
-from probes.patching.result import PATCH_COLUMNS, PatchingSweep
+from probes.patching.result import PATCH_COLUMNS, PatchingSettings, PatchingSweep
 
 FACTS = sample_facts()[:8]
 
@@ -81,7 +83,7 @@ def test_every_number_is_that_of_a_single_patched_run(model, site, direction):
 def test_heads_are_patched_one_by_one(llama, site):
     result = sweep(llama, FACTS[:3], patching.ByHead, site=site, layers=1)
     axis = "kv_head" if site in "kv" else "head"
-    assert result.settings["axis"] == axis
+    assert result.settings.axis == axis
     table = result.to_dataframe()
     assert sorted(set(table["head"])) == list(range(2 if axis == "kv_head" else 4))
     (pair,) = pairs(llama, FACTS[1:2])
@@ -153,18 +155,18 @@ def made_up(direction="denoise", *, axis="span", heads=(None,), spans=("query", 
                     values = (clean, hijacked, start + sign * move, case)
                     rows.append((case, "P1", f"subject {case}", layer, span, head, *values))
     patches = pd.DataFrame(rows, columns=list(PATCH_COLUMNS)).astype({"head": "Int64"})
-    settings = {
-        "models": [{"name": "hand-made"}],
-        "facts": {"name": "two", "n": 2, "hash": "0", "note": ""},
-        "scheme": {"name": "do-not-think"},
-        "dose": 1,
-        "direction": direction,
-        "site": "z" if axis != "span" else "resid_pre",
-        "axis": axis,
-        "layers": [0, 1],
-        "spans": list(spans),
-        "seed": 0,
-    }
+    settings = PatchingSettings(
+        model=scored_model("hand-made"),
+        facts=FactsRecord(name="two", n=2, hash="0"),
+        scheme=SchemeRecord(name="do-not-think"),
+        dose=1,
+        direction=direction,
+        site="z" if axis != "span" else "resid_pre",
+        axis=axis,
+        layers=(0, 1),
+        spans=tuple(spans),
+        seed=0,
+    )
     skipped = pd.DataFrame(columns=list(SKIPPED_COLUMNS))
     return PatchingSweep(patches, skipped, settings, Provenance.now(seed=0))
 
@@ -203,8 +205,11 @@ def test_the_heat_map_has_each_number_in_its_cell():
 
 def test_the_title_fits_however_few_cells_there_are():
     result = made_up()
-    settings = {**result.settings, "models": [{"name": "meta-llama-Llama-2-7b-chat-hf"}]}
-    settings["scheme"] = {"name": "do-not-think-other"}
+    settings = replace(
+        result.settings,
+        model=replace(result.settings.model, name="meta-llama-Llama-2-7b-chat-hf"),
+        scheme=SchemeRecord(name="do-not-think-other"),
+    )
     figure = PatchingSweep(result.patches, result.skipped, settings, result.provenance).plot()
     figure.canvas.draw()
     box = figure._suptitle.get_window_extent()
@@ -240,9 +245,7 @@ def test_saved_and_loaded(llama, tmp_path):
     pd.testing.assert_frame_equal(loaded.to_dataframe(), result.to_dataframe())
     pd.testing.assert_frame_equal(loaded.summary(), result.summary())
     assert repr(loaded) == repr(result)
-    assert json.loads(json.dumps(dict(loaded.settings))) == json.loads(
-        json.dumps(dict(result.settings))
-    )
+    assert loaded.settings == result.settings
     assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
         "patches.parquet",
         "summary.csv",
@@ -253,7 +256,7 @@ def test_saved_and_loaded(llama, tmp_path):
     }
     assert math.isfinite(loaded.configuration()["mean_hijacked"])
     (tmp_path / "sweep" / "patches.parquet").unlink()
-    with pytest.raises(InputError, match="is not whole"):
+    with pytest.raises(InputError, match="is not complete"):
         load_result(tmp_path / "sweep")
 
 

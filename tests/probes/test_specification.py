@@ -248,7 +248,7 @@ class TestHijackCommand:
         facts = atlas().limit(4, seed=0)
         probes = [parse(text).probe(model=model, facts=facts) for text in texts]
         want = hijack(model, facts, doses=[0, 2], probes=probes, quiet=True)
-        assert loaded.settings["probes"] == want.settings["probes"]
+        assert loaded.settings.probes == want.settings.probes
         difference = loaded.items["first_true"] - want.items["first_true"]
         assert float(difference.abs().max()) < 1e-4
         bare = hijack(model, facts, doses=[0, 2], quiet=True)

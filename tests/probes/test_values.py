@@ -185,7 +185,7 @@ def test_scores_of_packed_prompts_are_those_of_edited_models(pair):
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
             wanted = scorer.scores(prompt, target)
             assert item[f"sum_{side}"] == pytest.approx(sum(wanted), abs=1e-4)
-    assert result.settings["probes"] == [probe.key]
+    assert result.settings.probes == (probe.key,)
 
 
 def test_under_a_key_value_cache(pair):

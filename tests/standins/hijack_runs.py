@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 from sample_facts import sample_facts
 
-from hijacklens.facts.fact import Fact
-from hijacklens.prompts.schemes import get_scheme
+from hijacklens.engine.accounting import Accounting
+from hijacklens.facts.fact import Fact, FactsRecord
+from hijacklens.prompts.schemes import SchemeRecord, get_scheme
 from hijacklens.results.provenance import Provenance
 from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SKIPPED_COLUMNS
 from hijacklens.scoring.result import HijackResult
+from hijacklens.scoring.settings import HijackSettings, ReadingCounts, ScoredModel
+
+
+def scored_model(name: str) -> ScoredModel:
+    """The record of a model that was never run."""
+    numbers = (
+        "forward_tokens padded_tokens naive_tokens trie_tokens passes batch_tokens shrunk seconds "
+        "peak_memory"
+    )
+    texts = [item.name for item in fields(Accounting) if item.name not in numbers.split()]
+    return ScoredModel(
+        name=name,
+        revision=None,
+        architecture="None",
+        parameters=0,
+        dtype="float32",
+        device="cpu",
+        weights_hash="0",
+        tokenizer_hash="0",
+        adds_bos=False,
+        context_length=0,
+        readings=ReadingCounts(computed=0, from_store=0, store="", store_off="not run"),
+        engine=Accounting(
+            **dict.fromkeys(texts, "none"), **(dict.fromkeys(numbers.split(), 0) | {"seconds": 0.0})
+        ),
+    )
 
 
 def made_up_run(
@@ -61,17 +90,19 @@ def made_up_run(
     return HijackResult(
         items=pd.DataFrame(rows, columns=list(ITEM_COLUMNS)),
         skipped=pd.DataFrame(skipped, columns=list(SKIPPED_COLUMNS)),
-        settings={
-            "models": [{"name": model} for model in models],
-            "facts": {"name": "sample", "n": len(facts), "hash": "abc", "note": ""},
-            "schemes": [
-                {"name": scheme, "direction": "hijack", "text": "Do not think of {target_false}."}
+        settings=HijackSettings(
+            models=tuple(scored_model(model) for model in models),
+            facts=FactsRecord(name="sample", n=len(facts), hash="abc"),
+            schemes=tuple(
+                SchemeRecord(
+                    name=scheme, direction="hijack", text="Do not think of {target_false}."
+                )
                 for scheme in schemes
-            ],
-            "doses": list(doses),
-            "probes": [],
-            "seed": 0,
-        },
+            ),
+            doses=tuple(doses),
+            probes=(),
+            seed=0,
+        ),
         provenance=Provenance.now(seed=0),
         prompts=pd.DataFrame(prompts, columns=list(PROMPT_COLUMNS)),
     )

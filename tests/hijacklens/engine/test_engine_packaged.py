@@ -25,7 +25,7 @@ def test_every_way_gives_the_same_items(name):
     plain = score("plain").items
     for sharing in ("packed", "cached"):
         result = score(sharing)
-        assert result.settings["models"][0]["engine"]["sharing"] == sharing
+        assert result.settings.models[0].engine.sharing == sharing
         for column in ("first_true", "first_false", "sum_true", "sum_false", "top_logprob"):
             assert (result.items[column] - plain[column]).abs().max() < 1e-4
         assert result.items["top_token"].equals(plain["top_token"])

@@ -335,8 +335,8 @@ def test_items_are_the_same_in_every_way(pair):
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
             expected[item["case_id"], item["dose"], side] = sum(scorer.scores(prompt, target))
     for sharing, result in results.items():
-        (settings,) = result.settings["models"]
-        engine_record = settings["engine"]
+        (settings,) = result.settings.models
+        engine_record = settings.engine.record()
         assert engine_record["sharing"] == sharing
         assert engine_record["naive_tokens"] >= engine_record["forward_tokens"] > 0
         assert engine_record["trie_tokens"] <= engine_record["forward_tokens"]

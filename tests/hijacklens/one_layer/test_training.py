@@ -192,12 +192,12 @@ class TestFiles:
     def test_a_missing_file_gives_one_error(self, trained: TrainingResult, tmp_path) -> None:
         folder = trained.save(tmp_path / "run")
         (folder / "curves.csv").unlink()
-        with pytest.raises(InputError, match="incomplete"):
+        with pytest.raises(InputError, match="not complete"):
             load_result(folder)
         record = json.loads((folder / "result.json").read_text())
         del record["recipe"]["d_model"]
         (folder / "result.json").write_text(json.dumps(record))
-        with pytest.raises(InputError, match="incomplete"):
+        with pytest.raises(InputError, match="not complete"):
             load_result(folder)
 
     def test_a_finished_folder_is_kept_without_overwrite(self, tmp_path) -> None:

@@ -113,7 +113,7 @@ def test_the_record_is_that_of_the_run(page, run):
     record = json.loads((run / "result.json").read_text())
     for key, value in found.items():
         assert value == record[key], key
-    assert {"provenance", "models", "schemes", "doses"} <= set(found)
+    assert {"provenance", "settings", "items", "skipped"} <= set(found)
 
 
 def test_curves_say_in_words_what_they_show(page, run):
@@ -193,15 +193,8 @@ class Weights(Result):
             ax.legend()
         return figure
 
-    def configuration(self):
+    def findings(self):
         return {"n_heads": 2, "parts": [{"a": 1}], "nothing": None, "many": list(range(50))}
-
-    def files(self):
-        return {}
-
-    @classmethod
-    def read(cls, folder, record):
-        raise NotImplementedError
 
 
 def test_any_result_has_its_figure_its_table_and_its_record(tmp_path):

@@ -9,19 +9,22 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from types import MappingProxyType, ModuleType
+from typing import Annotated, Any, ClassVar
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from jaxtyping import Float
 
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.files import RECORD, claim_folder, write_json, write_whole
-from hijacklens.results.provenance import PACKAGES, Provenance, provenance_from
+from hijacklens.one_layer.task import ConceptTask, TaskRecord
+from hijacklens.results.provenance import PACKAGES, Provenance
 from hijacklens.results.result import Result, load_result
+from hijacklens.results.stored import NOT_STORED, Stored
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Counts(Result):
 
     values: tuple[int, ...]
     provenance: Provenance
+    derived: ClassVar = {"items.csv": "to_dataframe"}
 
     def to_dataframe(self) -> pd.DataFrame:
         return pd.DataFrame({"value": self.values})
@@ -39,16 +43,8 @@ class Counts(Result):
             axes[0].plot(self.values)
         return figure
 
-    def configuration(self) -> dict[str, Any]:
+    def findings(self) -> dict[str, Any]:
         return {"n": len(self.values), "mean": float("nan")}
-
-    def files(self) -> Mapping[str, Any]:
-        return {"items.csv": lambda path: self.to_dataframe().to_csv(path, index=False)}
-
-    @classmethod
-    def read(cls, folder: Path, record: Mapping[str, Any]) -> Counts:
-        table = pd.read_csv(folder / "items.csv")
-        return cls(tuple(table.value.tolist()), provenance_from(record))
 
 
 @dataclass(frozen=True)
@@ -64,14 +60,14 @@ class Unfinished(Counts):
 
 
 class NoFigure(Counts):
-    figure_names: ClassVar[tuple[str, ...]] = ()
+    figures: ClassVar = {}
 
 
 @pytest.fixture
 def counts(monkeypatch) -> Counts:
     """A result of a type that load_result can find."""
     module = ModuleType("hijacklens.standin_of_the_tests")
-    module.Counts = Counts
+    vars(module).update(globals(), __name__=module.__name__)  # type hints are resolved there
     module.NOT_A_TYPE = 3
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(Counts, "__module__", module.__name__)
@@ -97,12 +93,14 @@ def test_the_record_says_what_and_where_from(counts, tmp_path):
     record = json.loads((counts.save(tmp_path) / RECORD).read_text())
     assert record == {
         "type": "hijacklens.standin_of_the_tests:Counts",
+        "form": 2,
+        "values": [3, 1, 2],
         "n": 3,
         "mean": None,
         "files": ["items.csv", "curve.svg", "curve.png"],
         "provenance": asdict(counts.provenance),
     }
-    assert provenance_from(record) == counts.provenance
+    assert Provenance(**record["provenance"]) == counts.provenance
 
 
 def test_figures_are_written_in_their_format(counts, tmp_path):
@@ -145,6 +143,97 @@ def test_a_save_that_fails_leaves_no_result(overwrite, counts, tmp_path):
     assert not [name for name in names(tmp_path) if name.startswith(".part")]
     with pytest.raises(InputError, match="a run that was cut short has no such file"):
         load_result(tmp_path)
+
+
+# ---------------------------------------------------------------- fields by their types
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    weights: Mapping[str, float]
+    pairs: tuple[tuple[int, str], ...] = ()
+    task: TaskRecord | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Many(Result):
+    """A field of every kind."""
+
+    table: pd.DataFrame
+    texts: Annotated[pd.DataFrame, Stored("texts.csv", ("name",), {"name": str, "count": "Int64"})]
+    plain: Annotated[pd.DataFrame, Stored("plain.csv")]
+    array: Annotated[Float[np.ndarray, "a b"], Stored("arrays.npz")]
+    other: Annotated[np.ndarray | None, Stored("arrays.npz")] = None
+    part: Part
+    ends: tuple[float, float]
+    note: str | None = None
+    live: Annotated[object, NOT_STORED] = None
+    provenance: Provenance
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return self.table
+
+    def plot(self):
+        with plots.canvas() as (figure, _):
+            return figure
+
+
+@pytest.fixture
+def many(counts, monkeypatch) -> Many:
+    monkeypatch.setattr(Many, "__module__", Counts.__module__)
+    return Many(
+        table=pd.DataFrame({"x": [0.1 + 0.2, np.nan], "name": ["NA", ""]}),
+        texts=pd.DataFrame({"name": ["NA", ""], "count": [None, 2]}).astype({"count": "Int64"}),
+        plain=pd.DataFrame({"loss": [0.1 + 0.2, 1 / 3, 5e-324]}),
+        array=np.arange(6.0).reshape(2, 3) / 7,
+        part=Part(
+            weights=MappingProxyType({"a": float("nan")}),
+            pairs=((1, "x"),),
+            task=ConceptTask(bits=3),
+        ),
+        ends=(-float("inf"), float("inf")),
+        live=object(),
+        provenance=counts.provenance,
+    )
+
+
+def test_every_field_is_stored_by_its_type(many, tmp_path):
+    folder = many.save(tmp_path)
+    assert names(folder) == {
+        "table.parquet", "texts.csv", "plain.csv", "arrays.npz", "curve.svg", "curve.png", RECORD,
+    }  # fmt: skip
+    again = load_result(folder)
+    assert isinstance(again, Many)
+    for name in ("table", "texts", "plain"):  # exact, to the last bit
+        pd.testing.assert_frame_equal(getattr(again, name), getattr(many, name), check_exact=True)
+    assert np.array_equal(again.array, many.array) and again.other is None
+    assert (again.ends, again.note, again.live) == (many.ends, None, None)
+    assert np.isnan(again.part.weights["a"])
+    assert (again.part.pairs, again.part.task) == (many.part.pairs, many.part.task)
+
+
+@pytest.mark.parametrize("name", ["table.parquet", "texts.csv", "arrays.npz", "ends", "part"])
+def test_a_result_that_is_not_complete_is_refused(name, many, tmp_path):
+    folder = many.save(tmp_path / "run")
+    if name == "part":
+        record = json.loads((folder / RECORD).read_text())
+        (folder / RECORD).write_text(json.dumps({**record, name: {"pairs": [[1, 2, 3]]}}))
+    elif name == "ends":
+        record = json.loads((folder / RECORD).read_text())
+        del record["ends"]
+        (folder / RECORD).write_text(json.dumps(record))
+    else:
+        (folder / name).unlink()
+    with pytest.raises(InputError, match="is not complete") as caught:
+        load_result(folder)
+    assert str(folder) in str(caught.value) and "--overwrite" in str(caught.value)
+
+
+def test_a_table_without_its_columns_is_refused(many, tmp_path):
+    folder = many.save(tmp_path)
+    (folder / "texts.csv").write_text("title\nx\n")
+    with pytest.raises(InputError, match=r"texts\.csv lacks columns: \['name'\]"):
+        load_result(folder)
 
 
 # ---------------------------------------------------------------- folders that cannot be used

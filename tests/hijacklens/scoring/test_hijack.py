@@ -206,7 +206,7 @@ def test_unreadable_records_appear_among_the_skipped(gpt2):
 def test_user_scheme_and_seeded_draw(gpt2):
     own = Scheme(name="never-say", template="Never say {target_false}.")
     result = hijack(gpt2, sample_facts(), schemes=[own], doses=[1], quiet=True)
-    assert result.settings["schemes"][0]["text"] == "Never say {target_false}."
+    assert result.settings.schemes[0].text == "Never say {target_false}."
     draws = [
         hijack(gpt2, sample_facts(), schemes=["do-not-think-other"], doses=[1], seed=s, quiet=True)
         for s in (0, 0, 1, 2, 3)
@@ -256,9 +256,9 @@ def test_arguments_of_the_execution_go_by_their_old_names(gpt2):
         FutureWarning, match=r"way= is now called execution=Execution\(sharing=...\)"
     ):
         result = hijack(gpt2, way="plain", store=False, **options)
-    (record,) = result.settings["models"]
-    assert record["engine"]["sharing"] == "plain"
-    assert record["readings"]["store_off"] == "turned off"
+    (scored,) = result.settings.models
+    assert scored.engine.sharing == "plain"
+    assert scored.readings.store_off == "turned off"
     with pytest.raises(InputError, match="execution is given twice, also by its old name store"):
         hijack(gpt2, execution=Execution(), store=False, **options)
 
@@ -310,7 +310,7 @@ def test_one_scheme_may_be_named_by_itself(gpt2):
 
 def test_the_sentences_of_every_relation_are_saved(gpt2):
     result = hijack(gpt2, sample_facts(), schemes="relation", doses=[1], quiet=True)
-    texts = result.settings["schemes"][0]["text"]
+    texts = result.settings.schemes[0].text
     assert texts["P190"] == "The twin city of {subject} is not {target_false}."
 
 

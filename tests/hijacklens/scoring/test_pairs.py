@@ -44,7 +44,7 @@ def test_pairs_hold_the_items_of_scoring(model, spans):
         ]  # fmt: skip
         items, _ = make_items(prompts, model.tokenizer, context_length=96, spans=spans)
         assert list(pair.marked(spans)) == items
-        assert (pair.scheme, pair.dose, pair.seed) == ("do-not-think", 2, 0)
+        assert (pair.scheme.name, pair.dose, pair.seed) == ("do-not-think", 2, 0)
     assert [pair.fact.case_id for pair in pairs if pair.same_first_token][-1:] == [5]
 
 

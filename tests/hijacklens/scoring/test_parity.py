@@ -63,8 +63,8 @@ def test_flips_by_hand(full):
 def test_bfloat16_against_float32(full, tmp_path):
     half = run("bfloat16")
     parity = compare(full, half)
-    assert parity.runs["reference"][0]["dtype"] == "float32"
-    assert parity.runs["other"][0]["dtype"] == "bfloat16"
+    assert parity.runs["reference"][0].dtype == "float32"
+    assert parity.runs["other"][0].dtype == "bfloat16"
     sizes = parity.to_dataframe()["difference"].abs()
     assert 1e-4 < sizes.max() < 1
     widest = parity.flips["reference"].abs().max() if len(parity.flips) else 0
@@ -79,4 +79,4 @@ def test_runs_that_cannot_be_compared(full):
     with pytest.raises(InputError, match=r"not hold the same items: .* are in one of them only"):
         compare(full, replace(full, items=full.items.iloc[1:]))
     with pytest.raises(InputError, match="different probes"):
-        compare(full, replace(full, settings={**full.settings, "probes": ["x"]}))
+        compare(full, replace(full, settings=replace(full.settings, probes=("x",))))

@@ -53,8 +53,8 @@ def unbroken(model):
 
 def counts(result):
     """How many readings came from the store, and how many were computed."""
-    (record,) = result.settings["models"]
-    return record["readings"]["from_store"], record["readings"]["computed"]
+    (record,) = result.settings.models
+    return record.readings.from_store, record.readings.computed
 
 
 def check(result, expected):
@@ -104,9 +104,9 @@ def test_a_second_run_computes_nothing(model, unbroken, tmp_path):
     assert passes == []
     assert counts(second) == (counts(first)[1], 0)
     pd.testing.assert_frame_equal(second.items, first.items)  # bit for bit
-    (record,) = second.settings["models"]
-    assert record["readings"]["store"] == str(path)
-    assert record["readings"]["store_off"] == ""
+    (record,) = second.settings.models
+    assert record.readings.store == str(path)
+    assert record.readings.store_off == ""
 
 
 def test_without_a_store_all_is_computed(model, unbroken, tmp_path, monkeypatch):
@@ -356,8 +356,7 @@ def test_hooks_on_the_model_are_not_stored(model, unbroken, tmp_path):
         hooked = score(model, path)
     assert counts(hooked)[0] == 0
     assert (
-        "hooks that are not probes are on the model"
-        in hooked.settings["models"][0]["readings"]["store_off"]
+        "hooks that are not probes are on the model" in hooked.settings.models[0].readings.store_off
     )
     assert (hooked.items["sum_true"] - unbroken.items["sum_true"]).abs().max() > 1e-3
     check(score(model, path), unbroken)
@@ -416,7 +415,7 @@ def test_a_named_store_that_cannot_be_used_is_refused(model, tmp_path, monkeypat
     monkeypatch.setenv("HIJACKLENS_STORE", str(path))
     with pytest.warns(StoreWarning, match="continues without it"):
         result = score(model, True)
-    assert "cannot be used" in result.settings["models"][0]["readings"]["store_off"]
+    assert "cannot be used" in result.settings.models[0].readings.store_off
 
 
 def test_progress_counts_what_the_store_had(model, tmp_path, monkeypatch):

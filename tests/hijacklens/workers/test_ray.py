@@ -88,7 +88,7 @@ def test_the_same_items_with_and_without_probes_and_store(crew, expected, tmp_pa
     check(score(crew.loader, crew, store), expected)
     again = score(model, store=store)  # this process finds what the workers finished
     check(again, expected)
-    assert again.settings["models"][0]["readings"]["computed"] == 0
+    assert again.settings.models[0].readings.computed == 0
     probes = [attention.knock_out(source="last", target="hijack")]
     check(score(model, crew, probes=probes), score(model, probes=probes))
 

@@ -68,7 +68,7 @@ def check(result, expected):
 
 
 def engine_record(result):
-    return result.settings["models"][0]["engine"]
+    return result.settings.models[0].engine.record()
 
 
 # Parts
@@ -211,9 +211,9 @@ def test_a_part_that_kills_every_worker_ends_the_run_and_keeps_the_rest(
     crew._ray.fate = lambda method, arguments: None
     result = score(ModelLoader(folder), crew, store)  # the same workers go on
     check(result, expected)
-    assert result.settings["models"][0]["readings"]["from_store"] == kept
+    assert result.settings.models[0].readings.from_store == kept
     # A run in this process finds what workers kept: the source is the same.
-    assert score(model, store=store).settings["models"][0]["readings"]["computed"] == 0
+    assert score(model, store=store).settings.models[0].readings.computed == 0
 
 
 def test_workers_that_die_while_they_load_end_the_run(folder):

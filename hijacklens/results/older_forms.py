@@ -1,0 +1,77 @@
+"""Records that earlier versions wrote, in the form of this one.
+
+Form 2 keeps the settings of a run under their own key, with the same shape in every result. Before
+it, `result.json` had the settings at its top, next to the numbers found, and no `form`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+FORM = 2
+
+MOVED = {
+    "hijacklens.concepts.trained:TrainingResult": "hijacklens.one_layer.trained:TrainingResult",
+    "analyses.sweep_result:SweepResult": "analyses.sweeps.run:SweepResult",
+    "analyses.reproduction:Reproduction": "analyses.reproduction.reproduction:Reproduction",
+}
+"""Type in the record of a result folder -> where that type is now, if it has moved."""
+
+KEYS = {"id": "analysis", "checks": "outcomes"}
+"""Fields of a `Reproduction` that had another key."""
+
+RENAMED = {"dim": "d_model", "way": "sharing"}
+"""Settings that had another name."""
+
+
+def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record in the present form; one that already has it is returned unchanged."""
+    if "form" in record:
+        return dict(record)
+    new = {KEYS.get(key, key): value for key, value in record.items()}
+    if "settings" not in new:
+        new["settings"] = _renamed(_settings(record))
+    if "recipe" in new:
+        new["recipe"] = _renamed(new["recipe"])
+    if "outcomes" in new:
+        new["outcomes"] = [_with_nan(outcome) for outcome in new["outcomes"]]
+    for gap in {"gap", "other_gap"} & set(new):
+        new[gap] = "Infinity" if new[gap] == "infinite" else new[gap]
+    return new
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in an older record; keys that are none are ignored by those who read."""
+    settings = dict(record)
+    if "models" in settings:
+        settings.setdefault("model", settings["models"][0])
+    if "schemes" in settings:
+        settings.setdefault("scheme", settings["schemes"][0])
+    if "scheme" in settings:
+        settings["scheme"] = _scheme(settings["scheme"])
+    if "search" in settings:
+        search = settings["search"]
+        settings["search"] = {**search, "scheme": _scheme(search["scheme"])}
+    return settings
+
+
+def _scheme(scheme: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields of a `SchemeRecord` from a name alone, or from the fields of a `Scheme`."""
+    if isinstance(scheme, str):
+        return {"name": scheme}
+    if "text" in scheme:
+        return scheme
+    return {**scheme, "text": scheme["template"] or scheme["templates"]}
+
+
+def _renamed(value: Any) -> Any:
+    """Replace every old name of a setting, at any depth."""
+    if isinstance(value, Mapping):
+        return {RENAMED.get(name, name): _renamed(part) for name, part in value.items()}
+    return [_renamed(part) for part in value] if isinstance(value, list) else value
+
+
+def _with_nan(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the outcome of a check with NaN for null, which stood for NaN and infinity."""
+    return {name: "NaN" if value is None else value for name, value in outcome.items()}

@@ -1,0 +1,178 @@
+"""How each field of a result is stored, by its type.
+
+A `DataFrame` becomes a table in a separate file, an array an entry of a `.npz` file, and everything
+else (settings, numbers, texts, frozen dataclasses) an entry of `result.json` under the field's
+name. Pydantic checks and converts these entries when they are read. `Annotated` names the file of
+an array, or of a table where the default does not fit:
+
+    verdicts: pd.DataFrame                                      # verdicts.parquet
+    skipped: Annotated[pd.DataFrame, Stored("skipped.csv")]
+    shift: Annotated[Float[np.ndarray, " fact"], Stored("search.npz")]
+    model: Annotated[HookedLanguageModel | None, NOT_STORED] = None
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache, partial
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import numpy as np
+import pandas as pd
+from pydantic import TypeAdapter
+from pydantic_core import to_json
+
+from hijacklens.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The file of a field, and what it must hold."""
+
+    file: str
+    """Ends in `.parquet`, `.csv` or `.npz`; fields may share an `.npz` file."""
+    columns: tuple[str, ...] = ()
+    """Columns that the table must have."""
+    dtypes: Mapping[str, Any] = field(default_factory=dict)
+    """Types of columns of a CSV file. With a text column among them, only the empty cells of the
+    other columns count as missing: a subject may be called "NA"."""
+    encode: Callable[[Any], Any] = lambda value: value
+    """From the value to a table or array; None if there is nothing to store."""
+    decode: Callable[[Any, Mapping[str, Any]], Any] = lambda stored, record: stored
+    """From the table or array and the record to the value."""
+
+
+EXACT: dict[str, Any] = {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}
+"""The parser of earlier versions of pandas may be off by the last bit."""
+NOT_STORED = Stored("")
+"""For a field that is not saved; it needs a default."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """A field of a result type: stored in a file, or in the record by an adapter."""
+
+    name: str
+    stored: Stored | None
+    adapter: Any
+    """A Pydantic `TypeAdapter`, or None if the field has a file."""
+    has_default: bool
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a table as Parquet or CSV, whichever the file name says, without its index."""
+    (table.to_csv if path.suffix == ".csv" else table.to_parquet)(path, index=False)
+
+
+def writers(result: Any) -> dict[str, Callable[[Path], None]]:
+    """Return file name -> function that writes it, for the tables and arrays of a result."""
+    files: dict[str, Callable[[Path], None]] = {}
+    arrays: dict[str, dict[str, Any]] = {}
+    for item in _fields(type(result)):
+        if item.stored is None or item.stored is NOT_STORED:
+            continue
+        name, value = item.stored.file, item.stored.encode(getattr(result, item.name))
+        if value is None:
+            continue
+        if name.endswith(".npz"):
+            arrays.setdefault(name, {})[item.name] = value
+            files[name] = partial(_write_arrays, arrays[name])
+        else:
+            files[name] = partial(write_table, value)
+    return files
+
+
+def to_record(result: Any) -> dict[str, Any]:
+    """Return the fields of a result that belong in `result.json`, as plain JSON values.
+
+    JSON has no NaN and no infinity: they become the texts "NaN", "Infinity" and "-Infinity".
+    """
+    return {
+        item.name: json.loads(
+            to_json(
+                item.adapter.dump_python(
+                    getattr(result, item.name), fallback=_plain, warnings=False
+                ),
+                inf_nan_mode="strings",
+                fallback=_plain,
+            )
+        )
+        for item in _fields(type(result))
+        if item.adapter is not None
+    }
+
+
+def read_fields(kind: type, folder: Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the values of all fields of a result type; a missing one takes its default.
+
+    Raises:
+        InputError: A table lacks columns.
+        OSError, ValueError, KeyError: Something is missing or does not have the right type.
+    """
+    values: dict[str, Any] = {}
+    for item in _fields(kind):
+        if item.adapter is not None:
+            if item.name in record or not item.has_default:
+                values[item.name] = item.adapter.validate_python(record[item.name])
+        elif item.stored is not None and item.stored is not NOT_STORED:
+            try:
+                content = _read_file(folder / item.stored.file, item.name, item.stored)
+            except (FileNotFoundError, KeyError):
+                if not item.has_default:
+                    raise
+                continue
+            values[item.name] = item.stored.decode(content, record)
+    return values
+
+
+@cache
+def _fields(kind: type) -> tuple[_Field, ...]:
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple(
+        _field(
+            item.name, hints[item.name], (item.default, item.default_factory) != (MISSING, MISSING)
+        )
+        for item in fields(kind)
+    )
+
+
+def _field(name: str, hint: Any, has_default: bool) -> _Field:
+    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    stored = next((note for note in notes if isinstance(note, Stored)), None)
+    if stored is None and hint is pd.DataFrame:
+        stored = Stored(f"{name}.parquet")
+    return _Field(name, stored, None if stored else TypeAdapter(hint), has_default)
+
+
+def _read_file(path: Path, name: str, stored: Stored) -> Any:
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+    if path.suffix == ".parquet":
+        table = pd.read_parquet(path)
+    else:
+        others = [column for column, dtype in stored.dtypes.items() if dtype is not str]
+        has_text = len(others) < len(stored.dtypes)
+        table = pd.read_csv(
+            path,
+            dtype=dict(stored.dtypes),
+            keep_default_na=not has_text,
+            na_values={column: [""] for column in others} if has_text else None,
+            **EXACT,
+        )
+    if missing := set(stored.columns) - set(table.columns):
+        raise InputError(f"{path} lacks columns: {sorted(missing)}.")
+    return table
+
+
+def _write_arrays(arrays: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # NumPy would add an ending to a name
+        np.savez_compressed(file, **arrays)
+
+
+def _plain(value: Any) -> Any:
+    """Convert what Pydantic does not know: NumPy numbers, and mappings that are no dict."""
+    return value.item() if isinstance(value, np.generic) else dict(value)

@@ -1,8 +1,7 @@
-"""How every figure of the project looks: one style, one colour-blind safe palette.
+"""The style of every figure: one layout, one palette that is safe for colour-blind readers.
 
-A plot is a value: functions here return the matplotlib figure and show nothing. Colours are the
-eight of Okabe and Ito (2008); lines also differ in marker and dash, so that figures survive grey
-printing and that a dozen lines can be told apart.
+Functions return the matplotlib figure and show nothing. The colours are the eight of Okabe and Ito
+(2008). Lines also differ in marker and dash, so that a dozen are distinguishable, in grey too.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from hijacklens.statistics import Interval
 
 PAGE = 6.9
-"""Inches: the width of a printed page, which many panels share so that their text can be read."""
+"""Width of a printed page in inches; figures of many panels keep to it so that text is legible."""
 COLOURS = (
     "#0072B2",  # blue
     "#D55E00",  # vermilion
@@ -50,14 +49,14 @@ STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "legend.frameon": False,
     "svg.fonttype": "none",
-    "svg.hashsalt": "hijacklens",  # the same figure gives the same file
+    "svg.hashsalt": "hijacklens",  # equal figures give equal files
 }
 
 
 def series(i: int) -> tuple[str, str]:
-    """Colour and marker of the i-th line; a pair comes again after 64.
+    """Return colour and marker of the i-th line; pairs repeat after 64.
 
-    Each round through the colours takes the markers one further.
+    Each round of the colours shifts the markers by one.
 
     >>> series(0), series(8)
     (('#0072B2', 'o'), ('#0072B2', 's'))
@@ -67,7 +66,7 @@ def series(i: int) -> tuple[str, str]:
 
 
 def line(i: int) -> dict[str, Any]:
-    """How the i-th line is drawn, for `Axes.plot`: colour, marker, and a dash from the ninth on."""
+    """Return the style of the i-th line, for `Axes.plot`: colour, marker, dashes from the ninth."""
     colour, marker = series(i)
     return {
         "color": colour,
@@ -86,10 +85,10 @@ def canvas(
     height: float = 3.6,
     share_y: bool = False,
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A styled figure and its axes, row by row; `width` and `height` are inches for one of them.
+    """Provide a styled figure and its axes, row by row; `width` and `height` are inches per axes.
 
-    The figure is taken off pyplot's list, so that a notebook shows it once (as the value of a
-    cell) and a long run does not pile figures up.
+    The figure is removed from pyplot's list, so that a notebook shows it once (as the value of a
+    cell) and long runs do not accumulate figures.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
@@ -110,9 +109,9 @@ def canvas(
 def panels(
     count: int, *, height: float = 2.5, share_y: bool = False
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A styled figure of several like panels, wrapped to the width of a page; one stands alone.
+    """Provide a styled figure of `count` similar panels, wrapped to the width of a page.
 
-    `height` is inches for a row. Cells that are left over are blank.
+    `height` is the inches of a row. Unused cells are blank.
     """
     columns = count if count <= 3 else 2 if count == 4 else 3
     rows = -(-count // columns)
@@ -163,24 +162,24 @@ def escape(text: str) -> str:
 
 
 def label_outer(axes: Sequence[Axes], *, x: str, y: str) -> None:
-    """The labels of the axes that like panels share: x below each column, y left of each row."""
+    """Label the axes of similar panels: x below each column, y left of each row."""
     for k, panel in enumerate(axes):
-        place = panel.get_subplotspec()
-        assert place is not None  # as `canvas` makes them
-        if k + place.get_gridspec().ncols >= len(axes):
+        cell = panel.get_subplotspec()
+        assert cell is not None  # as `canvas` makes them
+        if k + cell.get_gridspec().ncols >= len(axes):
             panel.set_xlabel(x)
-        if place.is_first_col():
+        if cell.is_first_col():
             panel.set_ylabel(y)
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", columns: int = 3) -> None:
-    """One legend for all panels, below them, what was measured before what it is held against.
+    """Draw one legend for all panels below them: measured values first, then their references.
 
     Args:
-        figure: Where it stands.
-        axes: Those whose entries it gathers.
-        bars: What the error bars are, e.g. `95% Wilson intervals`.
-        columns: Of the legend.
+        figure: The figure.
+        axes: The panels.
+        bars: Meaning of the error bars, e.g. `95% Wilson intervals`.
+        columns: Number of columns.
     """
     entries: dict[str, Any] = {}
     for panel in axes:
@@ -199,15 +198,15 @@ def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", column
 
 
 def whiskers(intervals: Sequence[Interval]) -> list[list[float]]:
-    """The lengths of error bars below and above their values, as `Axes.errorbar` takes them."""
+    """Return the lengths of error bars below and above their values, for `Axes.errorbar`."""
     return [
-        [max(0.0, found.value - found.low) for found in intervals],
-        [max(0.0, found.high - found.value) for found in intervals],
+        [max(0.0, interval.value - interval.low) for interval in intervals],
+        [max(0.0, interval.high - interval.value) for interval in intervals],
     ]
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Save a figure as the format its file name ends in, without a date, so that files compare."""
+    """Save a figure in the format of its file ending; equal figures give equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else None
     with plt.rc_context(STYLE):
         figure.savefig(path, metadata=metadata)

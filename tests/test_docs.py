@@ -57,7 +57,7 @@ def elsewhere(tmp_path, monkeypatch):
     """An empty folder to work in, with a store and a registry of schemes of its own."""
     matplotlib.use("agg")
     schemes = importlib.import_module("hijacklens.prompts.schemes")
-    monkeypatch.setattr(schemes, "_REGISTRY", schemes.schemes())
+    monkeypatch.setattr(schemes, "REGISTRY", schemes.schemes())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HIJACKLENS_STORE", str(tmp_path / "readings.sqlite"))
     return tmp_path

@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
 def own_schemes(monkeypatch):
     """Schemes that an example adds are gone after it."""
     module = import_module("hijacklens.prompts.schemes")  # the name in the package is a function
-    monkeypatch.setattr(module, "_REGISTRY", dict(module._REGISTRY))
+    monkeypatch.setattr(module, "REGISTRY", dict(module.REGISTRY))
 
 
 def takes_model(script: Path) -> bool:

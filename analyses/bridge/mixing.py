@@ -27,7 +27,7 @@ from hijacklens.one_layer.evaluation import answers
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.prompts.tokens import locate
 from hijacklens.scoring.items import make_prompts
-from hijacklens.statistics import Interval, share
+from hijacklens.statistics import Interval, fraction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,7 @@ def draw_mixing(table: pd.DataFrame, settings: MixingSides) -> Figure:
         for i, (name, own) in enumerate(language.groupby("model", sort=False), start=1):
             colour, marker = plots.series(i)
             by = own.groupby("dose")
-            found = [share(int(of["wins"].sum()), len(of)) for _, of in by]
+            found = [fraction(int(of["wins"].sum()), len(of)) for _, of in by]
             x = by["share"].mean()
             axes.errorbar(
                 x,

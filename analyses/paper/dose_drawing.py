@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator
 
 from hijacklens import plots
 from hijacklens.prompts.schemes import get_scheme
-from hijacklens.statistics import Interval, share
+from hijacklens.statistics import Interval, fraction
 
 LINE = 46
 """Characters in a line of a title, where two panels share the width of a page."""
@@ -43,7 +43,7 @@ def draw_doses(
     cells = [(scheme, relation) for scheme in schemes for relation in relations]
     keys = ["scheme", "relation", "model", "dose"]
     groups: Any = verdicts.groupby(keys)["wins"]
-    found: Any = {key: share(int(wins.sum()), len(wins)) for key, wins in groups}
+    found: Any = {key: fraction(int(wins.sum()), len(wins)) for key, wins in groups}
     models = verdicts.drop_duplicates("model")
     doses = sorted(int(dose) for dose in verdicts["dose"].unique())
     by_size = len(models) > 1 and max(doses) > 0

@@ -1,1 +1,1 @@
-"""Facts: what a model is asked to recall, read from CounterFact in every published layout."""
+"""Facts that models should recall, read from CounterFact in every published layout."""

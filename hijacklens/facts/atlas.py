@@ -1,8 +1,8 @@
-"""The atlas: the embedded set of facts, so that everything works without a download.
+"""The atlas: an embedded set of facts (`atlas.csv`), so that everything works without a download.
 
-Written for this project from common knowledge; famous, stable facts over relations of
-CounterFact, each with a false target of the right type that is really false, and a near word for
-both targets (a language's country, a city's country, ...). The file is `atlas.csv`.
+It was written for this project from common knowledge: famous, stable facts over relations of
+CounterFact. Each has a false target of the right type and a near word for both targets (a
+language's country, a city's country, ...).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hijacklens.facts.layouts import facts_from_records
 
 @cache
 def atlas() -> FactSet:
-    """All embedded facts.
+    """Return all embedded facts.
 
     >>> atlas().where(relation="P36")[0].template.count("{}")
     1

@@ -1,4 +1,4 @@
-"""Reading facts: CounterFact in every published layout, from a file or from the hub.
+"""Reading CounterFact, or facts of your own in one of its layouts, from a file or from the hub.
 
 facts = counterfact("counterfact.json")                    # ROME's nested file
 facts = counterfact("NeelNanda/counterfact-tracing")       # the hub, through `datasets`
@@ -24,7 +24,7 @@ from hijacklens.files import named_path
 
 HUB_ID = "NeelNanda/counterfact-tracing"
 PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"
-"""Names a file to read when `counterfact()` is called without one."""
+"""Environment variable with the file that `counterfact()` reads by default."""
 ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz")
 
 
@@ -33,47 +33,47 @@ def counterfact(
 ) -> FactSet:
     """Read facts from a file or from a data set on the hub.
 
-    Files may be JSON (an array, or one record a line), CSV or parquet, the first two also
-    gzipped, in any layout of `hijacklens.facts.layouts`. Whitespace around targets is dropped.
-    For language relations the country that goes with a language is filled in as its near word.
+    Files may be JSON (an array, or one record per line), CSV or parquet, the first two also
+    gzipped, in any layout of `hijacklens.facts.layouts`. White space around targets is dropped.
+    In language relations, the near word of a language is filled in: its country.
 
     Args:
-        source: A file, or a hub id `owner/name`. Without one: the file that the environment
-            variable HIJACKLENS_COUNTERFACT names, else the hub's NeelNanda/counterfact-tracing.
-        split: The split of a hub data set; the only one, or `train`, if not given.
+        source: A file, or a hub id `owner/name`. By default the file in the environment variable
+            HIJACKLENS_COUNTERFACT, else the hub's NeelNanda/counterfact-tracing.
+        split: The split of a hub data set; by default the only one, or `train`.
         revision: The revision of a hub data set.
 
     Raises:
         InputError: The file is missing, empty, of an unknown format or layout, or the hub cannot
             be reached or has no such data set.
     """
-    given = source if source is not None else os.environ.get(PATH_VARIABLE) or HUB_ID
-    path, given = named_path(given, "facts file or data set"), str(given)
+    place = source if source is not None else os.environ.get(PATH_VARIABLE) or HUB_ID
+    path, name = named_path(place, "facts file or data set"), str(place)
     if path.is_file():
         try:
             return facts_from_records(_file_records(path), name=path.name)
         except OSError as error:
-            raise InputError(f"facts file {given!r} cannot be read: {error}.") from error
-    hub_id = given.count("/") == 1 and not given.endswith(ENDINGS) and given[0] not in ".~"
+            raise InputError(f"facts file {name!r} cannot be read: {error}.") from error
+    hub_id = name.count("/") == 1 and not name.endswith(ENDINGS) and name[0] not in ".~"
     if not hub_id or path.exists():
-        what = "is no file" if path.exists() else "does not exist"
-        what = "is a folder" if path.is_dir() else what
+        state = "is no file" if path.exists() else "does not exist"
+        state = "is a folder" if path.is_dir() else state
         raise InputError(
-            f"facts file {given!r} {what}. Give a file that ends in "
+            f"facts file {name!r} {state}. Give a file that ends in "
             f"{', '.join(ENDINGS)}, a hub id such as {HUB_ID}, or use the embedded atlas."
         )
-    return facts_from_records(_hub_records(given, split, revision), name=given)
+    return facts_from_records(_hub_records(name, split, revision), name=name)
 
 
-def _file_records(path: Path) -> Iterator[Record]:
+def _file_records(path: Path) -> Iterable[Any]:
     if path.suffix == ".parquet":
-        return iter(_parquet_records(path))
+        return _parquet_records(path)
     text = _text(path)
     stem = path.name.removesuffix(".gz")
     if stem.endswith(".csv"):
         return _csv_records(text, path)
     if stem.endswith((".json", ".jsonl")):
-        return iter(_json_records(text, path))
+        return _json_records(text, path)
     raise InputError(
         f"facts file {str(path)!r} has an unknown ending; allowed are {', '.join(ENDINGS)}."
     )
@@ -85,7 +85,9 @@ def _text(path: Path) -> str:
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"facts file {str(path)!r} is not whole gzip: {error}.") from error
+            raise InputError(
+                f"facts file {str(path)!r} is no complete gzip file: {error}."
+            ) from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -101,19 +103,18 @@ def _csv_records(text: str, path: Path) -> Iterator[Record]:
     except csv.Error as error:
         raise InputError(
             f"facts file {str(path)!r}, line {reader.line_num + 1}, is not valid CSV: {error}. "
-            "A quote that is never closed makes one cell of all that follows."
+            "A quote that is never closed turns the rest of the file into one cell."
         ) from error
 
 
 def _json_records(text: str, path: Path) -> list[Any]:
     if text.lstrip().startswith("["):
         try:
-            records = json.loads(text)
+            return json.loads(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"facts file {str(path)!r} is not valid JSON: {error}.") from error
-        return records
     records = []
-    # Not splitlines(): a text may hold characters that Unicode calls line ends.
+    # splitlines() would also split at Unicode line ends inside a text.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
@@ -121,7 +122,7 @@ def _json_records(text: str, path: Path) -> list[Any]:
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"facts file {str(path)!r}, line {number}, is not valid JSON: {error}. "
-                    "A .json or .jsonl file holds one array, or one record a line."
+                    "A .json or .jsonl file holds one array, or one record per line."
                 ) from error
     return records
 
@@ -133,7 +134,9 @@ def _parquet_records(path: Path) -> Iterable[Record]:
     try:
         return pyarrow.parquet.read_table(path).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"facts file {str(path)!r} is not whole parquet: {error}.") from error
+        raise InputError(
+            f"facts file {str(path)!r} is no complete parquet file: {error}."
+        ) from error
 
 
 def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable[Record]:
@@ -147,8 +150,8 @@ def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable
             "network (HF_TOKEN for a private one), name a local file instead, or use the "
             "embedded atlas (--facts atlas, hl.atlas()), which needs no network."
         ) from error
-    splits = list(loaded)
-    chosen = split or (splits[0] if len(splits) == 1 else "train")
-    if chosen not in splits:
-        raise InputError(f"{name} has no split {chosen!r}; it has {', '.join(map(str, splits))}.")
-    return cast(Iterable[Record], loaded[chosen])
+    splits = [str(name) for name in loaded]
+    split = split or (splits[0] if len(splits) == 1 else "train")
+    if split not in splits:
+        raise InputError(f"{name} has no split {split!r}; it has {', '.join(splits)}.")
+    return cast(Iterable[Record], loaded[split])

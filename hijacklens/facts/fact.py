@@ -1,4 +1,4 @@
-"""A fact with a true and a false target, and an immutable set of them with a content hash.
+"""A fact with a true and a false target, and an immutable set of facts with a content hash.
 
 >>> paris = Fact(
 ...     case_id=1, relation_id="P131", subject="Eiffel Tower",
@@ -15,11 +15,11 @@ import json
 import operator
 import random
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from hijacklens.errors import InputError, one_of_type, several, unknown, whole_number
+from hijacklens.errors import InputError, is_whole, one_of_type, several, unknown, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,16 +30,16 @@ class Fact:
     """One record: subject s, relation r, prompt p, true target o* and false target o_.
 
     Raises:
-        InputError: The case id is no whole number of 64 bits, a text is empty or none, the
-            template does not hold `{}` exactly once, or both targets are the same.
+        InputError: The case id is no whole number of 64 bits, a text is empty or no text, the
+            template does not hold `{}` exactly once, or both targets are equal.
     """
 
     case_id: int
     relation_id: str
-    """Wikidata property, such as `P190`; empty where the source names none."""
+    """Wikidata property, such as `P190`; empty if the source names none."""
     subject: str
     template: str
-    """The prompt with `{}` in place of the subject; it ends where the target begins."""
+    """The prompt with `{}` for the subject; it ends where the target begins."""
     target_true: str
     """Without a leading space."""
     target_false: str
@@ -59,7 +59,7 @@ class Fact:
         if self.template.count("{}") != 1:
             raise InputError(
                 f"case {self.case_id}: the template {self.template!r} must hold {{}} exactly "
-                "once, where the subject stands."
+                "once, in place of the subject."
             )
         if self.target_true.strip() == self.target_false.strip():
             raise InputError(
@@ -78,7 +78,7 @@ class Skipped:
     """A record or fact that could not be used, and why."""
 
     case_id: int | None
-    """None where the record has no readable case id; `reason` then names its place."""
+    """None if the record has no readable case id; `reason` then gives its position."""
     relation_id: str
     subject: str
     reason: str
@@ -104,9 +104,9 @@ class FactSet(Sequence[Fact]):
 
     facts: tuple[Fact, ...]
     name: str
-    """Where the facts come from, as it is printed and saved."""
+    """The source of the facts, as printed and saved."""
     note: str = ""
-    """What a user must know about the source."""
+    """A warning about the source."""
     skipped: tuple[Skipped, ...] = ()
     """Records of the source that could not be read as facts."""
 
@@ -118,8 +118,8 @@ class FactSet(Sequence[Fact]):
         repeated = [case for case, n in Counter(f.case_id for f in self.facts).items() if n > 1]
         if repeated:
             raise InputError(
-                f"{self.name}: case id {repeated[0]} occurs more than once; every fact needs one "
-                "of its own."
+                f"{self.name}: case id {repeated[0]} occurs more than once; every fact needs "
+                "its own."
             )
 
     @overload
@@ -147,96 +147,95 @@ class FactSet(Sequence[Fact]):
         relation: str | Collection[str] | None = None,
         case_ids: Iterable[SupportsIndex] | None = None,
     ) -> FactSet:
-        """The facts of one or several relations, or with the given case ids, in their order.
+        """Select the facts of one or several relations, or with some case ids, in their order.
 
-        Of the records that could not be read, those stay that may belong to the relations, or
-        that have one of the case ids.
+        Unreadable records stay if they may belong to the relations or have one of the case ids.
 
         Raises:
-            InputError: A relation or case id that the set does not have, or that is none.
+            InputError: The set has no such relation or case id, or the argument is none.
         """
-        kept, skipped = self.facts, self.skipped
+        facts, skipped = self.facts, self.skipped
         if relation is not None:
-            wanted = _relations(relation)
-            for missing in sorted(wanted - set(self.relations())):
+            relations = _relations(relation)
+            for missing in sorted(relations - set(self.relations())):
                 raise unknown(f"relation in {self.name}", missing, self.relations())
-            kept = tuple(fact for fact in kept if fact.relation_id in wanted)
-            skipped = tuple(row for row in skipped if row.relation_id in {"", *wanted})
+            facts = tuple(fact for fact in facts if fact.relation_id in relations)
+            skipped = tuple(row for row in skipped if row.relation_id in {"", *relations})
         if case_ids is not None:
-            ids = _case_ids(case_ids)
-            missing_ids = sorted(ids - {fact.case_id for fact in kept})
+            ids = {_case_id(case) for case in several("case_ids", case_ids, "[3, 17]")}
+            missing_ids = sorted(ids - {fact.case_id for fact in facts})
             if missing_ids:
                 raise InputError(
                     f"{self.name} has no case {', '.join(map(str, missing_ids[:5]))}"
-                    f"{' and others' if len(missing_ids) > 5 else ''} among its {len(kept)} "
-                    "facts. `hijacklens facts` lists what there is."
+                    f"{' and others' if len(missing_ids) > 5 else ''} among its {len(facts)} "
+                    "facts. `hijacklens facts` lists them."
                 )
-            kept = tuple(fact for fact in kept if fact.case_id in ids)
+            facts = tuple(fact for fact in facts if fact.case_id in ids)
             skipped = tuple(row for row in skipped if row.case_id in ids)
-        return replace(self, facts=kept, skipped=skipped)
+        return replace(self, facts=facts, skipped=skipped)
 
     def sample(self, n: int, *, seed: int = 0) -> FactSet:
-        """`n` facts drawn without replacement, in the order of the set; the same for a seed.
+        """Draw `n` facts without replacement; they stay in the order of the set.
+
+        Args:
+            n: Number of facts.
+            seed: Seeds the draw; equal seeds draw equal facts.
 
         Raises:
-            InputError: `n` is no whole number from 1 to the size of the set, or the seed is none.
+            InputError: `n` is no whole number from 1 to the size of the set, or the seed is no
+                whole number.
         """
         n = whole_number(f"the size of a sample of {self.name}", n, least=1)
         if n > len(self):
             raise InputError(
-                f"cannot sample {n} of the {len(self)} facts of {self.name}; limit({n}) takes all "
-                "that there are."
+                f"cannot sample {n} of the {len(self)} facts of {self.name}; limit({n}) takes them "
+                "all."
             )
         draw = random.Random(whole_number("seed", seed))
-        chosen = sorted(draw.sample(range(len(self)), n))
-        return replace(self, facts=tuple(self.facts[i] for i in chosen))
+        rows = sorted(draw.sample(range(len(self)), n))
+        return replace(self, facts=tuple(self.facts[i] for i in rows))
 
     def limit(self, n: int | None, *, seed: int = 0) -> FactSet:
-        """At most `n` facts: a sample when the set has more, all of them otherwise.
+        """Return at most `n` facts: a sample of a larger set, otherwise all; None is no limit.
 
         Raises:
-            InputError: `n` is no whole number from 1 (None is no limit), or the seed is none.
+            InputError: `n` is no whole number from 1, or the seed is no whole number.
         """
         if n is None or whole_number("limit", n, least=1) >= len(self):
             return self
         return self.sample(n, seed=seed)
 
     def without_leaks(self) -> FactSet:
-        """Without the facts whose prompt already names one of the two targets."""
-        return replace(
-            self,
-            facts=tuple(
-                fact
-                for fact in self.facts
-                if fact.target_true not in fact.prompt and fact.target_false not in fact.prompt
-            ),
+        """Remove the facts whose prompt already names one of the two targets."""
+        return self._only(
+            lambda fact: (
+                not any(target in fact.prompt for target in (fact.target_true, fact.target_false))
+            )
         )
 
     def without_disputed(self) -> FactSet:
-        """Without the facts whose false target is the true target of a sibling.
+        """Remove the facts whose false target is the true target of a sibling.
 
-        A sibling has the same subject and relation. CounterFact has 110 such facts (a city with
-        two twins, say); denying their false target states something false.
+        A sibling has the same subject and relation. CounterFact has 110 such facts (for example of
+        a city with two twins); denying their false target states something false.
         """
         truths: dict[tuple[str, str], set[str]] = {}
         for fact in self.facts:
             truths.setdefault((fact.subject, fact.relation_id), set()).add(fact.target_true)
-        return replace(
-            self,
-            facts=tuple(
-                fact
-                for fact in self.facts
-                if fact.target_false not in truths[fact.subject, fact.relation_id]
-            ),
+        return self._only(
+            lambda fact: fact.target_false not in truths[fact.subject, fact.relation_id]
         )
 
+    def _only(self, keep: Callable[[Fact], bool]) -> FactSet:
+        return replace(self, facts=tuple(fact for fact in self.facts if keep(fact)))
+
     def relations(self) -> dict[str, int]:
-        """Relation id -> how many facts, in the order of the property numbers."""
+        """Return relation id -> number of facts, in the order of the property numbers."""
         counts = Counter(fact.relation_id for fact in self.facts)
         return dict(sorted(counts.items(), key=lambda item: property_number(item[0])))
 
     def content_hash(self) -> str:
-        """SHA-256 of the facts, in their order, whatever file or layout they came from."""
+        """Return the SHA-256 of the facts in their order; it ignores their file and layout."""
         digest = hashlib.sha256()
         for fact in self.facts:
             digest.update(json.dumps(asdict(fact), ensure_ascii=False).encode() + b"\n")
@@ -247,51 +246,42 @@ class FactSet(Sequence[Fact]):
         return FactsRecord(name=self.name, n=len(self), hash=self.content_hash(), note=self.note)
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row per fact, with the filled-in prompt beside the fields."""
-        import pandas as pd  # lists of names and relations do without it
+        """Return one row per fact: its fields and the filled-in prompt."""
+        import pandas as pd  # lists of names and relations work without it
 
         rows = [{**asdict(fact), "prompt": fact.prompt} for fact in self.facts]
         return pd.DataFrame(rows, columns=[*Fact.__dataclass_fields__, "prompt"])
 
 
-def _case_id(given: Any) -> int:
-    """A case id as a plain number; tables hold 64 bits of it."""
-    try:
-        number = 2**63 if isinstance(given, bool) else operator.index(given)
-    except TypeError:
-        number = 2**63
-    if not -(2**63) <= number < 2**63:
-        raise InputError(f"case_id must be a whole number of at most 64 bits, not {given!r:.60}.")
-    return number
+def _case_id(value: Any) -> int:
+    """Return a case id as an int; tables hold 64 bits of it."""
+    if not is_whole(value) or not -(2**63) <= operator.index(value) < 2**63:
+        raise InputError(f"case_id must be a whole number of at most 64 bits, not {value!r:.60}.")
+    return operator.index(value)
 
 
-def _require_text(case_id: int, name: str, given: object) -> None:
-    if not is_text(given):
-        raise InputError(f"case {case_id}: {name} must be text, not {given!r:.60}.")
+def _require_text(case_id: int, name: str, value: object) -> None:
+    if not is_text(value):
+        raise InputError(f"case {case_id}: {name} must be text, not {value!r:.60}.")
 
 
-def is_text(given: object) -> bool:
-    """Whether something is text that can be written as UTF-8: no half of a surrogate pair is."""
-    if not isinstance(given, str):
+def is_text(value: object) -> bool:
+    """Return whether a value is text that UTF-8 can hold, without half a surrogate pair."""
+    if not isinstance(value, str):
         return False
     try:
-        given.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True
 
 
-def _relations(given: object) -> set[str]:
-    """Relation ids as a set; several are not one text, and a number is no id."""
-    listed = [given] if isinstance(given, str) else several("relation", given, "'P190' or a list")
-    for relation in listed:
-        one_of_type("a relation", relation, str, "'P190'")
-    return set(listed)
-
-
-def _case_ids(given: object) -> set[int]:
-    """Case ids as a set."""
-    return {_case_id(case) for case in several("case_ids", given, "[3, 17]")}
+def _relations(value: object) -> set[str]:
+    """Return one relation id, or several, as a set."""
+    relations = (
+        [value] if isinstance(value, str) else several("relation", value, "'P190' or a list")
+    )
+    return {one_of_type("a relation", relation, str, "'P190'") for relation in relations}
 
 
 def property_number(relation: str) -> tuple[int, str]:

@@ -1,13 +1,13 @@
-"""The layouts in which CounterFact is published, and how a record of each becomes a `Fact`.
+"""The layouts of CounterFact, and how a record of each becomes a `Fact`.
 
-| layout | known by | used by |
+| layout | recognised by | used by |
 |---|---|---|
 | nested | `requested_rewrite` | ROME, MEMIT (`counterfact.json`) |
-| tracing | `target_false` or `target_new` beside `target_true` | NeelNanda/counterfact-tracing |
+| tracing | `target_true` with `target_false` or `target_new` | NeelNanda/counterfact-tracing |
 | EasyEdit | `ground_truth` | EasyEdit (no relation ids) |
 | own | `template` | the embedded atlas, and files written by users |
 
-All fields that a layout has beyond these are ignored.
+Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ALLOWED = (
     "(prompt, subject, ground_truth, target_new), or hijacklens' own (subject, template, "
     "target_true, target_false)."
 )
-_OWN = ("subject", "template", "target_true", "target_false")
+TEXTS = ("subject", "template", "target_true", "target_false")
+OPTIONAL = ("near_true", "near_false", "relation_id")
 RECONSTRUCTED = (
     "target ids are missing from every record: a reconstructed CounterFact, whose relation ids "
     "are reconstructed too. The original counterfact.json replaces them."
@@ -36,14 +37,14 @@ RECONSTRUCTED = (
 
 
 class _UnknownLayout(InputError):
-    """A record that is of none of the layouts."""
+    """A record that has none of the layouts."""
 
 
-def facts_from_records(records: Iterable[Record], *, name: str) -> FactSet:
+def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
     """Read records of any one layout.
 
-    A record that cannot be read (an empty target, a duplicate case id) is listed in `skipped`
-    with its place and the reason.
+    Records that cannot be read (an empty target, a duplicate case id) are listed in `skipped`
+    with their position and the reason.
 
     Raises:
         InputError: There is no record, no record has a known layout, or none can be used.
@@ -51,25 +52,25 @@ def facts_from_records(records: Iterable[Record], *, name: str) -> FactSet:
     facts: dict[int, Fact] = {}
     skipped: list[Skipped] = []
     count, has_ids, is_counterfact = 0, False, False
-    for place, record in enumerate(records):
+    for position, record in enumerate(records):
         count += 1
+        fields: Any = record
         try:
             fields = _fields(record)
-        except InputError as error:
-            if place == 0 and isinstance(error, _UnknownLayout):
+            has_ids = has_ids or bool(fields.pop("target_true_id"))
+            is_counterfact |= "template" not in record and bool(fields["relation_id"])
+            fact = Fact(**_checked(fields, position))
+        except _UnknownLayout as error:
+            if position == 0:
                 raise InputError(f"{name}: {error} {ALLOWED}") from None
-            skipped.append(_unusable(record, place, error))
+            skipped.append(_unusable(fields, position, error))
             continue
-        has_ids = has_ids or bool(fields.pop("target_true_id", None))
-        is_counterfact |= "template" not in record and bool(fields["relation_id"])
-        try:
-            fact = Fact(**_checked(fields, place))
         except InputError as error:
-            skipped.append(_unusable(fields, place, error))
+            skipped.append(_unusable(fields, position, error))
             continue
         if fact.case_id in facts:
             same = "identical" if facts[fact.case_id] == fact else "different"
-            reason = f"record {place + 1} repeats case {fact.case_id} with {same} content"
+            reason = f"record {position + 1} repeats case {fact.case_id} with {same} content"
             skipped.append(Skipped(fact.case_id, fact.relation_id, fact.subject, reason))
             continue
         facts[fact.case_id] = fact
@@ -81,65 +82,61 @@ def facts_from_records(records: Iterable[Record], *, name: str) -> FactSet:
     return FactSet(tuple(facts.values()), name=name, note=note, skipped=tuple(skipped))
 
 
-def _unusable(fields: Any, place: int, error: InputError) -> Skipped:
-    """The entry for a record that is no fact, with what can be read of it."""
+def _unusable(fields: Any, position: int, error: InputError) -> Skipped:
+    """Return the entry for a record that is no fact, with the fields that can be read."""
     known = fields if isinstance(fields, Mapping) else {}
     case_id = known.get("case_id")
     return Skipped(
         case_id=case_id if type(case_id) is int else None,
         relation_id=str(known.get("relation_id") or ""),
         subject=str(known.get("subject") or ""),
-        reason=f"record {place + 1}: {error}",
+        reason=f"record {position + 1}: {error}",
     )
 
 
 def _fields(record: Any) -> dict[str, Any]:
-    """The fields of a `Fact`, unchecked, whatever the layout of the record."""
+    """Return the fields of a `Fact`, unchecked, from a record of any layout."""
     if not isinstance(record, Mapping):
         raise _UnknownLayout(f"a record must be an object with named fields, not {record!r:.60}.")
+    fields = {
+        name: record.get(name)
+        for name in ("case_id", "relation_id", "subject", "near_true", "near_false")
+    }
+    fields["target_true_id"] = record.get("target_true_id")
     if "requested_rewrite" in record:
         rewrite = record["requested_rewrite"]
         if not isinstance(rewrite, Mapping):
             raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.")
         true, false = rewrite.get("target_true"), rewrite.get("target_new")
-        return {
-            "case_id": record.get("case_id"),
+        return fields | {
             "relation_id": rewrite.get("relation_id"),
             "subject": rewrite.get("subject"),
             "template": rewrite.get("prompt"),
             "target_true": true.get("str") if isinstance(true, Mapping) else true,
             "target_false": false.get("str") if isinstance(false, Mapping) else false,
             "target_true_id": true.get("id") if isinstance(true, Mapping) else None,
+            "near_true": None,
+            "near_false": None,
         }
+    template = record.get("template")
+    true, false = record.get("target_true"), record.get("target_false", record.get("target_new"))
     if "template" in record:
-        if missing := [name for name in _OWN if name not in record]:
+        if missing := [name for name in TEXTS if name not in record]:
             raise _UnknownLayout(f"there is no field {' and none '.join(map(repr, missing))}.")
-        template, true, false = (record.get(k) for k in ("template", "target_true", "target_false"))
     elif "ground_truth" in record:
         true, false = record["ground_truth"], record.get("target_new")
-        template = _template(record.get("prompt"), record.get("subject"))
+        template = _template(record)
     elif "target_true" in record and ("target_false" in record or "target_new" in record):
-        true = record["target_true"]
-        false = record.get("target_false", record.get("target_new"))
-        template = record.get("relation") or _template(record.get("prompt"), record.get("subject"))
+        template = record.get("relation") or _template(record)
     else:
         columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
         raise _UnknownLayout(f"the fields ({columns}) are those of no known layout.")
-    return {
-        "case_id": record.get("case_id"),
-        "relation_id": record.get("relation_id"),
-        "subject": record.get("subject"),
-        "template": template,
-        "target_true": true,
-        "target_false": false,
-        "near_true": record.get("near_true"),
-        "near_false": record.get("near_false"),
-        "target_true_id": record.get("target_true_id"),
-    }
+    return fields | {"template": template, "target_true": true, "target_false": false}
 
 
-def _template(prompt: Any, subject: Any) -> Any:
-    """The template behind a filled-in prompt; a prompt that is a template already stays."""
+def _template(record: Record) -> Any:
+    """Return the template of a filled-in prompt; a prompt that is a template already stays."""
+    prompt, subject = record.get("prompt"), record.get("subject")
     if not isinstance(prompt, str) or not isinstance(subject, str) or not subject:
         return prompt
     if "{}" in prompt:
@@ -152,26 +149,25 @@ def _template(prompt: Any, subject: Any) -> Any:
     return prompt.replace(subject, "{}")
 
 
-def _checked(fields: dict[str, Any], place: int) -> dict[str, Any]:
-    """The fields with their types checked, texts stripped, and near words filled in."""
-    case_id = place if fields["case_id"] is None else fields["case_id"]
+def _checked(fields: dict[str, Any], position: int) -> dict[str, Any]:
+    """Check the types of the fields, strip texts and fill in near words."""
+    case_id = position if fields["case_id"] is None else fields["case_id"]
     if isinstance(case_id, str) and re.fullmatch(r"\s*\d{1,19}\s*", case_id):
         case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
         raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")
     checked: dict[str, Any] = {"case_id": case_id}
-    for name in ("subject", "template", "target_true", "target_false"):
-        if not isinstance(fields.get(name), str):
-            raise InputError(f"{name} must be text, not {fields.get(name)!r}.")
-        checked[name] = fields[name].strip()
-    for name in ("near_true", "near_false", "relation_id"):
-        value = fields.get(name)
-        if not (value is None or isinstance(value, str)):
-            raise InputError(f"{name} must be text or empty, not {value!r}.")
-        checked[name] = (value or "").strip() or None
-    checked["relation_id"] = checked["relation_id"] or ""
-    if checked["relation_id"] in LANGUAGE_RELATIONS:
-        for side in ("true", "false"):
-            country = country_of_language().get(checked[f"target_{side}"])
-            checked[f"near_{side}"] = checked[f"near_{side}"] or country
+    for name in (*TEXTS, *OPTIONAL):
+        value = fields[name]
+        if value is None and name in OPTIONAL:
+            value = ""
+        if not isinstance(value, str):
+            kind = "text or empty" if name in OPTIONAL else "text"
+            raise InputError(f"{name} must be {kind}, not {value!r}.")
+        checked[name] = value.strip()
+    for side in ("true", "false"):
+        near = checked[f"near_{side}"] or None
+        if near is None and checked["relation_id"] in LANGUAGE_RELATIONS:
+            near = country_of_language().get(checked[f"target_{side}"])
+        checked[f"near_{side}"] = near
     return checked

@@ -1,9 +1,9 @@
-"""The 34 relations of CounterFact: meaning, type of target, and a sentence each way.
+"""The 34 relations of CounterFact: meaning, type of target, and a sentence in each direction.
 
-The sentences are in `relations.csv`. Those of P103, P131, P190 and P641 follow the formats that
-are recalled from the paper's appendix (section 2, Figures 2b, B.2, B.3); all are our wording and
-the results say so. `near_words.csv` holds the country that goes with a language, for the
-near-word schemes of Figure B.4; a language without one country of its own has none, and says why.
+The sentences are in `relations.csv`. Those of P103, P131, P190 and P641 follow the formats of the
+paper's appendix (section 2, Figures 2b, B.2, B.3); all are our wording, as the results say.
+`near_words.csv` has the country of each language, for the near-word schemes of Figure B.4, or the
+reason why a language has no single country.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 from importlib import resources
 
 LANGUAGE_RELATIONS = frozenset({"P37", "P103", "P364", "P407", "P1412"})
-"""Relations whose targets are languages, so that their country serves as the near word."""
+"""Relations whose targets are languages; the near word is their country."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Relation:
 
 @cache
 def relations() -> dict[str, Relation]:
-    """Relation id -> relation, in the order of the property numbers."""
+    """Return relation id -> relation, in the order of the property numbers."""
     return {row["relation_id"]: Relation(**row) for row in _rows("relations.csv")}
 
 
 @cache
 def country_of_language() -> dict[str, str]:
-    """Language -> the country whose name goes with it; languages without one are left out."""
+    """Return language -> its country; languages without a single country are left out."""
     return {row["language"]: row["country"] for row in _rows("near_words.csv") if row["country"]}
 
 

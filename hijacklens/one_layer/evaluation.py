@@ -33,7 +33,7 @@ from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.spans import layout
 from hijacklens.one_layer.task import ConceptTask, Contexts, token_counts
 from hijacklens.probe import Probe, check_probes, logits_at, spans_of
-from hijacklens.statistics import Interval, share
+from hijacklens.statistics import Interval, fraction
 
 Ties = Literal["split", "label"]
 Name = TypeVar("Name", bound=Hashable)
@@ -158,7 +158,7 @@ def accuracy(
             scores = scores_of(contexts.tokens)
         correct += float(hits(scores, contexts.labels, ties=ties, tolerance=tolerance).sum())
     # Fractions of ties, added up, can exceed the count by a rounding error.
-    return share(min(correct, contexts_count), contexts_count)
+    return fraction(min(correct, contexts_count), contexts_count)
 
 
 def bayes_accuracy(
@@ -215,7 +215,7 @@ def evaluate(
             loss[name] += float(cross_entropy(scores, contexts.labels, reduction="sum"))
     scores_by_name = {}
     for name in answerers:
-        ends = share(round(right[name]), count)  # of the nearest whole number of right answers
+        ends = fraction(round(right[name]), count)  # of the nearest whole number of right answers
         interval = Interval(right[name] / count, ends.low, ends.high)
         scores_by_name[name] = Score(interval, loss[name] / count)
     return scores_by_name

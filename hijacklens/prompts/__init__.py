@@ -1,1 +1,1 @@
-"""TODO."""
+"""Prompts: schemes of hijacking sentences, spans, and their positions in tokens."""

@@ -1,12 +1,11 @@
-"""A layout: the tokens of one forward pass and the spans that they stand in.
+"""A layout: the tokens of one forward pass and their spans.
 
-Probes are written against a layout and never against positions, so one probe serves a prompt, a
-batch of prompts of different lengths, a pack of prompts that share tokens, and the contexts of
-the one-layer model.
+Probes refer to a layout and never to positions. So one probe serves a prompt, a batch of prompts of
+different lengths, a pack of prompts that share tokens, and the contexts of the one-layer model.
 
-A token in its place is one integer, a *symbol*: the token id, and above its 32nd bit one bit for
-each span that the token stands in. Two prompts can share the computation of a token exactly if
-their symbols agree up to it.
+A token with its spans is one integer, a *symbol*: the token id in the lower 32 bits, and above them
+one bit for each span that holds the token. Two prompts can share the computation of a token exactly
+if their symbols agree up to that token.
 
 >>> symbols = mark((7, 8, 9), [(0, 1), (1,)])
 >>> layout = Layout.of_symbols(torch.tensor([symbols]), ("hijack", "subject"))
@@ -29,37 +28,37 @@ from hijacklens.prompts.spans import AT, EVERYWHERE, OTHER_FORMS, TEXT, TOKEN, a
 ID_BITS = 32
 TOKEN_MASK = (1 << ID_BITS) - 1
 MOST_SPANS = 31
-"""Spans that one run can tell apart: the bits of a 64-bit integer that the token id leaves."""
+"""Maximum number of spans in a run: the bits of a 64-bit integer beyond the token id."""
 
 
-def mark(ids: Sequence[int], places: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Symbols: token ids, with a bit set for every span whose positions hold the token.
+def mark(ids: Sequence[int], spans: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Return the symbols of tokens: their ids, with a bit set for every span that holds them.
 
     Args:
         ids: Token ids.
-        places: For each span the positions of its tokens; those behind the end are left out.
+        spans: For each span the positions of its tokens; positions past the end are ignored.
 
     Raises:
         InputError: There are more spans than a symbol has bits for.
     """
-    _check_count(places)
+    _check_count(spans)
     symbols = list(ids)
-    for bit, held in enumerate(places):
-        for place in held:
-            if place < len(symbols):
-                symbols[place] |= 1 << (ID_BITS + bit)
+    for bit, positions in enumerate(spans):
+        for position in positions:
+            if position < len(symbols):
+                symbols[position] |= 1 << (ID_BITS + bit)
     return tuple(symbols)
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The tokens that a forward pass computes, and those it sees from a key/value cache."""
+    """The tokens that a forward pass computes, and those that a key/value cache provides."""
 
     tokens: Int[Tensor, "batch query"]
     spans: Mapping[str, Bool[Tensor, "batch query"]]
-    """Span (without `+`) -> the tokens that stand in it."""
+    """Span (without `+`) -> mask of its tokens."""
     past_tokens: Int[Tensor, "batch past"] | None = None
-    """Tokens whose keys and values come from a cache; they stand before `tokens`."""
+    """Tokens whose keys and values come from a cache; they precede `tokens`."""
     past_spans: Mapping[str, Bool[Tensor, "batch past"]] = field(default_factory=dict)
 
     @classmethod
@@ -69,7 +68,7 @@ class Layout:
         names: Sequence[str],
         past: Int[Tensor, "batch past"] | None = None,
     ) -> Layout:
-        """The layout of symbols whose bits stand for the spans `names`, in order."""
+        """Return the layout of symbols whose bits mean the spans `names`, in order."""
         return cls(
             symbols & TOKEN_MASK,
             _unmark(symbols, names),
@@ -78,28 +77,28 @@ class Layout:
         )
 
     def query(self, span: str) -> Bool[Tensor, "batch query"]:
-        """Which of the computed tokens stand in a span.
+        """Return the mask of the computed tokens in a span.
 
         Raises:
-            InputError: The span has a name that is not known here.
+            InputError: The layout has no span of that name.
         """
         return _mask(span, self.tokens, self.spans)
 
     def key(self, span: str) -> Bool[Tensor, "batch key"]:
-        """Which of the tokens that can be attended to stand in a span, cached ones first.
+        """Return the mask of the tokens in a span that can be attended to, cached ones first.
 
         Raises:
-            InputError: The span has a name that is not known here.
+            InputError: The layout has no span of that name.
         """
-        own = self.query(span)
+        computed = self.query(span)
         if self.past_tokens is None:
-            return own
-        return torch.cat([_mask(span, self.past_tokens, self.past_spans), own], dim=1)
+            return computed
+        return torch.cat([_mask(span, self.past_tokens, self.past_spans), computed], dim=1)
 
     def pairs(self, source: str, target: str) -> Bool[Tensor, "batch 1 query key"]:
-        """The pairs of a query token in `source` and a key token in `target`.
+        """Return the mask of pairs of a query token in `source` and a key token in `target`.
 
-        The axes are those of attention scores and patterns, with one place for the heads.
+        The axes are those of attention scores and patterns, with size 1 for the heads.
         """
         return (self.query(source)[:, :, None] & self.key(target)[:, None, :])[:, None]
 
@@ -115,15 +114,15 @@ def _check_count(spans: Sequence[object]) -> None:
 
 
 def _mask(span: str, tokens: Tensor, spans: Mapping[str, Tensor]) -> Tensor:
-    found = torch.zeros_like(tokens, dtype=torch.bool)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
     for atom in atoms(span):
         if atom in spans:
-            found = found | spans[atom]
+            mask = mask | spans[atom]
         elif atom == EVERYWHERE:
-            found = torch.ones_like(found)
+            mask = torch.ones_like(mask)
         elif atom.startswith(TOKEN):
-            found = found | (tokens == int(atom.removeprefix(TOKEN)))
+            mask = mask | (tokens == int(atom.removeprefix(TOKEN)))
         else:
-            named = [name for name in spans if not name.startswith((TEXT, AT))]
-            raise unknown("span", atom, [*named, EVERYWHERE], OTHER_FORMS)
-    return found
+            names = [name for name in spans if not name.startswith((TEXT, AT))]
+            raise unknown("span", atom, [*names, EVERYWHERE], OTHER_FORMS)
+    return mask

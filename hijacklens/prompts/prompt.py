@@ -1,7 +1,7 @@
 """Prompts with named spans: hijacking sentences, then the query of a fact.
 
-The text at dose k is `" ".join([sentence] * k + [query])`. A prompt knows where its parts stand,
-in characters; `hijacklens.prompts.tokens.locate` turns that into token positions.
+The text at dose k is `" ".join([sentence] * k + [query])`. A prompt has its spans in characters;
+`hijacklens.prompts.tokens.locate` converts them to token positions.
 
 >>> from hijacklens.facts.fact import Fact
 >>> fact = Fact(case_id=0, relation_id="P131", subject="Eiffel Tower", template="The {} is in",
@@ -28,20 +28,20 @@ from hijacklens.errors import whole_number
 from hijacklens.facts.fact import Fact
 
 DOSE = "a dose, which counts sentences,"
-"""What errors call it."""
+"""The argument's name in errors."""
 MOST_SENTENCES = 9_999
-"""More fit into no context window."""
+"""The maximum dose; no context window fits more."""
 CharacterSpan: TypeAlias = tuple[int, int]
-"""Start and end of a stretch of text, the end not included."""
+"""Start and end of a piece of text, the end not included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text for the model, and where its parts stand in it.
+    """A text for the model, with the character spans of its parts.
 
-    `spans` maps `hijack` (one stretch per sentence), `mention` (the words in them that name a
-    target, or a word near it), `query` and `subject` (in the query, not in the sentences) to
-    character spans. The tokens of `bos` and `last` exist only in tokens.
+    `spans` has `hijack` (one piece per sentence), `mention` (the words in the sentences that name a
+    target or a near word), `query`, and `subject` (in the query, not in the sentences). The spans
+    `bos` and `last` exist only in tokens.
     """
 
     text: str
@@ -51,7 +51,7 @@ class Prompt:
 
 
 def make_prompt(fact: Fact, *, sentence: str, dose: int, scheme: str) -> Prompt:
-    """The prompt of a fact with `dose` copies of a sentence before its query.
+    """Make the prompt of a fact, with `dose` copies of a sentence before its query.
 
     Raises:
         InputError: The dose is negative.
@@ -76,21 +76,21 @@ def compose(
     subject: CharacterSpan | None = None,
     named: Iterable[str | None] = (),
 ) -> Prompt:
-    """The prompt of any query, a fact's or not.
+    """Make the prompt of any query, whether a fact's or not.
 
     Args:
         query: The bare query.
-        sentence: The sentence that stands before it.
-        dose: How often.
-        scheme: What the prompt is called by.
-        subject: Where the subject stands in the query, if there is one.
-        named: Words that make a `mention` where they stand in the sentence as whole words.
+        sentence: The sentence before it.
+        dose: Number of copies of the sentence.
+        scheme: Name of the scheme.
+        subject: Characters of the subject in the query, if there is one.
+        named: Words whose occurrences in the sentence, as complete words, form `mention`.
 
     Raises:
         InputError: The dose is negative.
     """
     dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
-    step = len(sentence) + 1  # the sentence and the space behind it
+    step = len(sentence) + 1  # the sentence and the space after it
     start = dose * step
     text = " ".join([sentence] * dose + [query])
     mentions = _mentions(sentence, named) if dose else []
@@ -112,20 +112,20 @@ def compose(
 
 
 def _mentions(sentence: str, named: Iterable[str | None]) -> list[CharacterSpan]:
-    """Where words stand in a sentence as words of their own.
+    """Find words in a sentence that are no parts of longer words.
 
-    Searched by hand: compiling an expression for each of a hundred thousand prompts takes longer
-    than tokenising them.
+    A loop instead of a regular expression: compiling one for each of a hundred thousand prompts
+    would take longer than tokenising them.
     """
-    found = []
+    spans = []
     for word in {word.strip() for word in named if word}:
         start = sentence.find(word) if word else -1
         while start >= 0:
             end = start + len(word)
             if not (_in_word(sentence[start - 1 : start]) or _in_word(sentence[end : end + 1])):
-                found.append((start, end))
+                spans.append((start, end))
             start = sentence.find(word, start + 1)
-    return sorted(found)
+    return sorted(spans)
 
 
 def _in_word(character: str) -> bool:

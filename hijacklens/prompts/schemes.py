@@ -1,23 +1,25 @@
-"""Hijack schemes: rules that turn a fact into the sentence that is put before its query.
+"""Hijack schemes: rules that turn a fact into the hijacking sentence before its query.
 
-A scheme is a template with placeholders. `do-not-think` is the generic scheme of the paper
-(section 2, Figure 2a), `relation` the sentences of Figures 2b and B.2, `near-word` those of
-Figure B.4, and each `-true` scheme is its reverse. The controls are ours: they tell mention from
-negation and content from length.
+A scheme is a template with placeholders. The built-in ones are in `schemes.csv`: `do-not-think` is
+the generic scheme of the paper (section 2, Figure 2a), `relation` has the sentences of Figures 2b
+and B.2, `near-word` those of Figure B.4, and each `-true` scheme is the reverse. The controls are
+ours: they distinguish mention from negation and content from length.
 
-    add_scheme("never-say", "Never say {target_false}.")     # yours, in one call
+    add_scheme("never-say", "Never say {target_false}.")     # your own, in one call
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal, cast
 
 from hijacklens.errors import InputError, choice, one_of_type, shown, unknown
 from hijacklens.facts.fact import Fact, is_text
@@ -33,11 +35,11 @@ PLACEHOLDERS = {
     "near_false": "a word close in meaning to the false target",
     "other_false": "a false target of another fact of the same relation, drawn by seed",
 }
-"""What a template may name; each in braces."""
+"""Placeholder of a template -> its meaning."""
 
 
 class Unusable(Exception):
-    """A scheme cannot make a sentence for a fact; the message is the reason to list."""
+    """A scheme cannot make a sentence for a fact; the message is the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +59,7 @@ class SchemeRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
-    """A rule that makes one sentence of a fact.
+    """A rule that makes one sentence from a fact.
 
     Raises:
         InputError: The name, direction or a template is not usable; the message names it.
@@ -65,11 +67,11 @@ class Scheme:
 
     name: str
     template: str | None = None
-    """The sentence with placeholders; None where there is one per relation."""
+    """The sentence with placeholders; None if there is one per relation."""
     templates: Mapping[str, str] | None = dataclasses.field(default=None, repr=False)
-    """Relation id -> sentence with placeholders, where there is one per relation."""
+    """Relation id -> sentence with placeholders, if there is one per relation."""
     direction: Direction = "hijack"
-    """Towards the false target, towards the true one, or a control that should do little."""
+    """Towards the false target, towards the true one, or a control with little effect."""
     summary: str = "added by the user"
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ class Scheme:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The placeholders of the template or templates, in the order of `PLACEHOLDERS`."""
+        """The placeholders of the templates, in the order of `PLACEHOLDERS`."""
         used = {field for template in self._all_templates() for field in _fields(template)}
         return tuple(name for name in PLACEHOLDERS if name in used)
 
@@ -106,29 +108,29 @@ class Scheme:
         return list((self.templates or {}).values())
 
     def sentence(self, fact: Fact, *, pool: Sequence[str] = (), seed: int = 0) -> str:
-        """The sentence for one fact.
+        """Return the sentence for one fact.
 
         Args:
             fact: The fact.
-            pool: False targets of the same relation, for templates that name {other_false}.
+            pool: False targets of the same relation, for templates with {other_false}.
             seed: Seeds the draw from the pool, together with the fact's case id.
 
         Raises:
-            Unusable: The fact has no near word, its relation no wording, or the pool no other
+            Unusable: The fact has no near word, its relation no sentence, or the pool no other
                 target; the message says which.
         """
         template = self.template
         if template is None:
             template = (self.templates or {}).get(fact.relation_id)
             if template is None:
-                named = repr(fact.relation_id) if fact.relation_id else "(none)"
-                raise Unusable(f"{self.name} has no sentence for relation {named}")
-        # Replaced piece by piece, so that braces in a subject or target stay text.
+                relation = repr(fact.relation_id) if fact.relation_id else "(none)"
+                raise Unusable(f"{self.name} has no sentence for relation {relation}")
+        # Filled in piece by piece, so that braces in a subject or target stay text.
         text = "".join(
             text + (_VALUES[field](fact, pool, seed) if field else "")
             for text, field, _, _ in Formatter().parse(template)
         )
-        # An article before the subject ("the United Kingdom") begins the sentence.
+        # A subject with an article ("the United Kingdom") may begin the sentence.
         return f"The {text[4:]}" if text.startswith("the ") else text
 
 
@@ -147,7 +149,7 @@ def _other_false(fact: Fact, pool: Sequence[str], seed: int) -> str:
     others = sorted(set(pool) - {fact.target_true, fact.target_false})
     if not others:
         raise Unusable(f"no other false target of relation {fact.relation_id!r} to draw")
-    # Seeded by the fact, so that it draws the same from the same pool, wherever it stands in it.
+    # Seeded by the fact, so that its draw does not depend on its position in the set.
     key = hashlib.sha256(f"{seed} {fact.case_id}".encode()).digest()
     return random.Random(key).choice(others)
 
@@ -168,14 +170,14 @@ def _check_template(name: str, template: str) -> None:
     except ValueError as error:
         raise InputError(
             f"scheme {name!r}: the template {template!r} is malformed ({error}). Placeholders "
-            "stand in single braces; write a brace itself as {{ or }}."
+            "have single braces; write a brace itself as {{ or }}."
         ) from None
     for _, field, spec, conversion in parts:
         if field is not None and (field not in PLACEHOLDERS or spec or conversion):
-            given = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            text = field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
             raise unknown(
                 f"placeholder in the template of scheme {name!r}",
-                "{" + given + "}",
+                "{" + text + "}",
                 ["{" + allowed + "}" for allowed in PLACEHOLDERS],
                 "{target_false} is the false target, {target_true} the true one.",
             )
@@ -190,73 +192,29 @@ def _fields(template: str) -> list[str]:
     return [field for _, field, _, _ in Formatter().parse(template) if field]
 
 
-_REGISTRY: dict[str, Scheme] = {
-    scheme.name: scheme
-    for scheme in (
-        Scheme(
-            name="do-not-think",
-            template="Do not think of {target_false}.",
-            summary="the generic hijack (Figure 2a)",
-        ),
-        Scheme(
-            name="do-not-think-true",
-            template="Do not think of {target_true}.",
-            direction="reverse",
-            summary="its reverse (Figure B.1)",
-        ),
-        Scheme(
-            name="relation",
-            templates={key: relation.hijack for key, relation in relations().items()},
-            summary="a sentence about the subject that denies the false target (Figures 2b, B.2)",
-        ),
-        Scheme(
-            name="relation-true",
-            templates={key: relation.reverse for key, relation in relations().items()},
-            direction="reverse",
-            summary="a sentence about the subject that states the true target (Figure B.3)",
-        ),
-        Scheme(
-            name="near-word",
-            template="Do not think of {near_false}.",
-            summary="the generic hijack with a word close in meaning (Figure B.4)",
-        ),
-        Scheme(
-            name="near-word-true",
-            template="Do not think of {near_true}.",
-            direction="reverse",
-            summary="its reverse (Figure B.4)",
-        ),
-        Scheme(
-            name="think",
-            template="Think of {target_false}.",
-            direction="control",
-            summary="the hijack without its negation",
-        ),
-        Scheme(
-            name="mention",
-            template="{target_false}.",
-            direction="control",
-            summary="the bare mention of the false target",
-        ),
-        Scheme(
-            name="do-not-think-other",
-            template="Do not think of {other_false}.",
-            direction="control",
-            summary="the hijack with the false target of another fact",
-        ),
-        Scheme(
-            name="unrelated",
-            template="The weather was mild today.",
-            direction="control",
-            summary="a neutral sentence of like length",
-        ),
-    )
-}
+def _built_in() -> dict[str, Scheme]:
+    """Read the built-in schemes; those without a template have a sentence per relation."""
+    text = resources.files("hijacklens.prompts").joinpath("schemes.csv").read_text("utf-8")
+    wordings = {
+        "relation": {key: relation.hijack for key, relation in relations().items()},
+        "relation-true": {key: relation.reverse for key, relation in relations().items()},
+    }
+    built_in: dict[str, Scheme] = {}
+    for row in csv.DictReader(text.splitlines()):
+        name, direction = row["name"], cast("Direction", row["direction"])
+        wording: Any = {"template": row["template"]}
+        if not row["template"]:
+            wording = {"templates": wordings[name]}
+        built_in[name] = Scheme(name=name, direction=direction, summary=row["summary"], **wording)
+    return built_in
+
+
+REGISTRY = _built_in()
 
 
 def schemes() -> dict[str, Scheme]:
-    """All registered schemes by name: the built-in ones, then those that were added."""
-    return dict(_REGISTRY)
+    """Return all registered schemes by name: the built-in ones, then those added."""
+    return dict(REGISTRY)
 
 
 def add_scheme(
@@ -266,36 +224,36 @@ def add_scheme(
     direction: Direction = "hijack",
     summary: str = "added by the user",
 ) -> Scheme:
-    """Register a scheme of your own, to be named like the built-in ones.
+    """Register a scheme of your own; refer to it by its name like the built-in ones.
 
     Args:
         name: Lower-case letters, digits and hyphens.
-        template: One sentence; may name {subject}, {target_true}, {target_false}, {near_true},
-            {near_false} and {other_false}.
+        template: One sentence, with {subject}, {target_true}, {target_false}, {near_true},
+            {near_false} or {other_false}.
         direction: `hijack`, `reverse` or `control`; for tables and plots.
         summary: One line on what it does.
 
     Raises:
-        InputError: The name is taken by a different scheme, or name or template are not usable.
+        InputError: A different scheme has the name, or name or template are not usable.
     """
     scheme = Scheme(name=name, template=template, direction=direction, summary=summary)
-    known = _REGISTRY.get(name)
+    known = REGISTRY.get(name)
     if known is not None and known != scheme:
         raise InputError(
             f"scheme {name!r} exists already ({known.template or 'one sentence per relation'!r}); "
             "choose another name."
         )
-    _REGISTRY[name] = scheme
+    REGISTRY[name] = scheme
     return scheme
 
 
 def get_scheme(name: str | Scheme) -> Scheme:
-    """The scheme of that name; a scheme is passed through.
+    """Return the scheme of a name; a scheme is returned unchanged.
 
     Raises:
         InputError: No scheme has that name.
     """
     if isinstance(name, Scheme):
         return name
-    known = choice("scheme", name, _REGISTRY, "Add your own with add_scheme or --template.")
-    return _REGISTRY[known]
+    known = choice("scheme", name, REGISTRY, "Add your own with add_scheme or --template.")
+    return REGISTRY[known]

@@ -2,8 +2,8 @@
 
 Contract 2: a prompt is tokenised as the model's own tokenizer does by default, so GPT-2 gets no
 beginning-of-sequence token and Gemma and LLaMA get one. A target starts at the first token where
-the tokenisations of `prompt` and `prompt + " " + target` part; so a BOS never enters a target,
-and whatever a tokenizer does to spaces is right by construction.
+the tokenisations of `prompt` and `prompt + " " + target` differ. So a BOS never enters a target,
+and spaces are right whatever the tokenizer does to them.
 """
 
 from __future__ import annotations
@@ -19,48 +19,47 @@ from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 
 TokenIds: TypeAlias = tuple[int, ...]
 AT_A_TIME = 1_024
-"""Texts tokenised at a time: what a tokenizer notes of each takes ten times its ids' memory."""
+"""Texts per call: a tokenizer's output takes ten times the memory of the token ids."""
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[TokenIds]:
-    """Token ids of each text by the tokenizer's default call, without an appended end token.
+    """Return the token ids of each text by the tokenizer's default call, without an end token.
 
-    A few tokenizers close every text with an end-of-sequence token, after which no model could
-    continue a prompt; it is taken off.
+    A few tokenizers append an end-of-sequence token, after which no model could continue a prompt;
+    it is removed.
     """
     end = tokenizer.eos_token_id
-    probe = tokenizer("a")["input_ids"]
-    closes = len(probe) > 1 and end is not None and probe[-1] == end
-    found: list[TokenIds] = []
+    sample = tokenizer("a")["input_ids"]
+    appends_end = len(sample) > 1 and end is not None and sample[-1] == end
+    token_ids: list[TokenIds] = []
     same: dict[int, int] = {}  # one object per id, not one per token of every text
     for first in range(0, len(texts), AT_A_TIME):
         part = list(texts[first : first + AT_A_TIME])
         for row in tokenizer(part, padding=False, truncation=False)["input_ids"]:
-            kept = row[:-1] if closes and row and row[-1] == end else row
-            found.append(tuple([same.setdefault(token, token) for token in kept]))
-    return found
+            ids = row[:-1] if appends_end and row and row[-1] == end else row
+            token_ids.append(tuple([same.setdefault(token, token) for token in ids]))
+    return token_ids
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A target read in context: its token ids, and the ids that the model is given before it."""
+    """The token ids of a target in context, and the ids that precede it."""
 
     context: TokenIds
     target: TokenIds
 
     @property
     def steps(self) -> list[tuple[TokenIds, int]]:
-        """Each token of the target with the ids that stand before it."""
-        whole = self.context + self.target
-        n = len(self.context)
-        return [(whole[: n + i], token) for i, token in enumerate(self.target)]
+        """Each token of the target with the ids that precede it."""
+        ids, n = self.context + self.target, len(self.context)
+        return [(ids[: n + i], token) for i, token in enumerate(self.target)]
 
 
 def continuation(prompt: TokenIds, prompt_and_target: TokenIds) -> Continuation:
-    """Split the tokenisation of prompt and target where it parts from that of the prompt.
+    """Split the tokenisation of prompt and target where it differs from that of the prompt.
 
     Raises:
-        ValueError: Nothing of the target is left, or nothing stands before it.
+        ValueError: The target has no tokens, or no token precedes it.
 
     >>> continuation((5, 6), (5, 6, 9, 8))
     Continuation(context=(5, 6), target=(9, 8))
@@ -69,9 +68,9 @@ def continuation(prompt: TokenIds, prompt_and_target: TokenIds) -> Continuation:
     shorter = min(len(prompt), len(prompt_and_target))
     n = next((i for i, (a, b) in pairs if a != b), shorter)
     if n == len(prompt_and_target):
-        raise ValueError("the target has no tokens of its own behind this prompt")
+        raise ValueError("the target has no tokens of its own after this prompt")
     if n == 0:
-        raise ValueError("no token stands before the target, so the model is given nothing")
+        raise ValueError("no token precedes the target, so the model would read nothing")
     return Continuation(prompt_and_target[:n], prompt_and_target[n:])
 
 
@@ -83,29 +82,28 @@ class LocatedPrompt:
     spans: Mapping[str, tuple[int, ...]]
     """Span name -> token positions; the names are those of `hijacklens.prompts.spans`.
 
-    `target` is empty: its tokens come behind the prompt, when one with several is scored.
+    `target` is empty: its tokens follow the prompt when a target with several is scored.
     """
     text: str
     offsets: tuple[tuple[int, int], ...]
     """The characters of the text that each token covers: start, and end not included."""
 
     def positions(self, atom: str) -> tuple[int, ...]:
-        """Token positions of a span without `+`; see `hijacklens.prompts.spans` for the forms.
+        """Return the token positions of a span without `+` (forms: `hijacklens.prompts.spans`).
 
         Raises:
-            InputError: A name that prompts do not have.
+            InputError: Prompts have no span of that name.
         """
         if atom == EVERYWHERE:
             return tuple(range(len(self.ids)))
         if atom.startswith(AT):
             return positions(atom, len(self.ids))
         if atom.startswith(TOKEN):
-            wanted = int(atom.removeprefix(TOKEN))
-            return tuple(i for i, token in enumerate(self.ids) if token == wanted)
+            token_id = int(atom.removeprefix(TOKEN))
+            return tuple(i for i, token in enumerate(self.ids) if token == token_id)
         if atom.startswith(TEXT):
-            words = atom.removeprefix(TEXT)
-            found = re.finditer(re.escape(words), self.text)
-            return touched(self.text, self.offsets, [match.span() for match in found])
+            matches = re.finditer(re.escape(atom.removeprefix(TEXT)), self.text)
+            return touched(self.text, self.offsets, [match.span() for match in matches])
         if atom not in self.spans:
             raise unknown(
                 "span", atom, [*self.spans, EVERYWHERE], "Other forms: text:, at:, token:."
@@ -114,24 +112,24 @@ class LocatedPrompt:
 
 
 def touched(
-    text: str, offsets: Sequence[tuple[int, int]], stretches: Sequence[tuple[int, int]]
+    text: str, offsets: Sequence[tuple[int, int]], pieces: Sequence[tuple[int, int]]
 ) -> tuple[int, ...]:
-    """The tokens with a character, a space apart, in one of the stretches of a text."""
+    """Return the positions of tokens with a non-space character in one of the pieces of a text."""
     return tuple(
         position
         for position, (start, end) in enumerate(offsets)
-        if any(text[max(start, a) : min(end, b)].strip() for a, b in stretches if start < end)
+        if any(text[max(start, a) : min(end, b)].strip() for a, b in pieces if start < end)
     )
 
 
 def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
-    """Token positions of the spans of a prompt.
+    """Convert the spans of a prompt to token positions.
 
-    A token belongs to a span when one of its characters does, a space apart: the token " Guam"
-    belongs to the span that "Guam" is in, not to what stands before it.
+    A token belongs to a span if one of its characters other than a space does: the token " Guam"
+    belongs to the span of "Guam", not to the span before it.
 
     Raises:
-        InputError: The tokenizer does not say which characters a token covers (a "slow" one).
+        InputError: The tokenizer gives no character offsets (a "slow" one).
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
@@ -141,9 +139,7 @@ def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
     encoded = tokenizer(prompt.text, return_offsets_mapping=True)
     (ids,) = encode(tokenizer, [prompt.text])
     offsets = encoded["offset_mapping"][: len(ids)]
-    spans = {
-        name: touched(prompt.text, offsets, stretches) for name, stretches in prompt.spans.items()
-    }
+    spans = {name: touched(prompt.text, offsets, pieces) for name, pieces in prompt.spans.items()}
     first = next((i for i, (start, end) in enumerate(offsets) if start < end), 0)
     spans |= {"bos": tuple(range(first)), "last": (len(ids) - 1,), "target": ()}
     return LocatedPrompt(ids, spans, prompt.text, tuple(map(tuple, offsets)))

@@ -14,7 +14,7 @@ from sample_facts import sample_facts
 from analyses.commands.options import read_template
 from analyses.sweeps.file import load_sweep, read_sweep
 from analyses.texts import read_doses
-from hijacklens.prompts.schemes import _REGISTRY, PLACEHOLDERS, Scheme, Unusable, add_scheme
+from hijacklens.prompts.schemes import PLACEHOLDERS, REGISTRY, Scheme, Unusable, add_scheme
 from hijacklens.prompts.spans import atoms, positions
 from probes.specification import KINDS, parse
 
@@ -59,12 +59,12 @@ def test_schemes(name, template):
 def test_added_schemes_and_the_option(template):
     def door() -> None:
         name, text = read_template(template)
-        before = dict(_REGISTRY)
+        before = dict(REGISTRY)
         try:
             add_scheme(name, text)
         finally:
-            _REGISTRY.clear()
-            _REGISTRY.update(before)
+            REGISTRY.clear()
+            REGISTRY.update(before)
 
     holds("--template", door)
 

@@ -17,11 +17,11 @@ from hijacklens.statistics import (
     Interval,
     McNemar,
     adjust,
+    fraction,
     mcnemar,
     paired_mean,
     paired_ratio,
     rank_p,
-    share,
     signed_rank,
 )
 
@@ -47,7 +47,7 @@ def wilson(count: int, total: int, z: float = Z) -> tuple[float, float]:
     ],
 )
 def test_known_values(count, total, value, low, high):
-    found = share(count, total)
+    found = fraction(count, total)
     assert found.value == pytest.approx(value, abs=5e-5)
     assert found.low == pytest.approx(low, abs=5e-5)
     assert found.high == pytest.approx(high, abs=5e-5)
@@ -56,21 +56,21 @@ def test_known_values(count, total, value, low, high):
 @given(data=st.data(), total=st.integers(1, 100_000))
 def test_the_interval_is_wilsons_and_lies_in_range(data, total):
     count = data.draw(st.integers(0, total))
-    found = share(count, total)
+    found = fraction(count, total)
     assert (found.low, found.high) == pytest.approx(wilson(count, total), abs=1e-9)
     assert 0 <= found.low <= found.value <= found.high <= 1
-    mirrored = share(total - count, total)
+    mirrored = fraction(total - count, total)
     assert mirrored.low == pytest.approx(1 - found.high, abs=1e-9)
 
 
 def test_a_higher_confidence_is_a_wider_interval():
     z99 = 2.5758293035489004
-    found = share(30, 80, confidence=0.99)
+    found = fraction(30, 80, confidence=0.99)
     assert (found.low, found.high) == pytest.approx(wilson(30, 80, z99), abs=1e-9)
 
 
 def test_nothing_counted_gives_no_share_and_the_whole_range():
-    found = share(0, 0)
+    found = fraction(0, 0)
     assert math.isnan(found.value)
     assert (found.low, found.high) == (0.0, 1.0)
 
@@ -78,7 +78,7 @@ def test_nothing_counted_gives_no_share_and_the_whole_range():
 @pytest.mark.parametrize(("count", "total"), [(-1, 5), (6, 5), (1, 0)])
 def test_an_impossible_count_is_refused(count, total):
     with pytest.raises(ValueError, match="count must lie in"):
-        share(count, total)
+        fraction(count, total)
 
 
 def test_an_interval_prints_with_three_decimals():
@@ -91,7 +91,7 @@ def verdicts(text: str) -> np.ndarray:
 
 
 MCNEMAR = {
-    # p = 2 * (share of the binomial tail at 1/2), at most 1.
+    # p = 2 * (fraction of the binomial tail at 1/2), at most 1.
     "no change": ("++--", "++--", McNemar(0, 0, 1.0)),
     "one way": ("+++++-", "------", McNemar(5, 0, 2 / 2**5)),
     "the other way": ("----", "++++", McNemar(0, 4, 2 / 2**4)),
@@ -159,8 +159,8 @@ def test_the_bootstrap_of_a_ratio_of_shares():
     away = rise * (rng.random(100) < 0.5)
     found = paired_ratio(away, rise, seed=1)
     assert found.value == pytest.approx(away.sum() / rise.sum())
-    # Within the rise it is a plain share, whose Wilson interval is nearly the same.
-    plain = share(int(away.sum()), int(rise.sum()))
+    # Within the rise it is a plain fraction, whose Wilson interval is nearly the same.
+    plain = fraction(int(away.sum()), int(rise.sum()))
     assert (found.low, found.high) == pytest.approx((plain.low, plain.high), abs=0.02)
 
 
@@ -171,9 +171,9 @@ def test_bootstrap_edges():
     assert math.isnan(paired_mean(np.zeros(0), seed=0).value)
     alone = paired_mean(np.array([2.0]), seed=0)
     assert (alone.value, alone.low, alone.high) == (2.0, -math.inf, math.inf)
-    # No rise on average: nothing to take a share of.
+    # No rise on average: nothing to take a fraction of.
     assert math.isnan(paired_ratio(np.ones(2), np.array([1.0, -1.0]), seed=0).value)
-    # A rise on one fact in ten: a third of the samples miss it, and the share could be anything.
+    # A rise on one fact in ten: a third of the samples miss it, and the fraction could be anything.
     rare = paired_ratio(np.eye(10)[0] / 2, np.eye(10)[0], seed=0)
     assert (rare.value, rare.low, rare.high) == (0.5, -math.inf, math.inf)
 

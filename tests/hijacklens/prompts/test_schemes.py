@@ -43,7 +43,7 @@ POOL = ["English", "Russian", "Greek", "French", "Greek"]
 def registry(monkeypatch):
     """A registry that forgets what a test adds."""
     module = sys.modules[Scheme.__module__]
-    monkeypatch.setattr(module, "_REGISTRY", schemes())
+    monkeypatch.setattr(module, "REGISTRY", schemes())
 
 
 # ---------------------------------------------------------------- the built-in schemes

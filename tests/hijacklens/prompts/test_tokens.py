@@ -112,8 +112,8 @@ def test_a_target_starts_where_the_two_part(before, after, context, target):
     [
         pytest.param((5, 6), (5, 6), "no tokens of its own", id="nothing is added"),
         pytest.param((5, 6), (5,), "no tokens of its own", id="it swallows the prompt's end"),
-        pytest.param((5,), (6,), "no token stands before the target", id="all changes"),
-        pytest.param((), (6,), "no token stands before the target", id="empty prompt"),
+        pytest.param((5,), (6,), "no token precedes the target", id="all changes"),
+        pytest.param((), (6,), "no token precedes the target", id="empty prompt"),
     ],
 )
 def test_a_target_without_tokens_or_context_is_refused(before, after, message):

@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.engine.batches import Batch, batches
+from hijacklens.engine.batches import TokenBatch, batches
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import (
     HookedLanguageModel,
@@ -284,7 +284,7 @@ def _targets(
 
 def _sources(
     correspondences: Sequence[Correspondence], device: torch.device, batch_tokens: int | None
-) -> Iterable[tuple[Batch, Tensor, Tensor, Tensor]]:
+) -> Iterable[tuple[TokenBatch, Tensor, Tensor, Tensor]]:
     """Yield source prompts in batches, with row, position and slot of the tokens to read."""
     counts = [len(each.pairs) for each in correspondences]
     starts = [sum(counts[:i]) for i in range(len(counts))]

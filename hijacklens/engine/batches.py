@@ -1,4 +1,4 @@
-"""Batches: rows of tokens of different lengths, padded on the right, for probes that run a model.
+"""Batches of token rows of different lengths, padded on the right, for probes that run a model.
 
 >>> found = list(batches([(5, 6, 7), (8,), (9, 9)], device=torch.device("cpu"), limit=6))
 >>> [batch.members for batch in found], found[0].symbols.tolist()
@@ -14,23 +14,25 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hijacklens.engine.engine import BATCH_TOKENS
+from hijacklens.engine.packs import BATCH_TOKENS
 from hijacklens.errors import InputError
 from hijacklens.prompts.tokens import TokenIds
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Rows that are run together; the padding stands where a causal model cannot see it."""
+class TokenBatch:
+    """Rows that run together; a causal model cannot see the padding from the tokens before it."""
 
     members: tuple[int, ...]
-    """Which of the rows that were given these are."""
+    """Indices of the rows."""
     symbols: Int[Tensor, "batch pos"]
     lengths: Int[Tensor, " batch"]
 
     @classmethod
-    def of(cls, rows: Sequence[TokenIds], members: Sequence[int], *, device: torch.device) -> Batch:
-        """A batch of chosen rows, padded with 0 to the longest of them."""
+    def of(
+        cls, rows: Sequence[TokenIds], members: Sequence[int], *, device: torch.device
+    ) -> TokenBatch:
+        """Return a batch of the rows with these indices, padded with 0 to the longest."""
         lengths = [len(rows[i]) for i in members]
         width = max(lengths)
         padded = [rows[i] + (0,) * (width - len(rows[i])) for i in members]
@@ -42,13 +44,13 @@ class Batch:
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:
-        """Which tokens are no padding."""
-        places = torch.arange(self.symbols.shape[1], device=self.symbols.device)
-        return places[None] < self.lengths[:, None]
+        """Which tokens are not padding."""
+        positions = torch.arange(self.symbols.shape[1], device=self.symbols.device)
+        return positions[None] < self.lengths[:, None]
 
 
 def batch_size(device: torch.device, limit: int | None = None) -> int:
-    """The size of a batch in tokens, padding included: a limit, or what suits the device.
+    """Return the size of a batch in tokens, padding included: a limit, or what suits the device.
 
     Raises:
         InputError: The limit is below 1.
@@ -65,14 +67,14 @@ def batches(
     device: torch.device,
     limit: int | None = None,
     most_rows: int | None = None,
-) -> Iterator[Batch]:
-    """Rows in batches of similar length, the longest first.
+) -> Iterator[TokenBatch]:
+    """Yield rows in batches of similar length, the longest first.
 
     Args:
         rows: Token ids or symbols (`hijacklens.prompts.layout`); every row has at least one.
-        device: Where the model takes its input.
+        device: The device of the model's input.
         limit: As for `batch_size`; a longer row runs alone.
-        most_rows: The most rows of a batch, at least 1; None for no bound.
+        most_rows: Maximum number of rows in a batch, at least 1; None for no limit.
 
     Raises:
         InputError: The limit is below 1.
@@ -82,5 +84,5 @@ def batches(
     while order:
         count = max(1, size // len(rows[order[0]]))
         count = count if most_rows is None else min(count, most_rows)
-        yield Batch.of(rows, order[:count], device=device)
+        yield TokenBatch.of(rows, order[:count], device=device)
         order = order[count:]

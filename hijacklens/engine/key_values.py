@@ -1,7 +1,8 @@
-"""Keys and values of a trunk: computed once, gathered by every row that stands on it.
+"""Keys and values of a trunk: computed once, gathered by every row that continues it.
 
-A pool holds one place per node of the trunk and layer. Rows name the places of their past, so rows
-of one batch may have pasts of any length, and nothing is copied but what one layer needs at a time.
+A pool holds one slot per node of the trunk and layer. Rows name the slots of their past, so the
+rows of a batch may have pasts of different lengths, and only what one layer needs at a time is
+copied.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from hijacklens.engine.trie import Trie
+from hijacklens.engine.rows import PackedRows, Row
+from hijacklens.engine.trie import Trie, common
 from hijacklens.prompts.tokens import TokenIds
 
 
@@ -23,47 +25,65 @@ class Pool:
     """Keys and values of the nodes of a trunk, by layer."""
 
     def __init__(self, trunk: Trie) -> None:
-        """Number the nodes; memory is taken by the first forward pass that writes."""
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        """Number the nodes; memory is allocated by the first forward pass that writes."""
+        self.layers: dict[int, tuple[Tensor, ...]] = {}
+        self.size = trunk.nodes
         self._leaves = trunk.leaves
-        self._places: list[list[int]] = []
-        self.size = 0
-        places: list[int] = []
+        self._slots: list[list[int]] = []
+        used = 0
         for leaf, shared in zip(trunk.leaves, trunk.shared, strict=True):
-            fresh = len(leaf) - shared
-            places = [*places[:shared], *range(self.size, self.size + fresh)]
-            self._places.append(places)
-            self.size += fresh
+            inherited = self._slots[-1][:shared] if self._slots else []
+            self._slots.append([*inherited, *range(used, used + len(leaf) - shared)])
+            used += len(leaf) - shared
 
-    def places(self, path: TokenIds) -> Sequence[int]:
-        """The places of the nodes on a path of the trunk."""
-        # The first leaf that is not before a path begins with it.
-        return self._places[bisect_left(self._leaves, path)][: len(path)] if path else ()
+    def slots(self, path: TokenIds) -> Sequence[int]:
+        """Return the slots of the nodes on a path of the trunk."""
+        # The first leaf that does not sort before a path begins with it.
+        return self._slots[bisect_left(self._leaves, path)][: len(path)] if path else ()
+
+    def past_of(self, rows: Sequence[Row], batch: PackedRows) -> PooledKeyValues:
+        """Return the cache of a forward pass over rows that continue the trunk."""
+        past = torch.zeros_like(batch.path)  # padding may name any slot, since it is masked
+        for i, row in enumerate(rows):
+            slots = [slot for branch in row for slot in self.slots(branch.path)]
+            past[i, : len(slots)] = torch.tensor(slots, dtype=torch.long, device=past.device)
+        return PooledKeyValues(self, past)
+
+    def written_by(self, rows: Sequence[Row], batch: PackedRows) -> PooledKeyValues:
+        """Return the cache of a forward pass over rows of the trunk itself."""
+        slots: list[int] = []
+        for branch in (branch for row in rows for branch in row):
+            before: TokenIds = ()
+            for leaf in branch.leaves:
+                slots.extend(self.slots(leaf)[common(before, leaf) :])
+                before = leaf
+        written = torch.full_like(batch.symbols, -1)
+        written[batch.real] = torch.tensor(slots, device=written.device)
+        return PooledKeyValues(self, batch.path, written)
 
 
 class PooledKeyValues(Cache):
-    """What one forward pass reads from a pool, and writes to it, in the form models ask for."""
+    """The keys and values that one forward pass reads from a pool or writes to it."""
 
     def __init__(
         self,
         pool: Pool,
         past: Int[Tensor, "batch past"],
-        written: Int[Tensor, " written"] | None = None,
-        computed: Bool[Tensor, "batch query"] | None = None,
+        written: Int[Tensor, "batch query"] | None = None,
     ) -> None:
         """Say what is read and written.
 
         Args:
-            pool: Where keys and values are.
-            past: The places of each row's past, any place where it is shorter.
-            written: Where the keys and values of the computed tokens go, if they are kept.
-            computed: Which of the batch's tokens those are, in the order of `written`.
+            pool: The pool.
+            past: The slots of each row's past, in the order of its keys; no columns if the rows
+                have no past.
+            written: The slot that each computed token is written to, -1 for padding; None if
+                nothing is written.
         """
         super().__init__(layers=[])
         self._pool = pool
         self._past = past
         self._written = written
-        self._computed = computed
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -72,26 +92,27 @@ class PooledKeyValues(Cache):
 
         The name and the arguments are those of `transformers.Cache`.
         """
-        pool = self._pool.layers
-        if layer_idx not in pool:
-            shape = (self._pool.size, key_states.shape[1])
-            # Zeros, as the padding of a past may name a place that is not yet written: attention
-            # gives it the weight 0, and 0 times what memory happens to hold may be NaN.
-            pool[layer_idx] = (
-                key_states.new_zeros((*shape, key_states.shape[3])),
-                value_states.new_zeros((*shape, value_states.shape[3])),
+        new = (key_states, value_states)
+        layers = self._pool.layers
+        if layer_idx not in layers:
+            layers[layer_idx] = tuple(
+                states.new_empty((self._pool.size, states.shape[1], states.shape[3]))
+                for states in new
             )
-        whole = []
-        for kept, new in zip(pool[layer_idx], (key_states, value_states), strict=True):
-            if self._written is not None and self._computed is not None:
-                here = self._written.to(kept.device)
-                kept[here] = new.transpose(1, 2)[self._computed.to(new.device)]
-            if self._past.shape[1]:
-                old = kept[self._past.to(kept.device)].transpose(1, 2)
-                new = torch.cat([old, new], dim=2)
-            whole.append(new)
-        return whole[0], whole[1]
+        pooled = layers[layer_idx]
+        if self._written is not None:
+            real = self._written.to(key_states.device) >= 0
+            slots = self._written[self._written >= 0].to(pooled[0].device)
+            for kept, states in zip(pooled, new, strict=True):
+                kept[slots] = states.transpose(1, 2)[real].to(kept.device)
+        if not self._past.shape[1]:
+            return new
+        keys, values = (
+            torch.cat([kept[self._past.to(kept.device)].transpose(1, 2), states], dim=2)
+            for kept, states in zip(pooled, new, strict=True)
+        )
+        return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """How many keys stand before the new ones; the name is that of `transformers.Cache`."""
+        """Return how many keys precede the new ones; the name is that of `transformers.Cache`."""
         return self._past.shape[1]

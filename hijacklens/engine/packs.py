@@ -1,97 +1,52 @@
 """Packs: stretches of neighbouring leaves of a trie that run together in one row.
 
 A row is the subtree of its leaves, written out depth first, and every token sees its ancestors
-only. Where two packs meet, what the leaf on the right shares with the one on the left is either
-computed again, or taken by both as cached keys and values (their *past*) from a trunk that is
-computed before them:
+only. The tokens that the first leaf of a pack shares with the pack before it are either computed
+again, or both packs take them as cached keys and values (their *past*) from a trunk that is
+computed first:
 
     trunk     Do not think of Guam .
     pack 1        … Rome is | The Eiffel Tower is in | The Louvre is in
     pack 2        … Do not think of Guam . ( Rome is | The Eiffel Tower is in )
 
-Small packs waste little attention on pairs of tokens that do not see each other; large ones cut
-the tree less often. `cut` weighs the two and finds the cheapest cuts in the order of the leaves.
+Small packs waste little attention on pairs of tokens that do not see each other; large packs
+cut the tree less often. `cut` finds the cheapest cuts in the order of the leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
-import torch
 
+from hijacklens.engine.costs import Costs
 from hijacklens.engine.trie import Trie
 
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Operations in the linear layers that take as long as moving one number."""
-
-    score: float
-    """For one attention score, with its mask, its softmax and the copies made of it."""
-    state: float
-    """For one number of a cached key or value."""
-    row: float
-    """For a row, in tokens."""
-    forward_pass: float
-    """For a forward pass, in tokens."""
-
-
-CPU = Machine(score=90.0, state=135.0, row=0.4, forward_pass=40.0)
-
-GPU = Machine(score=600.0, state=60.0, row=0.4, forward_pass=2_000.0)
-
-GPU_16_BIT = Machine(score=2_500.0, state=250.0, row=0.4, forward_pass=4_000.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Costs:
-    """Costs in units of what the linear layers take for one token."""
-
-    pair: float
-    past: float
-    row: float
-    forward_pass: float
-
-    @classmethod
-    def of(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Costs:
-        """The costs of a model with a TransformerLens configuration."""
-        if device.type == "cpu":
-            machine = CPU
-        else:
-            machine = GPU if dtype == torch.float32 else GPU_16_BIT
-        heads, width = config.n_heads, config.d_head
-        kv_heads = getattr(config, "n_key_value_heads", None) or heads
-        inner = config.d_mlp or 4 * config.d_model
-        matrices = 3 if getattr(config, "gated_mlp", False) else 2
-        linear = 2 * config.d_model * (2 * (heads + kv_heads) * width + matrices * inner)
-        return cls(
-            pair=heads * (4 * width + machine.score) / linear,
-            # Keys and values are read and written, then repeated to all heads.
-            past=machine.state * width * (4 * kv_heads + 2 * heads) / linear,
-            row=machine.row,
-            forward_pass=machine.forward_pass,
-        )
-
-    @classmethod
-    def usual(cls) -> Costs:
-        """Those of GPT-2 small on a CPU in float32, for a plan without a model."""
-        small = SimpleNamespace(n_heads=12, d_head=64, d_model=768, d_mlp=3072)
-        return cls.of(small, device=torch.device("cpu"), dtype=torch.float32)
-
-    def rows(self, own: Any, past: Any) -> Any:
-        """The cost of rows with so many tokens of their own and so many cached ones before."""
-        return own + self.pair * own * (own + past) + self.past * past + self.row
-
-
 MOST_LEAVES = 48
-"""Leaves in a pack: as far as the search for the best cuts looks ahead."""
+"""Maximum number of leaves in a pack, which bounds the search for the best cuts."""
 
 MOST_TOKENS = 768
-"""Tokens in a pack of several leaves, by default; longer rows never pay."""
+"""Default maximum of tokens in a pack of several leaves; longer rows never pay."""
+
+BATCH_TOKENS = {"cpu": 1_024, "cuda": 32_768}
+"""Default size of a batch, in tokens with padding, by type of device."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Sizes that a plan keeps to."""
+
+    batch_tokens: int = BATCH_TOKENS["cpu"]
+    """Tokens in a batch."""
+    pack_tokens: int = MOST_TOKENS
+    """Maximum number of tokens that a pack of several leaves computes; a pack also fits into a
+    batch."""
+    pack_reads: int = 0
+    """Maximum number of prefixes read in a pack of several leaves; 0 for no limit."""
+    trunk_tokens: int = 4_096
+    """Maximum number of tokens in a trunk, whose keys and values are kept; a longer single path
+    is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,108 +55,88 @@ class Pack:
 
     first: int
     stop: int
-    """The leaf behind the last one."""
+    """The index after the last leaf."""
     past: int
-    """How many symbols, shared by all leaves of the pack, are taken from a cache."""
+    """How many symbols, shared by all leaves of the pack, come from a cache."""
     own: int
-    """Tokens that the row computes."""
+    """How many tokens the row computes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cuts:
-    """A trie cut into packs."""
-
-    packs: list[Pack]
-    cost: float
-    """In tokens (`hijacklens.engine.packs`), without that of the trunk and of forward passes."""
-
-    @property
-    def own(self) -> int:
-        """Tokens that all packs compute, the trunk left out."""
-        return sum(pack.own for pack in self.packs)
+def separate(trie: Trie) -> list[Pack]:
+    """Put every leaf into a pack by itself."""
+    return [Pack(i, i + 1, 0, len(leaf)) for i, leaf in enumerate(trie.leaves)]
 
 
-def separate(trie: Trie, costs: Costs) -> Cuts:
-    """Every leaf by itself: the plain way."""
-    packs = [Pack(i, i + 1, 0, len(leaf)) for i, leaf in enumerate(trie.leaves)]
-    lengths = np.array([pack.own for pack in packs], dtype=float)
-    return Cuts(packs, float(costs.rows(lengths, 0).sum()))
-
-
-def cut(
-    trie: Trie, costs: Costs, *, cached: bool, most_tokens: int = MOST_TOKENS, most_reads: int = 0
-) -> Cuts:
-    """The cheapest cuts of a trie into packs.
+def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]:
+    """Find the cheapest cuts of a trie into packs.
 
     Args:
-        trie: What is read.
+        trie: The prefixes to read.
         costs: What rows cost.
+        limits: Sizes of packs; a longer leaf is a pack by itself.
         cached: Whether packs take what they share with their neighbours from a trunk.
-        most_tokens: Own tokens of a pack; a longer leaf is a pack by itself.
-        most_reads: Prefixes that are read in a pack of several leaves; 0 for any number.
 
     Note:
-        Dynamic programming over the leaves, each looking `MOST_LEAVES` ahead; 1.2 s for the whole
-        CounterFact at doses 0 to 5, on one core.
+        Dynamic programming over the leaves, looking `MOST_LEAVES` ahead from each; 1.2 s for the
+        complete CounterFact at doses 0 to 5, on one core.
     """
     n = len(trie.leaves)
+    most_tokens = min(limits.pack_tokens, limits.batch_tokens)
     lengths = np.fromiter(map(len, trie.leaves), np.int64, n)
     shared = np.array([*trie.shared, 0], dtype=np.int64)
-    reads = np.fromiter(map(len, trie.reads), np.int64, n)
+    leaf_reads = np.fromiter(map(len, trie.reads), np.int64, n)
     depth = min(MOST_LEAVES, n)
     cost = np.full((n, depth), np.inf)
     own = np.zeros((n, depth), dtype=np.int64)
     past = np.zeros((n, depth), dtype=np.int64)
-    # Packs of one leaf, of two, ...: `tokens`, `base` and `asked` belong to those that start at
-    # each leaf and hold one more in every round.
-    tokens, base, asked = lengths.copy(), lengths - 1, reads.copy()
+    # Round `more` considers, for every first leaf, the pack with `more` further leaves. The arrays
+    # hold its tokens, the symbols that all its leaves share, and its reads.
+    tokens, base, reads = lengths.copy(), lengths - 1, leaf_reads.copy()
     for more in range(depth):
         starts = n - more
         if more:
-            added = slice(more, n)
-            tokens = tokens[:starts] + lengths[added] - shared[added.start : n]
-            base = np.minimum(base[:starts], shared[added.start : n])
-            asked = asked[:starts] + reads[added]
+            tokens = tokens[:starts] + lengths[more:] - shared[more:n]
+            base = np.minimum(base[:starts], shared[more:n])
+            reads = reads[:starts] + leaf_reads[more:]
         left, right = shared[:starts], shared[1 + more : n + 1]
         taken = np.minimum(base, np.maximum(left, right)) if cached else np.zeros_like(base)
-        row = tokens - taken
-        # The trunk that a pack shares with the one on its left has been paid for there; the rest
-        # of what it takes from the trunk is paid for here.
+        # The pack on the left has paid for the trunk that both share; this one pays for the rest.
         trunk = taken - np.minimum(base, left) if cached else 0
-        total = costs.rows(row, taken) + trunk
+        total = costs.rows(tokens - taken, taken) + trunk
         if more:
-            total = np.where(row > most_tokens, np.inf, total)
-            if most_reads:
-                total = np.where(asked > most_reads, np.inf, total)
-        cost[:starts, more], own[:starts, more], past[:starts, more] = total, row, taken
+            too_large = tokens - taken > most_tokens
+            if limits.pack_reads:
+                too_large |= reads > limits.pack_reads
+            total = np.where(too_large, np.inf, total)
+        cost[:starts, more], own[:starts, more], past[:starts, more] = total, tokens - taken, taken
     best = np.full(n + 1, np.inf)
     best[0] = 0.0
-    leaves = np.zeros(n + 1, dtype=np.int64)  # how many the last pack before each cut holds
+    last = np.zeros(n + 1, dtype=np.int64)  # leaves of the pack that ends at each cut
     for first in range(n):
         reach = slice(first + 1, min(first + 1 + depth, n + 1))
-        found = best[first] + cost[first, : reach.stop - reach.start]
-        better = found < best[reach]
-        best[reach][better] = found[better]
-        leaves[reach][better] = np.flatnonzero(better) + 1
+        totals = best[first] + cost[first, : reach.stop - reach.start]
+        better = totals < best[reach]
+        best[reach][better] = totals[better]
+        last[reach][better] = np.flatnonzero(better) + 1
     packs: list[Pack] = []
     stop = n
     while stop:
-        held = int(leaves[stop])
-        first = stop - held
-        packs.append(Pack(first, stop, int(past[first, held - 1]), int(own[first, held - 1])))
+        leaves = int(last[stop])
+        first = stop - leaves
+        packs.append(Pack(first, stop, int(past[first, leaves - 1]), int(own[first, leaves - 1])))
         stop = first
-    packs.reverse()
-    return Cuts(packs, float(best[n]))
+    return packs[::-1]
 
 
 def trunk(trie: Trie, packs: Sequence[Pack]) -> Trie:
-    """The tree of what packs take as their past, with the prefixes that are read in it."""
+    """Return the tree of the packs' pasts, with the prefixes that are read in it."""
     paths = {trie.leaves[pack.first][: pack.past] for pack in packs if pack.past}
     reads = [
         prefix
         for pack in packs
-        for on_the_way in trie.reads[pack.first : pack.stop if pack.past else pack.first]
-        for prefix in on_the_way
+        if pack.past
+        for leaf_reads in trie.reads[pack.first : pack.stop]
+        for prefix in leaf_reads
         if len(prefix) <= pack.past
     ]
     return Trie.of(paths, reads)

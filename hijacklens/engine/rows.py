@@ -1,15 +1,15 @@
-"""Rows: packs written out in tokens, and what a forward pass over a batch of them is given.
+"""Rows: packs written out in tokens, and batches of them as tensors.
 
-A pack is written out depth first, so what stands under a token is the stretch behind it, and token
-`q` sees token `k` exactly if `k <= q < end[k]`:
+A pack is written out depth first, so the subtree of a token is the stretch that follows it, and
+token `q` sees token `k` exactly if `k <= q < end[k]`:
 
     token     The  Eiffel  Tower  is  The  Louvre  is
     position   6     7       8     9    6     7     8     its depth in the tree
-    end        4     4       4     4    7     7     7     the first token not under it
+    end        4     4       4     4    7     7     7     the first token outside its subtree
 
-Tokens that come from a cache (the past) stand before all of the row, and a pack sees those of its
-own path. A row holds one pack, and in its padding there may be room for others. Rows of a batch are
-padded on the right; nothing sees padding but itself.
+Tokens from a cache (the past) come before all tokens of the row, and a pack sees those of its own
+path. A row holds one pack, and further packs if they fit into its padding. Rows of a batch are
+padded on the right; a padding token is seen by itself only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -36,7 +36,7 @@ class Branch:
     positions: Sequence[int]
     """The depth of each token in the tree, from 0."""
     ends: Sequence[int]
-    """For each token the index of the first token that is not under it."""
+    """For each token, the index of the first token outside its subtree."""
     path: TokenIds
     """The symbols of the past."""
     reads: Sequence[tuple[int, TokenIds]]
@@ -45,138 +45,131 @@ class Branch:
 
 
 Row: TypeAlias = Sequence[Branch]
-"""Branches that stand one behind the other."""
+"""Branches one after the other."""
 
 
 def write_out(trie: Trie, pack: Pack) -> Branch:
-    """The tokens of a pack."""
+    """Return the tokens of a pack."""
     past = pack.past
+    leaves = trie.leaves[pack.first : pack.stop]
     symbols: list[int] = []
     positions: list[int] = []
     reads: list[tuple[int, TokenIds]] = []
-    at: list[int] = []  # where each depth of the present leaf stands
+    indices: list[int] = []  # of the present leaf's tokens, by depth
     starts: list[int] = []
-    for i in range(pack.first, pack.stop):
-        leaf = trie.leaves[i]
-        kept = past if i == pack.first else trie.shared[i]
+    for i, leaf in enumerate(leaves, start=pack.first):
+        shared = past if i == pack.first else trie.shared[i]
         starts.append(len(symbols))
-        at[kept - past :] = range(len(symbols), len(symbols) + len(leaf) - kept)
-        symbols.extend(leaf[kept:])
-        positions.extend(range(kept, len(leaf)))
+        indices[shared - past :] = range(len(symbols), len(symbols) + len(leaf) - shared)
+        symbols.extend(leaf[shared:])
+        positions.extend(range(shared, len(leaf)))
         reads.extend(
-            (at[len(prefix) - 1 - past], prefix) for prefix in trie.reads[i] if len(prefix) > past
+            (indices[len(prefix) - 1 - past], prefix)
+            for prefix in trie.reads[i]
+            if len(prefix) > past
         )
     ends = [0] * len(symbols)
-    longest = max(map(len, trie.leaves[pack.first : pack.stop]))
-    closing = [len(symbols)] * (longest - past)  # where the subtree at each depth ends
+    closing = [len(symbols)] * (max(map(len, leaves)) - past)  # end of the subtree at each depth
     for i in range(pack.stop - 1, pack.first - 1, -1):
-        kept = 0 if i == pack.first else trie.shared[i] - past
+        shared = 0 if i == pack.first else trie.shared[i] - past
         start, width = starts[i - pack.first], len(trie.leaves[i]) - past
-        ends[start : start + width - kept] = closing[kept:width]
-        closing[kept:] = [start] * (len(closing) - kept)
-    return Branch(
-        symbols,
-        positions,
-        ends,
-        trie.leaves[pack.first][:past],
-        reads,
-        trie.leaves[pack.first : pack.stop],
-    )
+        ends[start : start + width - shared] = closing[shared:width]
+        closing[shared:] = [start] * (len(closing) - shared)
+    return Branch(symbols, positions, ends, leaves[0][:past], reads, leaves)
 
 
 def apart(branch: Branch) -> Iterator[Branch]:
-    """The leaves of a branch, each a branch by itself with the same past."""
+    """Split a branch into its leaves, each a branch with the same past."""
     past = len(branch.path)
-    left = [prefix for _, prefix in branch.reads]
+    unread = [prefix for _, prefix in branch.reads]
     for leaf in branch.leaves:
-        here = [prefix for prefix in left if leaf[: len(prefix)] == prefix]
-        left = [prefix for prefix in left if leaf[: len(prefix)] != prefix]
+        reads = [prefix for prefix in unread if leaf[: len(prefix)] == prefix]
+        unread = [prefix for prefix in unread if leaf[: len(prefix)] != prefix]
         width = len(leaf) - past
         yield Branch(
             symbols=leaf[past:],
             positions=range(past, len(leaf)),
             ends=[width] * width,
             path=branch.path,
-            reads=[(len(prefix) - 1 - past, prefix) for prefix in here],
+            reads=[(len(prefix) - 1 - past, prefix) for prefix in reads],
             leaves=[leaf],
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows as tensors, padded on the right with zeros."""
+class PackedRows:
+    """A batch of rows as tensors, padded on the right with zeros."""
 
     symbols: Int[Tensor, "batch query"]
     positions: Int[Tensor, "batch query"]
     ends: Int[Tensor, "batch query"]
     path: Int[Tensor, "batch past"]
-    """Symbols of the pasts of each row's branches, one behind the other."""
+    """Symbols of the pasts of each row's branches, one after the other."""
     path_positions: Int[Tensor, "batch past"]
     past_from: Int[Tensor, "batch query"]
     """The first key of the past that a token sees."""
     past_to: Int[Tensor, "batch query"]
-    """The first that it does not see again."""
+    """The key after the last one of the past that it sees."""
     real: Bool[Tensor, "batch query"]
-    """Which tokens are no padding."""
+    """Which tokens are not padding."""
     reads: Int[Tensor, "read 2"]
-    """Row and position of each read, in the order of rows, branches and their reads."""
+    """Row and index of each read, in the order of rows, branches and their reads."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device) -> Batch:
-        """The tensors of rows."""
+    def of(cls, rows: Sequence[Row], device: torch.device) -> PackedRows:
+        """Return the tensors of rows."""
         names = ("symbols", "positions", "ends", "path", "path_positions", "past_from", "past_to")
-        held: dict[str, list[list[int]]] = {name: [[] for _ in rows] for name in names}
+        values: dict[str, list[list[int]]] = {name: [[] for _ in rows] for name in names}
         reads: list[tuple[int, int]] = []
         for i, row in enumerate(rows):
             for branch in row:
-                start, past = len(held["symbols"][i]), len(held["path"][i])
-                width, seen = len(branch.symbols), past + len(branch.path)
-                held["symbols"][i].extend(branch.symbols)
-                held["positions"][i].extend(branch.positions)
-                held["ends"][i].extend([end + start for end in branch.ends])
-                held["path"][i].extend(branch.path)
-                held["path_positions"][i].extend(range(len(branch.path)))
-                held["past_from"][i].extend([past] * width)
-                held["past_to"][i].extend([seen] * width)
-                reads.extend((i, start + place) for place, _ in branch.reads)
-        lengths = torch.tensor([len(values) for values in held["symbols"]])
-        whole = {name: _padded(values).to(device) for name, values in held.items()}
-        real = torch.arange(whole["symbols"].shape[1]) < lengths[:, None]
-        places = torch.tensor(reads, dtype=torch.long).reshape(-1, 2)
-        return cls(**whole, real=real.to(device), reads=places.to(device))
+                start, past = len(values["symbols"][i]), len(values["path"][i])
+                width, past_end = len(branch.symbols), past + len(branch.path)
+                values["symbols"][i].extend(branch.symbols)
+                values["positions"][i].extend(branch.positions)
+                values["ends"][i].extend([end + start for end in branch.ends])
+                values["path"][i].extend(branch.path)
+                values["path_positions"][i].extend(range(len(branch.path)))
+                values["past_from"][i].extend([past] * width)
+                values["past_to"][i].extend([past_end] * width)
+                reads.extend((i, start + index) for index, _ in branch.reads)
+        lengths = torch.tensor([len(symbols) for symbols in values["symbols"]])
+        tensors = {name: _padded(lists).to(device) for name, lists in values.items()}
+        real = torch.arange(tensors["symbols"].shape[1]) < lengths[:, None]
+        indices = torch.tensor(reads, dtype=torch.long).reshape(-1, 2)
+        return cls(**tensors, real=real.to(device), reads=indices.to(device))
 
     def visible(self, window: int | None = None) -> Bool[Tensor, "batch 1 query key"]:
-        """Which keys each query sees, the past first.
+        """Return which keys each query sees, the past first.
 
         Args:
-            window: Of a sliding-window layer: how many positions, its own included, a token sees.
+            window: For a sliding-window layer, how many positions a token sees, itself included.
         """
         count, width = self.symbols.shape
         past = torch.arange(self.path.shape[1], device=self.symbols.device)
-        here = torch.arange(width, device=self.symbols.device)
-        # Padding has no subtree, but sees itself, so that no query sees nothing.
-        itself = here[:, None] == here
-        below = (here[:, None] >= here) & (here[:, None] < self.ends[:, None, :]) | itself
+        own = torch.arange(width, device=self.symbols.device)
+        # Padding has no subtree but sees itself, since a softmax over nothing is undefined.
+        itself = own[:, None] == own
+        below = (own[:, None] >= own) & (own[:, None] < self.ends[:, None, :]) | itself
         before = (past >= self.past_from[:, :, None]) & (past < self.past_to[:, :, None])
         if window is not None:
             before &= self.positions[:, :, None] - self.path_positions[:, None, :] < window
             below &= self.positions[:, :, None] - self.positions[:, None, :] < window
         return torch.cat([before, below.expand(count, width, width)], dim=-1)[:, None]
 
+    def masks(
+        self, windows: Mapping[str, int | None], dtype: torch.dtype
+    ) -> dict[str, Tensor] | Tensor:
+        """Return additive attention masks by kind of layer, or the one mask of the kind ""."""
+        masks = {}
+        for kind, window in windows.items():
+            seen = self.visible(window)
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+            masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
+        return masks.get("", masks)
+
 
 def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
     width = max(map(len, rows))
     flat = chain.from_iterable((*row, *((0,) * (width - len(row)))) for row in rows)
     return torch.tensor(list(flat), dtype=torch.long).reshape(len(rows), width)
-
-
-def masks(
-    batch: Batch, windows: Mapping[str, int | None], dtype: torch.dtype
-) -> dict[str, Tensor] | Tensor:
-    """Additive attention masks, one for each kind of layer, or one for all under the name ""."""
-    made: dict[str, Any] = {}
-    for kind, window in windows.items():
-        seen = batch.visible(window)
-        hidden = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        made[kind] = hidden.masked_fill_(~seen, torch.finfo(dtype).min)
-    return made.get("", made)

@@ -1,33 +1,33 @@
-"""What a model's attention supports: tree masks, explicit positions, a cache of keys and values.
+"""What a model's attention supports: tree masks, explicit positions, cached keys and values.
 
-Packed and cached rows are right only if the model takes its attention mask and its positions as
-they are given. Whether it does is read off its configuration where that says so, and then tried,
-unless its architecture is one that the tests of this project try (`KNOWN`): before the first pack
-of a run, a few of its own prompts are read in the chosen way and in the plain one. With probes on
-it is always tried. A model that differs is run the plain way, and the result says why.
+Packed and cached rows are right only if the model uses the attention mask and the positions that it
+is given. Its configuration may say that it does not. Otherwise this is tried, unless its
+architecture is covered by the tests of this project (`KNOWN`): before the first pack of a run, a
+few of its prompts are read both with sharing and without. With probes on it is always tried. A
+model that gives different numbers is run without sharing, and the result says why.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.engine.batch_size import is_out_of_memory
+from hijacklens.engine.device_memory import is_out_of_memory
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
-from hijacklens.engine.packs import Pack, trunk
+from hijacklens.engine.packs import Pack, separate, trunk
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.engine.rows import Row, write_out
 from hijacklens.engine.trie import Trie
 from hijacklens.models.hooked import HookedModel
-from hijacklens.probe import Probe
 
 EQUAL = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Total variation distance up to which two distributions are the same; by dtype."""
+"""Total variation distance up to which two distributions count as equal, by dtype."""
 NEARLY_EQUAL = 0.15
 """The same for 16-bit dtypes, which round differently in rows of another shape."""
 KNOWN = {
@@ -50,15 +50,15 @@ class Support:
     """How a model is given tree masks, or why it is not."""
 
     windows: Mapping[str, int | None] = field(default_factory=lambda: {"": None})
-    """Kind of layer -> its sliding window, or None; the kind "" where one mask serves all."""
+    """Kind of layer -> its sliding window, or None; the kind "" if one mask serves all layers."""
     refused: str = ""
-    """Why the model cannot be run on packs; empty if nothing speaks against it."""
+    """Why the model cannot run on packs; empty if its configuration allows it."""
     known: bool = False
     """Whether the architecture is one of `KNOWN`."""
 
 
 def support_of(model: HookedModel) -> Support:
-    """What the configuration of a model says of its attention."""
+    """Return what the configuration of a model says about its attention."""
     if not isinstance(model, TransformerBridge):
         return Support(refused=f"a {type(model).__name__} takes no position ids")
     plain: Any = model.original_model
@@ -68,7 +68,7 @@ def support_of(model: HookedModel) -> Support:
     if getattr(config, "alibi", False):
         return Support(refused="its positions are distances in the row (ALiBi)")
     if "local" in getattr(config, "attention_layers", ()):
-        return Support(refused="its local layers go by places in the row")
+        return Support(refused="its local layers use positions in the row")
     window = getattr(config, "sliding_window", None)
     if getattr(config, "use_sliding_window", True) is False:
         window = None
@@ -83,43 +83,36 @@ def support_of(model: HookedModel) -> Support:
 
 
 def disagreement(
-    model: HookedModel,
-    trie: Trie,
-    support: Support,
-    *,
-    cached: bool,
-    probes: Sequence[Probe] = (),
-    spans: Sequence[str] = (),
+    model: HookedModel, trie: Trie, support: Support, options: ReadOptions, *, cached: bool
 ) -> str:
-    """Try a few prompts of a run on packs, and say how they differ from the plain way, if they do.
+    """Read a few prompts with and without sharing, and describe the difference, if there is any.
 
     Args:
         model: A hooked model.
-        trie: What the run reads; its longest leaf and the two leaves beside it are tried.
+        trie: What the run reads; its longest leaf and the two neighbouring leaves are tried.
         support: How the model is given masks.
-        cached: Whether keys and values are to come from a cache.
-        probes: Act on both.
-        spans: The spans that the bits of the symbols stand for.
+        options: The probes, which act on both, and their spans.
+        cached: Whether keys and values come from a cache.
 
     Returns:
-        A reason not to use packs; empty if both ways say the same.
+        A reason not to use packs; empty if both give the same numbers.
 
     Note:
         Costs the forward passes of three leaves, twice.
     """
     longest = max(range(len(trie.leaves)), key=lambda i: len(trie.leaves[i]))
     tried = Trie.of(trie.leaves[max(longest - 1, 0) : longest + 2])
-    alone = [Pack(i, i + 1, 0, len(leaf)) for i, leaf in enumerate(tried.leaves)]
-    plain = Pass(model, probes, spans, None)
-    packed = Pass(model, probes, spans, support.windows)
+    plain = Pass(model, options.probes, options.spans, None)
+    packed = Pass(model, options.probes, options.spans, support.windows)
     try:
-        found = packed.logits(*_packs(packed, tried, cached=cached)).float().softmax(-1)
-        expected = torch.cat([plain.logits([[write_out(tried, pack)]]) for pack in alone])
+        logits = packed.logits(*_packs(packed, tried, cached=cached))
+        expected = torch.cat([plain.logits([[write_out(tried, pack)]]) for pack in separate(tried)])
     except Exception as error:  # an architecture may fail in any way on masks it does not know
         if is_out_of_memory(error):
             return "memory ran out when packed prompts were tried"
         return f"it fails on packed prompts ({type(error).__name__})"
-    distance = (found - expected.float().softmax(-1)).abs().sum(-1).max() / 2
+    difference = logits.float().softmax(-1) - expected.float().softmax(-1)
+    distance = difference.abs().sum(-1).max() / 2
     dtype = next(iter(model.parameters())).dtype
     if not distance <= EQUAL.get(dtype, NEARLY_EQUAL):
         return "packed prompts gave other numbers than plain ones when it was tried"
@@ -127,18 +120,17 @@ def disagreement(
 
 
 def _packs(run: Pass, trie: Trie, *, cached: bool) -> tuple[list[Row], Pool | None]:
-    """Rows that hold all leaves of a small trie, in their order, and the pool of their pasts."""
+    """Return rows with all leaves of a small trie, in order, and the pool of their pasts."""
     n = len(trie.leaves)
     if not cached:
-        own = trie.nodes
-        return [[write_out(trie, Pack(0, n, 0, own))]], None
-    # One row for the first leaf and one for the rest, with pasts of different length.
+        return [[write_out(trie, Pack(0, n, 0, trie.nodes))]], None
+    # One row for the first leaf and one for the others, with pasts of different lengths.
     first = len(trie.leaves[0])
     packs = [Pack(0, 1, first // 2, first - first // 2)]
     if n > 1:
         packs.append(Pack(1, n, min(trie.shared[2:], default=len(trie.leaves[1]) - 1), 0))
     below = trunk(trie, packs)
     pool = Pool(below)
-    for i, leaf in enumerate(below.leaves):
-        run.logits([[write_out(below, Pack(i, i + 1, 0, len(leaf)))]], pool, keep=True)
+    for pack in separate(below):
+        run.logits([[write_out(below, pack)]], pool, keep=True)
     return [[write_out(trie, pack)] for pack in packs], pool

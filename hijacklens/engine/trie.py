@@ -1,10 +1,9 @@
-"""The token trie: all prefixes that a run asks for as one tree, so that what they share shows.
+"""The token trie: all prefixes that a run reads as one tree, which shows what they share.
 
-Prefixes are made of symbols (`hijacklens.prompts.layout`), so with probes on two prompts share a
-token exactly if it is the same token in the same spans. The tree is kept in the form of its leaves
-in lexicographic order, each with the number of symbols that it shares with the leaf before; that
-says
-everything about a compressed prefix tree, and a subtree is a stretch of neighbours:
+Prefixes are sequences of symbols (`hijacklens.prompts.layout`), so with probes on, two prompts
+share a token exactly if it is the same token in the same spans. The tree is stored as its leaves in
+lexicographic order, each with the number of symbols it shares with the leaf before. This describes
+a compressed prefix tree completely, and every subtree is a stretch of neighbouring leaves:
 
     leaf                               shared
     Do not think of Guam . Rome is        0      ─ Do not think of Guam . ┬ Rome is
@@ -31,41 +30,41 @@ class Trie:
     """The prefix tree of a set of prefixes."""
 
     leaves: list[TokenIds]
-    """The prefixes that begin no other one, in lexicographic order."""
+    """The prefixes that no other prefix continues, in lexicographic order."""
     shared: list[int]
-    """How many symbols each leaf shares with the one before it; less than either has."""
+    """How many symbols each leaf shares with the one before it; fewer than either has."""
     reads: list[tuple[TokenIds, ...]]
-    """The prefixes that are read on the way to each leaf, shortest first; each stands once."""
+    """For each leaf, the prefixes of it that are read, shortest first; each is listed once."""
 
     @classmethod
     def of(cls, prefixes: Iterable[TokenIds], reads: Iterable[TokenIds] | None = None) -> Trie:
-        """The tree of prefixes; equal ones count once.
+        """Build the tree of prefixes; equal ones count once.
 
         Args:
-            prefixes: What the tree holds.
-            reads: Those of them that are read; all by default.
+            prefixes: The prefixes in the tree.
+            reads: The prefixes that are read; by default all.
 
         Note:
-            Costs a sort: 1 s for the 131,120 distinct prompts of the whole CounterFact at doses 0
-            to 5, on one core.
+            Costs a sort: 1 s for the 131,120 distinct prompts of the complete CounterFact at doses
+            0 to 5, on one core.
         """
         leaves: list[TokenIds] = []
         shared: list[int] = []
-        read_at: list[tuple[TokenIds, ...]] = []
-        on_the_way: list[TokenIds] = []  # each begins the next
-        held = set(prefixes)
-        wanted = held if reads is None else set(reads)
+        leaf_reads: list[tuple[TokenIds, ...]] = []
+        pending: list[TokenIds] = []  # each is a prefix of the next
+        nodes = set(prefixes)
+        read = nodes if reads is None else set(reads)
         # In lexicographic order a sequence directly follows its own prefixes.
-        ordered = sorted(held | wanted)
+        ordered = sorted(nodes | read)
         for prefix, following in zip(ordered, [*ordered[1:], ()], strict=False):
-            if prefix in wanted:
-                on_the_way.append(prefix)
+            if prefix in read:
+                pending.append(prefix)
             if following[: len(prefix)] != prefix:
                 shared.append(common(leaves[-1], prefix) if leaves else 0)
                 leaves.append(prefix)
-                read_at.append(tuple(on_the_way))
-                on_the_way = []
-        return cls(leaves, shared, read_at)
+                leaf_reads.append(tuple(pending))
+                pending = []
+        return cls(leaves, shared, leaf_reads)
 
     @property
     def tokens(self) -> int:
@@ -74,12 +73,12 @@ class Trie:
 
     @property
     def nodes(self) -> int:
-        """Distinct nodes: the fewest tokens that any run has to compute."""
+        """Distinct nodes: the fewest tokens that any run can compute."""
         return self.tokens - sum(self.shared)
 
 
 def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """The length of the longest common beginning.
+    """Return the length of the longest common prefix.
 
     >>> common((1, 2, 3), (1, 2, 4))
     2
@@ -89,7 +88,7 @@ def common(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def naive_tokens(groups: Iterable[Iterable[TokenIds]]) -> int:
-    """Tokens of prompts without any sharing among them, each group of prefixes being one prompt.
+    """Count the tokens of prompts that share nothing; each group holds the prefixes of one prompt.
 
     >>> naive_tokens([[(1, 2), (1, 2, 3)], [(1, 2)]])
     5

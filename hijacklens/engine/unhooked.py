@@ -1,10 +1,10 @@
-"""A hooked model without its hooks: the same weights in the modules that transformers has for it.
+"""A hooked model without its hooks: the same weights in the modules of transformers.
 
-Where nothing is pointed at a model, its hook points only cost: about two per cent of a forward
-pass on a CPU, and as much again because attention scores with a hook have to be written out, so
-that none of the fused kernels can be used. `unhooked` takes the modules of TransformerLens away
-from around those of Hugging Face. Rows, masks, positions and caches stay the same, and so do the
-numbers (contract 1). The hooked model is not touched: modules are copied, weights are shared.
+Hook points cost about two per cent of a forward pass on a CPU, and as much again because attention
+scores with a hook must be stored, which rules out fused kernels. `unhooked` removes the modules
+that TransformerLens puts around those of Hugging Face. Rows, masks, positions and caches stay the
+same, and so do the numbers (contract 1). The hooked model is not touched: modules are copied,
+weights are shared.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from hijacklens.models.hooked import HookedModel, unnamed_hooks
 
 
 def unhooked(model: HookedModel) -> torch.nn.Module | None:
-    """The plain model under a hooked one, or None where that might compute something else.
+    """Return the plain model under a hooked one, or None if it might compute something else.
 
-    It is None with hooks on the model, in compatibility mode (weights are folded), and where the
-    hooked model computes with weights that the plain one does not have, changed ones for example.
+    It is None with hooks on the model, in compatibility mode (weights are folded), and if the
+    hooked model computes with weights that the plain one does not have, such as changed ones.
 
     Note:
         Costs a copy of every module without its weights, some 20 ms.
@@ -42,9 +42,9 @@ def unhooked(model: HookedModel) -> torch.nn.Module | None:
     for config in configs.values():
         if _takes_fused(hooked, config):
             config._attn_implementation = "sdpa"
-    own = {id(weight) for weight in plain.parameters()}
-    own |= {id(weight) for part in hooked.modules() for weight in _split(part)}
-    return plain if all(id(weight) in own for weight in model.parameters()) else None
+    weights = {id(weight) for weight in plain.parameters()}
+    weights |= {id(weight) for part in hooked.modules() for weight in _split(part)}
+    return plain if all(id(weight) in weights for weight in model.parameters()) else None
 
 
 def logits_of(
@@ -54,13 +54,16 @@ def logits_of(
     at_position: Int[Tensor, " read"],
     **forward: Any,
 ) -> Float[Tensor, "read vocab"]:
-    """Logits of a plain model at chosen places; only those are unembedded (cf. `logits_at`)."""
+    """Return the logits of a plain model at given positions; no others are unembedded.
 
-    def keep_read(module: torch.nn.Module, given: tuple[Tensor, ...]) -> Tensor:
-        return given[0][at_row, at_position][None]
+    See also `hijacklens.probe.logits_at`.
+    """
+
+    def select(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        return inputs[0][at_row, at_position][None]
 
     unembedding: Any = plain.get_output_embeddings()  # type: ignore[operator]
-    handle = unembedding.register_forward_pre_hook(keep_read)
+    handle = unembedding.register_forward_pre_hook(select)
     try:
         with torch.inference_mode():
             return plain(input_ids=tokens, use_cache=False, **forward).logits[0]
@@ -71,7 +74,7 @@ def logits_of(
 def _without_bridges(
     module: torch.nn.Module, configs: dict[int, PretrainedConfig]
 ) -> torch.nn.Module:
-    """A copy of a tree of modules, with weights shared, hooks left behind and configs copied."""
+    """Copy a tree of modules and its configs, sharing the weights and leaving out the hooks."""
     while isinstance(module, GeneralizedComponent):
         module = module.original_component  # type: ignore[assignment]
     plain = copy.copy(module)
@@ -89,24 +92,24 @@ def _without_bridges(
 
 
 def _takes_fused(hooked: Any, config: PretrainedConfig) -> bool:
-    """Whether fused attention computes all that a model's own does."""
+    """Return whether fused attention computes everything that the model's attention does."""
     softcap = getattr(config, "attn_logit_softcapping", None)
     return bool(getattr(hooked, "_supports_sdpa", False)) and softcap is None
 
 
 def _split(part: torch.nn.Module) -> list[Tensor]:
-    """The weights that TransformerLens split off a joint matrix of the plain model.
+    """Return the weights that TransformerLens split off a joint matrix of the plain model.
 
-    None of them where they were changed after that, as the plain model would not know of it.
+    Return none if they were changed afterwards, since the plain model does not have the change.
     """
     split = getattr(part, "split_qkv_matrix", None)
     if split is None:
         return []
-    with torch.device("meta"):  # for the weights that a new layer draws at random, then drops
-        made = split(part.original_component)
+    with torch.device("meta"):  # a new layer draws random weights, which are not needed
+        layers = split(part.original_component)
     pairs = [
         (fresh, used)
-        for layer, name in zip(made, ("q", "k", "v"), strict=True)
+        for layer, name in zip(layers, ("q", "k", "v"), strict=True)
         for fresh, used in zip(
             layer.parameters(), getattr(part, name).original_component.parameters(), strict=True
         )

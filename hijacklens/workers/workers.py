@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from hijacklens.engine.accounting import Accounting
-from hijacklens.engine.plan import BATCH_TOKENS
+from hijacklens.engine.packs import BATCH_TOKENS
 from hijacklens.engine.reading import (
     Finished,
     Reading,

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from hijacklens.engine.batches import Batch, batch_size, batches
+from hijacklens.engine.batches import TokenBatch, batch_size, batches
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, device_of, require_eval
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
@@ -187,7 +187,7 @@ def _run(
     model: HookedModel,
     frame: Frame,
     questions: Sequence[Question],
-    batch: Batch,
+    batch: TokenBatch,
     probes: Sequence[Probe],
     spans: Sequence[str],
 ) -> list[Account]:

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.engine.batches import Batch, batches
+from hijacklens.engine.batches import TokenBatch, batches
 from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookFunction,
@@ -105,7 +105,7 @@ def _rows(fact: int, pair: Pair) -> Iterable[_Row]:
 
 
 def _effects(
-    model: HookedLanguageModel, batch: Batch, rows: Sequence[_Row], means: MeanOutputs | None
+    model: HookedLanguageModel, batch: TokenBatch, rows: Sequence[_Row], means: MeanOutputs | None
 ) -> Float[np.ndarray, "batch layer head"]:
     """Return `dD/dz . (z - a)` of every row and head, summed over tokens.
 

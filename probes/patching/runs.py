@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.engine.batches import Batch, batch_size, batches
-from hijacklens.engine.engine import READ_VALUES
+from hijacklens.engine.batch_size import READ_VALUES
+from hijacklens.engine.batches import TokenBatch, batch_size, batches
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, NamedHook, device_of
 from hijacklens.probe import HookProbe, logits_at
@@ -82,7 +82,9 @@ def run(
         members = batch.members
         here = [cases[i] for i in members]
         sources, targets = (
-            Batch.of([getattr(case.where, side) for case in here], range(len(here)), device=device)
+            TokenBatch.of(
+                [getattr(case.where, side) for case in here], range(len(here)), device=device
+            )
             for side in ("source", "target")
         )
         stored: dict[int, Tensor] = {}
@@ -130,7 +132,7 @@ def make_cases(
 
 def _differences(
     model: HookedModel,
-    batch: Batch,
+    batch: TokenBatch,
     cases: Sequence[Case],
     hooks: Sequence[NamedHook],
     *,

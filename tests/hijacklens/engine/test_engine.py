@@ -131,14 +131,14 @@ def test_only_read_positions_are_unembedded(gpt2_pair, monkeypatch):
         shapes.append(real(x).shape)
         return real(x)
 
-    # Not by a hook: with one on it, the model would be run the plain way.
+    # Not by a hook: with one on it, the model would be run without sharing.
     monkeypatch.setattr(unembedding, "forward", seen)
     wanted = {tuple(range(50)): {1}, tuple(range(60, 100)): {1}, (*range(40), 7, 8): {2}}
-    ways = [
+    sharings = [
         read(model, wanted, ReadOptions(sharing=sharing)).accounting.sharing
         for sharing in ("plain", "packed", "cached")
     ]
-    assert ways == ["plain", "packed", "cached"]
+    assert sharings == ["plain", "packed", "cached"]
     reads = [shape[1] for shape in shapes if shape[1]]
     assert sum(reads) == 9 and all(shape[::2] == (1, model.cfg.d_vocab) for shape in shapes)
 
@@ -165,7 +165,7 @@ def test_hooks_that_are_on_the_model_act(gpt2_pair):
     # They may go by positions in a row.
     assert (ablated.accounting.sharing, ablated.accounting.why) == (
         "plain",
-        "hooks on it are no probes",
+        "hooks that are not probes are on it",
     )
     assert read(model, wanted)[1, 2].logprobs[1] == bare
 

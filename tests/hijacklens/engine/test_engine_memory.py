@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
-from hijacklens.engine import batch_size
+from hijacklens.engine import batch_size, device_memory
 from hijacklens.engine.accounting import Accounting, summary
 from hijacklens.engine.batch_size import BatchSize
 from hijacklens.engine.packs import Pack
@@ -72,24 +72,24 @@ def test_what_is_left_is_cut_anew_after_memory_ran_out(model):
 def test_little_memory_makes_small_batches(model, monkeypatch):
     usual = BatchSize(model)
     assert usual.tokens == batch_size.BATCH_TOKENS["cpu"]
-    trunk_tokens = usual.trunk_tokens
+    trunk_tokens = usual.limits().trunk_tokens
     packs = level([20] * 80)
     monkeypatch.setattr(batch_size, "free_bytes", lambda device: 2**21)
     small = BatchSize(model)
     widest = max(map(padded, small.batches(packs)))
     need = widest * batch_size.token_bytes(model.cfg, torch.float32, width=20)
     assert need <= 2**20 and widest < max(map(padded, usual.batches(packs)))
-    assert small.reads < usual.reads and small.trunk_tokens < trunk_tokens
+    assert small.reads < usual.reads and small.limits().trunk_tokens < trunk_tokens
     monkeypatch.setattr(batch_size, "free_bytes", lambda device: None)
     unknown = BatchSize(model)
     assert (unknown.tokens, unknown.reads) == (usual.tokens, usual.reads)
 
 
 def test_free_and_peak_memory_of_this_machine():
-    assert batch_size.peak_bytes(CPU) > 2**20
-    free = batch_size.free_bytes(CPU)
+    assert device_memory.peak_bytes(CPU) > 2**20
+    free = device_memory.free_bytes(CPU)
     assert free is None or free > 2**20
-    assert batch_size.free_bytes(torch.device("meta")) is None
+    assert device_memory.free_bytes(torch.device("meta")) is None
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_free_and_peak_memory_of_this_machine():
     ],
 )
 def test_what_counts_as_out_of_memory(error, expected):
-    assert batch_size.is_out_of_memory(error) == expected
+    assert device_memory.is_out_of_memory(error) == expected
 
 
 def test_bytes_of_keys_and_values():

@@ -10,7 +10,7 @@ import torch
 import transformers
 from tiny_models import tiny_tokenizer
 
-from hijacklens.engine import support
+from hijacklens.engine import engine, support
 from hijacklens.engine.engine import next_token_logprobs, read
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.engine.unhooked import unhooked
@@ -49,7 +49,7 @@ REFUSED = {
             "window_size": 8,
             "attention_types": [[["global", "local"], 1]],
         },
-        "places in the row",
+        "positions in the row",
     ),
     "Falcon": (
         {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
@@ -121,14 +121,14 @@ def test_unknown_architectures_are_tried(monkeypatch):
         assert readings.accounting.sharing == sharing
         check(plain, readings)
     wrong = support.Support({"": None})
-    monkeypatch.setattr("hijacklens.engine.engine.support_of", lambda model: wrong)
+    monkeypatch.setattr(engine, "support_of", lambda model: wrong)
     for sharing in ("packed", "cached"):
         readings = read(model, WANTED, ReadOptions(sharing=sharing))
         assert readings.accounting.sharing == "plain"
         assert "other numbers than plain ones" in readings.accounting.why
         check(plain, readings)
     unusable = support.Support({"full_attention": None})
-    monkeypatch.setattr("hijacklens.engine.engine.support_of", lambda model: unusable)
+    monkeypatch.setattr(engine, "support_of", lambda model: unusable)
     readings = read(model, WANTED, ReadOptions(sharing="packed"))
     assert readings.accounting.why.startswith("it fails on packed prompts")
     check(plain, readings)

@@ -1,4 +1,4 @@
-"""Contract 1 for every way of sharing prefixes: the numbers are those of plain forward passes."""
+"""Contract 1 for every sharing of prefixes: the numbers are those of plain forward passes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
-from hijacklens.engine import batch_size, engine
+from hijacklens.engine import engine
 from hijacklens.engine.engine import read
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.packs import Pack, trunk
@@ -29,7 +29,7 @@ from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 
-SHARING = ("packed", "cached")
+SHARED = ("packed", "cached")
 CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
 SENTENCE = (11, 12, 13, 14, 15, 16)
 QUERIES = [(21, 22, 23, 24), (21, 22, 25, 26, 27), (31, 32), (21, 22, 25, 28, 29, 30)]
@@ -37,7 +37,7 @@ QUERIES = [(21, 22, 23, 24), (21, 22, 25, 26, 27), (31, 32), (21, 22, 25, 28, 29
 
 @pytest.fixture(autouse=True)
 def memory_is_never_clean():
-    """Memory that is taken and not written holds NaN, so that whoever reads it is found out."""
+    """Memory that is taken and not written holds NaN, so that code that reads it is noticed."""
     assert torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
@@ -98,8 +98,8 @@ def check(plain, readings, wanted, tolerance=1e-4):
         assert reading.top_logprob == pytest.approx(max(expected), abs=tolerance)
 
 
-@pytest.mark.parametrize("sharing", ["plain", *SHARING])
-def test_every_way_equals_plain_forward_passes(pair, sharing):
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
+def test_every_sharing_equals_plain_forward_passes(pair, sharing):
     plain, model = pair
     wanted = prompts()
     readings = read(model, wanted, ReadOptions(sharing=sharing))
@@ -107,7 +107,7 @@ def test_every_way_equals_plain_forward_passes(pair, sharing):
     check(plain, readings, wanted)
 
 
-@pytest.mark.parametrize("sharing", SHARING)
+@pytest.mark.parametrize("sharing", SHARED)
 @pytest.mark.parametrize(("batch_tokens", "pack_tokens"), [(1, 1), (40, 9), (64, 64), (1000, 23)])
 def test_any_size_of_packs_and_batches(gemma3, sharing, batch_tokens, pack_tokens):
     plain, model = gemma3
@@ -118,18 +118,17 @@ def test_any_size_of_packs_and_batches(gemma3, sharing, batch_tokens, pack_token
     check(plain, readings, wanted)
 
 
-def random_levels(trie, random):
-    """The trie cut at random places, every pack with a past of any length that its leaves share."""
+def random_packs(trie, random, *, cached):
+    """The trie cut at random, every pack with a past of any length that its leaves share."""
     packs, first = [], 0
     while first < len(trie.leaves):
         stop = random.randint(first + 1, min(first + 4, len(trie.leaves)))
         base = min(trie.shared[first + 1 : stop], default=len(trie.leaves[first]) - 1)
-        past = random.choice([0, random.randint(0, base)])
-        own = sum(len(leaf) for leaf in trie.leaves[first:stop]) - past
-        packs.append(Pack(first, stop, past, own - sum(trie.shared[first + 1 : stop])))
+        past = random.choice([0, random.randint(0, base)]) if cached else 0
+        tokens = sum(map(len, trie.leaves[first:stop])) - sum(trie.shared[first + 1 : stop])
+        packs.append(Pack(first, stop, past, tokens - past))
         first = stop
-    below = trunk(trie, packs)
-    return [*(random_levels(below, random) if below.leaves else []), Level(trie, packs)]
+    return packs
 
 
 words = st.lists(st.integers(0, 4), min_size=1, max_size=20).map(tuple)
@@ -144,34 +143,19 @@ words = st.lists(st.integers(0, 4), min_size=1, max_size=20).map(tuple)
     st.integers(1, 80),
 )
 def test_random_trees_cut_at_random(gemma3, wanted, random, batch_tokens):
-    """Any cuts, pasts of any length, trunks on trunks, and windows of 8 tokens."""
+    """Any cuts, pasts of any length, and windows of 8 tokens."""
     plain, model = gemma3
-    levels = random_levels(Trie.of(wanted), random)
-    plan = Plan("cached", "a test", [Unit(levels)], 0.0, 0, 0)
+    trie = Trie.of(wanted)
+    leaves = Level(trie, random_packs(trie, random, cached=True))
+    below = trunk(trie, leaves.packs)
+    trunk_level = Level(below, random_packs(below, random, cached=False))
+    plan = Plan("cached", "a test", [Unit(trunk_level if below.leaves else None, leaves)], 0, 0)
     assert sorted(plan.units[0].prefixes) == sorted(wanted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "make_plan", lambda *args, **options: plan)
         readings = read(model, wanted, ReadOptions(batch_tokens=batch_tokens))
     assert readings.accounting.forward_tokens == plan.forward_tokens
     check(plain, readings, wanted)
-
-
-def test_padding_of_a_past_reads_nothing_that_is_not_written(gemma3, monkeypatch):
-    """The first leaf of the trunk is computed on a second level, where others have a past."""
-    plain, model = gemma3
-    trunks = [(1, 2), (7, 8, 9, 2, 3, 4, 5), (8, 1, 2, 3)]
-    wanted = {(*path, last): {5} for path in trunks for last in (11, 12)}
-    top = [Pack(i, i + 2, len(path), 2) for i, path in zip((0, 2, 4), trunks, strict=True)]
-    middle = [Pack(0, 1, 0, 2), Pack(1, 2, 3, 4), Pack(2, 3, 0, 4)]
-    levels = [
-        Level(Trie.of([(7, 8, 9)], []), [Pack(0, 1, 0, 3)]),
-        Level(Trie.of(trunks, []), middle),
-        Level(Trie.of(wanted), top),
-    ]
-    plan = Plan("cached", "a test", [Unit(levels)], 0.0, 0, 0)
-    monkeypatch.setattr(engine, "make_plan", lambda *args, **options: plan)
-    monkeypatch.setattr(batch_size, "ROOMS", (0,))  # a pack to each row, the longest two first
-    check(plain, read(model, wanted, ReadOptions(batch_tokens=8)), wanted)
 
 
 @dataclass(frozen=True)
@@ -206,7 +190,7 @@ def marked():
     return found
 
 
-@pytest.mark.parametrize("sharing", ["plain", *SHARING])
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
 def test_probes_act_on_shared_tokens_as_on_single_prompts(pair, sharing):
     _, model = pair
     wanted = marked()
@@ -245,8 +229,8 @@ def test_probes_that_do_not_pack_run_alone(gemma3):
             assert readings[prefix].logprobs[token] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("sharing", SHARING)
-def test_a_probe_that_is_wrong_on_packs_is_found_out(gemma3, sharing):
+@pytest.mark.parametrize("sharing", SHARED)
+def test_a_probe_that_is_wrong_on_packs_is_noticed(gemma3, sharing):
     """It says that it packs, and goes by places in the row."""
     _, model = gemma3
     ramp = HookProbe(
@@ -272,8 +256,8 @@ def test_a_probe_that_is_wrong_on_packs_is_found_out(gemma3, sharing):
     assert readings[prefix].logprobs[3] == pytest.approx(expected[3], abs=1e-4)
 
 
-@pytest.mark.parametrize("sharing", ["plain", *SHARING])
-def test_a_run_goes_on_when_memory_runs_out(gemma3, monkeypatch, sharing):
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
+def test_a_run_continues_when_memory_runs_out(gemma3, monkeypatch, sharing):
     plain, model = gemma3
     cuda, cpu = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE)
     error = cuda if sharing == "packed" else cpu
@@ -316,14 +300,14 @@ def test_a_prompt_that_does_not_fit_and_other_errors(gemma3, monkeypatch):
         read(model, prompts())
 
 
-def test_items_are_the_same_in_every_way(pair):
+def test_items_are_the_same_with_every_sharing(pair):
     """From facts to scores, against plain forward passes of single prompts."""
     plain, model = pair
     facts = sample_facts()
     options = {"doses": [0, 1, 3], "quiet": True}
     results = {
         sharing: hijack(model, facts, execution=Execution(sharing=sharing, store=False), **options)
-        for sharing in ("plain", *SHARING)
+        for sharing in ("plain", *SHARED)
     }
     scorer = PlainScorer(plain, model.tokenizer)
     by_case = {fact.case_id: fact for fact in facts}
@@ -348,7 +332,7 @@ def test_items_are_the_same_in_every_way(pair):
                 assert item[f"sum_{side}"] == pytest.approx(whole, abs=tolerance)
 
 
-@pytest.mark.parametrize("sharing", ["plain", *SHARING])
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
 def test_bfloat16_rounds_and_does_no_more(sharing):
     plain = tiny_model("gemma3", seed=2)
     tokenizer = tiny_tokenizer("gemma3")

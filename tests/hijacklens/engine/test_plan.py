@@ -1,4 +1,4 @@
-"""Plans: the three ways, their units, what they count, and the command that prints them."""
+"""Plans: plain, packed and cached, their units and counts, and the command that prints them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tiny_models import tiny_tokenizer
 from type_checks import unchecked
 
 from analyses.commands.group import group
-from hijacklens.engine.packs import Costs
+from hijacklens.engine.costs import Costs
+from hijacklens.engine.packs import Limits
 from hijacklens.engine.plan import make_plan, separate_plan
 from hijacklens.errors import InputError
 from hijacklens.scoring.forecast import forecast
@@ -38,27 +39,26 @@ def test_what_a_plan_counts(sharing):
     elif sharing == "packed":
         assert DISTINCT < plan.forward_tokens < plan.naive_tokens / 2
     else:
-        assert len(plan.units[0].levels) > 1
+        assert plan.units[0].trunk is not None
         assert DISTINCT <= plan.forward_tokens < 1.05 * DISTINCT
 
 
-def test_the_cheapest_way_is_taken():
+def test_the_cheapest_sharing_is_taken():
     assert make_plan(PROMPTS, SMALL).sharing == "cached"
     assert make_plan(PROMPTS, SMALL).why == "it costs least"
     assert make_plan(PROMPTS[:40], FREE).sharing == "packed"  # one pack: nothing to gain
     assert make_plan([(1, 2), (3, 4)], FREE).sharing == "plain"
     slow = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=300.0)
-    assert make_plan(PROMPTS, slow, pack_tokens=30).sharing == "packed"
+    assert make_plan(PROMPTS, slow, Limits(pack_tokens=30)).sharing == "packed"
 
 
 def test_trunks_are_no_longer_than_allowed():
     whole = make_plan(PROMPTS, SMALL, sharing="cached")
-    parts = make_plan(PROMPTS, SMALL, sharing="cached", trunk_tokens=12)
+    parts = make_plan(PROMPTS, SMALL, Limits(trunk_tokens=12), sharing="cached")
     assert len(whole.units) == 1 < len(parts.units)
     for unit in parts.units:
-        trunk = unit.levels[:-1]
-        longest = max((pack.past for pack in unit.levels[-1].packs), default=0)
-        assert not trunk or trunk[-1].trie.nodes <= max(12, longest)
+        longest = max((pack.past for pack in unit.leaves.packs), default=0)
+        assert unit.trunk is None or unit.trunk.trie.nodes <= max(12, longest)
     assert sorted(p for unit in parts.units for p in unit.prefixes) == sorted(PROMPTS)
     assert parts.forward_tokens > whole.forward_tokens
 
@@ -76,11 +76,8 @@ def test_every_prefix_is_read_once(prefixes, sharing, batch, pack, trunk, reads)
     plan = make_plan(
         prefixes,
         SMALL,
+        Limits(batch_tokens=batch, pack_tokens=pack, trunk_tokens=trunk, pack_reads=reads),
         sharing=sharing,
-        batch_tokens=batch,
-        pack_tokens=pack,
-        trunk_tokens=trunk,
-        pack_reads=reads,
     )
     assert sorted(p for unit in plan.units for p in unit.prefixes) == sorted(prefixes)
     assert plan.trie_tokens <= plan.forward_tokens
@@ -92,7 +89,7 @@ def test_every_prefix_is_read_once(prefixes, sharing, batch, pack, trunk, reads)
 
 def test_prefixes_by_themselves():
     plan = separate_plan([(1, 2), (1,), (1, 2)], why="a test")
-    assert [pack.own for pack in plan.units[0].levels[0].packs] == [1, 2]
+    assert [pack.own for pack in plan.units[0].leaves.packs] == [1, 2]
     assert (plan.sharing, plan.why, plan.forward_tokens, plan.trie_tokens) == (
         "plain",
         "a test",
@@ -111,7 +108,7 @@ def test_a_forecast_counts_prompts_as_a_run_does():
     assert alone.plan.forward_tokens == alone.naive_tokens
 
 
-def test_unknown_ways_are_refused():
+def test_unknown_sharings_are_refused():
     with unchecked(), pytest.raises(InputError, match="unknown sharing 'fast'"):
         make_plan([(1,)], FREE, sharing="fast")
 

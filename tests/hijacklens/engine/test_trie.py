@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hijacklens.engine.packs import Costs, Pack, cut, separate, trunk
+from hijacklens.engine.costs import Costs
+from hijacklens.engine.packs import Limits, Pack, cut, separate, trunk
 from hijacklens.engine.rows import apart, write_out
 from hijacklens.engine.trie import Trie, common, naive_tokens
 
@@ -71,7 +72,7 @@ def test_a_pack_by_hand():
 def test_packs_cover_the_leaves_and_see_their_ancestors(prefixes, cached):
     trie = Trie.of(prefixes)
     costs = Costs(pair=0.01, past=0.02, row=0.1, forward_pass=0.0)
-    packs = cut(trie, costs, cached=cached, most_tokens=12).packs
+    packs = cut(trie, costs, Limits(pack_tokens=12), cached=cached)
     assert [pack.first for pack in packs] == [0, *(pack.stop for pack in packs[:-1])]
     assert packs[-1].stop == len(trie.leaves)
     below = trunk(trie, packs)
@@ -105,22 +106,27 @@ def test_cuts_without_a_cache_are_the_cheapest(prefixes):
         for count in range(n)
         for places in itertools.combinations(range(1, n), count)
     )
-    assert cut(trie, costs, cached=False).cost == pytest.approx(cheapest)
+    packs = cut(trie, costs, Limits(), cached=False)
+    assert sum(costs.rows(pack.own, pack.past) for pack in packs) == pytest.approx(cheapest)
     alone = sum(row_cost(trie, costs, i, i + 1) for i in range(n))
-    assert separate(trie, costs).cost == pytest.approx(alone)
+    assert sum(costs.rows(pack.own, 0) for pack in separate(trie)) == pytest.approx(alone)
 
 
 def test_free_attention_makes_one_pack_and_dear_attention_many():
     trie = Trie.of([(1, 2, 3, i) for i in range(10)])
-    assert cut(trie, CHEAP, cached=False).packs == [Pack(0, 10, 0, 13)]
+    assert cut(trie, CHEAP, Limits(), cached=False) == [Pack(0, 10, 0, 13)]
     dear = Costs(pair=10.0, past=0.0, row=0.0, forward_pass=0.0)
-    cached = cut(trie, dear, cached=True)
-    assert [(pack.past, pack.own) for pack in cached.packs] == [(3, 1)] * 10
+    cached = cut(trie, dear, Limits(), cached=True)
+    assert [(pack.past, pack.own) for pack in cached] == [(3, 1)] * 10
 
 
 def test_limits_on_packs():
     trie = Trie.of([(1, 2, 3, i) for i in range(10)])
-    assert all(pack.own <= 6 for pack in cut(trie, CHEAP, cached=False, most_tokens=6).packs)
-    few = cut(trie, CHEAP, cached=False, most_reads=2).packs
-    assert max(pack.stop - pack.first for pack in few) == 2
-    assert len(cut(trie, CHEAP, cached=False, most_tokens=1).packs) == 10
+
+    def packs(**limits):
+        return cut(trie, CHEAP, Limits(**limits), cached=False)
+
+    assert all(pack.own <= 6 for pack in packs(pack_tokens=6))
+    assert all(pack.own <= 6 for pack in packs(batch_tokens=6))
+    assert max(pack.stop - pack.first for pack in packs(pack_reads=2)) == 2
+    assert len(packs(pack_tokens=1)) == 10

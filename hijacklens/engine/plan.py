@@ -131,7 +131,9 @@ def make_plan(
         "packed": lambda: [Unit(None, Level(trie, cut(trie, costs, limits, cached=False)))],
         "cached": lambda: list(_cached_units(trie, costs, limits)),
     }
-    candidates = {name: make() for name, make in makers.items() if sharing in ("auto", name)}
+    candidates: dict[Sharing, list[Unit]] = {
+        name: make() for name, make in makers.items() if sharing in ("auto", name)
+    }
     chosen: Sharing = sharing
     least = math.inf
     for name, units in candidates.items():  # simpler ones first

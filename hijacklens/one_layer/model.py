@@ -7,23 +7,6 @@ One head, embeddings tied with the unembedding; no residual stream, no normalisa
 positions. All matrices here act on row vectors, as in TransformerLens: the paper writes tokens
 as columns, so its W_E, W_Q, W_K and W_V are the transposes of these.
 
-Hook points have TransformerLens' names and shapes, so a probe written for GPT-2 runs on it:
-
-    hook_embed -> blocks.0.hook_resid_pre                      [batch, pos, d_model]
-      -> blocks.0.attn.{q,k,v}.hook_in                         [batch, pos, d_model]
-      -> blocks.0.attn.hook_q, hook_k, hook_v                  [batch, pos, head, d_attn or d_model]
-      -> blocks.0.attn.hook_attn_scores, hook_pattern          [batch, head, query, key]
-      -> blocks.0.attn.hook_z                                  [batch, pos, head, d_model]
-      -> blocks.0.hook_attn_out = blocks.0.hook_resid_post     [batch, pos, d_model]
-      -> unembed.hook_in -> logits                             [batch, pos, vocab]
-
-A causal mask is applied, as in every language model here, so the logits at position l are those of
-the context of the first l tokens. At the last position, the only one that the paper reads, the mask
-covers nothing, and the softmax runs over the complete context as in equation 4.1.
-
-Cost: O(batch pos^2 d), and a pattern [batch, pos, pos]; `last_logits` returns the logits of the
-last position alone, without hooks and much faster.
-
 >>> import torch
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
 >>> tokens = torch.randint(0, 8, (2, 16), generator=torch.Generator().manual_seed(0))
@@ -70,10 +53,26 @@ NAME_A_FOLDER = "Name a folder that OneLayerTransformer.save or `hijacklens trai
 
 
 class OneLayerTransformer(HookedRootModule):
-    """Equation 4.1 with TransformerLens hooks; see the module for the maths and the hook names.
+    """Equation 4.1 with TransformerLens hooks.
 
-    It is a `hijacklens.models.hooked.HookedModel`. The model starts in evaluation mode (it has no
-    dropout, so training needs no other mode).
+    It is a `hijacklens.models.hooked.HookedModel`. It starts in evaluation mode (it has no dropout,
+    so training needs no other mode). Hook points have TransformerLens' names and shapes, so a probe
+    written for GPT-2 runs on it:
+
+        hook_embed -> blocks.0.hook_resid_pre                  [batch, pos, d_model]
+          -> blocks.0.attn.{q,k,v}.hook_in                     [batch, pos, d_model]
+          -> blocks.0.attn.hook_q, hook_k, hook_v              [batch, pos, head, d_attn or d_model]
+          -> blocks.0.attn.hook_attn_scores, hook_pattern      [batch, head, query, key]
+          -> blocks.0.attn.hook_z                              [batch, pos, head, d_model]
+          -> blocks.0.hook_attn_out = blocks.0.hook_resid_post  [batch, pos, d_model]
+          -> unembed.hook_in -> logits                         [batch, pos, vocab]
+
+    A causal mask is applied, as in every language model here, so the logits at position l are those
+    of the context of the first l tokens. At the last position, the only one that the paper reads,
+    the mask covers nothing, and the softmax runs over the complete context as in equation 4.1.
+
+    Cost: O(batch pos^2 d), and a pattern [batch, pos, pos]; `last_logits` returns the logits of the
+    last position alone, without hooks and much faster.
     """
 
     def __init__(self, config: OneLayerConfig) -> None:

@@ -246,10 +246,10 @@ class ConceptTask:
         Args:
             batch: Number of contexts, at least 1.
             rate: Mixing rate, from 0 (all tokens from the first label) to 1.
-            generator: Source of randomness; the contexts are made on its device.
+            generator: As for `sample`.
             mix_last: Whether the last position is mixed too; otherwise it is the first label's.
                 The paper's choice is not known; mixing every position is our default.
-            device: If given, checked against the device of the generator.
+            device: As for `sample`.
 
         Raises:
             InputError: `rate` outside [0, 1], `batch` below 1, or a generator on another device

@@ -33,7 +33,7 @@ def contexts(batch: int = 7, pos: int = 12, vocab: int = 16, seed: int = 0) -> t
 
 
 def literal(model: OneLayerTransformer, context: list[int]) -> list[float]:
-    """Equation 4.1 as it stands in the paper: columns are tokens, one softmax, the last column."""
+    """Equation 4.1 as the paper writes it: columns are tokens, one softmax, the last column."""
     E = model.W_E.T  # [d, V]
     K, Q, V = (w[0, 0].T for w in (model.W_K, model.W_Q, model.W_V))  # [d_a, d], [d_a, d], [d, d]
     U = [E[:, token] for token in context]

@@ -14,7 +14,7 @@ from hijacklens.one_layer.checkpoint import Checkpoint
 from hijacklens.one_layer.fast_path import loss_and_gradients
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.recipe import Run
-from hijacklens.one_layer.stacked_runs import CYCLE, StackedRuns, Stream, generator_for, train_runs
+from hijacklens.one_layer.stacked_runs import CYCLE, StackedRuns, Stream, generator_for
 from hijacklens.one_layer.task import ConceptTask
 
 TASK = ConceptTask(bits=3, length=24)
@@ -178,15 +178,6 @@ class TestResuming:
             stacked.state()
         stacked.advance(1)
         assert int(stacked.state()["done"]) == CYCLE + 2
-
-    def test_through_a_file(self, tmp_path) -> None:
-        configuration = {"steps": 2 * CYCLE, "rates": (0.1, 0.2)}
-        half, resumed, unbroken = (StackedRuns([run_of()], steps=2 * CYCLE) for _ in range(3))
-        half.advance(CYCLE)
-        Checkpoint(tmp_path, configuration).save(half.state())
-        train_runs(resumed, checkpoint=Checkpoint(tmp_path, configuration), quiet=True)
-        train_runs(unbroken, quiet=True)
-        assert_same(resumed.models()[0], unbroken.models()[0], atol=0)
 
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path) -> None:
         Checkpoint(tmp_path, {"steps": 100, "rate": 0.1}).save({"done": torch.tensor(64)})

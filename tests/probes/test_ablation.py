@@ -8,11 +8,10 @@ import pytest
 import torch
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.models.loading import load_model
 from hijacklens.one_layer import spans
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
@@ -23,21 +22,6 @@ from hijacklens.scoring.hijack import hijack
 from probes.ablation import MeanOutputs, ablate, mean_outputs
 
 HEADS = [(0, 1), (1, 0), (1, 3)]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family):
-    return load_model(tiny_model(family), tokenizer=tiny_tokenizer(family), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
 
 
 def output_matrix(plain, family, layer):

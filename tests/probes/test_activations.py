@@ -9,7 +9,7 @@ import pytest
 import torch
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
@@ -31,21 +31,6 @@ STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 SITES = (*STREAM, *HEAD_AXES)
 KV_HEADS = {"gpt2": 4}
 HEADS = 4
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def model(family):
-    return load_model(tiny_model(family), tokenizer=tiny_tokenizer(family), device="cpu")
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
 
 
 def pair_of(model, case=1, dose=2):

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import pandas as pd
 import pytest
 import torch
 from masked_huggingface import everywhere_masked
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import (
     AutoModelForCausalLM,
 )
@@ -26,19 +23,6 @@ from hijacklens.results.result import load_result
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from probes.attention import knock_out, redirect, rescale
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request):
-    plain = tiny_model(request.param)
-    plain.set_attn_implementation("eager")
-    tokenizer = tiny_tokenizer(request.param)
-    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
 
 
 def by_hand(

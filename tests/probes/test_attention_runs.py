@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import tiny_tokenizer
 from torch.testing import assert_close
 from transformers import (
     GPTNeoConfig,
@@ -21,19 +19,6 @@ from hijacklens.models.loading import load_model
 from hijacklens.probe import logits_at, probed
 from hijacklens.prompts.layout import Layout
 from probes.attention import knock_out, redirect, rescale, transplant
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request):
-    plain = tiny_model(request.param)
-    plain.set_attn_implementation("eager")
-    tokenizer = tiny_tokenizer(request.param)
-    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
 
 
 def spans(names: dict[str, list[tuple[int, int]]], shape: tuple[int, int]) -> dict:

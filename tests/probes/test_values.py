@@ -7,7 +7,17 @@ import math
 
 import pytest
 import torch
-from edited_values import PlainValues, with_circuits, with_values
+from edited_values import (
+    TEXT,
+    PlainValues,
+    draw,
+    ids_of,
+    load,
+    run,
+    same,
+    with_circuits,
+    with_values,
+)
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
@@ -26,38 +36,7 @@ from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 from probes import values
 
-TEXT = "Do not think of Guam. The Eiffel Tower is in the city of"
 SITES = [(0, 1), (1, 0), (1, 1)]
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.3
-
-
-def ids_of(family: str) -> torch.Tensor:
-    return torch.tensor([tiny_tokenizer(family)(TEXT).input_ids])
-
-
-def load(plain, family):
-    return load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
-
-
-def run(model, ids, *probes):
-    with torch.no_grad(), probed(model, probes, Layout(ids, {})):
-        return model(ids)
-
-
-def same(got, wanted, *, normalised=False):
-    if normalised:
-        got, wanted = got.log_softmax(-1), wanted.log_softmax(-1)
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request):
-    """A plain model, the same as a hooked model, and token ids."""
-    plain = tiny_model(request.param)
-    return plain, load(plain, request.param), ids_of(request.param)
 
 
 def expected_matrices(plain: PlainValues, name: str) -> dict:
@@ -93,8 +72,8 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_replacing_equals_editing_the_weights(pair, name):
-    plain, model, ids = pair
+def test_replacing_equals_editing_the_weights(pair, ids, name):
+    plain, model = pair
     read = PlainValues(plain)
     wanted = with_values(plain, expected_matrices(read, name))(ids).logits
     got = run(model, ids, values.replace(SOURCES[name](read), heads=SITES))
@@ -102,15 +81,15 @@ def test_replacing_equals_editing_the_weights(pair, name):
     assert (wanted - plain(ids).logits).abs().max() > 0.05  # the edit is one that shows
 
 
-def test_a_mapping_names_its_places(pair):
-    plain, model, ids = pair
+def test_a_mapping_names_its_places(pair, ids):
+    plain, model = pair
     read = PlainValues(plain)
     new = {(0, 1): draw(read.d_model, read.d_head), (1, 0): draw(read.d_model, read.d_head, seed=1)}
     same(run(model, ids, values.replace(new)), with_values(plain, new)(ids).logits)
 
 
-def test_a_function_is_asked_for_every_place(pair):
-    plain, model, ids = pair
+def test_a_function_is_asked_for_every_place(pair, ids):
+    plain, model = pair
     read = PlainValues(plain)
 
     def made(asked, layer, head):
@@ -122,8 +101,8 @@ def test_a_function_is_asked_for_every_place(pair):
     same(got, with_values(plain, new)(ids).logits)
 
 
-def test_another_model_lends_its_matrices(pair):
-    plain, model, ids = pair
+def test_another_model_lends_its_matrices(pair, ids):
+    plain, model = pair
     family = "gpt2" if plain.config.model_type == "gpt2" else plain.config.model_type.split("_")[0]
     other = tiny_model(family, seed=5)
     lent = {place: PlainValues(other).value(*place) for place in SITES}
@@ -168,7 +147,7 @@ def test_compatibility_mode(family, fold):
 
 
 def test_scores_of_packed_prompts_are_those_of_edited_models(pair):
-    plain, model, _ = pair
+    plain, model = pair
     facts = FactSet(tuple(sample_facts())[:4], name="four")
     read = PlainValues(plain)
     new = {place: draw(read.d_model, read.d_head) for place in SITES}
@@ -188,8 +167,8 @@ def test_scores_of_packed_prompts_are_those_of_edited_models(pair):
     assert result.settings.probes == (probe.key,)
 
 
-def test_under_a_key_value_cache(pair):
-    _, model, ids = pair
+def test_under_a_key_value_cache(pair, ids):
+    _, model = pair
     probe = values.replace(values.low_rank(2), heads=SITES)
     whole = run(model, ids, probe)
     with torch.no_grad():
@@ -200,8 +179,8 @@ def test_under_a_key_value_cache(pair):
     same(rest, whole[:, 5:])
 
 
-def test_composition_and_order(pair):
-    plain, model, ids = pair
+def test_composition_and_order(pair, ids):
+    plain, model = pair
     read = PlainValues(plain)
     first, second = (draw(read.d_model, read.d_head, seed=i) for i in (0, 1))
     probes = [values.replace(first, layers=1), values.replace(second, heads=[(1, 0)])]
@@ -217,8 +196,8 @@ def test_composition_and_order(pair):
     same(both, gone(ids).logits)
 
 
-def test_nothing_is_left_behind(pair):
-    _, model, ids = pair
+def test_nothing_is_left_behind(pair, ids):
+    _, model = pair
     before, hash_before = run(model, ids), identify(model).weights_hash
     hooks = {name: list(point.fwd_hooks) for name, point in model.hook_dict.items()}
     probes = [

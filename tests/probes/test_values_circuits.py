@@ -6,15 +6,24 @@ import copy
 
 import pytest
 import torch
-from edited_values import PlainValues, with_circuits, with_outputs, with_values
+from edited_values import (
+    PlainValues,
+    draw,
+    ids_of,
+    load,
+    run,
+    same,
+    with_circuits,
+    with_outputs,
+    with_values,
+)
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, tiny_model
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import hooked
-from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, probed
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import get_scheme
@@ -22,52 +31,22 @@ from hijacklens.scoring.hijack import hijack
 from probes import values
 from probes.values.replacements import MatrixSite
 
-TEXT = "Do not think of Guam. The Eiffel Tower is in the city of"
 SITES = [(0, 1), (1, 0), (1, 3)]
-
-
-def draw(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.2
-
-
-def load(plain, family):
-    return load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
-
-
-def ids_of(family: str) -> torch.Tensor:
-    return torch.tensor([tiny_tokenizer(family)(TEXT).input_ids])
-
-
-def run(model, ids, *probes):
-    with torch.no_grad(), probed(model, probes, Layout(ids, {})):
-        return model(ids)
-
-
-def same(got, wanted, *, normalised=False):
-    if normalised:
-        got, wanted = got.log_softmax(-1), wanted.log_softmax(-1)
-    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
 
 
 def circuit(plain: PlainValues, layer: int, head: int) -> torch.Tensor:
     return plain.value(layer, plain.kv_of(head)) @ plain.output(layer, head)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request):
-    plain = tiny_model(request.param)
-    return plain, load(plain, request.param), ids_of(request.param)
-
-
-def test_the_standin_itself_changes_nothing_by_the_same_circuit(pair):
-    plain, _, ids = pair
+def test_the_standin_itself_changes_nothing_by_the_same_circuit(pair, ids):
+    plain, _ = pair
     read = PlainValues(plain)
     same(with_circuits(plain, {p: circuit(read, *p) for p in SITES})(ids).logits, plain(ids).logits)
 
 
-def test_any_matrix(pair):
+def test_any_matrix(pair, ids):
     """Of full rank, so that no W_V and W_O could give it."""
-    plain, model, ids = pair
+    plain, model = pair
     new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
     wanted = with_circuits(plain, new)(ids).logits
     same(run(model, ids, values.replace_circuit(new)), wanted)
@@ -88,8 +67,8 @@ EXPRESSIBLE = {
 
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
-def test_circuits_that_edited_output_matrices_give(pair, name):
-    plain, model, ids = pair
+def test_circuits_that_edited_output_matrices_give(pair, ids, name):
+    plain, model = pair
     read = PlainValues(plain)
     source, output = EXPRESSIBLE[name]
     # The same matrices, and without the knowledge that they are made of W_V and W_O.
@@ -109,8 +88,8 @@ def test_circuits_that_edited_output_matrices_give(pair, name):
         same(run(model, ids, outer), wanted)
 
 
-def test_another_head_in_place_of_one(pair):
-    plain, model, ids = pair
+def test_another_head_in_place_of_one(pair, ids):
+    plain, model = pair
     read = PlainValues(plain)
     new = {place: circuit(read, place[0], 2) for place in SITES}
     probe = values.replace_circuit(values.taken_from(head=2), heads=SITES)
@@ -146,7 +125,7 @@ def test_folded(family):
 
 @pytest.mark.parametrize("packs", [True, False])
 def test_scores_of_whole_data_sets(pair, packs):
-    plain, model, _ = pair
+    plain, model = pair
     facts = FactSet(tuple(sample_facts())[:3], name="three")
     new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
     probe = values.replace_circuit(new)
@@ -165,9 +144,9 @@ def test_scores_of_whole_data_sets(pair, packs):
         assert item["sum_false"] == pytest.approx(sum(wanted), abs=1e-4)
 
 
-def test_after_a_probe_of_attention(pair):
+def test_after_a_probe_of_attention(pair, ids):
     """Attention that was edited before is what the new circuit reads by."""
-    plain, model, ids = pair
+    plain, model = pair
     new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
 
     def halve(pattern, hook):  # not renormalised: it scales what every head writes, b_V too
@@ -201,8 +180,8 @@ def test_with_replaced_values_of_the_same_head():
     assert read.gpt2
 
 
-def test_circuits_made_of_both_matrices_work_under_a_cache(pair):
-    _, model, ids = pair
+def test_circuits_made_of_both_matrices_work_under_a_cache(pair, ids):
+    _, model = pair
     probe = values.replace_circuit(values.low_rank(2), heads=SITES)
     whole = run(model, ids, probe)
     with torch.no_grad():
@@ -213,8 +192,8 @@ def test_circuits_made_of_both_matrices_work_under_a_cache(pair):
     same(rest, whole[:, 5:])
 
 
-def test_others_refuse_a_cache(pair):
-    _, model, ids = pair
+def test_others_refuse_a_cache(pair, ids):
+    _, model = pair
     probe = values.replace_circuit(values.identity(), heads=[(0, 0)])
     layout = Layout(ids[:, 3:], {}, past_tokens=ids[:, :3])
     with pytest.raises(InputError, match="a key/value cache"), probed(model, [probe], layout):
@@ -229,8 +208,8 @@ def test_with_separate_head_results():
     same(run(model, ids, values.replace_circuit(new)), with_circuits(plain, new)(ids).logits)
 
 
-def test_hooks_come_off_when_the_order_is_wrong(pair):
-    _, model, ids = pair
+def test_hooks_come_off_when_the_order_is_wrong(pair, ids):
+    _, model = pair
     before = run(model, ids)
     probe = values.replace_circuit(values.identity(), layers=0)
     double = ("blocks.0.attn.hook_pattern", lambda pattern, hook: pattern * 2)

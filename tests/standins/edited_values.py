@@ -12,9 +12,43 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from tiny_models import tiny_tokenizer
 from torch import Tensor
 
+from hijacklens.models.loading import load_model
+from hijacklens.probe import probed
+from hijacklens.prompts.layout import Layout
+
 Matrices = Mapping[tuple[int, int], Tensor]
+TEXT = "Do not think of Guam. The Eiffel Tower is in the city of"
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """A Gaussian matrix about as large as those of tiny models."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 0.3
+
+
+def ids_of(family: str) -> Tensor:
+    """The tokens of `TEXT` [1, pos]."""
+    return torch.tensor([tiny_tokenizer(family)(TEXT).input_ids])
+
+
+def load(plain: Any, family: str) -> Any:
+    """A copy of a plain model, with hooks."""
+    return load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+def run(model: Any, ids: Tensor, *probes: Any) -> Tensor:
+    """Logits with probes on."""
+    with torch.no_grad(), probed(model, probes, Layout(ids, {})):
+        return model(ids)
+
+
+def same(got: Tensor, wanted: Tensor, *, normalised: bool = False) -> None:
+    """Assert that logits agree, up to a constant if they are normalised."""
+    if normalised:
+        got, wanted = got.log_softmax(-1), wanted.log_softmax(-1)
+    torch.testing.assert_close(got, wanted, atol=1e-4, rtol=0)
 
 
 class PlainValues:

@@ -1,0 +1,40 @@
+"""Tiny models that many tests of probes run on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from edited_values import ids_of
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+
+from hijacklens.models.loading import load_model
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def pair(family):
+    """A plain model and the same model with hooks."""
+    plain = tiny_model(family)
+    plain.set_attn_implementation("eager")
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def model(pair):
+    return pair[1]
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ids(family):
+    """Tokens of a short prompt [1, pos]."""
+    return ids_of(family)

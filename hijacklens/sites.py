@@ -84,25 +84,25 @@ def pairs(
     if any(isinstance(head, tuple) for head in heads):
         if layers is not None:
             raise InputError("pairs (layer, head) choose the layers too; leave layers out.")
-        chosen: list[Any] = list(heads)
+        sites: list[Any] = list(heads)
     else:
         layers = range(n_layers) if layers is None else _items(layers)
         if any(isinstance(layer, tuple) for layer in layers):
             raise InputError(f"layers are numbers, not pairs: {layers}.")
-        chosen = [(layer, head) for layer in layers for head in heads]
-    if not chosen:
+        sites = [(layer, head) for layer in layers for head in heads]
+    if not sites:
         raise InputError("no layer or head is chosen; give at least one, or None for all.")
-    for layer, head in chosen:
+    for layer, head in sites:
         for name, index, count in (("layer", layer, n_layers), (axis, head, n_heads)):
             if not 0 <= index < count:
                 raise InputError(
                     f"{name} {index} is not one of this model's; it has {count}, counted from 0 "
                     f"to {count - 1}."
                 )
-    return tuple(chosen)
+    return tuple(sites)
 
 
-def kept(choice: Any) -> Any:
+def canonical(choice: Any) -> Any:
     """Return a choice of layers or heads as None, one number, or a sorted tuple without repeats.
 
     Raises:

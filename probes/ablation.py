@@ -48,7 +48,7 @@ from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.spans import EVERYWHERE, placed_atoms
 from hijacklens.prompts.tokens import LocatedPrompt, locate
 from hijacklens.results.glance import Glance, Shown
-from hijacklens.sites import Heads, Layers, choose, kept
+from hijacklens.sites import Heads, Layers, canonical, choose
 from probes.activation_sites import check_heads, hook_name
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]
@@ -184,7 +184,9 @@ def ablate(
     if means is not None and means.site != site:
         raise InputError(f"the means are of {means.site}, not of {site}; make them for this site.")
     placed_atoms([span])  # refuse an unreadable span now, not in the middle of a run
-    return Ablation(site=site, layers=kept(layers), heads=kept(heads), means=means, span=span)
+    return Ablation(
+        site=site, layers=canonical(layers), heads=canonical(heads), means=means, span=span
+    )
 
 
 def mean_outputs(

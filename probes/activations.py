@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -47,7 +48,7 @@ from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Direction, Pairs, takes_facts
-from hijacklens.sites import Heads, Layers, kept
+from hijacklens.sites import Heads, Layers, canonical
 from probes.activation_sites import HEAD_AXES, Site, choose_sites, reading, writing
 
 
@@ -187,7 +188,7 @@ def patch(
     """
     require_eval(model, operation="patching")
     listed = [correspondences] if isinstance(correspondences, Correspondence) else correspondences
-    layers, heads = kept(layers), kept(heads)
+    layers, heads = canonical(layers), canonical(heads)
     sites = choose_sites(model, site, layers=layers, heads=heads).by_layer
     targets = _targets(listed)
     stored: dict[int, Tensor] = {}
@@ -269,25 +270,28 @@ def _targets(
     """Return target prompt -> target position and slot of each pair; slots number all pairs."""
     sources: dict[TokenIds, Correspondence] = {}
     targets: dict[TokenIds, tuple[tuple[int, int], ...]] = {}
-    slot = 0
-    for each in correspondences:
+    starts = _starts(correspondences)
+    for each, start in zip(correspondences, starts, strict=True):
         known = sources.setdefault(each.target, each)
         if (known.source, known.pairs) != (each.source, each.pairs):
             raise InputError(
                 "one target prompt gets activations from two sources, such as two facts with the "
                 "same bare query; a patch holds one for each. Patch them one after the other."
             )
-        targets[each.target] = tuple((j, slot + n) for n, (_, j) in enumerate(each.pairs))
-        slot += len(each.pairs)
+        targets[each.target] = tuple((j, start + n) for n, (_, j) in enumerate(each.pairs))
     return targets
+
+
+def _starts(correspondences: Sequence[Correspondence]) -> list[int]:
+    """Return the first slot of each correspondence."""
+    return list(accumulate((len(each.pairs) for each in correspondences), initial=0))[:-1]
 
 
 def _sources(
     correspondences: Sequence[Correspondence], device: torch.device, batch_tokens: int | None
 ) -> Iterable[tuple[TokenBatch, Tensor, Tensor, Tensor]]:
     """Yield source prompts in batches, with row, position and slot of the tokens to read."""
-    counts = [len(each.pairs) for each in correspondences]
-    starts = [sum(counts[:i]) for i in range(len(counts))]
+    starts = _starts(correspondences)
     prompts = [each.source for each in correspondences]
     for batch in batches(prompts, device=device, limit=batch_tokens):
         tokens = [

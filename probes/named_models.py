@@ -63,22 +63,6 @@ def task_of(model: Models, task: ConceptTask | None) -> ConceptTask | None:
     return model.task if task is None and isinstance(model, TrainingResult) else task
 
 
-def one_layer_models(model: Models, *, operation: str) -> dict[str, OneLayerTransformer]:
-    """Return one-layer models under their names.
-
-    Raises:
-        InputError: An item is not a one-layer model.
-    """
-    models = named(model)
-    for name, item in models.items():
-        if not isinstance(item, OneLayerTransformer):
-            raise InputError(
-                f"{operation} is for one-layer models, and {name!r} is {type(item).__name__}. "
-                "Give OneLayerTransformers or a TrainingResult."
-            )
-    return models
-
-
 def matrix(item: Any, read: Callable[[Any], Any], *, name: str) -> Float64[Tensor, "rows columns"]:
     """Return a matrix, or the matrix that `read` finds in a model, in float64 on the CPU.
 

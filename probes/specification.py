@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -32,7 +31,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
 
-from hijacklens.errors import InputError, one_of_type, unknown
+from hijacklens.errors import InputError, choice, number, one_of_type, unknown
 from hijacklens.prompts.spans import FORMS, atoms
 
 if TYPE_CHECKING:  # the names of the kinds, which shells complete, need no torch
@@ -89,10 +88,11 @@ class Kind:
         function = _function(self.function)
         if not self.function.startswith("values."):
             return function(**options)
-        own = inspect.signature(function).parameters
-        rest = {name: value for name, value in options.items() if name not in own}
+        rest = dict(options)
+        names = inspect.signature(function).parameters.keys() & rest.keys()
+        replacement = function(**{name: rest.pop(name) for name in names})
         replace = values.replace_circuit if rest.pop("of", "") == "circuit" else values.replace
-        return replace(function(**{name: options[name] for name in own if name in options}), **rest)
+        return replace(replacement, **rest)
 
 
 KINDS: Mapping[str, Kind] = {
@@ -321,45 +321,40 @@ NOTES = {
 def _numbers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for item in text.split("+"):
-        match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", item)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
+        first, last = _two(item, "-") if "-" in item else _two(f"{item}-{item}", "-")
+        if last < first:
             raise ValueError(item)
-        numbers.extend(range(int(match[1]), int(match[2] or match[1]) + 1))
+        numbers.extend(range(first, last + 1))
     return tuple(numbers)
 
 
 def _heads(text: str) -> tuple[int, ...] | tuple[tuple[int, int], ...]:
-    if "." not in text:
-        return _numbers(text)
-    pairs = []
-    for item in text.split("+"):
-        match = re.fullmatch(r"(\d{1,4})\.(\d{1,4})", item)
-        if match is None:
-            raise ValueError(item)
-        pairs.append((int(match[1]), int(match[2])))
-    return tuple(pairs)
+    pairs = "." in text
+    return tuple(_two(item, ".") for item in text.split("+")) if pairs else _numbers(text)
+
+
+def _two(text: str, mark: str) -> tuple[int, int]:
+    match = re.fullmatch(rf"(\d{{1,4}})\{mark}(\d{{1,4}})", text)
+    if match is None:
+        raise ValueError(text)
+    return int(match[1]), int(match[2])
+
+
+# An InputError is a ValueError, which `parse` reports with the allowed forms.
 
 
 def _span(text: str) -> str:
-    atoms(text)  # its InputError is a ValueError, which `parse` reports with the allowed forms
+    atoms(text)
     return text
 
 
 def _choice(*names: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in names:
-            raise ValueError(text)
-        return text
-
-    return read
+    return lambda text: choice("option", text, names)
 
 
 def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(text)
-    return number
+    return number("option", float(text))
 
 
 def _yes(text: str) -> bool:
-    return _choice("yes", "no")(text) == "yes"
+    return choice("option", text, ("yes", "no")) == "yes"

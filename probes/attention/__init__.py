@@ -125,12 +125,12 @@ def rescale(
 
     Args:
         factor: The multiplier; with `after` it must not be negative.
-        source: Span of the tokens that attend.
-        target: Span of the tokens that are attended to.
-        layers: One layer, several, or None for all.
-        heads: Query heads of each of these layers, or pairs (layer, head); None for all.
+        source: As for `knock_out`.
+        target: As for `knock_out`.
+        layers: As for `knock_out`.
+        heads: As for `knock_out`.
         when: Whether to multiply weights (`after`) or scores (`before`).
-        renormalise: False, which needs `after`, leaves the other weights as they were.
+        renormalise: As for `knock_out`.
 
     Raises:
         InputError: A span cannot be read, the factor cannot be used, `when` is unknown, or
@@ -312,9 +312,9 @@ class Transplant(AttentionProbe):
             InputError: As for all attention probes, or the other run differs in layers, heads,
                 lengths or number of prompts.
         """
-        chosen = choose(model, layers=self.layers, heads=self.heads).by_layer
+        layers = choose(model, layers=self.layers, heads=self.heads).by_layer
         length, batch = layout.key(EVERYWHERE).shape[1], len(layout.tokens)
-        for layer in chosen:
+        for layer in layers:
             if layer not in self.patterns:
                 raise InputError(
                     f"the other run has no pattern of layer {layer}; it has layers "

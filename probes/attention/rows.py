@@ -20,7 +20,7 @@ from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.probe import spell
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import atoms
-from hijacklens.sites import Heads, Layers, choose, kept
+from hijacklens.sites import Heads, Layers, canonical, choose
 
 LARGEST_SCORE = 2.0**13
 """Scores below minus this belong to hidden keys: masks add -inf, finfo.min or -1e9. Scores of
@@ -89,14 +89,14 @@ class AttentionProbe:
                 the forward pass: the layout is of other tokens, or TransformerLens cannot edit
                 the attention of this architecture.
         """
-        chosen = choose(model, layers=self.layers, heads=self.heads).by_layer
+        sites = choose(model, layers=self.layers, heads=self.heads).by_layer
         prompts, queries = layout.query(self.source).nonzero(as_tuple=True)
         targets = layout.key(self.target)[prompts]
         if not bool(targets.any()):
             return []
         hooks: list[NamedHook] = []
         names = model.hook_dict  # a bridge builds this mapping on every access
-        for layer, heads in chosen.items():
+        for layer, heads in sites.items():
             acts = torch.zeros(int(model.cfg.n_heads), 1, dtype=torch.bool)
             acts[list(heads)] = True
             edits = self._at_scores(), self._at_pattern()
@@ -122,7 +122,7 @@ def located(
     """Return the fields of an `AttentionProbe`, checked as far as possible without a model."""
     for span in (source, target):
         atoms(span)
-    return source, target, kept(layers), kept(heads)
+    return source, target, canonical(layers), canonical(heads)
 
 
 def keep_only(rows: Rows, keep: Bool[Tensor, "row head key"], *, renormalise: bool) -> Tensor:

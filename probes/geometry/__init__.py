@@ -59,13 +59,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InnerProductSettings:
-    """The settings of `inner_products`."""
+    """The settings of `fit`."""
 
     scaling: Scaling
     bits: int | None
-    """Of the task, if the distances are Hamming distances."""
+    """Bits of the task, if the distances are Hamming distances."""
     tokens: tuple[int, ...] | None
-    """The tokens compared; None for all."""
+    """The compared tokens; None for all."""
     task: TaskRecord | None
 
 

@@ -148,8 +148,8 @@ class ValueAngles(Result):
         by_model = self.smallest()
         for key, group in self.table.groupby(["reference", "side"], sort=False):
             reference, side = cast("tuple[str, str]", key)
-            chosen = (by_model["reference"] == reference) & (by_model["side"] == side)
-            smallest = by_model.loc[chosen, "degrees"]
+            rows_of = (by_model["reference"] == reference) & (by_model["side"] == side)
+            smallest = by_model.loc[rows_of, "degrees"]
             last = group["index"] == self.settings.rank
             rows.append(
                 {
@@ -173,8 +173,8 @@ class ValueAngles(Result):
         with plots.canvas(1, 2, width=3.9, height=3.3, share_y=True) as (figure, axes):
             for ax, side in zip(axes, SIDES, strict=True):
                 for i, name in enumerate(names):
-                    chosen = (points["reference"] == name) & (points["side"] == side)
-                    y = points.loc[chosen, "degrees"].to_numpy()
+                    series = (points["reference"] == name) & (points["side"] == side)
+                    y = points.loc[series, "degrees"].to_numpy()
                     x = i + np.linspace(-0.16, 0.16, len(y)) * (len(y) > 1)
                     colour, marker = plots.series(i)
                     ax.plot(x, y, marker, color=colour, ms=5, alpha=0.85, lw=0)
@@ -268,7 +268,13 @@ def value_angles(
     if draws < 1:
         raise InputError(f"draws is {draws!r}; give at least 1.")
     references = references or standard_references(task)
-    models = named_models.one_layer_models(model, operation="value_angles")
+    models = named_models.named(model)
+    for name, item in models.items():
+        if not isinstance(item, OneLayerTransformer):
+            raise InputError(
+                f"value_angles is for one-layer models, and {name!r} is {type(item).__name__}. "
+                "Give OneLayerTransformers or a TrainingResult."
+            )
     rank = task.bits if rank is None else rank
     rows: list[tuple[Any, ...]] = []
     for number, (name, item) in enumerate(models.items()):
@@ -277,8 +283,8 @@ def value_angles(
         for which, (reference, make) in enumerate(references.items()):
             for draw in range(draws):
                 with torch.no_grad():
-                    made = make(item, _generator(seed, number, which, draw))
-                W = named_models.matrix(made, _nothing, name=reference)
+                    W = make(item, _generator(seed, number, which, draw))
+                W = named_models.matrix(W, _nothing, name=reference)
                 other = _Subspaces.of(W, rank, name=reference)
                 for side in SIDES:
                     rows += [

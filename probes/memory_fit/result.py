@@ -36,14 +36,14 @@ class MemoryFitSettings:
     """The settings of a memory fit, and the counts of its associations."""
 
     associations: str
-    """What they are, in a few words."""
+    """A short description."""
     pairs: int
     sources: int
     targets: int
     skipped: tuple[Skipped, ...]
     scaling: str
     draws: int
-    """Of each control."""
+    """The number of draws of each control."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

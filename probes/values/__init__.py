@@ -30,7 +30,7 @@ from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.probe import spell
 from hijacklens.prompts.layout import Layout
 from hijacklens.renamed import old_names, renamed
-from hijacklens.sites import Heads, Layers, choose, kept
+from hijacklens.sites import Heads, Layers, canonical, choose
 from probes.values.hooks import circuit_hooks, inner_hooks, value_hooks
 from probes.values.paper_memory import associations, memory
 from probes.values.replacements import (
@@ -245,4 +245,4 @@ def _fields(replacement: Any, layers: Layers, heads: Heads) -> dict[str, Any]:
             f"a value matrix is replaced by a replacement such as probes.values.zero(), a matrix, "
             f"or a mapping (layer, head) -> matrix; not by {replacement!r}.{hint}"
         )
-    return {"replacement": replacement, "layers": kept(layers), "heads": kept(heads)}
+    return {"replacement": replacement, "layers": canonical(layers), "heads": canonical(heads)}

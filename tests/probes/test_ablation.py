@@ -109,10 +109,10 @@ def test_means_are_those_of_single_runs_whatever_the_batch(model, site):
             for layer in (0, 1):
                 rows = cache[name.format(layer)][0]
                 seen[layer].append(rows if span == "all" else rows[-1:])
-        wanted = torch.stack([torch.cat(rows).mean(0) for rows in seen])
+        expected = torch.stack([torch.cat(rows).mean(0) for rows in seen])
         for size in (1, 45, None):
             means = mean_outputs(model, facts, site=site, span=span, batch_tokens=size)
-            torch.testing.assert_close(means.values, wanted, atol=1e-5, rtol=0)
+            torch.testing.assert_close(means.values, expected, atol=1e-5, rtol=0)
             assert means.count == sum(len(rows) for rows in seen[0])
 
 
@@ -153,8 +153,8 @@ def test_the_one_layer_model_without_its_head_says_nothing():
     assert torch.equal(logits[:, :-1], plain[:, :-1])
     means = mean_outputs(model, layout, span="last")
     assert means.count == 5
-    wanted = cache["blocks.0.attn.hook_z"][:, -1].mean(0)
-    torch.testing.assert_close(means.values[0], wanted)
+    expected = cache["blocks.0.attn.hook_z"][:, -1].mean(0)
+    torch.testing.assert_close(means.values[0], expected)
     with pytest.raises(InputError, match=r"unknown site of this model 'mlp_out'.*attn_out, z"):
         ablate(site="mlp_out").hooks(model, layout)
     with pytest.raises(InputError, match="without a tokenizer"):

@@ -125,9 +125,9 @@ def test_equal_to_hooks_on_the_plain_model(family, model, site, direction):
     where = pair.align(direction=direction, span="query+bos" if family != "gpt2" else "query")
     assert len(where.source) != len(where.target)
     made = patch(model, where, site=site, layers=layer, heads=head)
-    wanted = Patched(family, site, layer, head).logits(where.source, where.target, where.pairs)
+    expected = Patched(family, site, layer, head).logits(where.source, where.target, where.pairs)
     got = run(model, where.target, made)
-    torch.testing.assert_close(got, wanted, atol=2e-5, rtol=0)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=0)
     last_key = direction == "denoise" and site in ("q", "k")
     assert (got - run(model, where.target)).abs().max() > (1e-4 if last_key else 1e-2)
 
@@ -221,8 +221,8 @@ def test_scores_of_a_batch_are_those_of_single_plain_runs(family, model):
     assert moves[moves.index.get_level_values("dose") == moved].abs().max() > 0.01
 
 
-def test_a_longer_row_with_a_target_behind_it_is_patched_too(gpt2):
-    """New York has two tokens; the second is read behind prompt and first."""
+def test_a_longer_row_with_a_target_after_the_prompt_is_patched_too(gpt2):
+    """New York has two tokens; the second is read after the prompt and the first."""
     facts = sample_facts()[5:6]
     made = patch_between(gpt2, pairs(gpt2, facts), span="last", layers=1)
     pair = pairs(gpt2, facts)[0]
@@ -257,17 +257,17 @@ def test_the_one_layer_model():
     draw = torch.Generator().manual_seed(0)
     clean, other = (spans.layout(task, task.sample(5, draw).tokens) for _ in range(2))
     with torch.no_grad():
-        wanted, plain = model(clean.tokens), model(other.tokens)
+        expected, plain = model(clean.tokens), model(other.tokens)
         for site in ("resid_post", "attn_out", "z"):
             made = patch(model, align_contexts(clean, other, span="last"), site=site)
             with probed(model, [made], other):
                 got = model(other.tokens)
-            assert torch.equal(got[:, -1], wanted[:, -1])
+            assert torch.equal(got[:, -1], expected[:, -1])
             assert torch.equal(got[:, :-1], plain[:, :-1])
         everywhere = align_contexts(clean, other)
         swapped = [patch(model, everywhere, site=site) for site in ("q", "k", "v")]
         with probed(model, swapped, other):
-            torch.testing.assert_close(model(other.tokens), wanted)
+            torch.testing.assert_close(model(other.tokens), expected)
     with pytest.raises(InputError, match="unknown site of this model 'mlp_out'"):
         patch(model, everywhere, site="mlp_out")
 
@@ -323,7 +323,7 @@ def test_a_hooked_transformer_of_one_s_own():
 
 
 def test_under_a_key_value_cache_only_new_tokens_are_patched(gpt2):
-    """Positions count through what stands in the cache."""
+    """Positions include the tokens in the cache."""
     pair = pair_of(gpt2)
     where = pair.align(direction="denoise", span="last")
     made = patch(gpt2, where, layers=1)

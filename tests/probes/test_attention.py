@@ -47,7 +47,7 @@ def prompts() -> list[list[int]]:
 
 
 def batch_layout(rows: list[list[int]]) -> Layout:
-    """Right-padded prompts; the padding stands in no span."""
+    """Right-padded prompts; no span contains the padding."""
     tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     masks = {name: torch.zeros_like(tokens, dtype=torch.bool) for name in SPANS}
     for i, row in enumerate(rows):
@@ -77,8 +77,8 @@ def all_logits(model, probes, rows=None):
     rows = rows or prompts()
     layout = batch_layout(rows)
     row = torch.tensor([i for i, ids in enumerate(rows) for _ in ids])
-    place = torch.tensor([j for ids in rows for j in range(len(ids))])
-    found = logits_at(model, layout, row, place, probes=probes)
+    position = torch.tensor([j for ids in rows for j in range(len(ids))])
+    found = logits_at(model, layout, row, position, probes=probes)
     return list(found.split([len(ids) for ids in rows]))
 
 

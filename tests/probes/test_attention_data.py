@@ -165,5 +165,5 @@ def test_trained_one_layer_models():
     pd.testing.assert_frame_equal(bare, same, atol=1e-5, rtol=0)
     blind = trained.accuracy(probes=[knock_out("last", "cluster")])
     seeing = trained.accuracy(probes=[redirect("last", "cluster")])
-    # The label is in the last token's cluster; what stands outside says nothing of it.
+    # The label is in the last token's cluster; other tokens carry no information about it.
     assert blind["accuracy"][0] < seeing["accuracy"][0] - 0.2

@@ -68,10 +68,10 @@ def test_prompts_that_share_tokens_in_one_row(pair, name):
         last = shape[1] - 1
         layout = Layout(alone, spans({"far": [(0, i) for i in far], "last": [(0, last)]}, shape))
         at = (torch.tensor([0]), torch.tensor([last]))
-        (want,) = logits_at(model, layout, *at, probes=[PROBES[name]])
+        (expected,) = logits_at(model, layout, *at, probes=[PROBES[name]])
         (bare,) = logits_at(model, layout, *at)
-        assert_close(got[place], want, atol=1e-4, rtol=0)
-        assert float((want - bare).abs().max()) > 1e-2
+        assert_close(got[place], expected, atol=1e-4, rtol=0)
+        assert float((expected - bare).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -80,7 +80,7 @@ def test_keys_from_a_cache(pair, name):
     ids = torch.randint(5, 300, (2, 7), generator=torch.Generator().manual_seed(0))
     whole = spans({"far": [(0, 1), (1, 2), (1, 5)], "last": [(0, 6), (1, 6)]}, (2, 7))
     at = (torch.tensor([0, 1]), torch.tensor([6, 6]))
-    want = logits_at(model, Layout(ids, whole), *at, probes=[PROBES[name]])
+    expected = logits_at(model, Layout(ids, whole), *at, probes=[PROBES[name]])
     with torch.no_grad():
         _, cache = model(ids[:, :4], return_type="logits_and_cache", use_cache=True)
         layout = Layout(
@@ -91,7 +91,7 @@ def test_keys_from_a_cache(pair, name):
         )
         with probed(model, [PROBES[name]], layout):
             got, _ = model(layout.tokens, return_type="logits_and_cache", past_key_values=cache)
-    assert_close(got[:, -1], want, atol=1e-4, rtol=0)
+    assert_close(got[:, -1], expected, atol=1e-4, rtol=0)
 
 
 def run(model, ids, probes=(), masks=None):
@@ -134,13 +134,13 @@ class TestTransplant:
         (ids,), (other,) = self.ids
         _, cache = run(gpt2, [other])
         probe = transplant(cache, layers=1)
-        want = run(gpt2, [ids], [probe])[0]
+        expected = run(gpt2, [ids], [probe])[0]
         with torch.no_grad():
             _, kept = gpt2(torch.tensor([ids[:3]]), return_type="logits_and_cache", use_cache=True)
             layout = Layout(torch.tensor([ids[3:]]), {}, torch.tensor([ids[:3]]))
             with probed(gpt2, [probe], layout):
                 got, _ = gpt2(layout.tokens, return_type="logits_and_cache", past_key_values=kept)
-        assert_close(got, want[:, 3:], atol=1e-4, rtol=0)
+        assert_close(got, expected[:, 3:], atol=1e-4, rtol=0)
 
     def test_what_cannot_be_transplanted(self, gpt2):
         _, cache = run(gpt2, self.ids[0])
@@ -314,10 +314,10 @@ def test_a_hooked_transformer_of_transformer_lens_3():
     for when in ("before", "after"):
         probe = knock_out("last", "far", heads=[(0, 3), (1, 0)], when=when)
         _, cache = run(model, [[7, 8, 9, 10, 11]], [probe], masks)
-        want = bare["pattern", 0].clone()
-        want[0, 3, 4, [1, 2]] = 0
-        want[0, 3, 4] /= want[0, 3, 4].sum()
-        assert_close(cache["pattern", 0], want, atol=1e-6, rtol=0)
+        expected = bare["pattern", 0].clone()
+        expected[0, 3, 4, [1, 2]] = 0
+        expected[0, 3, 4] /= expected[0, 3, 4].sum()
+        assert_close(cache["pattern", 0], expected, atol=1e-6, rtol=0)
         assert float(cache["pattern", 1][0, 0, 4, [1, 2]].abs().max()) == 0.0
     everything = knock_out("all", "all")
     _, cache = run(model, [[7, 8, 9, 10, 11]], [everything], masks)

@@ -63,21 +63,21 @@ def test_three_kinds_of_probes_equal_a_plain_model_edited_in_three_ways(pair):
     bias = torch.zeros(4, 6, 6)
     bias[2, 5, 1:3] = HIDDEN
     new = edited(plain, zero_value=(0, 1), ablated=(1, 3))
-    want = added(new, IDS[0].tolist(), {1: bias})
+    expected = added(new, IDS[0].tolist(), {1: bias})
     probes = [
         attention.knock_out("last", "far", heads=[(1, 2)]),
         values.replace(values.zero(), heads=[(0, 1)], keep_bias=False),
         ablate(heads=[(1, 3)]),
     ]
-    row, place = torch.zeros(6, dtype=torch.long), torch.arange(6)
-    got = logits_at(model, LAYOUT, row, place, probes=probes)
-    assert_close(got, want, atol=1e-4, rtol=0)
-    others = logits_at(model, LAYOUT, row, place, probes=probes[::-1])
+    row, position = torch.zeros(6, dtype=torch.long), torch.arange(6)
+    got = logits_at(model, LAYOUT, row, position, probes=probes)
+    assert_close(got, expected, atol=1e-4, rtol=0)
+    others = logits_at(model, LAYOUT, row, position, probes=probes[::-1])
     assert_close(others, got, atol=1e-5, rtol=0)
     for left_out in range(3):
         fewer = [probe for i, probe in enumerate(probes) if i != left_out]
-        less = logits_at(model, LAYOUT, row, place, probes=fewer)
-        assert float((less - want).abs().max()) > 1e-3
+        less = logits_at(model, LAYOUT, row, position, probes=fewer)
+        assert float((less - expected).abs().max()) > 1e-3
 
 
 def last_row(model, probes, layer=1, head=0) -> torch.Tensor:

@@ -66,8 +66,8 @@ def test_statistics_are_those_of_literal_loops(data, seed):
     chosen = data.draw(st.lists(st.sampled_from(every), min_size=4, max_size=14, unique=True))
     pairs = [(0, 0), (1, 1), *(p for p in chosen if p not in {(0, 0), (1, 1)})]
     W, read, write = gaussian(7, 4, seed), gaussian(6, 7, seed + 1), gaussian(5, 4, seed + 2)
-    found = memory_fit.fit_matrices({"W": W}, read, write, associations.pairs(pairs), draws=2)
-    assert values(found) == pytest.approx(literal(W, read, write, pairs), abs=1e-7)
+    fitted = memory_fit.fit_matrices({"W": W}, read, write, associations.pairs(pairs), draws=2)
+    assert values(fitted) == pytest.approx(literal(W, read, write, pairs), abs=1e-7)
 
 
 def test_ties_count_half():
@@ -75,8 +75,8 @@ def test_ties_count_half():
     W = torch.zeros(4, 4, dtype=torch.float64)
     W[0, 1] = 1  # retrieved; rows 1 to 3 are all ties
     pairs = associations.pairs([(0, 1), (1, 2), (2, 3), (3, 0)])
-    found = memory_fit.fit_matrices({"W": W}, read, write, pairs, draws=2)
-    assert values(found) == pytest.approx({"cosine": 0.5, "span": 1, "recall": (1 + 3 * 0.5) / 4})
+    fitted = memory_fit.fit_matrices({"W": W}, read, write, pairs, draws=2)
+    assert values(fitted) == pytest.approx({"cosine": 0.5, "span": 1, "recall": (1 + 3 * 0.5) / 4})
 
 
 class TestExact:
@@ -84,42 +84,42 @@ class TestExact:
     def test_the_constructed_memory_is_explained_in_full(self, support):
         task = ConceptTask(bits=4, support=support)
         model = OneLayerTransformer.from_weights(memory.theorem_1(task, dtype=torch.float64))
-        found = memory_fit.fit(model, task)
-        assert values(found) == pytest.approx({"cosine": 1, "span": 1, "recall": 1}, abs=1e-9)
-        assert (found.verdicts()["p_family"] == 1 / 200).all()
+        fitted = memory_fit.fit(model, task)
+        assert values(fitted) == pytest.approx({"cosine": 1, "span": 1, "recall": 1}, abs=1e-9)
+        assert (fitted.verdicts()["p_family"] == 1 / 200).all()
 
     def test_it_is_so_whatever_the_embeddings_and_the_scale(self):
         draw = torch.Generator().manual_seed(0)
         E = gaussian_embedding(8, 5, draw, dtype=torch.float64)
         W = 7 * memory.constructed(E, TASK)
-        found = values(memory_fit.fit_matrices({"W": W}, E, E, TASK))
-        assert found["cosine"] == pytest.approx(1) and found["span"] == pytest.approx(1)
+        fitted = values(memory_fit.fit_matrices({"W": W}, E, E, TASK))
+        assert fitted["cosine"] == pytest.approx(1) and fitted["span"] == pytest.approx(1)
 
     def test_coefficients_of_one_target_each_are_in_the_span_but_not_in_the_memory(self):
         E = orthonormal(8, 8, torch.Generator().manual_seed(0), dtype=torch.float64)
         near = (TASK.hamming() == 1).double()
         strength = torch.arange(1, 9).double()
         W = E.T @ (near * strength) @ E
-        found = values(memory_fit.fit_matrices({"W": W}, E, E, TASK))
-        assert found["span"] == pytest.approx(1)
-        assert found["cosine"] == pytest.approx(
+        fitted = values(memory_fit.fit_matrices({"W": W}, E, E, TASK))
+        assert fitted["span"] == pytest.approx(1)
+        assert fitted["cosine"] == pytest.approx(
             float(strength.mean() / strength.square().mean().sqrt())
         )
 
-    def test_noise_beside_the_memory_takes_its_share(self):
+    def test_noise_added_to_the_memory_reduces_its_fraction(self):
         E = orthonormal(8, 8, dtype=torch.float64)
         M = memory.constructed(E, TASK)  # 24 ones; the diagonal is orthogonal to it
-        found = values(memory_fit.fit_matrices({"W": M + 2 * torch.eye(8)}, E, E, TASK))
-        assert found["cosine"] ** 2 == pytest.approx(24 / (24 + 4 * 8))
-        assert found["span"] == pytest.approx(24 / 56)
+        fitted = values(memory_fit.fit_matrices({"W": M + 2 * torch.eye(8)}, E, E, TASK))
+        assert fitted["cosine"] ** 2 == pytest.approx(24 / (24 + 4 * 8))
+        assert fitted["span"] == pytest.approx(24 / 56)
 
     def test_direction_matters(self):
         """0 looks up 1 and not the other way round: on row vectors x_0 W = y_1."""
         E = torch.eye(3, dtype=torch.float64)
         pairs = associations.pairs([(0, 1), (1, 2)])
         W = torch.outer(E[0], E[1]) + torch.outer(E[1], E[2])
-        found = memory_fit.fit_matrices({"W": W, "transposed": W.T}, E, E, pairs, draws=2)
-        cosine = found.verdicts().query("statistic == 'cosine'").set_index("model")["value"]
+        fitted = memory_fit.fit_matrices({"W": W, "transposed": W.T}, E, E, pairs, draws=2)
+        cosine = fitted.verdicts().query("statistic == 'cosine'").set_index("model")["value"]
         assert cosine.to_dict() == pytest.approx({"W": 1, "transposed": 0})
 
     def test_equation_5_1_of_an_asymmetric_support_is_in_our_convention(self):
@@ -131,8 +131,8 @@ class TestExact:
         near = associations.neighbours(task)
         read, write = E[list(near.source)], E[list(near.target)]
         assert torch.allclose(read.T @ write, memory.constructed(E, task))
-        found = values(memory_fit.fit_matrices({"W": memory.constructed(E, task)}, E, E, task))
-        assert found["cosine"] == pytest.approx(1)
+        fitted = values(memory_fit.fit_matrices({"W": memory.constructed(E, task)}, E, E, task))
+        assert fitted["cosine"] == pytest.approx(1)
 
     def test_unit_scaling_is_that_of_scaled_vectors(self):
         read, write, W = gaussian(8, 5), gaussian(8, 4, 1), {"W": gaussian(5, 4, 2)}
@@ -145,14 +145,14 @@ class TestExact:
 class TestControls:
     def test_a_random_matrix_is_at_its_expectation(self):
         E = orthonormal(16, 16, torch.Generator().manual_seed(0), dtype=torch.float64)
-        found = memory_fit.fit_matrices({"W": gaussian(16, 16)}, E, E, ConceptTask(bits=4))
-        rows = found.table.set_index(["statistic", "control"])["mean"]
-        for control, off in (("shuffled", 0.1), ("rotated", 0.02)):  # W has a mean of its own
+        fitted = memory_fit.fit_matrices({"W": gaussian(16, 16)}, E, E, ConceptTask(bits=4))
+        rows = fitted.table.set_index(["statistic", "control"])["mean"]
+        for control, off in (("shuffled", 0.1), ("rotated", 0.02)):  # W has its own mean
             assert rows["cosine", control] == pytest.approx(0, abs=off)
             # 16 of 256 dimensions
             assert rows["span", control] == pytest.approx(16 / 256, rel=0.1)
             assert rows["recall", control] == pytest.approx(0.5, abs=0.03)
-        assert (found.verdicts()["p"] > 0.01).all()
+        assert (fitted.verdicts()["p"] > 0.01).all()
 
     def test_where_neighbours_are_alike_only_both_controls_clear_random_matrices(self):
         """A low-rank geometry makes shuffled associations too weak a control."""
@@ -164,9 +164,9 @@ class TestControls:
         family = {"shuffled": 0, "rotated": 0}
         for repeat in range(10):
             matrices = {f"{i}": gaussian(12, 12, seed=10 * repeat + i) for i in range(10)}
-            found = memory_fit.fit_matrices(matrices, E, E, task, draws=39, seed=repeat).table
+            fitted = memory_fit.fit_matrices(matrices, E, E, task, draws=39, seed=repeat).table
             for control in single:
-                rows = found.query("statistic == 'recall' and control == @control")
+                rows = fitted.query("statistic == 'recall' and control == @control")
                 single[control] += int((rows["p"] <= 0.05).sum())
                 family[control] += int((rows["p_family"] <= 0.05).any())
         # At the level of 5%: 5 of 100 matrices, half a family of 10.
@@ -192,15 +192,15 @@ class TestControls:
         diagonal = Memory(E, E, np.arange(6), np.arange(6))
         A, B = gaussian(6, 2), gaussian(2, 6, 1)
         frames = diagonal.frames(2, draws=400, seed=0)
-        found = diagonal.rotated([(A, B), (A / 2, B)], frames, seed=0, branches=[(0, 0), (0, 1)])
+        fitted = diagonal.rotated([(A, B), (A / 2, B)], frames, seed=0, branches=[(0, 0), (0, 1)])
         # With M = 1: the cosine is trace(U' S V'^T) / |W| sqrt(6), of mean 0 and variance 1 / 36.
-        assert found[0, :, 0].mean() == pytest.approx(0, abs=0.02)
-        assert found[0, :, 0].std() == pytest.approx(1 / 6, rel=0.1)
+        assert fitted[0, :, 0].mean() == pytest.approx(0, abs=0.02)
+        assert fitted[0, :, 0].std() == pytest.approx(1 / 6, rel=0.1)
         # Each matrix turns by itself, and its scale does not matter.
-        assert np.corrcoef(found[0, :, 0], found[1, :, 0])[0, 1] == pytest.approx(0, abs=0.12)
-        assert found[1, :, 0].std() == pytest.approx(1 / 6, rel=0.1)
+        assert np.corrcoef(fitted[0, :, 0], fitted[1, :, 0])[0, 1] == pytest.approx(0, abs=0.12)
+        assert fitted[1, :, 0].std() == pytest.approx(1 / 6, rel=0.1)
         alone = diagonal.rotated([(A, B)], frames, seed=0, branches=[(0, 1)])
-        assert alone[0] == pytest.approx(found[1])
+        assert alone[0] == pytest.approx(fitted[1])
 
     def test_p_values_by_hand(self):
         null = np.array([[[0.0], [1.0], [2.0]], [[10.0], [10.0], [16.0]]])
@@ -240,11 +240,11 @@ def test_trained_value_matrices_hold_the_memory():
     trained = hl.train(
         task, d_model=12, seeds=2, steps=600, learning_rates=(0.01,), evaluation=512, quiet=True
     )
-    found = memory_fit.fit(trained, draws=99).verdicts()
-    assert list(found["model"].unique()) == ["seed 0", "seed 1"]
-    by_statistic = found.groupby("statistic")["value"].min()
+    fitted = memory_fit.fit(trained, draws=99).verdicts()
+    assert list(fitted["model"].unique()) == ["seed 0", "seed 1"]
+    by_statistic = fitted.groupby("statistic")["value"].min()
     assert by_statistic["cosine"] > 0.7 and by_statistic["recall"] > 0.9
-    assert (found.loc[found["statistic"] != "span", "p_family"] <= 0.02).all()
+    assert (fitted.loc[fitted["statistic"] != "span", "p_family"] <= 0.02).all()
     start = [OneLayerTransformer(model.config) for model in trained.best()]
     untrained = memory_fit.fit(start, task, draws=99).verdicts()
     assert (untrained["p_family"] > 0.05).all()
@@ -252,18 +252,18 @@ def test_trained_value_matrices_hold_the_memory():
 
 class TestAssociations:
     def test_neighbours_are_those_of_equation_5_1(self):
-        found = associations.neighbours(ConceptTask(bits=3, support="first-bit"))
+        fitted = associations.neighbours(ConceptTask(bits=3, support="first-bit"))
         expected = {
             (s, t)
             for s in range(8)
             for t in range(8)
             if (s ^ t).bit_count() == 1 and s // 4 == t // 4
         }
-        assert set(zip(found.source, found.target, strict=True)) == expected
+        assert set(zip(fitted.source, fitted.target, strict=True)) == expected
 
     def test_of_facts_by_hand(self):
         tokenizer, facts = tiny_tokenizer("gpt2"), sample_facts()
-        found = associations.of_facts(facts, tokenizer)
+        fitted = associations.of_facts(facts, tokenizer)
         expected = {}
         for fact in facts:
             before = tokenizer(fact.prompt).input_ids
@@ -272,17 +272,17 @@ class TestAssociations:
             ends = fact.prompt[: start + len(fact.subject)]
             subject = tokenizer(ends).input_ids[-1]  # byte-level: words do not merge
             expected[subject, whole[len(before)]] = None
-        assert list(zip(found.source, found.target, strict=True)) == list(expected)
-        assert found.skipped == () and found.label == "sample: subject to true target"
+        assert list(zip(fitted.source, fitted.target, strict=True)) == list(expected)
+        assert fitted.skipped == () and fitted.label == "sample: subject to true target"
 
     def test_near_words_and_facts_without_one(self):
         tokenizer, facts = tiny_tokenizer("llama"), sample_facts()
-        found = associations.of_facts(facts, tokenizer, cue="near", answer="false")
+        fitted = associations.of_facts(facts, tokenizer, cue="near", answer="false")
         with_near = [fact for fact in facts if fact.near_false]
-        assert [skip.case_id for skip in found.skipped] == [
+        assert [skip.case_id for skip in fitted.skipped] == [
             fact.case_id for fact in facts if not fact.near_false
         ]
-        assert "near" in found.skipped[0].reason
+        assert "near" in fitted.skipped[0].reason
         expected = {
             (
                 tokenizer(f"{fact.prompt} {fact.near_false}").input_ids[-1],
@@ -292,7 +292,7 @@ class TestAssociations:
             ): None
             for fact in with_near
         }
-        assert list(zip(found.source, found.target, strict=True)) == list(expected)
+        assert list(zip(fitted.source, fitted.target, strict=True)) == list(expected)
 
     @pytest.mark.parametrize(
         ("listed", "message"),

@@ -101,8 +101,8 @@ def test_a_memory_written_into_a_head_is_found_there(family):
             plain_block.v_proj.weight[:rank] = A.T.float()
             plain_block.o_proj.weight[:, width : width + rank] = B.T.float()
     assert block is model.blocks[1]
-    found = memory_fit.fit(model, PAIRS, draws=99)
-    best = found.summary().set_index("statistic")
+    fitted = memory_fit.fit(model, PAIRS, draws=99)
+    best = fitted.summary().set_index("statistic")
     assert best.loc["cosine", ["layer", "head"]].tolist() == [1, 1]
     assert best.loc["cosine", "value"] == pytest.approx(1, abs=1e-4)
     assert best.loc["span", "value"] == pytest.approx(1, abs=1e-4)
@@ -160,13 +160,16 @@ def test_a_user_s_hooked_transformer_gives_the_same_numbers(family):
 
 def test_heads_are_chosen_and_named():
     _, model = loaded("llama")
-    found = memory_fit.fit(model, PAIRS, heads=[(1, 3), (0, 2)], draws=5)
-    assert found.verdicts()[["layer", "head"]].drop_duplicates().values.tolist() == [[0, 2], [1, 3]]
+    fitted = memory_fit.fit(model, PAIRS, heads=[(1, 3), (0, 2)], draws=5)
+    assert fitted.verdicts()[["layer", "head"]].drop_duplicates().values.tolist() == [
+        [0, 2],
+        [1, 3],
+    ]
     whole = memory_fit.fit(model, PAIRS, draws=5)
     assert len(whole.table) == 2 * 4 * 3 * 2
     keys = ["layer", "head", "statistic", "control"]
-    both = found.table.merge(whole.table, on=keys, suffixes=("", "_whole"))
-    assert len(both) == len(found.table)
+    both = fitted.table.merge(whole.table, on=keys, suffixes=("", "_whole"))
+    assert len(both) == len(fitted.table)
     for column in ("value", "mean", "std", "z", "p"):
         assert both[column].to_numpy() == pytest.approx(both[f"{column}_whole"].to_numpy())
     # one family: more matrices, larger corrected p-values
@@ -189,20 +192,20 @@ def test_the_model_stays_bit_for_bit_what_it_was():
 def test_facts_on_a_language_model():
     _, model = loaded("gemma3")
     pairs = associations.of_facts(sample_facts(), model.tokenizer)
-    found = memory_fit.fit(model, pairs, draws=19)
-    assert found.settings.pairs == len(pairs) and found.settings.skipped == ()
-    assert np.isfinite(found.table["value"]).all()
-    assert found.plot().axes[0].get_title() == "cosine to the memory"
+    fitted = memory_fit.fit(model, pairs, draws=19)
+    assert fitted.settings.pairs == len(pairs) and fitted.settings.skipped == ()
+    assert np.isfinite(fitted.table["value"]).all()
+    assert fitted.plot().axes[0].get_title() == "cosine to the memory"
 
 
 @pytest.mark.packaged
 def test_the_last_heads_of_a_real_model_look_up_near_words():
     model = hl.load_model("smollm2-135m")
     pairs = associations.of_facts(hl.atlas().limit(60), model.tokenizer, cue="near")
-    found = memory_fit.fit(model, pairs, layers=[0, 29], draws=39)
-    best = found.best(count=1).iloc[0]
+    fitted = memory_fit.fit(model, pairs, layers=[0, 29], draws=39)
+    best = fitted.best(count=1).iloc[0]
     # Heads 29.1 and 29.2 take a country to its capital or language, head 29.0 away from it.
     assert (best["layer"], best["head"]) in {(29, 1), (29, 2)}
     assert best["value"] > 0.65 and best["p_family"] <= 0.05
-    recall = found.verdicts().query("statistic == 'recall' and layer == 29").set_index("head")
+    recall = fitted.verdicts().query("statistic == 'recall' and layer == 29").set_index("head")
     assert recall.loc[0, "value"] < 0.4

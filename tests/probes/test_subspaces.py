@@ -64,7 +64,7 @@ def test_left_is_read_and_right_is_written():
     assert torch.equal(x @ A, y)
 
 
-def test_only_the_largest_singular_values_count_and_the_gap_is_told():
+def test_only_the_largest_singular_values_count_and_the_gap_is_reported():
     A = torch.diag(torch.tensor([4.0, 2.0, 1.0, 0.0]))
     B = torch.diag(torch.tensor([4.0, 1.0, 2.0, 2.0]))
     assert subspaces.principal_angles(A, B, rank=1, side="left").degrees == pytest.approx([0])

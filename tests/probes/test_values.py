@@ -42,24 +42,24 @@ SITES = [(0, 1), (1, 0), (1, 1)]
 def expected_matrices(plain: PlainValues, name: str) -> dict:
     """By hand, from the weights of the plain model."""
     d_model, d_head = plain.d_model, plain.d_head
-    made = {}
-    for place in SITES:
-        now = plain.value(*place).clone()
+    matrices = {}
+    for site in SITES:
+        now = plain.value(*site).clone()
         u, s, v = torch.linalg.svd(now, full_matrices=False)
-        made[place] = {
+        matrices[site] = {
             "zero": torch.zeros_like(now),
             "identity": torch.eye(d_model, d_head),
             "scaled": -1.5 * now,
             "low rank": (u[:, :2] * s[:2]) @ v[:2],
-            "another head": plain.value(place[0], 0).clone(),
-            "another layer": plain.value(0, place[1]).clone(),
+            "another head": plain.value(site[0], 0).clone(),
+            "another layer": plain.value(0, site[1]).clone(),
             "a matrix": draw(d_model, d_head),
             "matched": torch.eye(d_model, d_head) * (now.norm() / math.sqrt(d_head)),
         }[name]
-    return made
+    return matrices
 
 
-SOURCES = {
+REPLACEMENTS = {
     "zero": lambda plain: values.zero(),
     "identity": lambda plain: values.identity(),
     "scaled": lambda plain: values.scaled(-1.5),
@@ -71,33 +71,33 @@ SOURCES = {
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", REPLACEMENTS)
 def test_replacing_equals_editing_the_weights(pair, ids, name):
     plain, model = pair
     read = PlainValues(plain)
-    wanted = with_values(plain, expected_matrices(read, name))(ids).logits
-    got = run(model, ids, values.replace(SOURCES[name](read), heads=SITES))
-    same(got, wanted)
-    assert (wanted - plain(ids).logits).abs().max() > 0.05  # the edit is one that shows
+    expected = with_values(plain, expected_matrices(read, name))(ids).logits
+    got = run(model, ids, values.replace(REPLACEMENTS[name](read), heads=SITES))
+    same(got, expected)
+    assert (expected - plain(ids).logits).abs().max() > 0.05  # the edit is one that shows
 
 
-def test_a_mapping_names_its_places(pair, ids):
+def test_a_mapping_names_its_sites(pair, ids):
     plain, model = pair
     read = PlainValues(plain)
     new = {(0, 1): draw(read.d_model, read.d_head), (1, 0): draw(read.d_model, read.d_head, seed=1)}
     same(run(model, ids, values.replace(new)), with_values(plain, new)(ids).logits)
 
 
-def test_a_function_is_asked_for_every_place(pair, ids):
+def test_a_function_is_called_for_every_site(pair, ids):
     plain, model = pair
     read = PlainValues(plain)
 
-    def made(asked, layer, head):
-        assert asked is model
+    def make(hooked_model, layer, head):
+        assert hooked_model is model
         return draw(read.d_model, read.d_head, seed=10 * layer + head)
 
-    new = {(layer, kv): made(model, layer, kv) for layer in (0, 1) for kv in range(read.kv_heads)}
-    got = run(model, ids, values.replace(values.computed(made, name="by place")))
+    new = {(layer, kv): make(model, layer, kv) for layer in (0, 1) for kv in range(read.kv_heads)}
+    got = run(model, ids, values.replace(values.computed(make, name="by site")))
     same(got, with_values(plain, new)(ids).logits)
 
 
@@ -105,7 +105,7 @@ def test_another_model_lends_its_matrices(pair, ids):
     plain, model = pair
     family = "gpt2" if plain.config.model_type == "gpt2" else plain.config.model_type.split("_")[0]
     other = tiny_model(family, seed=5)
-    lent = {place: PlainValues(other).value(*place) for place in SITES}
+    lent = {site: PlainValues(other).value(*site) for site in SITES}
     probe = values.replace(values.taken_from(model=load(other, family)), heads=SITES)
     same(run(model, ids, probe), with_values(plain, lent)(ids).logits)
     assert "model=" in probe.key
@@ -114,7 +114,7 @@ def test_another_model_lends_its_matrices(pair, ids):
 def test_the_bias_of_gpt2_can_go_too():
     plain = tiny_model("gpt2")
     model, ids, read = load(plain, "gpt2"), ids_of("gpt2"), PlainValues(plain)
-    new = {place: draw(read.d_model, read.d_head) for place in SITES}
+    new = {site: draw(read.d_model, read.d_head) for site in SITES}
     without = run(model, ids, values.replace(new, keep_bias=False))
     same(without, with_values(plain, new, drop_bias=True)(ids).logits)
     assert (without - run(model, ids, values.replace(new))).abs().max() > 1e-2
@@ -130,13 +130,13 @@ def test_compatibility_mode(family, fold):
     run(model, ids, shrunk)
     model.enable_compatibility_mode(disable_warnings=True, no_processing=not fold)
     new, given, edited = {}, {}, copy.deepcopy(plain)
-    for place in SITES:
-        weight, bias = read.norm(place[0])
-        new[place] = draw(read.d_model, read.d_head, seed=sum(place))
-        given[place] = weight[:, None] * new[place] if fold else new[place]
+    for site in SITES:
+        weight, bias = read.norm(site[0])
+        new[site] = draw(read.d_model, read.d_head, seed=sum(site))
+        given[site] = weight[:, None] * new[site] if fold else new[site]
         if fold and read.gpt2:  # the norm's bias has gone into b_V by the old matrix, and stays
-            kept = bias @ (read.value(*place) - new[place])
-            PlainValues(edited).bias(*place).add_(kept)
+            kept = bias @ (read.value(*site) - new[site])
+            PlainValues(edited).bias(*site).add_(kept)
     got = run(model, ids, values.replace(given))
     same(got, with_values(edited, new)(ids).logits, normalised=True)
     halved, edited = {(1, 0): 0.5 * read.value(1, 0)}, copy.deepcopy(plain)
@@ -150,7 +150,7 @@ def test_scores_of_packed_prompts_are_those_of_edited_models(pair):
     plain, model = pair
     facts = FactSet(tuple(sample_facts())[:4], name="four")
     read = PlainValues(plain)
-    new = {place: draw(read.d_model, read.d_head) for place in SITES}
+    new = {site: draw(read.d_model, read.d_head) for site in SITES}
     probe = values.replace(new)
     assert probe.packs
     result = hijack(model, facts, doses=(0, 2), probes=[probe], quiet=True)
@@ -162,8 +162,8 @@ def test_scores_of_packed_prompts_are_those_of_edited_models(pair):
         sentence = get_scheme(item["scheme"]).sentence(fact)
         prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
         for side, target in (("true", fact.target_true), ("false", fact.target_false)):
-            wanted = scorer.scores(prompt, target)
-            assert item[f"sum_{side}"] == pytest.approx(sum(wanted), abs=1e-4)
+            expected = scorer.scores(prompt, target)
+            assert item[f"sum_{side}"] == pytest.approx(sum(expected), abs=1e-4)
     assert result.settings.probes == (probe.key,)
 
 
@@ -220,11 +220,11 @@ def test_matrices_are_made_once_until_the_weights_change():
     model, ids = load(tiny_model("llama"), "llama"), ids_of("llama")
     calls = []
 
-    def made(asked, layer, head):
+    def make(hooked_model, layer, head):
         calls.append((layer, head))
         return torch.zeros(32, 8)
 
-    probe = values.replace(values.computed(made, name="counted"), heads=[(0, 1), (1, 1)])
+    probe = values.replace(values.computed(make, name="counted"), heads=[(0, 1), (1, 1)])
     run(model, ids, probe)
     run(model, ids, probe)
     assert calls == [(0, 1), (1, 1)]
@@ -294,6 +294,6 @@ def test_real_models(name):
     new = {(layer, 0): draw(read.d_model, read.d_head) for layer in (layers // 2, layers - 2)}
     circuits = {(layers // 2, 1): draw(read.d_model, read.d_model) * 0.1}
     got = run(model, ids, values.replace(new), values.replace_circuit(circuits))
-    wanted = with_circuits(with_values(plain, new), circuits)(ids).logits
-    same(got, wanted.detach(), normalised=True)
+    expected = with_circuits(with_values(plain, new), circuits)(ids).logits
+    same(got, expected.detach(), normalised=True)
     assert (got - run(model, ids)).abs().max() > 0.1

@@ -47,21 +47,21 @@ def test_the_standin_itself_changes_nothing_by_the_same_circuit(pair, ids):
 def test_any_matrix(pair, ids):
     """Of full rank, so that no W_V and W_O could give it."""
     plain, model = pair
-    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
-    wanted = with_circuits(plain, new)(ids).logits
-    same(run(model, ids, values.replace_circuit(new)), wanted)
-    assert (wanted - plain(ids).logits).abs().max() > 0.05
+    new = {site: draw(32, 32, seed=sum(site)) for site in SITES}
+    expected = with_circuits(plain, new)(ids).logits
+    same(run(model, ids, values.replace_circuit(new)), expected)
+    assert (expected - plain(ids).logits).abs().max() > 0.05
 
 
-# Edits of W_O alone that make W_V W_O the wanted product: M = W_V C.
+# Edits of W_O alone that make W_V W_O the expected product: M = W_V C.
 def _shrunk(read, layer, head):
     _, _, v = torch.linalg.svd(circuit(read, layer, head))
     return read.output(layer, head) @ v[:2].T @ v[:2]
 
 
 EXPRESSIBLE = {
-    "zero": (values.zero(), lambda read, *place: torch.zeros_like(read.output(*place))),
-    "scaled": (values.scaled(-2), lambda read, *place: -2 * read.output(*place)),
+    "zero": (values.zero(), lambda read, *site: torch.zeros_like(read.output(*site))),
+    "scaled": (values.scaled(-2), lambda read, *site: -2 * read.output(*site)),
     "low rank": (values.low_rank(2), _shrunk),
 }
 
@@ -72,26 +72,26 @@ def test_circuits_that_edited_output_matrices_give(pair, ids, name):
     read = PlainValues(plain)
     source, output = EXPRESSIBLE[name]
     # The same matrices, and without the knowledge that they are made of W_V and W_O.
-    whole = {place: source.matrix(MatrixSite(model, *place, "circuit")) for place in SITES}
+    whole = {site: source.matrix(MatrixSite(model, *site, "circuit")) for site in SITES}
     for keep_bias in (True, False) if read.gpt2 else (True,):
-        edited = with_outputs(plain, {place: output(read, *place) for place in SITES})
+        edited = with_outputs(plain, {site: output(read, *site) for site in SITES})
         if read.gpt2:  # b_V goes through the old W_O if it stays, and through none if it does not
             for layer, head in SITES:
                 bias, new = read.bias(layer, head), PlainValues(edited).output(layer, head)
                 kept = bias @ read.output(layer, head) if keep_bias else 0
                 PlainValues(edited).attention(layer).c_proj.bias.data += kept - bias @ new
-        wanted = edited(ids).logits
+        expected = edited(ids).logits
         inner = values.replace_circuit(source, heads=SITES, keep_bias=keep_bias)
         outer = values.replace_circuit(whole, keep_bias=keep_bias)
         assert inner.packs and not outer.packs
-        same(run(model, ids, inner), wanted)
-        same(run(model, ids, outer), wanted)
+        same(run(model, ids, inner), expected)
+        same(run(model, ids, outer), expected)
 
 
 def test_another_head_in_place_of_one(pair, ids):
     plain, model = pair
     read = PlainValues(plain)
-    new = {place: circuit(read, place[0], 2) for place in SITES}
+    new = {site: circuit(read, site[0], 2) for site in SITES}
     probe = values.replace_circuit(values.taken_from(head=2), heads=SITES)
     same(run(model, ids, probe), with_circuits(plain, new)(ids).logits)
 
@@ -112,13 +112,13 @@ def test_folded(family):
     model, ids, read = load(plain, family), ids_of(family), PlainValues(plain)
     model.enable_compatibility_mode(disable_warnings=True)
     new, given, edited = {}, {}, copy.deepcopy(plain)
-    for place in SITES:
-        weight, bias = read.norm(place[0])
-        new[place] = draw(32, 32, seed=sum(place))
-        given[place] = weight[:, None] * new[place]
+    for site in SITES:
+        weight, bias = read.norm(site[0])
+        new[site] = draw(32, 32, seed=sum(site))
+        given[site] = weight[:, None] * new[site]
         if read.gpt2:  # the norm's bias was folded by the old matrices, and stays
-            kept = bias @ (circuit(read, *place) - new[place])
-            PlainValues(edited).attention(place[0]).c_proj.bias.data += kept
+            kept = bias @ (circuit(read, *site) - new[site])
+            PlainValues(edited).attention(site[0]).c_proj.bias.data += kept
     got = run(model, ids, values.replace_circuit(given))
     same(got, with_circuits(edited, new)(ids).logits, normalised=True)
 
@@ -127,10 +127,10 @@ def test_folded(family):
 def test_scores_of_whole_data_sets(pair, packs):
     plain, model = pair
     facts = FactSet(tuple(sample_facts())[:3], name="three")
-    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
+    new = {site: draw(32, 32, seed=sum(site)) for site in SITES}
     probe = values.replace_circuit(new)
     if packs:
-        new = {place: 0.4 * circuit(PlainValues(plain), *place) for place in SITES}
+        new = {site: 0.4 * circuit(PlainValues(plain), *site) for site in SITES}
         probe = values.replace_circuit(values.scaled(0.4), heads=SITES)
     assert probe.packs is packs
     result = hijack(model, facts, doses=(0, 2), probes=[probe], quiet=True)
@@ -140,14 +140,14 @@ def test_scores_of_whole_data_sets(pair, packs):
         fact = by_case[item["case_id"]]
         sentence = get_scheme(item["scheme"]).sentence(fact)
         prompt = " ".join([sentence] * item["dose"] + [fact.prompt])
-        wanted = scorer.scores(prompt, fact.target_false)
-        assert item["sum_false"] == pytest.approx(sum(wanted), abs=1e-4)
+        expected = scorer.scores(prompt, fact.target_false)
+        assert item["sum_false"] == pytest.approx(sum(expected), abs=1e-4)
 
 
 def test_after_a_probe_of_attention(pair, ids):
     """Attention that was edited before is what the new circuit reads by."""
     plain, model = pair
-    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
+    new = {site: draw(32, 32, seed=sum(site)) for site in SITES}
 
     def halve(pattern, hook):  # not renormalised: it scales what every head writes, b_V too
         return pattern * 0.5
@@ -159,9 +159,9 @@ def test_after_a_probe_of_attention(pair, ids):
         read.value(1, kv).mul_(0.5)
         if read.gpt2:
             read.bias(1, kv).mul_(0.5)
-    wanted = with_circuits(edited, {p: m * (0.5 if p[0] else 1) for p, m in new.items()})
+    expected = with_circuits(edited, {p: m * (0.5 if p[0] else 1) for p, m in new.items()})
     probe = values.replace_circuit(new)
-    same(run(model, ids, half, probe), wanted(ids).logits)
+    same(run(model, ids, half, probe), expected(ids).logits)
     with pytest.raises(InputError, match="List probes that change attention or values before"):
         run(model, ids, probe, half)
     shrunk = values.replace_circuit(values.scaled(0.3), layers=1)
@@ -175,8 +175,8 @@ def test_with_replaced_values_of_the_same_head():
     model, ids, read = load(plain, "gpt2"), ids_of("gpt2"), PlainValues(plain)
     new, values_new = {(1, 0): draw(32, 32)}, {(1, 0): draw(32, 8), (1, 1): draw(32, 8)}
     probes = [values.replace(values_new), values.replace_circuit(new)]
-    wanted = with_circuits(with_values(plain, values_new), new)(ids).logits
-    same(run(model, ids, *probes), wanted)
+    expected = with_circuits(with_values(plain, values_new), new)(ids).logits
+    same(run(model, ids, *probes), expected)
     assert read.gpt2
 
 
@@ -203,7 +203,7 @@ def test_others_refuse_a_cache(pair, ids):
 def test_with_separate_head_results():
     plain = tiny_model("gemma2")
     model, ids = load(plain, "gemma2"), ids_of("gemma2")
-    new = {place: draw(32, 32, seed=sum(place)) for place in SITES}
+    new = {site: draw(32, 32, seed=sum(site)) for site in SITES}
     model.set_use_attn_result(True)
     same(run(model, ids, values.replace_circuit(new)), with_circuits(plain, new)(ids).logits)
 

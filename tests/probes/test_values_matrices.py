@@ -1,4 +1,4 @@
-"""Matrices read out of models, against the Hugging Face weights; and what sources make of them."""
+"""Matrices read from models, against the Hugging Face weights; matrices of replacements."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from probes.values.matrices import (
 from probes.values.replacements import MatrixSite
 
 
-def close(got, wanted):
-    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+def close(got, expected):
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_matrices_are_those_of_the_file(pair):
@@ -53,11 +53,11 @@ def test_folding_moves_the_norm_weight_into_the_matrices(family):
     model.enable_compatibility_mode(disable_warnings=True)
     for layer in (0, 1):
         assert torch.equal(attention_norm_weight(model, layer), torch.ones(32))
-        wanted = read.norm(layer)[0][:, None] * read.value(layer, 1)
+        expected = read.norm(layer)[0][:, None] * read.value(layer, 1)
         got = value_matrix(model, layer, 1)
         if read.gpt2:  # a layer norm has centred its output, so folding centres what reads it
-            wanted = wanted - wanted.mean(0)
-        close(got, wanted)
+            expected = expected - expected.mean(0)
+        close(got, expected)
 
 
 def test_reading_asks_for_a_head_that_is_there(pair):
@@ -73,28 +73,28 @@ def test_reading_asks_for_a_head_that_is_there(pair):
 def test_low_rank_is_the_best_one(pair):
     """Its error is what the singular values left out amount to (Eckart and Young)."""
     _, model = pair
-    for place in (MatrixSite(model, 1, 1, "value"), MatrixSite(model, 1, 1, "circuit")):
-        now = place.current
+    for site in (MatrixSite(model, 1, 1, "value"), MatrixSite(model, 1, 1, "circuit")):
+        now = site.current
         for rank in (1, 3):
-            new = values.low_rank(rank).matrix(place)
+            new = values.low_rank(rank).matrix(site)
             left_out = torch.linalg.svdvals(now)[rank:]
             assert torch.linalg.matrix_rank(new, rtol=1e-5) == rank
             close(torch.linalg.matrix_norm(now - new), left_out.norm())
-        close(values.low_rank(place.rank).matrix(place), now)
-        with pytest.raises(InputError, match=f"1..{place.rank}"):
-            values.low_rank(place.rank + 1).matrix(place)
+        close(values.low_rank(site.rank).matrix(site), now)
+        with pytest.raises(InputError, match=f"1..{site.rank}"):
+            values.low_rank(site.rank + 1).matrix(site)
 
 
 def test_random_matrices_have_the_norm_and_rank_of_what_they_replace(pair):
     _, model = pair
     for kind in ("value", "circuit"):
-        place, beside = MatrixSite(model, 1, 1, kind), MatrixSite(model, 1, 0, kind)
-        new = values.random(seed=4).matrix(place)
-        close(torch.linalg.matrix_norm(new), torch.linalg.matrix_norm(place.current))
-        assert torch.linalg.matrix_rank(new, rtol=1e-5) == place.rank
-        assert torch.equal(new, values.random(seed=4).matrix(place))
+        site, other_site = MatrixSite(model, 1, 1, kind), MatrixSite(model, 1, 0, kind)
+        new = values.random(seed=4).matrix(site)
+        close(torch.linalg.matrix_norm(new), torch.linalg.matrix_norm(site.current))
+        assert torch.linalg.matrix_rank(new, rtol=1e-5) == site.rank
+        assert torch.equal(new, values.random(seed=4).matrix(site))
         # Far apart: two independent directions in hundreds of dimensions.
-        for other in (values.random(seed=5).matrix(place), values.random(seed=4).matrix(beside)):
+        for other in (values.random(seed=5).matrix(site), values.random(seed=4).matrix(other_site)):
             assert abs(torch.cosine_similarity(new.flatten(), other.flatten(), dim=0)) < 0.4
 
 
@@ -112,17 +112,17 @@ def test_a_cue_is_what_the_first_layer_is_given_for_it(family):
     if family in ("gemma2", "gemma3"):
         up = up * _scale(read.block(0).post_attention_layernorm, family)
     memory = values.associations([(5, 40), (300, 41)])
-    wanted = torch.outer(x[0], up[40]) + torch.outer(x[1], up[41])
+    expected = torch.outer(x[0], up[40]) + torch.outer(x[1], up[41])
     for head in range(read.heads):
         torch.testing.assert_close(
-            memory.matrix(MatrixSite(model, 0, head, "circuit")), wanted, atol=1e-4, rtol=1e-4
+            memory.matrix(MatrixSite(model, 0, head, "circuit")), expected, atol=1e-4, rtol=1e-4
         )
     for kv_head in range(read.kv_heads):
         outputs = [
             read.output(0, head) for head in range(read.heads) if read.kv_of(head) == kv_head
         ]
         stacked = torch.cat(outputs, 1).double()  # least squares, by another routine
-        aim = torch.cat([wanted] * len(outputs), 1).double()
+        aim = torch.cat([expected] * len(outputs), 1).double()
         best = torch.linalg.lstsq(stacked.T, aim.T).solution.T.float()
         torch.testing.assert_close(
             memory.matrix(MatrixSite(model, 0, kv_head, "value")), best, atol=1e-3, rtol=1e-3
@@ -209,7 +209,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_sources_that_say_nothing(name):
+def test_replacements_without_content(name):
     make, message = WRONG[name]
     with unchecked(), pytest.raises(InputError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""`hijacklens ask`: one prompt, with and without a hijack, side by side (paper, Figure 1)."""
+"""`hijacklens ask`: one prompt, bare and hijacked, side by side (paper, Figure 1)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,22 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import (
-    make_probes,
+    SHOWN,
+    ModelChoice,
+    WrittenFact,
     model_options,
     models_option,
     probes_option,
-    read_probes,
+    written_fact_options,
 )
-from analyses.commands.screen import document, output_options, say_loading, show
+from analyses.commands.screen import Output, output_options
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title
 
 if TYPE_CHECKING:
     from hijacklens.prompts.prompt import Prompt
     from hijacklens.scoring.answers import Answer
+    from probes.specification import Specification
 
 
 @click.command("ask")
@@ -35,32 +38,24 @@ if TYPE_CHECKING:
     help="The scheme that makes the hijacking sentence.",
 )
 @click.option("--sentence", metavar="TEXT", help="A hijacking sentence of your own, instead.")
-@click.option("--dose", type=int, default=1, show_default=True, help="How often it is repeated.")
-@click.option("--subject", metavar="TEXT", help="The subject, for schemes that name it.")
-@click.option("--relation", metavar="P", default="", help="Its relation, for scheme `relation`.")
-@click.option("--true", "target_true", metavar="TEXT", help="The true target.")
-@click.option("--false", "target_false", metavar="TEXT", help="The false target.")
-@click.option("--top", type=int, default=5, show_default=True, help="How many next tokens.")
-@click.option("--tokens", type=int, default=12, show_default=True, help="Length of the completion.")
+@click.option("--dose", type=int, default=1, help="How often it is repeated.", **SHOWN)
+@written_fact_options
+@click.option("--top", type=int, default=5, help="How many next tokens.", **SHOWN)
+@click.option("--tokens", type=int, default=12, help="Length of the completion.", **SHOWN)
 @probes_option
 @model_options
 @output_options("answers", "probes")
 def command(
-    prompt: str,
     models: tuple[str, ...],
+    written: WrittenFact,
     scheme: str | None,
     sentence: str | None,
     dose: int,
     top: int,
     tokens: int,
-    target_true: str | None,
-    target_false: str | None,
-    subject: str | None,
-    relation: str,
-    probes: tuple[str, ...],
-    quiet: bool,
-    as_json: bool,
-    **loading: Any,
+    probes: list[Specification],
+    loading: ModelChoice,
+    output: Output,
 ) -> None:
     """Show the likeliest next tokens and the greedy completion of PROMPT.
 
@@ -75,89 +70,55 @@ def command(
     if scheme and sentence:
         raise InputError("give either --scheme or --sentence, not both.")
     if scheme:
-        sentence = _sentence(scheme, prompt, subject, relation, target_true, target_false)
+        sentence = _sentence(scheme, written)
     if dose < 1:
         raise InputError(f"--dose counts sentences and must be at least 1, not {dose}.")
-    specified = read_probes(probes)
-    targets = [target for target in (target_true, target_false) if target]
-    from hijacklens.models.loading import load_model
+    targets = [target for target in (written.target_true, written.target_false) if target]
     from hijacklens.scoring.answers import answer
 
-    asked = _prompts(prompt, subject, sentence, dose, targets)
-    found = []
+    prompts = _prompts(written, sentence, dose, targets)
+    rows = []
     for name in models:
-        say_loading(name, quiet=quiet)
-        model = load_model(name, **loading)
-        on = make_probes(specified, model, None, quiet=quiet)
+        output.loading(name)
+        model = loading.load(name)
+        active = [probe.probe(model=model, quiet=output.quiet) for probe in probes]
         answers = [
-            answer(model, one, targets=targets, top=top, tokens=tokens, probes=on) for one in asked
+            answer(model, prompt, targets=targets, top=top, tokens=tokens, probes=active)
+            for prompt in prompts
         ]
-        if not as_json:
-            show("", *_side_by_side(name, answers, targets))
+        output.show("", *_side_by_side(name, answers, targets))
         sides = zip(("bare", "hijacked"), answers, strict=False)
-        found += [{"model": name, "prompt": side, **asdict(one)} for side, one in sides]
-    keys = [probe.text for probe in specified]
-    if as_json:
-        document(answers=found, probes=keys)
-    elif keys:
-        click.echo(f"\nprobes: {', '.join(keys)}")
+        rows += [{"model": name, "prompt": side, **asdict(one)} for side, one in sides]
+    keys = [probe.text for probe in probes]
+    output.show(*(["", f"probes: {', '.join(keys)}"] if keys else []), answers=rows, probes=keys)
 
 
 def _prompts(
-    prompt: str, subject: str | None, sentence: str | None, dose: int, targets: Sequence[str]
+    written: WrittenFact, sentence: str | None, dose: int, targets: Sequence[str]
 ) -> list[Prompt]:
-    """The bare prompt, and the hijacked one if there is a sentence, with their spans."""
+    """Return the bare prompt, and the hijacked one if there is a sentence, with their spans."""
     from hijacklens.prompts.prompt import compose
 
-    query = prompt.rstrip()
-    at = query.find(subject) if subject else -1
-    place = (at, at + len(subject)) if subject and at >= 0 else None
+    query, subject = (written.prompt or "").rstrip(), written.subject
+    start = query.find(subject) if subject else -1
+    span = (start, start + len(subject)) if subject and start >= 0 else None
     doses = (0, dose) if sentence else (0,)
     return [
-        compose(query, subject=place, sentence=sentence or "", dose=k, named=targets) for k in doses
+        compose(query, subject=span, sentence=sentence or "", dose=k, named=targets) for k in doses
     ]
 
 
-def _sentence(
-    name: str,
-    prompt: str,
-    subject: str | None,
-    relation: str,
-    target_true: str | None,
-    target_false: str | None,
-) -> str:
-    """The sentence of a scheme for a fact given by options."""
-    from hijacklens.facts.fact import Fact
-    from hijacklens.facts.relations import country_of_language
+def _sentence(name: str, written: WrittenFact) -> str:
+    """Return the sentence that a scheme makes for the written fact."""
     from hijacklens.prompts.schemes import Unusable, get_scheme
 
     scheme = get_scheme(name)
-    given = {"subject": subject, "target_true": target_true, "target_false": target_false}
-    options = {"subject": "--subject", "target_true": "--true", "target_false": "--false"}
-    needed = set(scheme.needs)
-    needed |= {"target_true"} if "near_true" in needed else set()
-    needed |= {"target_false"} if "near_false" in needed else set()
-    missing = [options[field] for field in options if field in needed and not given[field]]
-    if missing:
-        raise InputError(f"scheme {name!r} needs {' and '.join(missing)}.")
-    if subject and prompt.count(subject) != 1:
-        raise InputError(
-            f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt; it must "
-            "occur once."
-        )
-    fact = Fact(
-        case_id=0,
-        relation_id=relation,
-        subject=subject or prompt,
-        template=prompt.replace(subject, "{}") if subject else "{}",
-        # A target that the scheme does not name is not in its sentence either.
-        target_true=target_true or "(no true target)",
-        target_false=target_false or "(no false target)",
-        near_true=country_of_language().get(target_true or ""),
-        near_false=country_of_language().get(target_false or ""),
-    )
+    targets = {"near_true": "target_true", "near_false": "target_false"}
+    needed = {targets.get(part, part) for part in scheme.needs}
+    parts = ("subject", "target_true", "target_false")
+    written.require(f"scheme {name!r}", [part for part in parts if part in needed])
     try:
-        return scheme.sentence(fact)
+        return scheme.sentence(written.fact())
     except Unusable as reason:
         raise InputError(f"{reason}. Give a sentence of your own with --sentence.") from None
 

@@ -6,14 +6,14 @@ import click
 from click.shell_completion import get_completion_class
 
 from analyses.commands import names
-from analyses.commands.screen import document, output_options
+from analyses.commands.screen import Output, output_options
 from hijacklens.errors import unknown
 
 
 @click.command("completion")
 @click.argument("shell", metavar="bash|zsh|fish", shell_complete=names.shells)
 @output_options("shell", "file", "script")
-def command(shell: str, as_json: bool, quiet: bool) -> None:
+def command(shell: str, output: Output) -> None:
     """Print the script by which a shell completes commands, options and names.
 
     Names are those of models, schemes, relations, probes and analyses.
@@ -30,7 +30,6 @@ def command(shell: str, as_json: bool, quiet: bool) -> None:
     assert maker is not None  # click has all three
     root = click.get_current_context().find_root().command
     script = maker(root, {}, "hijacklens", "_HIJACKLENS_COMPLETE").source()
-    if as_json:
-        document(shell=shell, file=names.SHELLS[shell], script=script)
-    else:
+    if not output.as_json:
         click.echo(script)
+    output.show(shell=shell, file=names.SHELLS[shell], script=script)

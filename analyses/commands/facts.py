@@ -1,4 +1,4 @@
-"""`hijacklens facts`: what a set of facts holds."""
+"""`hijacklens facts`: list the relations or the facts of a set."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from dataclasses import asdict
 
 import click
 
-from analyses.commands.options import facts_options
-from analyses.commands.screen import document, note, output_options, show
-from analyses.texts import choose_facts
+from analyses.commands.options import FactsChoice, facts_options
+from analyses.commands.screen import Output, output_options
 from hijacklens.results.glance import Grid, Title
 
 
@@ -18,16 +17,7 @@ from hijacklens.results.glance import Grid, Title
     "--show", "show_facts", is_flag=True, help="Show the facts themselves, not the relations."
 )
 @output_options("name", "n", "hash", "seed", "note", "unreadable", "relations", "facts")
-def command(
-    source: str,
-    relations: tuple[str, ...],
-    cases: tuple[int, ...],
-    limit: int | None,
-    seed: int,
-    show_facts: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+def command(facts: FactsChoice, show_facts: bool, output: Output) -> None:
     """List the relations of a set of facts, or show single facts.
 
     \b
@@ -37,34 +27,27 @@ def command(
     """  # noqa: D301
     from hijacklens.facts.relations import relations as known
 
-    facts = choose_facts(source, relations, cases, limit, seed)
+    chosen = facts.load()
     labels = {key: relation.label for key, relation in known().items()}
     counts = [
-        {"relation": key, "label": labels.get(key), "facts": n}
-        for key, n in facts.relations().items()
+        {"relation": key, "label": labels.get(key), "facts": count}
+        for key, count in chosen.relations().items()
     ]
-    if as_json:
-        document(
-            name=facts.name,
-            n=len(facts),
-            hash=facts.content_hash(),
-            seed=seed,
-            note=facts.note or None,
-            unreadable=[asdict(row) for row in facts.skipped],
-            relations=counts,
-            facts=[asdict(fact) for fact in facts] if show_facts or cases else None,
-        )
-        return
-    if facts.note:
-        note(facts.note, quiet=quiet)
-    sample = f", drawn with seed {seed}" if limit is not None else ""
-    count = "1 fact" if len(facts) == 1 else f"{len(facts)} facts"
-    lines: list[str] = [Title(f"{facts.name}: {count}, hash {facts.content_hash()[:16]}{sample}")]
-    if facts.skipped:
-        reason = facts.skipped[0].reason
-        lines.append(f"{len(facts.skipped)} records could not be read; {reason}")
-    if show_facts or cases:
-        rows = [asdict(fact) | {"prompt": fact.prompt} for fact in facts]
+    if chosen.note and not output.as_json:
+        output.note(chosen.note)
+    sample = f", drawn with seed {facts.seed}" if facts.limit is not None else ""
+    number = "1 fact" if len(chosen) == 1 else f"{len(chosen)} facts"
+    lines: list[str] = [
+        Title(f"{chosen.name}: {number}, hash {chosen.content_hash()[:16]}{sample}")
+    ]
+    if chosen.skipped:
+        reason = chosen.skipped[0].reason
+        lines.append(f"{len(chosen.skipped)} records could not be read; {reason}")
+    listed = [asdict(fact) for fact in chosen] if show_facts or facts.cases else None
+    if listed is None:
+        columns = {"relation": "{relation}", "facts": "{facts:d}", "meaning": "{label}"}
+        grid = Grid.of(counts, columns)
+    else:
         columns = {
             "case": "{case_id}",
             "relation": "{relation_id}",
@@ -72,7 +55,17 @@ def command(
             "false": "{target_false}",
             "prompt": "{prompt}",
         }
-    else:
-        rows = counts
-        columns = {"relation": "{relation}", "facts": "{facts:d}", "meaning": "{label}"}
-    show(*lines, Grid.of(rows, columns))
+        prompts = ({"prompt": fact.prompt} for fact in chosen)
+        grid = Grid.of([row | more for row, more in zip(listed, prompts, strict=True)], columns)
+    output.show(
+        *lines,
+        grid,
+        name=chosen.name,
+        n=len(chosen),
+        hash=digest,
+        seed=facts.seed,
+        note=chosen.note or None,
+        unreadable=[asdict(row) for row in chosen.skipped],
+        relations=counts,
+        facts=listed,
+    )

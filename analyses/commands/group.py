@@ -1,4 +1,4 @@
-"""The `hijacklens` command: a group whose commands are imported when they are called.
+"""The command `hijacklens`, a group that imports each command only when it is called.
 
 Listing the commands with one line each costs no import of torch or TransformerLens, so that
 `hijacklens --help` answers at once, and so does a shell that completes a word. An `InputError` is
@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from analyses.commands.screen import colour
+from analyses.commands.options import RenamedOption
+from analyses.commands.screen import colour_for_click, warnings_as_notes
 from hijacklens.errors import InputError, unknown
 
 COMMANDS = {
@@ -22,14 +23,14 @@ COMMANDS = {
     "ask": "Show what a model says next, with and without a hijack.",
     "models": "List the models that come as packages, and how to name others.",
     "schemes": "List the hijack schemes.",
-    "probes": "List the probes that can be pointed at a model, with their options.",
+    "probes": "List the kinds of probes and their options.",
     "facts": "List the relations of a set of facts, or show single facts.",
-    "plan": "Say how many tokens a run would compute, without a model.",
+    "plan": "Count the tokens that a run would compute, without a model.",
     "train": "Train one-layer models on latent concept association.",
     "cache": "Show or clear the store of finished readings.",
-    "heads": "Find the heads that carry a hijack, and test them on facts held back.",
-    "trace": "Take one fact's logit shift apart: tokens, layers, heads, MLPs.",
-    "report": "Put saved results on one page that opens with no network.",
+    "heads": "Find the heads that carry a hijack, and test them on held-out facts.",
+    "trace": "Split the logit shift of one fact by token, layer, head and MLP.",
+    "report": "Put saved results on one page that needs no network.",
     "sweep": "Run models, schemes, facts and one-layer recipes from one file.",
     "reproduce": "Reproduce the paper's figures and statements, with checks.",
     "completion": "Print the script by which a shell completes commands and names.",
@@ -38,14 +39,14 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is asked for, not before."""
+    """A group that imports a command when it is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the help."""
+        """Return the names, in the order of the help."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command's module now."""
+        """Import a command."""
         if cmd_name not in COMMANDS:
             return None
         return importlib.import_module(f"analyses.commands.{cmd_name}").command
@@ -53,10 +54,26 @@ class Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Refuse an unknown command with the nearest name."""
+        """Refuse an unknown command with the nearest name; replace old names of options."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise unknown("command", args[0], COMMANDS)
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        for option in command.params if command else ():
+            if isinstance(option, RenamedOption):
+                rest = [_renamed(option.formerly, option.opts[0], word) for word in rest]
+        return name, command, rest
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; where an error begins with the name of a parameter, name its option."""
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            for option in command.params if command else ():
+                if option.opts[0].startswith("--") and str(error).startswith(f"{option.name} is "):
+                    text = str(error).removeprefix(option.name or "")
+                    raise InputError(f"{option.opts[0]}{text}") from error
+            raise
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing any."""
@@ -75,18 +92,20 @@ def group() -> None:
     \b
     Every command has --json (one document on standard output) and --quiet.
     Exit status: 0 done; 1 a check failed, or some of the work did;
-    2 bad input, told in one line; 130 stopped by Ctrl-C.
-    Colour is for terminals alone; NO_COLOR=1 turns it off.
+    2 bad input, reported in one line; 130 stopped by Ctrl-C.
+    Colour is for terminals only; NO_COLOR=1 turns it off.
     """  # noqa: D301
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status, as the help says."""
-    options: dict[str, Any] = {"prog_name": "hijacklens", "color": colour()}
+    options: dict[str, Any] = {"prog_name": "hijacklens", "color": colour_for_click()}
     try:
-        status = group.main(args=arguments, standalone_mode=False, **options)
+        with warnings_as_notes():
+            status = group.main(args=arguments, standalone_mode=False, **options)
     except InputError as error:
-        click.echo(f"{_red('hijacklens:')} {error}", err=True, color=colour())
+        name = click.style("hijacklens:", fg="red")
+        click.echo(f"{name} {error}", err=True, color=colour_for_click())
         sys.exit(2)
     except click.ClickException as error:
         error.show()
@@ -95,12 +114,16 @@ def main(arguments: list[str] | None = None) -> None:
         click.echo("hijacklens: stopped.", err=True)
         sys.exit(130)
     except BrokenPipeError:
-        # Whoever read the output has seen enough; what is left of it goes nowhere.
+        # The reader of the pipe has closed it; discard the rest of the output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    if isinstance(status, int) and status:  # click gives back what a command exits with
+    if isinstance(status, int) and status:  # click returns the exit status of a command
         sys.exit(status)
 
 
-def _red(text: str) -> str:
-    return click.style(text, fg="red")
+def _renamed(old: str, new: str, word: str) -> str:
+    """Return a word of the command line with the new name of an option, and print a note."""
+    if word != old and not word.startswith(f"{old}="):
+        return word
+    click.echo(f"note: {old} is now called {new}; the next release drops the old name.", err=True)
+    return word.replace(old, new, 1)

@@ -1,4 +1,4 @@
-"""`hijacklens hijack`: the main job on the command line."""
+"""`hijacklens hijack`: score facts under hijacking schemes."""
 
 from __future__ import annotations
 
@@ -8,37 +8,27 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyses.commands.options import (
-    batch_tokens_option,
-    choose_engine,
-    choose_schemes,
-    engine_options,
+    ExecutionChoice,
+    FactsChoice,
+    FolderChoice,
+    ModelChoice,
+    SchemesChoice,
+    execution_options,
     facts_options,
-    make_probes,
+    folder_options,
     model_options,
     models_option,
-    no_cache_option,
-    overwrite_option,
     probes_option,
-    read_probes,
     rule_option,
     schemes_options,
-    sharing_option,
 )
-from analyses.commands.resumption import is_unfinished, resumable, save_part, usual_folder
-from analyses.commands.screen import (
-    document,
-    files_written,
-    note,
-    output_options,
-    records,
-    say_loading,
-    show,
-)
-from analyses.texts import choose_facts, read_doses
+from analyses.commands.resumption import resumable, save_part
+from analyses.commands.screen import Output, files_in, files_written, output_options, records
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from hijacklens.scoring.result import HijackResult
+    from probes.specification import Specification
 
 
 @click.command("hijack")
@@ -47,43 +37,22 @@ if TYPE_CHECKING:
 @probes_option
 @facts_options
 @model_options
-@batch_tokens_option
-@sharing_option
-@engine_options
+@execution_options
 @rule_option
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder for the files.  [default: runs/<date>-<models>, then -2, ...]",
-)
-@no_cache_option
-@overwrite_option
+@folder_options("<models>")
 @output_options(
     "folder", "files", "seed", "rule", "probes", "summary", "known", "disagreement", "skipped"
 )
 def command(
     models: tuple[str, ...],
-    schemes: tuple[str, ...],
-    templates: tuple[str, ...],
-    doses: str,
-    probes: tuple[str, ...],
-    source: str,
-    relations: tuple[str, ...],
-    cases: tuple[int, ...],
-    limit: int | None,
-    seed: int,
-    batch_tokens: int | None,
-    sharing: Any,
-    engine: str,
-    workers: int | None,
-    ray_address: str | None,
+    prompts: SchemesChoice,
+    probes: list[Specification],
+    facts: FactsChoice,
+    loading: ModelChoice,
+    execution: ExecutionChoice,
     rule: Any,
-    out: Path | None,
-    no_cache: bool,
-    overwrite: bool,
-    quiet: bool,
-    as_json: bool,
-    **loading: Any,
+    folder: FolderChoice,
+    output: Output,
 ) -> None:
     """Score how far recall of facts gives way as hijacking sentences are put before the query.
 
@@ -101,70 +70,61 @@ def command(
           --scheme relation --relation P190 --doses 0-5 --out runs/twin-cities
       hijacklens hijack --model gpt2 --probe knock-out:source=last,target=hijack,layers=8-11
     """  # noqa: D301
-    from hijacklens.files import check_folder
-
-    counts = read_doses(doses)
-    chosen = choose_schemes(schemes, templates)
-    facts = choose_facts(source, relations, cases, limit, seed)
+    doses, schemes = prompts.counts, prompts.load()
+    scored = facts.load()
     labels = [Path(name).name for name in models]
     if len(set(labels)) < len(labels):
         raise InputError(f"--model: two models would both be called by one of {labels}.")
-    specified = read_probes(probes)
-    for probe in specified:
-        if probe.needs_model and len(models) > 1:
-            raise InputError(
-                f"--probe {probe.text!r} is made for one model; score one model at a time."
-            )
-    where = choose_engine(engine, workers, ray_address)
-    folder = out or usual_folder("-".join(labels), overwrite=overwrite, models=models)
-    folder = check_folder(folder, overwrite=overwrite or is_unfinished(folder, models))
+    needy = [probe for probe in probes if probe.needs_model]
+    if needy and len(models) > 1:
+        raise InputError(
+            f"--probe {needy[0].text!r} is made for one model; score one model at a time."
+        )
+    computed = execution.load()
+    place = folder.check("-".join(labels), models=models)
 
-    from hijacklens.scoring.execution import Execution
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
-    from hijacklens.workers.replica import ModelLoader
 
-    if facts.note:
-        note(f"{facts.name}: {facts.note}", quiet=quiet)
-    execution = Execution(
-        sharing=sharing, engine=where, store=not no_cache, batch_tokens=batch_tokens
-    )
+    if scored.note:
+        output.note(f"{scored.name}: {scored.note}")
     result: HijackResult | None = None
     for i, name in enumerate(models, start=1):
-        with resumable(store=not no_cache):
-            model: Any = ModelLoader(name, **loading)
-            if where == "local" or any(probe.needs_model for probe in specified):
-                say_loading(name, quiet=quiet)
+        with resumable(store=not execution.no_cache):
+            model = loading.loader(name)
+            if needy or computed.engine == "local":
+                output.loading(name)
                 model = model.load()
             one = hijack(
                 model,
-                facts,
-                schemes=chosen,
-                doses=counts,
-                probes=make_probes(specified, model, facts, quiet=quiet),
-                seed=seed,
-                execution=execution,
-                quiet=quiet,
+                scored,
+                schemes=schemes,
+                doses=doses,
+                probes=[
+                    probe.probe(model=model, facts=scored, quiet=output.quiet) for probe in probes
+                ],
+                seed=facts.seed,
+                execution=computed,
+                quiet=output.quiet,
             )
         del model  # before the next one is loaded
         result = one if result is None else HijackResult.join([result, one])
-        # What is done is kept if a later model fails.
-        save_part(result, folder, asked=models, missing=models[i:])
+        # Finished models are kept if a later one fails.
+        save_part(result, place, asked=models, missing=models[i:])
         if models[i:]:
-            note(f"{labels[i - 1]} is scored; {len(models[i:])} to go", quiet=quiet)
+            output.note(f"{labels[i - 1]} is scored; {len(models[i:])} to go")
     assert result is not None  # click requires at least one model
-    written = [*result.files(), "result.json", *result.figure_names]
-    if as_json:
-        document(
-            folder=str(folder),
-            files=written,
-            seed=seed,
-            rule=rule,
-            probes=list(result.settings.probes),
-            summary=records(result.summary(rule=rule)),
-            known=result.known_facts(),
-            disagreement=result.total_disagreement(),
-            skipped=records(result.skipped),
-        )
-        return
-    show(result.glance(rule=rule), files_written(folder, written))
+    written = files_in(place)
+    output.show(
+        result.glance(rule=rule),
+        files_written(place, written),
+        folder=str(place),
+        files=written,
+        seed=facts.seed,
+        rule=rule,
+        probes=list(result.settings.probes),
+        summary=records(result.summary(rule=rule)),
+        known=result.known_facts(),
+        disagreement=result.total_disagreement(),
+        skipped=records(result.skipped),
+    )

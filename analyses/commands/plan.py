@@ -7,9 +7,14 @@ from typing import Any
 import click
 
 from analyses.commands import names
-from analyses.commands.options import choose_schemes, facts_options, schemes_options, sharing_option
-from analyses.commands.screen import document, output_options, show
-from analyses.texts import choose_facts, read_doses
+from analyses.commands.options import (
+    FactsChoice,
+    SchemesChoice,
+    facts_options,
+    schemes_options,
+    sharing_option,
+)
+from analyses.commands.screen import Output, output_options
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title
 
@@ -42,18 +47,7 @@ from hijacklens.results.glance import Grid, Title
     "skipped",
 )
 def command(
-    tokenizer: str,
-    schemes: tuple[str, ...],
-    templates: tuple[str, ...],
-    doses: str,
-    source: str,
-    relations: tuple[str, ...],
-    cases: tuple[int, ...],
-    limit: int | None,
-    seed: int,
-    sharing: Any,
-    quiet: bool,
-    as_json: bool,
+    tokenizer: str, prompts: SchemesChoice, facts: FactsChoice, sharing: Any, output: Output
 ) -> None:
     """Say how many tokens a run would compute, without a model.
 
@@ -66,51 +60,44 @@ def command(
     """  # noqa: D301
     from hijacklens.scoring.forecast import forecast
 
-    counts = read_doses(doses)
-    chosen = choose_schemes(schemes, templates)
-    facts = choose_facts(source, relations, cases, limit, seed)
-    found = forecast(
+    doses, schemes, scored = prompts.counts, prompts.load(), facts.load()
+    cost = forecast(
         _tokenizer(tokenizer),
-        facts,
-        schemes=chosen,
-        doses=counts,
-        seed=seed,
+        scored,
+        schemes=schemes,
+        doses=doses,
+        seed=facts.seed,
         sharing=sharing,
-        quiet=quiet,
+        quiet=output.quiet,
     )
-    plan = found.plan
-    if as_json:
-        document(
-            tokenizer=tokenizer,
-            facts={"name": facts.name, "n": len(facts), "hash": facts.content_hash()},
-            schemes=[scheme.name for scheme in chosen],
-            doses=list(counts),
-            seed=seed,
-            prompts=found.prompts,
-            naive_tokens=found.naive_tokens,
-            planned_tokens=plan.forward_tokens,
-            trie_tokens=plan.trie_tokens,
-            sharing=plan.sharing,
-            why=plan.why,
-            skipped=found.skipped,
-        )
-        return
-    schemes_text = ", ".join(scheme.name for scheme in chosen)
-    fewer = found.naive_tokens / plan.forward_tokens
+    plan = cost.plan
+    fewer = cost.naive_tokens / plan.forward_tokens
     why = f"{plan.sharing}, as {plan.why}: {fewer:.2f} times fewer"
     rows = (
-        ("prompts", f"{found.prompts:,}", ""),
-        ("naive tokens", f"{found.naive_tokens:,}", "every prompt by itself"),
+        ("prompts", f"{cost.prompts:,}", ""),
+        ("naive tokens", f"{cost.naive_tokens:,}", "every prompt by itself"),
         ("planned forward tokens", f"{plan.forward_tokens:,}", why),
         ("trie bound", f"{plan.trie_tokens:,}", "distinct nodes of the prefix tree"),
     )
-    show(
+    output.show(
         Title(
-            f"{facts.name}, {len(facts):,} facts · {schemes_text} · doses {doses} · {tokenizer} · "
-            f"seed {seed}"
+            f"{scored.name}, {len(scored):,} facts · {', '.join(one.name for one in schemes)} · "
+            f"doses {prompts.doses} · {tokenizer} · seed {facts.seed}"
         ),
         Grid(("", "", ""), rows, "lrl"),
-        *([f"skipped: {found.skipped:,} pairs of fact and scheme"] if found.skipped else []),
+        *([f"skipped: {cost.skipped:,} pairs of fact and scheme"] if cost.skipped else []),
+        tokenizer=tokenizer,
+        facts={"name": scored.name, "n": len(scored), "hash": scored.content_hash()},
+        schemes=[scheme.name for scheme in schemes],
+        doses=list(doses),
+        seed=facts.seed,
+        prompts=cost.prompts,
+        naive_tokens=cost.naive_tokens,
+        planned_tokens=plan.forward_tokens,
+        trie_tokens=plan.trie_tokens,
+        sharing=plan.sharing,
+        why=plan.why,
+        skipped=cost.skipped,
     )
 
 

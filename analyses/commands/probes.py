@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyses.commands import names
-from analyses.commands.screen import document, output_options, show
+from analyses.commands.screen import Output, output_options
 from hijacklens.errors import unknown
 from hijacklens.results.glance import Grid, Title
 
@@ -27,7 +27,7 @@ Spans (source=, target=, span=) say which tokens are meant:
 @click.command("probes")
 @click.argument("names", nargs=-1, metavar="[KIND]...", shell_complete=names.kinds)
 @output_options("kinds", "spans")
-def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
+def command(names: tuple[str, ...], output: Output) -> None:
     """List the kinds of probes, or explain the options of those that are named.
 
     \b
@@ -40,10 +40,6 @@ def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     for name in names:
         if name not in KINDS:
             raise unknown("kind of probe", name, KINDS)
-    if as_json:
-        chosen = [KINDS[name] for name in names] or list(KINDS.values())
-        document(kinds=[_record(kind) for kind in chosen], spans=FORMS)
-        return
     parts: list[str | Grid] = []
     for name in names:
         kind = KINDS[name]
@@ -69,7 +65,7 @@ def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
             Grid.of(rows, {"kind": "{name}", "options ([ ]: optional)": "{options}"}),
             "",
         ]
-    if not quiet and not names:
+    if not output.quiet and not names:
         parts += [
             "Examples:",
             *(f"  --probe {kind.example}" for kind in KINDS.values()),
@@ -77,7 +73,10 @@ def command(names: tuple[str, ...], as_json: bool, quiet: bool) -> None:
             "`hijacklens probes KIND` explains the options of a kind.",
             "",
         ]
-    show(*parts[:-1], *(["", *SPANS.splitlines()] if not quiet else []))
+    if not output.quiet:
+        parts += SPANS.splitlines()
+    kinds = [KINDS[name] for name in names] or list(KINDS.values())
+    output.show(*parts, kinds=[_record(kind) for kind in kinds], spans=FORMS)
 
 
 def _options(kind: Kind) -> str:

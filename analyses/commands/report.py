@@ -1,4 +1,4 @@
-"""`hijacklens report`: saved results as one HTML file."""
+"""`hijacklens report`: write saved results as one HTML file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from analyses.commands.screen import document, output_options
+from analyses.commands.screen import Output, output_options
 
 
 @click.command("report")
@@ -20,7 +20,7 @@ from analyses.commands.screen import document, output_options
     show_default=True,
     help="The HTML file.",
 )
-@click.option("--title", metavar="TEXT", help="Stands above the page.")
+@click.option("--title", metavar="TEXT", help="Title of the page.")
 @click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @output_options("file", "bytes", "results")
 def command(
@@ -28,8 +28,7 @@ def command(
     out: Path,
     title: str | None,
     overwrite: bool,
-    as_json: bool,
-    quiet: bool,
+    output: Output,
 ) -> None:
     """Put saved results on one page: curves, tables, facts that flip, maps, attention, data.
 
@@ -46,7 +45,10 @@ def command(
 
     path = write_report(folders, out=out, title=title or TITLE, overwrite=overwrite)
     size = path.stat().st_size
-    if as_json:
-        document(file=str(path), bytes=size, results=list(folders))
-    elif not quiet:
-        click.echo(f"written to {path}  ({size / 1e6:.1f} MB)")
+    if not (output.quiet and not output.as_json):
+        output.show(
+            f"written to {path}  ({size / 1e6:.1f} MB)",
+            file=str(path),
+            bytes=size,
+            results=list(folders),
+        )

@@ -12,7 +12,7 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import overwrite_option
-from analyses.commands.screen import document, output_options, show
+from analyses.commands.screen import Output, output_options
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 EVERYTHING = "all"
 TIMES = (
-    "quick on two cores, paper on one core. +: beside models that other lines have trained; "
-    "shared: nothing\nmore to train; depends: on models and facts; ~: put together from parts"
+    "quick on two cores, paper on one core. +: in addition to models that other analyses train;",
+    "shared: nothing more to train; depends: on models and facts; ~: estimated from parts",
 )
 
 
@@ -73,8 +73,7 @@ def command(
     out: Path | None,
     work: Path | None,
     overwrite: bool,
-    quiet: bool,
-    as_json: bool,
+    output: Output,
 ) -> None:
     """Reproduce figures, theorems and lemmas of the paper (arXiv 2406.18400).
 
@@ -95,17 +94,15 @@ def command(
     from analyses.reproduction.catalogue import CATALOGUE, entry_of
 
     if listing:
-        if as_json:
-            listed = [asdict(entry) for entry in CATALOGUE.values()]
-            document(analyses=listed, folder=None, scale=scale)
-        else:
-            columns = {
-                "id": "{id}",
-                "quick": "{quick:>}",
-                "paper": "{paper:>}",
-                "what": "{reference}: {title}",
-            }
-            show(Grid.of(map(asdict, CATALOGUE.values()), columns), "", *TIMES.splitlines())
+        columns = {
+            "id": "{id}",
+            "quick": "{quick:>}",
+            "paper": "{paper:>}",
+            "what": "{reference}: {title}",
+        }
+        listed = [asdict(entry) for entry in CATALOGUE.values()]
+        table = Grid.of(listed, columns)
+        output.show(table, "", *TIMES, analyses=listed, folder=None, scale=scale)
         return
     if not names:
         raise InputError("name an analysis, several, or `all`; --list prints them.")
@@ -127,11 +124,11 @@ def command(
         models=models or DEFAULT_MODELS,
         facts=choose_facts(source, (), (), None, 0) if source else None,
         device=device,
-        quiet=quiet,
+        quiet=output.quiet,
     )
     results: list[Reproduction] = []
     for place, name in enumerate(chosen, start=1):
-        if not quiet and len(chosen) > 1:
+        if not output.quiet and len(chosen) > 1:
             click.echo(f"[{place}/{len(chosen)}] {name}: {CATALOGUE[name].title}", err=True)
         if (root / name / RECORD).exists() and not overwrite:
             found = load_result(root / name)
@@ -141,16 +138,18 @@ def command(
             found = reproduce(name, scale=scale, workbench=bench)
             found.save(claim_folder(root / name, overwrite=overwrite), overwrite=overwrite)
         results.append(found)
-        if not as_json:
-            show("", found.glance())
+        output.show("", found.glance())
         ledger = write_ledger(root)
         write_whole(root / "README.md", partial(_write_text, ledger))
     failed = sum(not result.passed for result in results)
-    if as_json:
-        document(analyses=[_record(found) for found in results], folder=str(out), scale=scale)
-    else:
-        count = "1 analysis" if len(results) == 1 else f"{len(results)} analyses"
-        click.echo(f"\n{count}, {failed} with a failed check; written to {out}/")
+    count = "1 analysis" if len(results) == 1 else f"{len(results)} analyses"
+    output.show(
+        "",
+        f"{count}, {failed} with a failed check; written to {out}/",
+        analyses=[_record(result) for result in results],
+        folder=str(out),
+        scale=scale,
+    )
     if failed:
         context.exit(1)
 

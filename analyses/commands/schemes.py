@@ -1,10 +1,10 @@
-"""`hijacklens schemes`: the registry of hijack schemes."""
+"""`hijacklens schemes`: list the hijack schemes."""
 
 from __future__ import annotations
 
 import click
 
-from analyses.commands.screen import document, output_options, show
+from analyses.commands.screen import Output, output_options
 from hijacklens.prompts.schemes import PLACEHOLDERS, schemes
 from hijacklens.results.glance import Grid
 
@@ -12,7 +12,7 @@ from hijacklens.results.glance import Grid
 @click.command("schemes")
 @click.option("--relations", is_flag=True, help="Show the sentences of every relation.")
 @output_options("schemes", "placeholders")
-def command(relations: bool, as_json: bool, quiet: bool) -> None:
+def command(relations: bool, output: Output) -> None:
     """List the hijack schemes: text, direction and what a fact needs for them."""
     listed = [
         {
@@ -25,9 +25,6 @@ def command(relations: bool, as_json: bool, quiet: bool) -> None:
         }
         for scheme in schemes().values()
     ]
-    if as_json:
-        document(schemes=listed, placeholders=PLACEHOLDERS)
-        return
     rows = [{**row, "text": row["template"] or "(by relation: --relations)"} for row in listed]
     what = "{direction}: {summary}"
     parts: list[str | Grid] = [
@@ -41,10 +38,10 @@ def command(relations: bool, as_json: bool, quiet: bool) -> None:
         ]
         columns = {"scheme": "{scheme}", "relation": "{relation}", "text": "{text}"}
         parts += ["", Grid.of(sentences, columns)]
-    if not quiet:
+    if not output.quiet:
         parts += [
             "",
             "Your own: --template 'never-say=Never say {target_false}.' Placeholders:",
             *(f"  {'{' + name + '}':15}{meaning}" for name, meaning in PLACEHOLDERS.items()),
         ]
-    show(*parts)
+    output.show(*parts, schemes=listed, placeholders=PLACEHOLDERS)

@@ -1,88 +1,116 @@
-"""What commands put on the screen: text with a little colour, or one JSON document.
+"""Print the output of a command: tables for people, or one JSON document for programs.
 
-Colour says what a glance should find, and nothing else: titles are bold, `pass` is green, `fail`
-red, `open` yellow. It is left out where standard output is no terminal, and where NO_COLOR is set
+Results are printed by their `glance` (`hijacklens.results.glance`), in colour only on a terminal:
+titles are bold, `pass` is green, `fail` red, `open` yellow. NO_COLOR turns colour off
 (https://no-color.org).
 
-With --json a command prints one document on standard output and nothing else there. Its keys are
-those that the option names in the help, always all of them; no value is NaN.
+With --json a command prints one document on standard output and nothing else there. It always has
+all keys that the help of the option lists; no value is NaN.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hijacklens.files import json_text
+from analyses.commands.options import Command, collected
+from hijacklens.files import RECORD, json_text
 from hijacklens.results.glance import Glance, Grid, drawn
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
-QUIET = "No progress bars, notes or hints; results and errors are printed."
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How a command prints."""
+
+    as_json: bool
+    quiet: bool
+
+    def show(self, *parts: str | Grid | Glance, **document: Any) -> None:
+        """Print lines, tables and glances, or the document of --json if one is given."""
+        if self.as_json and document:
+            click.echo(json_text(dict(sorted(document.items()))))
+        elif parts and not self.as_json:
+            colour = sys.stdout.isatty() and colour_for_click() is None
+            click.echo(drawn(*parts, colour=colour))
+
+    def note(self, text: str) -> None:
+        """Print a note on standard error, unless --quiet is given."""
+        if not self.quiet:
+            click.echo(f"note: {text}", err=True)
+
+    def loading(self, name: str) -> None:
+        """Say that a model is being loaded, if somebody watches."""
+        from hijacklens.progress import watched
+
+        if watched() and not self.quiet:
+            click.echo(f"loading {name}", err=True)
 
 
 def output_options(*keys: str) -> Callable[[Command], Command]:
-    """The options --json, whose document has these keys, and --quiet."""
-
-    def add(command: Command) -> Command:
-        for option in (
-            click.option(
-                "--json",
-                "as_json",
-                is_flag=True,
-                help="Print one JSON document and nothing else. "
-                f"Its keys: {', '.join(sorted(keys))}.",
-            ),
-            click.option("--quiet", is_flag=True, help=QUIET),
-        ):
-            command = option(command)
-        return command
-
-    return add
-
-
-def document(**values: Any) -> None:
-    """Print the document of --json."""
-    click.echo(json_text(dict(sorted(values.items()))))
+    """Return the options --quiet and --json, whose document has these keys."""
+    return collected(
+        "output",
+        Output,
+        click.option(
+            "--quiet",
+            is_flag=True,
+            help="No progress bars, notes or hints; results and errors are printed.",
+        ),
+        click.option(
+            "--json",
+            "as_json",
+            is_flag=True,
+            help=f"Print one JSON document and nothing else. Its keys: {', '.join(sorted(keys))}.",
+        ),
+    )
 
 
-def records(found: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table for a document; what is missing is None."""
-    return found.astype(object).where(found.notna(), None).to_dict("records")
-
-
-def colour() -> bool | None:
-    """What click is told: False for no colour; None for colour on terminals alone."""
+def colour_for_click() -> bool | None:
+    """Return False for no colour, None for colour on terminals only."""
     return False if os.environ.get("NO_COLOR") else None
 
 
-def show(*parts: str | Grid | Glance) -> None:
-    """Print lines, tables and glances on standard output."""
-    terminal = sys.stdout.isatty() and colour() is None
-    click.echo(drawn(*parts, colour=terminal))
+def records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return the rows of a table for a document; missing values are None."""
+    return table.astype(object).where(table.notna(), None).to_dict("records")
 
 
-def files_written(folder: Any, names: Sequence[str]) -> str:
-    """The last line of a command that wrote a folder."""
+def files_in(folder: Path) -> list[str]:
+    """Return the files of the result in a folder, with `models/` for all files below `models`."""
+    listed = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    return list(dict.fromkeys(re.sub("/.*", "/", name) for name in [*listed, RECORD]))
+
+
+def files_written(folder: Path, names: list[str]) -> str:
+    """Return the last line of a command that wrote a folder."""
     return f"written to {folder}/  ({', '.join(names)})"
 
 
-def say_loading(name: str, *, quiet: bool) -> None:
-    """Say on standard error that a model is being loaded; a log does not need it."""
-    from hijacklens.progress import watched
+@contextmanager
+def warnings_as_notes() -> Iterator[None]:
+    """Print the warnings of hijacklens as one line each on standard error."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
 
-    if watched() and not quiet:
-        click.echo(f"loading {name}", err=True)
+        def note(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            ours = category.__module__.startswith("hijacklens")
+            if ours or "the next release drops the old name" in str(message):
+                click.echo(f"note: {message}", err=True)
+            else:
+                show(message, category, *where, **more)
 
-
-def note(text: str, *, quiet: bool) -> None:
-    """A note on standard error."""
-    if not quiet:
-        click.echo(f"note: {text}", err=True)
+        warnings.showwarning = note
+        yield

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from analyses.commands import names
 from analyses.commands.options import (
-    make_probes,
+    SHOWN,
+    FolderChoice,
+    ModelChoice,
+    WrittenFact,
+    folder_options,
     model_option,
     model_options,
-    overwrite_option,
     probes_option,
-    read_probes,
+    written_fact_options,
 )
-from analyses.commands.resumption import usual_folder
-from analyses.commands.screen import (
-    document,
-    files_written,
-    output_options,
-    records,
-    say_loading,
-    show,
-)
+from analyses.commands.screen import Output, files_in, files_written, output_options, records
 from analyses.texts import choose_facts
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
-    from hijacklens.facts.fact import Fact
+    from hijacklens.facts.fact import FactSet
+    from probes.specification import Specification
 
 PAGE = "attention.html"
 BY = ("token", "position", "layer", "head")
-"""What the biggest parts are summed over to."""
+"""The columns that the biggest parts are summed over to."""
 
 
 @click.command("trace")
@@ -47,68 +43,41 @@ BY = ("token", "position", "layer", "head")
     help="atlas (embedded), counterfact, a file, or a hub id.  [default: atlas]",
 )
 @click.option("--case", type=int, metavar="ID", help="The fact with this case id.")
-@click.option("--prompt", metavar="TEXT", help="A fact of your own: the prompt, ...")
-@click.option("--subject", metavar="TEXT", help="... its subject, which occurs in it once, ...")
-@click.option("--true", "target_true", metavar="TEXT", help="... its true target ...")
-@click.option("--false", "target_false", metavar="TEXT", help="... and a false one.")
-@click.option(
-    "--relation",
-    metavar="P",
-    default="",
-    shell_complete=names.relations,
-    help="Its relation, for scheme `relation`.",
-)
+@click.option("--prompt", metavar="TEXT", help="The prompt of a fact of your own.")
+@written_fact_options
 @click.option(
     "--scheme",
     default="do-not-think",
-    show_default=True,
     metavar="S",
     shell_complete=names.schemes,
     help="A scheme (`hijacklens schemes`).",
+    **SHOWN,
 )
-@click.option("--dose", type=int, default=1, show_default=True, help="How often it is repeated.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seeds what a scheme draws.")
-@click.option("--top", type=int, default=12, show_default=True, help="How many parts to print.")
+@click.option("--dose", type=int, default=1, help="How often its sentence is repeated.", **SHOWN)
+@click.option("--seed", type=int, default=0, help="Seed of the scheme's random draws.", **SHOWN)
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Folder for the files.  [default: runs/<date>-trace-<model>-<case>, then -2, ...]",
+    "--top", type=click.IntRange(min=1), default=12, help="How many parts to print.", **SHOWN
 )
-@overwrite_option
+@folder_options("trace-<model>-<case>")
 @probes_option
 @model_options
 @output_options(
-    "folder",
-    "files",
-    "seed",
-    "fact",
-    "probes",
-    "bare",
-    "hijacked",
-    "shift",
-    "residual",
-    "parts",
+    "folder", "files", "seed", "fact", "probes", "bare", "hijacked", "shift", "residual", "parts",
     "biggest",
-)
+)  # fmt: skip
 def command(
     name: str,
     source: str | None,
     case: int | None,
-    prompt: str | None,
-    subject: str | None,
-    target_true: str | None,
-    target_false: str | None,
-    relation: str,
+    written: WrittenFact,
     scheme: str,
     dose: int,
     seed: int,
     top: int,
-    out: Path | None,
-    overwrite: bool,
-    probes: tuple[str, ...],
-    quiet: bool,
-    as_json: bool,
-    **loading: Any,
+    folder: FolderChoice,
+    probes: list[Specification],
+    loading: ModelChoice,
+    output: Output,
 ) -> None:
     """Take the logit shift of one fact apart: which tokens, layers, heads and MLPs wrote it.
 
@@ -125,93 +94,66 @@ def command(
       hijacklens trace --model gpt2 --subject "Eiffel Tower" --true Paris --false Guam \\
           --prompt "The Eiffel Tower is in the city of" --dose 2
     """  # noqa: D301
-    from hijacklens.facts.fact import FactSet
+    facts = _fact(written, source, case, seed)
 
-    own = {"--prompt": prompt, "--subject": subject, "--true": target_true, "--false": target_false}
-    if any(own.values()):
-        if source is not None or case is not None:
-            raise InputError(
-                "give either a fact of your own (--prompt, ...) or --facts and --case."
-            )
-        facts = FactSet((_own_fact(own, relation),), name="own")
-    elif case is None:
-        raise InputError(
-            "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
-            "`hijacklens facts` lists case ids."
-        )
-    else:
-        facts = choose_facts(source or "atlas", (), (case,), None, seed)
-    specified = read_probes(probes)
-    if top < 1:
-        raise InputError(f"--top must be at least 1, not {top}.")
-    label = f"trace-{Path(name).name}-{'own' if case is None else case}"
-
-    from hijacklens.files import check_folder, claim_folder
+    from hijacklens.files import claim_folder
     from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
-    folder = check_folder(out or usual_folder(label, overwrite=overwrite), overwrite=overwrite)
+    place = folder.check(f"trace-{Path(name).name}-{'own' if case is None else case}")
 
-    from hijacklens.models.loading import load_model
     from hijacklens.progress import bar
     from hijacklens.scoring.pairs import pairs
     from probes.logit_shift import trace
     from probes.logit_shift.page import save_attention_page, with_patterns
 
-    say_loading(name, quiet=quiet)
-    model = load_model(name, **loading)
-    on = make_probes(specified, model, None, quiet=quiet)
+    output.loading(name)
+    model = loading.load(name)
+    active = [probe.probe(model=model, quiet=output.quiet) for probe in probes]
     pair = pairs(model, facts, scheme=rule, dose=dose, seed=seed)
-    with bar(4, unit="steps", label="trace", quiet=quiet) as progress:
-        account = trace(model, pair, probes=on)
+    with bar(4, unit="steps", label="trace", quiet=output.quiet) as progress:
+        account = trace(model, pair, probes=active)
         progress.update()
-        account = with_patterns(model, account, probes=on)
+        account = with_patterns(model, account, probes=active)
         progress.update()
-        claim_folder(folder, overwrite=overwrite)
-        save_attention_page(model, account, folder / PAGE, probes=on)
+        claim_folder(place, overwrite=folder.overwrite)
+        save_attention_page(model, account, place / PAGE, probes=active)
         progress.update()
-        account.save(folder, overwrite=overwrite)
+        account.save(place, overwrite=folder.overwrite)
         progress.update()
-    written = [*account.files(), PAGE, "result.json"]
-    if as_json:
-        document(
-            folder=str(folder),
-            files=written,
-            seed=seed,
-            fact=asdict(account.settings.fact),
-            probes=list(account.settings.probes),
-            bare=account.bare,
-            hijacked=account.hijacked,
-            shift=account.shift,
-            residual=account.residual,
-            parts=records(account.summary()),
-            biggest=records(account.biggest(top, by=BY)),
-        )
-        return
-    show(account.glance(top), files_written(folder, written))
-
-
-def _own_fact(given: dict[str, str | None], relation: str) -> Fact:
-    """The fact that the options spell out."""
-    from hijacklens.facts.fact import Fact
-    from hijacklens.facts.relations import country_of_language
-
-    missing = [option for option, value in given.items() if not value]
-    if missing:
-        raise InputError(f"a fact of your own also needs {' and '.join(missing)}.")
-    prompt, subject, true, false = (str(value) for value in given.values())
-    if prompt.count(subject) != 1:
-        raise InputError(
-            f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt; it must "
-            "occur once."
-        )
-    return Fact(
-        case_id=0,
-        relation_id=relation,
-        subject=subject,
-        template=prompt.replace(subject, "{}"),
-        target_true=true,
-        target_false=false,
-        near_true=country_of_language().get(true),
-        near_false=country_of_language().get(false),
+    files = [*files_in(place), PAGE]
+    output.show(
+        account.glance(top),
+        files_written(place, files),
+        folder=str(place),
+        files=files,
+        seed=seed,
+        fact=asdict(account.settings.fact),
+        probes=list(account.settings.probes),
+        bare=account.bare,
+        hijacked=account.hijacked,
+        shift=account.shift,
+        residual=account.residual,
+        parts=records(account.summary()),
+        biggest=records(account.biggest(top, by=BY)),
     )
+
+
+def _fact(written: WrittenFact, source: str | None, case: int | None, seed: int) -> FactSet:
+    """Return the one fact that is written as options, or has this case id."""
+    from hijacklens.facts.fact import FactSet
+
+    parts = ("prompt", "subject", "target_true", "target_false")
+    if any(getattr(written, part) for part in parts):
+        if source is not None or case is not None:
+            raise InputError(
+                "give either a fact of your own (--prompt, ...) or --facts and --case."
+            )
+        written.require("a fact of your own also", parts)
+        return FactSet((written.fact(),), name="own")
+    if case is None:
+        raise InputError(
+            "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
+            "`hijacklens facts` lists case ids."
+        )
+    return choose_facts(source or "atlas", (), (case,), None, seed)

@@ -8,19 +8,23 @@ from typing import Any
 
 import click
 
-from analyses.commands.options import overwrite_option
-from analyses.commands.screen import document, files_written, output_options, records, show
+from analyses.commands.options import SHOWN, RenamedOption, overwrite_option
+from analyses.commands.screen import Output, files_in, files_written, output_options, records
 from hijacklens.errors import InputError, unknown
 
 TASK = ("bits", "omega", "beta", "length", "support")
 PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
-SHOWN: dict[str, Any] = {"show_default": True}
 
 
 @click.command("train")
 @click.option("--bits", type=int, required=True, help="m; the vocabulary has 2^m tokens.")
 @click.option(
-    "--d-model", "--dim", "d_model", type=int, required=True, help="Width of the embeddings, d."
+    "--d-model",
+    cls=RenamedOption,
+    formerly="--dim",
+    type=int,
+    required=True,
+    help="Width of the embeddings, d.",
 )
 @click.option("--length", type=int, default=256, help="Tokens in a context, L.", **SHOWN)
 @click.option("--omega", type=float, default=0.5, help="Share of informative tokens.", **SHOWN)
@@ -56,7 +60,7 @@ SHOWN: dict[str, Any] = {"show_default": True}
     "best_learning_rate",
     "bayes_loss",
 )
-def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> None:
+def command(freeze: str, lr: str, out: Path, output: Output, **settings: Any) -> None:
     """Train one-layer transformers on latent concept association, all seeds and rates at once.
 
     The table has a row per learning rate and seed: accuracy on fresh contexts (95% interval),
@@ -89,19 +93,19 @@ def command(freeze: str, lr: str, out: Path, as_json: bool, **settings: Any) -> 
 
     task = ConceptTask(**{name: settings.pop(name) for name in TASK})
     frozen = [PARTS[part] for part in parts]
-    result = train(task, learning_rates=rates, freeze=frozen, out=out, **settings)
-    best = result.best_learning_rate
-    written = ["summary.csv", "curves.csv", "result.json", *result.figure_names, "models/"]
-    if as_json:
-        document(
-            folder=str(out),
-            files=written,
-            task=result.task.configuration(),
-            recipe=asdict(result.recipe),
-            seeds=list(result.recipe.seeds),
-            summary=records(result.summary()),
-            best_learning_rate=best,
-            bayes_loss=result.bayes_loss,
-        )
-        return
-    show(result.glance(), files_written(out, written))
+    result = train(
+        task, learning_rates=rates, freeze=frozen, out=out, quiet=output.quiet, **settings
+    )
+    written = files_in(out)
+    output.show(
+        result.glance(),
+        files_written(out, written),
+        folder=str(out),
+        files=written,
+        task=result.task.configuration(),
+        recipe=asdict(result.recipe),
+        seeds=list(result.recipe.seeds),
+        summary=records(result.summary()),
+        best_learning_rate=result.best_learning_rate,
+        bayes_loss=result.bayes_loss,
+    )

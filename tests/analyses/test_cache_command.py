@@ -133,7 +133,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     assert run(*words) == 130
     printed = capsys.readouterr()
     assert printed.err.split("\n") == [
-        "note: what is finished is kept; the same command goes on from there.",
+        "note: finished readings are kept; the same command resumes from there.",
         "",  # after the ^C of a terminal
         "hijacklens: stopped.",
         "",
@@ -167,7 +167,10 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
 def test_ctrl_c_without_a_store_says_so(folders, cache, tmp_path, capsys, monkeypatch):
     interrupted_in_call(1, monkeypatch)
     assert run(*command(folders, tmp_path / "out", "--no-cache")) == 130
-    assert "note: there is no store, so the same command starts anew." in capsys.readouterr().err
+    assert (
+        "note: there is no store, so the same command starts from scratch."
+        in capsys.readouterr().err
+    )
 
 
 def test_a_broken_store_is_told_in_one_line(folders, cache, tmp_path, capsys):
@@ -196,7 +199,7 @@ def test_a_full_disk_at_the_end_is_one_line(folders, cache, tmp_path, capsys, mo
     assert run(*command(folders, tmp_path / "out")) == 2
     printed = capsys.readouterr().err
     assert "No space left on device" in printed
-    assert "the same command takes it from there" in printed
+    assert "the same command resumes from there" in printed
     monkeypatch.undo()
     monkeypatch.setenv("HIJACKLENS_CACHE", str(cache.parent))
     monkeypatch.delenv("HIJACKLENS_STORE")
@@ -254,7 +257,7 @@ def test_a_command_that_gets_a_signal_goes_on(folders, cache, tmp_path, which, c
     told = child.communicate(timeout=120)[1]
     assert child.returncode == (130 if which == signal.SIGINT else -which)
     if which == signal.SIGINT:
-        assert "the same command goes on from there" in told
+        assert "the same command resumes from there" in told
         assert "Traceback" not in told
     done = readings_in(cache)
     child = shell(words, cache)

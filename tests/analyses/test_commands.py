@@ -128,7 +128,10 @@ def test_relation_and_case_filters(folders, tmp_path):
             "unknown relation in atlas 'P9999'",
         ),
         (["hijack", "--model", "{gpt2}", "--case", "-4"], "atlas has no case -4"),
-        (["hijack", "--model", "{gpt2}", "--limit", "0"], "--limit must be at least 1"),
+        (
+            ["hijack", "--model", "{gpt2}", "--limit", "0"],
+            "--limit is 0; give a whole number of at least 1",
+        ),
         (["hijack", "--model", "{gpt2}", "--dtype", "float8"], "unknown dtype 'float8'"),
         (["hijack", "--model", "{gpt2}", "--device", "cuda:9"], "'cuda:9' is not there"),
         (["hijack", "--model", "{gpt2}", "--template", "x"], "has no name"),
@@ -143,6 +146,7 @@ def test_relation_and_case_filters(folders, tmp_path):
         (["ask", "", "--model", "{gpt2}"], "the prompt is empty"),
         (["ask", "Rome is", "--model", "{gpt2}", "--tokens", "500"], "context window"),
         (["facts", "--relation", "P1"], "unknown relation in atlas"),
+        (["trace", "--model", "{gpt2}", "--case", "1", "--top", "0"], "not in the range x>=1"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, folders, tmp_path, capsys):
@@ -259,3 +263,19 @@ def test_template_option():
     assert read_template("a=b=c {target_false}") == ("a", "b=c {target_false}")
     with pytest.raises(InputError, match="has no name"):
         read_template("Never say {target_false}.")
+
+
+def test_old_names_work_with_a_note(folders, capsys):
+    base = ["plan", "--model", folders / "tiny-gpt2", "--facts", folders / "facts.jsonl"]
+    for words in (["--way", "plain"], ["--way=plain"], ["--sharing", "plain"]):
+        assert run(*base, *words) == 0
+        printed = capsys.readouterr()
+        assert "plain, as" in printed.out
+        note = "note: --way is now called --sharing; the next release drops the old name.\n"
+        assert printed.err == (note if "--way" in words[0] else "")
+    assert run("plan", "--help") == 0
+    assert "--way" not in capsys.readouterr().out
+    ask = ["ask", "Rome is", "--model", folders / "tiny-gpt2", "--tokens", "1", "--top", "1"]
+    assert run(*ask, "--probe", "knock-out:from=last,to=at:0") == 0
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1 and "from is now called source" in notes[0]

@@ -74,8 +74,8 @@ def test_search_and_held_out_test(folders, tmp_path, capsys):
     [
         (["--scheme", "do-not-thinc"], "did you mean 'do-not-think'"),
         (["--test-scheme", "thinc"], "did you mean 'think'"),
-        (["--size", "9", "--candidates", "4"], "--size 9, --candidates 4"),
-        (["--random-sets", "-1"], "--random-sets -1"),
+        (["--size", "9", "--candidates", "4"], "cannot choose 9 heads from 4 candidates"),
+        (["--random-sets", "-1"], "-1 is not in the range x>=0"),
         (["--test-doses", "2-1"], "neither a number nor a rising range"),
         (["--dose", "0"], "a dose from 1 on"),
         (["--case", "3"], "1 facts among its 1 facts"),

@@ -108,7 +108,6 @@ def test_a_fact_of_a_file_and_the_same_of_ones_own(folders, tmp_path, capsys):
         ((*OWN[:3], "Louvre", *OWN[4:]), "occurs 0 times in the prompt"),
         ((*OWN, "--dose", 0), "dose from 1 on"),
         ((*OWN, "--scheme", "do-think"), "unknown scheme 'do-think'"),
-        ((*OWN, "--top", 0), "--top must be at least 1"),
     ],
 )
 def test_bad_options_give_one_line(folders, tmp_path, capsys, options, message):

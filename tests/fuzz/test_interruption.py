@@ -93,7 +93,7 @@ def test_hijack_keeps_its_readings(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(OpenStore, "keep", slow)
         text = interrupted(line, mark, tmp_path / "errors")
-    assert "the same command goes on from there" in text
+    assert "the same command resumes from there" in text
     assert not (out / RECORD).exists()
     main(line)
     found = load_result(out)

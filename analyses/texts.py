@@ -1,4 +1,4 @@
-"""TODO."""
+"""Read what a user writes in short: a fact source with its filters, and doses."""
 
 from __future__ import annotations
 
@@ -18,22 +18,31 @@ def choose_facts(
     limit: int | None,
     seed: int,
 ) -> FactSet:
-    """The facts that the options of `facts_options` name."""
+    """Load facts and choose among them.
+
+    Args:
+        source: `atlas`, `counterfact`, a file, or a hub id.
+        relations: Only facts of these relations; of all by default.
+        cases: Only facts with these case ids; all by default.
+        limit: Draw at most so many facts.
+        seed: Seeds the draw.
+
+    Raises:
+        InputError: The facts cannot be read, or a relation, case or limit does not fit them.
+    """
     from hijacklens.facts.atlas import atlas
     from hijacklens.facts.counterfact import counterfact
 
     if source == "atlas":
-        found = atlas()
+        facts = atlas()
     else:
-        found = counterfact(None if source == "counterfact" else source)
-    found = found.where(relation=relations or None, case_ids=cases or None)
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be at least 1, not {limit}.")
-    return found.limit(limit, seed=seed)
+        facts = counterfact(None if source == "counterfact" else source)
+    facts = facts.where(relation=relations or None, case_ids=cases or None)
+    return facts.limit(limit, seed=seed)
 
 
 def read_doses(text: str) -> tuple[int, ...]:
-    """Doses written as a range and a list, such as `0-5` or `0,1,5`.
+    """Return the doses of a range or a list, such as `0-5` or `0,1,5`.
 
     >>> read_doses("0-2,5")
     (0, 1, 2, 5)

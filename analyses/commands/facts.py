@@ -62,7 +62,7 @@ def command(facts: FactsChoice, show_facts: bool, output: Output) -> None:
         grid,
         name=chosen.name,
         n=len(chosen),
-        hash=digest,
+        hash=chosen.content_hash(),
         seed=facts.seed,
         note=chosen.note or None,
         unreadable=[asdict(row) for row in chosen.skipped],

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Sweeps: many runs from one file."""

@@ -1,4 +1,4 @@
-r"""The file of a sweep: TOML, checked key by key before anything runs.
+r"""The file of a sweep: TOML, checked before anything runs.
 
     [scoring]     models x schemes x facts x seeds
     [training]    tasks x recipes, each recipe with all its seeds and learning rates
@@ -10,73 +10,219 @@ r"""The file of a sweep: TOML, checked key by key before anything runs.
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from analyses.texts import read_doses
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, choice, shown, unknown, whole_number
 from hijacklens.files import named_path
+from hijacklens.models.loading import DTYPES
+from hijacklens.one_layer.recipe import MOST_SEEDS, RENAMED, Recipe
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.prompts.schemes import Scheme, schemes
 from hijacklens.renamed import with_new_names
+from hijacklens.scoring.efficacy import RULES
+from probes.specification import parse
 
+T = TypeVar("T")
 TASK_KEYS = ("bits", "omega", "beta", "length", "support")
+EXAMPLES = {
+    "models": 'models = ["smollm2-135m"]',
+    "source": 'source = "gpt2", the name or folder of the model',
+    "tasks": "[[training.tasks]] and bits = 5",
+    "recipes": "[[training.recipes]] and d_model = 16",
+}
+"""Required key -> what to write."""
+FORMS = {
+    "model_type": "a table",
+    "dict_type": "a table",
+    "tuple_type": "a list",
+    "too_short": "a list with at least one item",
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "greater_than": "a whole number of at least 1",
+    "greater_than_equal": "a whole number of at least 0",
+    "bool_type": "true or false",
+}
+"""Type of a pydantic error -> what to give."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FactsEntry:
+def _distinct(items: tuple[T, ...]) -> tuple[T, ...]:
+    for i, item in enumerate(items):
+        if item in items[:i]:
+            raise InputError(f"{shown(item)} is listed twice; list it once.")
+    return items
+
+
+def _seeds(value: Any) -> Any:
+    """Return the seeds of a count."""
+    if isinstance(value, list):
+        return value
+    return tuple(range(whole_number("seeds", value, least=1, most=MOST_SEEDS)))
+
+
+def _doses(value: Any) -> tuple[int, ...]:
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    try:
+        return read_doses(text)
+    except InputError as error:
+        raise InputError(str(error).removeprefix("--")) from error
+
+
+def _probe(text: str) -> str:
+    if parse(text).needs_model:
+        raise InputError(
+            f"{text!r} is made for one model from its own outputs, which a sweep cannot do. Take "
+            "kind=zero, or `hijacklens hijack`."
+        )
+    return text
+
+
+def _source(value: Any) -> Any:
+    """Return the table that a text stands for."""
+    return {"source": value} if isinstance(value, str) else value
+
+
+def _made(kind: Callable[..., T], required: str, keys: Iterable[str], table: dict[str, Any]) -> T:
+    """Make a task or recipe of a table; the library checks the values."""
+    for key in table:
+        if key not in keys:
+            raise unknown("key", key, keys)
+    if required not in table:
+        raise InputError(f"it lacks {required}.")
+    try:
+        return kind(**table)
+    except TypeError as error:
+        raise InputError(str(error)) from error
+
+
+def _task(table: dict[str, Any]) -> dict[str, Any]:
+    return _made(ConceptTask, "bits", TASK_KEYS, table).configuration()
+
+
+def _recipe(table: dict[str, Any]) -> dict[str, Any]:
+    keys = [field.name for field in fields(Recipe)]
+    return asdict(_made(Recipe, "d_model", keys, with_new_names(table, RENAMED)))
+
+
+Several = Annotated[tuple[T, ...], Field(min_length=1, strict=False)]
+Distinct = Annotated[Several[T], AfterValidator(_distinct)]
+
+
+class Table(BaseModel):
+    """A table of the file. Unknown keys are refused, and values are not converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    settings_of_all: ClassVar[tuple[str, ...]] = ()
+    """Keys that set a default for the tables below this one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        """Refuse an unknown key with the nearest name."""
+        for key in given if isinstance(given, dict) else ():
+            if key not in cls.model_fields:
+                raise unknown("key", key, [*cls.model_fields, *cls.settings_of_all])
+        return given
+
+
+class FactsEntry(Table):
     """A set of facts, as the options of `hijacklens hijack` choose one."""
 
     source: str = "atlas"
-    relations: tuple[str, ...] = ()
-    cases: tuple[int, ...] = ()
-    limit: int | None = None
+    relations: Several[str] = ()
+    cases: Several[NonNegativeInt] = ()
+    limit: PositiveInt | None = None
     name: str = ""
-    """What the table calls it; by default its source."""
+    """The name in the table; by default the source."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelEntry:
+class ModelEntry(Table):
     """A model, as `hijacklens.load_model` takes it."""
 
     source: str
-    dtype: str = "float32"
+    dtype: Annotated[str, AfterValidator(lambda dtype: choice("dtype", dtype, DTYPES))] = "float32"
     device: str | None = None
-    devices: int = 1
+    devices: PositiveInt = 1
     revision: str | None = None
     trust_remote_code: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringPlan:
+class ScoringPlan(Table):
     """What is scored."""
 
-    models: tuple[ModelEntry, ...]
-    schemes: tuple[str, ...] = ("do-not-think",)
-    templates: Mapping[str, str] = field(default_factory=dict)
-    facts: tuple[FactsEntry, ...] = (FactsEntry(),)
-    seeds: tuple[int, ...] = (0,)
-    doses: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    probes: tuple[str, ...] = ()
-    rule: str = "first"
+    models: Distinct[Annotated[ModelEntry, BeforeValidator(_source)]]
+    schemes: Distinct[str] = ("do-not-think",)
+    templates: dict[str, str] = {}
+    facts: Distinct[Annotated[FactsEntry, BeforeValidator(_source)]] = (FactsEntry(),)
+    seeds: Annotated[Distinct[NonNegativeInt], BeforeValidator(_seeds)] = (0,)
+    doses: Annotated[Several[int], BeforeValidator(_doses)] = (0, 1, 2, 3, 4, 5)
+    probes: Annotated[tuple[Annotated[str, AfterValidator(_probe)], ...], Field(strict=False)] = ()
+    rule: Annotated[str, AfterValidator(lambda rule: choice("rule", rule, RULES))] = "first"
     """The rule of the table; the results of the cells hold all three."""
-    batch_tokens: int | None = None
+    batch_tokens: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _schemes_exist(self) -> ScoringPlan:
+        for name, text in self.templates.items():
+            if name in schemes():
+                raise InputError(f"templates: the scheme {name!r} exists; choose another name.")
+            Scheme(name=name, template=text)
+        allowed = [*schemes(), *self.templates]
+        for name in self.schemes:
+            if name not in allowed:
+                raise unknown("scheme", name, allowed, "Write your own in [scoring.templates].")
+        return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingPlan:
-    """What is trained: the arguments of `ConceptTask`, and those of `hijacklens.train`."""
+class TrainingPlan(Table):
+    """What is trained: the arguments of `ConceptTask`, and the settings of `Recipe`."""
 
-    tasks: tuple[Mapping[str, Any], ...]
-    recipes: tuple[Mapping[str, Any], ...]
+    tasks: Distinct[Annotated[dict[str, Any], AfterValidator(_task)]]
+    recipes: Distinct[Annotated[dict[str, Any], AfterValidator(_recipe)]]
+    settings_of_all = ("seeds", "learning_rates")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shared_settings(cls, given: Any) -> Any:
+        """Add the seeds and learning rates of [training] to each recipe."""
+        if not isinstance(given, dict):
+            return given
+        shared = {key: given[key] for key in cls.settings_of_all if key in given}
+        rest = {key: value for key, value in given.items() if key not in shared}
+        if isinstance(rest.get("recipes"), list):
+            rest["recipes"] = [
+                {**shared, **table} if isinstance(table, dict) else table
+                for table in rest["recipes"]
+            ]
+        return rest
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> TrainingPlan:
+        for recipe in self.recipes:
+            for task in self.tasks:
+                Recipe(**recipe).runs(ConceptTask.from_configuration(task))
+        return self
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SweepPlan:
-    """A sweep as it was written, read and checked."""
+class SweepPlan(Table):
+    """A sweep, read and checked."""
 
     scoring: ScoringPlan | None = None
     training: TrainingPlan | None = None
@@ -86,12 +232,12 @@ def load_sweep(path: Path) -> SweepPlan:
     """Read the file of a sweep.
 
     Raises:
-        InputError: It is not there, is no TOML, or says something that cannot be done.
+        InputError: The file cannot be read, is not TOML, or has an unknown key or a wrong value.
     """
     path = named_path(path, "sweep")
     try:
         if not path.is_file() and path.exists() and not path.is_dir():
-            raise OSError("it is no file")  # a pipe would be waited for
+            raise OSError("it is not a regular file")  # reading a pipe would wait forever
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -109,214 +255,36 @@ def read_sweep(text: str) -> SweepPlan:
     """Read the text of a sweep.
 
     Raises:
-        InputError: It is no TOML, has an unknown key or a value that does not fit, or asks for
-            nothing; the message names the key and what is allowed.
+        InputError: The text is not TOML, is empty, or has an unknown key or a wrong value; the
+            message names the key and what is allowed.
     """
     toml: Any = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        given = toml.loads(text)
+        tables = toml.loads(text)
     except toml.TOMLDecodeError as error:
-        raise InputError(f"this is no TOML: {error}.") from error
-    _known(given, ("scoring", "training"), "the file")
-    if not given:
-        raise InputError("it asks for nothing; it needs a table [scoring] or [training].")
-    tables = {name: _table(value, f"[{name}]") for name, value in given.items()}
-    return SweepPlan(
-        scoring=_scoring(tables["scoring"]) if "scoring" in tables else None,
-        training=_training(tables["training"]) if "training" in tables else None,
-    )
-
-
-def _scoring(given: Mapping[str, Any]) -> ScoringPlan:
-    from hijacklens.prompts.schemes import Scheme, schemes
-    from hijacklens.scoring.efficacy import RULES
-    from probes.specification import parse
-
-    where = "[scoring]"
-    _known(given, [f.name for f in dataclasses.fields(ScoringPlan)], where)
-    found: dict[str, Any] = {}
-    if "models" not in given:
-        raise InputError(f'{where} lacks models; write models = ["smollm2-135m"].')
-    found["models"] = _distinct(
-        [_model(item) for item in _items(given["models"], f"{where} models")], f"{where} models"
-    )
-    if "templates" in given:
-        templates = _table(given["templates"], "[scoring.templates]")
-        for name, text in templates.items():
-            if name in schemes():
-                raise InputError(f"[scoring.templates] {name}: this scheme exists; rename yours.")
-            Scheme(name=name, template=_of(str, text, f"[scoring.templates] {name}", "a text"))
-        found["templates"] = dict(templates)
-    if "schemes" in given:
-        names = _distinct(_texts(given["schemes"], f"{where} schemes"), f"{where} schemes")
-        allowed = [*schemes(), *found.get("templates", {})]
-        for name in names:
-            if name not in allowed:
-                raise unknown("scheme", name, allowed, "Your own stand in [scoring.templates].")
-        found["schemes"] = names
-    if "facts" in given:
-        entries = [_facts(item) for item in _items(given["facts"], f"{where} facts")]
-        found["facts"] = _distinct(entries, f"{where} facts")
-    if "seeds" in given:
-        found["seeds"] = _seeds(given["seeds"], where)
-    if "doses" in given:
-        found["doses"] = _doses(given["doses"])
-    if "probes" in given:
-        found["probes"] = _texts(given["probes"], f"{where} probes", empty=True)
-        for probe in found["probes"]:
-            if parse(probe).needs_model:
-                raise InputError(
-                    f"{where} probes: {probe!r} is made for one model from its own outputs, which "
-                    "a sweep cannot do. Take kind=zero, or `hijacklens hijack`."
-                )
-    if "rule" in given:
-        found["rule"] = _of(str, given["rule"], f"{where} rule", "a text")
-        if found["rule"] not in RULES:
-            raise unknown("rule", found["rule"], RULES)
-    if "batch_tokens" in given:
-        found["batch_tokens"] = _whole(given["batch_tokens"], f"{where} batch_tokens", 1)
-    return ScoringPlan(**found)
-
-
-def _model(given: Any) -> ModelEntry:
-    from hijacklens.models.loading import DTYPES
-
-    where = "[scoring] models"
-    if isinstance(given, str):
-        return ModelEntry(source=given)
-    table = _table(given, where, "a name, or a table such as { source = 'gpt2', dtype = ... }")
-    _known(table, [f.name for f in dataclasses.fields(ModelEntry)], where)
-    if "source" not in table:
-        raise InputError(f"{where}: {dict(table)} lacks source, the model's name or folder.")
-    for key, value in table.items():
-        if key == "devices":
-            _whole(value, f"{where} devices", 1)
-        else:
-            kind = bool if key == "trust_remote_code" else str
-            _of(kind, value, f"{where} {key}", "true or false" if kind is bool else "a text")
-    if table.get("dtype", "float32") not in DTYPES:
-        raise unknown("dtype", table["dtype"], DTYPES)
-    return ModelEntry(**table)
-
-
-def _facts(given: Any) -> FactsEntry:
-    where = "[scoring] facts"
-    if isinstance(given, str):
-        return FactsEntry(source=given)
-    table = dict(_table(given, where, "a source, or a table such as { source = 'atlas' }"))
-    _known(table, [f.name for f in dataclasses.fields(FactsEntry)], where)
-    for key, value in table.items():
-        if key == "relations":
-            table[key] = _texts(value, f"{where} relations")
-        elif key == "cases":
-            cases = _items(value, f"{where} cases")
-            table[key] = tuple(_whole(case, f"{where} cases") for case in cases)
-        elif key == "limit":
-            _whole(value, f"{where} limit", 1)
-        else:
-            _of(str, value, f"{where} {key}", "a text")
-    return FactsEntry(**table)
-
-
-def _training(given: Mapping[str, Any]) -> TrainingPlan:
-    from hijacklens.one_layer.recipe import RENAMED, Recipe
-    from hijacklens.one_layer.task import ConceptTask
-
-    where = "[training]"
-    _known(given, ("tasks", "recipes", "seeds", "learning_rates"), where)
-    shared = {key: given[key] for key in ("seeds", "learning_rates") if key in given}
-    lists: dict[str, list[Mapping[str, Any]]] = {}
-    for name, example in (("tasks", "bits = 5"), ("recipes", "d_model = 16")):
-        if name not in given:
-            raise InputError(f"{where} lacks {name}; write [[training.{name}]] and {example}.")
-        there = f"[[training.{name}]]"
-        lists[name] = [_table(item, there) for item in _items(given[name], there)]
-    keys = [f.name for f in dataclasses.fields(Recipe)]
-    tasks, recipes = [], []
-    for table in lists["tasks"]:
-        _known(table, TASK_KEYS, "[[training.tasks]]")
-        tasks.append(_made(ConceptTask, table, "[[training.tasks]]", "bits").configuration())
-    for table in lists["recipes"]:
-        table = with_new_names(table, RENAMED)
-        _known(table, keys, "[[training.recipes]]")
-        chosen = {**shared, **table}
-        chosen["seeds"] = _seeds(chosen.get("seeds", 5), "[training]")
-        for name in ("learning_rates", "freeze"):
-            if name in chosen:
-                chosen[name] = tuple(_items(chosen[name], f"[[training.recipes]] {name}"))
-        recipe = _made(Recipe, chosen, "[[training.recipes]]", "d_model")
-        for task in tasks:
-            recipe.runs(ConceptTask.from_configuration(task))  # what does not go together shows
-        recipes.append(dataclasses.asdict(recipe))
-    return TrainingPlan(
-        tasks=_distinct(tasks, f"{where} tasks"), recipes=_distinct(recipes, f"{where} recipes")
-    )
-
-
-def _made(kind: Callable[..., Any], given: Mapping[str, Any], where: str, needed: str) -> Any:
-    if needed not in given:
-        raise InputError(f"{where} lacks {needed}.")
+        raise InputError(f"this is not TOML: {error}.") from error
+    if not tables:
+        raise InputError("the sweep is empty; it needs a table [scoring] or [training].")
     try:
-        return kind(**given)
-    except (InputError, TypeError) as error:
-        raise InputError(f"{where}: {error}") from error
+        return SweepPlan.model_validate(tables)
+    except ValidationError as error:
+        raise _refusal(error.errors()[0]) from error
 
 
-def _known(given: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
-    for key in given:
-        if key not in allowed:
-            raise unknown(f"key in {where}", key, allowed)
+def _refusal(error: Mapping[str, Any]) -> InputError:
+    """Return the error of this package for one of pydantic's."""
+    *tables, last = error["loc"] or ("",)
+    if error["type"] == "missing":
+        return InputError(f"{_path(tables)} lacks {last}; write {EXAMPLES[last]}.")
+    path = _path(error["loc"])
+    if error["type"] == "value_error":
+        return InputError(f"{path}: {error['ctx']['error']}".removeprefix(": "))
+    form = FORMS.get(error["type"])
+    advice = f"give {form}" if form else error["msg"]
+    return InputError(f"{path} is {shown(error['input'])}; {advice}.")
 
 
-def _table(value: Any, where: str, form: str = "a table") -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        raise InputError(f"{where} is {value!r}; give {form}.")
-    return value
-
-
-def _items(value: Any, where: str) -> list[Any]:
-    if not isinstance(value, list) or not value:
-        raise InputError(f"{where} is {value!r}; give a list with at least one item.")
-    return value
-
-
-def _of(kind: type, value: Any, where: str, form: str) -> Any:
-    if not isinstance(value, kind):
-        raise InputError(f"{where} is {value!r}; give {form}.")
-    return value
-
-
-def _texts(value: Any, where: str, *, empty: bool = False) -> tuple[str, ...]:
-    if empty and value == []:
-        return ()
-    return tuple(_of(str, item, where, "texts") for item in _items(value, where))
-
-
-def _whole(value: Any, where: str, least: int = 0) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{where} is {value!r}; give a whole number of at least {least}.")
-    return value
-
-
-def _seeds(value: Any, where: str) -> tuple[int, ...]:
-    """A number of seeds, or a list of them."""
-    if isinstance(value, (list, tuple)) and value:
-        seeds = tuple(_whole(seed, f"{where} seeds") for seed in value)
-        return _distinct(seeds, f"{where} seeds")
-    return tuple(range(_whole(value, f"{where} seeds", 1)))
-
-
-def _doses(value: Any) -> tuple[int, ...]:
-    if isinstance(value, list):
-        value = ",".join(map(str, value))
-    try:
-        return read_doses(str(value))
-    except InputError as error:
-        raise InputError(str(error).replace("--doses", "[scoring] doses", 1)) from error
-
-
-def _distinct(items: Sequence[Any], where: str) -> tuple[Any, ...]:
-    for i, item in enumerate(items):
-        if item in items[:i]:
-            raise InputError(f"{where}: {item!r} stands there twice; give it once.")
-    return tuple(items)
+def _path(location: Iterable[str | int]) -> str:
+    """Write a place in the file, such as `scoring.models[0].dtype`."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+    return "".join(parts).removeprefix(".")

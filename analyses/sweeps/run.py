@@ -16,7 +16,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.reproduction.check import mean
-from analyses.sweeps.file import ModelEntry, ScoringPlan, SweepPlan, TrainingPlan
+from analyses.sweeps.file import ScoringPlan, SweepPlan, TrainingPlan
 from analyses.texts import choose_facts
 from hijacklens import plots
 from hijacklens.errors import InputError
@@ -253,7 +253,7 @@ def run_sweep(
     failed = pd.DataFrame(missing, columns=list(FAILED_COLUMNS))
     table = whole_numbers(pd.DataFrame(rows if rows else {"kind": []}))
     settings = SweepSettings(
-        sweep=json.loads(json.dumps(asdict(plan))), cells=tuple(cell.name for cell in cells)
+        sweep=plan.model_dump(mode="json"), cells=tuple(cell.name for cell in cells)
     )
     result = SweepResult(table, failed, settings, Provenance.now())
     result.save(out, overwrite=True)
@@ -288,7 +288,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
                     "seed": seed,
                 },
                 {
-                    "model": asdict(model),
+                    "model": model.model_dump(),
                     "facts": facts.content_hash(),
                     "scheme": [name, texts],
                     "seed": seed,
@@ -328,7 +328,7 @@ def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
     """Run the scoring cells of one model."""
     plan = sweep.plan.scoring
     assert plan is not None
-    loader = ModelLoader(**asdict(ModelEntry(**cells[0].asked["model"])))
+    loader = ModelLoader(**cells[0].asked["model"])
     with sweep.listing(cells):
         if isinstance(sweep.execution.engine, RayEngine):
             model, running = loader, sweep.execution.engine.replicas(loader)

@@ -98,7 +98,7 @@ def main() -> None:
         hl.pairs(model, chosen_on, scheme=SCHEME, dose=1),
         size=5,
         candidates=12,
-        attribution="direct",
+        method=heads.Method(attribution="direct"),
     )
     found.save(given.out / "search", overwrite=True)
     print(found.to_dataframe().head(12).round(4).to_string())

@@ -187,8 +187,7 @@ class LogitLens(Result):
         tokens = rows.groupby("position")["token"].first()
         last, fact = self.at_last(), self.settings.fact
         what = f"logit {fact.target_false!r} - logit {fact.target_true!r}"
-        n = len(grid.columns)
-        width, height = max(4.4, 1.8 + 0.2 * n), max(3.2, 1.4 + 0.22 * len(grid))
+        width, height = max(4.4, 1.8 + 0.2 * len(grid.columns)), max(3.2, 1.4 + 0.22 * len(grid))
         with plots.canvas(1, 2, width=width, height=height) as (figure, (lines, ax)):
             for i, one in enumerate(doses):
                 at = last[last["dose"] == one]
@@ -208,15 +207,10 @@ class LogitLens(Result):
             lines.set_title(f"{self.settings.model.name}, {self.settings.scheme.name}")
             lines.legend()
             # With tied embeddings a target's own embedding would dominate the colour scale.
-            top = float(np.abs(grid.to_numpy()[:, 1:]).max()) or 1.0
-            image = ax.imshow(grid, cmap="RdBu_r", vmin=-top, vmax=top, aspect="auto")
-            ax.grid(visible=False)
-            labels = [str(text).replace("$", r"\$") for text in tokens]
-            ax.set_yticks(range(len(grid)), labels)
-            step = -(-n // 16)
-            ax.set_xticks(range(0, n, step), [str(layer) for layer in grid.columns[::step]])
+            top = float(np.abs(grid.to_numpy()[:, 1:]).max())
+            values, layers = grid.to_numpy(), grid.columns
+            plots.heat_map(ax, values, rows=tokens, columns=layers, label=what, limit=top)
             ax.set(xlabel="after layer", title=f"dose {shown}, every token")
-            figure.colorbar(image, ax=ax, label=what, extend="both")
         return figure
 
     def findings(self) -> dict[str, Any]:

@@ -191,9 +191,9 @@ def command(
         pairs(model, searched, scheme=scheme, dose=search.dose, seed=facts.seed),
         size=search.size,
         candidates=search.candidates,
-        attribution=search.attribution,
-        kind=search.kind,
-        strategy=search.strategy,
+        method=heads.Method(
+            attribution=search.attribution, kind=search.kind, strategy=search.strategy
+        ),
         **computed,
     )
     (place / RECORD).unlink(missing_ok=True)

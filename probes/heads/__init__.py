@@ -20,6 +20,7 @@ The paper has no head search. Attribution is that of `probes.heads.gradients` or
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -53,7 +54,39 @@ GRADIENT_RUNS = 3
 """The cost of attribution on the progress bar, in runs over the facts."""
 
 
-@renamed(store="execution.store", batch_tokens="execution.batch_tokens")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """How heads are ranked, ablated and chosen.
+
+    Raises:
+        InputError: An unknown choice.
+    """
+
+    attribution: Attribution = "gradient"
+    """`gradient` is attribution patching of the ablation, which includes the effect of a head
+    through later layers; `direct` is what the head itself writes to the logits
+    (`probes.logit_shift.average`)."""
+    kind: Kind = "mean"
+    """The replacement of an ablated head's output: its `mean` over all tokens of the bare queries,
+    or `zero`."""
+    strategy: Strategy = "top"
+    """`top` takes the candidates with the largest exact effects. `greedy` adds one candidate after
+    another, each time the one that increases the effect of the set most; this finds heads that
+    substitute for each other, at `size` times the cost."""
+
+    def __post_init__(self) -> None:
+        choice("attribution", self.attribution, get_args(Attribution))
+        choice("kind of ablation", self.kind, get_args(Kind))
+        choice("strategy", self.strategy, get_args(Strategy))
+
+
+@renamed(
+    attribution="method.attribution",
+    kind="method.kind",
+    strategy="method.strategy",
+    store="execution.store",
+    batch_tokens="execution.batch_tokens",
+)
 @takes_facts
 def search(
     model: HookedLanguageModel,
@@ -61,10 +94,8 @@ def search(
     *,
     size: int = 5,
     candidates: int = 20,
-    attribution: Attribution = "gradient",
-    kind: Kind = "mean",
-    strategy: Strategy = "top",
     layers: Layers = None,
+    method: Method = Method(),
     execution: Execution = Execution(),
     quiet: bool = False,
 ) -> HeadSearch:
@@ -76,15 +107,8 @@ def search(
             facts for `HeadSearch.test` (`halves`). Their seed also seeds the bootstrap.
         size: How many heads to choose.
         candidates: How many heads, those with the highest attribution, are ablated one by one.
-        attribution: `gradient` is attribution patching of the ablation, which includes the effect
-            of a head through later layers; `direct` is what the head itself writes to the logits
-            (`probes.logit_shift.average`).
-        kind: The replacement of an ablated head's output: its `mean` over all tokens of the bare
-            queries, or `zero`.
-        strategy: `top` takes the candidates with the largest exact effects. `greedy` adds one
-            candidate after another, each time the one that increases the effect of the set most;
-            this finds heads that substitute for each other, at `size` times the cost.
         layers: The layers to search; all by default.
+        method: How heads are ranked, ablated and chosen.
         execution: The engine, store, sharing and batch size of the scoring runs, as for
             `hijacklens.hijack`; the batch size also applies to the gradients.
         quiet: Draw no progress bar.
@@ -93,7 +117,7 @@ def search(
         The search; `to_dataframe()`, `growth`, `agreement`, `plot()`, and `test(...)`.
 
     Raises:
-        InputError: An unknown choice, a size above the number of candidates, a layer that the
+        InputError: A size above the number of candidates, a layer that the
             model does not have, or too few facts whose shift can be measured.
 
     Note:
@@ -101,9 +125,6 @@ def search(
         `hijacklens.hijack` for every candidate and every head of the set; with `greedy` about
         `size * candidates` more.
     """
-    choice("attribution", attribution, get_args(Attribution))
-    choice("kind of ablation", kind, get_args(Kind))
-    choice("strategy", strategy, get_args(Strategy))
     one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)")
     size, candidates = whole_number("size", size), whole_number("candidates", candidates)
     if not 1 <= size <= candidates:
@@ -115,7 +136,7 @@ def search(
     if size > len(sites):
         raise InputError(f"cannot choose {size} heads: these layers have {len(sites)}.")
     count = min(candidates, len(sites))
-    steps = count + (size if strategy == "top" else sum(count - i for i in range(size)))
+    steps = count + (size if method.strategy == "top" else sum(count - i for i in range(size)))
     label = str(model.cfg.model_name)
 
     def score(*probes: Probe) -> HijackResult:
@@ -136,9 +157,9 @@ def search(
         facts = pairs.facts.where(case_ids=[pair.fact.case_id for pair in usable])
         shift = _shift(base, facts)
         means = None
-        if kind == "mean":
+        if method.kind == "mean":
             means = mean_outputs(model, facts, batch_tokens=execution.batch_tokens, quiet=True)
-        if attribution == "direct":
+        if method.attribution == "direct":
             by_head = logit_shift.average(model, usable, quiet=True).by_head
             progress.update(GRADIENT_RUNS)
         else:
@@ -151,7 +172,7 @@ def search(
             )
 
         def carried(heads: Sequence[Head]) -> Float[np.ndarray, " fact"]:
-            ablated = score(ablate(heads=heads, kind=kind, means=means))
+            ablated = score(ablate(heads=heads, kind=method.kind, means=means))
             progress.update(1)
             return shift - _shift(ablated, facts)
 
@@ -160,7 +181,7 @@ def search(
         mean = sign * by_head.mean(0)
         best = sorted(sites, key=lambda site: -mean[site])[:count]
         single = {head: carried([head]) for head in best}
-        if strategy == "top":
+        if method.strategy == "top":
             ranked = sorted(best, key=lambda head: -sign * single[head].mean())
             growth = {head: carried(ranked[: i + 1]) for i, head in enumerate(ranked[:size])}
         else:
@@ -181,9 +202,9 @@ def search(
             scheme=pairs.scheme.record(),
             dose=pairs.dose,
             size=size,
-            attribution=attribution,
-            kind=kind,
-            strategy=strategy,
+            attribution=method.attribution,
+            kind=method.kind,
+            strategy=method.strategy,
             layers=tuple(sorted({layer for layer, _ in sites})),
             seed=pairs.seed,
         ),

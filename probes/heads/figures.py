@@ -13,20 +13,20 @@ from hijacklens import plots
 from hijacklens.scoring import efficacy
 
 MOST_BARS = 24
-"""How many exactly ablated heads the figure of a search shows, best first."""
+"""At most this many ablated heads are drawn, those with the largest effects."""
 NO_ABLATION, SET, RANDOM = "#000000", plots.COLOURS[1], "#9A9A9A"
 
 
 def search_figure(
     table: pd.DataFrame, attribution: Float[np.ndarray, "layer head"], *, title: str, axis: str
 ) -> Figure:
-    """Attribution by layer and head with the chosen heads framed, and the exact effects beside it.
+    """Draw attribution by layer and head with the chosen heads framed, and the exact effects.
 
     Args:
         table: A row per head, as `HeadSearch.to_dataframe` gives it.
         attribution: Mean attribution, in logits.
         title: Model, facts, scheme and dose.
-        axis: What the attribution is.
+        axis: The name of the attribution.
     """
     tested = table.dropna(subset="carried").sort_values("carried", ascending=False)
     with plots.canvas(1, 2, width=5.6, height=max(3.6, 0.15 * len(attribution))) as (figure, axes):
@@ -58,7 +58,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
     ax.invert_yaxis()
     ax.axvline(0, color="#444444", linewidth=0.8)
     ax.set(
-        xlabel="shift that goes with the head (logits, 95% interval)",
+        xlabel="shift carried by the head (logits, 95% interval)",
         ylabel="layer.head",
         title="ablated one by one; chosen heads coloured",
     )
@@ -69,7 +69,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
 def held_out_figure(
     items: pd.DataFrame, sets: pd.DataFrame, *, rule: efficacy.Rule, title: str
 ) -> Figure:
-    """Efficacy and shift by scheme and dose, and bare retention: none, the set, random sets."""
+    """Draw efficacy and shift by scheme and dose, and bare retention, under every ablation."""
     table = items.assign(margin=efficacy.margin(items, rule))
     keys = ["ablation", "scheme", "case_id"]
     bare = table.loc[table["dose"] == 0, [*keys, "margin"]].rename(columns={"margin": "bare"})
@@ -89,11 +89,11 @@ def held_out_figure(
         _dots(axes[0], means, "efficacy", sets)
         _dots(axes[1], means, "shift", sets)
         _dots(axes[2], recall, "retention", sets)
-        efficacy_label = f"efficacy: share with false > true\n(rule: {rule})"
+        efficacy_label = f"efficacy: fraction with false > true\n(rule: {rule})"
         axes[0].set(ylabel=efficacy_label, ylim=(-0.02, 1.02))
-        axes[1].set_ylabel("mean shift against the bare query (nats)")
+        axes[1].set_ylabel("mean shift from the bare query (nats)")
         axes[1].axhline(0, color="#888888", linewidth=0.8)
-        axes[2].set(ylabel="retention: share with true > false", ylim=(-0.02, 1.02))
+        axes[2].set(ylabel="retention: fraction with true > false", ylim=(-0.02, 1.02))
         for ax, name in zip(axes, ("hijacked", "hijacked", "side effect on recall"), strict=True):
             ax.set_title(name, fontsize=9)
         axes[0].legend(fontsize=8, loc="best")
@@ -102,7 +102,7 @@ def held_out_figure(
 
 
 def _dots(ax: Axes, means: pd.DataFrame, column: str, sets: pd.DataFrame) -> None:
-    """A column of dots for every run: random sets in grey, then no ablation and the set."""
+    """Draw a column of dots for every run: random sets in grey, no ablation and the set."""
     runs = list(dict.fromkeys(means["run"]))
     kinds = dict(zip(sets["ablation"], sets["kind"], strict=True))
     labels = {

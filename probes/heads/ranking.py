@@ -1,15 +1,16 @@
-"""The result of a search for heads: attribution of all, exact effects of the best, the chosen set.
+"""The result of a search for heads: attribution of all, exact effects of some, the chosen set.
 
 `carried` is in logits: how much smaller the mean logit shift of the facts is without a head (or a
-set), so positive where the head brings the hijack about.
+set). It is positive for heads that bring the hijack about.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, wraps
+from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
 import pandas as pd
@@ -17,29 +18,34 @@ import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from hijacklens.errors import InputError
-from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.errors import InputError, choice
+from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.facts.halves import shared
 from hijacklens.models.hooked import HookedLanguageModel
+from hijacklens.progress import bar
 from hijacklens.prompts.schemes import Scheme
-from hijacklens.renamed import renamed
+from hijacklens.renamed import Function, renamed
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.provenance import Provenance
 from hijacklens.results.result import Result
 from hijacklens.results.stored import NOT_STORED, Stored
 from hijacklens.scoring.execution import Execution
+from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SkippedTable
+from hijacklens.scoring.result import HijackResult
 from hijacklens.scoring.settings import PairSettings, ScoredModel
 from hijacklens.statistics import adjust, paired_mean, signed_rank
-from probes.ablation import MeanOutputs
+from probes.ablation import MeanOutputs, ablate
+from probes.heads.contrasts import CHOSEN, CORRECTED, NONE
 from probes.heads.figures import search_figure
-from probes.heads.held_out import Found, FoundOn, HeadTest, Overlap, run_test
-from probes.heads.sets import Head
+from probes.heads.held_out import KINDS, FoundOn, HeadTest, HeadTestSettings
+from probes.heads.sets import Head, draw, label
 
 AXES = {
     "gradient": "attribution by gradient",
     "direct": "direct logit attribution",
 }
-"""Kind of attribution -> how a figure calls it."""
+"""Kind of attribution -> its name in a figure."""
 ARRAYS = Stored("search.npz")
 
 
@@ -71,17 +77,17 @@ class SearchSettings(PairSettings):
     size: int
     attribution: str
     kind: str
-    """What replaces the output of an ablated head: `mean` or `zero`."""
+    """The replacement of an ablated head's output: `mean` or `zero`."""
     strategy: str
     layers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How well attribution foretells exact effects, over the heads that were ablated.
+    """How well attribution predicts exact effects, over the heads that were ablated.
 
     These are the heads with the highest attribution, so both correlations are lower than over
-    all heads; they are `nan` where fewer than three heads were ablated.
+    all heads. They are `nan` for fewer than three heads.
     """
 
     pearson: float
@@ -89,12 +95,34 @@ class Agreement:
     heads: int
 
 
+def _takes_model_and_overlap(test: Function) -> Function:
+    """Let `HeadSearch.test` take a model and the treatment of overlapping facts for one release."""
+
+    @wraps(test)
+    def call(
+        search: HeadSearch, facts: FactSet, *, model: Any = None, overlap: str = "", **options: Any
+    ) -> HeadTest:
+        if model is not None or overlap:
+            choice("treatment of overlap", overlap or "refuse", ("refuse", "leave-out"))
+            warnings.warn(
+                "model= and overlap= of test are now search.on(model) and search.unseen(facts); "
+                "the next release drops them.",
+                FutureWarning,
+                stacklevel=2,
+            )
+            search = search if model is None else search.on(model)
+            facts = search.unseen(facts) if overlap == "leave-out" else facts
+        return test(search, facts, **options)
+
+    return cast("Function", call)
+
+
 @dataclass(frozen=True, eq=False)
 class HeadSearch(Result):
     """The heads that carry the hijack's logit shift, found on some facts.
 
-    p-values and intervals describe the facts of the search. The heads were chosen on the same
-    facts, so that whether they matter is decided by `test`, on facts that are new.
+    p-values and intervals describe the facts of the search. Since the heads were chosen on the same
+    facts, only `test`, on new facts, shows whether they matter.
     """
 
     facts: Annotated[FactSet, FACTS]
@@ -102,15 +130,15 @@ class HeadSearch(Result):
     shift: Annotated[Float[np.ndarray, " fact"], ARRAYS]
     """The logit shift of each with no head ablated, in logits."""
     attribution: Annotated[Float[np.ndarray, "fact layer head"], ARRAYS]
-    """How much of it each query head carries by attribution, in logits."""
+    """How much of the shift each query head carries by attribution, in logits."""
     candidates: tuple[Head, ...]
     """The heads ablated one by one, by falling mean attribution."""
     carried: Annotated[Float[np.ndarray, "fact candidate"], ARRAYS]
-    """How much of the shift goes with each of them, in logits."""
+    """How much of the shift vanishes with each candidate, in logits."""
     heads: tuple[Head, ...]
     """The chosen set, in the order of choice."""
     carried_by_set: Annotated[Float[np.ndarray, "fact size"], ARRAYS]
-    """How much of the shift goes with the first, the first two, ... of `heads`."""
+    """How much of the shift vanishes with the first, the first two, ... of `heads`."""
     skipped: SkippedTable
     """Facts that were not used, with the reason."""
     settings: SearchSettings
@@ -118,7 +146,7 @@ class HeadSearch(Result):
     means: Annotated[MeanOutputs | None, MEANS] = None
     """What replaced the outputs of ablated heads; None for zero."""
     model: Annotated[HookedLanguageModel | None, NOT_STORED] = field(default=None, repr=False)
-    """The model searched, for `test`; a search that was read from a folder has none."""
+    """The model, for `test`; a search that was loaded from a folder has none."""
     figures: ClassVar = {"heads": {}}
     derived: ClassVar = {"heads.csv": "table", "growth.csv": "growth"}
 
@@ -129,70 +157,63 @@ class HeadSearch(Result):
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """What `to_dataframe` copies."""
+        """The table that `to_dataframe` copies."""
         mean = self.attribution.mean(0)
-        layers, heads = mean.shape
-        index = pd.MultiIndex.from_product([range(layers), range(heads)], names=["layer", "head"])
-        table = pd.DataFrame({"attribution": mean.reshape(-1)}, index=index)
+        index = pd.MultiIndex.from_product([range(n) for n in mean.shape], names=["layer", "head"])
+        table = pd.DataFrame({"attribution": mean.ravel()}, index=index)
         # A reverse scheme shifts towards the true target, and so do the heads that carry it.
-        helps = table["attribution"] * (-1 if self.scheme.direction == "reverse" else 1)
-        table["rank"] = helps.rank(ascending=False, method="first").astype(int)
-        p = np.array([signed_rank(values) for values in self.carried.T])
-        rows: dict[str, Any] = {"carried": [], "low": [], "high": []}
-        for values in self.carried.T:
-            interval = paired_mean(values, seed=self.settings.seed)
-            for name, value in zip(
-                rows, (interval.value, interval.low, interval.high), strict=True
-            ):
-                rows[name].append(value)
-        rows["share"] = self.carried.mean(0) / self.shift.mean()
-        rows["p"] = p
-        rows["p_holm"] = adjust(p, correction="holm", tests=len(table))
-        rows["p_bh"] = adjust(p, correction="benjamini-hochberg", tests=len(table))
-        for name, values in rows.items():
-            table[name] = np.nan
-            table.loc[list(self.candidates), name] = values
+        carrying = table["attribution"] * (-1 if self.scheme.direction == "reverse" else 1)
+        table["rank"] = carrying.rank(ascending=False, method="first").astype(int)
+        effects = pd.DataFrame(
+            [self._effect(values) for values in self.carried.T],
+            index=pd.MultiIndex.from_tuples(self.candidates, names=index.names),
+        )
+        p_values = np.array([signed_rank(values) for values in self.carried.T])
+        effects["p"] = p_values
+        for name, correction in CORRECTED.items():
+            effects[name] = adjust(p_values, correction=correction, tests=len(table))
+        table = table.join(effects)
         table["chosen"] = table.index.isin(self.heads)
         return table.reset_index()
 
     @cached_property
     def growth(self) -> pd.DataFrame:
-        """The chosen set as it grows: `size`, the head added, what all so far carry, its share."""
-        rows = []
-        for size, (head, values) in enumerate(
-            zip(self.heads, self.carried_by_set.T, strict=True), start=1
-        ):
-            found = paired_mean(values, seed=self.settings.seed)
-            share = found.value / self.shift.mean()
-            rows.append((size, *head, found.value, found.low, found.high, share))
-        columns = ["size", "layer", "head", "carried", "low", "high", "share"]
-        return pd.DataFrame(rows, columns=columns)
+        """The growing set: `size`, the added head, what the set carries, and its fraction."""
+        sets = zip(self.heads, self.carried_by_set.T, strict=True)
+        return pd.DataFrame(
+            {"size": size, "layer": layer, "head": head, **self._effect(values)}
+            for size, ((layer, head), values) in enumerate(sets, start=1)
+        )
+
+    def _effect(self, values: Float[np.ndarray, " fact"]) -> dict[str, float]:
+        """Return the mean effect with its interval, and its fraction of the mean shift."""
+        mean = paired_mean(values, seed=self.settings.seed)
+        fraction = mean.value / self.shift.mean()
+        return {"carried": mean.value, "low": mean.low, "high": mean.high, "share": fraction}
 
     @cached_property
     def agreement(self) -> Agreement:
         """Correlation of attribution and exact effects over the candidates."""
-        from scipy.stats import pearsonr, spearmanr
-
-        guessed = np.array([self.attribution[:, at, head].mean() for at, head in self.candidates])
-        exact = self.carried.mean(0)
-        flat = np.ptp(guessed) == 0 or np.ptp(exact) == 0
-        if len(guessed) < 3 or flat:
-            return Agreement(np.nan, np.nan, len(guessed))
-        found: list[Any] = [pearsonr(guessed, exact), spearmanr(guessed, exact)]
-        return Agreement(float(found[0][0]), float(found[1][0]), len(guessed))
+        tested = self.table.dropna(subset="carried")
+        with np.errstate(invalid="ignore", divide="ignore"):
+            pearson, spearman = (
+                float(tested["attribution"].corr(tested["carried"], method=method, min_periods=3))
+                for method in ("pearson", "spearman")
+            )
+        return Agreement(pearson, spearman, len(tested))
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per layer and query head.
 
         `attribution` (mean, logits) and its `rank`; for the heads ablated one by one `carried`
         (mean, logits) with its 95% bootstrap interval `low`, `high`, its `share` of the mean
-        shift, and `p` of Wilcoxon's signed-rank test, also corrected for *all* heads of the model
-        (`p_holm`, `p_bh`), as attribution has looked at all; `chosen`.
+        shift, and `p` of Wilcoxon's signed-rank test, also corrected (`p_holm`, `p_bh`) for *all*
+        heads of the model, since attribution considers all; `chosen`.
         """
         return self.table.copy()
 
     def plot(self) -> Figure:
-        """Attribution by layer and head, and the exact effects of the best with intervals."""
+        """Draw attribution by layer and head, and the largest exact effects with intervals."""
         settings = self.settings
         axis = AXES[settings.attribution]
         title = (
@@ -202,6 +223,27 @@ class HeadSearch(Result):
         )
         return search_figure(self.table, self.attribution.mean(0), title=title, axis=axis)
 
+    def on(self, model: HookedLanguageModel) -> HeadSearch:
+        """Return the search with a model to test on.
+
+        A search that was loaded from a folder has no model. Another checkpoint can be tested, too.
+        """
+        return replace(self, model=model)
+
+    def unseen(self, facts: FactSet) -> FactSet:
+        """Return facts without those of the search, which `skipped` then lists."""
+        overlap = set(shared(facts, self.facts))
+        skipped = tuple(
+            Skipped(
+                fact.case_id, fact.relation_id, fact.subject, "the heads were found on this fact"
+            )
+            for fact in facts
+            if fact.case_id in overlap
+        )
+        others = tuple(fact for fact in facts if fact.case_id not in overlap)
+        return replace(facts, facts=others, skipped=(*facts.skipped, *skipped))
+
+    @_takes_model_and_overlap
     @renamed(store="execution.store", batch_tokens="execution.batch_tokens")
     def test(
         self,
@@ -210,26 +252,20 @@ class HeadSearch(Result):
         schemes: str | Scheme | Sequence[str | Scheme] | None = None,
         doses: Iterable[int] | None = None,
         random_sets: int = 20,
-        overlap: Overlap = "refuse",
         seed: int | None = None,
-        model: HookedLanguageModel | None = None,
         execution: Execution = Execution(),
         quiet: bool = False,
     ) -> HeadTest:
         """Ablate the set on facts that it was not chosen on, and random sets of its size.
 
         Args:
-            facts: Facts that the search has not seen.
-            schemes: One or several; by default that of the search.
-            doses: By default that of the search; 0 is always among them.
-            random_sets: How many random sets of each kind: as many heads in each layer as the set
-                has (`layers`), and from anywhere (`model`); none holds a head of the set.
-            overlap: What to do with facts of the search among them: `refuse` all, or `leave-out`
-                and list them in `skipped`.
-            seed: Seeds the random sets, the bootstrap, and what a scheme draws; by default that
-                of the search.
-            model: The model to test on, where it is not that of the search: a search that was
-                read from a folder has none, and another checkpoint may be of interest.
+            facts: Facts that the search has not seen; `unseen` removes the others.
+            schemes: One or several; by default the scheme of the search.
+            doses: By default the dose of the search; 0 is always included.
+            random_sets: How many random sets of each kind: with as many heads in each layer as the
+                set (`layers`), and from anywhere (`model`); none has a head of the set.
+            seed: Seeds the random sets, the bootstrap, and what a scheme draws; by default the
+                seed of the search.
             execution: The engine, store, sharing and batch size, as for `hijacklens.hijack`.
             quiet: Draw no progress bar.
 
@@ -237,40 +273,87 @@ class HeadSearch(Result):
             The test; `summary()`, `side_effects()` and `plot()` show it.
 
         Raises:
-            InputError: Facts of the search are among these, there is no model, the model has no
-                such heads or too few others for random sets, or what `hijacklens.hijack` refuses.
+            InputError: Facts of the search are among these, there is no model, the model lacks
+                these heads or has too few others for random sets, or what `hijacklens.hijack`
+                refuses.
 
         Note:
             Costs `2 + 2 * random_sets` runs of `hijacklens.hijack` over the facts.
         """
-        used = model if model is not None else self.model
-        if used is None:
-            raise InputError("this search was read from a folder; pass model=... to test on.")
-        found = Found(
-            heads=self.heads,
-            means=self.means,
-            facts=self.facts,
-            settings=FoundOn(
-                model=self.settings.model.name,
-                weights_hash=self.settings.model.weights_hash,
-                facts=self.settings.facts,
-                scheme=self.settings.scheme,
-                dose=self.settings.dose,
-                kind=self.settings.kind,
-                relations=tuple(self.facts.relations()),
-            ),
+        model, settings = self.model, self.settings
+        if model is None:
+            raise InputError("this search has no model to test on; give it one: search.on(model).")
+        if random_sets < 0:
+            raise InputError(f"random_sets counts sets: 0, 1, 2, ...; {random_sets} is not one.")
+        overlap = shared(facts, self.facts)
+        if overlap:
+            raise InputError(
+                f"{len(overlap)} of the {len(facts)} facts of {facts.name} are among those that "
+                f"the heads were found on, such as case {min(overlap)}; a test on them is not held "
+                "out. Give other facts (heads.halves splits a set), or search.unseen(facts)."
+            )
+        seed = settings.seed if seed is None else seed
+        ablations: dict[str, tuple[str, tuple[Head, ...]]] = {
+            NONE: (NONE, ()),
+            CHOSEN: (CHOSEN, self.heads),
+        }
+        for kind in KINDS if random_sets else ():
+            n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
+            sets = draw(
+                self.heads,
+                layers=n_layers,
+                heads=n_heads,
+                count=random_sets,
+                matched=kind == "layers",
+                seed=seed,
+            )
+            ablations |= {f"{kind}-{i}": (kind, heads) for i, heads in enumerate(sets)}
+        results: dict[str, HijackResult] = {}
+        name = settings.model.name
+        with bar(total=len(ablations), unit="sets", label=name, quiet=quiet) as progress:
+            for name, (_, heads) in ablations.items():
+                probe = ablate(heads=heads, kind="mean" if self.means else "zero", means=self.means)
+                results[name] = hijack(
+                    model,
+                    facts,
+                    schemes=self.scheme if schemes is None else schemes,
+                    doses=[settings.dose] if doses is None else doses,
+                    probes=[probe] if heads else [],
+                    seed=seed,
+                    execution=execution,
+                    quiet=True,
+                )
+                progress.update(1)
+        items = pd.concat(
+            [result.items.assign(ablation=name) for name, result in results.items()],
+            ignore_index=True,
         )
-        return run_test(
-            used,
-            found,
-            facts,
-            schemes=self.scheme if schemes is None else schemes,
-            doses=[self.settings.dose] if doses is None else doses,
-            random_sets=random_sets,
-            overlap=overlap,
-            seed=self.settings.seed if seed is None else seed,
-            execution=execution,
-            quiet=quiet,
+        # A fact without a finite score under one ablation is compared under none.
+        runs = items.groupby(["scheme", "case_id"])["ablation"].transform("nunique")
+        skipped = pd.concat([result.skipped for result in results.values()]).drop_duplicates()
+        scored = results[NONE].settings
+        return HeadTest(
+            items=items.loc[runs == len(ablations)].reset_index(drop=True),
+            sets=pd.DataFrame(
+                [(name, kind, label(heads)) for name, (kind, heads) in ablations.items()],
+                columns=["ablation", "kind", "heads"],
+            ),
+            skipped=skipped.reset_index(drop=True),
+            settings=HeadTestSettings(
+                **{field.name: getattr(scored, field.name) for field in fields(scored)},
+                heads=label(self.heads),
+                random_sets=random_sets,
+                search=FoundOn(
+                    model=settings.model.name,
+                    weights_hash=settings.model.weights_hash,
+                    facts=settings.facts,
+                    scheme=settings.scheme,
+                    dose=settings.dose,
+                    kind=settings.kind,
+                    relations=tuple(self.facts.relations()),
+                ),
+            ),
+            provenance=Provenance.now(seed=seed),
         )
 
     def findings(self) -> dict[str, Any]:

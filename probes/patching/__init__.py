@@ -150,7 +150,7 @@ def sweep(
             batch_tokens=batch_tokens,
             advance=progress.update,
         )
-    finite = np.isfinite(differences).all(axis=1, keepdims=True)[:, 0]
+    finite = np.atleast_1d(np.isfinite(differences).all(axis=1))
     reason = "the model gave logits that are not finite"
     usable = usable.without(None if fine else reason for fine in finite)
     usable.require("patched")

@@ -44,8 +44,6 @@ PATCH_COLUMNS = (
 CELL = ["layer", "span", "head"]
 MOST_COLUMNS = 12
 """Up to this many columns, the number is written in each cell."""
-COLOURS = "RdBu_r"
-"""Diverging and distinguishable with any colour vision: blue below 0, red above."""
 BOLD = "bold: the 95% interval excludes 0"
 COLUMN_NAMES = {"span": "span", "head": "query head", "kv_head": "key/value head"}
 
@@ -147,22 +145,13 @@ class PatchingSweep(Result):
         height = 1.5 + 0.24 * len(layers)
         # In a smaller figure the title and the label of the scale do not fit.
         with plots.canvas(width=max(width, 5.4), height=max(height, 3.2)) as (figure, (ax,)):
-            finite = np.abs(grid[np.isfinite(grid)])
-            limit = max(float(finite.max()), 1e-6) if finite.size else 1.0
-            image = ax.imshow(
-                grid, cmap=COLOURS, vmin=-limit, vmax=limit, origin="lower", aspect="auto"
-            )
+            label = self._meaning(value)
+            plots.heat_map(ax, grid, rows=layers, columns=columns, label=label, origin="lower")
             if narrow:
-                _write_numbers(ax, grid, bold, limit)
-            bar = figure.colorbar(image, ax=ax, label=self._meaning(value))
-            bar.outline.set_visible(False)
-            ax.grid(False)
+                _write_numbers(ax, grid, bold)
             ax.set(xlabel=COLUMN_NAMES[axis], ylabel="layer")
             title = self._title() + (f"\n{BOLD}" if bold.any() and narrow else "")
             figure.suptitle(title, fontsize=9)
-            ax.set_xticks(range(len(columns)), list(map(str, columns)))
-            step = max(1, len(layers) // 16)
-            ax.set_yticks(range(0, len(layers), step), [str(x) for x in layers[::step]])
         return figure
 
     def _meaning(self, value: Value) -> str:
@@ -212,8 +201,9 @@ class PatchingSweep(Result):
         )
 
 
-def _write_numbers(ax: Axes, grid: np.ndarray, bold: np.ndarray, limit: float) -> None:
+def _write_numbers(ax: Axes, grid: np.ndarray, bold: np.ndarray) -> None:
     """Write the number of each cell, bold if its interval excludes 0."""
+    limit = ax.images[0].get_clim()[1]
     for (row, column), number in np.ndenumerate(grid):
         if np.isfinite(number):
             ax.text(

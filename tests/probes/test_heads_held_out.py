@@ -106,7 +106,7 @@ def test_random_sets(tested):
     assert "1.2" not in set(sets["heads"].iloc[2:])
 
 
-def test_side_effects_stand_beside(tested):
+def test_side_effects_agree_with_the_items(tested):
     table = tested.side_effects()
     assert set(table["measure"]) == {"retention", "logprob_true", "top_token"}
     items = tested.items[(tested.items["dose"] == 0) & (tested.items["scheme"] == "think")]
@@ -130,7 +130,7 @@ def test_other_rules_are_read_from_the_same_items(tested):
                 call(rule="last")
 
 
-def test_facts_of_the_search_are_refused_or_left_out(found, parts):
+def test_facts_of_the_search_are_refused_or_left_out(model, found, parts):
     # The same facts under other case ids and in other words are the same facts.
     twins = [
         replace(fact, case_id=fact.case_id + 100, template="Say where {} is:") for fact in parts[0]
@@ -138,7 +138,7 @@ def test_facts_of_the_search_are_refused_or_left_out(found, parts):
     mixed = FactSet((*parts[1][:3], *twins[:2]), name="mixed")
     with pytest.raises(InputError, match="2 of the 5 facts of mixed are among those"):
         found.test(mixed, quiet=True)
-    tested = found.test(mixed, overlap="leave-out", random_sets=0, quiet=True)
+    tested = found.test(found.unseen(mixed), random_sets=0, quiet=True)
     assert set(tested.items["case_id"]) == {fact.case_id for fact in parts[1][:3]}
     assert tested.skipped["case_id"].tolist() == [100, 101]
     assert tested.skipped["reason"].unique().tolist() == ["the heads were found on this fact"]
@@ -146,6 +146,9 @@ def test_facts_of_the_search_are_refused_or_left_out(found, parts):
     assert not any(column.startswith(("layers", "model_")) for column in tested.summary())
     with unchecked(), pytest.raises(InputError, match="unknown treatment of overlap"):
         found.test(mixed, overlap="drop")
+    with pytest.warns(FutureWarning, match="search.unseen"):
+        old = found.test(mixed, overlap="leave-out", model=model, random_sets=0, quiet=True)
+    pd.testing.assert_frame_equal(old.items, tested.items)
 
 
 def test_the_defaults_are_those_of_the_search(model, parts):
@@ -166,7 +169,7 @@ def test_the_seed_decides_the_test(found, parts):
     assert first.sets["heads"].tolist() != other.sets["heads"].tolist()
 
 
-def test_a_saved_test_is_read_back(tested, tmp_path):
+def test_a_test_is_saved_and_loaded(tested, tmp_path):
     folder = tested.save(tmp_path / "test")
     assert {path.name for path in folder.iterdir()} == {
         "items.parquet",
@@ -201,14 +204,16 @@ def test_the_figure_shows_every_set(tested):
 
 def test_another_model_and_a_loaded_search(model, found, parts, tmp_path):
     back = load_result(found.save(tmp_path / "search"))
-    tested = back.test(parts[1][:3], model=model, random_sets=0, quiet=True)
+    with pytest.raises(InputError, match="no model to test on"):
+        back.test(parts[1][:3])
+    tested = back.on(model).test(parts[1][:3], random_sets=0, quiet=True)
     again = found.test(parts[1][:3], random_sets=0, quiet=True)
     pd.testing.assert_frame_equal(tested.items, again.items)
     small = load_model(
         tiny_model("llama", layers=1), tokenizer=tiny_tokenizer("llama"), device="cpu"
     )
     with pytest.raises(InputError, match="layer 1 is not one of this model's"):
-        found.test(parts[1][:3], model=small, random_sets=0, quiet=True)
+        found.on(small).test(parts[1][:3], random_sets=0, quiet=True)
 
 
 def test_wrong_input(found, parts):
@@ -217,4 +222,4 @@ def test_wrong_input(found, parts):
     with pytest.raises(InputError, match="unknown scheme"):
         found.test(parts[1], schemes="thinc", quiet=True)
     with pytest.raises(InputError, match="there are no facts to score"):
-        found.test(parts[0], overlap="leave-out", quiet=True)
+        found.test(found.unseen(parts[0]), quiet=True)

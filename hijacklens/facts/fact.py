@@ -49,10 +49,10 @@ class Fact:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "case_id", _case_id(self.case_id))
-        for name in ("relation_id", "subject", "template", "target_true", "target_false"):
-            _require_text(self.case_id, name, getattr(self, name))
-        for name in ("near_true", "near_false"):
-            _require_text(self.case_id, name, getattr(self, name) or "")
+        for name, value in asdict(self).items():
+            near = name in ("near_true", "near_false")
+            if name != "case_id" and not is_text(value or "" if near else value):
+                raise InputError(f"case {self.case_id}: {name} must be text, not {value!r:.60}.")
         for name in ("subject", "template", "target_true", "target_false"):
             if not getattr(self, name).strip():
                 raise InputError(f"case {self.case_id}: {name} is empty.")
@@ -258,11 +258,6 @@ def _case_id(value: Any) -> int:
     if not is_whole(value) or not -(2**63) <= operator.index(value) < 2**63:
         raise InputError(f"case_id must be a whole number of at most 64 bits, not {value!r:.60}.")
     return operator.index(value)
-
-
-def _require_text(case_id: int, name: str, value: object) -> None:
-    if not is_text(value):
-        raise InputError(f"case {case_id}: {name} must be text, not {value!r:.60}.")
 
 
 def is_text(value: object) -> bool:

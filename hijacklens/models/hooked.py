@@ -29,7 +29,6 @@ class HookedModel(Protocol):
     @property
     def cfg(self) -> Any:
         """The configuration: `n_layers`, `n_heads`, `d_model`, `d_vocab`, `n_ctx`, ..."""
-        ...
 
     @property
     def hook_dict(self) -> Mapping[str, HookPoint]:
@@ -43,23 +42,18 @@ class HookedModel(Protocol):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The logits of a batch of tokens."""
-        ...
 
     def run_with_hooks(self, *args: Any, **kwargs: Any) -> Any:
         """The logits, with temporary hooks."""
-        ...
 
     def run_with_cache(self, *args: Any, **kwargs: Any) -> Any:
         """The logits and an ActivationCache."""
-        ...
 
     def parameters(self, *args: Any, **kwargs: Any) -> Any:
         """The parameters, as on any torch module."""
-        ...
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
         """The parameters with their names, as on any torch module."""
-        ...
 
 
 @runtime_checkable
@@ -69,7 +63,6 @@ class HookedLanguageModel(HookedModel, Protocol):
     @property
     def tokenizer(self) -> Any:
         """A Hugging Face tokenizer."""
-        ...
 
 
 def device_of(model: HookedModel) -> torch.device:

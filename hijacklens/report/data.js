@@ -1,6 +1,6 @@
 "use strict";
 
-// What hijacklens/report/packing.py packed, as columns: {name, kind, length, at(i)}, text with values and codes.
+// The table that packing.py packed, as columns: {name, kind, length, at(i)}; text has values and codes, too.
 async function unpack(id) {
   const text = atob(document.getElementById(id).textContent);
   const bytes = new Uint8Array(text.length);

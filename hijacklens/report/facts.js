@@ -1,7 +1,7 @@
 "use strict";
 
 // Facts before and after hijacking: two rows each, the bare and the hijacked prompt.
-// A score is that of hijacklens/scoring/efficacy.py: first, sum, or mean = sum / tokens, in nats.
+// Scores as in hijacklens/scoring/efficacy.py: first, sum, or mean = sum / tokens, in nats.
 const RULES = {
   first: (items, side, i) => items.named[`first_${side}`].at(i),
   sum: (items, side, i) => items.named[`sum_${side}`].at(i),
@@ -105,7 +105,7 @@ async function startFacts(element) {
 
   const ruled = Object.keys(RULES).map((name) => [name, name]);
   const flip = new Map(FLIPS.map(([value, , test]) => [value, test]));
-  // A fact that flips at one dose mostly does at the next: the page opens with the lowest.
+  // A fact that flips at one dose mostly flips at the next, so the page opens with the lowest dose.
   const doses = filterBy(dose, "dose");
   doses.options = doses.options.filter(([value]) => value !== "0");
   doses.value = doses.options[1]?.[0] ?? "";
@@ -115,7 +115,7 @@ async function startFacts(element) {
       label: "which",
       options: FLIPS.map(([value, text]) => [value, text]),
       value: "to-false",
-      keep: (i, asked) => flip.get(asked)(margin(bareOf(i)), margin(i)),
+      keep: (i, value) => flip.get(value)(margin(bareOf(i)), margin(i)),
     },
     filterBy(model, "model"),
     filterBy(scheme, "scheme"),

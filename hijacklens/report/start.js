@@ -16,7 +16,7 @@ const MOST_PRINTED = 100;
       download(button.dataset.file, JSON.parse(text), "application/json");
     });
   }
-  // On paper nothing is folded, and a table is as long as may be.
+  // Print nothing folded, and tables as long as allowed.
   let opened = [];
   window.addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open])")];

@@ -1,12 +1,12 @@
 "use strict";
 
-// A table of which a page of rows is shown at a time.
+// A table that shows one page of rows at a time.
 //   element   holds .controls and a <table>
 //   columns   {label, number, key(i) -> sort key or null (not sortable if absent)}
 //   draw(i)   the <tr> elements of row i
-//   filters   {label, options: [[value, text]], value}, and keep(i, value), where "" keeps all,
-//             or change(value)
-//   search    (needle) -> (i) -> whether row i has it; null where there is nothing to search
+//   filters   {label, options: [[value, text]], value}, and keep(i, value) ("" keeps all rows) or
+//             change(value)
+//   search    (needle) -> (i) -> whether row i contains it; null for a table without text
 class Sheet {
   constructor({ element, title, rows, columns, draw, filters, search, file, contents, size }) {
     Object.assign(this, { element, title, rows, columns, draw, filters, search, size });
@@ -85,12 +85,12 @@ class Sheet {
     this.update();
   }
 
-  // The rows that are asked for, in their order.
+  // Apply filters, search and order.
   select() {
-    const asked = this.filters.filter((filter) => filter.keep && filter.value !== "");
+    const active = this.filters.filter((filter) => filter.keep && filter.value !== "");
     const has = this.needle && this.search ? this.search(this.needle) : () => true;
     this.kept = this.rows.filter(
-      (i) => asked.every((filter) => filter.keep(i, filter.value)) && has(i),
+      (i) => active.every((filter) => filter.keep(i, filter.value)) && has(i),
     );
     const { column, step } = this.order;
     if (column !== null) {
@@ -111,7 +111,7 @@ class Sheet {
     this.page += step;
     this.show();
     this.table.parentElement.scrollTop = 0;
-    // A button that is switched off loses the focus.
+    // A disabled button loses the focus.
     if (this.back.disabled) this.next.focus();
     else if (this.next.disabled) this.back.focus();
   }
@@ -137,7 +137,7 @@ class Sheet {
   }
 }
 
-// Rows that belong together stand in a <tbody> of their own.
+// Rows of one entry share a <tbody>.
 function groups(drawn) {
   if (drawn.every((rows) => rows.length === 1)) {
     return [make("tbody", {}, ...drawn.flat())];
@@ -145,13 +145,13 @@ function groups(drawn) {
   return drawn.map((rows) => make("tbody", {}, ...rows));
 }
 
-// Missing values come last, whichever way the rows are sorted.
+// Missing values come last in either order.
 function compare(a, b, step) {
   if (a === null || b === null) return a === b ? 0 : a === null ? step : -step;
   return a - b;
 }
 
-// Sort keys of a column. Texts are compared once each, which matters in a hundred thousand rows.
+// Sort keys of a column. Each text is compared once, which matters for a hundred thousand rows.
 function keysOf(column) {
   if (column.kind !== "text") return (i) => column.at(i);
   let places = null;
@@ -174,20 +174,20 @@ function count(n) {
 // A filter by the values of a text column, in the order of the data.
 function filterBy(column, label, value = "") {
   const all = [["", "all"], ...valuesOf(column).map((text) => [text, text])];
-  // A set may have a value that is called "all" already.
+  // The column may already have a value "all".
   const options = all.some(([text]) => text === "all") ? all.slice(1) : all;
   if (options !== all) options.push(["", "(any)"]);
-  return { label, options, value, keep: (i, asked) => String(column.at(i)) === asked };
+  return { label, options, value, keep: (i, value) => String(column.at(i)) === value };
 }
 
 function valuesOf(column) {
   if (column.kind === "text") return column.values;
-  const found = new Set();
-  for (let i = 0; i < column.length; i += 1) if (column.at(i) !== null) found.add(column.at(i));
-  return [...found].sort((a, b) => a - b).map(String);
+  const values = new Set();
+  for (let i = 0; i < column.length; i += 1) if (column.at(i) !== null) values.add(column.at(i));
+  return [...values].sort((a, b) => a - b).map(String);
 }
 
-// Rows whose text columns hold a needle; each text is looked at once.
+// Rows whose text columns contain a needle; each text is searched once.
 function searchIn(columns) {
   return (needle) => {
     const hits = columns.map((column) => ({

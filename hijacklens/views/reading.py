@@ -105,18 +105,7 @@ def attention(
     layers: Layers = None,
     **options: Any,
 ) -> View:
-    """Run a model and view the attention patterns of chosen heads; see `run` and `Run.heads`.
-
-    Args:
-        model: Any hooked model.
-        subject: A text, a `Prompt`, a `Fact`, or token ids.
-        heads: Heads of the chosen layers, or pairs (layer, head); None for all.
-        layers: One layer, several, or None for all.
-        options: Further arguments of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
-
-    Raises:
-        InputError: As `run` and `Run.heads`.
-    """
+    """Run a model and view attention patterns: `run(model, subject, **options).heads(...)`."""
     return run(model, subject, **options).heads(heads, layers=layers)
 
 
@@ -130,20 +119,7 @@ def attended(
     without: str | None = None,
     **options: Any,
 ) -> View:
-    """Run a model and view the attention of the source tokens; see `run` and `Run.attended`.
-
-    Args:
-        model: Any hooked model.
-        subject: A text, a `Prompt`, a `Fact`, or token ids.
-        source: Span of the tokens that attend.
-        heads: Heads of the chosen layers, or pairs (layer, head); None for all.
-        layers: One layer, several, or None for all.
-        without: A span to leave uncoloured.
-        options: Further arguments of `run`: `scheme`, `dose`, `task`, `probes`, `seed`.
-
-    Raises:
-        InputError: As `run` and `Run.attended`.
-    """
+    """Run a model and view attended tokens: `run(model, subject, **options).attended(...)`."""
     one = run(model, subject, **options)
     return one.attended(source, heads=heads, layers=layers, without=without)
 

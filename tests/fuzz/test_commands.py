@@ -69,7 +69,7 @@ def place(tmp_path_factory):
     table.to_json(root / "facts.jsonl", orient="records", lines=True)
     (root / "work").mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HIJACKLENS_CACHE", str(root / "cache"))  # `cache clear` shall clear that one
+        patch.setenv("HIJACKLENS_CACHE", str(root / "cache"))  # for `cache clear`
         yield root
 
 
@@ -90,7 +90,7 @@ def command_lines(draw: Any) -> list[str]:
 
 
 def run(line: list[str], place: Path) -> tuple[int, str]:
-    """Exit status and standard error of a command line, in a working directory of its own."""
+    """Exit status and standard error of a command line in a separate working directory."""
     real = {FOLDER: str(place / "tiny"), FACTS: str(place / "facts.jsonl")}
     arguments = [real.get(word, word) for word in line]
     errors = io.StringIO()

@@ -1,4 +1,4 @@
-"""Ctrl-C and kills: what is done is kept, files are whole or absent, the next run goes on."""
+"""Ctrl-C and kills: finished work stays, files are complete or absent, the next run resumes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def command(arguments: list[str], errors: Path):
 
 
 def interrupted(arguments: list[str], mark: Path, errors: Path) -> str:
-    """Send Ctrl-C to a command once a file is there; standard error of the command."""
+    """Send Ctrl-C to a command once a file exists; return its standard error."""
     child = command(arguments, errors)
     until = time.monotonic() + 60
     while not mark.exists() and child.is_alive() and time.monotonic() < until:
@@ -176,7 +176,7 @@ def test_a_kill_while_saving_leaves_a_whole_result_or_none(tmp_path):
         expected = {str([0, 1]): one, str([0, 1, 2]): two}[str(record["doses"])]
         pd.testing.assert_frame_equal(load_result(out).to_dataframe(), expected.items)
         tally("kills while saving", "whole")
-    # What a kill leaves beside it is gone after the next save.
+    # The next save removes the rest of a killed run.
     one.save(out, overwrite=True)
     assert {path.name for path in out.iterdir()} == {RECORD, *one.files(), *one.figure_names}
 

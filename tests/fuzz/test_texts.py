@@ -1,4 +1,4 @@
-"""Fuzz: what is written as text: schemes, spans, doses, probes and the file of a sweep."""
+"""Fuzz of text input: schemes, spans, doses, probes and sweep files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one error: it names what was given, what is allowed, and what to do."""
+"""The one error: it names the value received, what is allowed, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines that can be told apart."""
+"""Lines are distinguishable."""
 
 from __future__ import annotations
 

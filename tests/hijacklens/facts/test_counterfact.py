@@ -366,28 +366,28 @@ def test_without_a_source_the_published_data_set_is_read(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("splits", "asked", "case_id"),
+    ("splits", "split", "case_id"),
     [
         (["all"], None, 0),
         (["test", "train"], None, 1),
         (["test", "train"], "test", 0),
     ],
-    ids=["the only one", "train", "the one asked for"],
+    ids=["the only one", "train", "by name"],
 )
-def test_the_split(splits, asked, case_id, monkeypatch):
-    records = {split: [{**own(FACTS[0]), "case_id": place}] for place, split in enumerate(splits)}
+def test_the_split(splits, split, case_id, monkeypatch):
+    records = {name: [{**own(FACTS[0]), "case_id": i}] for i, name in enumerate(splits)}
     hub(monkeypatch, records)
-    assert counterfact("someone/facts", split=asked)[0].case_id == case_id
+    assert counterfact("someone/facts", split=split)[0].case_id == case_id
 
 
 @pytest.mark.parametrize(
-    ("splits", "asked"), [(["train"], "dev"), (["test", "dev"], None)], ids=["asked", "no train"]
+    ("splits", "split"), [(["train"], "dev"), (["test", "dev"], None)], ids=["unknown", "no train"]
 )
-def test_a_split_that_is_not_there(splits, asked, monkeypatch):
-    hub(monkeypatch, {split: [own(FACTS[0])] for split in splits})
+def test_a_missing_split(splits, split, monkeypatch):
+    hub(monkeypatch, {name: [own(FACTS[0])] for name in splits})
     with pytest.raises(InputError) as caught:
-        counterfact("someone/facts", split=asked)
-    text = f"someone/facts has no split {asked or 'train'!r}; it has {', '.join(splits)}."
+        counterfact("someone/facts", split=split)
+    text = f"someone/facts has no split {split or 'train'!r}; it has {', '.join(splits)}."
     assert str(caught.value) == text
 
 
@@ -420,7 +420,7 @@ def test_offline_the_real_error_says_what_to_do():
     assert "\n" not in text
 
 
-# ---------------------------------------------------------------- the whole of CounterFact
+# ---------------------------------------------------------------- the complete CounterFact
 
 FILES = (
     "counterfact_21919_flat.jsonl.gz",

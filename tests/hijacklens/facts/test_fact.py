@@ -1,4 +1,4 @@
-"""Facts and fact sets: what is refused, what a prompt is, selection, sampling and the hash."""
+"""Facts and fact sets: refusals, prompts, selection, sampling and the hash."""
 
 from __future__ import annotations
 

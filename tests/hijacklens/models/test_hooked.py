@@ -1,4 +1,4 @@
-"""Hooks are put on for a while and always come off; what others have put on stays."""
+"""Hooks are temporary and always removed; hooks of others stay."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def hooks_on(model) -> int:
 
 @pytest.fixture
 def untouched(model):
-    """After the test the model is bit for bit what it was."""
+    """After the test the model is bit for bit the same."""
     before, count, out = state(model), hooks_on(model), logits(model)
     yield
     after = state(model)
@@ -236,7 +236,7 @@ def test_an_unknown_name_is_refused_before_any_hook_is_on(name, guess, model, un
 
 
 def test_an_unknown_name_is_answered_in_a_few_lines():
-    # GPT-2 XL has over two thousand hooks; a message that lists them all hides what is wrong.
+    # GPT-2 XL has over two thousand hooks; a message that lists them all would hide the error.
     large = load_model(tiny_model("gpt2", layers=12), tokenizer=tiny_tokenizer("gpt2"))
     with pytest.raises(InputError) as caught, hooked(large, [("blocks.0.hook_resid_pots", zero)]):
         pytest.fail("the body must not run")

@@ -131,12 +131,12 @@ def test_another_tokenizer_may_take_the_place_of_a_folders(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("given", ["path", "text", "relative", "home"])
-def test_a_folder_may_be_named_in_every_way(given, tmp_path, monkeypatch):
+@pytest.mark.parametrize("form", ["path", "text", "relative", "home"])
+def test_a_folder_may_be_named_in_every_way(form, tmp_path, monkeypatch):
     folder = save("gpt2", tmp_path / "mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    model = {"path": folder, "text": str(folder), "relative": "./mine", "home": "~/mine"}[given]
+    model = {"path": folder, "text": str(folder), "relative": "./mine", "home": "~/mine"}[form]
     assert load_model(model).cfg.model_name == "mine"
 
 
@@ -163,7 +163,7 @@ def test_the_dtype(dtype, expected, tmp_path):
         assert loaded(torch.tensor([[1, 2]])).dtype == expected
 
 
-def test_a_model_saved_in_half_precision_is_read_in_the_dtype_asked_for(tmp_path):
+def test_a_model_saved_in_half_precision_is_cast_to_the_dtype(tmp_path):
     tiny_model("gpt2").to(torch.bfloat16).save_pretrained(tmp_path)
     tiny_tokenizer("gpt2").save_pretrained(tmp_path)
     assert {p.dtype for p in load_model(tmp_path).parameters()} == {torch.float32}
@@ -188,7 +188,7 @@ def test_loading_is_quiet(tmp_path, capfd):
     assert capfd.readouterr().out == ""
 
 
-# ---------------------------------------------------------------- what cannot be loaded
+# ---------------------------------------------------------------- refusals
 
 
 def refused(*args, **options) -> str:
@@ -219,10 +219,10 @@ def test_a_short_name_offline_lists_the_packaged_models():
 
 
 @pytest.mark.parametrize("name", ["smolm2-135m", "gemma3-270", "SmolLM2-135M"])
-def test_a_slip_in_a_packaged_name_is_told_before_the_hub_is_asked(name, monkeypatch):
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", asked := Mock())
+def test_a_misspelt_packaged_name_is_reported_without_the_hub(name, monkeypatch):
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", hub := Mock())
     has(refused(name), repr(name), "did you mean the packaged")
-    assert not asked.called
+    assert not hub.called
 
 
 def test_a_name_that_no_hub_can_have():
@@ -230,7 +230,7 @@ def test_a_name_that_no_hub_can_have():
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "a/b/c", "~nosuchuser/model"])
-def test_a_folder_that_is_not_there(name):
+def test_a_missing_folder(name):
     has(refused(name), repr(name), "model folder", "config.json")
 
 
@@ -396,7 +396,7 @@ ADVICE = {
         pytest.param("no route", ConnectionError("x"), "unreachable", id="ConnectionError"),
     ],
 )
-def test_what_the_hub_says_becomes_advice(message, cause, advice, monkeypatch):
+def test_errors_of_the_hub_become_advice(message, cause, advice, monkeypatch):
     failing(monkeypatch, message, cause)
     text = refused("someone/lm")
     has(text, "'someone/lm'", *ADVICE[advice])
@@ -506,11 +506,11 @@ def test_one_changed_weight_is_another_model(bridge, plain):
             changed += identify(bridge).weights_hash != before.weights_hash
             parameter.data[place] = kept
     assert identify(bridge) == before
-    # The bridge may hold copies beside the parameters that it runs, as of GPT-2's fused weights.
+    # The bridge may also hold copies of parameters, as of GPT-2's fused weights.
     assert changed >= 2 * len(list(plain.parameters()))
 
 
-def test_a_whole_matrix_scaled_is_another_model():
+def test_a_scaled_matrix_is_another_model():
     one, two = tiny("llama"), tiny("llama")
     with torch.no_grad():
         two.original_model.model.layers[1].self_attn.v_proj.weight.mul_(0.5)
@@ -535,6 +535,6 @@ def test_identifying_leaves_the_model_alone(bridge):
     assert all(torch.equal(value, before[name]) for name, value in bridge.state_dict().items())
 
 
-def test_a_mistyped_packaged_name_is_told_the_near_one():
+def test_a_misspelt_packaged_name_gets_a_suggestion():
     assert "Did you mean the packaged 'smollm2-135m'?" in refused("smollm")
     assert "Did you mean" not in refused("some-other-model")

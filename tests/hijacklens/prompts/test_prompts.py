@@ -1,4 +1,4 @@
-"""The text of a prompt and where its parts stand in it."""
+"""The text of a prompt and its spans."""
 
 from __future__ import annotations
 

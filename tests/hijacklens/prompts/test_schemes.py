@@ -1,4 +1,4 @@
-"""The text of every scheme on a hand-made fact, what is skipped and why, and what is refused."""
+"""The text of every scheme on a hand-made fact, skipped facts with reasons, and refusals."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def test_spans_hold_exactly_their_words(template, subject, sentence, dose, famil
     assert spans["last"][0] in spans["query"]
     assert spans["bos"] == (() if family == "gpt2" else (0,))
     assert set(spans) == {"bos", "hijack", "mention", "query", "subject", "last", "target"}
-    # A token may hold the full stop behind the word, too.
+    # A token may include the full stop after the word.
     named = words(tokenizer, ids, spans["mention"]).replace(".", "").replace("。", "")
     assert named == "Guam" * sentence.count("Guam") * dose
     assert set(spans["mention"]) <= set(spans["hijack"])

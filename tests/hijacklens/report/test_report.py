@@ -1,4 +1,4 @@
-"""The report as a file: exact numbers, text as text, one file that asks for nothing."""
+"""The report as a file: exact numbers, text as text, one file that fetches nothing."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_numbers_are_those_of_the_files(page, run):
     assert skipped.to_dict("list") == pd.read_csv(run / "skipped.csv").to_dict("list")
 
 
-def test_rows_that_stand_in_the_html_are_the_summary_of_the_pooled_facts(page, run):
+def test_rows_in_the_html_are_the_summary_of_the_pooled_facts(page, run):
     table = section(page, "Efficacy and retention").find("table")
     names = [head.text for head in table.find("thead").find_all("th")]
     result = hl.load_result(run)
@@ -179,7 +179,7 @@ def test_a_result_that_was_saved_without_texts_has_a_report(run, tmp_path):
 
 @dataclass(frozen=True, eq=False)
 class Weights(Result):
-    """A type of result that says nothing of reports."""
+    """A type of result without its own exhibits."""
 
     provenance: Provenance
 
@@ -220,13 +220,13 @@ def test_any_result_has_its_figure_its_table_and_its_record(tmp_path):
         ([""], "named by a text or a Path"),
     ],
 )
-def test_what_is_no_result_is_refused_before_anything_is_written(given, message, tmp_path):
+def test_invalid_results_are_refused_before_anything_is_written(given, message, tmp_path):
     with pytest.raises(InputError, match=message):
         hl.write_report(given, out=tmp_path / "r.html")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_that_is_there_is_not_overwritten_in_silence(run, tmp_path):
+def test_an_existing_file_is_not_overwritten_silently(run, tmp_path):
     out = tmp_path / "r.html"
     out.write_text("mine")
     with pytest.raises(InputError, match="is there already"):
@@ -350,7 +350,7 @@ def test_items_know_their_bare_query_and_their_texts():
         assert list(text[keys[1:]]) == list(row[keys[1:]])
 
 
-def test_a_drawing_may_have_an_alternative_of_its_own(tmp_path, monkeypatch):
+def test_a_drawing_may_have_its_own_alternative_text(tmp_path, monkeypatch):
     result = Weights(Provenance.now())
     drawing = Drawing("Other", result.plot(), alt='"quoted" & <b>')
     monkeypatch.setattr(Weights, "exhibits", lambda self: [drawing])

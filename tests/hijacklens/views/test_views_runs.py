@@ -42,12 +42,12 @@ def test_patterns_are_those_of_the_plain_model(family):
     plain.set_attn_implementation("eager")
     ids = tokenizer(TEXT).input_ids
     with torch.no_grad():
-        wanted = torch.cat(plain(torch.tensor([ids]), output_attentions=True).attentions)
+        expected = torch.cat(plain(torch.tensor([ids]), output_attentions=True).attentions)
     found = views.run(bridge(family), FACT, scheme="do-not-think")
     assert found.text == TEXT
-    np.testing.assert_allclose(found.patterns, wanted.numpy(), atol=1e-5)
+    np.testing.assert_allclose(found.patterns, expected.numpy(), atol=1e-5)
     shown = found.heads([(1, 3)])
-    np.testing.assert_allclose(shown.props["attention"], wanted[1, 3].numpy(), atol=1e-4)
+    np.testing.assert_allclose(shown.props["attention"], expected[1, 3].numpy(), atol=1e-4)
     assert len(shown.props["tokens"]) == len(ids)
 
 
@@ -77,10 +77,10 @@ def test_a_probe_shows_in_the_patterns(model, run):
     assert (run.patterns[1, :, -1, hidden] > 0).all()
     np.testing.assert_array_equal(found.patterns[0], run.patterns[0])
     again = views.run(model, FACT, scheme="do-not-think")
-    np.testing.assert_array_equal(again.patterns, run.patterns)  # nothing is left behind
+    np.testing.assert_array_equal(again.patterns, run.patterns)  # the model is unchanged
 
 
-def test_heads_are_shown_in_the_order_asked_for(run):
+def test_heads_are_shown_in_the_order_of_the_arguments(run):
     shown = run.heads([(1, 2), (0, 1)])
     assert shown.component == "AttentionHeads"
     assert shown.props["attentionHeadNames"] == ["L1 H2", "L0 H1"]
@@ -97,13 +97,13 @@ def test_heads_are_shown_in_the_order_asked_for(run):
 def test_attended_is_the_mean_over_sources_and_heads(run):
     rows = list(run.positions("subject"))
     assert len(rows) > 1
-    wanted = run.patterns[[0, 1], [1, 3]][:, rows].mean((0, 1))
+    expected = run.patterns[[0, 1], [1, 3]][:, rows].mean((0, 1))
     found = run.attended("subject", heads=[(0, 1), (1, 3)])
-    np.testing.assert_allclose(found.props["values"], wanted, atol=1e-4)
+    np.testing.assert_allclose(found.props["values"], expected, atol=1e-4)
     bare = run.attended("subject", heads=[(0, 1), (1, 3)], without="bos")
     assert bare.props["values"][0] == 0
-    np.testing.assert_allclose(bare.props["values"][1:], wanted[1:], atol=1e-4)
-    assert f"{wanted[0]:.0%} of it to bos not shown" in bare.heading
+    np.testing.assert_allclose(bare.props["values"][1:], expected[1:], atol=1e-4)
+    assert f"{expected[0]:.0%} of it to bos not shown" in bare.heading
 
 
 def test_one_call_is_a_run_and_a_view(model, run):

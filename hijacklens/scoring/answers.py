@@ -1,4 +1,4 @@
-"""What a model says next: its likeliest tokens and its greedy continuation (paper, Figure 1)."""
+"""A model's answer to a text: likeliest next tokens and greedy continuation (paper, Figure 1)."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model says behind one text."""
+    """What a model says after one text."""
 
     text: str
     completion: str
-    """Greedy continuation, special tokens left out."""
+    """Greedy continuation, without special tokens."""
     top: tuple[Candidate, ...]
     """The likeliest next tokens."""
     targets: tuple[Candidate, ...]
-    """The first token of each target that was asked about, in their order."""
+    """The first token of each target, in the order of the targets."""
 
 
 def answer(
@@ -57,14 +57,14 @@ def answer(
 
     Args:
         model: A hooked language model.
-        text: The prompt; spaces behind it are dropped, since the next token brings its own. A
-            text is all `query` to a probe; a `Prompt` (`hijacklens.prompts.prompt.compose`) has
+        text: The prompt. Trailing spaces are dropped, since the next token brings its own. For
+            probes, a text is one `query`; a `Prompt` (`hijacklens.prompts.prompt.compose`) has
             spans.
         targets: Words whose first token is looked up, read in context.
-        top: How many of the likeliest next tokens to give.
-        tokens: Length of the greedy continuation, in tokens; it ends early at an end token.
-        probes: Act on every forward pass, in their order. Tokens that the model has said stand
-            in `query`, `last` and `target`, as those of a target do when it is scored.
+        top: How many of the likeliest next tokens to return.
+        tokens: Length of the greedy continuation, in tokens; it stops early at an end token.
+        probes: Act on every forward pass, in their order. Tokens of the continuation belong to
+            the spans `query`, `last` and `target`, like those of a target when it is scored.
 
     Raises:
         InputError: The text is empty, leaves no room in the context window, or a count is
@@ -88,43 +88,40 @@ def answer(
     (ids,) = encode(tokenizer, [text])
     if len(ids) + tokens > model.cfg.n_ctx:
         raise InputError(
-            f"the prompt has {len(ids)} tokens and {tokens} shall follow, more than the model's "
-            f"context window of {model.cfg.n_ctx}. Shorten one of them."
+            f"the prompt has {len(ids)} tokens and the continuation {tokens}, together more than "
+            f"the model's context window of {model.cfg.n_ctx}. Shorten one of them."
         )
     if any(not target.strip() for target in targets):
         raise InputError("a target is empty; give a word.")
-    pointed = check_probes(probes)
-    spans = spans_of(pointed)
+    probes = check_probes(probes)
+    spans = spans_of(probes)
     located = locate(tokenizer, prompt) if spans else None
 
-    def behind(context: TokenIds, said: TokenIds = ()) -> Tensor:
-        # The steps of a target in context; the last of them reads behind all that was said.
+    def logprobs_after(context: TokenIds, said: TokenIds = ()) -> Tensor:
+        # The last step of a target made of `said` and a placeholder is read after `said`.
         *_, (prefix, _) = steps_in_context(Continuation(context, (*said, 0)), located, spans)
-        return next_token_logprobs(model, prefix, probes=pointed, spans=spans)
+        return next_token_logprobs(model, prefix, probes=probes, spans=spans)
 
-    logprobs = behind(ids)
+    def candidate(token: int, logprobs: Tensor) -> Candidate:
+        rank = int((logprobs > logprobs[token]).sum())
+        return Candidate(tokenizer.decode([token]), float(logprobs[token]), rank)
 
-    def candidate(token: int, here: Tensor) -> Candidate:
-        rank = int((here > here[token]).sum())
-        return Candidate(tokenizer.decode([token]), float(here[token]), rank)
-
-    whole = encode(tokenizer, [f"{text} {target.strip()}" for target in targets])
-    firsts = []
-    for both in whole:
+    next_logprobs = logprobs_after(ids)
+    candidates = []
+    for prompt_and_target in encode(tokenizer, [f"{text} {target.strip()}" for target in targets]):
         # Rarely the prompt's last token merges with the target, which is then read before it.
-        side = continuation(ids, both)
-        here = logprobs if side.context == ids else behind(side.context)
-        firsts.append(candidate(side.target[0], here))
+        side = continuation(ids, prompt_and_target)
+        same = side.context == ids
+        logprobs = next_logprobs if same else logprobs_after(side.context)
+        candidates.append(candidate(side.target[0], logprobs))
     said: TokenIds = ()
-    ends = {tokenizer.eos_token_id}
-    for _ in range(tokens):
-        token = int(behind(ids, said).argmax())
-        said = (*said, token)
-        if token in ends:
-            break
+    while len(said) < tokens and said[-1:] != (tokenizer.eos_token_id,):
+        said = (*said, int(logprobs_after(ids, said).argmax()))
     return Answer(
         text=text,
         completion=tokenizer.decode(list(said), skip_special_tokens=True),
-        top=tuple(candidate(int(token), logprobs) for token in logprobs.topk(top).indices),
-        targets=tuple(firsts),
+        top=tuple(
+            candidate(int(token), next_logprobs) for token in next_logprobs.topk(top).indices
+        ),
+        targets=tuple(candidates),
     )

@@ -1,4 +1,4 @@
-"""A forecast: how many tokens a run would compute, by the tokenizer alone."""
+"""A forecast: how many tokens a run would compute, from the tokenizer alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.renamed import renamed
 from hijacklens.scoring.items import make_items, make_prompts, requests_of
 
 AT_ONCE = 5_000
-"""Prompts that are tokenised between two looks at the progress bar, and some more."""
+"""Minimum number of prompts that are tokenised between two updates of the progress bar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +27,15 @@ class Forecast:
     """What a run would compute."""
 
     prompts: int
-    """Prompts of all facts, schemes and doses, equal ones counted each."""
+    """Prompts of all facts, schemes and doses; equal prompts are counted separately."""
     skipped: int
     """Pairs of a fact and a scheme that could not be scored."""
     naive_tokens: int
-    """Tokens of all prompts, each computed by itself, with the targets that run along."""
+    """Tokens of all prompts, each computed by itself, with the target tokens they are given."""
     plan: Plan
 
 
+@renamed(way="sharing")
 def forecast(
     tokenizer: Any,
     facts: FactSet,
@@ -50,30 +52,32 @@ def forecast(
     Args:
         tokenizer: A Hugging Face tokenizer.
         facts: The facts.
-        schemes: Names of schemes, or schemes.
-        doses: How many sentences stand before the query; 0 is always among them.
-        seed: Seeds what a scheme draws.
+        schemes: Schemes, or their names.
+        doses: Numbers of hijacking sentences before the query; 0 is always included.
+        seed: Seeds the random choices of a scheme.
         sharing: How prompts share tokens (`hijacklens.engine.plan`); by default the cheapest.
-        costs: What rows cost; by default what they do in GPT-2 small on a CPU.
+        costs: What rows cost; by default the costs of GPT-2 small on a CPU.
         quiet: Draw no progress bar.
 
     Raises:
         InputError: An unknown scheme or sharing, or no fact that could be scored.
 
     Note:
-        Costs the tokenisation of all prompts and targets, a minute for the whole CounterFact at
-        doses 0 to 5 on one core; the plan itself takes 5 s of it.
+        Costs the tokenisation of all prompts and targets: a minute for the complete CounterFact at
+        doses 0 to 5 on one core, of which the plan takes 5 s.
     """
     prompts, unusable = make_prompts(
         facts, [get_scheme(scheme) for scheme in schemes], sorted({0, *doses}), seed=seed
     )
     items, too_long = [], 0
     with bar(len(prompts), unit="prompts", label="tokenising", quiet=quiet) as progress:
-        for some in _apart(prompts):
-            made, left_out = make_items(some, tokenizer, context_length=tokenizer.model_max_length)
-            items.extend(made)
-            too_long += len(left_out)
-            progress.update(len(some))
+        for batch in _batches(prompts):
+            scored, unscored = make_items(
+                batch, tokenizer, context_length=tokenizer.model_max_length
+            )
+            items.extend(scored)
+            too_long += len(unscored)
+            progress.update(len(batch))
     if not items:
         raise InputError(f"none of the {len(facts)} facts of {facts.name} could be scored.")
     return Forecast(
@@ -84,12 +88,12 @@ def forecast(
     )
 
 
-def _apart(prompts: Sequence[tuple[Fact, Prompt]]) -> Iterator[list[tuple[Fact, Prompt]]]:
-    """The prompts in parts; those of a fact and scheme, scored or skipped together, stay so."""
-    part: list[tuple[Fact, Prompt]] = []
-    for _, own in groupby(prompts, key=lambda pair: (pair[0].case_id, pair[1].scheme)):
-        part += own
-        if len(part) >= AT_ONCE:
-            yield part
-            part = []
-    yield part
+def _batches(prompts: Sequence[tuple[Fact, Prompt]]) -> Iterator[list[tuple[Fact, Prompt]]]:
+    """Split prompts into batches, keeping together those that are scored or skipped together."""
+    batch: list[tuple[Fact, Prompt]] = []
+    for _, group in groupby(prompts, key=lambda pair: (pair[0].case_id, pair[1].scheme)):
+        batch += group
+        if len(batch) >= AT_ONCE:
+            yield batch
+            batch = []
+    yield batch

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Workers: copies of a model in other processes, on the GPUs of one machine or of many."""

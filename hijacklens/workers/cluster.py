@@ -1,6 +1,6 @@
-"""The cluster that workers run on: a Ray on this machine, or one that is there and joined.
+"""The cluster that workers run on: Ray on this machine, or a running cluster that is joined.
 
-Ray is an optional extra (`pip install 'hijacklens[ray]'`); it is imported when it is needed.
+Ray is an optional extra (`pip install 'hijacklens[ray]'`), imported when it is needed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import Any
 from hijacklens.errors import InputError
 
 USUAL_CPUS = 4
-"""Cores of a worker without a GPU, where nothing is said."""
+"""Default number of cores of a worker without a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What each worker has, and how many there are."""
+    """The number of workers, and the resources of each."""
 
     workers: int
     cpus: float | int
@@ -30,12 +30,12 @@ class Share:
 
     @property
     def threads(self) -> int:
-        """Threads that torch uses in a worker."""
+        """The threads that torch uses in a worker."""
         return max(1, int(self.cpus))
 
 
 def ray_module() -> Any:
-    """The package ray.
+    """Import the package ray.
 
     Raises:
         InputError: It is not installed.
@@ -51,11 +51,12 @@ def ray_module() -> Any:
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[Any]:
-    """Run the body with a connection to a cluster; one that was there before stays open.
+    """Run the body with a connection to a cluster; an existing connection stays open.
 
     Args:
-        address: Of a cluster to join, such as `auto` or `10.0.0.1:6379`; None for the one this
-            process has joined, or else one on this machine, which ends with the body.
+        address: The address of a cluster to join, such as `auto` or `10.0.0.1:6379`. None for the
+            cluster that this process has joined, or else for one on this machine, which ends with
+            the body.
 
     Raises:
         InputError: Ray is not installed, or there is no cluster at the address.
@@ -66,7 +67,7 @@ def connected(address: str | None = None) -> Iterator[Any]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
         quiet["include_dashboard"] = False
     try:
         ray.init(address=address, **quiet)
@@ -90,17 +91,17 @@ def share_out(
     cpus: float | int | None = None,
     gpus: float | int | None = None,
 ) -> Share:
-    """How many workers there are, and what each has.
+    """Decide how many workers there are, and which resources each has.
 
     Args:
         nodes: The machines, as `ray.nodes()` lists them.
-        workers: How many; by default as many as there is room for.
-        cpus: Cores of each; by default one beside a GPU, otherwise an even share of the machine,
-            or `USUAL_CPUS` if the number of workers is not given either.
-        gpus: GPUs of each; by default one where the cluster has any.
+        workers: Number of workers; by default as many as there is room for.
+        cpus: Cores of each. By default one for a worker with a GPU, otherwise an equal part of the
+            machine, or `USUAL_CPUS` if the number of workers is not given either.
+        gpus: GPUs of each; by default one if the cluster has any.
 
     Raises:
-        InputError: There is no room for so many.
+        InputError: There is no room for them.
 
     >>> share_out([{"Alive": True, "Resources": {"CPU": 8.0}}], workers=2)
     Share(workers=2, cpus=4, gpus=0)
@@ -123,7 +124,7 @@ def share_out(
             fitting = (c for c in range(most, 0, -1) if _room(rooms, c, gpus) >= workers)
             cpus = next(fitting, 1)
     if not cpus and not gpus:
-        raise InputError("a worker needs a share of a core or of a GPU; both are given as 0.")
+        raise InputError("a worker needs part of a core or of a GPU; both are given as 0.")
     room = _room(rooms, cpus, gpus)
     if room < max(1, workers or 0):
         raise InputError(
@@ -136,6 +137,6 @@ def share_out(
 
 
 def _room(rooms: Sequence[Mapping[str, Any]], cpus: float | int, gpus: float | int) -> int:
-    """How many workers fit; one may not be spread over machines."""
-    asked = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
-    return sum(min(int(room.get(name, 0) / size + 1e-9) for name, size in asked) for room in rooms)
+    """Return how many workers fit, none of them spread over several machines."""
+    sizes = [(name, size) for name, size in (("CPU", cpus), ("GPU", gpus)) if size]
+    return sum(min(int(room.get(name, 0) / size + 1e-9) for name, size in sizes) for room in rooms)

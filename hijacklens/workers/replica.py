@@ -1,8 +1,8 @@
-"""A replica: a copy of a model in another process, and how that process gets it.
+"""A replica: a copy of a model in another process, and how that process loads it.
 
-A hooked model cannot be sent from process to process, so what is sent is a `ModelLoader`: the
-arguments of `load_model`. Every replica loads the model by itself and says with each answer which
-model it is, down to a checksum of every weight.
+A hooked model cannot be sent to another process, so a `ModelLoader` is sent: the arguments of
+`load_model`. Every replica loads the model by itself and describes it, down to a checksum of every
+weight.
 
 >>> ModelLoader("gpt2", dtype="bfloat16")
 ModelLoader(source='gpt2', dtype='bfloat16', device=None, devices=1, revision=None,
@@ -12,7 +12,7 @@ ModelLoader(source='gpt2', dtype='bfloat16', device=None, devices=1, revision=No
 from __future__ import annotations
 
 import socket
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,77 +32,63 @@ from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
 
 @dataclass(frozen=True, slots=True)
 class ModelLoader:
-    """How a model is loaded: the arguments of `hijacklens.load_model`, which a process can send."""
+    """How a model is loaded: the arguments of `hijacklens.load_model`, which can be sent."""
 
     source: str
     """A packaged model's short name, a folder that every worker can read, or a hub id."""
     dtype: str = "float32"
     device: str | None = None
-    """`cpu` or `cuda`; by default the GPU where a worker has one."""
+    """`cpu` or `cuda`; by default the GPU if the worker has one."""
     devices: int = 1
-    """How many GPUs a copy of the model is spread over."""
+    """How many GPUs one copy of the model is spread over."""
     revision: str | None = None
     trust_remote_code: bool = False
 
     @classmethod
     def of(cls, model: HookedModel) -> ModelLoader:
-        """How a model that is loaded here was loaded.
+        """Return how a model in this process was loaded.
 
         Raises:
-            InputError: It came from no name or folder: it was made in memory.
+            InputError: It was made in memory, not loaded from a name or folder.
         """
         config: Any = getattr(getattr(model, "original_model", None), "config", None)
         name, path = str(model.cfg.model_name), str(getattr(config, "_name_or_path", "") or "")
-        if name not in PACKAGED and not path:
+        packaged = name in PACKAGED
+        if not packaged and not path:
             raise InputError(
                 f"workers cannot load the model {name!r}: it was made in memory. Save it and its "
                 "tokenizer with save_pretrained, and load that folder."
             )
-        packaged = name in PACKAGED
-        parameter = next(iter(model.parameters()))
         spread = set(getattr(getattr(model, "original_model", None), "hf_device_map", {}).values())
         local = packaged or Path(path).is_dir()
         return cls(
             source=name if packaged else path,
-            dtype=str(parameter.dtype).removeprefix("torch."),
+            dtype=str(next(iter(model.parameters())).dtype).removeprefix("torch."),
             device=None if len(spread) > 1 else device_of(model).type,
             devices=max(1, len(spread)),
             revision=None if local else getattr(config, "_commit_hash", None),
         )
 
     def sent(self) -> ModelLoader:
-        """The same from any working directory."""
+        """Return the same loader for any working directory."""
         folder = expand_home(self.source)
         if self.source in PACKAGED or not folder.is_dir():
             return self
-        return ModelLoader(
-            str(folder.resolve()),
-            self.dtype,
-            self.device,
-            self.devices,
-            self.revision,
-            self.trust_remote_code,
-        )
+        return replace(self, source=str(folder.resolve()))
 
     def load(self) -> TransformerBridge:
-        """Load the model here.
+        """Load the model in this process.
 
         Raises:
             InputError: As `load_model`.
         """
-        return load_model(
-            self.source,
-            dtype=self.dtype,
-            device=self.device,
-            devices=self.devices,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-        )
+        arguments = asdict(self)
+        return load_model(arguments.pop("source"), **arguments)
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a replica says of itself."""
+    """What a replica reports about itself."""
 
     identity: ModelIdentity
     fingerprint: Fingerprint
@@ -113,16 +99,16 @@ class Description:
 
 
 class Replica:
-    """A model in a process of its own."""
+    """A model in a separate process."""
 
     def __init__(self, loader: ModelLoader, threads: int) -> None:
-        """Load nothing yet, so that what goes wrong then is an answer and no death."""
+        """Load nothing yet: an error would end the process instead of being an answer."""
         self._loader = loader
         self._model: TransformerBridge | None = None
         torch.set_num_threads(threads)
 
     def describe(self) -> Description:
-        """Load the model and say which one it is.
+        """Load the model and describe it.
 
         Note:
             Costs loading the model and one pass over its weights.

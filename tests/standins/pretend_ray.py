@@ -1,4 +1,4 @@
-"""What `hijacklens.workers.workers` asks of Ray, in this process: actors answer when waited for."""
+"""The part of Ray that `hijacklens.workers` uses, in this process: actors run when waited for."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 
 class Died(Exception):
-    """The process of an actor has ended."""
+    """Raised when the process of an actor has ended."""
 
 
 class TaskError(Exception):
@@ -64,7 +64,7 @@ class Actor:
 
 
 class Ref(tuple):
-    """Every call has its own."""
+    """A reference to the answer of one call."""
 
     __hash__ = object.__hash__
 

@@ -111,7 +111,7 @@ def test_the_same_items_on_the_packaged_models(ray, name):
 
 def test_a_worker_that_is_killed_is_replaced(ray, crew, expected, tmp_path):
     before = crew.replaced
-    ray.kill(crew._workers[0])
+    ray.kill(crew.workers[0])
     check(score(crew.loader, crew), expected)
     assert crew.replaced == before + 1
     mark = tmp_path / "died"

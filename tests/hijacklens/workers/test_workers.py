@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,8 +24,9 @@ from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.store.store import Store
 from hijacklens.workers.cluster import Share, connected, share_out
+from hijacklens.workers.parts import count_parts, cut_parts
 from hijacklens.workers.replica import ModelLoader
-from hijacklens.workers.workers import Replicas, count_parts, cut_parts
+from hijacklens.workers.workers import Replicas
 from probes import attention
 
 DOSES = (0, 1, 2)
@@ -133,7 +134,7 @@ def test_shares(nodes, asked, share):
         ({"cpus": -1.0}, "cpus must be at least 0"),
         ({"workers": 11}, "no room for 11 workers of 1 cores and 0 GPUs: the cluster has 10 cores"),
         ({"gpus": 1}, "no room for 1 workers of 1 cores and 1 GPUs"),
-        ({"cpus": 0.0}, "needs a share of a core or of a GPU"),
+        ({"cpus": 0.0}, "needs part of a core or of a GPU"),
     ],
 )
 def test_no_room(asked, message):
@@ -150,10 +151,10 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
 # Replicas, on a Ray that is pretended
 
 
-def replicas(folder, fate=lambda method, arguments: None, *, workers=2, attempts=3):
-    found = Replicas(PretendRay(fate), ModelLoader(folder), Share(workers, 1, 0), attempts=attempts)
-    found.start()
-    return found
+def replicas(folder, fate=lambda method, arguments: None, *, workers=2):
+    crew = Replicas(PretendRay(fate), ModelLoader(folder), Share(workers, 1, 0), attempts=3)
+    crew.start()
+    return crew
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -194,13 +195,13 @@ def test_a_part_that_kills_every_worker_ends_the_run_and_keeps_the_rest(
     folder, model, expected, tmp_path
 ):
     store = Store(tmp_path / "s.sqlite")
-    deadly = []
+    deadly, store_is_resumed = [], []
 
     def fate(method, arguments):
         if method == "read":
             first = min(arguments[1])
             deadly.append(first)
-            if first in deadly[2:3]:
+            if first in deadly[2:3] and not store_is_resumed:
                 raise Died("killed")
 
     crew = replicas(folder, fate, workers=1)
@@ -208,11 +209,11 @@ def test_a_part_that_kills_every_worker_ends_the_run_and_keeps_the_rest(
         score(ModelLoader(folder), crew, store)
     kept = store.count()
     assert kept > 0
-    crew._ray.fate = lambda method, arguments: None
-    result = score(ModelLoader(folder), crew, store)  # the same workers go on
+    store_is_resumed.append(True)
+    result = score(ModelLoader(folder), crew, store)  # the same workers continue
     check(result, expected)
     assert result.settings.models[0].readings.from_store == kept
-    # A run in this process finds what workers kept: the source is the same.
+    # A run in this process finds what workers kept: the fingerprint is the same.
     assert score(model, store=store).settings.models[0].readings.computed == 0
 
 
@@ -247,11 +248,20 @@ def test_another_model_is_refused(folder, tmp_path):
         score(changed, crew)
     with pytest.raises(InputError, match="not that of"):
         score(ModelLoader(folder, dtype="bfloat16"), crew)
-    first = crew._first
-    crew._first = replace(first, fingerprint=replace(first.fingerprint, weights="other"))
-    crew._hire()
+
+
+def test_a_replacement_with_another_model_is_refused(folder, tmp_path):
+    """The folder changes before the first worker dies."""
+    shutil.copytree(folder, tmp_path / "model")
+
+    def fate(method, arguments):
+        if method == "read":
+            tiny_model("llama", seed=7).save_pretrained(tmp_path / "model")
+            raise Died("killed")
+
+    crew = replicas(str(tmp_path / "model"), fate, workers=1)
     with pytest.raises(InputError, match="they differ in weights"):
-        crew._advance()
+        score(ModelLoader(str(tmp_path / "model")), crew)
 
 
 def test_hooks_that_are_no_probes_are_refused(folder):

@@ -7,7 +7,6 @@ does not wait seconds for torch and TransformerLens.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,10 +24,11 @@ class _Shadowed:
     """
 
     @staticmethod
-    def find_spec(name: str, path: Iterable[str] | None = None, target: object = None) -> None:
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
         package = name.partition(".")[0]
-        if package in ("probes", "analyses") and path:
-            folder, ours = Path(next(iter(path))), Path(__file__).parent.with_name(package)
+        file = getattr(sys.modules.get(package), "__file__", None)
+        if package in ("probes", "analyses") and file:
+            folder, ours = Path(file).parent, Path(__file__).parent.with_name(package)
             if folder.resolve() != ours.resolve():
                 raise ImportError(
                     f"cannot import {name}: {folder} hides the package {package} of hijacklens in "

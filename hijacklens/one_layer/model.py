@@ -64,7 +64,7 @@ class OneLayerTransformer(HookedRootModule):
           -> blocks.0.attn.hook_q, hook_k, hook_v              [batch, pos, head, d_attn or d_model]
           -> blocks.0.attn.hook_attn_scores, hook_pattern      [batch, head, query, key]
           -> blocks.0.attn.hook_z                              [batch, pos, head, d_model]
-          -> blocks.0.hook_attn_out = blocks.0.hook_resid_post  [batch, pos, d_model]
+          -> blocks.0.hook_attn_out = blocks.0.hook_resid_post [batch, pos, d_model]
           -> unembed.hook_in -> logits                         [batch, pos, vocab]
 
     A causal mask is applied, as in every language model here, so the logits at position l are those

@@ -8,14 +8,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 from hijacklens.errors import InputError, is_whole, number, several, whole_number
 from hijacklens.one_layer.architecture import ModelSettings, OneLayerConfig
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.renamed import with_new_names
 
 MOST_SEEDS = 10_000
 
@@ -91,11 +90,6 @@ class Recipe(ModelSettings):
             settings[name] = whole_number(name, getattr(self, name), least=1, most=2**31 - 1)
         for name, value in settings.items():
             object.__setattr__(self, name, value)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Recipe:
-        """Return the recipe of a saved record, also of one that calls `d_model` `dim`."""
-        return cls(**with_new_names(record, RENAMED))
 
     def runs(self, task: ConceptTask) -> list[Run]:
         """Return one run per learning rate and seed: first all seeds of the first learning rate."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.evaluation import BayesRule, Name, Score, answers, evaluate
+from hijacklens.one_layer.evaluation import BayesRule, Score, answers, evaluate
 from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
 from hijacklens.one_layer.recipe import OUR_DEFAULTS, Recipe
 from hijacklens.one_layer.stacked_runs import generator_for
@@ -107,13 +107,12 @@ class TrainingResult(Result):
                 new = [value(m) if callable(value) else value for m in models]
                 models = tuple(m.with_value(w) for m, w in zip(models, new, strict=True))
         keys = list(zip(self.table["seed"], self.table["lr"], strict=True))
-        scores: dict[int, Score] = {}
-        for seed in self.recipe.seeds:
-            of_seed = [i for i, (s, _) in enumerate(keys) if s == seed]
-            answerers = {i: answers(models[i], self.task, probes=probes) for i in of_seed}
-            scores |= _on_fresh_contexts(answerers, self.task, self.recipe, seed)
-        rows = [{"seed": s, "lr": lr, **_columns(scores[i])} for i, (s, lr) in enumerate(keys)]
-        return pd.DataFrame(rows)
+        answerers = {
+            key: answers(model, self.task, probes=probes)
+            for key, model in zip(keys, models, strict=True)
+        }
+        scores = _on_fresh_contexts(answerers, self.task, self.recipe)
+        return pd.DataFrame([{"seed": s, "lr": lr, **_columns(scores[s, lr])} for s, lr in keys])
 
     @classmethod
     def evaluated(
@@ -126,37 +125,37 @@ class TrainingResult(Result):
         device: str,
     ) -> TrainingResult:
         """Evaluate trained models, which are in the order of `recipe.runs`."""
-        runs = recipe.runs(task)
-        rows: dict[int, dict[str, float]] = {}
-        bayes: list[Score] = []
-        for seed in recipe.seeds:
-            answerers: dict[Any, Any] = {"bayes": BayesRule(task)}
-            of_seed = [i for i, run in enumerate(runs) if run.model.seed == seed]
-            for i in of_seed:
-                answerers[i, "model"] = answers(models[i], task)
-                if (built := _with_memory(models[i], task)) is not None:
-                    answerers[i, "memory"] = answers(built, task)
-            scores = _on_fresh_contexts(answerers, task, recipe, seed)
-            bayes.append(scores["bayes"])
-            for i in of_seed:
-                built_score = scores.get((i, "memory"))
-                columns = _columns(scores[i, "model"])
-                loss = columns.pop("loss")
-                rows[i] = {
+        keys = [(run.model.seed, run.lr) for run in recipe.runs(task)]
+        rule = BayesRule(task)
+        answerers: dict[Any, Any] = {(seed, "bayes"): rule for seed in recipe.seeds}
+        for key, model in zip(keys, models, strict=True):
+            answerers[key] = answers(model, task)
+            if (built := _with_memory(model, task)) is not None:
+                answerers[(*key, "memory")] = answers(built, task)
+        scores = _on_fresh_contexts(answerers, task, recipe)
+        bayes = {seed: scores[seed, "bayes"] for seed in recipe.seeds}
+        rows = []
+        for seed, lr in keys:
+            columns = _columns(scores[seed, lr])
+            loss = columns.pop("loss")
+            built_score = scores.get((seed, lr, "memory"))
+            rows.append(
+                {
                     "seed": seed,
-                    "lr": runs[i].lr,
+                    "lr": lr,
                     **columns,
-                    "bayes_accuracy": scores["bayes"].accuracy.value,
+                    "bayes_accuracy": bayes[seed].accuracy.value,
                     "constructed_accuracy": built_score.accuracy.value if built_score else math.nan,
                     "loss": loss,
                 }
+            )
         return cls(
             task=task,
             recipe=recipe,
             models=tuple(models),
-            table=pd.DataFrame([rows[i] for i in range(len(runs))]),
+            table=pd.DataFrame(rows),
             curves=curves,
-            bayes_loss=sum(score.loss for score in bayes) / len(bayes),
+            bayes_loss=sum(score.loss for score in bayes.values()) / len(bayes),
             device=device,
             provenance=Provenance.now(seed=recipe.seeds[0]),
         )
@@ -277,14 +276,15 @@ class TrainingResult(Result):
 
 
 def _on_fresh_contexts(
-    answerers: Mapping[Name, Callable[[Tensor], Tensor]],
-    task: ConceptTask,
-    recipe: Recipe,
-    seed: int,
-) -> dict[Name, Score]:
-    """Score answerers on the evaluation contexts of a seed, always made on the CPU."""
-    draw = generator_for(seed, "evaluation", "cpu")
-    return evaluate(answerers, task, draw, count=recipe.evaluation)
+    answerers: Mapping[Any, Callable[[Tensor], Tensor]], task: ConceptTask, recipe: Recipe
+) -> dict[Any, Score]:
+    """Score answerers, whose keys start with a seed, on that seed's contexts, made on the CPU."""
+    scores = {}
+    for seed in recipe.seeds:
+        of_seed = {key: answerer for key, answerer in answerers.items() if key[0] == seed}
+        draw = generator_for(seed, "evaluation", "cpu")
+        scores |= evaluate(of_seed, task, draw, count=recipe.evaluation)
+    return scores
 
 
 def _with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTransformer | None:

@@ -24,15 +24,9 @@ from hijacklens.one_layer.task import ConceptTask
 
 def likelihoods(task: ConceptTask) -> tuple[torch.Tensor, torch.Tensor]:
     """All contexts [vocab^length, length], and p(x | y) of each label, by multiplication."""
-    p, pi = task.token_distribution(), task.informative()
+    p, pi = task.token_distribution().T, task.informative().T  # [token, label]
     contexts = torch.tensor(list(itertools.product(range(task.vocab), repeat=task.length)))
-    rows = []
-    for context in contexts.tolist():
-        row = pi[:, context[-1]].clone()
-        for token in context[:-1]:
-            row = row * p[:, token]
-        rows.append(row)
-    return contexts, torch.stack(rows)
+    return contexts, p[contexts[:, :-1]].prod(1) * pi[contexts[:, -1]]
 
 
 SMALL = [

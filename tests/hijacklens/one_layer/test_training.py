@@ -167,8 +167,10 @@ class TestFiles:
             "summary.csv", "curves.csv", "curve.svg", "curve.png", "models", "result.json",
         }  # fmt: skip
         record = json.loads((folder / "result.json").read_text())
-        record["recipe"]["dim"] = record["recipe"].pop("d_model")  # as records were at first
+        # Records had no form at first, and the width was called dim.
         del record["form"]
+        record["recipe"]["dim"] = record["recipe"].pop("d_model")
+        record["type"] = "hijacklens.concepts.trained:TrainingResult"
         (folder / "result.json").write_text(json.dumps(record))
         back = load_result(folder)
         assert isinstance(back, TrainingResult)

@@ -217,8 +217,8 @@ class LogitLens(Result):
         """Return the differences at the last position of the last layer, by dose."""
         last = self.at_last()
         final = last[last["layer"] == last["layer"].max()]
-        found = {str(row.dose): float(row.difference) for row in final.itertuples()}
-        return {"unit": "logits", "difference": found}
+        by_dose = {str(row.dose): float(row.difference) for row in final.itertuples()}
+        return {"unit": "logits", "difference": by_dose}
 
     def glance(self) -> Glance:
         """The difference at the last token, by dose, at five depths."""

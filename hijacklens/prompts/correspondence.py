@@ -150,12 +150,12 @@ def units(bare: LocatedPrompt, hijacked: LocatedPrompt, tokenizer: Any) -> tuple
 
     Units of the hijacked prompt are in its order, after tokens that only the bare prompt has.
     """
-    found = []
+    aligned = []
     for source, target in _groups(bare, hijacked):
         prompt, positions = (hijacked, target) if target else (bare, source)
         text = _text(prompt, positions, tokenizer)
-        found.append(Unit(_span(prompt, positions), text, source, target))
-    return tuple(found)
+        aligned.append(Unit(_span(prompt, positions), text, source, target))
+    return tuple(aligned)
 
 
 Positions = tuple[int, ...]

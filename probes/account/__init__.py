@@ -210,12 +210,10 @@ def _run(
     if single.any():
         norm = torch.where(single, logits.float().logsumexp(-1).cpu().double(), norm)
     whole = first - torch.where(single, 0.0, second) - norm
-    attention, *rest = tally.parts(normaliser=0 - norm)
-    return [
-        Account(
-            attention[i, :, :, : len(question.symbols)],
-            *(part[i] for part in rest),
-            whole=value,
-        )
-        for i, (value, question) in enumerate(zip(whole.tolist(), questions, strict=True))
-    ]
+    parts = tally.parts(normaliser=0 - norm)
+    results = []
+    for i, question in enumerate(questions):
+        of_read = {name: part[i] for name, part in parts.items()}
+        of_read["attention"] = of_read["attention"][..., : len(question.symbols)]  # no padding
+        results.append(Account(**of_read, whole=float(whole[i])))
+    return results

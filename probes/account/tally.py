@@ -109,16 +109,8 @@ class Tally:
             from_bias = pulled @ b_O.to(pulled)
         self.notes["output_bias"][layer] = from_bias
 
-    def parts(
-        self, normaliser: Float[Tensor, " read"]
-    ) -> tuple[
-        Float[np.ndarray, "read layer head pos"],
-        Float[np.ndarray, "read layer head"],
-        Float[np.ndarray, "read layer"],
-        Float[np.ndarray, "read layer"],
-        Float[np.ndarray, "read part"],
-    ]:
-        """Return the fields of `Account` in float64, divided by the scales of the norms."""
+    def parts(self, normaliser: Float[Tensor, " read"]) -> dict[str, np.ndarray]:
+        """Return the parts of `Account` [read, ...] in float64, divided by the norms' scales."""
         layers = range(int(self.model.cfg.n_layers))
         reads = len(self.rows)
 
@@ -144,7 +136,7 @@ class Tally:
             position = note("position") / final
             embedding = note("embedding") / final - position
         readout = self.readout
-        single = [
+        stacks["single"] = [
             embedding,
             position,
             readout.norm_bias.cpu().double().numpy(),
@@ -152,6 +144,4 @@ class Tally:
             note("soft_cap"),
             normaliser.cpu().double().numpy(),
         ]
-        names = ("attention", "value_bias", "output_bias", "mlp")
-        attention, value_bias, output_bias, mlp = (np.stack(stacks[n], 1) for n in names)
-        return attention, value_bias, output_bias, mlp, np.stack(single, 1)
+        return {name: np.stack(arrays, 1) for name, arrays in stacks.items()}

@@ -1,9 +1,9 @@
 """Heads that carry the hijack: found on some facts, tested on others.
 
     search_on, test_on = heads.halves(facts, by="relation", seed=0)
-    found = heads.search(model, hl.pairs(model, search_on, scheme="do-not-think"), size=5)
-    found.plot()                                        # attribution of all, exact effects
-    test = found.test(test_on, schemes=["do-not-think", "relation"], random_sets=50)
+    search = heads.search(model, hl.pairs(model, search_on, scheme="do-not-think"), size=5)
+    search.plot()                                       # attribution of all, exact effects
+    test = search.test(test_on, schemes=["do-not-think", "relation"], random_sets=50)
     test.summary()                                      # efficacy, retention, shift; controls
     test.side_effects()                                 # the cost in bare recall
 
@@ -117,8 +117,8 @@ def search(
         The search; `to_dataframe()`, `growth`, `agreement`, `plot()`, and `test(...)`.
 
     Raises:
-        InputError: A size above the number of candidates, a layer that the
-            model does not have, or too few facts whose shift can be measured.
+        InputError: A size above the number of candidates, a layer that the model does not have,
+            or too few facts whose shift can be measured.
 
     Note:
         Costs an attribution (about three runs over the facts) and one run of

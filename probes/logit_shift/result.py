@@ -75,9 +75,8 @@ def parts_table(units: Sequence[Unit], bare: Account, hijacked: Account) -> pd.D
         _block("mlp", bare.mlp, hijacked.mlp, layer=range(n_layers)),
     ]
     for i, kind in enumerate(SINGLE):
-        at = {}
-        if kind in ("embedding", "position"):
-            at = {"span": "last", "token": last.token, "position": last.hijacked[-1]}
+        at = {"span": "last", "token": last.token, "position": last.hijacked[-1]}
+        at = at if kind in ("embedding", "position") else {}
         blocks.append(_block(kind, bare.single[[i]], hijacked.single[[i]], **at))
     table = pd.concat(blocks, ignore_index=True)
     table["shift"] = table["hijacked"] - table["bare"]

@@ -57,7 +57,7 @@ def test_search_and_held_out_test(folders, tmp_path, capsys):
     assert files >= {"result.json", "items.parquet", "summary.csv", "side_effects.csv", "search"}
     assert f"written to {out}/" in printed.out
     record = json.loads((out / "result.json").read_text())
-    assert record["heads"] == "1.2"
+    assert record["settings"]["heads"] == "1.2"
     assert record["provenance"]["versions"]["torch"]
     search, test = load_result(out / "search"), load_result(out)
     assert search.heads == ((1, 2),)

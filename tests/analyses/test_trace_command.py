@@ -72,7 +72,7 @@ def test_a_fact_of_a_file_and_the_same_of_ones_own(folders, tmp_path, capsys):
     bare, hijacked = map(plain_difference, (prompt, f"Do not think of Guam. {prompt}"))
     assert record["shift"] == pytest.approx(hijacked - bare, abs=1e-4)
     assert abs(record["residual"]) <= 1e-4 * abs(record["shift"])
-    assert record["fact"]["case_id"] == 0 and record["provenance"]["versions"]["torch"]
+    assert record["settings"]["fact"]["case_id"] == 0 and record["provenance"]["versions"]["torch"]
     table = pd.read_parquet(out / "account.parquet")
     assert table["shift"].sum() == pytest.approx(record["shift"] - record["residual"], abs=1e-9)
     assert load_result(out).shift == record["shift"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
@@ -26,14 +26,6 @@ PLUS, MINUS = 300, 310
 def eager(plain):
     plain.set_attn_implementation("eager")
     return plain
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def pair(request):
-    """A plain Hugging Face model, and the raw bridge over a copy of it."""
-    plain = eager(tiny_model(request.param))
-    tokenizer = tiny_tokenizer(request.param)
-    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
 
 
 def questions(model, texts=TEXTS):

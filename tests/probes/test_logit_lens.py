@@ -34,11 +34,6 @@ def pair(request):
 
 
 @pytest.fixture(scope="module")
-def gpt2():
-    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
-
-
-@pytest.fixture(scope="module")
 def lens(pair):
     return logit_lens.trace(pair[1], pairs(pair[1], sample_facts()[:1]))
 

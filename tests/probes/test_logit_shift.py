@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -12,11 +11,9 @@ import scipy.stats
 import torch
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
 from hijacklens.prompts.correspondence import SPANS
 from hijacklens.prompts.schemes import Scheme
@@ -34,21 +31,6 @@ FACTS = sample_facts()
 NEGATIVE = "do-not-think"
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def family(request):
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def plain(family):
-    return tiny_model(family)
-
-
-@pytest.fixture(scope="module")
-def model(family, plain):
-    return load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
-
-
 @pytest.fixture(scope="module")
 def traced(model):
     return logit_shift.trace(model, pairs(model, FACTS[:1], scheme=NEGATIVE, dose=2))
@@ -59,13 +41,8 @@ def averaged(model):
     return logit_shift.average(model, pairs(model, FACTS), quiet=True)
 
 
-@pytest.fixture(scope="module")
-def gpt2():
-    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
-
-
-def test_parts_sum_to_the_shift_of_plain_forward_passes(model, plain, traced):
-    fact, scorer = FACTS[0], PlainScorer(plain, model.tokenizer)
+def test_parts_sum_to_the_shift_of_plain_forward_passes(pair, traced):
+    fact, scorer = FACTS[0], PlainScorer(pair[0], pair[1].tokenizer)
     differences = []
     for prompt in (fact.prompt, f"Do not think of Guam. Do not think of Guam. {fact.prompt}"):
         false, true = (scorer.scores(prompt, t)[0] for t in (fact.target_false, fact.target_true))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hijack_runs import scored_model
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
@@ -30,12 +30,6 @@ from probes.activations import patch
 from probes.patching.result import PATCH_COLUMNS, PatchingSettings, PatchingSweep
 
 FACTS = sample_facts()[:8]
-
-
-@pytest.fixture(scope="module", params=FAMILIES)
-def model(request):
-    family = request.param
-    return load_model(tiny_model(family), tokenizer=tiny_tokenizer(family), device="cpu")
 
 
 @pytest.fixture(scope="module")

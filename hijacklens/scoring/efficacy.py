@@ -1,10 +1,10 @@
-"""From scores of single items to efficacy: shares, intervals, shifts, known facts, disagreement.
+"""Efficacy, retention and logit shifts from the scores of single items.
 
-Definitions (paper, section 2): the *efficacy score* is the share of facts whose false target
-scores higher, score(o_) > score(o*), so hijacking raises it; *retention* is the share whose true
-target does; ties are counted by themselves. The three rules score a target by its `first` token,
-by the `sum` over its tokens, or by the `mean` over them (ROME's rule), all in nats. The logit
-shift of an item is the margin score(o_) - score(o*) minus the same on its bare query.
+Definitions (paper, section 2): the *efficacy score* is the fraction of facts whose false target
+scores higher, score(o_) > score(o*), so hijacking raises it; *retention* is the fraction whose true
+target scores higher; ties are counted separately. The three rules score a target by its `first`
+token, by the `sum` over its tokens, or by the `mean` over them (ROME's rule), all in nats. The
+logit shift of an item is the margin score(o_) - score(o*) minus the margin on its bare query.
 
 Summaries of the paper that say hijacking lowers ES mean retention.
 """
@@ -40,24 +40,24 @@ ALL = "all"
 
 
 def score(items: pd.DataFrame, rule: Rule, side: Literal["true", "false"]) -> pd.Series:
-    """The score of one target of every item under a rule, in nats."""
+    """Return the score of one target of every item under a rule, in nats."""
     if rule == "mean":
         return items[f"sum_{side}"] / items[f"n_tokens_{side}"]
     return items[f"{rule}_{side}"]
 
 
 def margin(items: pd.DataFrame, rule: Rule) -> pd.Series:
-    """score(o_) - score(o*) of every item, in nats: above 0 where the false target wins."""
+    """Return score(o_) - score(o*) of every item, in nats: above 0 if the false target wins."""
     return score(items, rule, "false") - score(items, rule, "true")
 
 
 def summarise(items: pd.DataFrame) -> pd.DataFrame:
-    """The whole table: a row per model, scheme, dose, rule, relation and set of facts.
+    """Return the summary: a row per model, scheme, dose, rule, relation and set of facts.
 
     `relation` is `all` or a relation id. `facts` is `all`, or `known` for the facts whose true
     target wins on the bare query under the same rule. `n` and `ties` count facts, `efficacy` and
-    `retention` are shares of `n` with the 95% Wilson interval of the first beside it, and
-    `mean_shift` is the mean logit shift in nats.
+    `retention` are fractions of `n`, the first with its 95% Wilson interval, and `mean_shift` is
+    the mean logit shift in nats.
 
     Args:
         items: The items of a result, with dose 0 for every fact and scheme.
@@ -86,42 +86,42 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
 
 
 def disagreement(items: pd.DataFrame) -> pd.DataFrame:
-    """How often the rules decide differently: a row per model, scheme and dose.
+    """Return how often the rules decide differently: a row per model, scheme and dose.
 
-    Columns: `n`; `any`, the share of facts on which not all three rules give the same verdict
-    (false wins, true wins, tie); and the share for each pair of rules.
+    Columns: `n`; `any`, the fraction of facts on which not all three rules give the same verdict
+    (false wins, true wins, tie); and the same fraction for each pair of rules.
     """
-    verdicts = {rule: np.sign(margin(items, rule)) for rule in RULES}
-    table = items[["model", "scheme", "dose"]].copy()
-    first, total, mean = (verdicts[rule] for rule in RULES)
-    table["any"] = (first != total) | (first != mean)
-    table["first_sum"] = first != total
-    table["first_mean"] = first != mean
-    table["sum_mean"] = total != mean
+    first, total, mean = (np.sign(margin(items, rule)) for rule in RULES)
+    table = items[["model", "scheme", "dose"]].assign(
+        any=(first != total) | (first != mean),
+        first_sum=first != total,
+        first_mean=first != mean,
+        sum_mean=total != mean,
+    )
     groups = table.groupby(["model", "scheme", "dose"], sort=False, observed=True)
-    shares = groups.mean()
-    shares.insert(0, "n", groups.size())
-    return shares.reset_index()
+    fractions = groups.mean()
+    fractions.insert(0, "n", groups.size())
+    return fractions.reset_index()
 
 
 def _long(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
-    """One row per item for one rule, with its margin, shift and whether the fact is known."""
-    table = items[["model", "scheme", "dose", "case_id"]].copy()
-    table["relation"] = items["relation_id"]
-    table["rule"] = rule
-    table["margin"] = margin(items, rule)
+    """Return a row per item for one rule, with its margin, shift and whether the fact is known."""
     keys = ["model", "scheme", "case_id"]
+    table = items[[*keys, "dose"]].assign(
+        relation=items["relation_id"], rule=rule, margin=margin(items, rule)
+    )
     bare = table.loc[table["dose"] == 0, [*keys, "margin"]].rename(columns={"margin": "bare"})
     table = table.merge(bare, on=keys, how="left", validate="many_to_one")
-    table["shift"] = table["margin"] - table["bare"]
-    table["known"] = table["bare"] < 0
-    table["false_wins"] = table["margin"] > 0
-    table["true_wins"] = table["margin"] < 0
-    return table
+    return table.assign(
+        shift=table["margin"] - table["bare"],
+        known=table["bare"] < 0,
+        false_wins=table["margin"] > 0,
+        true_wins=table["margin"] < 0,
+    )
 
 
 def _ordered(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
-    """Rows in the order of the run: models and schemes as given, `all` before its parts."""
+    """Sort rows in the order of the run: models and schemes as given, `all` before its parts."""
     relations = sorted(set(items["relation_id"]), key=lambda name: (len(name), name))
     orders: dict[str, Sequence[Any]] = {
         "model": list(items["model"].unique()),

@@ -1,8 +1,8 @@
 """Parity: how far two runs of the same facts agree, such as one in bfloat16 and one in float32.
 
-Sixteen-bit weights and activations move scores by hundredths of a nat, so facts whose targets are
-that close to each other change their verdict (false target wins, true target wins, tie). `compare`
-lists them, under each rule, with both margins score(o_) - score(o*).
+Sixteen-bit weights and activations move scores by hundredths of a nat. Facts whose two targets are
+that close change their verdict (false target wins, true target wins, tie). `compare` lists these
+facts under each rule, with both margins score(o_) - score(o*).
 
     full = hl.hijack(hl.load_model("gpt2"), facts)
     half = hl.hijack(hl.load_model("gpt2", dtype="bfloat16"), facts)
@@ -43,7 +43,7 @@ class ComparedModel:
 
 @dataclass(frozen=True, eq=False)
 class Parity(Result):
-    """Two runs beside each other: a row per model, fact, scheme, dose and rule."""
+    """The verdicts of two runs: a row per model, fact, scheme, dose and rule."""
 
     verdicts: pd.DataFrame
     """`model, case_id, scheme, dose, rule`, the margins `reference` and `other` and their
@@ -55,50 +55,50 @@ class Parity(Result):
     derived: ClassVar = {"summary.csv": "summary"}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """All rows."""
+        """Return all rows."""
         return self.verdicts.copy()
 
     @property
     def flips(self) -> pd.DataFrame:
-        """The rows whose verdict differs, those with the widest margin in the reference first."""
+        """The rows whose verdict differs, the widest margins in the reference first."""
         rows = self.verdicts.loc[self.verdicts["flipped"]]
         widest = np.argsort(-np.abs(rows["reference"].to_numpy(dtype=float)), kind="stable")
         return rows.iloc[widest].reset_index(drop=True)
 
     def summary(self) -> pd.DataFrame:
-        """A row per model, scheme, dose and rule.
+        """Return a row per model, scheme, dose and rule.
 
-        Columns: `n`, `flipped` and its `share`, and of the differences of margins, in nats, the
-        `median` and the `largest` without their sign.
+        Columns: `n`; how many verdicts `flipped`, and their `share` of `n`; the `median` and the
+        `largest` absolute difference of the margins, in nats.
         """
         table = self.verdicts.assign(size=self.verdicts["difference"].abs())
         groups = table.groupby(["model", "scheme", "dose", "rule"], sort=False)
-        found = groups.agg(
+        summary = groups.agg(
             n=("flipped", "size"),
             flipped=("flipped", "sum"),
             median=("size", "median"),
             largest=("size", "max"),
         ).reset_index()
-        found.insert(6, "share", found["flipped"] / found["n"])
-        return found
+        summary.insert(6, "share", summary["flipped"] / summary["n"])
+        return summary
 
     def plot(self, *, rule: Rule = "first") -> Figure:
-        """Margins of both runs against each other; verdicts that differ stand out."""
+        """Draw the change of the margin against the margin; verdicts that differ are marked."""
         rows = self.verdicts[self.verdicts["rule"] == rule]
         with plots.canvas() as (figure, (ax,)):
             for label, flipped, i in (("same verdict", False, 0), ("another verdict", True, 1)):
-                chosen = rows[rows["flipped"] == flipped]
+                points = rows[rows["flipped"] == flipped]
                 colour, marker = plots.series(i)
                 ax.scatter(
-                    chosen["reference"],
-                    chosen["difference"],
+                    points["reference"],
+                    points["difference"],
                     s=14,
                     color=colour,
                     marker=marker,
-                    label=f"{label} ({len(chosen)})",
+                    label=f"{label} ({len(points)})",
                     linewidths=0,
                 )
-            # Between these lines and the axis a difference is as large as the margin.
+            # On this line the difference is as large as the margin, so that the margin vanishes.
             low, high = ax.get_xlim()
             ends = np.array([min(low, 0.0), 0.0, max(high, 0.0)])
             bottom, top = ax.get_ylim()
@@ -138,24 +138,25 @@ class Parity(Result):
 
 
 def compare(reference: HijackResult, other: HijackResult) -> Parity:
-    """Which verdicts of a run differ from those of a reference run on the same facts.
+    """Return the verdicts of a run that differ from those of a reference run on the same facts.
 
     Args:
-        reference: The run that counts as right, such as one in float32.
-        other: The same models, facts, schemes and doses, in another dtype or on another device.
+        reference: The run to compare with, such as one in float32.
+        other: A run of the same models, facts, schemes and doses in another dtype or on another
+            device.
 
     Raises:
-        InputError: The runs have not the same items, or probes in another order.
+        InputError: The runs have different items, or different probes.
     """
     left, right = (result.items.set_index(list(KEYS)).sort_index() for result in (reference, other))
     if reference.settings.probes != other.settings.probes:
-        raise InputError("the two runs had different probes on; compare runs with the same.")
+        raise InputError("the two runs had different probes; compare runs with the same probes.")
     if not left.index.equals(right.index):
-        apart = left.index.symmetric_difference(right.index)
-        first = dict(zip(KEYS, apart[0], strict=True))
+        unshared = left.index.symmetric_difference(right.index)
+        first = dict(zip(KEYS, unshared[0], strict=True))
         raise InputError(
-            f"the two runs do not hold the same items: {len(apart)} are in one of them only, such "
-            f"as {first}. Score the same models, facts, schemes and doses in both."
+            f"the two runs do not hold the same items: {len(unshared)} are in one of them only, "
+            f"such as {first}. Score the same models, facts, schemes and doses in both."
         )
     parts = []
     for rule in RULES:

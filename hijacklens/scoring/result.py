@@ -1,4 +1,4 @@
-"""The result of a hijack run: items, summary, rules, skipped facts, curve, provenance."""
+"""The result of a hijack run: scores of every item, their summary, and the curves."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from hijacklens.scoring.efficacy import ALL, RULES, Rule
 from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SkippedTable
 from hijacklens.scoring.settings import HijackSettings
 
-PANELS = 2
-"""Panels of a drawing: more would be too small to read on a laptop."""
+MODELS_PER_FIGURE = 2
+"""Models in one figure of a report if each has a panel; more panels would be too small."""
 
 MEANING = {
-    "efficacy": "the share of facts with score(false) > score(true): hijacking raises it. "
-    "Some summaries of the paper say that it lowers ES: they mean retention.",
-    "retention": "the share of facts with score(true) > score(false). Ties are counted by "
-    "themselves.",
-    "95% interval": "Wilson's, over the facts; the band around a curve and the two columns behind "
-    "efficacy.",
+    "efficacy": "the fraction of facts with score(false) > score(true): hijacking raises it. "
+    "Some summaries of the paper say that hijacking lowers ES: they mean retention.",
+    "retention": "the fraction of facts with score(true) > score(false). Ties are counted "
+    "separately.",
+    "95% interval": "the Wilson interval over the facts: the band around a curve, and the two "
+    "columns after efficacy.",
     "rule": "how a target is scored: by its first token, the sum over its tokens, or their mean.",
     "known": "the facts whose true target wins on the bare query, under the same rule.",
     "shift": "score(false) - score(true), hijacked minus bare, in nats.",
@@ -48,175 +48,64 @@ DIFFER = {
 EACH = ("model", "scheme")
 
 
-def hijack_exhibits(result: HijackResult) -> list[Exhibit]:
-    """From top to bottom: what was asked, curves, summary, facts, rules, skipped facts."""
-    summary = result.full_summary
-    shown: list[Exhibit] = [_asked(result)]
-    parts = _parts(result)
-    for rule in RULES:
-        shown.extend(_curves(parts, rule))
-    labels = {"efficacy_low": "low", "efficacy_high": "high", "mean_shift": "shift (nats)"}
-    shown.append(
-        Table(
-            "Efficacy and retention",
-            summary,
-            note="Choose a relation, a rule, or the facts that the model knows.",
-            file="summary.csv",
-            filters=(*EACH, "dose", "rule", "relation", "facts"),
-            chosen={"rule": RULES[0], "relation": ALL, "facts": ALL},
-            labels=labels,
-        )
-    )
-    shown.append(Facts("Facts before and after", result.items, result.prompts))
-    shown.append(
-        Table(
-            "How often the rules differ",
-            result.disagreement(),
-            note="The share of facts on which the three rules, or two of them, do not give the "
-            "same verdict.",
-            file="rules.csv",
-            filters=EACH,
-            fractions=tuple(DIFFER),
-            labels=DIFFER,
-            folded=True,
-        )
-    )
-    if len(result.skipped):
-        shown.append(
-            Table(
-                "Facts that could not be scored",
-                result.skipped,
-                file="skipped.csv",
-                filters=EACH,
-                folded=True,
-            )
-        )
-    return shown
-
-
-def _asked(result: HijackResult) -> Text:
-    """The run in words, its sentences, and what the numbers mean."""
-    settings = result.settings
-    models = ", ".join(model.name for model in settings.models)
-    doses = ", ".join(str(dose) for dose in settings.doses if dose)
-    facts = result.items["case_id"].nunique()
-    sentences = [
-        f"{models} completed {facts} facts of {settings.facts.name}, bare (dose 0) and "
-        f"behind hijacking sentences, {doses} of them (the dose)."
-    ]
-    if settings.probes:
-        sentences.append(f"Probes changed the models: {', '.join(settings.probes)}.")
-    if settings.facts.note:
-        sentences.append(f"The facts: {settings.facts.note.rstrip('.')}.")
-    points = []
-    for scheme in settings.schemes:
-        texts = scheme.text or {}
-        listed = [texts] if isinstance(texts, str) else list(dict.fromkeys(texts.values()))
-        more = f" and {len(listed) - 1} more, by relation" if len(listed) > 1 else ""
-        points.append(f"{scheme.name}: “{listed[0]}”{more}" if listed else scheme.name)
-    return Text("What was asked", sentences, points, MEANING)
-
-
-def _parts(result: HijackResult) -> list[HijackResult]:
-    """The run, a few models at a time where each has a panel."""
-    models = list(result.items["model"].unique())
-    if len(models) <= PANELS or result.items["scheme"].nunique() == 1:
-        return [result]
-    starts = range(0, len(models), PANELS)
-    few = [result.items["model"].isin(models[start : start + PANELS]) for start in starts]
-    return [replace(result, items=result.items[rows]) for rows in few]
-
-
-def _curves(parts: Sequence[HijackResult], rule: Rule) -> list[Drawing]:
-    """The curves under a rule; those of the first rule are open."""
-    drawn = []
-    for part in parts:
-        of = f" ({', '.join(part.items['model'].unique())})" if len(parts) > 1 else ""
-        drawn.append(
-            Drawing(
-                f"Efficacy by dose, rule {rule}{of}",
-                part.plot(rule=rule),
-                alt=_described(part, rule),
-                folded=rule != RULES[0],
-            )
-        )
-    return drawn
-
-
-def _described(result: HijackResult, rule: Rule) -> str:
-    """The curves in words: efficacy at the lowest and the highest dose."""
-    lines = []
-    groups: Any = result.summary(rule=rule).groupby(list(EACH), sort=False)
-    for (model, scheme), group in groups:
-        rows = group.sort_values("dose")
-        ends = [rows.iloc[i] for i in (0, -1)]
-        words = [f"{end['efficacy']:.3f} at dose {end['dose']}" for end in ends]
-        lines.append(f"{model}, {scheme}: {' to '.join(words)}")
-    return (
-        f"Curves of efficacy (rule {rule}) against dose with 95% intervals. {'; '.join(lines)}. "
-        "The table below has all values."
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class HijackResult(Result):
     """Scores of facts under schemes and doses, for one or several models.
 
-    `result.summary()` is the table to look at, `to_dataframe()` has a row per item. Scores and
-    shifts are in nats; what each rule and share means is in `hijacklens.scoring.efficacy`.
+    `result.summary()` is the table to look at; `to_dataframe()` has a row per item. Scores and
+    shifts are in nats; `hijacklens.scoring.efficacy` defines the rules and fractions.
     """
 
     items: Annotated[pd.DataFrame, Stored("items.parquet", columns=ITEM_COLUMNS)]
-    """A row per model, fact, scheme and dose; see the design of `items.parquet`."""
+    """A row per model, fact, scheme and dose: the columns of `items.parquet`."""
     skipped: SkippedTable
     """Facts that could not be scored, with the reason: model, case_id, ..., scheme, reason."""
     settings: HijackSettings
     provenance: Provenance
     prompts: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=[*PROMPT_COLUMNS]))
-    """The texts: a row per fact and scheme; empty in results that were saved without them."""
+    """The texts, a row per fact and scheme; empty if the result was saved without them."""
     derived: ClassVar = {"summary.csv": "full_summary", "rules.csv": "disagreement"}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The items: one row per model, fact, scheme and dose."""
+        """Return the items: one row per model, fact, scheme and dose."""
         return self.items.copy()
 
     @cached_property
     def full_summary(self) -> pd.DataFrame:
-        """Every row of `summary.csv`: all rules, relations, and known facts apart."""
+        """Every row of `summary.csv`: all rules and relations, for all facts and known facts."""
         return efficacy.summarise(self.items)
 
     def summary(
-        self, *, rule: efficacy.Rule = "first", relation: str = "all", known_only: bool = False
+        self, *, rule: Rule = "first", relation: str = "all", known_only: bool = False
     ) -> pd.DataFrame:
-        """One row per model, scheme and dose: efficacy with its interval, retention, ties, shift.
+        """Return a row per model, scheme and dose: efficacy, its interval, retention, ties, shift.
 
         Args:
             rule: How targets are scored: `first`, `sum` or `mean`.
             relation: `all`, or one relation id.
-            known_only: Only the facts whose true target wins on the bare query.
+            known_only: Count only the facts whose true target wins on the bare query.
 
         Raises:
             InputError: An unknown rule or relation.
         """
         table = self.full_summary
-        choice("rule", rule, efficacy.RULES)
+        choice("rule", rule, RULES)
         choice("relation", relation, set(table["relation"]))
-        chosen = (
+        rows = (
             (table["rule"] == rule)
             & (table["relation"] == relation)
-            & (table["facts"] == ("known" if known_only else efficacy.ALL))
+            & (table["facts"] == ("known" if known_only else ALL))
         )
-        columns = [name for name in table.columns if name not in ("rule", "relation", "facts")]
-        return table.loc[chosen, columns].reset_index(drop=True)
+        return table.loc[rows].drop(columns=["rule", "relation", "facts"]).reset_index(drop=True)
 
     def disagreement(self) -> pd.DataFrame:
-        """Share of facts on which the three rules decide differently, by model, scheme and dose."""
+        """Return how often the three rules decide differently, by model, scheme and dose."""
         return efficacy.disagreement(self.items)
 
     def known(self) -> pd.DataFrame:
-        """How many facts each model knows on the bare query under each rule."""
+        """Count the facts that each model knows on the bare query, by scheme and rule."""
         table = self.full_summary
-        pooled = (table["relation"] == efficacy.ALL) & (table["facts"] == efficacy.ALL)
+        pooled = (table["relation"] == ALL) & (table["facts"] == ALL)
         bare = table.loc[pooled & (table["dose"] == 0), ["model", "scheme", "rule", "n"]]
         bare["known"] = (bare["n"] * table.loc[bare.index, "retention"]).round().astype(int)
         return bare.reset_index(drop=True)
@@ -239,42 +128,72 @@ class HijackResult(Result):
         groups = self.disagreement()
         return float((groups["any"] * groups["n"]).sum() / groups["n"].sum())
 
-    def plot(self, *, rule: efficacy.Rule = "first") -> Figure:
-        """Efficacy against dose with 95% intervals: a line per scheme, a panel per model.
+    def plot(self, *, rule: Rule = "first") -> Figure:
+        """Draw efficacy against dose with 95% intervals: a line per scheme, a panel per model.
 
-        With one scheme, all models share a panel, a line each.
+        With a single scheme, all models share one panel, with a line each.
         """
         return curves(self.summary(rule=rule), rule)
 
-    def plot_relations(self, *, scheme: str | None = None, rule: efficacy.Rule = "first") -> Figure:
-        """Efficacy against dose, a panel for each relation and a line for each model.
+    def plot_relations(self, *, scheme: str | None = None, rule: Rule = "first") -> Figure:
+        """Draw efficacy against dose, a panel for each relation and a line for each model.
 
         Args:
-            scheme: Which of the schemes; it may be left out where there is one.
+            scheme: One of the schemes; it is not needed if there is only one.
             rule: How targets are scored.
 
         Raises:
-            InputError: No such scheme or rule, or several schemes and none named.
+            InputError: An unknown scheme or rule, or no scheme is named out of several.
         """
         schemes = list(self.items["scheme"].unique())
         if scheme is None and len(schemes) == 1:
             scheme = schemes[0]
         if scheme not in schemes:
             raise unknown("scheme", scheme, schemes)
-        if rule not in efficacy.RULES:
-            raise unknown("rule", rule, efficacy.RULES)
+        choice("rule", rule, RULES)
         table = self.full_summary
-        chosen = table.loc[
-            (table["rule"] == rule)
-            & (table["facts"] == efficacy.ALL)
-            & (table["relation"] != efficacy.ALL)
-            & (table["scheme"] == scheme)
-        ]
-        return relation_curves(chosen)
+        rows = (table["rule"] == rule) & (table["scheme"] == scheme)
+        return relation_curves(
+            table.loc[rows & (table["facts"] == ALL) & (table["relation"] != ALL)]
+        )
 
     def exhibits(self) -> list[Exhibit]:
-        """Curves, the summary, the facts that flip, how rules differ, and what was skipped."""
-        return hijack_exhibits(self)
+        """The run in words, curves, summary, facts that flip, how rules differ, skipped facts."""
+        exhibits: list[Exhibit] = [
+            _in_words(self),
+            *_drawings(self),
+            Table(
+                "Efficacy and retention",
+                self.full_summary,
+                note="Choose a relation, a rule, or the facts that the model knows.",
+                file="summary.csv",
+                filters=(*EACH, "dose", "rule", "relation", "facts"),
+                chosen={"rule": RULES[0], "relation": ALL, "facts": ALL},
+                labels={
+                    "efficacy_low": "low",
+                    "efficacy_high": "high",
+                    "mean_shift": "shift (nats)",
+                },
+            ),
+            Facts("Facts before and after", self.items, self.prompts),
+            Table(
+                "How often the rules differ",
+                self.disagreement(),
+                note="The fraction of facts on which the three rules, or two of them, give "
+                "different verdicts.",
+                file="rules.csv",
+                filters=EACH,
+                fractions=tuple(DIFFER),
+                labels=DIFFER,
+                folded=True,
+            ),
+        ]
+        if len(self.skipped):
+            heading = "Facts that could not be scored"
+            exhibits.append(
+                Table(heading, self.skipped, file="skipped.csv", filters=EACH, folded=True)
+            )
+        return exhibits
 
     def findings(self) -> dict[str, Any]:
         """Return the counts, and the cases whose targets share their first token."""
@@ -288,7 +207,7 @@ class HijackResult(Result):
 
     @classmethod
     def join(cls, results: Sequence[HijackResult]) -> HijackResult:
-        """One result of several runs on the same facts, schemes and doses, a model each.
+        """Return one result of several runs on the same facts, schemes and doses, a model each.
 
         Raises:
             InputError: No result is given, the runs differ in more than the model, or a model
@@ -375,3 +294,56 @@ class HijackResult(Result):
                 f"skipped: {len(self.skipped)} pairs of fact and scheme (skipped.csv); first: "
                 f"{self.skipped['reason'].iloc[0]}"
             )
+
+
+def _in_words(result: HijackResult) -> Text:
+    """Describe the run, its hijacking sentences, and what the numbers mean."""
+    settings = result.settings
+    models = ", ".join(model.name for model in settings.models)
+    doses = ", ".join(str(dose) for dose in settings.doses if dose)
+    paragraphs = [
+        f"{models} completed {result.items['case_id'].nunique()} facts of {settings.facts.name}, "
+        f"bare (dose 0) and after {doses} hijacking sentences (the dose)."
+    ]
+    if settings.probes:
+        paragraphs.append(f"Probes changed the models: {', '.join(settings.probes)}.")
+    if settings.facts.note:
+        paragraphs.append(f"The facts: {settings.facts.note.rstrip('.')}.")
+    points = []
+    for scheme in settings.schemes:
+        texts = [scheme.text] if isinstance(scheme.text, str) else (scheme.text or {}).values()
+        sentences = list(dict.fromkeys(texts))
+        more = f" and {len(sentences) - 1} more, by relation" if len(sentences) > 1 else ""
+        points.append(f"{scheme.name}: “{sentences[0]}”{more}" if sentences else scheme.name)
+    return Text("What was run", paragraphs, points, MEANING)
+
+
+def _drawings(result: HijackResult) -> Iterator[Drawing]:
+    """Yield the curves under each rule, a few models at a time; only the first rule is unfolded."""
+    models = list(result.items["model"].unique())
+    one_panel = result.items["scheme"].nunique() == 1
+    count = len(models) if one_panel else MODELS_PER_FIGURE
+    groups = [models[start : start + count] for start in range(0, len(models), count)]
+    for rule in RULES:
+        for names in groups:
+            part = replace(result, items=result.items[result.items["model"].isin(names)])
+            yield Drawing(
+                f"Efficacy by dose, rule {rule}" + (f" ({', '.join(names)})" if groups[1:] else ""),
+                part.plot(rule=rule),
+                alt=_curves_in_words(part.summary(rule=rule), rule),
+                folded=rule != RULES[0],
+            )
+
+
+def _curves_in_words(summary: pd.DataFrame, rule: Rule) -> str:
+    """Describe the curves by the efficacy at the lowest and the highest dose."""
+    lines = []
+    groups: Any = summary.sort_values("dose", kind="stable").groupby(list(EACH), sort=False)
+    for (model, scheme), rows in groups:
+        ends = (rows.iloc[0], rows.iloc[-1])
+        words = [f"{end['efficacy']:.3f} at dose {end['dose']}" for end in ends]
+        lines.append(f"{model}, {scheme}: {' to '.join(words)}")
+    return (
+        f"Curves of efficacy (rule {rule}) against dose with 95% intervals. {'; '.join(lines)}. "
+        "The table below has all values."
+    )

@@ -283,7 +283,7 @@ class ShiftAccount(Result):
                 )
             ]
         return [
-            Text("What was asked", (query, READING)),
+            Text("What was run", (query, READING)),
             Drawing("Shift by token and layer", self.plot(by=("token", "layer"))),
             Drawing("Shift by layer and head", self.plot(by=("layer", "head"))),
             *attention,

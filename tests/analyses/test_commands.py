@@ -84,8 +84,8 @@ def test_hijack_writes_the_files_of_the_design(folders, tmp_path, capsys):
     summary = pd.read_csv(out / "summary.csv")
     assert tuple(summary.columns) == SUMMARY_COLUMNS
     record = json.loads((out / "result.json").read_text())
-    assert [model["name"] for model in record["models"]] == ["tiny-gpt2", "tiny-llama"]
-    assert record["doses"] == [0, 1, 2]
+    assert [model["name"] for model in record["settings"]["models"]] == ["tiny-gpt2", "tiny-llama"]
+    assert record["settings"]["doses"] == [0, 1, 2]
     assert record["provenance"]["versions"]["torch"]
     assert load_result(out).summary()["n"].tolist() == [10] * 12
 

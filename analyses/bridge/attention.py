@@ -1,11 +1,11 @@
 """The bridge by attention: what the last token attends to, and how far the answer moves.
 
-In a language model: the attention of the last token to the hijacking sentences against the logit
-shift, fact by fact and head by head. In the one-layer model: that to the last token's cluster, the
-only tokens that tell anything, against the margin of the label. One function reads both.
+In a language model we compare the last token's attention to the hijacking sentences with the logit
+shift, fact by fact and head by head. In the one-layer model we compare its attention to the last
+token's cluster, the only informative tokens, with the margin of the label. One function reads both.
 
-The first token of a prompt is left out of the hijack: models put attention there that they have no
-other use for, whatever it is.
+The first token of a prompt does not count as part of the hijack: heads attend to it if they have
+nothing else to read, whatever the token is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import above, lowest, mean
+from analyses.reproduction.check import above, every, lowest
+from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.engine.batches import batches
@@ -50,17 +51,17 @@ class AttentionSides(Sides):
 
 
 def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
-    """Attention of the last token to what cues the answer, `mass`, and how far the answer moves.
+    """Return the last token's attention to the cues of the answer, and how far the answer moves.
 
     Rows of kind
 
-    - `item`: a context or fact each, with the mass as a mean over layers and heads, that of the
-      `strongest` head (chosen on the other half of the items), the share of tokens there
-      (`uniform`), and what `moves` the answer, in logits: the margin of the label over the best
-      other token, or the logit shift;
-    - `head`: the mean mass of a head, and `rank`, Spearman's correlation over items of its mass
-      with what moves;
-    - `skipped`: facts that could not be read, with the reason.
+    - `item`: a context or fact, with the attention to the cues as a mean over layers and heads
+      (`mass`), that of the `strongest` head (chosen on the other half of the items), the fraction
+      of tokens that are cues (`uniform`), and the movement of the answer in logits (`moves`): the
+      margin of the label over the best other token, or the logit shift;
+    - `head`: the mean mass of a head, and `rank`, Spearman's correlation over items between its
+      mass and the movement of the answer;
+    - `skipped`: a fact that could not be read, with the reason.
     """
     parts = []
     result = one_layer(settings, bench)
@@ -89,56 +90,56 @@ def _language_rows(model: Any, settings: AttentionSides, bench: Workbench) -> pd
         seed=settings.seed,
     )
     skipped = list(zip(made.skipped["case_id"], made.skipped["reason"], strict=True))
-    kept = []
+    readable = []
     for pair in made:
         try:
             pair.answers()
-            kept.append(pair)
+            readable.append(pair)
         except InputError as reason:
             skipped.append((pair.fact.case_id, str(reason)))
-    bare, _, _ = _answers(model, kept, hijacked=False)
-    hijacked, mass, uniform = _answers(model, kept, hijacked=True)
-    found = _rows(mass, uniform, hijacked - bare, [pair.fact.case_id for pair in kept])
-    absent = pd.DataFrame(skipped, columns=["item", "reason"])
-    return pd.concat([found, absent.assign(kind="skipped")], ignore_index=True)
+    bare, _, _ = _answers(model, readable, hijacked=False)
+    hijacked, mass, uniform = _answers(model, readable, hijacked=True)
+    items = [pair.fact.case_id for pair in readable]
+    absent = pd.DataFrame(skipped, columns=["item", "reason"]).assign(kind="skipped")
+    return pd.concat([_rows(mass, uniform, hijacked - bare, items), absent], ignore_index=True)
 
 
 def _answers(model: Any, pairs: list[Pair], *, hijacked: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Per prompt: logit o_ - logit o*, the mass on the hijack [item, layer, head], its share."""
+    """Return logit o_ - logit o*, mass on the hijack [item, layer, head], and uniform mass."""
     prompts = [pair.hijacked if hijacked else pair.bare for pair in pairs]
     rows = [mark(p.ids, [p.positions(span) for span in SPANS]) for p in prompts]
     order: list[int] = []
-    found = []
+    parts = []
     for batch in batches(rows, device=device_of(model)):
         layout = Layout.of_symbols(batch.symbols, SPANS)
         cues = layout.key("hijack") & ~layout.key("at:0")
         logits, mass = _attended(model, layout, batch.lengths - 1, cues)
         targets = torch.tensor([pairs[i].answers() for i in batch.members])
         true, false = logits.gather(1, targets).T
-        found.append((false - true, mass, (cues.sum(1) / batch.lengths).cpu()))
+        parts.append((false - true, mass, (cues.sum(1) / batch.lengths).cpu()))
         order += batch.members
     back = torch.tensor(order).argsort()
-    odds, mass, uniform = (torch.cat(part)[back] for part in zip(*found, strict=True))
+    odds, mass, uniform = (torch.cat(part)[back] for part in zip(*parts, strict=True))
     return odds, mass, uniform
 
 
 def _attended(
     model: HookedModel, layout: Layout, last: Tensor, cues: Tensor
 ) -> tuple[Float[Tensor, "item vocab"], Float[Tensor, "item layer head"]]:
-    """The logits at the last tokens, and what these attend to the cues, in any hooked model."""
-    found: dict[int, Tensor] = {}
+    """Return the logits at the last tokens and their attention to the cues, in any hooked model."""
+    masses: dict[int, Tensor] = {}
 
     def keep(layer: int, pattern: Tensor, hook: Any) -> None:
         device = pattern.device
         rows = pattern[torch.arange(len(last), device=device), :, last.to(device)]
-        found[layer] = (rows.float() * cues.to(device)[:, None]).sum(-1).cpu()
+        masses[layer] = (rows.float() * cues.to(device)[:, None]).sum(-1).cpu()
 
     layers = range(int(model.cfg.n_layers))
     hooks = [(f"blocks.{i}.attn.hook_pattern", partial(keep, i)) for i in layers]
     reader = HookProbe("attention to the cues", hooks, packs=True)
     items = torch.arange(len(last), device=last.device)
     logits = logits_at(model, layout, items, last, probes=[reader]).float().cpu()
-    return logits, torch.stack([found[i] for i in layers], dim=1)
+    return logits, torch.stack([masses[i] for i in layers], dim=1)
 
 
 def _rows(mass: Tensor, uniform: Tensor, moves: Tensor, items: Any) -> pd.DataFrame:
@@ -167,75 +168,75 @@ def _rows(mass: Tensor, uniform: Tensor, moves: Tensor, items: Any) -> pd.DataFr
 
 
 def _strongest(mass: Tensor) -> Tensor:
-    """Per item the mass of the head that is the most attentive on the other half of the items."""
+    """Return per item the mass of the head that attends most on the other half of the items."""
     heads = mass.flatten(1)
-    half = torch.arange(len(mass)) % 2 == 0
-    found = torch.empty(len(mass))
-    for own in (half, ~half):
-        found[own] = heads[own, heads[~own].mean(0).argmax()]
-    return found
+    even = torch.arange(len(mass)) % 2 == 0
+    strongest = torch.empty(len(mass))
+    for half in (even, ~even):
+        strongest[half] = heads[half, heads[~half].mean(0).argmax()]
+    return strongest
 
 
 def _spearman(first: Any, second: Any) -> Interval:
-    """Spearman's rank correlation with its 95% interval by Fisher's z (Bonett and Wright 2000)."""
+    """Return Spearman's rank correlation with its 95% interval (Bonett and Wright 2000)."""
     n = len(first)
     if n < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return Interval(math.nan, math.nan, math.nan)
-    found: Any = stats.spearmanr(first, second)
-    r = float(found.statistic)
+    result: Any = stats.spearmanr(first, second)
+    r = float(result.statistic)
     half = stats.norm.ppf(0.975) * math.sqrt((1 + r * r / 2) / (n - 3))
     z = math.atanh(max(min(r, 1 - 1e-12), -1 + 1e-12))
     return Interval(r, math.tanh(z - half), math.tanh(z + half))
 
 
 def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
-    """Mass against what moves the answer, a panel per model; below it the mass of every head.
+    """Draw mass against movement of the answer in a panel per model, and every head below it.
 
-    Dotted: the share of tokens there, which is what uniform attention gives. Grey bands: rank
-    correlations that mean nothing at so many items (95%).
+    Dotted: the fraction of tokens that are cues, which is what uniform attention gives. Grey bands:
+    rank correlations within chance for the number of items (95%).
     """
-    items: Any = table[table["kind"] == "item"]
-    heads: Any = table[table["kind"] == "head"]
-    groups: list[tuple[Any, Any]] = [(ONE_LAYER, items[items["side"] == ONE_LAYER])]
-    groups += list(items[items["side"] == LANGUAGE].groupby("model", sort=False))
+    items, heads = (table[table["kind"] == kind] for kind in ("item", "head"))
+    # The one-layer models share a panel.
+    names = table["model"].where(table["side"] == LANGUAGE, ONE_LAYER)
+    groups = list(items.groupby(names, sort=False))
     with plots.canvas(2, len(groups), width=plots.PAGE / 3, height=2.6) as (figure, axes):
         upper, lower = axes[: len(groups)], axes[len(groups) :]
-        for i, (name, own) in enumerate(groups):
-            colour, marker = plots.series(i)
+        for i, (name, rows) in enumerate(groups):
             one = name == ONE_LAYER
+            colour, marker = plots.series(i)
+            uniform = rows["uniform"].mean()
             upper[i].plot(
-                own["mass"],
-                own["moves"],
+                rows["mass"],
+                rows["moves"],
                 marker,
                 color=colour,
                 ms=2 if one else 4,
                 alpha=0.5,
                 rasterized=True,  # thousands of points would make a large SVG
             )
-            uniform = "share of tokens there (uniform attention)"
-            upper[i].axvline(own["uniform"].mean(), color="#888888", ls=":", label=uniform)
-            rank = _spearman(own["mass"], own["moves"])
-            of = "contexts" if one else "facts"
-            drawn_from = f"{of}, {settings.seeds} seeds" if one else of
+            rank = _spearman(rows["mass"], rows["moves"])
+            sample = f"contexts, {settings.seeds} seeds" if one else "facts"
             upper[i].set_title(
-                f"{name}, {len(own)} {drawn_from}\nrank correlation "
+                f"{name}, {len(rows)} {sample}\nrank correlation "
                 f"{rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}]",
                 fontsize=8,
             )
-            where = "cluster" if one else "hijack,\nmean over heads"
-            upper[i].set_xlabel(f"attention to the {where}", fontsize=8)
+            cues = "cluster" if one else "hijack,\nmean over heads"
+            upper[i].set_xlabel(f"attention to the {cues}", fontsize=8)
             moved = "margin of the label" if one else "logit shift ($o_-$ over $o_*$)"
             upper[i].set_ylabel(f"{moved}, logits", fontsize=8)
-            of_heads = heads[heads["side"] == ONE_LAYER if one else heads["model"] == name]
-            lower[i].plot(of_heads["mass"], of_heads["rank"], marker, color=colour, ms=3, alpha=0.6)
-            per_head = len(own) // (settings.seeds if one else 1)
-            nothing = float(stats.norm.ppf(0.975)) / math.sqrt(max(per_head - 3, 1))
-            chance = "95% of what chance gives"
-            lower[i].axhspan(-nothing, nothing, color="#BBBBBB", alpha=0.4, lw=0, label=chance)
+            label = "fraction of tokens there (uniform attention)"
+            upper[i].axvline(uniform, color="#888888", ls=":", label=label)
+            points = heads[names[heads.index] == name]
+            lower[i].plot(points["mass"], points["rank"], marker, color=colour, ms=3, alpha=0.6)
+            per_head = len(rows) // (settings.seeds if one else 1)
+            chance = float(stats.norm.ppf(0.975)) / math.sqrt(max(per_head - 3, 1))
+            label = "95% of what chance gives"
+            lower[i].axhspan(-chance, chance, color="#BBBBBB", alpha=0.4, lw=0, label=label)
             lower[i].axhline(0, color="black", lw=0.8)
-            one_point = "model (a seed each)" if one else "head"
-            lower[i].set_xlabel(f"mean attention of a {one_point}", fontsize=8)
-            lower[i].axvline(own["uniform"].mean(), color="#888888", ls=":")
+            point = "model (one per seed)" if one else "head"
+            lower[i].set_xlabel(f"mean attention of a {point}", fontsize=8)
+            lower[i].axvline(uniform, color="#888888", ls=":")
             lower[i].set(xlim=(-0.02, 1.02), ylim=(-1.05, 1.05))
         lower[0].set_ylabel("rank correlation over items", fontsize=8)
         for panel in axes:
@@ -248,21 +249,15 @@ def _items(table: Any, side: str) -> Any:
     return table[(table.kind == "item") & (table.side == side)]
 
 
-def _inside(table: Any) -> Interval:
-    """Attention inside the cluster beyond the share of tokens there, over contexts, per seed."""
-    groups = _items(table, ONE_LAYER).groupby("model")
-    return lowest([mean(own.mass - own.uniform) for _, own in groups])
-
-
-def _beyond(table: Any) -> Interval:
-    """Attention of the strongest head beyond the share of tokens there, over facts, per model."""
-    groups = _items(table, LANGUAGE).groupby("model")
-    return lowest([mean(own.strongest - own.uniform) for _, own in groups])
+def _beyond(table: Any, side: str, column: str) -> Interval:
+    """Return the smallest over models of a column's mean excess over uniform attention."""
+    rows = _items(table, side)
+    return lowest(every(rows[column] - rows.uniform, rows.model))
 
 
 def _follows(table: Any) -> Interval:
     groups = _items(table, LANGUAGE).groupby("model")
-    return lowest([_spearman(own.mass, own.moves) for _, own in groups])
+    return lowest([_spearman(items.mass, items.moves) for _, items in groups])
 
 
 FEW = "over the facts of the quick scale the interval is too wide"
@@ -270,41 +265,29 @@ FEW = "over the facts of the quick scale the interval is too wide"
 ANALYSES = (
     Analysis(
         id="bridge-attention",
-        settings={
-            "quick": AttentionSides(
-                bits=6,
-                support="first-bit",
-                d_model=32,
-                length=64,
-                seeds=3,
-                steps=1500,
-                learning_rates=(0.01,),
-                contexts=256,
-                limit=40,
-            ),
-            "paper": AttentionSides(
-                bits=8,
-                support="first-bit",
-                d_model=256,
-                length=256,
-                seeds=5,
-                steps=4000,
-                contexts=512,
-                limit=None,
-            ),
-        },
+        settings=scales(
+            AttentionSides(bits=8, support="first-bit", d_model=256, contexts=512),
+            bits=6,
+            d_model=32,
+            length=64,
+            seeds=3,
+            steps=1500,
+            contexts=256,
+            limit=40,
+        ),
         ours=(*OURS, "contexts", "scheme", "dose"),
         run=attention,
         draw=draw_attention,
         checks=(
             above(
                 "one-layer: attention to the cluster exceeds uniform attention by .1, every seed",
-                _inside,
+                lambda t: _beyond(t, ONE_LAYER, "mass"),
                 0.1,
             ),
             above(
-                "in every language model the head strongest on other facts exceeds uniform",
-                _beyond,
+                "in every language model the head that attends most to the hijack on other facts "
+                "exceeds uniform attention",
+                lambda t: _beyond(t, LANGUAGE, "strongest"),
                 0.0,
                 scales=("paper",),
                 remark=FEW,

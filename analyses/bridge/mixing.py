@@ -1,8 +1,8 @@
-"""The bridge by mixing: efficacy as more and more of a context speaks for another target.
+"""The bridge by mixing: efficacy as a growing fraction of the context supports another target.
 
-On the one-layer model the share is the mixing rate of figure C.13, on language models the share of
-the prompt's tokens that stand in hijacking sentences, at every dose of figure 2a. Efficacy is on
-both sides the share with score(other target) > score(target).
+For the one-layer model the fraction is the mixing rate of figure C.13. For language models it is
+the fraction of the prompt's tokens in hijacking sentences, at every dose of figure 2a. On both
+sides, efficacy is the fraction of contexts or facts with score(other target) > score(target).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, on
 from analyses.paper.hijack_curves import CurveSettings, curves, dose_change, verdicts
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, lowest, mean, near
-from analyses.reproduction.drawing import OVER_SEEDS
+from analyses.reproduction.drawing import OVER_SEEDS, WILSON, draw_intervals, draw_means
+from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer.evaluation import answers
@@ -41,14 +42,16 @@ class MixingSides(Sides):
 
 
 def mixing(settings: MixingSides, bench: Workbench) -> pd.DataFrame:
-    """Whether the other target wins, against the share of the context that speaks for it.
+    """Return whether the other target wins, by the fraction of the context that supports it.
 
-    A row per one-layer model and rate (`wins`: efficacy; `second`: the share that answers the
-    second label before all others), and per language model, fact and dose (`wins`: 0 or 1).
+    There is a row per one-layer model and rate (`wins`: efficacy; `second`: the fraction of
+    contexts whose best label is the second), and per language model, fact and dose (`wins`: 0 or
+    1). The fraction of the context is `share`.
     """
     parts = [pd.DataFrame(_mixed(settings, bench))]
-    facts = facts_of(settings, bench)
-    found = curves(
+    scheme = get_scheme(settings.scheme)
+    prompts, _ = make_prompts(facts_of(settings, bench), scheme, settings.doses, seed=settings.seed)
+    table = curves(
         CurveSettings(
             schemes=(settings.scheme,),
             relations=("all",),
@@ -58,17 +61,14 @@ def mixing(settings: MixingSides, bench: Workbench) -> pd.DataFrame:
         ),
         bench,
     )
-    prompts, _ = make_prompts(
-        facts, get_scheme(settings.scheme), settings.doses, seed=settings.seed
-    )
-    for name, own in verdicts(found).groupby("model", sort=False):
+    for name, items in verdicts(table).groupby("model", sort=False):
         tokenizer = bench.language_model(str(name)).tokenizer
-        shares = {}
+        fractions = {}
         for fact, prompt in prompts:
             located = locate(tokenizer, prompt)
-            shares[fact.case_id, prompt.dose] = len(located.spans["hijack"]) / len(located.ids)
-        at = [shares[key] for key in zip(own["case_id"], own["dose"], strict=True)]
-        parts.append(own.assign(side=LANGUAGE, share=at))
+            fractions[fact.case_id, prompt.dose] = len(located.spans["hijack"]) / len(located.ids)
+        by_item = [fractions[key] for key in zip(items["case_id"], items["dose"], strict=True)]
+        parts.append(items.assign(side=LANGUAGE, share=by_item))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -80,7 +80,7 @@ def _mixed(settings: MixingSides, bench: Workbench) -> Iterator[dict[str, Any]]:
             mixed = result.task.sample_mixed(settings.contexts, rate, draw)
             scores = answers(model, result.task)(mixed.tokens)
             first, second = (
-                scores.gather(1, t[:, None])[:, 0] for t in (mixed.first, mixed.second)
+                scores.gather(1, label[:, None])[:, 0] for label in (mixed.first, mixed.second)
             )
             yield {
                 "side": ONE_LAYER,
@@ -92,56 +92,38 @@ def _mixed(settings: MixingSides, bench: Workbench) -> Iterator[dict[str, Any]]:
 
 
 def draw_mixing(table: pd.DataFrame, settings: MixingSides) -> Figure:
-    """Efficacy against the share of the context, the one-layer model's curve and a line a model.
+    """Draw efficacy against the fraction of the context, a curve per language model and one more.
 
-    Dotted: how often the one-layer model answers the second label before all others.
+    The one-layer models share a curve. The dotted line is the fraction of contexts whose best label
+    is the second, in the one-layer models.
     """
-    one = table[table["side"] == ONE_LAYER].groupby("share")
+    rates = _side(table, ONE_LAYER).groupby("share")
     with plots.canvas(width=5.4, height=4.4) as (figure, (axes,)):
-        colour, marker = plots.series(0)
-        label = f"one-layer, m = {settings.bits}, by mixing rate"
-        axes.errorbar(
-            one["wins"].mean().index,
-            one["wins"].mean(),
-            yerr=one["wins"].sem(),
-            color=colour,
-            marker=marker,
-            capsize=2,
-            label=label,
-        )
-        axes.plot(
-            one["second"].mean(), ":", color=colour, lw=1.2, label="one-layer, second label first"
-        )
-        language: Any = table[table["side"] == LANGUAGE]
-        for i, (name, own) in enumerate(language.groupby("model", sort=False), start=1):
-            colour, marker = plots.series(i)
-            by = own.groupby("dose")
-            found = [fraction(int(of["wins"].sum()), len(of)) for _, of in by]
+        draw_means(axes, rates["wins"], 0, label=f"one-layer, m = {settings.bits}, by mixing rate")
+        label = "one-layer, second label first"
+        axes.plot(rates["second"].mean(), ":", color=plots.series(0)[0], lw=1.2, label=label)
+        language = _side(table, LANGUAGE).groupby("model", sort=False)
+        for i, (name, items) in enumerate(language, start=1):
+            by = items.groupby("dose")
+            efficacy = [fraction(int(rows["wins"].sum()), len(rows)) for _, rows in by]
             x = by["share"].mean()
-            axes.errorbar(
-                x,
-                [interval.value for interval in found],
-                yerr=plots.whiskers(found),
-                color=colour,
-                marker=marker,
-                capsize=2,
-                label=f"{name}, {own['case_id'].nunique()} facts, by dose",
-            )
-            for dose, place, interval in zip(x.index, x, found, strict=True):
+            label = f"{name}, {items['case_id'].nunique()} facts, by dose"
+            draw_intervals(axes, x, efficacy, i, capsize=2, label=label)
+            for dose, place, interval in zip(x.index, x, efficacy, strict=True):
                 axes.annotate(
                     f"{dose:.0f}",
                     (place, interval.value),
                     xytext=(5, 5) if i % 2 else (5, -11),
                     textcoords="offset points",
                     fontsize=8,
-                    color=colour,
+                    color=plots.series(i)[0],
                 )
         axes.set(
-            xlabel="share of the context's tokens for the other target (numbers: dose)",
-            ylabel="efficacy: share other > own target",
+            xlabel="fraction of the context's tokens for the other target (numbers: dose)",
+            ylabel="efficacy: fraction with other > own target",
             ylim=(-0.04, 1.04),
         )
-        bars = f"95% Wilson intervals; one-layer: {OVER_SEEDS.format(settings.seeds)}"
+        bars = f"{WILSON}; one-layer: {OVER_SEEDS.format(settings.seeds)}"
         plots.legend_below(figure, [axes], bars=bars, columns=2)
         return figure
 
@@ -151,47 +133,39 @@ def _side(table: Any, side: str) -> Any:
 
 
 def _curve(table: Any) -> Any:
-    """Efficacy of the one-layer models by mixing rate, a column per seed."""
+    """Return the efficacy of the one-layer models by mixing rate, a column per seed."""
     return _side(table, ONE_LAYER).pivot(index="share", columns="model", values="wins")
 
 
 def _ahead(table: Any) -> Interval:
-    """Rise of efficacy by one sentence minus the one-layer rise at the same share of tokens."""
+    """Return the rise by one sentence minus the one-layer rise at the same fraction of tokens."""
     curve = _curve(table).mean(axis=1)
-    found = []
-    for _, own in _side(table, LANGUAGE).groupby("model"):
-        wide = own.pivot(index="case_id", columns="dose", values=["wins", "share"])
-        there = np.interp(wide["share"][1], curve.index, curve) - curve.iloc[0]
-        found.append(mean(wide["wins"][1] - wide["wins"][0] - there))
-    return lowest(found)
+    rises = []
+    for _, items in _side(table, LANGUAGE).groupby("model"):
+        wide = items.pivot(index="case_id", columns="dose", values=["wins", "share"])
+        one_layer_rise = np.interp(wide["share"][1], curve.index, curve) - curve.iloc[0]
+        rises.append(mean(wide["wins"][1] - wide["wins"][0] - one_layer_rise))
+    return lowest(rises)
 
 
 ANALYSES = (
     Analysis(
         id="bridge-mixing",
-        settings={
-            "quick": MixingSides(
-                bits=6,
-                d_model=32,
-                length=256,
-                seeds=2,
-                steps=1500,
-                learning_rates=(0.01,),
-                rates=(0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0),
-                contexts=2048,
-                limit=40,
-            ),
-            "paper": MixingSides(
+        settings=scales(
+            MixingSides(
                 bits=8,
                 d_model=256,
-                length=256,
-                seeds=5,
-                steps=4000,
                 rates=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
                 contexts=8192,
-                limit=None,
             ),
-        },
+            bits=6,
+            d_model=32,
+            seeds=2,
+            steps=1500,
+            rates=(0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0),
+            contexts=2048,
+            limit=40,
+        ),
         ours=(*OURS, "rates", "contexts", "scheme", "doses"),
         run=mixing,
         draw=draw_mixing,
@@ -213,8 +187,8 @@ ANALYSES = (
                 0.0,
             ),
             above(
-                "one sentence moves every language model further than the one-layer model at the "
-                "same share of tokens (paired)",
+                "one sentence raises efficacy in every language model more than the same fraction "
+                "of tokens does in the one-layer model (paired)",
                 _ahead,
                 0.0,
                 scales=("paper",),

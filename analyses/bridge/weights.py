@@ -1,10 +1,10 @@
-"""The bridge by weights: value matrices as memories and embedding spectra, side by side.
+"""The bridge by weights: value matrices as memories, and spectra of embeddings.
 
-bridge-memory     memory fit (cosine, span, recall, each beside its two controls) of a trained W_V
-                  for the Hamming-1 neighbours of equation 5.1, and of the OV circuits of language
+bridge-memory     memory fit (cosine, span and recall, each with two controls) of a trained W_V for
+                  the Hamming-1 neighbours of equation 5.1, and of the OV circuits of language
                   models for pairs of tokens that facts associate
-bridge-spectrum   singular values of embeddings, beside those of the same embeddings with the
-                  entries of each column permuted, which have the same columns and no directions
+bridge-spectrum   singular values of embeddings, compared with those of the same embeddings with the
+                  entries of each column permuted, which keep their columns but have no directions
                   that tokens share (parallel analysis, Horn 1965)
 """
 
@@ -23,8 +23,9 @@ from torch import Tensor
 
 from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import above, below, exact, mean
+from analyses.reproduction.check import above, below, exact, mean, paired
 from analyses.reproduction.drawing import BOUND
+from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.statistics import Interval
@@ -38,11 +39,11 @@ from probes.memory_fit.result import LABELS
 CUES: dict[Cue, str] = {"subject": "subject → target", "near": "near word → target"}
 NEIGHBOURS = "Hamming-1 neighbours"
 CONTROLS = (("shuffled", 0.16, "#999999"), ("rotated", -0.16, plots.COLOURS[5]))
-"""Of the memory fit: where and in which colour each is drawn."""
+"""Controls of the memory fit, with the vertical shift and the colour of each."""
 MEASURED, PERMUTED = "measured", "permuted"
 SYMLOG_TICKS = {-0.1: "-.1", 0.0: "0", 0.1: ".1", 1.0: "1"}
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
-"""Ticks of singular values over their root mean square."""
+"""Ticks of singular values divided by their root mean square."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,26 +51,26 @@ class MemorySides(Sides):
     """The bridge of value matrices."""
 
     draws: int
-    """Draws of either control; the smallest p-value is 1 / (draws + 1)."""
+    """Draws of each control; the smallest possible p-value is 1 / (draws + 1)."""
     cues: tuple[Cue, ...] = tuple(CUES)
-    """What of a fact looks its true target up, as for `probes.memory_fit.associations.of_facts`."""
+    """The part of a fact that is associated with its true target (`associations.of_facts`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumSides(Sides):
     """The bridge of embeddings; no fact is scored."""
 
-    tokens: int | None
-    """Tokens of a language model, a seeded sample; None for its vocabulary."""
+    tokens: int | None = None
+    """Number of tokens of a language model, a seeded sample; None for its vocabulary."""
 
 
 def memories(settings: MemorySides, bench: Workbench) -> pd.DataFrame:
-    """A row per matrix, associations, statistic and control (`probes.memory_fit.result`)."""
+    """Return a row per matrix, associations, statistic and control (`probes.memory_fit.result`)."""
     facts = facts_of(settings, bench)
 
-    def fitted(source: Any, pairs: Associations, side: str, label: str) -> pd.DataFrame:
-        found = memory_fit.fit(source, pairs, draws=settings.draws, seed=settings.seed)
-        return found.to_dataframe().assign(side=side, associations=label, pairs=len(pairs))
+    def fitted(models: Any, pairs: Associations, side: str, label: str) -> pd.DataFrame:
+        fit = memory_fit.fit(models, pairs, draws=settings.draws, seed=settings.seed)
+        return fit.to_dataframe().assign(side=side, associations=label, pairs=len(pairs))
 
     trained = one_layer(settings, bench)
     parts = [fitted(trained, associations.neighbours(trained.task), ONE_LAYER, NEIGHBOURS)]
@@ -82,32 +83,26 @@ def memories(settings: MemorySides, bench: Workbench) -> pd.DataFrame:
 
 
 def draw_memories(table: pd.DataFrame, settings: MemorySides) -> Figure:
-    """A panel per statistic: every matrix as a point, lines what the controls give on average.
+    """Draw a panel per statistic: every matrix as a point, and the controls averaged over a row.
 
-    The mean control is that of a row; a matrix outside of it need not lie outside of its own, which
-    the checks are about. Cosines and spans of language models are small beside the one-layer's, so
-    that their axis is logarithmic from .03 on.
+    The checks compare each matrix with its own control, not with the average that is drawn. Cosines
+    and spans are much smaller in language models than in the one-layer model, so their axis is
+    logarithmic from .03 on.
     """
     rows = _groups(table)
     width, height = plots.PAGE / len(STATISTICS), 1.5 + 0.4 * len(rows)
     with plots.canvas(1, len(STATISTICS), width=width, height=height) as (figure, axes):
         spread = np.random.default_rng(0)
         for panel, statistic in zip(axes, STATISTICS, strict=True):
-            for y, own in enumerate(rows.values()):
-                of: Any = own[own["statistic"] == statistic]
+            for y, group in enumerate(rows.values()):
+                fits: Any = group[group["statistic"] == statistic]
                 for control, shift, shade in CONTROLS:
-                    at = of[of["control"] == control]
-                    panel.errorbar(
-                        at["mean"].mean(),
-                        y + shift,
-                        xerr=2 * at["std"].mean(),
-                        fmt="|",
-                        color=shade,
-                        lw=3,
-                        ms=8,
-                        label=f"{control} ± 2 sd" if y == 0 else None,
-                    )
-                value = of[of["control"] == "shuffled"]["value"]
+                    chance = fits[fits["control"] == control]
+                    x, error = chance["mean"].mean(), 2 * chance["std"].mean()
+                    style = {"fmt": "|", "color": shade, "lw": 3, "ms": 8}
+                    label = f"{control} ± 2 sd" if y == 0 else None
+                    panel.errorbar(x, y + shift, xerr=error, label=label, **style)
+                value = fits[fits["control"] == "shuffled"]["value"]
                 height = y + spread.uniform(-0.1, 0.1, len(value))
                 label = "one matrix (a head, or a seed's $W_V$)" if y == 0 else None
                 panel.plot(value, height, "o", color=plots.COLOURS[1], ms=3, alpha=0.6, label=label)
@@ -128,44 +123,39 @@ def draw_memories(table: pd.DataFrame, settings: MemorySides) -> Figure:
 
 
 def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    found = {}
-    for label, of in table.groupby("associations", sort=False):
+    """Return the rows of the figure by label: the one-layer models, and each language model."""
+    groups = {}
+    for label, fits in table.groupby("associations", sort=False):
         if label == NEIGHBOURS:
-            found[f"one-layer $W_V$\n{label}"] = of
+            groups[f"one-layer $W_V$\n{label}"] = fits
         else:
-            models = of.groupby("model", sort=False)
-            found |= {f"{name}\n{label}, n = {own['pairs'].max()}": own for name, own in models}
-    return found
+            for name, rows in fits.groupby("model", sort=False):
+                groups[f"{name}\n{label}, n = {rows['pairs'].max()}"] = rows
+    return groups
 
 
 def spectra(settings: SpectrumSides, bench: Workbench) -> pd.DataFrame:
-    """Singular values over their root mean square, per model, measured and permuted.
+    """Return singular values over their root mean square, per model, measured and permuted.
 
-    Embeddings are centred: that of the constant direction, which is no feature of any token, would
-    outshine all others in a language model.
+    Embeddings are centred: in a language model the singular value of their mean, which is a feature
+    of no token, would dwarf all others.
     """
     parts = []
     for side, name, W_E in _embeddings(settings, bench):
         centred = W_E.cpu().double()
         centred -= centred.mean(0)
-        matrices = {MEASURED: centred, PERMUTED: _permuted(centred, settings.seed)}
-        found = spectrum(matrices)
+        found = spectrum({MEASURED: centred, PERMUTED: permuted(centred, settings.seed)})
         rank = found.summary().set_index("model")["effective_rank"]
         values = found.to_dataframe().rename(columns={"model": "matrix"})
         size = values.groupby("matrix")["value"].transform(lambda s: (s**2).mean() ** 0.5)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "side": side,
-                    "model": name,
-                    "matrix": values["matrix"],
-                    "index": values["index"],
-                    "value": values["value"] / size,
-                    "effective_rank": values["matrix"].map(rank),
-                    "bits": settings.bits,
-                }
-            )
+        part = values[["matrix", "index"]].assign(
+            value=values["value"] / size,
+            effective_rank=values["matrix"].map(rank),
+            bits=settings.bits,
         )
+        part.insert(0, "model", name)
+        part.insert(0, "side", side)
+        parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -180,34 +170,28 @@ def _embeddings(settings: SpectrumSides, bench: Workbench) -> Iterator[tuple[str
         yield LANGUAGE, name, W_E
 
 
-def _permuted(W_E: Tensor, seed: int) -> Tensor:
-    """The entries of each column in an order of its own."""
+def permuted(W_E: Tensor, seed: int) -> Tensor:
+    """Permute the entries of each column, independently of the other columns."""
     return torch.from_numpy(np.random.default_rng(seed).permuted(W_E.numpy(), axis=0))
 
 
 def draw_spectra(table: pd.DataFrame, settings: SpectrumSides) -> Figure:
-    """Singular values by index, one-layer models left, language models right; dashed: permuted.
+    """Draw singular values by index: one-layer models left, language models right.
 
-    The index of language models is on a logarithmic axis. No colour stands on both sides.
+    Dashed: permuted. The index of language models is on a logarithmic axis. The two panels share no
+    colour.
     """
     with plots.panels(2, height=3.1, share_y=True) as (figure, axes):
         for panel, side in zip(axes, (ONE_LAYER, LANGUAGE), strict=True):
-            of_side = table[table["side"] == side]
+            models = table[table["side"] == side].groupby("model", sort=False)
             first = 0 if side == ONE_LAYER else settings.seeds
-            for i, (name, own) in enumerate(of_side.groupby("model", sort=False), start=first):
+            for i, (name, rows) in enumerate(models, start=first):
                 colour, marker = plots.series(i)
-                for matrix, style in ((MEASURED, "-"), (PERMUTED, "--")):
-                    of = own[own["matrix"] == matrix]
-                    panel.plot(
-                        of["index"],
-                        of["value"],
-                        style,
-                        color=colour,
-                        marker=marker if side == ONE_LAYER and matrix == MEASURED else None,
-                        ms=3.5,
-                        lw=1.2,
-                        label=name if matrix == MEASURED else None,
-                    )
+                solid, dashed = (rows[rows["matrix"] == each] for each in (MEASURED, PERMUTED))
+                style = {"color": colour, "ms": 3.5, "lw": 1.2}
+                marker = marker if side == ONE_LAYER else None
+                panel.plot(solid["index"], solid["value"], marker=marker, label=name, **style)
+                panel.plot(dashed["index"], dashed["value"], "--", **style)
             panel.set_yscale("log")
             low, high = panel.get_ylim()
             levels = [level for level in LEVELS if low <= level <= high]
@@ -225,7 +209,7 @@ def draw_spectra(table: pd.DataFrame, settings: SpectrumSides) -> Figure:
 
 
 def _verdicts(table: Any, side: str, statistic: str, label: str | None = None) -> Any:
-    """A row per matrix: its value, and the mean, z and p of the control that it clears by less."""
+    """Return the value of each matrix with the mean, z and p of the control nearer to it."""
     rows = table[(table.side == side) & (table.statistic == statistic)]
     rows = rows if label is None else rows[rows.associations == label]
     return (
@@ -241,31 +225,27 @@ def _verdicts(table: Any, side: str, statistic: str, label: str | None = None) -
 
 
 def _least_certain(table: Any, cue: Cue) -> Interval:
-    """The p-value, corrected for all heads, of a model's best head; the largest of the models."""
-    found = _verdicts(table, LANGUAGE, "recall", CUES[cue])
-    return exact(found.groupby("model").p_family.min().max())
+    """Return the largest over models of the best head's p-value, corrected for all heads."""
+    heads = _verdicts(table, LANGUAGE, "recall", CUES[cue])
+    return exact(heads.groupby("model").p_family.min().max())
 
 
 def _purity(table: Any) -> Interval:
-    """Cosine to the memory beyond a matrix's own control: trained W_V minus the best head's."""
+    """Return the excess of cosine over the control: trained W_V minus the best head."""
     one, heads = (_verdicts(table, side, "cosine") for side in (ONE_LAYER, LANGUAGE))
     return mean(one.value - one.chance - (heads.value - heads.chance).max())
 
 
-def _leading(own: Any) -> int:
-    """How many leading singular values lie above the permuted ones of the same index."""
-    wide = own.pivot(index="index", columns="matrix", values="value")
-    larger = (wide[MEASURED] > wide[PERMUTED]).to_numpy()
-    return int(np.argmin(larger)) if not larger.all() else len(larger)
-
-
 def _fewest(table: Any) -> Interval:
-    groups = table[table.side == LANGUAGE].groupby("model")
-    return exact(min(_leading(own) for _, own in groups))
+    """Return the smallest number of leading singular values above the permuted ones of a model."""
+    language = table[table.side == LANGUAGE]
+    excess = paired(language, "value", ["model", "index"], matrix=(MEASURED, PERMUTED))
+    leading = (excess > 0).astype(int).groupby("model").cummin()
+    return exact(leading.groupby("model").sum().min())
 
 
 def _gap(table: Any) -> Interval:
-    """s_m over s_(m+1) of one-layer models; the least of them."""
+    """Return the smallest s_m / s_(m+1) of the one-layer models."""
     rows = table[(table.side == ONE_LAYER) & (table.matrix == MEASURED)]
     wide = rows.pivot(index="model", columns="index", values="value")
     bits = rows.bits.iloc[0]
@@ -273,7 +253,10 @@ def _gap(table: Any) -> Interval:
 
 
 def _spared(table: Any) -> Interval:
-    """Effective rank over that of permuted embeddings: least language model - most one-layer."""
+    """Return how far every language model's relative effective rank exceeds the one-layer's.
+
+    The relative rank is the effective rank over that of the permuted embeddings.
+    """
     rank = table.groupby(["side", "model", "matrix"]).effective_rank.first().unstack("matrix")
     ratio = rank[MEASURED] / rank[PERMUTED]
     return exact(ratio[LANGUAGE].min() - ratio[ONE_LAYER].max())
@@ -282,21 +265,15 @@ def _spared(table: Any) -> Interval:
 ANALYSES = (
     Analysis(
         id="bridge-memory",
-        settings={
-            "quick": MemorySides(
-                bits=6,
-                d_model=64,
-                length=256,
-                seeds=3,
-                steps=1500,
-                learning_rates=(0.01,),
-                limit=40,
-                draws=39,
-            ),
-            "paper": MemorySides(
-                bits=7, d_model=128, length=256, seeds=5, steps=4000, limit=200, draws=199
-            ),
-        },
+        settings=scales(
+            MemorySides(bits=7, d_model=128, limit=200, draws=199),
+            bits=6,
+            d_model=64,
+            seeds=3,
+            steps=1500,
+            limit=40,
+            draws=39,
+        ),
         ours=(*OURS, "draws", "cues"),
         run=memories,
         draw=draw_memories,
@@ -308,18 +285,18 @@ ANALYSES = (
                 2.0,
             ),
             above(
-                "a trained W_V is closer to its memory than any head to that of facts (cosines, "
-                "each beyond its own control)",
+                "a trained W_V is closer to its memory than any head is to the memory of facts "
+                "(cosine minus that of the control)",
                 _purity,
                 0.0,
             ),
             below(
-                "near words: in every model some head recalls targets (p of the best, corrected)",
+                "near words: in every model some head recalls targets (best head's corrected p)",
                 lambda t: _least_certain(t, "near"),
                 0.05,
             ),
             below(
-                "subjects: in every model some head recalls targets (p of the best, corrected)",
+                "subjects: in every model some head recalls targets (best head's corrected p)",
                 lambda t: _least_certain(t, "subject"),
                 0.05,
             ),
@@ -327,21 +304,14 @@ ANALYSES = (
     ),
     Analysis(
         id="bridge-spectrum",
-        settings={
-            "quick": SpectrumSides(
-                bits=7,
-                d_model=32,
-                length=256,
-                seeds=2,
-                steps=2500,
-                learning_rates=(0.01,),
-                limit=None,
-                tokens=4096,
-            ),
-            "paper": SpectrumSides(
-                bits=8, d_model=64, length=256, seeds=4, steps=4000, limit=None, tokens=None
-            ),
-        },
+        settings=scales(
+            SpectrumSides(bits=8, d_model=64, seeds=4),
+            bits=7,
+            d_model=32,
+            seeds=2,
+            steps=2500,
+            tokens=4096,
+        ),
         ours=(*OURS, "tokens"),
         run=spectra,
         draw=draw_spectra,
@@ -352,12 +322,13 @@ ANALYSES = (
                 1.2,
             ),
             above(
-                "language models: some leading singular values lie above permuted ones (fewest)",
+                "language models: some leading singular values exceed permuted ones (fewest)",
                 _fewest,
                 0.0,
             ),
             above(
-                "one-layer embeddings use fewer of their directions (effective rank to permuted)",
+                "one-layer embeddings use a smaller fraction of their directions (effective rank "
+                "over permuted: language minus one-layer)",
                 _spared,
                 0.05,
             ),

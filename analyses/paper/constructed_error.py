@@ -1,21 +1,23 @@
-"""Theorem 1 (7 in the appendix) and Lemma 2: the constructed model, measured.
+"""Theorem 1 (7 in the appendix) and Lemma 2: the error of the constructed model.
 
 The model has orthonormal embeddings, uniform attention and the memory of equation 5.1. Its error is
-held against Chernoff's bound, an exact statement at every L where the appendix has constants that
-we know from memory only, and its exponent against what one token tells at most
-(`analyses.paper.error_exponent`). Theorem 1 is about omega = 1; omega = .5, the setting of the
-figures, stands beside it.
+compared with Chernoff's bound, an exact statement at every L that replaces the constants of the
+appendix, which we know from memory only. Its exponent is compared with the most that one token can
+tell about the label (`analyses.paper.error_exponent`). Theorem 1 is about omega = 1; the figures
+use omega = .5, so both are measured.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.paper.error_exponent import (
@@ -26,7 +28,16 @@ from analyses.paper.error_exponent import (
 )
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, exact, highest, lowest, near
-from analyses.reproduction.drawing import draw_errors, intervals
+from analyses.reproduction.drawing import (
+    WILSON,
+    draw_errors,
+    draw_intervals,
+    draw_panels,
+    intervals,
+    log2_axis,
+    sideways,
+)
+from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import evaluation, memory
@@ -46,208 +57,214 @@ ANCHORS = {
 }
 """(omega, m) -> L -> accuracy of the constructed model at beta = 1 (reference page, 7.2)."""
 ANCHOR_CONTEXTS = {1.0: 65_536, 0.5: 131_072}
-"""omega -> how many contexts the anchors were measured on."""
+"""omega -> number of contexts from which the anchors were measured."""
 ANCHOR_ROUNDING = 5e-5
-"""The anchors have four digits."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ErrorSettings:
-    """Theorem 1: error of the constructed model against L."""
-
-    bits: tuple[int, ...]
-    lengths: tuple[int, ...]
-    contexts: int
-    omegas: tuple[float, ...] = (1.0, 0.5)
-    """1 is the theorem's; .5 is that of the figures."""
-    beta: float = 1.0
-    seed: int = 0
+"""Rounding error of the anchors, which have four digits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LemmaSettings:
     """Lemma 2: the constructed memory and the identity on the Hamming-1 support."""
 
-    bits: tuple[int, ...]
+    bits: tuple[int, ...] = (3, 5, 6, 7, 8)
     lengths: tuple[int, ...]
     contexts: int
     seed: int = 0
 
 
-def error_by_length(settings: ErrorSettings, bench: Workbench) -> pd.DataFrame:
-    """Measured error with its interval, and what it is held against, per omega, m and L.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSettings(LemmaSettings):
+    """Theorem 1: error of the constructed model against L."""
 
-    `bound`, `exponent`, `information` and `divergence` are those of
-    `analyses.paper.error_exponent`; `margin` is that of the logits at infinite L, by the model's
-    own matrices and in closed form.
+    omegas: tuple[float, ...] = (1.0, 0.5)
+    """1 is the theorem's; .5 is that of the figures."""
+    beta: float = 1.0
+
+
+def measured_error(
+    model: OneLayerTransformer, task: ConceptTask, settings: Any, **options: Any
+) -> dict[str, float]:
+    """Return the error on fresh contexts with its interval: `error`, `error_low`, `error_high`.
+
+    Args:
+        model: The model, evaluated at the last token.
+        task: The task that contexts are drawn from.
+        settings: Settings with the number of `contexts` and the `seed`.
+        **options: Options of `evaluation.accuracy`, such as `ties`.
+    """
+    right = evaluation.accuracy(
+        model.last_logits,
+        task,
+        contexts_count=settings.contexts,
+        generator=torch.Generator().manual_seed(settings.seed),
+        **options,
+    )
+    return {
+        "error": 1 - right.value,
+        "error_low": 1 - right.high,
+        "error_high": 1 - right.low,
+    }
+
+
+def error_by_length(settings: ErrorSettings, bench: Workbench) -> pd.DataFrame:
+    """Return the measured error per omega, m and L, with the bounds that it is compared with.
+
+    `bound`, `exponent`, `information` and `divergence` are defined in
+    `analyses.paper.error_exponent`. `margin` is the margin of the logits at infinite L, from the
+    model's matrices; `closed_margin` is its closed form.
     """
     rows = []
-    for omega in settings.omegas:
-        for bits in settings.bits:
-            task = ConceptTask(bits=bits, omega=omega, beta=settings.beta)
-            model = OneLayerTransformer.from_weights(memory.theorem_1(task))
-            bound = chernoff_bound(task, model)
-            information, apart = chernoff_information(task), label_divergence(task)
-            for length in settings.lengths:
-                sized = ConceptTask(bits=bits, omega=omega, beta=settings.beta, length=length)
-                right = evaluation.accuracy(
-                    model.last_logits,
-                    sized,
-                    contexts_count=settings.contexts,
-                    generator=torch.Generator().manual_seed(settings.seed),
-                )
-                rows.append(
-                    {
-                        "omega": omega,
-                        "bits": bits,
-                        "length": length,
-                        "contexts": settings.contexts,
-                        "error": 1 - right.value,
-                        "error_low": 1 - right.high,
-                        "error_high": 1 - right.low,
-                        "bound": bound.at(length),
-                        "exponent": bound.exponent,
-                        "information": information,
-                        "divergence": apart,
-                        "margin": _margin(task, model),
-                        "closed_margin": memory.margin(memory.construction_logits(task)),
-                    }
-                )
+    for omega, bits in product(settings.omegas, settings.bits):
+        task = ConceptTask(bits=bits, omega=omega, beta=settings.beta)
+        model = OneLayerTransformer.from_weights(memory.theorem_1(task))
+        bound = chernoff_bound(task, model)
+        of_task = {
+            "exponent": bound.exponent,
+            "information": chernoff_information(task),
+            "divergence": label_divergence(task),
+            "margin": _margin(task, model),
+            "closed_margin": memory.margin(memory.construction_logits(task)),
+        }
+        for length in settings.lengths:
+            sized = ConceptTask(bits=bits, omega=omega, beta=settings.beta, length=length)
+            rows.append(
+                {
+                    "omega": omega,
+                    "bits": bits,
+                    "length": length,
+                    "contexts": settings.contexts,
+                    **measured_error(model, sized, settings),
+                    "bound": bound.at(length),
+                    **of_task,
+                }
+            )
     return pd.DataFrame(rows)
 
 
 def _margin(task: ConceptTask, model: OneLayerTransformer) -> float:
-    """The smallest margin over labels of the logits at infinite L, by the model's own matrices."""
+    """Return the smallest margin over labels of the model's logits at infinite L."""
     logits = task.token_distribution() @ token_logits(model)
-    own = logits.diagonal()
     others = logits.clone().fill_diagonal_(-torch.inf).amax(1)
-    return float((own - others).min())
+    return float((logits.diagonal() - others).min())
 
 
 def draw_lengths(table: pd.DataFrame, settings: ErrorSettings) -> Figure:
-    """Error against L on logarithmic axes, with Chernoff's bound dashed, per m; a panel per omega.
+    """Draw error against L on logarithmic axes in a panel per omega, with Chernoff's bound dashed.
 
-    Where no context was answered wrongly, an arrow hangs from the upper end of the interval. The
-    bound is a sum of exponentials in L, so its logarithm is convex: between the lengths it is drawn
-    straight in L, which is a bound, too.
+    A measurement without any error is an arrow that hangs from the upper end of its interval. The
+    bound is a sum of exponentials in L, so its logarithm is convex; between the lengths it is
+    interpolated linearly in L, which is again a bound.
     """
     grid = np.geomspace(min(settings.lengths), max(settings.lengths), 200)
-    with plots.panels(len(settings.omegas), height=3.6, share_y=True) as (figure, axes):
-        for panel, omega in zip(axes, settings.omegas, strict=True):
-            told = ["  m  margin  exponent"]
-            for i, bits in enumerate(settings.bits):
-                own = (table["omega"] == omega) & (table["bits"] == bits)
-                rows: Any = table[own]
-                colour, _ = plots.series(i)
-                place = rows["length"] * 2 ** (0.1 * (i - (len(settings.bits) - 1) / 2))
-                draw_errors(panel, place, rows, i=i, label=f"m = {bits}")
-                bound = np.exp(np.interp(grid, rows["length"], np.log(rows["bound"])))
-                inside = bound < 1
-                panel.plot(grid[inside], bound[inside], color=colour, linestyle="--", linewidth=1)
-                first = rows.iloc[0]
-                told.append(f"{bits:3d}  {first.margin:6.3f}  {first.exponent:8.4f}")
-            panel.text(
-                0.03,
-                0.05,
-                "\n".join(told),
-                transform=panel.transAxes,
-                family="monospace",
-                fontsize=7,
-                bbox={"facecolor": "white", "edgecolor": "#BBBBBB", "linewidth": 0.6},
-            )
-            panel.set_xscale("log", base=2)
-            panel.set_yscale("log")
-            panel.set_ylim(0.3 / settings.contexts, 1.2)
-            panel.set_xticks(settings.lengths, [str(length) for length in settings.lengths])
-            panel.set_title(f"$\\omega$ = {omega:g}", fontsize=9)
-            panel.plot([], [], color="black", linestyle="--", linewidth=1, label="Chernoff's bound")
-        plots.label_outer(axes, x="context length L", y="error of the constructed model")
-        bars = "95% Wilson intervals; arrows: no error seen; exponents in nats per token"
-        plots.legend_below(figure, axes, bars=bars)
-        return figure
+
+    def draw(panel: Axes, table: Any, omega: float) -> None:
+        lines = ["  m  margin  exponent"]
+        for i, (bits, rows) in enumerate(table.groupby("bits", sort=False)):
+            colour, _ = plots.series(i)
+            x = rows["length"] * 2 ** (0.1 * sideways(i, len(settings.bits)))
+            draw_errors(panel, x, rows, i, label=f"m = {bits}")
+            bound = np.exp(np.interp(grid, rows["length"], np.log(rows["bound"])))
+            inside = bound < 1
+            panel.plot(grid[inside], bound[inside], color=colour, linestyle="--", linewidth=1)
+            first = rows.iloc[0]
+            lines.append(f"{bits:3d}  {first.margin:6.3f}  {first.exponent:8.4f}")
+        panel.text(
+            0.03,
+            0.05,
+            "\n".join(lines),
+            transform=panel.transAxes,
+            family="monospace",
+            fontsize=7,
+            bbox={"facecolor": "white", "edgecolor": "#BBBBBB", "linewidth": 0.6},
+        )
+        log2_axis(panel, settings.lengths)
+        panel.set_yscale("log")
+        panel.set_ylim(0.3 / settings.contexts, 1.2)
+        panel.plot([], [], color="black", linestyle="--", linewidth=1, label="Chernoff's bound")
+
+    return draw_panels(
+        table,
+        "omega",
+        draw,
+        title="$\\omega$ = {:g}",
+        x="context length L",
+        y="error of the constructed model",
+        legend={"bars": f"{WILSON}; arrows: no error seen; exponents in nats per token"},
+        height=3.6,
+        share_y=True,
+    )
 
 
 def lemma_errors(settings: LemmaSettings, bench: Workbench) -> pd.DataFrame:
-    """Error of the constructed memory and of the identity, under both rules for ties."""
+    """Return the error of the constructed memory and of the identity, under both rules for ties."""
     rows = []
-    for bits in settings.bits:
-        for length in settings.lengths:
-            task = ConceptTask(bits=bits, omega=1.0, length=length, support="hamming-1")
-            built = OneLayerTransformer.from_weights(memory.theorem_1(task))
-            plain = built.with_value(memory.identity(task.vocab))
-            for name, model in (("constructed", built), ("identity", plain)):
-                for ties in ("label", "split"):
-                    right = evaluation.accuracy(
-                        model.last_logits,
-                        task,
-                        contexts_count=settings.contexts,
-                        generator=torch.Generator().manual_seed(settings.seed),
-                        ties=ties,
-                    )
-                    rows.append(
-                        {
-                            "bits": bits,
-                            "length": length,
-                            "memory": name,
-                            "ties": ties,
-                            "error": 1 - right.value,
-                            "error_low": 1 - right.high,
-                            "error_high": 1 - right.low,
-                        }
-                    )
+    for bits, length in product(settings.bits, settings.lengths):
+        task = ConceptTask(bits=bits, omega=1.0, length=length, support="hamming-1")
+        constructed = OneLayerTransformer.from_weights(memory.theorem_1(task))
+        identity = constructed.with_value(memory.identity(task.vocab))
+        models = {"constructed": constructed, "identity": identity}
+        for (name, model), ties in product(models.items(), ("label", "split")):
+            error = measured_error(model, task, settings, ties=ties)
+            rows.append({"bits": bits, "length": length, "memory": name, "ties": ties, **error})
     return pd.DataFrame(rows)
 
 
 def draw_lemma(table: pd.DataFrame, settings: LemmaSettings) -> Figure:
-    """Error against L for both memories; ties split evenly hollow, counted for the label solid."""
-    with plots.panels(len(settings.bits), height=2.2, share_y=True) as (figure, axes):
-        for panel, bits in zip(axes, settings.bits, strict=True):
-            for i, name in enumerate(("constructed", "identity")):
-                colour, marker = plots.series(i)
-                for ties, style, size in (("label", "-", 3.5), ("split", ":", 6.5)):
-                    rows: Any = table.query("bits == @bits and memory == @name and ties == @ties")
-                    panel.errorbar(
-                        rows["length"],
-                        rows["error"],
-                        yerr=plots.whiskers(intervals(rows)),
-                        linestyle=style,
-                        linewidth=1.2,
-                        color=colour,
-                        marker=marker,
-                        markersize=size,
-                        markerfacecolor=colour if ties == "label" else "none",
-                        label=f"{name}, ties {'for the label' if ties == 'label' else 'split'}",
-                    )
-            panel.set_xscale("log", base=2)
-            panel.set_title(f"m = {bits}", fontsize=9)
-        plots.label_outer(axes, x="context length L", y="error")
-        plots.legend_below(figure, axes, bars="95% Wilson intervals", columns=2)
-        return figure
+    """Draw error against L for both memories; filled: ties count for the label, hollow: split."""
+
+    def draw(panel: Axes, table: Any, bits: int) -> None:
+        for i, name in enumerate(("constructed", "identity")):
+            for ties, style, size in (("label", "-", 3.5), ("split", ":", 6.5)):
+                rows = _lemma(table, name, ties)
+                draw_intervals(
+                    panel,
+                    rows["length"],
+                    intervals(rows),
+                    i,
+                    linestyle=style,
+                    linewidth=1.2,
+                    markersize=size,
+                    markerfacecolor=plots.series(i)[0] if ties == "label" else "none",
+                    label=f"{name}, ties {'for the label' if ties == 'label' else 'split'}",
+                )
+        panel.set_xscale("log", base=2)
+
+    return draw_panels(
+        table,
+        "bits",
+        draw,
+        title="m = {}",
+        x="context length L",
+        y="error",
+        legend={"bars": WILSON, "columns": 2},
+        height=2.2,
+        share_y=True,
+    )
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
-"""What a claim about rows that are not there rests on: it does not pass."""
+"""The measure of a claim about rows that the table lacks: the claim does not pass."""
 
 
 def lowest_error(rows: Any) -> Interval:
-    """Of the errors in the rows of a table, the one that a claim from below rests on."""
+    """Return the error with the lowest lower end, which decides a claim from below."""
     return lowest(intervals(rows)) if len(rows) else NOTHING
 
 
 def highest_error(rows: Any) -> Interval:
-    """Of the errors in the rows of a table, the one that a claim from above rests on."""
+    """Return the error with the highest upper end, which decides a claim from above."""
     return highest(intervals(rows)) if len(rows) else NOTHING
 
 
-def _measured(table: Any, bits: int, length: int) -> Interval:
-    """The accuracy at omega = 1."""
+def _accuracy(table: Any, bits: int, length: int) -> Interval:
+    """Return the accuracy at omega = 1."""
     rows = table[(table.omega == 1) & (table.bits == bits) & (table.length == length)]
-    found = highest_error(rows)
-    return Interval(1 - found.value, 1 - found.high, 1 - found.low)
+    error = highest_error(rows)
+    return Interval(1 - error.value, 1 - error.high, 1 - error.low)
 
 
-def _anchor_gap(table: Any) -> Interval:
-    """Of all rows with an anchor, the largest gap to it in standard errors of both together."""
+def anchor_gap(table: Any) -> Interval:
+    """Return the largest distance of an accuracy from its anchor, in standard errors of both."""
     gaps = []
     for row in table.itertuples():
         anchor = ANCHORS.get((row.omega, row.bits), {}).get(row.length)
@@ -260,9 +277,9 @@ def _anchor_gap(table: Any) -> Interval:
 
 
 def _fall(table: Any) -> Interval:
-    """The least, over omega and m, of how much the error falls from the shortest L to the longest.
+    """Return the smallest fall of the error from the shortest L to the longest, over omega and m.
 
-    The interval takes both ends at their worst.
+    The interval combines the worst ends of both errors.
     """
     falls = []
     for _, rows in table.groupby(["omega", "bits"]):
@@ -272,10 +289,6 @@ def _fall(table: Any) -> Interval:
     return lowest(falls)
 
 
-def _last_error(table: Any) -> Interval:
-    return highest_error(table[table.length == table.length.max()])
-
-
 def _lemma(table: Any, name: str, ties: str) -> Any:
     return table[(table.memory == name) & (table.ties == ties)]
 
@@ -283,18 +296,20 @@ def _lemma(table: Any, name: str, ties: str) -> Any:
 ANALYSES = (
     Analysis(
         id="theorem1",
-        settings={
-            "quick": ErrorSettings(bits=(5, 7), lengths=(8, 32, 64, 128, 256, 512), contexts=8192),
-            "paper": ErrorSettings(
-                bits=(3, 5, 6, 7, 8), lengths=(4, 8, 16, 32, 64, 128, 256, 512), contexts=131072
-            ),
-        },
+        settings=scales(
+            ErrorSettings(lengths=(4, 8, 16, 32, 64, 128, 256, 512), contexts=131072),
+            bits=(5, 7),
+            lengths=(8, 32, 64, 128, 256, 512),
+            contexts=8192,
+        ),
         ours=("bits", "lengths", "contexts", "omegas", "beta", "seed"),
         run=error_by_length,
         draw=draw_lengths,
         checks=(
             below(
-                "at the longest L the error is below .001 for every omega and m", _last_error, 1e-3
+                "at the longest L the error is below .001 for every omega and m",
+                lambda t: highest_error(t[t.length == t.length.max()]),
+                1e-3,
             ),
             above(
                 "the error falls from the shortest L to the longest for every omega and m",
@@ -302,12 +317,13 @@ ANALYSES = (
                 0.0,
             ),
             below(
-                "no measured error is surely above Chernoff's bound (largest ratio of lower end)",
+                "no measured error exceeds Chernoff's bound beyond chance (largest ratio of an "
+                "interval's lower end to the bound)",
                 lambda t: exact((t.error_low / t.bound).max()),
                 1.0,
             ),
             near(
-                "the margin of the model's own matrices at m = 5, omega = 1 is the closed form's",
+                "at m = 5, omega = 1 the margin of the model's matrices is that of the closed form",
                 lambda t: exact(t.query("bits == 5 and omega == 1").margin.min()),
                 0.252,
                 0.0005,
@@ -329,55 +345,56 @@ ANALYSES = (
             ),
             near(
                 "accuracy at omega = 1, m = 5, L = 32 (anchor 7.2)",
-                lambda t: _measured(t, 5, 32),
+                lambda t: _accuracy(t, 5, 32),
                 ANCHORS[1.0, 5][32],
                 0.008,
             ),
             near(
                 "accuracy at omega = 1, m = 7, L = 64 (anchor 7.2)",
-                lambda t: _measured(t, 7, 64),
+                lambda t: _accuracy(t, 7, 64),
                 ANCHORS[1.0, 7][64],
                 0.008,
             ),
             below(
-                "no accuracy is 4 standard errors from its anchor (all of 7.2 in "
-                "the table; the largest gap)",
-                _anchor_gap,
+                "every accuracy is within 4 standard errors of its anchor (all of 7.2 that the "
+                "table covers; largest distance)",
+                anchor_gap,
                 4.0,
             ),
         ),
     ),
     Analysis(
         id="lemma2",
-        settings={
-            "quick": LemmaSettings(bits=(3, 5), lengths=(1, 4, 16, 64), contexts=4096),
-            "paper": LemmaSettings(
-                bits=(3, 5, 6, 7, 8), lengths=(1, 2, 4, 8, 16, 32, 64, 128), contexts=65536
-            ),
-        },
+        settings=scales(
+            LemmaSettings(lengths=(1, 2, 4, 8, 16, 32, 64, 128), contexts=65536),
+            bits=(3, 5),
+            lengths=(1, 4, 16, 64),
+            contexts=4096,
+        ),
         ours=("bits", "lengths", "contexts", "seed"),
         run=lemma_errors,
         draw=draw_lemma,
         checks=(
             below(
-                "the constructed memory has error 0 with ties counted for the label",
+                "the constructed memory has error 0 if ties count for the label",
                 lambda t: exact(_lemma(t, "constructed", "label").error.max()),
                 1e-12,
             ),
             above(
-                "the identity has an error above 0, ties counted for the label",
+                "the identity has an error above 0 if ties count for the label",
                 lambda t: lowest_error(_lemma(t, "identity", "label")),
                 0.0,
             ),
             near(
-                "the error of the identity is 1, whatever the ties: a label never stands in its "
-                "own context (anchor 7.1; the least error)",
+                "the error of the identity is 1 under either rule for ties: a label never occurs "
+                "in its own context (anchor 7.1; smallest error)",
                 lambda t: exact(t[t.memory == "identity"].error.min()),
                 1.0,
                 1e-12,
             ),
             above(
-                "with ties split, the constructed memory errs at L = 1: the lemma needs a tie rule",
+                "if ties are split, the constructed memory errs at L = 1: the lemma needs a rule "
+                "for ties",
                 lambda t: lowest_error(_lemma(t, "constructed", "split").query("length == 1")),
                 0.0,
             ),

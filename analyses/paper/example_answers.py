@@ -1,7 +1,7 @@
-"""Figure 1: what models answer behind contexts about Chicago.
+"""Figure 1: the answers of models after contexts about Chicago.
 
-The paper shows one prompt per model, whose strings are known for one of them: every model gets all
-of ours here, so that models can be compared.
+The paper shows one prompt per model, and we know the text for one of them. Here every model gets
+all contexts, so that models can be compared.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ CONTEXTS = {
     "Therefore, the Chicago river is in the city of Chicago.",
     "do not think, five times": " ".join(["Do not think of Chicago."] * 5),
 }
-"""Contexts of figure 1. The first two are the paper's; the strings it uses for Gemma and LLaMA are
-not known, so the others are ours."""
+"""Contexts of figure 1. The first two are the paper's. We do not know the texts that it uses for
+Gemma and LLaMA, so the others are ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerSettings:
-    """Figure 1: what each model says behind each context."""
+    """Figure 1: contexts, and tokens per answer."""
 
     contexts: tuple[str, ...] = tuple(CONTEXTS)
     tokens: int = 6
 
 
 def size_of(model: Any) -> dict[str, int]:
-    """How deep and large a model is: `layers`, and `parameters`, the number of its weights."""
+    """Return the number of layers of a model and the number of its weights (`parameters`)."""
     return {"layers": int(model.cfg.n_layers), "parameters": identify(model).parameters}
 
 
 def answers(settings: AnswerSettings, bench: Workbench) -> pd.DataFrame:
-    """What each model says behind each context: a row per model and context.
+    """Return the answer of each model after each context.
 
-    `answer` is the greedy continuation up to its first line end; `logprob_...` (nats) and
-    `rank_...` (0 is the likeliest) are of the first token of each city. `layers` and `parameters`,
-    the number of weights, are the size of the model.
+    `answer` is the greedy continuation up to the end of its first line. `logprob_...` (nats) and
+    `rank_...` (0 is the most likely) refer to the first token of each city. `layers` and
+    `parameters`, the number of weights, give the size of the model.
     """
     rows = []
     for name in dict.fromkeys(bench.models):
@@ -60,15 +60,15 @@ def answers(settings: AnswerSettings, bench: Workbench) -> pd.DataFrame:
         size = size_of(model)
         for context in settings.contexts:
             text = f"{CONTEXTS[context]} {QUESTION}".strip()
-            found = answer(model, text, targets=TARGETS, top=1, tokens=settings.tokens)
-            true, false = found.targets
+            reply = answer(model, text, targets=TARGETS, top=1, tokens=settings.tokens)
+            true, false = reply.targets
             rows.append(
                 {
                     "model": name,
                     **size,
                     "context": context,
                     "prompt": text,
-                    "answer": found.completion.strip().split("\n")[0],
+                    "answer": reply.completion.strip().split("\n")[0],
                     "logprob_paris": true.logprob,
                     "logprob_chicago": false.logprob,
                     "rank_paris": true.rank,
@@ -79,19 +79,19 @@ def answers(settings: AnswerSettings, bench: Workbench) -> pd.DataFrame:
 
 
 def _odds(table: Any) -> Any:
-    """The log-odds of Chicago against Paris of every row, in nats."""
+    """Return the log-odds of Chicago against Paris in every row, in nats."""
     return table.logprob_chicago - table.logprob_paris
 
 
 def _shifts(table: Any) -> Any:
-    """Per model, the largest log-odds of Chicago over the contexts minus those of the question."""
+    """Return each model's largest log-odds of Chicago after a context minus those without one."""
     odds = table.assign(odds=_odds(table))
     plain = odds[odds.context == "question alone"].set_index("model").odds
     return odds[odds.context != "question alone"].groupby("model").odds.max() - plain
 
 
 def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
-    """Log-odds of Chicago against Paris by context, a colour per model, the answer beside it."""
+    """Draw the log-odds of Chicago against Paris by context, with the answer next to each bar."""
     models = list(table["model"].unique())
     prompts = table.drop_duplicates("context")["prompt"]
     texts = [
@@ -99,7 +99,7 @@ def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
         for prompt in prompts
     ]
     lines = max(text.count("\n") + 1 for text in texts)
-    row = max(0.24 * len(models), 0.12 * lines) + 0.12  # inches: an answer a bar, or the context
+    row = max(0.24 * len(models), 0.12 * lines) + 0.12  # inches: one answer per bar, or the context
     with plots.canvas(width=plots.PAGE, height=row * len(texts) + 1.1) as (figure, (axes,)):
         for i, model in enumerate(models):
             rows = table[table["model"] == model]
@@ -124,44 +124,50 @@ def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.25)
         axes.set_xlabel("log P(Chicago) - log P(Paris), nats; in quotes: the answer")
-        axes.set_title(f'What stands before "{QUESTION}"', fontsize=9, loc="left")
+        axes.set_title(f'Context before "{QUESTION}"', fontsize=9, loc="left")
         plots.legend_below(figure, [axes])
         return figure
 
 
 ONE_PROMPT = (
-    "one prompt, the same at both scales, on which the packaged models differ: it is decided at "
-    "the scale of the paper, where a row that fails stays and is explained"
+    "one prompt, the same at both scales, on which the packaged models differ: the claim is "
+    "decided at the scale of the paper, where a failure is kept and explained"
 )
 
-FIGURE_1 = Analysis(
-    id="fig1",
-    settings={"quick": AnswerSettings(), "paper": AnswerSettings()},
-    ours=("contexts", "tokens"),
-    run=answers,
-    draw=draw_answers,
-    checks=(
-        below(
-            "asked plainly, every model prefers Paris (largest log-odds of Chicago, nats)",
-            lambda t: exact(_odds(t[t.context == "question alone"]).max()),
-            0.0,
-        ),
-        above(
-            "the paper's sentence raises the odds of Chicago in every model (least shift, nats)",
-            lambda t: exact(_shifts(t[t.context.isin(["question alone", "one sentence"])]).min()),
-            0.0,
-            scales=("paper",),
-            remark=ONE_PROMPT,
-        ),
-        above(
-            "in every model some context raises the odds of Chicago (least best shift, nats)",
-            lambda t: exact(_shifts(t).min()),
-            0.0,
-        ),
-        above(
-            "some model then prefers Chicago (largest log-odds, nats)",
-            lambda t: exact(_odds(t[t.context != "question alone"]).max()),
-            0.0,
+ANALYSES = (
+    Analysis(
+        id="fig1",
+        settings={"quick": AnswerSettings(), "paper": AnswerSettings()},
+        ours=("contexts", "tokens"),
+        run=answers,
+        draw=draw_answers,
+        checks=(
+            below(
+                "without a context every model prefers Paris (largest log-odds of Chicago, nats)",
+                lambda t: exact(_odds(t[t.context == "question alone"]).max()),
+                0.0,
+            ),
+            above(
+                "the paper's sentence raises the odds of Chicago in every model (smallest shift, "
+                "nats)",
+                lambda t: exact(
+                    _shifts(t[t.context.isin(["question alone", "one sentence"])]).min()
+                ),
+                0.0,
+                scales=("paper",),
+                remark=ONE_PROMPT,
+            ),
+            above(
+                "in every model some context raises the odds of Chicago (smallest over models of "
+                "the largest shift, nats)",
+                lambda t: exact(_shifts(t).min()),
+                0.0,
+            ),
+            above(
+                "after some context some model prefers Chicago (largest log-odds, nats)",
+                lambda t: exact(_odds(t[t.context != "question alone"]).max()),
+                0.0,
+            ),
         ),
     ),
 )

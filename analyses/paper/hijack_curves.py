@@ -1,50 +1,55 @@
 """Figures 2a, 2b and B.1 to B.4: context hijacking of language models.
 
-Efficacy is the share of facts with score(o_) > score(o*); hijacking raises it, reverse hijacking
-lowers it (some summaries of the paper have the opposite sign). By which rule the paper scores a
-target of several tokens is not known: figures and checks go by `first`, tables have the margin by
-every rule, and where targets have several tokens a check asks whether the rules agree.
+Efficacy is the fraction of facts with score(o_) > score(o*). Hijacking raises it and reverse
+hijacking lowers it (some summaries of the paper have the opposite sign). We do not know by which
+rule the paper scores a target of several tokens. Figures and checks use `first`; tables have the
+margin by every rule, and if targets have several tokens a check tests whether the rules agree.
 
-All doses score the same facts, so changes between doses are paired. Models that are named together
-are drawn together, against the dose and against their size. Several relations in one figure are
-pooled in the checks that say so.
+All doses score the same facts, so changes between doses are paired. If several models are named,
+each figure shows all of them, against the dose and against their size. Checks on figures with
+several relations pool them if their claim says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from analyses.paper.dose_drawing import draw_doses
-from analyses.paper.example_answers import FIGURE_1, size_of
+from analyses.paper.example_answers import size_of
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import Check, above, below, highest, lowest, mean
+from analyses.reproduction.check import (
+    Check,
+    above,
+    below,
+    every,
+    highest,
+    lowest,
+    mean,
+    paired,
+)
+from analyses.reproduction.drawing import WILSON, draw_intervals, sideways
+from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
+from hijacklens import plots
+from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.hijack import hijack
-from hijacklens.statistics import Interval
+from hijacklens.statistics import Interval, fraction
 
 RULE: Rule = "first"
-"""By which the figures are drawn."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CurveSettings:
-    """Figures 2 and B: a panel per scheme and relation."""
-
-    schemes: tuple[str, ...]
-    relations: tuple[str, ...]
-    """A panel each; `all` pools the facts of every relation."""
-    limit: int | None
-    """Facts per panel, a seeded sample; None for all that there are."""
-    doses: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
-    seed: int = 0
-
-
+"""The scoring rule of the figures."""
+LINE = 46
+"""Characters in a line of a title, for two panels across a page."""
+POINTS: dict[str, Any] = {"markersize": 4.5, "linewidth": 1.2, "capsize": 2}
 COLUMNS = (
     "kind",
     "model",
@@ -57,32 +62,46 @@ COLUMNS = (
     *(f"margin_{rule}" for rule in RULES),
     "reason",
 )
+Efficacy: TypeAlias = Mapping[tuple[Any, ...], Interval]
+"""Efficacy by scheme, relation, model and dose."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveSettings:
+    """Figures 2 and B: a panel per scheme and relation."""
+
+    schemes: tuple[str, ...]
+    relations: tuple[str, ...]
+    """One panel each; `all` pools the facts of every relation."""
+    limit: int | None = None
+    """Facts per panel, a seeded sample; None for all facts."""
+    doses: tuple[int, ...] = (0, 1, 2, 3, 4, 5)
+    seed: int = 0
 
 
 def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
-    """How far every fact gives way at every dose, and the facts that could not be scored.
+    """Return the margin of every fact at every dose, and the facts that could not be scored.
 
     Rows of kind
 
     - `item`: a model, scheme, panel (`relation`), fact and dose, with the margin
       score(o_) - score(o*) in nats by each rule: `margin_first`, `margin_sum`, `margin_mean`. The
-      false target wins where it is above 0, and 0 is a tie. A model knows a fact by a rule where
-      the margin at dose 0 is below 0, so retention of the known ones needs no column.
-    - `skipped`: a fact that a scheme (or `all`) could not score at every dose, with the `reason`.
+      false target wins if the margin is above 0; 0 is a tie. A model knows a fact by a rule if the
+      margin at dose 0 is below 0, so the table needs no column for retention.
+    - `skipped`: a fact that a scheme could not score at every dose, with the `reason`. The scheme
+      `all` marks facts that no scheme could score.
 
-    `layers` and `parameters`, the number of weights, are the size of the model.
+    `layers` and `parameters`, the number of weights, give the size of the model.
     """
     parts = []
     for name in dict.fromkeys(bench.models):
         model = bench.language_model(name)
         size = size_of(model)
         for relation in settings.relations:
-            chosen = bench.scored
-            if relation != "all":
-                chosen = chosen.where(relation=relation)
+            facts = bench.scored if relation == "all" else bench.scored.where(relation=relation)
             result = hijack(
                 model,
-                chosen.limit(settings.limit, seed=settings.seed),
+                facts.limit(settings.limit, seed=settings.seed),
                 schemes=settings.schemes,
                 doses=settings.doses,
                 seed=settings.seed,
@@ -103,7 +122,7 @@ def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
 
 
 def verdicts(table: pd.DataFrame, rule: Rule = RULE) -> pd.DataFrame:
-    """The items of a table of `curves`, with `wins` (of the false target) and `ties`, 0 or 1."""
+    """Return the items of `curves` with `wins` (of the false target) and `ties`, 0 or 1."""
     items = table[table["kind"] == "item"].drop(columns="reason")
     margins = items[f"margin_{rule}"]
     return items.assign(
@@ -114,87 +133,276 @@ def verdicts(table: pd.DataFrame, rule: Rule = RULE) -> pd.DataFrame:
 
 
 def draw_curves(table: pd.DataFrame, settings: CurveSettings) -> Figure:
-    """Efficacy by dose and, of several models, by their size, a panel per scheme and relation."""
+    """Draw efficacy by dose and, for several models, by their size (see `draw_doses`)."""
     return draw_doses(
         verdicts(table), schemes=settings.schemes, relations=settings.relations, rule=RULE
     )
 
 
+def draw_doses(
+    verdicts: pd.DataFrame, *, schemes: Sequence[str], relations: Sequence[str], rule: str
+) -> Figure:
+    """Draw efficacy against the dose with Wilson intervals over facts.
+
+    There is a panel per scheme and relation. Models are side by side at a dose, so that equal
+    values stay visible. With several models, a second panel per scheme and relation shows efficacy
+    against the number of weights, at the smallest dose above 0 (hollow) and at the largest
+    (filled), with the number of layers below each size.
+
+    Args:
+        verdicts: A row per model, scheme, relation, fact and dose, with `wins` and `ties` (0 or 1)
+            and the `layers` and `parameters` of the model.
+        schemes: Names of schemes, with a panel for each relation.
+        relations: Ids of relations; `all` pools them.
+        rule: The rule by which targets were scored, for the label of the axis.
+    """
+    cells = [(scheme, relation) for scheme in schemes for relation in relations]
+    keys = ["scheme", "relation", "model", "dose"]
+    groups: Any = verdicts.groupby(keys)["wins"]
+    efficacy: Any = {key: fraction(int(wins.sum()), len(wins)) for key, wins in groups}
+    models = verdicts.drop_duplicates("model")
+    doses = sorted(int(dose) for dose in verdicts["dose"].unique())
+    by_size = len(models) > 1 and max(doses) > 0
+    label = f"efficacy score, rule {rule}\n(fraction with false > true)"
+    with _axes(len(cells), by_size=by_size) as (figure, axes):
+        curves, sizes = axes[: len(cells)], axes[len(cells) :]
+        for panel, cell in zip(curves, cells, strict=True):
+            _draw_curves(panel, efficacy, cell, models, doses)
+            panel.set_title(_title(verdicts, *cell), fontsize=8.5)
+        plots.label_outer(curves, x="dose (sentences)", y=label)
+        if by_size:
+            ends = sorted({next(dose for dose in doses if dose > 0), doses[-1]})
+            for panel, cell in zip(sizes, cells, strict=True):
+                _draw_sizes(panel, efficacy, cell, models, ends)
+                title = f"{_sentence(*cell)}\n{_relation(cell[1])}, by size"
+                panel.set_title(title, fontsize=8.5)
+            plots.label_outer(sizes, x="weights (log scale); layers", y=label)
+        # Low curves get a shorter axis; the margins keep markers at 0 or 1 from being clipped.
+        highest = max((interval.high for interval in efficacy.values()), default=1.0)
+        top = 1.0 if highest > 0.7 else 1.1 * highest
+        axes[0].set_ylim(-0.05 * top, 1.05 * top)
+        plots.legend_below(figure, axes, bars=f"{WILSON} over facts", columns=4)
+        return figure
+
+
+@contextmanager
+def _axes(count: int, *, by_size: bool) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Yield the panels of the curves, then as many panels for sizes, next to or below them."""
+    if not by_size or count == 1:
+        with plots.panels(count + by_size, height=2.9, share_y=True) as panels:
+            yield panels
+        return
+    rows = -(-count // 2)
+    with plots.canvas(2 * rows, 2, width=plots.PAGE / 2, height=2.2, share_y=True) as (
+        figure,
+        axes,
+    ):
+        for start in (0, 2 * rows):
+            for blank in axes[start + count : start + 2 * rows]:
+                blank.set_axis_off()
+        yield figure, axes[:count] + axes[2 * rows : 2 * rows + count]
+
+
+def _draw_curves(
+    panel: Axes,
+    efficacy: Efficacy,
+    cell: tuple[str, str],
+    models: pd.DataFrame,
+    doses: Sequence[int],
+) -> None:
+    for i, name in enumerate(models["model"]):
+        keys = {dose: (*cell, name, dose) for dose in doses}
+        curve = {dose: efficacy[key] for dose, key in keys.items() if key in efficacy}
+        x = [dose + 0.12 * sideways(i, len(models)) for dose in curve]
+        draw_intervals(panel, x, curve.values(), i, label=name, **POINTS)
+    panel.set_xticks(doses)
+
+
+def _draw_sizes(
+    panel: Axes,
+    efficacy: Efficacy,
+    cell: tuple[str, str],
+    models: pd.DataFrame,
+    ends: Sequence[int],
+) -> None:
+    weights = models["parameters"].astype(float)
+    span = max(2.0, weights.max() / weights.min())
+    # Models of one size are side by side, and so are the doses of a model.
+    same_size: Any = models.groupby("parameters")["model"]
+    places = zip(weights, same_size.cumcount(), same_size.transform("size"), strict=True)
+    for i, (name, (weight, k, count)) in enumerate(zip(models["model"], places, strict=True)):
+        for side, dose in enumerate(ends):
+            if (interval := efficacy.get((*cell, name, dose))) is None:
+                continue
+            shift = 0.05 * sideways(k, count) + 0.02 * sideways(side, len(ends))
+            face = plots.series(i)[0] if dose == ends[-1] else "white"
+            style = {"linestyle": "none", "markerfacecolor": face, **POINTS}
+            draw_intervals(panel, [weight * span**shift], [interval], i, **style)
+    panel.set_xscale("log")
+    panel.set_xlim(weights.min() / span**0.15, weights.max() * span**0.15)
+    sizes = models.drop_duplicates(["parameters", "layers"]).sort_values("parameters")
+    # The labels of close sizes alternate between two levels.
+    labels = [
+        ("\n\n" * (k % 2) if len(sizes) > 2 else "") + f"{_count(weight)}\n{layers} layers"
+        for k, (weight, layers) in enumerate(zip(sizes["parameters"], sizes["layers"], strict=True))
+    ]
+    panel.set_xticks(sizes["parameters"].astype(float), labels, fontsize=7)
+    panel.xaxis.set_minor_locator(NullLocator())
+    for dose in ends:
+        face = "#444444" if dose == ends[-1] else "white"
+        label = f"by size: dose {dose}"
+        panel.plot([], [], "o", color="#444444", markerfacecolor=face, markersize=4.5, label=label)
+
+
+def _title(verdicts: pd.DataFrame, scheme: str, relation: str) -> str:
+    """Return the sentence, the relation, and the numbers of facts and ties, over all doses."""
+    rows = verdicts[(verdicts["scheme"] == scheme) & (verdicts["relation"] == relation)]
+    counts = rows.groupby("model")["case_id"].nunique()
+    ends = {counts.min(), counts.max()} if len(counts) else {0}
+    n = " to ".join(str(count) for count in sorted(ends))
+    ties = int(rows["ties"].sum())
+    tied = f"{ties or 'no'} {'tie' if ties == 1 else 'ties'}"
+    return f"{_sentence(scheme, relation)}\n{_relation(relation)}, n = {n}, {tied}"
+
+
+def _sentence(scheme: str, relation: str) -> str:
+    """Return the template of a scheme in words: `“Do not think of {false}.”`."""
+    known = get_scheme(scheme)
+    text = known.template or (known.templates or {}).get(relation)
+    if text is None:
+        return f"{scheme}: a sentence per relation"
+    filled = re.sub(
+        r"\{(\w+)\}", lambda m: f"{{{m[1].removeprefix('target_').replace('_', ' ')}}}", text
+    )
+    return textwrap.fill(f"“{filled}”", LINE)
+
+
+def _relation(relation: str) -> str:
+    return "all relations" if relation == "all" else relation
+
+
+def _count(weights: int) -> str:
+    """Return a number of weights in short: `135M`."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if weights >= unit:
+            number = weights / unit
+            return f"{number:.{1 if number < 10 else 0}f}{name}"
+    return str(weights)
+
+
 def dose_change(verdicts: Any, start: int, end: int) -> list[Interval]:
-    """How efficacy changes between two doses, paired over facts: one per model and scheme.
+    """Return the change of efficacy between two doses, paired over facts, per model and scheme.
 
     Args:
         verdicts: A row per `model`, `scheme`, `relation`, `case_id` and `dose`, with `wins`, 0 or
             1. Facts of all relations are pooled.
-        start: A dose.
-        end: Another; its efficacy minus that of `start` is what is measured.
+        start: The dose that is subtracted.
+        end: The dose from whose efficacy it is subtracted.
 
     Returns:
-        Mean differences in -1..1 with their 95% Student intervals; not a number where one of the
-        doses was not run.
+        Mean differences in -1..1 with their 95% Student intervals; NaN if one of the doses was not
+        run.
     """
     keys = ["model", "scheme", "relation", "case_id"]
-    wide = verdicts.pivot(index=keys, columns="dose", values="wins").reindex(columns=[start, end])
-    return [mean(own) for _, own in (wide[end] - wide[start]).groupby(["model", "scheme"])]
+    return every(paired(verdicts, "wins", keys, dose=(end, start)), ["model", "scheme"])
 
 
 def moves(
     claim: str,
-    start: int,
-    end: int,
+    doses: tuple[int, int],
     *,
     up: bool,
     rules: Sequence[Rule] = (RULE,),
-    scheme: str | None = None,
-    relation: str | None = None,
+    only: Mapping[str, str] | None = None,
     **more: Any,
 ) -> Check:
-    """A claim that efficacy rises (`up`) or falls between two doses, in every model.
+    """Claim that efficacy rises (`up`) or falls between two doses, in every model.
 
     Args:
-        claim: How it begins.
-        start: The dose before.
-        end: The dose after.
-        up: Whether it rises.
-        rules: By every one of which it has to.
-        scheme: The only scheme that it is about.
-        relation: The only relation that it is about.
+        claim: How the claim begins.
+        doses: The first and the second dose.
+        up: Whether efficacy rises.
+        rules: Scoring rules; the claim must hold by each.
+        only: Entries to which the claim is restricted, such as `{"relation": "P190"}`.
         **more: `scales` and `remark` of a `Check`.
     """
 
     def measure(table: Any) -> Interval:
-        own = table
-        for column, value in (("scheme", scheme), ("relation", relation)):
-            own = own if value is None else own[own[column] == value]
-        found = [
-            change for rule in rules for change in dose_change(verdicts(own, rule), start, end)
-        ]
-        # With nothing scored there is no number, and no claim holds.
-        return (lowest if up else highest)(found or [mean([])])
+        rows = table
+        for column, entry in (only or {}).items():
+            rows = rows[rows[column] == entry]
+        changes = [change for rule in rules for change in dose_change(verdicts(rows, rule), *doses)]
+        # If nothing was scored there is no number, and no claim holds.
+        return (lowest if up else highest)(changes or [mean([])])
 
     make = above if up else below
     return make(f"{claim}, in every model (paired)", measure, 0.0, **more)
 
 
+RELATIONS = ("P103", "P131", "P190", "P641")
+SATURATED = (
+    "the packaged models give way to one sentence, and further sentences of the generic scheme "
+    "hardly change their answers"
+)
+CEILING = (
+    "decided on all facts only: if one sentence turns nearly all of them, few are left to rise"
+)
+FLOOR = "decided on all facts only: if a model knows most of them, few verdicts are left to fall"
+FEW = "decided on all facts only: growth beyond one sentence is small, and quick has few facts"
+EACH = "decided on all facts only: at quick scale a relation has 25 facts, too few on their own"
+
+RISES = "one sentence raises efficacy"
+FALLS = "one sentence of the reverse lowers efficacy"
+GROWS = "five sentences raise efficacy above one sentence"
+SINKS = "five sentences of the reverse lower efficacy below one sentence"
+BY_RULES = "by each of the three rules"
+
+
 def _left_open(remark: str) -> dict[str, Any]:
-    """Decided at the scale of the paper only, with the reason."""
+    """Return the options of a check that is decided at the scale of the paper only."""
     return {"scales": ("paper",), "remark": remark}
 
 
 def _curve(
+    name: str, scheme: str, relations: tuple[str, ...], *, quick: int, open_because: str
+) -> Analysis:
+    """Return the analysis of one scheme: does one sentence move efficacy, and do five move it more?
+
+    Args:
+        name: Id of the analysis.
+        scheme: The scheme; its name ends with `-true` if it is a reverse.
+        relations: Relations; several are pooled, and then each has its own check.
+        quick: Facts per panel at quick scale.
+        open_because: Why the claim about five sentences is open at quick scale.
+    """
+    up = not scheme.endswith("-true")
+    one, five = (RISES, GROWS) if up else (FALLS, SINKS)
+    pooled, each = (", relations pooled", relations) if len(relations) > 1 else ("", ())
+    checks = (
+        moves(one + pooled, (0, 1), up=up),
+        moves(f"{one} {BY_RULES}{pooled}", (0, 1), up=up, rules=RULES),
+        moves(five + pooled, (1, 5), up=up, **_left_open(open_because)),
+        *(
+            moves(
+                f"{relation}: {one}", (0, 1), up=up, only={"relation": relation}, **_left_open(EACH)
+            )
+            for relation in each
+        ),
+    )
+    return _analysis(name, (scheme,), relations, quick=quick, checks=checks)
+
+
+def _analysis(
     name: str,
-    *,
     schemes: tuple[str, ...],
     relations: tuple[str, ...],
-    checks: tuple[Check, ...],
+    *,
     quick: int,
+    checks: tuple[Check, ...],
 ) -> Analysis:
-    def at(limit: int | None) -> CurveSettings:
-        return CurveSettings(schemes=schemes, relations=relations, limit=limit)
-
     return Analysis(
         id=name,
-        settings={"quick": at(quick), "paper": at(None)},
+        settings=scales(CurveSettings(schemes=schemes, relations=relations), limit=quick),
         ours=("limit", "seed", "doses"),
         run=curves,
         draw=draw_curves,
@@ -202,119 +410,43 @@ def _curve(
     )
 
 
-RELATIONS = ("P103", "P131", "P190", "P641")
-SATURATED = (
-    "the packaged models give way to one sentence, and the generic scheme hardly moves them further"
-)
-CEILING = "decided on all facts only: where one sentence turns nearly all, few are left to rise"
-FLOOR = "decided on all facts only: where a model knows most of them, few verdicts are left to fall"
-FEW = "decided on all facts only: growth beyond one sentence is small, and quick has few facts"
-EACH = "decided on all facts only: at quick scale a relation has 25, too few by themselves"
-
-RISES = "one sentence raises efficacy"
-FALLS = "one sentence of the reverse lowers efficacy"
-GROWS = "five sentences raise efficacy above one sentence"
-SINKS = "five sentences of the reverse lower efficacy below one sentence"
-BY_RULES = "by each of the three rules"
-POOLED = "relations pooled"
+NEAR, NEAR_TRUE = {"scheme": "near-word"}, {"scheme": "near-word-true"}
 
 ANALYSES = (
-    FIGURE_1,
-    _curve(
-        "fig2a",
-        schemes=("do-not-think",),
-        relations=("all",),
-        checks=(
-            moves(RISES, 0, 1, up=True),
-            moves(f"{RISES} {BY_RULES}", 0, 1, up=True, rules=RULES),
-            moves(GROWS, 1, 5, up=True, **_left_open(SATURATED)),
-        ),
-        quick=120,
-    ),
-    _curve(
-        "figb1",
-        schemes=("do-not-think-true",),
-        relations=("all",),
-        checks=(
-            moves(FALLS, 0, 1, up=False),
-            moves(f"{FALLS} {BY_RULES}", 0, 1, up=False, rules=RULES),
-            moves(SINKS, 1, 5, up=False, **_left_open(FLOOR)),
-        ),
-        quick=120,
-    ),
-    _curve(
-        "fig2b",
-        schemes=("relation",),
-        relations=("P190",),
-        checks=(
-            moves(RISES, 0, 1, up=True),
-            moves(f"{RISES} {BY_RULES}", 0, 1, up=True, rules=RULES),
-            moves(GROWS, 1, 5, up=True, **_left_open(CEILING)),
-        ),
-        quick=40,
-    ),
-    _curve(
-        "figb2",
-        schemes=("relation",),
-        relations=RELATIONS,
-        checks=(
-            moves(f"{RISES}, {POOLED}", 0, 1, up=True),
-            moves(f"{RISES} {BY_RULES}, {POOLED}", 0, 1, up=True, rules=RULES),
-            moves(f"{GROWS}, {POOLED}", 1, 5, up=True, **_left_open(FEW)),
-            *(
-                moves(f"{each}: {RISES}", 0, 1, up=True, relation=each, **_left_open(EACH))
-                for each in RELATIONS
-            ),
-        ),
-        quick=25,
-    ),
-    _curve(
-        "figb3",
-        schemes=("relation-true",),
-        relations=RELATIONS,
-        checks=(
-            moves(f"{FALLS}, {POOLED}", 0, 1, up=False),
-            moves(f"{FALLS} {BY_RULES}, {POOLED}", 0, 1, up=False, rules=RULES),
-            moves(f"{SINKS}, {POOLED}", 1, 5, up=False, **_left_open(FLOOR)),
-            *(
-                moves(f"{each}: {FALLS}", 0, 1, up=False, relation=each, **_left_open(EACH))
-                for each in RELATIONS
-            ),
-        ),
-        quick=25,
-    ),
+    _curve("fig2a", "do-not-think", ("all",), quick=120, open_because=SATURATED),
+    _curve("figb1", "do-not-think-true", ("all",), quick=120, open_because=FLOOR),
+    _curve("fig2b", "relation", ("P190",), quick=40, open_because=CEILING),
+    _curve("figb2", "relation", RELATIONS, quick=25, open_because=FEW),
+    _curve("figb3", "relation-true", RELATIONS, quick=25, open_because=FLOOR),
     # The targets are languages, of one token each in the packaged models: the rules cannot differ.
-    _curve(
+    _analysis(
         "figb4",
-        schemes=("near-word", "near-word-true"),
-        relations=("P1412",),
+        ("near-word", "near-word-true"),
+        ("P1412",),
+        quick=40,
         checks=(
-            moves("one near-word sentence raises efficacy", 0, 1, up=True, scheme="near-word"),
+            moves("one near-word sentence raises efficacy", (0, 1), up=True, only=NEAR),
             moves(
                 "five near-word sentences raise efficacy above one sentence",
-                1,
-                5,
+                (1, 5),
                 up=True,
-                scheme="near-word",
+                only=NEAR,
                 **_left_open(FEW),
             ),
             moves(
                 "one sentence of its reverse lowers efficacy",
-                0,
-                1,
+                (0, 1),
                 up=False,
-                scheme="near-word-true",
+                only=NEAR_TRUE,
                 **_left_open(FLOOR),
             ),
             moves(
                 "five sentences of its reverse lower efficacy below one sentence",
-                1,
-                5,
+                (1, 5),
                 up=False,
-                scheme="near-word-true",
+                only=NEAR_TRUE,
                 **_left_open(FLOOR),
             ),
         ),
-        quick=40,
     ),
 )

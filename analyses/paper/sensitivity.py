@@ -1,39 +1,37 @@
-"""Which conclusions rest on settings that the paper does not state.
+"""Sensitivity: which conclusions depend on settings that the paper does not state.
 
-A setting of ours is changed alone, and four conclusions are drawn anew:
+One setting of ours is changed at a time, and four conclusions are tested again:
 
     gain     trained minus identity accuracy (figure 3a), above 0
     recall   accuracy with equation 5.1 in place of the trained W_V, over the trained one (C.2)
     slope    a of equation 5.2 fitted to the trained embeddings (C.5), above 0
-    inside   attention inside the cluster less the share of tokens there, clusters by the first bit
-             (3c), above 0
+    inside   fraction of attention inside the cluster minus the fraction of tokens there, for
+             clusters by the first bit (3c), above 0
 
-Of the recipe: batch, steps, learning rate, weight decay, start, d_a. Of the task and the model:
-L, d, omega, beta. Not changed are what only measures (evaluation, contexts), the number of seeds,
-and `mix_last` of figure C.13. At omega = 1 there would be no noise, and no cluster to select.
+We change batch, steps, learning rate, weight decay, start and d_a of the recipe, and L, d, omega
+and beta of the task and model. We do not change the settings of measurements (evaluation,
+contexts), the number of seeds, or `mix_last` of figure C.13. At omega = 1 there would be no noise,
+and no cluster to select.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from torch import Tensor
 
-from analyses.paper.attention_selection import share_inside
+from analyses.paper.attention_selection import attention_inside
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import above, lowest, mean
+from analyses.reproduction.check import above, every, lowest
 from analyses.reproduction.drawing import BOUND, OVER_SEEDS
-from analyses.reproduction.settings import RECIPE_OURS, RecipeSettings, identity_value
+from analyses.reproduction.settings import RECIPE_OURS, RecipeSettings, identity_value, scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.recipe import Recipe
-from hijacklens.one_layer.task import ConceptTask
 from probes import geometry
 
 CHANGES: dict[str, dict[str, float]] = {
@@ -56,46 +54,59 @@ CHANGES: dict[str, dict[str, float]] = {
     "beta / 2": {"beta": 0.5},
     "beta x 2": {"beta": 2},
 }
-"""Name -> factor on a setting."""
-CONCLUSIONS = ("gain", "recall", "slope", "inside")
-THRESHOLDS = {"gain": 0.0, "recall": 0.7, "slope": 0.0, "inside": 0.0}
-"""What each is held against."""
+"""Name of a variant -> factors on settings."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """One of the four conclusions."""
+
+    label: str
+    """Label of its axis."""
+    claim: str
+    """What the check of every variant claims."""
+    threshold: float = 0.0
+    """The value that it must exceed."""
+
+
+CONCLUSIONS = {
+    "gain": Conclusion("trained minus\nidentity, accuracy", "a trained W_V beats the identity"),
+    "recall": Conclusion(
+        "eq. 5.1 over\ntrained, accuracy", "equation 5.1 keeps .7 of the trained accuracy", 0.7
+    ),
+    "slope": Conclusion("slope a of eq. 5.2", "inner products fall with the Hamming distance"),
+    "inside": Conclusion("attention inside\nbeyond uniform", "attention selects the cluster"),
+}
+SIZES = ("batch", "steps", "length", "d_model", "omega", "beta")
+"""Settings that are multiplied before the recipe is derived from them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SensitivitySettings(RecipeSettings):
-    """The point from which settings are changed."""
+    """The reference point, from which one setting at a time is changed."""
 
     bits: int
     d_model: int
-    length: int
+    length: int = 64
     variants: tuple[str, ...] = tuple(CHANGES)
     learning_rates: tuple[float, ...] = (0.01,)
     weight_decay: float = 0.01
     contexts: int = 512
-    """On which the attention is measured."""
+    """Contexts on which attention is measured."""
 
     def changed(self, factors: Mapping[str, float]) -> tuple[SensitivitySettings, Recipe]:
-        """The settings and the recipe with some of them multiplied by a factor."""
+        """Return the settings and the recipe with some of them multiplied by a factor."""
         sizes = {name: getattr(self, name) for name in SIZES}
-        own = replace(self, **_times(sizes, factors))
-        recipe = own.recipe(
-            own.d_model,
-            **_times(
-                {
-                    "d_attn": own.d_model,
-                    "init_scale": own.d_model**-0.5,
-                    "weight_decay": own.weight_decay,
-                },
-                factors,
-            ),
-        )
+        settings = replace(self, **_times(sizes, factors))
+        options = {
+            "d_attn": settings.d_model,
+            "init_scale": settings.d_model**-0.5,
+            "weight_decay": settings.weight_decay,
+        }
+        recipe = settings.recipe(settings.d_model, **_times(options, factors))
         rate = factors.get("learning_rate", 1.0)
-        return own, replace(recipe, learning_rates=tuple(rate * lr for lr in own.learning_rates))
-
-
-SIZES = ("batch", "steps", "length", "d_model", "omega", "beta")
-"""Settings that a factor acts on before the recipe is made of them."""
+        rates = tuple(rate * lr for lr in settings.learning_rates)
+        return settings, replace(recipe, learning_rates=rates)
 
 
 def _times(values: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str, Any]:
@@ -103,55 +114,41 @@ def _times(values: Mapping[str, Any], factors: Mapping[str, float]) -> dict[str,
 
 
 def variants(settings: SensitivitySettings, bench: Workbench) -> pd.DataFrame:
-    """The four numbers per variant and seed."""
-    rows = []
+    """Return the numbers of the four conclusions per variant and seed."""
+    parts = []
     for variant in settings.variants:
-        own, recipe = settings.changed(CHANGES[variant])
-        task = own.task(own.bits, own.length)
+        changed, recipe = settings.changed(CHANGES[variant])
+        task = changed.task(changed.bits, changed.length)
         result = bench.trained(task, recipe)
-        frozen = replace(recipe, **identity_value(True))
-        identity = bench.trained(task, frozen).summary()["accuracy"].to_numpy()
+        identity = bench.trained(task, replace(recipe, **identity_value(True)))
         trained = result.summary()["accuracy"].to_numpy()
-        built = result.accuracy(_constructed_for(task))["accuracy"]
+        constructed = result.accuracy(lambda model, task=task: memory.constructed(model.W_E, task))
         models = {
             f"seed {seed}": model for seed, model in zip(recipe.seeds, result.models, strict=True)
         }
-        slopes = geometry.fit(models, task).fits["a"].to_numpy()
-        clusters = own.task(own.bits, own.length, support="first-bit")
-        shares = [
-            share_inside(model, clusters, settings.contexts)
+        clusters = changed.task(changed.bits, changed.length, support="first-bit")
+        attention = [
+            attention_inside(model, clusters, settings.contexts)
             for model in bench.trained(clusters, recipe).models
         ]
-        for seed in range(settings.seeds):
-            rows.append(
-                {
-                    "variant": variant,
-                    "seed": seed,
-                    "trained": trained[seed],
-                    "gain": trained[seed] - identity[seed],
-                    "recall": built.to_numpy()[seed] / trained[seed],
-                    "slope": slopes[seed],
-                    "inside": shares[seed][0] - shares[seed][1],
-                }
-            )
-    return pd.DataFrame(rows)
-
-
-def _constructed_for(task: ConceptTask) -> Callable[[OneLayerTransformer], Tensor]:
-    return lambda model: memory.constructed(model.W_E, task)
+        part = {
+            "variant": variant,
+            "seed": range(settings.seeds),
+            "trained": trained,
+            "gain": trained - identity.summary()["accuracy"].to_numpy(),
+            "recall": constructed["accuracy"].to_numpy() / trained,
+            "slope": geometry.fit(models, task).fits["a"].to_numpy(),
+            "inside": [inside - uniform for inside, uniform in attention],
+        }
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts, ignore_index=True)
 
 
 def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
-    """A panel per conclusion: mean and standard error over seeds, a row per variant.
+    """Draw a panel per conclusion: mean and standard error over seeds, a row per variant.
 
-    Dotted: what each conclusion is held against.
+    The dotted line is the threshold of the conclusion.
     """
-    labels = {
-        "gain": "trained minus\nidentity, accuracy",
-        "recall": "eq. 5.1 over\ntrained, accuracy",
-        "slope": "slope a of eq. 5.2",
-        "inside": "attention inside\nbeyond uniform",
-    }
     names = list(settings.variants)
     width, height = plots.PAGE / len(CONCLUSIONS), 1.2 + 0.2 * len(names)
     with plots.canvas(1, len(CONCLUSIONS), width=width, height=height, share_y=True) as (
@@ -159,7 +156,7 @@ def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
         axes,
     ):
         colour, marker = plots.series(0)
-        for panel, column in zip(axes, CONCLUSIONS, strict=True):
+        for panel, (column, conclusion) in zip(axes, CONCLUSIONS.items(), strict=True):
             by: Any = table.groupby("variant")[column]
             panel.errorbar(
                 by.mean().loc[names],
@@ -170,8 +167,8 @@ def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
                 linestyle="none",
                 capsize=2,
             )
-            panel.axvline(THRESHOLDS[column], color="black", **BOUND)
-            panel.set_xlabel(labels[column], fontsize=8)
+            panel.axvline(conclusion.threshold, color="black", **BOUND)
+            panel.set_xlabel(conclusion.label, fontsize=8)
             panel.tick_params(axis="x", labelsize=8)
         axes[0].set_yticks(range(len(names)), names, fontsize=8)
         axes[0].invert_yaxis()
@@ -183,24 +180,17 @@ def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
         return figure
 
 
-def _least(table: Any, column: str) -> Any:
-    return lowest([mean(own[column]) for _, own in table.groupby("variant")])
-
-
 ANALYSES = (
     Analysis(
         id="sensitivity",
-        settings={
-            "quick": SensitivitySettings(
-                bits=5,
-                d_model=32,
-                length=64,
-                seeds=3,
-                steps=1000,
-                variants=("as we run it", "batch / 4", "start x 3", "L x 2"),
-            ),
-            "paper": SensitivitySettings(bits=6, d_model=64, length=64, seeds=5, steps=4000),
-        },
+        settings=scales(
+            SensitivitySettings(bits=6, d_model=64),
+            bits=5,
+            d_model=32,
+            seeds=3,
+            steps=1000,
+            variants=("as we run it", "batch / 4", "start x 3", "L x 2"),
+        ),
         ours=(
             *RECIPE_OURS,
             "bits",
@@ -213,27 +203,13 @@ ANALYSES = (
         ),
         run=variants,
         draw=draw_variants,
-        checks=(
+        checks=tuple(
             above(
-                "a trained W_V beats the identity under every variant",
-                lambda t: _least(t, "gain"),
-                THRESHOLDS["gain"],
-            ),
-            above(
-                "equation 5.1 keeps .7 of the trained accuracy under every variant",
-                lambda t: _least(t, "recall"),
-                THRESHOLDS["recall"],
-            ),
-            above(
-                "inner products fall with the Hamming distance under every variant",
-                lambda t: _least(t, "slope"),
-                THRESHOLDS["slope"],
-            ),
-            above(
-                "attention selects the cluster under every variant (inside - uniform)",
-                lambda t: _least(t, "inside"),
-                THRESHOLDS["inside"],
-            ),
+                f"{conclusion.claim} under every variant",
+                lambda t, column=column: lowest(every(t[column], t.variant)),
+                conclusion.threshold,
+            )
+            for column, conclusion in CONCLUSIONS.items()
         ),
     ),
 )

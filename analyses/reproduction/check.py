@@ -127,6 +127,30 @@ def highest(intervals: list[Interval]) -> Interval:
     return max(intervals, key=lambda interval: interval.high)
 
 
+def every(values: Any, by: Any) -> list[Interval]:
+    """Return the mean of each group with its interval, for a claim about every group."""
+    return [mean(group) for _, group in values.groupby(by)]
+
+
+def paired(table: pd.DataFrame, value: str, by: list[str], **ends: tuple[Any, Any]) -> Any:
+    """Return the difference of a column between two conditions, run by run.
+
+    Args:
+        table: A row per run and condition.
+        value: The column that is compared.
+        by: The columns that identify a run.
+        **ends: The column of the condition, with its two entries: the value at the first minus the
+            value at the second, NaN for a run that lacks one of them.
+
+    >>> table = pd.DataFrame({"seed": [0, 0], "W_V": ["trained", "fixed"], "accuracy": [0.75, 0.5]})
+    >>> paired(table, "accuracy", ["seed"], W_V=("trained", "fixed")).tolist()
+    [0.25]
+    """
+    ((column, (first, second)),) = ends.items()
+    wide = table.pivot(index=by, columns=column, values=value).reindex(columns=[first, second])
+    return wide[first] - wide[second]
+
+
 def mean(values: Any) -> Interval:
     """Return the mean over seeds (or facts) with its 95% Student interval.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -14,8 +14,83 @@ from hijacklens.statistics import Interval
 
 OVER_SEEDS = "standard errors over {} seeds"
 """The meaning of the error bars of trained models, for legends."""
+WILSON = "95% Wilson intervals"
+"""The meaning of the error bars of measured fractions, for legends."""
 BOUND: dict[str, Any] = {"linestyle": ":", "linewidth": 1.2}
 """The style of a line with which measured values are compared."""
+FINE: dict[str, Any] = {"markersize": 4, "linewidth": 1.2}
+"""The style of curves of which several share a panel."""
+
+
+def draw_panels(
+    table: pd.DataFrame,
+    by: str | list[str],
+    draw: Callable[[Axes, Any, Any], None],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    legend: Mapping[str, Any],
+    **layout: Any,
+) -> Figure:
+    """Draw one panel per group of rows, with one legend for all of them.
+
+    Args:
+        table: The table of an analysis.
+        by: The columns whose entries define the groups.
+        draw: Draws one group: `draw(panel, rows, entry)`, with a tuple of entries for several
+            columns.
+        title: The title of a panel, with a field `{}` for each entry.
+        x: Label of the x axes.
+        y: Label of the y axes.
+        legend: Options of `plots.legend_below`.
+        **layout: Options of `plots.panels`.
+    """
+    groups = list(table.groupby(by, sort=False))
+    with plots.panels(len(groups), **layout) as (figure, axes):
+        for panel, (entry, rows) in zip(axes, groups, strict=True):
+            panel.set_title(
+                title.format(*(entry if isinstance(entry, tuple) else (entry,))), fontsize=9
+            )
+            draw(panel, rows, entry)
+        plots.label_outer(axes, x=x, y=y)
+        plots.legend_below(figure, axes, **legend)
+        return figure
+
+
+def draw_means(panel: Axes, groups: Any, i: int, *, shift: float = 1.0, **style: Any) -> None:
+    """Draw group means with their standard errors as the i-th series of a panel.
+
+    Args:
+        panel: Where they are drawn.
+        groups: A column, grouped by the values of the x axis.
+        i: Index of the colour and marker.
+        shift: Factor on x, so that equal values of several series stay visible.
+        **style: Options of `Axes.errorbar`, such as `label`.
+    """
+    colour, marker = plots.series(i)
+    means = groups.mean()
+    options = {"color": colour, "marker": marker, "capsize": 2, **style}
+    panel.errorbar(means.index * shift, means, yerr=groups.sem(), **options)
+
+
+def draw_intervals(panel: Axes, x: Any, values: Iterable[Interval], i: int, **style: Any) -> None:
+    """Draw values with their intervals as the i-th series of a panel (`style` as above)."""
+    colour, marker = plots.series(i)
+    points = list(values)
+    options = {"color": colour, "marker": marker, **style}
+    panel.errorbar(x, [each.value for each in points], yerr=plots.whiskers(points), **options)
+
+
+def log2_axis(panel: Axes, values: Sequence[int], **style: Any) -> None:
+    """Make the x axis logarithmic to base 2, with a tick at each value."""
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(values, [str(value) for value in values], **style)
+
+
+def sideways(i: int, count: int) -> float:
+    """Return the distance of the i-th of `count` neighbours from their middle, in steps."""
+    return i - (count - 1) / 2
 
 
 def intervals(rows: Any) -> list[Interval]:
@@ -23,41 +98,24 @@ def intervals(rows: Any) -> list[Interval]:
     return [Interval(row.error, row.error_low, row.error_high) for row in rows.itertuples()]
 
 
-def draw_errors(panel: Axes, place: Any, rows: Any, *, i: int, label: str) -> None:
-    """Errors with their intervals as the i-th line of a panel with a logarithmic axis.
+def draw_errors(panel: Axes, x: Any, rows: Any, i: int, label: str) -> None:
+    """Draw errors with their intervals as the i-th series of a panel with a logarithmic y axis.
 
-    Where no error was seen, an arrow hangs from the upper end of the interval.
+    A row without any error is drawn as an arrow that hangs from the upper end of its interval.
 
     Args:
-        panel: Where it is drawn.
-        place: x of each row, as a column with the same index.
-        rows: With `error`, `error_low`, `error_high`.
-        i: Which colour and marker it has.
-        label: Its name in the legend.
+        panel: Where they are drawn.
+        x: x of each row, as a column with the same index.
+        rows: Rows with `error`, `error_low`, `error_high`.
+        i: Index of the colour and marker.
+        label: Name in the legend.
     """
-    colour, marker = plots.series(i)
     seen = rows["error"] > 0
-    panel.errorbar(
-        place[seen],
-        rows["error"][seen],
-        yerr=plots.whiskers(intervals(rows[seen])),
-        color=colour,
-        marker=marker,
-        markersize=4,
-        linewidth=1.2,
-        capsize=2,
-        label=label,
-    )
+    draw_intervals(panel, x[seen], intervals(rows[seen]), i, capsize=2, label=label, **FINE)
     upper = rows["error_high"][~seen]
-    panel.errorbar(
-        place[~seen],
-        upper,
-        yerr=upper / 2,
-        uplims=True,
-        color=colour,
-        linestyle="none",
-        linewidth=1.2,
-    )
+    colour, _ = plots.series(i)
+    arrow = {"uplims": True, "color": colour, "linestyle": "none", "linewidth": 1.2}
+    panel.errorbar(x[~seen], upper, yerr=upper / 2, **arrow)
 
 
 def draw_over_widths(
@@ -69,35 +127,36 @@ def draw_over_widths(
     value: str,
     label: str,
 ) -> Figure:
-    """Draw lines over d, one per entry of a column, with a panel per m and a dotted mark at d = V.
+    """Draw curves over d, one per entry of a column, in a panel per m; a dotted line marks d = V.
 
     Points at the same d are shifted sideways, so that equal values stay visible.
+
+    Args:
+        table: Rows per `bits`, `dim`, `seed` and entry; several rows of a seed are averaged.
+        settings: Settings with `d_models` and `seeds`.
+        column: The column whose entries are the curves.
+        names: Entry -> name in the legend.
+        value: The column that is drawn.
+        label: Label of the y axis.
     """
-    with plots.panels(len(settings.bits), share_y=True) as (figure, axes):
-        for panel, bits in zip(axes, settings.bits, strict=True):
-            for i, (entry, name) in enumerate(names.items()):
-                rows = table[(table["bits"] == bits) & (table[column] == entry)]
-                by_seed: Any = rows.groupby(["dim", "seed"])[value].mean()
-                by = by_seed.groupby("dim")
-                colour, marker = plots.series(i)
-                panel.errorbar(
-                    by.mean().index * 2 ** (0.14 * (i - (len(names) - 1) / 2)),
-                    by.mean(),
-                    yerr=by.sem(),
-                    color=colour,
-                    marker=marker,
-                    markersize=4,
-                    linewidth=1.2,
-                    capsize=2,
-                    label=name,
-                )
-            panel.axvline(2**bits, color="#666666", **BOUND, label="d = V")
-            panel.set_xscale("log", base=2)
-            panel.set_xticks(
-                settings.d_models, [str(d_model) for d_model in settings.d_models], fontsize=8
-            )
-            panel.set_title(f"m = {bits} (V = {2**bits})", fontsize=9)
-            panel.set_ylim(0, None)
-        plots.label_outer(axes, x="embedding dimension d", y=label)
-        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds), columns=4)
-        return figure
+
+    def draw(panel: Axes, rows: Any, bits: int) -> None:
+        for i, (entry, name) in enumerate(names.items()):
+            runs = rows[rows[column] == entry].groupby(["dim", "seed"])[value].mean()
+            shift = 2 ** (0.14 * sideways(i, len(names)))
+            draw_means(panel, runs.groupby("dim"), i, shift=shift, label=name, **FINE)
+        panel.axvline(2**bits, color="#666666", **BOUND, label="d = V")
+        log2_axis(panel, settings.d_models, fontsize=8)
+        panel.set_title(f"m = {bits} (V = {2**bits})", fontsize=9)
+        panel.set_ylim(0, None)
+
+    return draw_panels(
+        table,
+        "bits",
+        draw,
+        title="",
+        x="embedding dimension d",
+        y=label,
+        legend={"bars": OVER_SEEDS.format(settings.seeds), "columns": 4},
+        share_y=True,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from analyses.reproduction.check import Scale
 from hijacklens.one_layer.recipe import Recipe
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
@@ -21,9 +22,9 @@ RENAMED = {"dim": "d_model", "dims": "d_models"}
 class RecipeSettings:
     """Settings of tasks and recipes. Each analysis adds its own sizes."""
 
-    seeds: int
+    seeds: int = 5
     """The number of runs; their seeds count up from 0."""
-    steps: int
+    steps: int = 4000
     learning_rates: tuple[float, ...] = (0.01, 0.001)
     """The rate with the higher mean accuracy over the seeds is reported."""
     batch: int = 128
@@ -55,7 +56,21 @@ class RecipeSettings:
 class TrainingSettings(RecipeSettings):
     """Tasks of several sizes. Each figure adds the axis that it draws."""
 
-    bits: tuple[int, ...]
+    bits: tuple[int, ...] = (5, 6, 7, 8)
+    """m of each task."""
+
+
+def scales(paper: Any, **quick: Any) -> dict[Scale, Any]:
+    """Return the settings of both scales.
+
+    Args:
+        paper: Those of the paper.
+        **quick: The settings that differ at quick scale, where models are trained at one learning
+            rate.
+    """
+    if isinstance(paper, RecipeSettings):
+        quick["learning_rates"] = (0.01,)
+    return {"quick": replace(paper, **quick), "paper": paper}
 
 
 def identity_value(frozen: bool) -> dict[str, Any]:
@@ -66,6 +81,6 @@ def identity_value(frozen: bool) -> dict[str, Any]:
 def best_rows(result: TrainingResult) -> list[dict[str, Any]]:
     """Return the summary rows of the better learning rate, one per seed."""
     table = result.summary()
-    chosen: Any = table[table["lr"] == result.best_learning_rate]
+    best: Any = table[table["lr"] == result.best_learning_rate]
     names = ["seed", "lr", "accuracy", "bayes_accuracy", "constructed_accuracy"]
-    return [{str(k): v for k, v in row.items()} for row in chosen[names].to_dict("records")]
+    return [{str(k): v for k, v in row.items()} for row in best[names].to_dict("records")]

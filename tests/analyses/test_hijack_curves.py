@@ -10,7 +10,6 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from analyses.paper.dose_drawing import draw_doses
 from analyses.paper.example_answers import AnswerSettings, answers, draw_answers
 from analyses.paper.hijack_curves import (
     COLUMNS,
@@ -19,6 +18,7 @@ from analyses.paper.hijack_curves import (
     curves,
     dose_change,
     draw_curves,
+    draw_doses,
     moves,
     verdicts,
 )
@@ -109,8 +109,8 @@ def test_verdicts_are_of_items_and_count_ties():
 
 
 def test_a_claim_is_about_the_model_and_the_rule_that_bear_it_out_least():
-    rises = moves("it rises", 0, 1, up=True)
-    by_rules = moves("it rises by all", 0, 1, up=True, rules=RULES)
+    rises = moves("it rises", (0, 1), up=True)
+    by_rules = moves("it rises by all", (0, 1), up=True, rules=RULES)
     surely = rows({0: [-1.0] * 9, 1: [1.0] * 9})
     assert rises.judge(surely, "quick").state == by_rules.judge(surely, "quick").state == "pass"
     both = pd.concat([surely, rows({0: [-1.0] * 9, 1: [-1.0] * 9}, model="n")])
@@ -121,9 +121,9 @@ def test_a_claim_is_about_the_model_and_the_rule_that_bear_it_out_least():
 
 
 def test_a_claim_about_a_relation_leaves_the_others_out():
-    of_other = moves("it rises", 0, 1, up=True, relation="other")
+    of_other = moves("it rises", (0, 1), up=True, only={"relation": "other"})
     assert of_other.judge(MORE, "quick").value == 0
-    of_none = moves("it rises", 0, 1, up=True, relation="absent").judge(MORE, "quick")
+    of_none = moves("it rises", (0, 1), up=True, only={"relation": "absent"}).judge(MORE, "quick")
     assert math.isnan(of_none.value)
     assert of_none.state == "fail"
 

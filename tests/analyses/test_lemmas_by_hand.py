@@ -108,7 +108,7 @@ def test_the_table_takes_the_anchors_of_its_contexts():
     se = math.sqrt(anchor * (1 - anchor) * (1 / n + 1 / 65_536))
     row = {"omega": 1.0, "bits": 5, "length": 32, "contexts": n, "error": 1 - anchor + 2 * se}
     other = {**row, "bits": 3, "error": 1.0}  # without an anchor
-    found = constructed_error._anchor_gap(pd.DataFrame([row, other]))
+    found = constructed_error.anchor_gap(pd.DataFrame([row, other]))
     assert found.value == pytest.approx(2, rel=0.02)
 
 
@@ -201,6 +201,6 @@ class TestIdentityLaw:
         small = {"bits": (3,), "seeds": 1, "steps": 2, "evaluation": 16}
         bench = Workbench(folder=tmp_path, quiet=True)
         first = reproduce("theorem3", changes=small, workbench=bench)
-        monkeypatch.setattr(identity_law, "_train", None)
+        monkeypatch.setattr(identity_law, "train_embeddings", None)
         again = reproduce("theorem3", changes=small, workbench=bench)
         pd.testing.assert_frame_equal(first.table, again.table)

@@ -1,8 +1,8 @@
 """Ways to break an analysis, so that tests can show that each of its checks can fail.
 
 Every family of analyses has a module here with a tuple `SABOTAGES`. A sabotage runs an analysis
-with changed settings (as small as the failing allows) under a patch, such as a constructed memory
-that is random or labels that are shuffled, and names the claims that must then fail.
+under a patch, such as a random memory in place of the constructed one or shuffled labels, and names
+the claims that must then fail. Its settings are as small as possible for the claims to fail.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ class Sabotage:
     analysis: str
     """Id of the analysis."""
     how: str
-    """What is broken, in words."""
+    """Description of what is broken."""
     claims: tuple[str, ...]
-    """Beginnings of the claims that must fail, none of which may be that of a claim that holds."""
+    """Beginnings of the claims that must fail; each must match one claim only."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from those of the scale."""
     patch: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
-    """Breaks the code for the time of the run."""
+    """Breaks the code during the run."""
     scale: Scale = "quick"
-    """`paper` for claims that are open at quick scale; the settings are then small by `changes`."""
+    """`paper` for claims that are open at quick scale; `changes` then makes the settings small."""
 
 
 def sabotages() -> list[Sabotage]:
-    """Those of all families."""
+    """Return the sabotages of all families."""
     return [
         sabotage
         for module in pkgutil.iter_modules(__path__)

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from analyses.bridge import attention as bridge_attention
+from analyses.bridge import attention, weights
 from hijacklens.one_layer.task import ConceptTask
-from probes import attention
+from probes.attention import knock_out
 from sabotages import Sabotage
 from sabotages.hijack_curves import blind_model
 
-MIXED, LOGITS_AT = ConceptTask.sample_mixed, bridge_attention.logits_at
+MIXED, LOGITS_AT = ConceptTask.sample_mixed, attention.logits_at
 UNTRAINED = {"bits": 4, "d_model": 8, "length": 16, "seeds": 2, "steps": 1, "evaluation": 64}
 
 
 def nothing_to_compare_with(monkeypatch):
-    """The permuted embeddings are those that were measured."""
-    monkeypatch.setattr("analyses.bridge.weights._permuted", lambda W_E, seed: W_E)
+    """The control uses the measured embeddings, not permuted ones."""
+    monkeypatch.setattr(weights, "permuted", lambda W_E, seed: W_E)
 
 
 def no_attention_to_the_hijack(monkeypatch):
-    blind = attention.knock_out(source="all", target="hijack")
+    blind = knock_out(source="all", target="hijack")
 
-    def broken(model, layout, *places, probes):
+    def broken(model, layout, *positions, probes):
         probes = [blind, *probes] if "hijack" in layout.spans else probes
-        return LOGITS_AT(model, layout, *places, probes=probes)
+        return LOGITS_AT(model, layout, *positions, probes=probes)
 
-    monkeypatch.setattr("analyses.bridge.attention.logits_at", broken)
+    monkeypatch.setattr(attention, "logits_at", broken)
 
 
 def nothing_mixed_in(monkeypatch):
     def broken(task, batch, rate, generator):
         return MIXED(task, batch, 0.0, generator)
 
-    monkeypatch.setattr("hijacklens.one_layer.task.ConceptTask.sample_mixed", broken)
+    monkeypatch.setattr(ConceptTask, "sample_mixed", broken)
 
 
 SABOTAGES = (
@@ -44,7 +44,7 @@ SABOTAGES = (
     Sabotage(
         analysis="bridge-spectrum",
         how="untrained models",
-        claims=("one-layer: singular value m", "one-layer embeddings use fewer"),
+        claims=("one-layer: singular value m", "one-layer embeddings use a smaller"),
         changes=UNTRAINED,
     ),
     Sabotage(
@@ -76,7 +76,7 @@ SABOTAGES = (
     Sabotage(
         analysis="bridge-mixing",
         how="a model blind to the hijack",
-        claims=("one sentence raises", "one sentence moves every"),
+        claims=("one sentence raises efficacy, in", "one sentence raises efficacy in"),
         changes={**UNTRAINED, "steps": 150, "contexts": 256, "limit": 6, "doses": (0, 1)},
         scale="paper",
         patch=blind_model,

@@ -7,25 +7,25 @@ import math
 
 import torch
 
+from analyses.paper import constructed_error
 from analyses.paper.error_exponent import ChernoffBound
-from hijacklens.one_layer import memory
+from hijacklens.one_layer import evaluation, memory
 from hijacklens.one_layer.task import ConceptTask
 from sabotages import Sabotage
 
-THEOREM_1 = memory.theorem_1
-IDENTITY = memory.identity
+THEOREM_1, ACCURACY = memory.theorem_1, evaluation.accuracy
 FEW = {"contexts": 512}
 
 
 def value_matrix(change):
-    """The model of Theorem 1 with another W_V."""
+    """Change W_V of the model of Theorem 1."""
 
     def patch(monkeypatch):
         def broken(task, **options):
             weights = THEOREM_1(task, **options)
             return dataclasses.replace(weights, W_V=change(weights, task))
 
-        monkeypatch.setattr("analyses.paper.constructed_error.memory.theorem_1", broken)
+        monkeypatch.setattr(memory, "theorem_1", broken)
 
     return patch
 
@@ -39,16 +39,14 @@ def larger_exponent(monkeypatch):
         exponents = torch.full((task.vocab - 1,), 5.0, dtype=torch.float64)
         return ChernoffBound(exponents, torch.zeros_like(exponents))
 
-    monkeypatch.setattr("analyses.paper.constructed_error.chernoff_bound", broken)
+    monkeypatch.setattr(constructed_error, "chernoff_bound", broken)
 
 
 def information(value):
-    """Another Chernoff information than that of the task."""
+    """Report a fixed Chernoff information for every task."""
 
     def patch(monkeypatch):
-        monkeypatch.setattr(
-            "analyses.paper.constructed_error.chernoff_information", lambda task: value
-        )
+        monkeypatch.setattr(constructed_error, "chernoff_information", lambda task: value)
 
     return patch
 
@@ -59,18 +57,14 @@ def identity_that_is_the_memory(monkeypatch):
         task = ConceptTask(bits=bits, omega=1.0, support="hamming-1")
         return memory.constructed(torch.eye(width), task)
 
-    monkeypatch.setattr("analyses.paper.constructed_error.memory.identity", broken)
+    monkeypatch.setattr(memory, "identity", broken)
 
 
 def ties_for_the_label(monkeypatch):
-    from hijacklens.one_layer import evaluation
-
-    plain = evaluation.accuracy
-
     def generous(*arguments, ties="split", **options):
-        return plain(*arguments, ties="label", **options)
+        return ACCURACY(*arguments, ties="label", **options)
 
-    monkeypatch.setattr("analyses.paper.constructed_error.evaluation.accuracy", generous)
+    monkeypatch.setattr(evaluation, "accuracy", generous)
 
 
 SABOTAGES = (
@@ -80,19 +74,19 @@ SABOTAGES = (
         claims=(
             "at the longest L",
             "the error falls from",
-            "the margin of the model's own",
+            "at m = 5, omega = 1 the margin",
             "no margin differs",
             "accuracy at omega = 1, m = 5",
             "accuracy at omega = 1, m = 7",
-            "no accuracy is 4 standard errors",
+            "every accuracy is within 4",
         ),
         changes=FEW,
         patch=value_matrix(random_memory),
     ),
     Sabotage(
         analysis="theorem1",
-        how="the bound of a far larger exponent",
-        claims=("no measured error is surely above",),
+        how="a bound with a far larger exponent",
+        claims=("no measured error exceeds",),
         changes=FEW,
         patch=larger_exponent,
     ),
@@ -127,7 +121,7 @@ SABOTAGES = (
     Sabotage(
         analysis="lemma2",
         how="ties always for the label",
-        claims=("with ties split",),
+        claims=("if ties are split",),
         changes=FEW,
         patch=ties_for_the_label,
     ),

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from hijacklens.one_layer import memory
+from hijacklens.one_layer import memory, trained
 from hijacklens.one_layer.task import ConceptTask, MixedContexts
 from sabotages import Sabotage
 
@@ -27,7 +27,7 @@ def random_memory(monkeypatch):
         draw = torch.Generator().manual_seed(0)
         return dataclasses.replace(weights, W_V=memory.random(weights.W_E, task, draw))
 
-    monkeypatch.setattr("analyses.paper.context_mixing.memory.theorem_1", broken)
+    monkeypatch.setattr(memory, "theorem_1", broken)
 
 
 def labels_exchanged(monkeypatch):
@@ -35,11 +35,11 @@ def labels_exchanged(monkeypatch):
         contexts = MIXED(task, *arguments, **options)
         return MixedContexts(contexts.tokens, contexts.second, contexts.first)
 
-    monkeypatch.setattr("hijacklens.one_layer.task.ConceptTask.sample_mixed", broken)
+    monkeypatch.setattr(ConceptTask, "sample_mixed", broken)
 
 
-class Clairvoyant:
-    """A Bayes rule that is right by chance, whatever the context says."""
+class Ignorant:
+    """A Bayes rule that ignores the context and is right by chance."""
 
     def __init__(self, task, **options):
         self.task = task
@@ -48,24 +48,28 @@ class Clairvoyant:
         return torch.zeros(len(tokens), self.task.vocab, dtype=torch.float64)
 
 
+def ignorant_bayes(monkeypatch):
+    monkeypatch.setattr(trained, "BayesRule", Ignorant)
+
+
 SABOTAGES = (
     Sabotage(
         analysis="figc13",
         how="untrained models",
-        claims=("the share of the second label grows",),
+        claims=("the fraction of the second label grows",),
         changes=TINY,
     ),
     Sabotage(
         analysis="figc13",
         how="a random memory",
-        claims=("the constructed model answers as the anchors",),
+        claims=("the constructed model matches the anchors",),
         changes=TINY,
         patch=random_memory,
     ),
     Sabotage(
         analysis="figc13",
         how="the two labels exchanged",
-        claims=("the constructed model answers as the anchors",),
+        claims=("the constructed model matches the anchors",),
         changes=TINY,
         patch=labels_exchanged,
     ),
@@ -77,8 +81,8 @@ SABOTAGES = (
     ),
     Sabotage(
         analysis="figc14",
-        how="a Bayes rule that knows nothing",
-        claims=("no model is above",),
+        how="an ignorant Bayes rule",
+        claims=("no model exceeds",),
         changes={
             "bits": (3,),
             "d_model": 8,
@@ -87,13 +91,11 @@ SABOTAGES = (
             "steps": 150,
             "evaluation": 512,
         },
-        patch=lambda monkeypatch: monkeypatch.setattr(
-            "hijacklens.one_layer.trained.BayesRule", Clairvoyant
-        ),
+        patch=ignorant_bayes,
     ),
     Sabotage(
         analysis="figc14",
-        how="a Bayes rule that knows nothing, where there are anchors",
+        how="an ignorant Bayes rule, at lengths with anchors",
         claims=("the Bayes rule is as accurate",),
         changes={
             "bits": (5,),
@@ -103,8 +105,6 @@ SABOTAGES = (
             "steps": 1,
             "evaluation": 512,
         },
-        patch=lambda monkeypatch: monkeypatch.setattr(
-            "hijacklens.one_layer.trained.BayesRule", Clairvoyant
-        ),
+        patch=ignorant_bayes,
     ),
 )

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from analyses.paper import embedding_geometry
 from hijacklens.one_layer.embeddings import hamming_geometry
-from hijacklens.one_layer.task import ConceptTask
-from probes.geometry.hamming_fit import fit_gram
+from probes.geometry import spectra
+from probes.geometry.hamming_fit import GramFit, fit_gram
 from probes.geometry.spectra import spectrum
 from sabotages import Sabotage
 
 UNTRAINED = {"seeds": 2, "steps": 1, "length": 16, "evaluation": 64}
-HAMMING = ConceptTask.hamming
-
-
-def shuffled_distances(monkeypatch):
-    """Inner products by the distance of other tokens: the codes of the tokens are permuted."""
-
-    def broken(task):
-        order = np.random.default_rng(0).permutation(task.vocab)
-        return HAMMING(task)[order][:, order]
-
-    monkeypatch.setattr("hijacklens.one_layer.task.ConceptTask.hamming", broken)
 
 
 def shuffled_gram(monkeypatch):
-    """Embeddings with a wide gap, and equation 5.2 fitted to those of other tokens."""
+    """Give the embeddings a wide gap, and fit equation 5.2 to the wrong tokens."""
 
     def wide(models, *, task):
         W_E = hamming_geometry(task.bits, a=1.0, b=task.bits / 2, b0=task.bits / 2 + 1)
@@ -35,8 +25,12 @@ def shuffled_gram(monkeypatch):
         order = np.random.default_rng(0).permutation(len(gram))
         return fit_gram(gram[order][:, order], distance)
 
-    monkeypatch.setattr("analyses.paper.embedding_geometry.spectrum", wide)
-    monkeypatch.setattr("probes.geometry.spectra.fit_gram", broken)
+    monkeypatch.setattr(embedding_geometry, "spectrum", wide)
+    monkeypatch.setattr(spectra, "fit_gram", broken)
+
+
+def no_jump(monkeypatch):
+    monkeypatch.setattr(GramFit, "jump", property(lambda fit: 0.0))
 
 
 def small(bits, d_model):
@@ -56,12 +50,10 @@ SABOTAGES = (
     *(
         Sabotage(
             analysis=name,
-            how="embeddings of length 0, all on the line",
-            claims=("the diagonal stands above",),
+            how="a diagonal on the line",
+            claims=("the diagonal is above",),
             changes=small(4, 8),
-            patch=lambda monkeypatch: monkeypatch.setattr(
-                "probes.geometry.hamming_fit.GramFit.jump", property(lambda fit: 0.0)
-            ),
+            patch=no_jump,
         )
         for name in ("fig3b", "figc5")
     ),
@@ -83,8 +75,8 @@ SABOTAGES = (
     *(
         Sabotage(
             analysis=name,
-            how="predicted from the embeddings of other tokens",
-            claims=("the m largest hold", "the gap is as wide"),
+            how="a prediction from the wrong tokens",
+            claims=("the m largest values hold", "the gap is as wide"),
             changes=small(4, 8),
             patch=shuffled_gram,
             scale="paper",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from hijacklens.one_layer import memory
+from analyses.paper import geometry_theory
+from hijacklens.one_layer import evaluation, memory
 from hijacklens.one_layer.embeddings import hamming_geometry
 from hijacklens.statistics import Interval
 from sabotages import Sabotage
@@ -17,14 +18,14 @@ def random_memory(monkeypatch):
     def broken(W_E, task):
         return memory.random(W_E, task, torch.Generator().manual_seed(1))
 
-    monkeypatch.setattr("analyses.paper.geometry_theory.memory.constructed", broken)
+    monkeypatch.setattr(memory, "constructed", broken)
 
 
 def formula(change):
-    """The Walsh formula with something else done to its logits."""
+    """Replace the Walsh formula."""
 
     def patch(monkeypatch):
-        monkeypatch.setattr("analyses.paper.geometry_theory.memory.geometry_logits", change)
+        monkeypatch.setattr(memory, "geometry_logits", change)
 
     return patch
 
@@ -44,21 +45,21 @@ def with_b_for_the_label(task, *, a, b, b0):
 
 
 def orthonormal_at_one_slope(monkeypatch):
-    """Embeddings that know nothing of distances, for one of the slopes."""
+    """Use orthonormal embeddings, which have no geometry, at one of the slopes."""
 
     def broken(bits, *, a, **options):
         if a == 0.1:
             return torch.eye(1 << bits, dtype=torch.float64)
         return hamming_geometry(bits, a=a, **options)
 
-    monkeypatch.setattr("analyses.paper.geometry_theory.hamming_geometry", broken)
+    monkeypatch.setattr(geometry_theory, "hamming_geometry", broken)
 
 
 def always_right(monkeypatch):
-    monkeypatch.setattr(
-        "analyses.paper.geometry_theory.evaluation.accuracy",
-        lambda *arguments, **options: Interval(1.0, 1.0, 1.0),
-    )
+    def broken(*arguments, **options):
+        return Interval(1.0, 1.0, 1.0)
+
+    monkeypatch.setattr(evaluation, "accuracy", broken)
 
 
 SABOTAGES = (
@@ -66,9 +67,9 @@ SABOTAGES = (
         analysis="theorem4",
         how="a random memory",
         claims=(
-            "the logits of the model's own",
+            "the logits of the model's matrices",
             "at beta = 1 and the longest L",
-            "where a small b0",
+            "if a small b0",
         ),
         changes=FEW,
         patch=random_memory,
@@ -94,7 +95,7 @@ SABOTAGES = (
     Sabotage(
         analysis="theorem4",
         how="b added to the logit of the label alone",
-        claims=("the margin over a^2",),
+        claims=("margin / a^2",),
         changes=FEW,
         patch=formula(with_b_for_the_label),
     ),
@@ -108,7 +109,7 @@ SABOTAGES = (
     Sabotage(
         analysis="theorem4",
         how="answers that are always right",
-        claims=("where the margin is below 0",),
+        claims=("if the margin is below 0",),
         changes=FEW,
         patch=always_right,
     ),

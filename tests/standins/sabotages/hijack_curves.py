@@ -1,4 +1,4 @@
-"""Sabotages of `analyses.paper.hijack_curves` and its figure 1; they run on a tiny random model."""
+"""Sabotages of `analyses.paper.hijack_curves` and `example_answers`, on a tiny random model."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ CONTEXTS = dict.fromkeys(example_answers.CONTEXTS, "")
 
 
 def blind_model(monkeypatch):
-    """A model whose query sees neither the hijacking sentences nor what marks its start.
+    """Hide the hijacking sentences and the token that marks the start from the query.
 
-    With rotary positions the query then gives the same scores at every dose.
+    With rotary positions the scores are then the same at every dose.
     """
     blind = attention.knock_out(source="query", target="hijack+bos")
 
     def broken(model, facts, **options):
         return HIJACK(model, facts, probes=[blind], **options)
 
-    monkeypatch.setattr("analyses.paper.hijack_curves.hijack", broken)
+    monkeypatch.setattr(hijack_curves, "hijack", broken)
 
 
-def contexts_that_say_nothing(monkeypatch):
-    monkeypatch.setattr("analyses.paper.example_answers.CONTEXTS", CONTEXTS)
+def empty_contexts(monkeypatch):
+    monkeypatch.setattr(example_answers, "CONTEXTS", CONTEXTS)
 
 
 def targets(*names):
-    return lambda monkeypatch: monkeypatch.setattr("analyses.paper.example_answers.TARGETS", names)
+    return lambda monkeypatch: monkeypatch.setattr(example_answers, "TARGETS", names)
 
 
 FEW = {"limit": 6, "doses": (0, 1, 5)}
 SHORT = {"limit": 6, "doses": (0, 1)}
-"""What fits the context window of the tiny model under the wording of every relation."""
+"""Doses that fit the tiny model's context window for the sentences of every relation."""
 ONE = {**FEW, "relations": ("P190",)}
 RISES = "one sentence raises efficacy"
 FALLS = "one sentence of the reverse lowers efficacy"
@@ -42,21 +42,21 @@ EACH = tuple(f"{relation}: one sentence" for relation in hijack_curves.RELATIONS
 SABOTAGES = (
     Sabotage(
         analysis="fig1",
-        how="contexts that say nothing",
+        how="empty contexts",
         claims=("in every model some context raises", "the paper's sentence raises"),
         scale="paper",
-        patch=contexts_that_say_nothing,
+        patch=empty_contexts,
     ),
     Sabotage(
         analysis="fig1",
         how="the likelier word as the false target",
-        claims=("asked plainly",),
+        claims=("without a context",),
         patch=targets("Rome", "London"),
     ),
     Sabotage(
         analysis="fig1",
         how="the likelier word as the true target",
-        claims=("some model then prefers",),
+        claims=("after some context some model",),
         patch=targets("London", "Rome"),
     ),
     *(

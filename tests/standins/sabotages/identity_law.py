@@ -16,7 +16,7 @@ def shuffled_labels(monkeypatch):
         order = torch.randperm(batch, generator=generator)
         return Contexts(contexts.tokens, contexts.labels[order])
 
-    monkeypatch.setattr("analyses.paper.identity_law.ConceptTask.sample", broken)
+    monkeypatch.setattr(ConceptTask, "sample", broken)
 
 
 SABOTAGES = (

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 from torch.nn.functional import cross_entropy
 
-from analyses.paper.lemmas import gram_matrix as GRAM_MATRIX
+from analyses.paper import lemmas
 from sabotages import Sabotage
+
+GRAM_MATRIX = lemmas.gram_matrix
 
 
 def gram_matrix(change):
-    """Equation 5.2 with other numbers in place of b and b0."""
+    """Change b and b0 of equation 5.2."""
 
     def patch(monkeypatch):
         def broken(bits, *, a, b, b0):
             return GRAM_MATRIX(bits, a=a, **change(b, b0))
 
-        monkeypatch.setattr("analyses.paper.lemmas.gram_matrix", broken)
+        monkeypatch.setattr(lemmas, "gram_matrix", broken)
 
     return patch
 
 
-def double_scores(monkeypatch):
-    """The gradient with respect to half the score."""
-    monkeypatch.setattr(
-        "analyses.paper.lemmas.cross_entropy",
-        lambda logits, labels, reduction: 2 * cross_entropy(logits, labels, reduction=reduction),
-    )
+def double_loss(monkeypatch):
+    """Double the loss, and with it its gradient in the scores."""
+
+    def broken(logits, labels, reduction):
+        return 2 * cross_entropy(logits, labels, reduction=reduction)
+
+    monkeypatch.setattr(lemmas, "cross_entropy", broken)
 
 
 SABOTAGES = (
@@ -49,9 +52,9 @@ SABOTAGES = (
     ),
     Sabotage(
         analysis="lemma6",
-        how="a loss of twice the size",
+        how="a doubled loss",
         claims=("the closed form agrees",),
-        patch=double_scores,
+        patch=double_loss,
     ),
     Sabotage(
         analysis="lemma6",

@@ -12,10 +12,7 @@ TINY = {"bits": 4, "d_model": 8, "length": 16, "seeds": 3, "evaluation": 256}
 
 def random_memory(monkeypatch):
     draw = torch.Generator().manual_seed(0)
-    monkeypatch.setattr(
-        "analyses.paper.sensitivity.memory.constructed",
-        lambda W_E, task: memory.random(W_E, task, draw),
-    )
+    monkeypatch.setattr(memory, "constructed", lambda W_E, task: memory.random(W_E, task, draw))
 
 
 SABOTAGES = (

@@ -12,14 +12,10 @@ SMALL = {"bits": (3,), "seeds": 2, "steps": 1, "evaluation": 256}
 
 
 def swapped_memories(monkeypatch):
-    """The random construction under the name of the constructed one, and the other way round."""
+    """Exchange the random and the constructed memory."""
     draw = torch.Generator().manual_seed(5)
-    monkeypatch.setattr(
-        "analyses.paper.value_matrix.memory.constructed", lambda W_E, task: RANDOM(W_E, task, draw)
-    )
-    monkeypatch.setattr(
-        "analyses.paper.value_matrix.memory.random", lambda W_E, task, draw: CONSTRUCTED(W_E, task)
-    )
+    monkeypatch.setattr(memory, "constructed", lambda W_E, task: RANDOM(W_E, task, draw))
+    monkeypatch.setattr(memory, "random", lambda W_E, task, draw: CONSTRUCTED(W_E, task))
 
 
 SABOTAGES = (

@@ -1,114 +1,382 @@
-"""Contract 1: readings equal plain Hugging Face forward passes of single prefixes."""
+"""Contract 1 for every sharing of prefixes: the numbers are those of plain forward passes."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from plain_huggingface import PlainScorer
+from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
-from hijacklens.engine import batch_size
+from hijacklens.engine import batch_size, engine
 from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.forward import Pass
+from hijacklens.engine.packs import Pack, trunk
+from hijacklens.engine.plan import Level, Plan, Unit
 from hijacklens.engine.reading import ReadOptions
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
+from hijacklens.probe import HookProbe, logits_at
+from hijacklens.prompts.layout import Layout, mark
+from hijacklens.prompts.schemes import get_scheme
+from hijacklens.scoring.execution import Execution
+from hijacklens.scoring.hijack import hijack
 
-PROMPTS = [
-    "The Eiffel Tower is in the city of",
-    "Do not think of Guam. The Eiffel Tower is in the city of",
-    "Do not think of Guam. Do not think of Guam. The Eiffel Tower is in the city of",
-    "Rome is",
-]
+SHARED = ("packed", "cached")
+CPU_MESSAGE = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"
+SENTENCE = (11, 12, 13, 14, 15, 16)
+QUERIES = [(21, 22, 23, 24), (21, 22, 25, 26, 27), (31, 32), (21, 22, 25, 28, 29, 30)]
+
+
+@pytest.fixture(autouse=True)
+def memory_is_never_clean():
+    """Memory that is taken and not written holds NaN, so that code that reads it is noticed."""
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def prompts(doses=(0, 1, 3)):
+    """Hijack prompts of several queries, with targets of one, two and three tokens.
+
+    At dose 3 they are three times as long as the windows of the tiny Gemma models.
+    """
+    wanted = {}
+    for dose in doses:
+        for i, query in enumerate(QUERIES):
+            prompt = SENTENCE * dose + query
+            wanted[prompt] = {1, 2 + i}
+            wanted[(*prompt, 40)] = {7}
+            wanted[(*prompt, 41, 42)] = {8, 9}
+    wanted[(99, 98)] = {5}  # shares nothing
+    return wanted
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request):
-    """A plain Hugging Face model and the hooked one made of its copy."""
     plain = tiny_model(request.param)
     tokenizer = tiny_tokenizer(request.param)
     return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
 
 
-def plain_logprobs(plain, ids):
+@pytest.fixture(scope="module")
+def gemma3():
+    plain = tiny_model("gemma3", seed=2)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gemma3"), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    plain = tiny_model("gpt2", seed=1)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+
+
+@cache
+def plain_logprobs(plain, prefix):
     with torch.no_grad():
-        return plain(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        return plain(torch.tensor([prefix])).logits[0, -1].double().log_softmax(-1).tolist()
+
+
+@cache
+def alone(model, symbols, probes, spans):
+    """Log-probabilities behind one prefix, in a forward pass of its own."""
+    layout = Layout.of_symbols(torch.tensor([symbols]), spans)
+    place = torch.tensor([0]), torch.tensor([len(symbols) - 1])
+    return logits_at(model, layout, *place, probes=probes)[0].double().log_softmax(-1).tolist()
 
 
 def check(plain, readings, wanted, tolerance=1e-4):
+    assert set(readings) == set(wanted)
     for prefix, tokens in wanted.items():
         expected = plain_logprobs(plain, prefix)
         reading = readings[prefix]
         assert set(reading.logprobs) == set(tokens)
         for token, value in reading.logprobs.items():
-            assert abs(value - float(expected[token])) < tolerance
-        assert reading.top_logprob == pytest.approx(float(expected.max()), abs=tolerance)
-        assert float(expected[reading.top_token]) == pytest.approx(float(expected.max()), abs=1e-4)
+            assert value == pytest.approx(expected[token], abs=tolerance)
+        assert reading.top_logprob == pytest.approx(max(expected), abs=tolerance)
+        assert expected[reading.top_token] == pytest.approx(max(expected), abs=tolerance)
 
 
-def wanted_for(tokenizer):
-    wanted = {}
-    for i, prompt in enumerate(PROMPTS):
-        ids = tuple(tokenizer(prompt).input_ids)
-        wanted[ids] = {1, 2 + i}
-        wanted[(*ids, 300)] = {7}  # a second target token, which runs the prompt along
-        wanted[(*ids, 301 + i, 5)] = {8, 9}
-    return wanted
-
-
-def test_readings_equal_plain_forward_passes(pair):
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
+def test_every_sharing_equals_plain_forward_passes(pair, sharing):
     plain, model = pair
-    wanted = wanted_for(model.tokenizer)
-    check(plain, read(model, wanted), wanted)
+    wanted = prompts()
+    readings = read(model, wanted, ReadOptions(sharing=sharing))
+    assert readings.accounting.sharing == sharing
+    check(plain, readings, wanted)
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 40])
-def test_any_batch_size_gives_the_same_numbers(pair, batch_tokens):
-    plain, model = pair
-    wanted = wanted_for(model.tokenizer)
-    check(plain, read(model, wanted, ReadOptions(batch_tokens=batch_tokens)), wanted)
+@pytest.mark.parametrize("sharing", SHARED)
+@pytest.mark.parametrize(("batch_tokens", "pack_tokens"), [(1, 1), (40, 9), (64, 64), (1000, 23)])
+def test_any_size_of_packs_and_batches(gemma3, sharing, batch_tokens, pack_tokens):
+    plain, model = gemma3
+    wanted = prompts((0, 3))
+    options = ReadOptions(sharing=sharing, batch_tokens=batch_tokens, pack_tokens=pack_tokens)
+    readings = read(model, wanted, options)
+    assert readings.accounting.sharing == sharing
+    check(plain, readings, wanted)
 
 
-def test_limit_on_reads_gives_the_same_numbers(pair, monkeypatch):
-    plain, model = pair
-    monkeypatch.setattr(batch_size, "READ_VALUES", 3 * model.cfg.d_vocab)
-    wanted = wanted_for(model.tokenizer)
-    check(plain, read(model, wanted), wanted)
+def random_packs(trie, random, *, cached):
+    """The trie cut at random, every pack with a past of any length that its leaves share."""
+    packs, first = [], 0
+    while first < len(trie.leaves):
+        stop = random.randint(first + 1, min(first + 4, len(trie.leaves)))
+        base = min(trie.shared[first + 1 : stop], default=len(trie.leaves[first]) - 1)
+        past = random.choice([0, random.randint(0, base)]) if cached else 0
+        tokens = sum(map(len, trie.leaves[first:stop])) - sum(trie.shared[first + 1 : stop])
+        packs.append(Pack(first, stop, past, tokens - past))
+        first = stop
+    return packs
 
 
-def test_next_token_logprobs_equal_plain(pair):
-    plain, model = pair
-    ids = tuple(model.tokenizer(PROMPTS[1]).input_ids)
-    torch.testing.assert_close(
-        next_token_logprobs(model, ids), plain_logprobs(plain, ids), atol=1e-4, rtol=0
-    )
+words = st.lists(st.integers(0, 4), min_size=1, max_size=20).map(tuple)
 
 
-ids = st.lists(st.integers(0, 255), min_size=1, max_size=12).map(tuple)
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(words, st.sets(st.integers(0, 255), max_size=3), min_size=1, max_size=9),
+    st.randoms(use_true_random=False),
+    st.integers(1, 80),
+)
+def test_random_trees_cut_at_random(gemma3, wanted, random, batch_tokens):
+    """Any cuts, pasts of any length, and windows of 8 tokens."""
+    plain, model = gemma3
+    trie = Trie.of(wanted)
+    leaves = Level(trie, random_packs(trie, random, cached=True))
+    below = trunk(trie, leaves.packs)
+    trunk_level = Level(below, random_packs(below, random, cached=False))
+    plan = Plan("cached", "a test", [Unit(trunk_level if below.leaves else None, leaves)], 0, 0)
+    assert sorted(plan.units[0].prefixes) == sorted(wanted)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "make_plan", lambda *args, **options: plan)
+        readings = read(model, wanted, ReadOptions(batch_tokens=batch_tokens))
+    assert readings.accounting.forward_tokens == plan.forward_tokens
+    check(plain, readings, wanted)
 
 
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(st.dictionaries(ids, st.sets(st.integers(0, 255), max_size=3), min_size=1, max_size=8))
-def test_random_sets_of_prefixes(gpt2_pair, wanted):
-    plain, model = gpt2_pair
-    # Beginnings of what is asked for are asked for too, so that rows share their reads.
+@given(st.dictionaries(words, st.sets(st.integers(0, 255), max_size=3), min_size=1, max_size=8))
+def test_random_sets_of_prefixes(gpt2, wanted):
+    plain, model = gpt2
+    # Some requested prefixes continue others, so that rows have several reads.
     wanted |= {prefix[: len(prefix) // 2]: {3} for prefix in wanted if len(prefix) > 1}
     check(plain, read(model, wanted, ReadOptions(batch_tokens=30)), wanted)
 
 
-@pytest.fixture(scope="module")
-def gpt2_pair():
-    plain = tiny_model("gpt2", seed=1)
-    return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+def test_limit_on_reads_gives_the_same_numbers(gpt2, monkeypatch):
+    plain, model = gpt2
+    monkeypatch.setattr(batch_size, "READ_VALUES", 3 * model.cfg.d_vocab)
+    check(plain, read(model, prompts()), prompts())
 
 
-def test_progress_sums_to_one(gpt2_pair):
-    _, model = gpt2_pair
+def test_next_token_logprobs_equal_plain(pair):
+    plain, model = pair
+    ids = SENTENCE + QUERIES[1]
+    expected = torch.tensor(plain_logprobs(plain, ids), dtype=torch.float32)
+    torch.testing.assert_close(next_token_logprobs(model, ids), expected, atol=1e-4, rtol=0)
+
+
+@dataclass(frozen=True)
+class Dim:
+    """Attention to the hijack gets weaker, and the residual stream in it a constant."""
+
+    key: str = "dim"
+    spans: tuple[str, ...] = ("hijack", "last")
+    packs: bool = True
+
+    def hooks(self, model, layout):
+        def pattern(value, hook):
+            return value * (1 - 0.7 * layout.pairs("last", "hijack").float())
+
+        def residual(value, hook):
+            return value + 0.5 * layout.query("hijack")[:, :, None]
+
+        return [
+            ("blocks.0.attn.hook_pattern", pattern),
+            ("blocks.1.attn.hook_pattern", pattern),
+            ("blocks.0.hook_resid_post", residual),
+        ]
+
+
+def marked():
+    """The prompts in symbols, and for one dose the last token of a prompt in another span."""
+    found = {}
+    for prefix, tokens in prompts().items():
+        sentences = sum(prefix[i : i + 6] == SENTENCE for i in range(0, len(prefix), 6))
+        hijack = range(6 * sentences)
+        found[mark(prefix, [hijack, [len(prefix) - 1]])] = tokens
+    return found
+
+
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
+def test_probes_act_on_shared_tokens_as_on_single_prompts(pair, sharing):
+    _, model = pair
+    wanted = marked()
+    probe = Dim()
+    options = ReadOptions(probes=[probe], spans=probe.spans, sharing=sharing, batch_tokens=200)
+    readings = read(model, wanted, options)
+    assert readings.accounting.sharing == sharing
+    bare = read(model, wanted, ReadOptions(spans=probe.spans, sharing=sharing))
+    moved = 0.0
+    for symbols, tokens in wanted.items():
+        expected = alone(model, symbols, (probe,), probe.spans)
+        for token in tokens:
+            value = readings[symbols].logprobs[token]
+            assert value == pytest.approx(expected[token], abs=1e-4)
+            moved = max(moved, abs(value - bare[symbols].logprobs[token]))
+    assert moved > 0.1
+
+
+def test_probes_that_do_not_pack_run_alone(gemma3):
+    _, model = gemma3
+    wanted = {(1, 2, 3): {4}, (1, 2): {5}, (6, 7, 8): {9}}
+    first = HookProbe("first", (("blocks.0.hook_resid_pre", lambda value, hook: forget(value)),))
+
+    def forget(value):
+        value = value.clone()
+        value[:, 0] = 0
+        return value
+
+    readings = read(model, wanted, ReadOptions(probes=[first], sharing="cached"))
+    accounting = readings.accounting
+    assert (accounting.sharing, accounting.why) == ("plain", "the probe first does not pack")
+    assert accounting.forward_tokens == accounting.naive_tokens == 8
+    for prefix, tokens in wanted.items():
+        for token in tokens:
+            expected = alone(model, prefix, (first,), ())[token]
+            assert readings[prefix].logprobs[token] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("sharing", SHARED)
+def test_a_probe_that_is_wrong_on_packs_is_noticed(gemma3, sharing):
+    """It says that it packs, and goes by places in the row."""
+    _, model = gemma3
+    ramp = HookProbe(
+        "ramp",
+        [
+            (
+                "blocks.0.hook_mlp_out",
+                lambda value, hook: value * torch.arange(value.shape[1])[:, None],
+            )
+        ],
+        packs=True,
+    )
+    readings = read(model, prompts(), ReadOptions(probes=[ramp], sharing=sharing))
+    assert readings.accounting.sharing == "plain"
+    assert "other numbers than plain ones" in readings.accounting.why
+    half = HookProbe(
+        "half", (("blocks.0.hook_mlp_out", lambda value, hook: value / 2),), packs=True
+    )
+    readings = read(model, prompts(), ReadOptions(probes=[half], sharing=sharing))
+    assert readings.accounting.sharing == sharing
+    prefix = SENTENCE * 3 + QUERIES[1]
+    expected = alone(model, prefix, (half,), ())
+    assert readings[prefix].logprobs[3] == pytest.approx(expected[3], abs=1e-4)
+
+
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
+def test_a_run_continues_when_memory_runs_out(gemma3, monkeypatch, sharing):
+    plain, model = gemma3
+    cuda, cpu = torch.OutOfMemoryError("CUDA out of memory."), RuntimeError(CPU_MESSAGE)
+    error = cuda if sharing == "packed" else cpu
+    wanted = prompts()
+    real = Pass.logits
+
+    def tight(self, rows, pool=None, *, keep=False):
+        if sum(len(branch.symbols) for row in rows for branch in row) > 30:
+            raise error
+        return real(self, rows, pool, keep=keep)
+
+    monkeypatch.setattr(Pass, "logits", tight)
+    fractions = []
+    readings = read(
+        model,
+        wanted,
+        ReadOptions(sharing=sharing),
+        lambda readings, fraction: fractions.append(fraction),
+    )
+    assert readings.accounting.sharing == sharing
+    assert readings.accounting.shrunk > 0 and readings.accounting.batch_tokens < 100
+    assert sum(fractions) == pytest.approx(1)
+    check(plain, readings, wanted)
+
+
+def test_a_prompt_that_does_not_fit_and_other_errors(gemma3, monkeypatch):
+    _, model = gemma3
+
+    def broken(error):
+        def logits(self, rows, pool=None, *, keep=False):
+            raise error
+
+        monkeypatch.setattr(Pass, "logits", logits)
+
+    broken(torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(InputError, match="not enough memory for a single prompt of 2 tokens"):
+        read(model, {(1, 2): {3}})
+    broken(RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        read(model, prompts())
+
+
+def test_items_are_the_same_with_every_sharing(pair):
+    """From facts to scores, against plain forward passes of single prompts."""
+    plain, model = pair
+    facts = sample_facts()
+    options = {"doses": [0, 1, 3], "quiet": True}
+    results = {
+        sharing: hijack(model, facts, execution=Execution(sharing=sharing, store=False), **options)
+        for sharing in ("plain", *SHARED)
+    }
+    scorer = PlainScorer(plain, model.tokenizer)
+    by_case = {fact.case_id: fact for fact in facts}
+    scheme = get_scheme("do-not-think")
+    expected = {}
+    for item in results["plain"].items.to_dict("records"):
+        fact = by_case[item["case_id"]]
+        prompt = " ".join([scheme.sentence(fact)] * item["dose"] + [fact.prompt])
+        for side, target in (("true", fact.target_true), ("false", fact.target_false)):
+            expected[item["case_id"], item["dose"], side] = sum(scorer.scores(prompt, target))
+    for sharing, result in results.items():
+        (settings,) = result.settings.models
+        engine_record = settings.engine.record()
+        assert engine_record["sharing"] == sharing
+        assert engine_record["naive_tokens"] >= engine_record["forward_tokens"] > 0
+        assert engine_record["trie_tokens"] <= engine_record["forward_tokens"]
+        assert engine_record["peak_memory"] > 0 and engine_record["seconds"] > 0
+        for item in result.items.to_dict("records"):
+            for side in ("true", "false"):
+                whole = expected[item["case_id"], item["dose"], side]
+                tolerance = 1e-4 * item[f"n_tokens_{side}"]
+                assert item[f"sum_{side}"] == pytest.approx(whole, abs=tolerance)
+
+
+@pytest.mark.parametrize("sharing", ["plain", *SHARED])
+def test_bfloat16_rounds_and_does_no_more(sharing):
+    plain = tiny_model("gemma3", seed=2)
+    tokenizer = tiny_tokenizer("gemma3")
+    model = load_model(copy.deepcopy(plain), tokenizer=tokenizer, dtype="bfloat16", device="cpu")
+    wanted = prompts((0, 3))
+    readings = read(model, wanted, ReadOptions(sharing=sharing))
+    assert readings.accounting.sharing == sharing
+    check(plain, readings, wanted, tolerance=0.25)
+
+
+def test_progress_sums_to_one(gpt2):
+    _, model = gpt2
     fractions, kept = [], {}
     wanted = {(1, 2): {1}, (1,): {2}, (3, 4, 5): {2}}
 
@@ -121,8 +389,8 @@ def test_progress_sums_to_one(gpt2_pair):
     assert kept == found
 
 
-def test_only_read_positions_are_unembedded(gpt2_pair, monkeypatch):
-    _, model = gpt2_pair
+def test_only_read_positions_are_unembedded(gpt2, monkeypatch):
+    _, model = gpt2
     shapes = []
     unembedding = model.unembed.original_component
     real = unembedding.forward
@@ -143,8 +411,8 @@ def test_only_read_positions_are_unembedded(gpt2_pair, monkeypatch):
     assert sum(reads) == 9 and all(shape[::2] == (1, model.cfg.d_vocab) for shape in shapes)
 
 
-def test_no_hook_or_gradient_is_left_behind(gpt2_pair):
-    plain, model = gpt2_pair
+def test_no_hook_or_gradient_is_left_behind(gpt2):
+    plain, model = gpt2
     read(model, {(1, 2): {1}})
     assert not any(point.fwd_hooks for point in model.hook_dict.values())
     want = dict(plain.named_parameters())
@@ -154,8 +422,8 @@ def test_no_hook_or_gradient_is_left_behind(gpt2_pair):
             assert torch.equal(parameter, want[own])
 
 
-def test_hooks_that_are_on_the_model_act(gpt2_pair):
-    _, model = gpt2_pair
+def test_hooks_that_are_on_the_model_act(gpt2):
+    _, model = gpt2
     wanted = {(1, 2): {1}}
     bare = read(model, wanted)[1, 2].logprobs[1]
     hook = ("blocks.0.hook_mlp_out", lambda value, hook: value * 0)
@@ -170,8 +438,8 @@ def test_hooks_that_are_on_the_model_act(gpt2_pair):
     assert read(model, wanted)[1, 2].logprobs[1] == bare
 
 
-def test_bad_input(gpt2_pair):
-    _, model = gpt2_pair
+def test_bad_input(gpt2):
+    _, model = gpt2
     with pytest.raises(InputError, match="empty prefix"):
         read(model, {(): {1}})
     with pytest.raises(InputError, match="batch size must be at least 1 token, not -5"):

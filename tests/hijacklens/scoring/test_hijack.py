@@ -333,5 +333,5 @@ def test_a_record_without_a_case_id_leaves_the_others_whole_numbers(gpt2, tmp_pa
 
 def test_what_is_wrong_with_a_probe_is_told_with_its_key(gpt2):
     probe = knock_out(layers=[99], source="last", target="hijack")
-    with pytest.raises(InputError, match=r"the probe knock-out:layers=99,.*layer 99 is not one"):
+    with pytest.raises(InputError, match=r"the probe knock-out:.*layers=99: layer 99 is not one"):
         hijack(gpt2, sample_facts(), doses=[1], probes=[probe], quiet=True)

@@ -14,6 +14,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,34 +67,34 @@ def counterfact(
 
 
 def _file_records(path: Path) -> Iterable[Any]:
+    stem = path.name.removesuffix(".gz")
     if path.suffix == ".parquet":
         return _parquet_records(path)
-    text = _text(path)
-    stem = path.name.removesuffix(".gz")
     if stem.endswith(".csv"):
-        return _csv_records(text, path)
+        return _csv_records(_text(path), path)
     if stem.endswith((".json", ".jsonl")):
-        return _json_records(text, path)
+        return _json_records(_text(path), path)
     raise InputError(
         f"facts file {str(path)!r} has an unknown ending; allowed are {', '.join(ENDINGS)}."
     )
 
 
+@contextmanager
+def _reading(path: Path, problem: str, *errors: type[Exception], hint: str = "") -> Iterator[None]:
+    """Turn the errors of a decoder into one that names the file and the problem."""
+    try:
+        yield
+    except errors as error:
+        raise InputError(f"facts file {str(path)!r}{problem}: {error}.{hint}") from error
+
+
 def _text(path: Path) -> str:
     data = path.read_bytes()
     if path.suffix == ".gz":
-        try:
+        with _reading(path, " is no complete gzip file", OSError, EOFError, zlib.error):
             data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(
-                f"facts file {str(path)!r} is no complete gzip file: {error}."
-            ) from error
-    try:
+    with _reading(path, " is not UTF-8 text", UnicodeDecodeError, hint=" Save it as UTF-8."):
         return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"facts file {str(path)!r} is not UTF-8 text: {error}. Save it as UTF-8."
-        ) from error
 
 
 def _csv_records(text: str, path: Path) -> Iterator[Record]:
@@ -108,22 +109,16 @@ def _csv_records(text: str, path: Path) -> Iterator[Record]:
 
 
 def _json_records(text: str, path: Path) -> list[Any]:
+    errors = (ValueError, RecursionError)
     if text.lstrip().startswith("["):
-        try:
+        with _reading(path, " is not valid JSON", *errors):
             return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"facts file {str(path)!r} is not valid JSON: {error}.") from error
-    records = []
+    records, hint = [], " A .json or .jsonl file holds one array, or one record per line."
     # splitlines() would also split at Unicode line ends inside a text.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            try:
+            with _reading(path, f", line {number}, is not valid JSON", *errors, hint=hint):
                 records.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise InputError(
-                    f"facts file {str(path)!r}, line {number}, is not valid JSON: {error}. "
-                    "A .json or .jsonl file holds one array, or one record per line."
-                ) from error
     return records
 
 
@@ -131,12 +126,8 @@ def _parquet_records(path: Path) -> Iterable[Record]:
     import pyarrow
     import pyarrow.parquet
 
-    try:
+    with _reading(path, " is no complete parquet file", OSError, pyarrow.ArrowException):
         return pyarrow.parquet.read_table(path).to_pylist()
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(
-            f"facts file {str(path)!r} is no complete parquet file: {error}."
-        ) from error
 
 
 def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable[Record]:

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from string import Formatter
@@ -53,8 +53,12 @@ class SchemeRecord:
 
     def scheme(self) -> Scheme:
         """Return the scheme again."""
-        form = "templates" if isinstance(self.text, Mapping) else "template"
-        return Scheme(name=self.name, direction=self.direction or "hijack", **{form: self.text})
+        return Scheme(
+            name=self.name,
+            direction=self.direction or "hijack",
+            template=self.text if isinstance(self.text, str) else None,
+            templates=self.text if isinstance(self.text, Mapping) else None,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,41 +131,28 @@ class Scheme:
                 raise Unusable(f"{self.name} has no sentence for relation {relation}")
         # Filled in piece by piece, so that braces in a subject or target stay text.
         text = "".join(
-            text + (_VALUES[field](fact, pool, seed) if field else "")
+            text + (_value(field, fact, pool, seed) if field else "")
             for text, field, _, _ in Formatter().parse(template)
         )
         # A subject with an article ("the United Kingdom") may begin the sentence.
         return f"The {text[4:]}" if text.startswith("the ") else text
 
 
-def _near(side: Literal["true", "false"]) -> Callable[[Fact, Sequence[str], int], str]:
-    def value(fact: Fact, pool: Sequence[str], seed: int) -> str:
-        word = fact.near_true if side == "true" else fact.near_false
-        if not word:
-            target = fact.target_true if side == "true" else fact.target_false
-            raise Unusable(f"no near word is known for the {side} target {target!r}")
-        return word
-
-    return value
-
-
-def _other_false(fact: Fact, pool: Sequence[str], seed: int) -> str:
-    others = sorted(set(pool) - {fact.target_true, fact.target_false})
-    if not others:
-        raise Unusable(f"no other false target of relation {fact.relation_id!r} to draw")
-    # Seeded by the fact, so that its draw does not depend on its position in the set.
-    key = hashlib.sha256(f"{seed} {fact.case_id}".encode()).digest()
-    return random.Random(key).choice(others)
-
-
-_VALUES: dict[str, Callable[[Fact, Sequence[str], int], str]] = {
-    "subject": lambda fact, pool, seed: fact.subject,
-    "target_true": lambda fact, pool, seed: fact.target_true,
-    "target_false": lambda fact, pool, seed: fact.target_false,
-    "near_true": _near("true"),
-    "near_false": _near("false"),
-    "other_false": _other_false,
-}
+def _value(placeholder: str, fact: Fact, pool: Sequence[str], seed: int) -> str:
+    """Return the words of a placeholder."""
+    if placeholder == "other_false":
+        others = sorted(set(pool) - {fact.target_true, fact.target_false})
+        if not others:
+            raise Unusable(f"no other false target of relation {fact.relation_id!r} to draw")
+        # Seeded by the fact, so that its draw does not depend on its position in the set.
+        key = hashlib.sha256(f"{seed} {fact.case_id}".encode()).digest()
+        return random.Random(key).choice(others)
+    words = getattr(fact, placeholder)
+    if not words:
+        side = placeholder.removeprefix("near_")
+        target = getattr(fact, f"target_{side}")
+        raise Unusable(f"no near word is known for the {side} target {target!r}")
+    return words
 
 
 def _check_template(name: str, template: str) -> None:

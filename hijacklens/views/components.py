@@ -64,13 +64,7 @@ def attention_heads(
             f"patterns of shape {patterns.shape} need a token per query and key and a name per "
             f"head; given {len(tokens)} tokens and {len(names)} names."
         )
-    props = {
-        "attention": patterns.round(DIGITS).tolist(),
-        "tokens": [visible(token) for token in tokens],
-        "attentionHeadNames": list(names),
-        **_colours(1),
-        "maskUpperTri": True,
-    }
+    props = {**_attention(tokens, patterns), "attentionHeadNames": list(names)}
     return View(heading, "AttentionHeads", props, folded)
 
 
@@ -81,13 +75,7 @@ def attention_pattern(
     *,
     folded: bool = False,
 ) -> View:
-    """View the attention pattern of one head in full.
-
-    Args:
-        heading: Text above the view.
-        tokens: The tokens of the prompt.
-        pattern: Attention, between 0 and 1.
-        folded: Start folded.
+    """View the attention pattern of one head in full; arguments as for `attention_heads`.
 
     Raises:
         InputError: Tokens and pattern differ in number.
@@ -97,13 +85,7 @@ def attention_pattern(
             f"a pattern of shape {pattern.shape} needs a token per query and key; given "
             f"{len(tokens)} tokens."
         )
-    props = {
-        "attention": pattern.round(DIGITS).tolist(),
-        "tokens": [visible(token) for token in tokens],
-        **_colours(1),
-        "showAxisLabels": True,
-        "maskUpperTri": True,
-    }
+    props = {**_attention(tokens, pattern), "showAxisLabels": True}
     return View(heading, "AttentionPattern", props, folded)
 
 
@@ -123,6 +105,15 @@ def coloured_tokens(heading: str, tokens: Sequence[str], values: Sequence[float]
         **_colours(largest),
     }
     return View(heading, "ColoredTokens", props)
+
+
+def _attention(tokens: Sequence[str], patterns: np.ndarray) -> dict[str, Any]:
+    return {
+        "attention": patterns.round(DIGITS).tolist(),
+        "tokens": [visible(token) for token in tokens],
+        **_colours(1),
+        "maskUpperTri": True,
+    }
 
 
 def _colours(largest: float | int) -> dict[str, Any]:

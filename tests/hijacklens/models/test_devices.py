@@ -31,7 +31,7 @@ def test_language_models_and_one_layer_models_say_the_same(device, message):
     for ask in (
         lambda: choose_device(device),
         lambda: load_model("smollm2-135m", device=device),
-        lambda: train(ConceptTask(bits=2), dim=2, steps=1, device=device, quiet=True),
+        lambda: train(ConceptTask(bits=2), d_model=2, steps=1, device=device, quiet=True),
     ):
         with pytest.raises(InputError) as caught:
             ask()

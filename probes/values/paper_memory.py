@@ -19,13 +19,6 @@ read it, so it is replaced by the matrix whose circuits are nearest to M:
 
 On the one-layer model this is equation 5.1. The scale is arbitrary: `matched(associations(pairs))`
 has the norm of the matrix that it replaces.
-
->>> from hijacklens.one_layer.architecture import OneLayerConfig
->>> from probes.values.replacements import MatrixSite
->>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=8))
->>> made = associations([(0, 1)]).matrix(MatrixSite(model, 0, 0, "value"))
->>> torch.allclose(made, torch.outer(model.W_E[0], model.W_E[1]), atol=1e-5)
-True
 """
 
 from __future__ import annotations
@@ -71,6 +64,14 @@ def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
     Raises:
         InputError: There is no pair, or an item is not a pair of token ids; when the probe is put
             on a model, also if its vocabulary lacks a token id.
+
+    Example:
+        >>> from hijacklens.one_layer.architecture import OneLayerConfig
+        >>> from probes.values.replacements import MatrixSite
+        >>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=8))
+        >>> new = associations([(0, 1)]).matrix(MatrixSite(model, 0, 0, "value"))
+        >>> torch.allclose(new, torch.outer(model.W_E[0], model.W_E[1]), atol=1e-5)
+        True
     """
     listed = [tuple(pair) for pair in pairs]
     if not listed or not all(len(p) == 2 and all(isinstance(i, int) for i in p) for p in listed):

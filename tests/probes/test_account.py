@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_transformer import own_transformer
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
@@ -312,23 +313,6 @@ def test_a_norm_is_measured_by_applying_it(width, kind):
     assert norm.centred == (kind == "layer")
 
 
-def hooked_transformer(**settings):
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-    except ImportError:
-        pytest.skip("HookedTransformer was removed in TransformerLens 4.0")
-    config = HookedTransformerConfig(
-        n_layers=2, d_model=16, n_ctx=32, d_head=8, n_heads=4, d_mlp=24, d_vocab=40,
-        act_fn="gelu", seed=0, device="cpu", **settings,
-    )  # fmt: skip
-    model = HookedTransformer(config)
-    draw = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=draw))
-    return model.eval()
-
-
 @pytest.mark.parametrize(
     "settings",
     [
@@ -345,7 +329,7 @@ def hooked_transformer(**settings):
     ids=["LN", "folded", "no-norm", "attention-only", "grouped", "gemma-2-like", "parallel"],
 )  # fmt: skip
 def test_hooked_transformers_balance(settings):
-    model = hooked_transformer(**settings)
+    model = own_transformer(**settings)
     ids = (3, 9, 27, 5, 5, 11)
     account = accounts(model, [Question(ids, 5, 7, 30)])[0]
     with torch.no_grad():

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from own_transformer import own_transformer
 from planted_head import PLANTED, planted_facts, planted_model
 from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
@@ -45,6 +46,11 @@ def shifts(model, facts, *, dose=1, scheme="do-not-think", probes=()):
     return (table[dose] - table[0]).loc[[fact.case_id for fact in facts]].to_numpy()
 
 
+def search(model, facts, *, scheme="do-not-think", dose=1, seed=0, size=1, **options):
+    made = pairs(model, facts, scheme=scheme, dose=dose, seed=seed)
+    return heads.search(model, made, size=size, quiet=True, **options)
+
+
 @pytest.fixture(scope="module")
 def planted():
     return boot(planted_model(), "llama")
@@ -52,20 +58,14 @@ def planted():
 
 @pytest.fixture(scope="module")
 def found(planted) -> HeadSearch:
-    return heads.search(planted, pairs(planted, planted_facts()), size=2, candidates=5, quiet=True)
+    return search(planted, planted_facts(), size=2, candidates=5)
 
 
 @pytest.mark.parametrize("attribution", ["gradient", "direct"])
 @pytest.mark.parametrize("kind", ["mean", "zero"])
 def test_the_planted_head_is_found(planted, attribution, kind):
-    found = heads.search(
-        planted,
-        pairs(planted, planted_facts()),
-        size=1,
-        candidates=2,
-        method=heads.Method(attribution=attribution, kind=kind),
-        quiet=True,
-    )
+    method = heads.Method(attribution=attribution, kind=kind)
+    found = search(planted, planted_facts(), candidates=2, method=method)
     assert found.heads == (PLANTED,)
     assert found.candidates[0] == PLANTED
     table = found.to_dataframe()
@@ -80,8 +80,7 @@ def test_the_planted_head_is_found(planted, attribution, kind):
 
 def test_with_all_other_heads_silent_the_planted_head_carries_the_shift():
     model = boot(planted_model(others=0.0), "llama")
-    made = pairs(model, planted_facts())
-    found = heads.search(model, made, layers=1, size=1, candidates=4, quiet=True)
+    found = search(model, planted_facts(), layers=1, candidates=4)
     assert found.heads[0] == PLANTED
     # Rotary positions: without attention the last token is the same after any hijack.
     np.testing.assert_allclose(found.carried_by_set[:, 0], found.shift, atol=1e-5)
@@ -114,8 +113,7 @@ def test_exact_effects_agree_with_edited_weights(family):
     plain = tiny_model(family)
     facts = sample_facts().where(case_ids=CASES)
     model = boot(copy.deepcopy(plain), family)
-    made = pairs(model, facts)
-    found = heads.search(model, made, size=1, candidates=2, method=ZERO, quiet=True)
+    found = search(model, facts, candidates=2, method=ZERO)
     whole = shifts(model, facts)
     np.testing.assert_allclose(found.shift, whole, atol=1e-5)
     for i, (layer, head) in enumerate(found.candidates):
@@ -132,9 +130,7 @@ def test_gradient_attribution_is_the_slope_of_ablation(family):
     facts = sample_facts().where(case_ids=CASES)
     kind = "zero" if family == "gemma" else "mean"
     method = heads.Method(kind=kind)
-    found = heads.search(
-        model, pairs(model, facts), size=1, candidates=1, method=method, quiet=True
-    )
+    found = search(model, facts, candidates=1, method=method)
     layer, head = found.heads[0]
     away = 0.0 if found.means is None else found.means.values[layer, head]
 
@@ -181,9 +177,7 @@ def test_greedy_adds_the_head_that_increases_the_effect_most():
     model = boot(tiny_model("llama", seed=1), "llama")
     facts = sample_facts().where(case_ids=CASES)
     method = heads.Method(kind="zero", strategy="greedy")
-    found = heads.search(
-        model, pairs(model, facts), size=2, candidates=3, method=method, quiet=True
-    )
+    found = search(model, facts, size=2, candidates=3, method=method)
     whole = shifts(model, facts)
 
     def carried(*chosen):
@@ -210,8 +204,7 @@ def test_top_takes_the_largest_exact_effects(found):
 
 
 def test_a_reverse_scheme_has_heads_of_the_opposite_sign(planted):
-    made = pairs(planted, planted_facts(), scheme="do-not-think-true")
-    found = heads.search(planted, made, size=1, candidates=2, quiet=True)
+    found = search(planted, planted_facts(), scheme="do-not-think-true", candidates=2)
     assert found.heads == (PLANTED,)
     assert found.shift.mean() < -0.3
     assert found.growth["share"].iloc[0] == pytest.approx(1, abs=0.1)
@@ -220,23 +213,18 @@ def test_a_reverse_scheme_has_heads_of_the_opposite_sign(planted):
 def test_facts_without_a_shift_are_listed(planted):
     model = boot(tiny_model("llama"), "llama")
     facts = sample_facts()
-
-    def search(facts, **scheme):
-        made = pairs(model, facts, **scheme)
-        return heads.search(model, made, size=1, candidates=1, quiet=True)
-
-    found = search(facts, scheme="near-word")
+    found = search(model, facts, scheme="near-word", candidates=1)
     kept = {fact.case_id for fact in found.facts}
     assert kept | set(found.skipped["case_id"]) == set(range(10))
     assert not kept & set(found.skipped["case_id"])
     assert found.skipped["reason"].str.contains("no near word").any()
-    twins = search(facts.where(case_ids=[0, 1, 3, 5]))
+    twins = search(model, facts.where(case_ids=[0, 1, 3, 5]), candidates=1)
     assert twins.skipped["case_id"].tolist() == [5]  # New York and New Delhi
     assert "start with the same token" in twins.skipped["reason"].iloc[0]
     with pytest.raises(InputError, match="no fact of sample has a shift"):
-        search(facts.where(case_ids=[5]))
+        search(model, facts.where(case_ids=[5]), candidates=1)
     with pytest.raises(InputError, match=r"2 of the facts of sample .* at least 3"):
-        search(facts.where(case_ids=[0, 1]))
+        search(model, facts.where(case_ids=[0, 1]), candidates=1)
 
 
 def test_means_are_of_the_bare_queries_that_are_searched(planted, found):
@@ -249,8 +237,7 @@ def test_means_are_of_the_bare_queries_that_are_searched(planted, found):
 
 
 def test_the_same_seed_gives_the_same_search(planted):
-    made = pairs(planted, planted_facts()[:4], seed=3)
-    first, again = (heads.search(planted, made, size=1, candidates=2, quiet=True) for _ in range(2))
+    first, again = (search(planted, planted_facts()[:4], seed=3, candidates=2) for _ in range(2))
     pd.testing.assert_frame_equal(again.to_dataframe(), first.to_dataframe())
     pd.testing.assert_frame_equal(again.growth, first.growth)
 
@@ -258,9 +245,15 @@ def test_the_same_seed_gives_the_same_search(planted):
 @pytest.mark.parametrize("kind", ["mean", "zero"])
 def test_a_saved_search_is_read_back(planted, tmp_path, kind):
     scheme = get_scheme("relation")
-    made = pairs(planted, planted_facts()[:6], scheme=scheme, dose=2)
-    method = heads.Method(kind=kind)
-    found = heads.search(planted, made, size=2, candidates=2, method=method, quiet=True)
+    found = search(
+        planted,
+        planted_facts()[:6],
+        scheme=scheme,
+        dose=2,
+        size=2,
+        candidates=2,
+        method=heads.Method(kind=kind),
+    )
     found.save(tmp_path / "search")
     written = {path.name for path in (tmp_path / "search").iterdir()}
     assert written == {
@@ -287,8 +280,7 @@ def test_a_saved_search_is_read_back(planted, tmp_path, kind):
 
 
 def test_layers_can_be_chosen(planted):
-    made = pairs(planted, planted_facts()[:4])
-    found = heads.search(planted, made, layers=[2], size=1, candidates=50, quiet=True)
+    found = search(planted, planted_facts()[:4], layers=[2], candidates=50)
     assert sorted(found.candidates) == [(2, 0), (2, 1), (2, 2), (2, 3)]
 
 
@@ -314,36 +306,15 @@ WRONG = {
 def test_wrong_input(planted, name):
     options, message = WRONG[name]
     with unchecked(), pytest.raises(InputError, match=message):
-        heads.search(planted, pairs(planted, planted_facts()), quiet=True, **options)
+        search(planted, planted_facts(), **{"size": 5, **options})
 
 
 def test_a_users_own_hooked_transformer():
-    try:
-        from transformer_lens import HookedTransformer, HookedTransformerConfig
-    except ImportError:
-        pytest.skip("TransformerLens 4 has no HookedTransformer")
     tokenizer = tiny_tokenizer("gpt2")
-    model = HookedTransformer(
-        HookedTransformerConfig(
-            n_layers=2,
-            d_model=16,
-            n_ctx=96,
-            d_head=4,
-            n_heads=4,
-            d_vocab=len(tokenizer),
-            act_fn="gelu",
-            seed=0,
-            device="cpu",
-            model_name="own",
-        )
-    ).eval()
+    model = own_transformer(d_vocab=len(tokenizer), model_name="own")
     model.tokenizer = tokenizer
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(4)  # so that heads differ by more than rounding
     facts = sample_facts().where(case_ids=CASES)
-    made = pairs(model, facts)
-    found = heads.search(model, made, size=1, candidates=8, method=ZERO, quiet=True)
+    found = search(model, facts, candidates=8, method=ZERO)
     whole = shifts(model, facts)
     for i, (layer, head) in enumerate(found.candidates[:2]):
         weight = model.blocks[layer].attn.W_O
@@ -363,7 +334,7 @@ def test_search_and_test_on_a_real_model():
     """Ten facts each: the heads that carry the shift take most of it away on others too."""
     model = load_model("smollm2-135m", device="cpu")
     searched, held_back = heads.halves(atlas().sample(20, seed=0), by="relation", seed=0)
-    found = heads.search(model, pairs(model, searched), size=3, candidates=6, quiet=True)
+    found = search(model, searched, size=3, candidates=6)
     carried = found.growth["carried"].iloc[-1]
     assert found.shift.mean() > 1
     assert carried > 0.3 * found.shift.mean()

@@ -10,11 +10,11 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import (
-    SHOWN,
     ModelChoice,
     WrittenFact,
     model_options,
     models_option,
+    option,
     probes_option,
     written_fact_options,
 )
@@ -31,17 +31,17 @@ if TYPE_CHECKING:
 @click.command("ask")
 @click.argument("prompt")
 @models_option
-@click.option(
+@option(
     "--scheme",
     metavar="S",
     shell_complete=names.schemes,
     help="The scheme that makes the hijacking sentence.",
 )
-@click.option("--sentence", metavar="TEXT", help="A hijacking sentence of your own, instead.")
-@click.option("--dose", type=int, default=1, help="How often it is repeated.", **SHOWN)
+@option("--sentence", metavar="TEXT", help="A hijacking sentence of your own, instead.")
+@option("--dose", type=int, default=1, help="How often it is repeated.")
 @written_fact_options
-@click.option("--top", type=int, default=5, help="How many next tokens.", **SHOWN)
-@click.option("--tokens", type=int, default=12, help="Length of the completion.", **SHOWN)
+@option("--top", type=int, default=5, help="How many next tokens.")
+@option("--tokens", type=int, default=12, help="Length of the completion.")
 @probes_option
 @model_options
 @output_options("answers", "probes")

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from analyses.commands.options import option
 from analyses.commands.screen import Output, output_options
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
@@ -57,8 +58,8 @@ def info(output: Output) -> None:
 
 
 @command.command("clear")
-@click.option("--model", metavar="M", help="Only the readings of this model, as `info` names it.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@option("--model", metavar="M", help="Only the readings of this model, as `info` names it.")
+@option("--yes", is_flag=True, help="Do not ask.")
 @output_options("path", "model", "deleted")
 def clear(model: str | None, yes: bool, output: Output) -> None:
     """Delete the stored readings, or those of one model, after asking."""

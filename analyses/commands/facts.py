@@ -6,16 +6,14 @@ from dataclasses import asdict
 
 import click
 
-from analyses.commands.options import FactsChoice, facts_options
+from analyses.commands.options import FactsChoice, facts_options, option
 from analyses.commands.screen import Output, output_options
 from hijacklens.results.glance import Grid, Title
 
 
 @click.command("facts")
 @facts_options
-@click.option(
-    "--show", "show_facts", is_flag=True, help="Show the facts themselves, not the relations."
-)
+@option("--show", "show_facts", is_flag=True, help="Show the facts themselves, not the relations.")
 @output_options("name", "n", "hash", "seed", "note", "unreadable", "relations", "facts")
 def command(facts: FactsChoice, show_facts: bool, output: Output) -> None:
     """List the relations of a set of facts, or show single facts.

@@ -10,7 +10,6 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import (
-    SHOWN,
     ExecutionChoice,
     FactsChoice,
     FolderChoice,
@@ -21,6 +20,7 @@ from analyses.commands.options import (
     folder_options,
     model_option,
     model_options,
+    option,
     rule_option,
 )
 from analyses.commands.screen import Output, files_in, files_written, output_options, records
@@ -43,44 +43,39 @@ class SearchChoice:
 search_options = collected(
     "search",
     SearchChoice,
-    click.option(
+    option(
         "--scheme",
         default="do-not-think",
         metavar="S",
         shell_complete=names.schemes,
         help="Scheme of the search.",
-        **SHOWN,
     ),
-    click.option("--dose", type=int, default=1, help="Sentences before the query.", **SHOWN),
-    click.option("--size", type=int, default=5, help="How many heads to choose.", **SHOWN),
-    click.option(
+    option("--dose", type=int, default=1, help="Sentences before the query."),
+    option("--size", type=int, default=5, help="How many heads to choose."),
+    option(
         "--candidates",
         type=int,
         default=20,
         help="How many heads, the best by attribution, are ablated one by one.",
-        **SHOWN,
     ),
-    click.option(
+    option(
         "--attribution",
         type=click.Choice(["gradient", "direct"]),
         default="gradient",
         help="Attribution patching, or what heads write to the logits themselves.",
-        **SHOWN,
     ),
-    click.option(
+    option(
         "--ablation",
         "kind",
         type=click.Choice(["mean", "zero"]),
         default="mean",
         help="The replacement of a head's output: its mean over bare queries, or zero.",
-        **SHOWN,
     ),
-    click.option(
+    option(
         "--strategy",
         type=click.Choice(["top", "greedy"]),
         default="top",
         help="The best candidates one by one, or one added after another (slower).",
-        **SHOWN,
     ),
 )
 
@@ -98,14 +93,13 @@ class TestChoice:
 test_options = collected(
     "test",
     TestChoice,
-    click.option(
+    option(
         "--split",
         type=click.Choice(["fact", "relation"]),
         default="fact",
         help="Search on half of the facts, or of the relations; test on the other half.",
-        **SHOWN,
     ),
-    click.option(
+    option(
         "--test-scheme",
         "test_schemes",
         multiple=True,
@@ -113,15 +107,14 @@ test_options = collected(
         shell_complete=names.schemes,
         help="Scheme of the test. Repeatable.  [default: that of the search]",
     ),
-    click.option(
+    option(
         "--test-doses", metavar="LIST", help="Doses of the test.  [default: that of the search]"
     ),
-    click.option(
+    option(
         "--random-sets",
         type=click.IntRange(min=0),
         default=20,
         help="Random sets of each kind (same layers, any layer) to compare with.",
-        **SHOWN,
     ),
 )
 
@@ -200,11 +193,7 @@ def command(
     found.save(place / "search", overwrite=True)  # kept if the test fails
     output.show(found.glance(), "")
     result = found.test(
-        held_out,
-        schemes=test_schemes,
-        doses=doses,
-        random_sets=test.random_sets,
-        **computed,
+        held_out, schemes=test_schemes, doses=doses, random_sets=test.random_sets, **computed
     )
     result.save(place, overwrite=folder.overwrite)
     written = [*files_in(place), "search/"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SHOWN: dict[str, Any] = {"show_default": True}
+option = partial(click.option, show_default=True)
+"""`click.option` with the default in the help."""
 
 
 class RenamedOption(click.Option):
@@ -63,14 +64,11 @@ def collected(
             record = kind(**{key: values.pop(key) for key in offered})
             return command(*context, **values, **{name: record})
 
-        for option in reversed(options):
-            option(call)  # type: ignore[type-var]
+        for add in reversed(options):
+            add(call)  # type: ignore[type-var]
         return call  # type: ignore[return-value]
 
     return decorate
-
-
-# ---------------------------------------------------------------- facts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +89,15 @@ class FactsChoice:
 facts_options = collected(
     "facts",
     FactsChoice,
-    click.option(
+    option(
         "--facts",
         "source",
         default="atlas",
         metavar="SOURCE",
         shell_complete=names.facts,
         help="atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .parquet), or a hub id.",
-        **SHOWN,
     ),
-    click.option(
+    option(
         "--relation",
         "relations",
         multiple=True,
@@ -108,14 +105,13 @@ facts_options = collected(
         shell_complete=names.relations,
         help="Only facts of this relation, such as P190. Repeatable.",
     ),
-    click.option("--case", "cases", type=int, multiple=True, help="Only this case id. Repeatable."),
-    click.option("--limit", type=int, metavar="N", help="A seeded sample of N facts."),
-    click.option(
+    option("--case", "cases", type=int, multiple=True, help="Only this case id. Repeatable."),
+    option("--limit", type=int, metavar="N", help="A seeded sample of N facts."),
+    option(
         "--seed",
         type=int,
         default=0,
         help="Seed of the sample of --limit and of the random sentences of some schemes.",
-        **SHOWN,
     ),
 )
 
@@ -173,10 +169,10 @@ class WrittenFact:
 written_fact_options = collected(
     "written",
     WrittenFact,
-    click.option("--subject", metavar="TEXT", help="Its subject, which occurs in it once."),
-    click.option("--true", "target_true", metavar="TEXT", help="The true target."),
-    click.option("--false", "target_false", metavar="TEXT", help="The false target."),
-    click.option(
+    option("--subject", metavar="TEXT", help="Its subject, which occurs in it once."),
+    option("--true", "target_true", metavar="TEXT", help="The true target."),
+    option("--false", "target_false", metavar="TEXT", help="The false target."),
+    option(
         "--relation",
         metavar="P",
         default="",
@@ -185,9 +181,6 @@ written_fact_options = collected(
     ),
 )
 """The parts of a fact other than its prompt, which a command takes as its own parameter."""
-
-
-# ---------------------------------------------------------------- schemes and doses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +216,7 @@ class SchemesChoice:
 schemes_options = collected(
     "prompts",
     SchemesChoice,
-    click.option(
+    option(
         "--scheme",
         "schemes",
         multiple=True,
@@ -231,18 +224,17 @@ schemes_options = collected(
         shell_complete=names.schemes,
         help="A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]",
     ),
-    click.option(
+    option(
         "--template",
         "templates",
         multiple=True,
         metavar="NAME=TEXT",
         help="A scheme of your own: 'never-say=Never say {target_false}.' Repeatable.",
     ),
-    click.option(
+    option(
         "--doses",
         default="0-5",
         help="How many sentences precede the query: a range or a list. 0 is always scored.",
-        **SHOWN,
     ),
 )
 
@@ -259,9 +251,6 @@ def read_template(text: str) -> tuple[str, str]:
             f"--template {text!r} has no name; write it as 'never-say=Never say {{target_false}}.'"
         )
     return name.strip(), template.strip()
-
-
-# ---------------------------------------------------------------- models and probes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,18 +279,15 @@ class ModelChoice:
 model_options = collected(
     "loading",
     ModelChoice,
-    click.option(
+    option(
         "--dtype",
         default="float32",
         help="float32, bfloat16 or float16. The softmax is always float32.",
-        **SHOWN,
     ),
-    click.option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
-    click.option(
-        "--devices", type=int, default=1, help="Spread the layers over this many GPUs.", **SHOWN
-    ),
-    click.option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
-    click.option(
+    option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
+    option("--devices", type=int, default=1, help="Spread the layers over this many GPUs."),
+    option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
+    option(
         "--trust-remote-code",
         is_flag=True,
         help="Run code that comes with the model. Read it first.",
@@ -314,8 +300,8 @@ _MODEL: dict[str, Any] = {
     "shell_complete": names.models,
     "help": "A packaged model (`hijacklens models`), a folder, or a hub id.",
 }
-model_option = click.option("--model", "name", **_MODEL)
-models_option = click.option(
+model_option = option("--model", "name", **_MODEL)
+models_option = option(
     "--model", "models", multiple=True, **{**_MODEL, "help": f"{_MODEL['help']} Repeatable."}
 )
 
@@ -330,7 +316,7 @@ def _read_probes(*click_arguments: Any) -> list[Specification]:
     return [parse(text) for text in texts]
 
 
-probes_option = click.option(
+probes_option = option(
     "--probe",
     "probes",
     multiple=True,
@@ -340,9 +326,6 @@ probes_option = click.option(
     help="Change the model while it is scored: `hijacklens probes` lists the kinds with an "
     "example of each. Repeatable; probes act in order.",
 )
-
-
-# ---------------------------------------------------------------- how it is computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,10 +348,7 @@ class ExecutionChoice:
         if self.engine not in ("local", "ray"):
             raise unknown("engine", self.engine, ("local", "ray"))
         if self.engine == "local":
-            for option, value in (
-                ("--workers", self.workers),
-                ("--ray-address", self.ray_address),
-            ):
+            for option, value in (("--workers", self.workers), ("--ray-address", self.ray_address)):
                 if value is not None:
                     raise InputError(f"{option} {value} needs --engine ray; the engine is local.")
         from hijacklens.scoring.execution import Execution
@@ -384,40 +364,38 @@ class ExecutionChoice:
         )
 
 
-batch_tokens_option = click.option(
+batch_tokens_option = option(
     "--batch-tokens",
     type=int,
     metavar="N",
     help="Tokens in a batch, padding included; a smaller batch needs less memory.",
 )
-sharing_option = click.option(
+sharing_option = option(
     "--sharing",
     cls=RenamedOption,
     formerly="--way",
     type=click.Choice(["auto", "plain", "packed", "cached"]),
     default="auto",
     help="How prompts share computed prefixes; auto takes the cheapest.",
-    **SHOWN,
 )
 _engine = (
-    click.option(
+    option(
         "--engine",
         default="local",
         help="local, or ray: many GPUs or machines (pip install 'hijacklens[ray]').",
-        **SHOWN,
     ),
-    click.option(
+    option(
         "--workers",
         type=int,
         metavar="N",
         help="Workers of --engine ray.  [default: one per GPU, or per four cores]",
     ),
-    click.option(
+    option(
         "--ray-address",
         metavar="ADDRESS",
         help="Join this Ray cluster (auto, or host:port).  [default: one on this machine]",
     ),
-    click.option(
+    option(
         "--no-cache",
         is_flag=True,
         help="Do not use the store of finished readings (`hijacklens cache`); compute everything.",
@@ -430,17 +408,13 @@ execution_options = collected(
 batch_options = collected("execution", ExecutionChoice, batch_tokens_option)
 
 
-# ---------------------------------------------------------------- what is written
-
-
-rule_option = click.option(
+rule_option = option(
     "--rule",
     type=click.Choice(["first", "sum", "mean"]),
     default="first",
     help="How targets are scored in the printed tables; the files hold all three rules.",
-    **SHOWN,
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing result.")
+overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing result.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -474,7 +448,7 @@ def folder_options(label: str) -> Callable[[Command], Command]:
     return collected(
         "folder",
         FolderChoice,
-        click.option(
+        option(
             "--out",
             type=click.Path(path_type=Path),
             help=f"Folder for the files.  [default: runs/<date>-{label}, then -2, ...]",

@@ -11,6 +11,7 @@ from analyses.commands.options import (
     FactsChoice,
     SchemesChoice,
     facts_options,
+    option,
     schemes_options,
     sharing_option,
 )
@@ -20,7 +21,7 @@ from hijacklens.results.glance import Grid, Title
 
 
 @click.command("plan")
-@click.option(
+@option(
     "--tokenizer",
     "--model",
     "tokenizer",

@@ -91,9 +91,4 @@ def _record(kind: Kind) -> dict[str, Any]:
         {"name": option.name, "default": option.default, "allowed": option.form}
         for option in kind.options
     ]
-    return {
-        "name": kind.name,
-        "summary": kind.summary,
-        "options": options,
-        "example": kind.example,
-    }
+    return {"name": kind.name, "summary": kind.summary, "options": options, "example": kind.example}

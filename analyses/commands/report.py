@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from analyses.commands.options import option
 from analyses.commands.screen import Output, output_options
 
 
@@ -13,22 +14,14 @@ from analyses.commands.screen import Output, output_options
 @click.argument(
     "folders", nargs=-1, required=True, type=click.Path(path_type=str), metavar="DIR [DIR ...]"
 )
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("report.html"),
-    show_default=True,
-    help="The HTML file.",
+@option(
+    "--out", type=click.Path(path_type=Path), default=Path("report.html"), help="The HTML file."
 )
-@click.option("--title", metavar="TEXT", help="Title of the page.")
-@click.option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@option("--title", metavar="TEXT", help="Title of the page.")
+@option("--overwrite", is_flag=True, help="Replace the file if it is there.")
 @output_options("file", "bytes", "results")
 def command(
-    folders: tuple[str, ...],
-    out: Path,
-    title: str | None,
-    overwrite: bool,
-    output: Output,
+    folders: tuple[str, ...], out: Path, title: str | None, overwrite: bool, output: Output
 ) -> None:
     """Put saved results on one page: curves, tables, facts that flip, maps, attention, data.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from analyses.commands import names
-from analyses.commands.options import overwrite_option
+from analyses.commands.options import option, overwrite_option
 from analyses.commands.screen import Output, output_options
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
@@ -29,15 +29,14 @@ TIMES = (
 
 @click.command("reproduce")
 @click.argument("names", nargs=-1, metavar="[ID]...|all", shell_complete=names.analyses)
-@click.option("--list", "listing", is_flag=True, help="Print every id with a line and its cost.")
-@click.option(
+@option("--list", "listing", is_flag=True, help="Print every id with a line and its cost.")
+@option(
     "--scale",
     type=click.Choice(["quick", "paper"]),
     default="quick",
-    show_default=True,
     help="quick: ten minutes in all on two cores. paper: the paper's seeds and sizes, hours.",
 )
-@click.option(
+@option(
     "--model",
     "models",
     multiple=True,
@@ -45,16 +44,16 @@ TIMES = (
     shell_complete=names.models,
     help="A language model. Repeatable.  [default: the packaged ones]",
 )
-@click.option(
+@option(
     "--facts",
     "source",
     metavar="SOURCE",
     shell_complete=names.facts,
     help="Facts, as `hijacklens hijack` has them.",
 )
-@click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the files.")
-@click.option(
+@option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
+@option("--out", type=click.Path(path_type=Path), help="Folder for the files.")
+@option(
     "--work",
     type=click.Path(path_type=Path),
     help="Folder for trained models, which runs share.  [default: OUT/work]",

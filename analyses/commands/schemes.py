@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
+from analyses.commands.options import option
 from analyses.commands.screen import Output, output_options
 from hijacklens.prompts.schemes import PLACEHOLDERS, schemes
 from hijacklens.results.glance import Grid
 
 
 @click.command("schemes")
-@click.option("--relations", is_flag=True, help="Show the sentences of every relation.")
+@option("--relations", is_flag=True, help="Show the sentences of every relation.")
 @output_options("schemes", "placeholders")
 def command(relations: bool, output: Output) -> None:
     """List the hijack schemes: text, direction and what a fact needs for them."""

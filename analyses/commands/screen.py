@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from analyses.commands.options import Command, collected
+from analyses.commands.options import Command, collected, option
 from hijacklens.files import RECORD, json_text
 from hijacklens.results.glance import Glance, Grid, drawn
 
@@ -64,12 +64,12 @@ def output_options(*keys: str) -> Callable[[Command], Command]:
     return collected(
         "output",
         Output,
-        click.option(
+        option(
             "--quiet",
             is_flag=True,
             help="No progress bars, notes or hints; results and errors are printed.",
         ),
-        click.option(
+        option(
             "--json",
             "as_json",
             is_flag=True,

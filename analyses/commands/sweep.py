@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from analyses.commands.options import ExecutionChoice, engine_options
+from analyses.commands.options import ExecutionChoice, engine_options, option
 from analyses.commands.screen import Output, files_in, files_written, output_options, records
 
 
 @click.command("sweep")
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path), required=True, help="Folder for cells and table."
-)
+@option("--out", type=click.Path(path_type=Path), required=True, help="Folder for cells and table.")
 @engine_options
 @output_options("folder", "files", "cells", "rows", "failed")
 @click.pass_context

@@ -10,13 +10,13 @@ import click
 
 from analyses.commands import names
 from analyses.commands.options import (
-    SHOWN,
     FolderChoice,
     ModelChoice,
     WrittenFact,
     folder_options,
     model_option,
     model_options,
+    option,
     probes_option,
     written_fact_options,
 )
@@ -35,29 +35,26 @@ BY = ("token", "position", "layer", "head")
 
 @click.command("trace")
 @model_option
-@click.option(
+@option(
     "--facts",
     "source",
     metavar="SOURCE",
     shell_complete=names.facts,
     help="atlas (embedded), counterfact, a file, or a hub id.  [default: atlas]",
 )
-@click.option("--case", type=int, metavar="ID", help="The fact with this case id.")
-@click.option("--prompt", metavar="TEXT", help="The prompt of a fact of your own.")
+@option("--case", type=int, metavar="ID", help="The fact with this case id.")
+@option("--prompt", metavar="TEXT", help="The prompt of a fact of your own.")
 @written_fact_options
-@click.option(
+@option(
     "--scheme",
     default="do-not-think",
     metavar="S",
     shell_complete=names.schemes,
     help="A scheme (`hijacklens schemes`).",
-    **SHOWN,
 )
-@click.option("--dose", type=int, default=1, help="How often its sentence is repeated.", **SHOWN)
-@click.option("--seed", type=int, default=0, help="Seed of the scheme's random draws.", **SHOWN)
-@click.option(
-    "--top", type=click.IntRange(min=1), default=12, help="How many parts to print.", **SHOWN
-)
+@option("--dose", type=int, default=1, help="How often its sentence is repeated.")
+@option("--seed", type=int, default=0, help="Seed of the scheme's random draws.")
+@option("--top", type=click.IntRange(min=1), default=12, help="How many parts to print.")
 @folder_options("trace-<model>-<case>")
 @probes_option
 @model_options

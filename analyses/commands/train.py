@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from analyses.commands.options import SHOWN, RenamedOption, overwrite_option
+from analyses.commands.options import RenamedOption, option, overwrite_option
 from analyses.commands.screen import Output, files_in, files_written, output_options, records
 from hijacklens.errors import InputError, unknown
 
@@ -17,8 +17,8 @@ PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
 
 
 @click.command("train")
-@click.option("--bits", type=int, required=True, help="m; the vocabulary has 2^m tokens.")
-@click.option(
+@option("--bits", type=int, required=True, help="m; the vocabulary has 2^m tokens.")
+@option(
     "--d-model",
     cls=RenamedOption,
     formerly="--dim",
@@ -26,39 +26,28 @@ PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
     required=True,
     help="Width of the embeddings, d.",
 )
-@click.option("--length", type=int, default=256, help="Tokens in a context, L.", **SHOWN)
-@click.option("--omega", type=float, default=0.5, help="Share of informative tokens.", **SHOWN)
-@click.option("--beta", type=float, default=1.0, help="Temperature of those tokens.", **SHOWN)
-@click.option("--support", default="all", help="N(z): see above.", **SHOWN)
-@click.option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --d-model]")
-@click.option("--freeze", default="", metavar="PARTS", help="Not trained: we, wv, wqk, by commas.")
-@click.option("--value-init", default="gaussian", help="W_V starts gaussian or identity.", **SHOWN)
-@click.option("--seeds", type=int, default=5, help="How many runs, from seed 0 on.", **SHOWN)
-@click.option("--steps", type=int, default=4000, help="Steps of each run.", **SHOWN)
-@click.option("--batch", type=int, default=128, help="Fresh contexts per step.", **SHOWN)
-@click.option("--lr", default="0.01,0.001", metavar="LIST", help="Learning rates.", **SHOWN)
-@click.option("--weight-decay", type=float, default=0.01, help="Of AdamW.", **SHOWN)
-@click.option("--evaluation", type=int, default=8192, help="Contexts to evaluate on.", **SHOWN)
-@click.option("--dtype", default="float32", help="float32 or float64.", **SHOWN)
-@click.option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
+@option("--length", type=int, default=256, help="Tokens in a context, L.")
+@option("--omega", type=float, default=0.5, help="Share of informative tokens.")
+@option("--beta", type=float, default=1.0, help="Temperature of those tokens.")
+@option("--support", default="all", help="N(z): see above.")
+@option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --d-model]")
+@option("--freeze", default="", metavar="PARTS", help="Not trained: we, wv, wqk, by commas.")
+@option("--value-init", default="gaussian", help="W_V starts gaussian or identity.")
+@option("--seeds", type=int, default=5, help="How many runs, from seed 0 on.")
+@option("--steps", type=int, default=4000, help="Steps of each run.")
+@option("--batch", type=int, default=128, help="Fresh contexts per step.")
+@option("--lr", default="0.01,0.001", metavar="LIST", help="Learning rates.")
+@option("--weight-decay", type=float, default=0.01, help="Of AdamW.")
+@option("--evaluation", type=int, default=8192, help="Contexts to evaluate on.")
+@option("--dtype", default="float32", help="float32 or float64.")
+@option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
+@option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
 @overwrite_option
-@click.option(
-    "--checkpoint-seconds",
-    type=float,
-    default=30.0,
-    help="Least time between two saved states.",
-    **SHOWN,
+@option(
+    "--checkpoint-seconds", type=float, default=30.0, help="Least time between two saved states."
 )
 @output_options(
-    "folder",
-    "files",
-    "task",
-    "recipe",
-    "seeds",
-    "summary",
-    "best_learning_rate",
-    "bayes_loss",
+    "folder", "files", "task", "recipe", "seeds", "summary", "best_learning_rate", "bayes_loss"
 )
 def command(freeze: str, lr: str, out: Path, output: Output, **settings: Any) -> None:
     """Train one-layer transformers on latent concept association, all seeds and rates at once.

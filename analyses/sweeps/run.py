@@ -1,8 +1,8 @@
-"""A sweep: models x schemes x facts x seeds, and one-layer tasks x recipes, cell by cell.
+"""Run a sweep: models x schemes x facts x seeds, and one-layer tasks x recipes, cell by cell.
 
-Every finished cell is saved in a folder of its own, named by what it is and a hash of all that was
-asked for, so the same sweep goes on after a kill, and one that was changed does only what is new.
-A cell that cannot be done is listed with its reason, and the others go on.
+Each finished cell is saved in a separate folder, named by its labels and a hash of everything its
+result depends on. So the same sweep resumes after an interruption, and a changed sweep runs only
+new cells. A cell that fails is listed with the reason, and the others are run.
 
     out/scoring/tiny-gpt2_atlas_do-not-think_seed0-1f0c9e2a/    a HijackResult
     out/training/m5-L64_d16-0b7d11c3/                           a TrainingResult
@@ -68,23 +68,23 @@ class SweepSettings:
 
 @dataclass(frozen=True, eq=False)
 class SweepResult(Result):
-    """What came of all cells of a sweep; the result of each is in a folder of its own."""
+    """The table of all cells of a sweep; each cell has its own result in a separate folder."""
 
     table: Annotated[pd.DataFrame, TABLE]
     """A row per scoring cell and dose (efficacy and retention as in `HijackResult.summary`) and
     per training cell and learning rate (means over its seeds, with 95% Student intervals)."""
     failed: Annotated[pd.DataFrame, FAILED]
-    """Cells that could not be done, with the reason."""
+    """Cells that failed, with the reason."""
     settings: SweepSettings
     provenance: Provenance
     figures: ClassVar = {"sweep": {}}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """The table."""
+        """Return the table."""
         return self.table.copy()
 
     def plot(self) -> Figure:
-        """Efficacy by dose, and accuracy by learning rate: means over facts and seeds."""
+        """Plot efficacy by dose, and accuracy by learning rate: means over facts and seeds."""
         kinds = list(self.table["kind"].unique())
         with plots.canvas(1, max(1, len(kinds)), width=5.4, height=3.8) as (figure, axes):
             for ax, kind in zip(axes, kinds, strict=False):
@@ -134,7 +134,7 @@ class SweepResult(Result):
 
 
 def whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with counts as whole numbers, in columns that not every row has, too."""
+    """Return the table with integer counts, also in columns that only some rows have."""
     return table.astype({name: "Int64" for name in _WHOLE if name in table})
 
 
@@ -154,23 +154,23 @@ class Cell:
     kind: str
     """`scoring` or `training`."""
     labels: Mapping[str, Any]
-    """What the table says of it."""
-    asked: Mapping[str, Any]
-    """All that its result depends on, ready for JSON."""
+    """Columns of its rows in the table."""
+    key: Mapping[str, Any]
+    """Everything that its result depends on, ready for JSON."""
     title: str
-    given: Any
-    """What it is run with: facts and scheme, or task and recipe."""
+    inputs: Any
+    """Facts and scheme, or task and recipe."""
 
     @property
     def name(self) -> str:
-        """Its folder under that of the sweep."""
-        digest = hashlib.sha256(json.dumps(self.asked, sort_keys=True).encode()).hexdigest()
+        """Its folder, relative to that of the sweep."""
+        digest = hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()
         return f"{self.kind}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.title)}-{digest[:8]}"
 
 
 @dataclass(slots=True)
 class _Sweep:
-    """A sweep under way."""
+    """A sweep that is running."""
 
     plan: SweepPlan
     out: Path
@@ -180,12 +180,12 @@ class _Sweep:
     failed: dict[str, str] = field(default_factory=dict)
 
     def finished(self, cell: Cell) -> Result | None:
-        """The result of a cell that was done before."""
+        """Return the saved result of a cell, or None if it has to be run."""
         if not (self.out / cell.name / RECORD).exists():
             return None
         try:
             return load_result(self.out / cell.name)
-        except InputError:  # it is done again
+        except InputError:  # damaged: run the cell again
             return None
 
     def save(self, cell: Cell, result: Result) -> None:
@@ -194,7 +194,7 @@ class _Sweep:
 
     @contextmanager
     def listing(self, cells: Sequence[Cell]) -> Iterator[None]:
-        """Run the body; if it cannot be done, list the cells with the reason."""
+        """Run the body; if it fails, list the cells with the reason."""
         try:
             yield
         except (InputError, OSError) as error:
@@ -212,36 +212,36 @@ def run_sweep(
     quiet: bool = False,
     tell: Callable[[str], object] = lambda line: None,
 ) -> SweepResult:
-    """Run all cells of a sweep that are not finished, and make the table of all.
+    """Run all cells of a sweep that are not finished, and make the table of all cells.
 
     Args:
         plan: As `analyses.sweeps.file.load_sweep` gives it.
-        out: The folder of the sweep; the cells that are finished there are not run again.
+        out: The folder of the sweep; cells that are finished there are not run again.
         execution: As for `hijacklens.hijack`, but the file sets `batch_tokens`. The workers of a
             `RayEngine` share every scoring cell, and each takes one training cell at a time.
         quiet: Draw no progress bars.
-        tell: Called with a line when a cell is done or cannot be.
+        tell: Called with a line when a cell is finished or fails.
 
     Raises:
         InputError: Facts cannot be read, there is no room for the workers, or `out` is a file.
 
     Note:
-        A cell goes by what was asked for and by the content of its facts. If the folder of a model
-        has new weights, name another folder for the sweep.
+        Cells are keyed by the entries of the file and the content of the facts, not by weights. If
+        the folder of a model has new weights, choose another folder for the sweep.
     """
     cells = [*_scoring_cells(plan.scoring), *_training_cells(plan.training)]
     sweep = _Sweep(plan, out, execution, quiet, tell)
-    left = [cell for cell in cells if sweep.finished(cell) is None]
-    if len(left) < len(cells):
-        tell(f"{len(cells) - len(left)} of {len(cells)} cells were finished before")
+    unfinished = [cell for cell in cells if sweep.finished(cell) is None]
+    if len(unfinished) < len(cells):
+        tell(f"{len(cells) - len(unfinished)} of {len(cells)} cells were finished before")
     cluster = nullcontext()
-    if isinstance(execution.engine, RayEngine) and left:
+    if isinstance(execution.engine, RayEngine) and unfinished:
         cluster = connected(execution.engine.address)  # one for all cells
     with cluster:
-        scoring = [cell for cell in left if cell.kind == "scoring"]
-        for _, group in groupby(scoring, key=lambda cell: cell.asked["model"]):
+        scoring = [cell for cell in unfinished if cell.kind == "scoring"]
+        for _, group in groupby(scoring, key=lambda cell: cell.key["model"]):
             _score(sweep, list(group))
-        _train(sweep, [cell for cell in left if cell.kind == "training"])
+        _train(sweep, [cell for cell in unfinished if cell.kind == "training"])
     rows: list[dict[str, Any]] = []
     missing: list[tuple[str, str]] = []
     for cell in cells:
@@ -263,9 +263,9 @@ def run_sweep(
 def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
     if plan is None:
         return []
-    own = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
+    templates = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
     cells = []
-    chosen = {
+    facts_of = {
         (i, seed): choose_facts(entry.source, entry.relations, entry.cases, entry.limit, seed)
         for i, entry in enumerate(plan.facts)
         for seed in plan.seeds
@@ -273,20 +273,15 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
     for model, (i, entry), name, seed in product(
         plan.models, enumerate(plan.facts), plan.schemes, plan.seeds
     ):
-        facts, scheme = chosen[i, seed], own.get(name) or get_scheme(name)
+        facts, scheme = facts_of[i, seed], templates.get(name) or get_scheme(name)
         texts = scheme.template if scheme.template is not None else dict(scheme.templates or {})
         label = Path(model.source).name
-        called = entry.name or Path(entry.source).stem
+        facts_name = entry.name or Path(entry.source).stem
         cells.append(
             Cell(
                 "scoring",
-                {
-                    "model": label,
-                    "dtype": model.dtype,
-                    "facts": called,
-                    "scheme": name,
-                    "seed": seed,
-                },
+                {"model": label, "dtype": model.dtype, "facts": facts_name}
+                | {"scheme": name, "seed": seed},
                 {
                     "model": model.model_dump(),
                     "facts": facts.content_hash(),
@@ -295,7 +290,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
                     "doses": list(plan.doses),
                     "probes": list(plan.probes),
                 },
-                f"{label}_{called}_{name}_seed{seed}",
+                f"{label}_{facts_name}_{name}_seed{seed}",
                 (facts, scheme),
             )
         )
@@ -328,7 +323,7 @@ def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
     """Run the scoring cells of one model."""
     plan = sweep.plan.scoring
     assert plan is not None
-    loader = ModelLoader(**cells[0].asked["model"])
+    loader = ModelLoader(**cells[0].key["model"])
     with sweep.listing(cells):
         if isinstance(sweep.execution.engine, RayEngine):
             model, running = loader, sweep.execution.engine.replicas(loader)
@@ -337,7 +332,7 @@ def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
         with running as engine:
             execution = replace(sweep.execution, engine=engine, batch_tokens=plan.batch_tokens)
             for cell in cells:
-                facts, scheme = cell.given
+                facts, scheme = cell.inputs
                 with sweep.listing([cell]):
                     result = hijack(
                         model,
@@ -353,19 +348,19 @@ def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
 
 
 def train_cell(task: Mapping[str, Any], recipe: Mapping[str, Any], **options: Any) -> Any:
-    """Train the models of a cell; a function by itself, so that a worker can be sent it."""
+    """Train the models of a cell, here or on a worker."""
     return train(ConceptTask.from_configuration(task), **recipe, **options)
 
 
 def _train(sweep: _Sweep, cells: Sequence[Cell]) -> None:
-    """Run the training cells: one after the other, or one on each worker."""
+    """Run the training cells, one after another or one on each worker."""
     if isinstance(sweep.execution.engine, RayEngine) and cells:
         _train_on_workers(sweep, cells, sweep.execution.engine)
         return
     for cell in cells:
-        task, recipe = cell.given
+        task, recipe = cell.inputs
         with sweep.listing([cell]):
-            # An unfinished run of this very cell goes on even so.
+            # `overwrite` does not discard an unfinished run of the same cell; that one resumes.
             train_cell(task, recipe, out=sweep.out / cell.name, overwrite=True, quiet=sweep.quiet)
             sweep.tell(f"done: {cell.name}")
 
@@ -386,7 +381,7 @@ def _train_on_workers(sweep: _Sweep, cells: Sequence[Cell], engine: RayEngine) -
         while waiting or running:
             while waiting and len(running) < share.workers:
                 cell = waiting.pop()
-                running[task.remote(*cell.given, device=device, quiet=True)] = cell
+                running[task.remote(*cell.inputs, device=device, quiet=True)] = cell
             (ready, *_), _ = ray.wait(list(running), num_returns=1)
             cell = running.pop(ready)
             with sweep.listing([cell]):
@@ -394,23 +389,24 @@ def _train_on_workers(sweep: _Sweep, cells: Sequence[Cell], engine: RayEngine) -
 
 
 def _answer(ray: Any, ready: Any) -> Any:
-    """What a worker gives, or the error that it met."""
+    """Return the answer of a worker, or raise its error."""
     try:
         return ray.get(ready)
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"its workers died one after the other; the last: {reason}") from error
+        raise InputError(f"its workers died one after another; the last: {reason}") from error
 
 
 def _rows(sweep: _Sweep, cell: Cell, result: Result) -> Iterator[dict[str, Any]]:
-    """The rows of a cell in the table."""
+    """Yield the rows of a cell in the table."""
     if isinstance(result, HijackResult) and sweep.plan.scoring is not None:
         rule: Any = sweep.plan.scoring.rule
         summary = result.summary(rule=rule).drop(columns=["model", "scheme"])
+        row: Any
         for row in summary.to_dict("records"):
-            yield {"cell": cell.name, **cell.labels, "rule": rule, **_named(row)}
+            yield {"cell": cell.name, **cell.labels, "rule": rule, **row}
     elif isinstance(result, TrainingResult):
         for lr, group in result.summary().groupby("lr", sort=False):
             over_seeds = mean(group["accuracy"])
@@ -427,7 +423,3 @@ def _rows(sweep: _Sweep, cell: Cell, result: Result) -> Iterator[dict[str, Any]]
                     for name in ("bayes_accuracy", "constructed_accuracy", "loss")
                 },
             }
-
-
-def _named(row: Mapping[Any, Any]) -> dict[str, Any]:
-    return {str(key): value for key, value in row.items()}

@@ -1,4 +1,4 @@
-"""The progress bar of all long work: what is done, how fast, how long it still takes."""
+"""Progress bars of long work: the amount done, the rate, and the time left."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from tqdm.auto import tqdm
 
 
 def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tqdm[Any]:
-    """A progress bar for a terminal or a notebook; use it as a context manager.
+    """Return a progress bar for a terminal or a notebook; use it as a context manager.
 
-    It shows the rate in `unit` per second and the time left, and writes to standard error, so
-    that standard output holds results alone. Where nobody is watching, in a log or a pipe, nothing
-    is drawn. `update` takes fractions of a unit.
+    It shows the rate in `unit` per second and the time left. It writes to standard error, so that
+    standard output holds only results. In a log or a pipe nothing is drawn. `update` takes
+    fractions of a unit.
 
     Args:
         total: How many units the work has.
         unit: The plural of the unit, e.g. `"facts"`.
-        label: What is being done, in a few words.
+        label: The work, in a few words.
         quiet: Draw nothing.
     """
-    # No `total_fmt` for fractions: whole units read better than "37.25/412".
+    # Not `total_fmt`: whole units are easier to read than "37.25/412".
     layout = (
         "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} "
         + unit
@@ -38,7 +38,7 @@ def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tq
 
 
 def watched() -> bool:
-    """Whether somebody sees what is drawn: in a terminal, or in the cell of a notebook."""
+    """Return whether standard error is shown in a terminal or in the cell of a notebook."""
     shell = sys.modules.get("IPython")
     kernel = getattr(shell.get_ipython(), "kernel", None) if shell else None
     return kernel is not None or sys.stderr.isatty()

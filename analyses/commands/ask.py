@@ -59,7 +59,7 @@ def command(
 ) -> None:
     """Show the likeliest next tokens and the greedy completion of PROMPT.
 
-    With --scheme or --sentence, the hijacked prompt is asked too and shown beside the bare one.
+    With --scheme or --sentence, the hijacked prompt is run too and shown next to the bare one.
     Probes act on both.
 
     \b

@@ -1,4 +1,4 @@
-"""`hijacklens completion`: the script that makes a shell complete commands, options and names."""
+"""`hijacklens completion`: print the script that makes a shell complete commands and names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hijacklens.errors import unknown
 @click.argument("shell", metavar="bash|zsh|fish", shell_complete=names.shells)
 @output_options("shell", "file", "script")
 def command(shell: str, output: Output) -> None:
-    """Print the script by which a shell completes commands, options and names.
+    """Print the script with which a shell completes commands, options and names.
 
-    Names are those of models, schemes, relations, probes and analyses.
+    Names of models, schemes, relations, probes and analyses are completed.
 
     \b
     Set it up once:
@@ -27,7 +27,7 @@ def command(shell: str, output: Output) -> None:
     if shell not in names.SHELLS:
         raise unknown("shell", shell, names.SHELLS)
     maker = get_completion_class(shell)
-    assert maker is not None  # click has all three
+    assert maker is not None  # click has all of SHELLS
     root = click.get_current_context().find_root().command
     script = maker(root, {}, "hijacklens", "_HIJACKLENS_COMPLETE").source()
     if not output.as_json:

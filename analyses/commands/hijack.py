@@ -54,10 +54,10 @@ def command(
     folder: FolderChoice,
     output: Output,
 ) -> None:
-    """Score how far recall of facts gives way as hijacking sentences are put before the query.
+    """Score how far recall of facts fails as hijacking sentences are put before the query.
 
-    Efficacy is the share of facts with score(false) > score(true), which hijacking raises;
-    retention the share with score(true) > score(false). Scores are log-probabilities in nats.
+    Efficacy is the fraction of facts with score(false) > score(true), which hijacking raises;
+    retention the fraction with score(true) > score(false). Scores are log-probabilities in nats.
 
     Writes into the folder: items.parquet (a row per fact, scheme and dose),
     prompts.parquet (their texts), summary.csv, rules.csv (how often the rules differ), skipped.csv,

@@ -1,4 +1,4 @@
-"""`hijacklens plan`: what a run would compute, by the tokenizer alone."""
+"""`hijacklens plan`: count the tokens of a run with the tokenizer alone."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ from hijacklens.results.glance import Grid, Title
 def command(
     tokenizer: str, prompts: SchemesChoice, facts: FactsChoice, sharing: Any, output: Output
 ) -> None:
-    """Say how many tokens a run would compute, without a model.
+    """Count the tokens that a run would compute, without a model.
 
-    Costs are weighed as for GPT-2 small on a CPU; another model or machine may cut the tree of
-    prompts a little differently.
+    Costs are those of GPT-2 small on a CPU; for another model or machine the tree of prompts may
+    be divided slightly differently.
 
     \b
     Example:
@@ -103,7 +103,7 @@ def command(
 
 
 def _tokenizer(name: str) -> Any:
-    """The tokenizer of a packaged model, a folder or a hub id."""
+    """Load the tokenizer of a packaged model, a folder or a hub id."""
     from transformers import AutoTokenizer
 
     from hijacklens.files import expand_home

@@ -28,7 +28,7 @@ Spans (source=, target=, span=) say which tokens are meant:
 @click.argument("names", nargs=-1, metavar="[KIND]...", shell_complete=names.kinds)
 @output_options("kinds", "spans")
 def command(names: tuple[str, ...], output: Output) -> None:
-    """List the kinds of probes, or explain the options of those that are named.
+    """List the kinds of probes, or explain the options of the named kinds.
 
     \b
     A probe changes what a model computes while it is scored:

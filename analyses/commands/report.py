@@ -26,7 +26,7 @@ def command(
     """Put saved results on one page: curves, tables, facts that flip, maps, attention, data.
 
     A DIR is a folder that a run wrote (hijack, trace, heads, train, sweep), or one that holds
-    such folders (reproduce). The page is one file that opens in any browser with no network; its
+    such folders (reproduce). The page is one file that any browser opens without a network; its
     tables can be sorted, filtered, searched and downloaded.
 
     \b

@@ -78,7 +78,7 @@ def command(
 
     Each has checks that were written before it was run: a direction, or a number with a
     tolerance. Exits with status 1 if one fails. Started again with the same folder, the command
-    goes on where it was. With --list, `analyses` of --json has the descriptions.
+    resumes. With --list, `analyses` of --json has the descriptions.
 
     \b
     Writes for each id: table.csv, figure.svg, figure.png, result.json (settings,
@@ -105,10 +105,10 @@ def command(
         return
     if not names:
         raise InputError("name an analysis, several, or `all`; --list prints them.")
-    asked = {name: entry_of(name) for name in names if name != EVERYTHING}
+    requested = {name: entry_of(name) for name in names if name != EVERYTHING}
     if out is None:
         raise InputError("--out is missing: name the folder for the files.")
-    chosen = list(CATALOGUE if EVERYTHING in names else asked)
+    ids = list(CATALOGUE if EVERYTHING in names else requested)
 
     from analyses.reproduction.ledger import write_ledger
     from analyses.reproduction.reproduction import Reproduction, reproduce
@@ -126,20 +126,19 @@ def command(
         quiet=output.quiet,
     )
     results: list[Reproduction] = []
-    for place, name in enumerate(chosen, start=1):
-        if not output.quiet and len(chosen) > 1:
-            click.echo(f"[{place}/{len(chosen)}] {name}: {CATALOGUE[name].title}", err=True)
+    for number, name in enumerate(ids, start=1):
+        if not output.quiet and len(ids) > 1:
+            click.echo(f"[{number}/{len(ids)}] {name}: {CATALOGUE[name].title}", err=True)
         if (root / name / RECORD).exists() and not overwrite:
-            found = load_result(root / name)
-            assert isinstance(found, Reproduction)
-            _same_run(found, root / name, scale, bench)
+            result = load_result(root / name)
+            assert isinstance(result, Reproduction)
+            _check_same_run(result, root / name, scale, bench)
         else:
-            found = reproduce(name, scale=scale, workbench=bench)
-            found.save(claim_folder(root / name, overwrite=overwrite), overwrite=overwrite)
-        results.append(found)
-        output.show("", found.glance())
-        ledger = write_ledger(root)
-        write_whole(root / "README.md", partial(_write_text, ledger))
+            result = reproduce(name, scale=scale, workbench=bench)
+            result.save(claim_folder(root / name, overwrite=overwrite), overwrite=overwrite)
+        results.append(result)
+        output.show("", result.glance())
+        write_whole(root / "README.md", partial(_write_text, write_ledger(root)))
     failed = sum(not result.passed for result in results)
     count = "1 analysis" if len(results) == 1 else f"{len(results)} analyses"
     output.show(
@@ -153,51 +152,49 @@ def command(
         context.exit(1)
 
 
-def _same_run(found: Reproduction, folder: Path, scale: str, bench: Workbench) -> None:
-    """Refuse what is already in a folder where it comes of another call.
+def _check_same_run(saved: Reproduction, folder: Path, scale: str, bench: Workbench) -> None:
+    """Refuse a saved result that differs from what this call would compute.
 
     Raises:
-        InputError: It has another scale, other models or other facts, or checks or settings that
-            the analysis does not have any more.
+        InputError: It has another scale, other models or facts, or other checks or settings.
     """
     from analyses.reproduction.reproduction import asked_of
 
-    asked = {"scale": scale, **asked_of(found.analysis.id, bench)}
-    for what, value in asked.items():
-        held = getattr(found, what)
-        if held != value:
-            raise InputError(
-                f"{str(folder)!r} holds {found.analysis.id} with the {what} {_short(held)}, not "
-                f"{_short(value)}; choose another folder or pass --overwrite."
-            )
-    claims = [check.claim for check in found.analysis.checks]
-    if [outcome.claim for outcome in found.outcomes] != claims:
-        raise InputError(
-            f"{str(folder)!r} holds {found.analysis.id} with other checks than it has now; choose "
-            "another folder or pass --overwrite."
-        )
-    held, now = asdict(found.settings), asdict(found.analysis.settings[found.scale])
-    changed = [f"{name} {held[name]}, not {now[name]}" for name in now if held[name] != now[name]]
+    differences = [
+        f"the {what} {_short(getattr(saved, what))}, not {_short(value)}"
+        for what, value in {"scale": scale, **asked_of(saved.analysis.id, bench)}.items()
+        if getattr(saved, what) != value
+    ]
+    claims = [check.claim for check in saved.analysis.checks]
+    if [outcome.claim for outcome in saved.outcomes] != claims:
+        differences.append("other checks than it has now")
+    old, new = asdict(saved.settings), asdict(saved.analysis.settings[saved.scale])
+    changed = [f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name]]
     if changed:
+        differences.append(f"other settings than it has now ({'; '.join(changed)})")
+    if differences:
         raise InputError(
-            f"{str(folder)!r} holds {found.analysis.id} with other settings than it has now "
-            f"({'; '.join(changed)}); choose another folder or pass --overwrite."
+            f"{str(folder)!r} holds {saved.analysis.id} with {differences[0]}; choose another "
+            "folder or pass --overwrite."
         )
 
 
 def _short(value: Any) -> str:
-    """A scale, models or facts in a few words."""
+    """Write a scale, models or facts in a few words."""
     if isinstance(value, Mapping):
         return f"{value['name']} ({value['n']} facts, hash {value['hash'][:8]})"
     return value if isinstance(value, str) else ", ".join(value)
 
 
 def _record(result: Reproduction) -> dict[str, Any]:
-    """What --json says of an analysis that was run."""
-    entry = asdict(result.analysis.entry)
-    checks = [asdict(outcome) for outcome in result.outcomes]
-    found = {"passed": result.passed, "checks": checks, "seconds": round(result.seconds, 1)}
-    return {**entry, **found, "seed": result.provenance.seed}
+    """Return what --json shows of an analysis that was run."""
+    return {
+        **asdict(result.analysis.entry),
+        "passed": result.passed,
+        "checks": [asdict(outcome) for outcome in result.outcomes],
+        "seconds": round(result.seconds, 1),
+        "seed": result.provenance.seed,
+    }
 
 
 def _write_text(text: str, path: Path) -> None:

@@ -76,14 +76,14 @@ def command(
     loading: ModelChoice,
     output: Output,
 ) -> None:
-    """Take the logit shift of one fact apart: which tokens, layers, heads and MLPs wrote it.
+    """Split the logit shift of one fact by the tokens, layers, heads and MLPs that wrote it.
 
-    The shift is logit(false) - logit(true) behind the hijacked prompt, minus the same behind the
-    bare query. Its parts sum to it; the residual is what they miss.
+    The shift is logit(false) - logit(true) after the hijacked prompt, minus the same after the
+    bare query. The parts sum to the shift up to the residual, which is reported.
 
     Writes into the folder: account.parquet (a row per part), summary.csv,
     token_layer.svg and .png, layer_head.svg and .png, patterns.npz (attention),
-    attention.html (opens with no network), result.json (totals in logits, provenance).
+    attention.html (needs no network), result.json (totals in logits, provenance).
 
     \b
     Examples:

@@ -27,7 +27,7 @@ PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
     help="Width of the embeddings, d.",
 )
 @option("--length", type=int, default=256, help="Tokens in a context, L.")
-@option("--omega", type=float, default=0.5, help="Share of informative tokens.")
+@option("--omega", type=float, default=0.5, help="Fraction of informative tokens.")
 @option("--beta", type=float, default=1.0, help="Temperature of those tokens.")
 @option("--support", default="all", help="N(z): see above.")
 @option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --d-model]")
@@ -54,7 +54,7 @@ def command(freeze: str, lr: str, out: Path, output: Output, **settings: Any) ->
 
     The table has a row per learning rate and seed: accuracy on fresh contexts (95% interval),
     that of the Bayes rule on the same contexts, and that of the model with the memory of equation
-    5.1 in place of its W_V. The same command goes on after a kill, and ends with the same result.
+    5.1 in place of its W_V. The same command resumes after a kill, and ends with the same result.
 
     The support N(z) of informative tokens is all (other tokens), hamming-1, first-bit or
     first-two-bits. --freeze wv leaves W_V as it starts; the paper's is the identity (figure 3a).

@@ -47,7 +47,7 @@ def test_it_prints_a_table_and_writes_the_files(
     assert FILE not in files
     result = load_result(out)
     recipe = result.configuration()["recipe"]
-    assert recipe["freeze"] == ("W_V",)
+    assert recipe["freeze"] == ["W_V"]
     assert (recipe["d_model"], recipe["steps"], recipe["batch"]) == (8, 130, 16)
 
 

@@ -104,7 +104,9 @@ class Glance:
     def parts(self, name: str = "") -> Iterator[str | Grid]:
         """All lines and tables for a command, or for Python if the result's type is named."""
         yield f"{name} · {self.what}" if name else Title(self.what)
-        for table in self.tables:
+        for i, table in enumerate(self.tables):
+            if i and not table.title:
+                yield ""
             yield from table.first(MOST_ROWS) if name else (table,)
         yield from self.notes
         if name:

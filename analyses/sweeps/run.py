@@ -42,7 +42,7 @@ from hijacklens.results.stored import Stored
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.result import HijackResult
-from hijacklens.workers.cluster import connected, share_out
+from hijacklens.workers.cluster import allocate, connected
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine
 from probes.specification import parse
@@ -367,19 +367,19 @@ def _train(sweep: _Sweep, cells: Sequence[Cell]) -> None:
 
 def _train_on_workers(sweep: _Sweep, cells: Sequence[Cell], engine: RayEngine) -> None:
     with connected(engine.address) as ray:
-        share = share_out(
+        allocation = allocate(
             ray.nodes(),
             workers=engine.workers,
             cpus=engine.cpus_per_worker,
             gpus=engine.gpus_per_worker,
         )
         task = ray.remote(train_cell).options(
-            num_cpus=share.cpus, num_gpus=share.gpus, max_retries=engine.attempts - 1
+            num_cpus=allocation.cpus, num_gpus=allocation.gpus, max_retries=engine.attempts - 1
         )
-        device = None if share.gpus else "cpu"
+        device = None if allocation.gpus else "cpu"
         waiting, running = list(reversed(cells)), {}
         while waiting or running:
-            while waiting and len(running) < share.workers:
+            while waiting and len(running) < allocation.workers:
                 cell = waiting.pop()
                 running[task.remote(*cell.inputs, device=device, quiet=True)] = cell
             (ready, *_), _ = ray.wait(list(running), num_returns=1)

@@ -103,22 +103,24 @@ class BatchSize:
             pack: sum(map(len, level.trie.reads[pack.first : pack.stop])) for pack in level.packs
         }
         most_past = max((pack.past for pack in level.packs), default=0)
-        waiting = sorted(level.packs, key=lambda pack: (pack.own, pack.past))
+        waiting = sorted(level.packs, key=lambda pack: (pack.computed, pack.past))
         while waiting:
-            width = waiting[-1].own
+            width = waiting[-1].computed
             batch: list[list[Pack]] = []
             n_reads = keys = 0
             while waiting:
                 first = waiting[-1]
                 full = not self._fits((len(batch) + 1) * width, width + max(keys, first.past))
-                full |= n_reads + reads[first] > self.reads or (one_length and first.own < width)
+                full |= n_reads + reads[first] > self.reads or (
+                    one_length and first.computed < width
+                )
                 if batch and full:
                     break
                 row = [waiting.pop()]
-                gap, past = width - first.own, first.past
+                gap, past = width - first.computed, first.past
                 n_reads += reads[first]
                 while fill and gap and waiting:
-                    end = bisect_right(waiting, gap, key=lambda pack: pack.own)
+                    end = bisect_right(waiting, gap, key=lambda pack: pack.computed)
                     fitting = (
                         i
                         for i in range(end - 1, max(end - 1 - LOOKED_AT, -1), -1)
@@ -129,7 +131,7 @@ class BatchSize:
                     if i is None:
                         break
                     row.append(waiting.pop(i))
-                    gap, past = gap - row[-1].own, past + row[-1].past
+                    gap, past = gap - row[-1].computed, past + row[-1].past
                     n_reads += reads[row[-1]]
                 batch.append(row)
                 keys = max(keys, past)

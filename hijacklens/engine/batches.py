@@ -1,7 +1,7 @@
 """Batches of token rows of different lengths, padded on the right, for probes that run a model.
 
->>> found = list(batches([(5, 6, 7), (8,), (9, 9)], device=torch.device("cpu"), limit=6))
->>> [batch.members for batch in found], found[0].symbols.tolist()
+>>> both = list(batches([(5, 6, 7), (8,), (9, 9)], device=torch.device("cpu"), limit=6))
+>>> [batch.members for batch in both], both[0].symbols.tolist()
 ([(0, 2), (1,)], [[5, 6, 7], [9, 9, 0]])
 """
 

@@ -71,6 +71,7 @@ class Costs:
         small = SimpleNamespace(n_heads=12, d_head=64, d_model=768, d_mlp=3072)
         return cls.of(small, device=torch.device("cpu"), dtype=torch.float32)
 
-    def rows(self, own: Any, past: Any) -> Any:
-        """Return the cost of rows that compute `own` tokens after `past` cached ones."""
-        return own + self.pair * own * (own + past) + self.past * past + self.row
+    def rows(self, computed: Any, past: Any) -> Any:
+        """Return the cost of rows that compute some tokens after `past` cached ones."""
+        pairs = computed * (computed + past)
+        return computed + self.pair * pairs + self.past * past + self.row

@@ -186,7 +186,7 @@ class _Work:
         padded = len(rows) * max(lengths)
         readings = self._attempt(rows, pool, keep)
         if readings is None:
-            # The error is gone by now, and with it the tensors that its traceback held.
+            # The error is gone by now, and with it the tensors in its traceback.
             self.size.shrink(padded)
             smaller = list(_smaller(rows))
             if not smaller:

@@ -58,7 +58,7 @@ class Pack:
     """The index after the last leaf."""
     past: int
     """How many symbols, shared by all leaves of the pack, come from a cache."""
-    own: int
+    computed: int
     """How many tokens the row computes."""
 
 
@@ -87,7 +87,7 @@ def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]
     leaf_reads = np.fromiter(map(len, trie.reads), np.int64, n)
     depth = min(MOST_LEAVES, n)
     cost = np.full((n, depth), np.inf)
-    own = np.zeros((n, depth), dtype=np.int64)
+    computed = np.zeros((n, depth), dtype=np.int64)
     past = np.zeros((n, depth), dtype=np.int64)
     # Round `more` considers, for every first leaf, the pack with `more` further leaves. The arrays
     # hold its tokens, the symbols that all its leaves share, and its reads.
@@ -108,7 +108,8 @@ def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]
             if limits.pack_reads:
                 too_large |= reads > limits.pack_reads
             total = np.where(too_large, np.inf, total)
-        cost[:starts, more], own[:starts, more], past[:starts, more] = total, tokens - taken, taken
+        cost[:starts, more], past[:starts, more] = total, taken
+        computed[:starts, more] = tokens - taken
     best = np.full(n + 1, np.inf)
     best[0] = 0.0
     last = np.zeros(n + 1, dtype=np.int64)  # leaves of the pack that ends at each cut
@@ -123,7 +124,8 @@ def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]
     while stop:
         leaves = int(last[stop])
         first = stop - leaves
-        packs.append(Pack(first, stop, int(past[first, leaves - 1]), int(own[first, leaves - 1])))
+        pack = first, leaves - 1
+        packs.append(Pack(first, stop, int(past[pack]), int(computed[pack])))
         stop = first
     return packs[::-1]
 

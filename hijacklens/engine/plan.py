@@ -54,11 +54,11 @@ class Level:
     @property
     def forward_tokens(self) -> int:
         """Tokens that the level computes, without padding."""
-        return sum(pack.own for pack in self.packs)
+        return sum(pack.computed for pack in self.packs)
 
     def cost(self, costs: Costs, batch_tokens: int) -> float:
         """Return the cost of the level, in tokens."""
-        rows = sum(costs.rows(pack.own, pack.past) for pack in self.packs)
+        rows = sum(costs.rows(pack.computed, pack.past) for pack in self.packs)
         return rows + math.ceil(self.forward_tokens / batch_tokens) * costs.forward_pass
 
 
@@ -134,17 +134,17 @@ def make_plan(
     candidates: dict[Sharing, list[Unit]] = {
         name: make() for name, make in makers.items() if sharing in ("auto", name)
     }
-    chosen: Sharing = sharing
+    cheapest: Sharing = sharing
     least = math.inf
     for name, units in candidates.items():  # simpler ones first
         levels = [level for unit in units for level in unit.levels]
         cost = sum(level.cost(costs, limits.batch_tokens) for level in levels)
         if cost < MARGIN * least:
-            chosen, least = name, cost
+            cheapest, least = name, cost
     return Plan(
-        sharing=chosen,
-        why=why or ("it was requested" if sharing == chosen else "it costs least"),
-        units=candidates[chosen],
+        sharing=cheapest,
+        why=why or ("it was requested" if sharing == cheapest else "it costs least"),
+        units=candidates[cheapest],
         naive_tokens=trie.tokens,
         trie_tokens=trie.nodes,
     )

@@ -1,4 +1,4 @@
-"""Requests and readings: what the engine is asked for, how it reads, and what it returns."""
+"""Requests, options and readings: the engine's input and output."""
 
 from __future__ import annotations
 

@@ -147,10 +147,10 @@ class PackedRows:
         """
         count, width = self.symbols.shape
         past = torch.arange(self.path.shape[1], device=self.symbols.device)
-        own = torch.arange(width, device=self.symbols.device)
+        row = torch.arange(width, device=self.symbols.device)
         # Padding has no subtree but sees itself, since a softmax over nothing is undefined.
-        itself = own[:, None] == own
-        below = (own[:, None] >= own) & (own[:, None] < self.ends[:, None, :]) | itself
+        itself = row[:, None] == row
+        below = (row[:, None] >= row) & (row[:, None] < self.ends[:, None, :]) | itself
         before = (past >= self.past_from[:, :, None]) & (past < self.past_to[:, :, None])
         if window is not None:
             before &= self.positions[:, :, None] - self.path_positions[:, None, :] < window

@@ -183,11 +183,11 @@ def _read(
 def _schemes(schemes: str | Scheme | Sequence[str | Scheme]) -> list[Scheme]:
     one = isinstance(schemes, (str, Scheme))
     listed = [schemes] if one else several("schemes", schemes, "['do-not-think', 'relation']")
-    found = [get_scheme(scheme) for scheme in listed]
-    names = [scheme.name for scheme in found]
+    registered = [get_scheme(scheme) for scheme in listed]
+    names = [scheme.name for scheme in registered]
     if not names or len(set(names)) < len(names):
         raise InputError(f"name at least one scheme, and each once; given: {names or 'none'}.")
-    return found
+    return registered
 
 
 def _doses(doses: Iterable[int]) -> tuple[int, ...]:

@@ -295,8 +295,8 @@ def open_store(
     Raises:
         InputError: The named store cannot be used.
     """
-    chosen = chosen_store(store)
-    if chosen is None:
+    file = chosen_store(store)
+    if file is None:
         yield OpenStore(None, None)
         return
     key = fingerprint()
@@ -310,7 +310,7 @@ def open_store(
         )
         yield OpenStore(None, None, off=off)
         return
-    with closing(Database(chosen.path, must=not isinstance(store, bool))) as database:
+    with closing(Database(file.path, must=not isinstance(store, bool))) as database:
         yield OpenStore(database, key)
 
 

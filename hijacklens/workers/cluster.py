@@ -21,7 +21,7 @@ USUAL_CPUS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Allocation:
     """The number of workers, and the resources of each."""
 
     workers: int
@@ -84,13 +84,13 @@ def connected(address: str | None = None) -> Iterator[Any]:
         ray.shutdown()
 
 
-def share_out(
+def allocate(
     nodes: Sequence[Mapping[str, Any]],
     *,
     workers: int | None = None,
     cpus: float | int | None = None,
     gpus: float | int | None = None,
-) -> Share:
+) -> Allocation:
     """Decide how many workers there are, and which resources each has.
 
     Args:
@@ -103,10 +103,10 @@ def share_out(
     Raises:
         InputError: There is no room for them.
 
-    >>> share_out([{"Alive": True, "Resources": {"CPU": 8.0}}], workers=2)
-    Share(workers=2, cpus=4, gpus=0)
-    >>> share_out([{"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
-    Share(workers=8, cpus=1, gpus=1)
+    >>> allocate([{"Alive": True, "Resources": {"CPU": 8.0}}], workers=2)
+    Allocation(workers=2, cpus=4, gpus=0)
+    >>> allocate([{"Alive": True, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+    Allocation(workers=8, cpus=1, gpus=1)
     """
     for name, value, least in (("workers", workers, 1), ("cpus", cpus, 0), ("gpus", gpus, 0)):
         if value is not None and (value < least or not math.isfinite(value)):
@@ -133,7 +133,7 @@ def share_out(
             f"{sum(part.get('GPU', 0) for part in rooms):g} GPUs on {len(rooms)} machines, enough "
             f"for {room}. Ask for fewer or smaller ones."
         )
-    return Share(workers or room, cpus, gpus)
+    return Allocation(workers or room, cpus, gpus)
 
 
 def _room(rooms: Sequence[Mapping[str, Any]], cpus: float | int, gpus: float | int) -> int:

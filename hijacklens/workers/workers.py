@@ -43,7 +43,7 @@ from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
-from hijacklens.workers.cluster import Share, connected, share_out
+from hijacklens.workers.cluster import Allocation, allocate, connected
 from hijacklens.workers.parts import Part, count_parts, cut_parts
 from hijacklens.workers.replica import Description, ModelLoader, Replica
 
@@ -93,10 +93,10 @@ class RayEngine:
                 gpus = 0
             elif gpus is None and loader.devices > 1:
                 gpus = loader.devices
-            share = share_out(
+            allocation = allocate(
                 ray.nodes(), workers=self.workers, cpus=self.cpus_per_worker, gpus=gpus
             )
-            replicas = Replicas(ray, loader.sent(), share, attempts=self.attempts)
+            replicas = Replicas(ray, loader.sent(), allocation, attempts=self.attempts)
             try:
                 replicas.start(expected)
                 yield replicas
@@ -127,21 +127,23 @@ class Replicas:
     """The identity of the model in all workers."""
     tokenizer: Any
 
-    def __init__(self, ray: Any, loader: ModelLoader, share: Share, *, attempts: int) -> None:
+    def __init__(
+        self, ray: Any, loader: ModelLoader, allocation: Allocation, *, attempts: int
+    ) -> None:
         """Start the processes."""
         self.loader = loader
-        self.share = share
+        self.allocation = allocation
         self.workers: list[Any] = []
         self.replaced = 0
         self._ray = ray
         self._attempts = attempts
-        if share.gpus == 0:
+        if allocation.gpus == 0:
             loader = replace(loader, device=loader.device or "cpu")
-        elif share.gpus > 1:
-            loader = replace(loader, device=None, devices=int(share.gpus))
+        elif allocation.gpus > 1:
+            loader = replace(loader, device=None, devices=int(allocation.gpus))
         self._placed = loader
         self._actor = ray.remote(Replica).options(
-            num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0, max_task_retries=0
+            num_cpus=allocation.cpus, num_gpus=allocation.gpus, max_restarts=0, max_task_retries=0
         )
         errors = ray.exceptions
         self._deadly = (
@@ -155,7 +157,7 @@ class Replicas:
         self._idle: list[Any] = []
         self._first: Description | None = None
         self._deaths_at_start = 0
-        for _ in range(share.workers):
+        for _ in range(allocation.workers):
             self._hire()
 
     def start(self, expected: Fingerprint | None = None) -> None:
@@ -173,8 +175,8 @@ class Replicas:
             )
             warnings.warn(
                 f"no worker has loaded the model in {PATIENCE_SECONDS:.0f} seconds ({room} in the "
-                f"cluster; a worker takes {self.share.cpus:g} and {self.share.gpus:g}). Waiting "
-                f"for at most {START_SECONDS / 60:.0f} minutes.",
+                f"cluster; a worker takes {self.allocation.cpus:g} and {self.allocation.gpus:g}). "
+                f"Waiting for at most {START_SECONDS / 60:.0f} minutes.",
                 stacklevel=2,
             )
         while not self._idle:
@@ -229,7 +231,7 @@ class Replicas:
         """
         start = time.perf_counter()
         size = options.batch_tokens or BATCH_TOKENS.get(self.identity.device.split(":")[0], 1_024)
-        count = count_parts(requests, workers=self.share.workers, batch_tokens=max(1, size))
+        count = count_parts(requests, workers=self.allocation.workers, batch_tokens=max(1, size))
         shared = options.sharing != "plain" and all(probe.packs for probe in options.probes)
         waiting = deque(cut_parts(requests, count, shared=shared))
         total = sum(part.cost for part in waiting)
@@ -262,7 +264,7 @@ class Replicas:
             readings.update(answer)
             accounts.append(answer.accounting)
             finished(answer, task.part.cost / total)
-        how = f"{len(accounts)} parts on {self.share.workers} Ray workers"
+        how = f"{len(accounts)} parts on {self.allocation.workers} Ray workers"
         if self.replaced > replaced:
             how += f", {self.replaced - replaced} of them replaced"
         seconds = time.perf_counter() - start
@@ -279,7 +281,7 @@ class Replicas:
             ) from error
 
     def _hire(self) -> None:
-        worker = self._actor.remote(self._placed, self.share.threads)
+        worker = self._actor.remote(self._placed, self.allocation.threads)
         self.workers.append(worker)
         self._running[worker.describe.remote()] = _Task(worker)
 
@@ -313,7 +315,7 @@ class Replicas:
         self.workers.remove(task.worker)
         if task.part is None:
             self._deaths_at_start += 1
-            if self._deaths_at_start >= self._attempts * self.share.workers:
+            if self._deaths_at_start >= self._attempts * self.allocation.workers:
                 raise InputError(
                     f"{self._deaths_at_start} workers died one after the other as they loaded the "
                     f"model {self.loader.source!r}; the last: {reason} If memory was short, use "

@@ -3,17 +3,17 @@
     pytest -s -m benchmark tests/benchmarks/bench_engine.py            # a few facts
     HIJACKLENS_BENCH_FACTS=500 HIJACKLENS_BENCH_ROUNDS=3 pytest -s -m benchmark ...
 
-Facts are random ones of CounterFact (the atlas, where the whole set is not at hand) and, apart, as
-many of relation P103 (`all` takes every fact), under the generic scheme at doses 0 to 5. Against
+Facts are random ones of CounterFact (the atlas without CounterFact) and, separately, as many of
+relation P103 (`all` takes every fact), under the generic scheme at doses 0 to 5, compared with
 
     one       one prompt at a time through plain Hugging Face, all positions unembedded
     padded    plain Hugging Face on length-sorted, right-padded batches; only the positions that
               are read are unembedded
-    harness   lm-evaluation-harness's Hugging Face backend, given the same requests. It is used
-              where it can be imported; HIJACKLENS_LM_EVAL names a folder it was installed into:
+    harness   lm-evaluation-harness's Hugging Face backend, given the same requests, if it can be
+              imported; HIJACKLENS_LM_EVAL names a folder it was installed into:
               pip install --no-deps --target FOLDER lm-eval
     bare      the plain model on as many tokens as the engine computed, in rows of 48, with as
-              many positions unembedded and nothing around it: what is beyond the arithmetic
+              many positions unembedded and nothing around it: the arithmetic alone
 
 Sides take turns within one process, so that both see the same machine; times are medians over the
 rounds of wall time, and of the time this process computed, which other programs disturb less. Peak
@@ -21,7 +21,7 @@ memory is measured in a process for each side, which costs one more run of all b
 that is not installed, or fails, is named and left out. HIJACKLENS_BENCH_OUT names a JSON file for
 times, ratios and versions, HIJACKLENS_BENCH_SETS one of the sets.
 
-share       times against `padded`, over the ratio of forward tokens (1 for nothing lost)
+share       time compared with `padded`, over the ratio of forward tokens (1 for nothing lost)
 over bare   time beyond that of `bare`
 """
 
@@ -57,7 +57,7 @@ COUNTERFACT = Path(os.environ.get("HIJACKLENS_SHARED", Path(__file__).parents[3]
 
 
 def chosen_facts(name):
-    """The facts, or None where CounterFact is needed and not there."""
+    """The facts, or None if CounterFact is needed and missing."""
     import hijacklens as hl
 
     path = COUNTERFACT / "counterfact" / "counterfact_21919.parquet"
@@ -110,11 +110,11 @@ class Bench:
             self.plain = self.load("sdpa")  # what transformers takes by itself
 
     def run(self, side):
-        """Answer all requests: the sum of their log-probabilities, and the share of them it was."""
+        """Answer requests: the sum of log-probabilities, and the fraction that was answered."""
         return getattr(self, side)()
 
     def warm(self, side):
-        """Answer the first requests, so that what is done once is not timed."""
+        """Answer the first requests, so that one-time work is not timed."""
         whole = self.requests, self.steps
         self.steps = self.steps[:12]
         self.requests = {p: whole[0][p] for steps in self.steps for p, _ in steps}
@@ -222,7 +222,7 @@ def measure(name):
     sums = {}
 
     def attempt(side, work):
-        """Do it; what others made may fail, and the rest goes on."""
+        """Run a side; a side of another project may fail without ending the benchmark."""
         try:
             return work(side)
         except Exception as error:

@@ -3,9 +3,9 @@
     make bench          # or: pytest -s -m benchmark tests/benchmarks/bench_scoring.py
 
 Both sides score the same facts under the generic scheme at doses 0 to 5 with the same packaged
-model and the same number of threads, each in a process of its own so that peak memory is its own.
-The plain side runs each prompt with each target by itself and unembeds all its positions, as the
-dataset's own evaluation code does in essence.
+model and the same number of threads, in separate processes so that peak memory can be compared.
+The plain side runs each prompt with each target by itself and unembeds all positions, as the
+evaluation code of the data set does.
 """
 
 from __future__ import annotations

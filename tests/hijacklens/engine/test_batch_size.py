@@ -32,7 +32,7 @@ def level(lengths):
 
 
 def padded(batch):
-    return len(batch) * max(sum(pack.own for pack in row) for row in batch)
+    return len(batch) * max(sum(pack.computed for pack in row) for row in batch)
 
 
 @pytest.mark.parametrize("fill", [True, False])
@@ -49,16 +49,19 @@ def test_batches_hold_every_pack_once_and_keep_to_their_size(model, tokens, fill
 
 def test_short_packs_fill_the_rows_of_long_ones(model):
     batches = list(BatchSize(model, 300).batches(level([90, 40, 50, 30, 30, 30])))
-    assert [sum(pack.own for pack in row) for row in batches[0]] == [90, 90, 90]
+    assert [sum(pack.computed for pack in row) for row in batches[0]] == [90, 90, 90]
 
 
 def test_rows_of_one_length(model):
     size = BatchSize(model, 100)
     batches = list(size.batches(level([5, 3, 5, 3]), one_length=True, fill=False))
-    assert [[pack.own for row in batch for pack in row] for batch in batches] == [[5, 5], [3, 3]]
+    assert [[pack.computed for row in batch for pack in row] for batch in batches] == [
+        [5, 5],
+        [3, 3],
+    ]
 
 
-def test_what_is_left_is_cut_anew_after_memory_ran_out(model):
+def test_the_remaining_packs_are_cut_again_after_memory_ran_out(model):
     size = BatchSize(model, 100)
     packs = level([20] * 12)
     batches = size.batches(packs, fill=False)

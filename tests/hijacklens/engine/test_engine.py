@@ -88,7 +88,7 @@ def plain_logprobs(plain, prefix):
 
 @cache
 def alone(model, symbols, probes, spans):
-    """Log-probabilities behind one prefix, in a forward pass of its own."""
+    """Log-probabilities after one prefix, in a separate forward pass."""
     layout = Layout.of_symbols(torch.tensor([symbols]), spans)
     place = torch.tensor([0]), torch.tensor([len(symbols) - 1])
     return logits_at(model, layout, *place, probes=probes)[0].double().log_softmax(-1).tolist()
@@ -263,7 +263,7 @@ def test_probes_that_do_not_pack_run_alone(gemma3):
 
 @pytest.mark.parametrize("sharing", SHARED)
 def test_a_probe_that_is_wrong_on_packs_is_noticed(gemma3, sharing):
-    """It says that it packs, and goes by places in the row."""
+    """It claims to pack, but uses positions in the row."""
     _, model = gemma3
     ramp = HookProbe(
         "ramp",
@@ -411,7 +411,7 @@ def test_only_read_positions_are_unembedded(gpt2, monkeypatch):
     assert sum(reads) == 9 and all(shape[::2] == (1, model.cfg.d_vocab) for shape in shapes)
 
 
-def test_no_hook_or_gradient_is_left_behind(gpt2):
+def test_no_hook_or_gradient_remains(gpt2):
     plain, model = gpt2
     read(model, {(1, 2): {1}})
     assert not any(point.fwd_hooks for point in model.hook_dict.values())

@@ -84,12 +84,12 @@ def test_every_prefix_is_read_once(prefixes, sharing, batch, pack, trunk, reads)
     for unit in plan.units:
         for level in unit.levels:
             several = [one for one in level.packs if one.stop - one.first > 1]
-            assert all(one.own <= min(batch, pack) for one in several)
+            assert all(one.computed <= min(batch, pack) for one in several)
 
 
 def test_prefixes_by_themselves():
     plan = separate_plan([(1, 2), (1,), (1, 2)], why="a test")
-    assert [pack.own for pack in plan.units[0].leaves.packs] == [1, 2]
+    assert [pack.computed for pack in plan.units[0].leaves.packs] == [1, 2]
     assert (plan.sharing, plan.why, plan.forward_tokens, plan.trie_tokens) == (
         "plain",
         "a test",

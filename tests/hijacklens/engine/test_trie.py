@@ -80,7 +80,7 @@ def test_packs_cover_the_leaves_and_see_their_ancestors(prefixes, cached):
     read = [prefix for reads in below.reads for prefix in reads]
     for pack in packs:
         branch = write_out(trie, pack)
-        assert len(branch.symbols) == pack.own > 0
+        assert len(branch.symbols) == pack.computed > 0
         assert not pack.past or any(leaf[: pack.past] == branch.path for leaf in below.leaves)
         read += [prefix for _, prefix in branch.reads]
         for place, prefix in branch.reads:
@@ -107,9 +107,9 @@ def test_cuts_without_a_cache_are_the_cheapest(prefixes):
         for places in itertools.combinations(range(1, n), count)
     )
     packs = cut(trie, costs, Limits(), cached=False)
-    assert sum(costs.rows(pack.own, pack.past) for pack in packs) == pytest.approx(cheapest)
+    assert sum(costs.rows(pack.computed, pack.past) for pack in packs) == pytest.approx(cheapest)
     alone = sum(row_cost(trie, costs, i, i + 1) for i in range(n))
-    assert sum(costs.rows(pack.own, 0) for pack in separate(trie)) == pytest.approx(alone)
+    assert sum(costs.rows(pack.computed, 0) for pack in separate(trie)) == pytest.approx(alone)
 
 
 def test_free_attention_makes_one_pack_and_dear_attention_many():
@@ -117,7 +117,7 @@ def test_free_attention_makes_one_pack_and_dear_attention_many():
     assert cut(trie, CHEAP, Limits(), cached=False) == [Pack(0, 10, 0, 13)]
     dear = Costs(pair=10.0, past=0.0, row=0.0, forward_pass=0.0)
     cached = cut(trie, dear, Limits(), cached=True)
-    assert [(pack.past, pack.own) for pack in cached] == [(3, 1)] * 10
+    assert [(pack.past, pack.computed) for pack in cached] == [(3, 1)] * 10
 
 
 def test_limits_on_packs():
@@ -126,7 +126,7 @@ def test_limits_on_packs():
     def packs(**limits):
         return cut(trie, CHEAP, Limits(**limits), cached=False)
 
-    assert all(pack.own <= 6 for pack in packs(pack_tokens=6))
-    assert all(pack.own <= 6 for pack in packs(batch_tokens=6))
+    assert all(pack.computed <= 6 for pack in packs(pack_tokens=6))
+    assert all(pack.computed <= 6 for pack in packs(batch_tokens=6))
     assert max(pack.stop - pack.first for pack in packs(pack_reads=2)) == 2
     assert len(packs(pack_tokens=1)) == 10

@@ -331,7 +331,7 @@ def test_a_record_without_a_case_id_leaves_the_others_whole_numbers(gpt2, tmp_pa
     assert found["subject"].tolist() == ["007", "NA"]
 
 
-def test_what_is_wrong_with_a_probe_is_told_with_its_key(gpt2):
+def test_errors_of_a_probe_name_its_key(gpt2):
     probe = knock_out(layers=[99], source="last", target="hijack")
     with pytest.raises(InputError, match=r"the probe knock-out:.*layers=99: layer 99 is not one"):
         hijack(gpt2, sample_facts(), doses=[1], probes=[probe], quiet=True)

@@ -1,4 +1,4 @@
-"""What a stored reading goes by: it changes with everything that changes a reading."""
+"""The key of stored readings changes with everything that changes a reading."""
 
 from __future__ import annotations
 

@@ -170,22 +170,22 @@ def seconds_of_a_run(model, path):
 
 
 @pytest.mark.filterwarnings("error::hijacklens.store.database.StoreWarning")
-def test_a_run_that_is_killed_goes_on(model, unbroken, tmp_path):
-    whole = seconds_of_a_run(model, tmp_path / "whole.sqlite")
-    shares = (0.35, 0.6, 0.85)
+def test_a_run_that_is_killed_resumes(model, unbroken, tmp_path):
+    seconds = seconds_of_a_run(model, tmp_path / "whole.sqlite")
+    fractions = (0.35, 0.6, 0.85)
     midway = [
-        killed_and_resumed(model, unbroken, tmp_path / f"{share}.sqlite", whole * share)
-        for share in shares
+        killed_and_resumed(model, unbroken, tmp_path / f"{fraction}.sqlite", seconds * fraction)
+        for fraction in fractions
     ]
     assert any(midway)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_at_twenty_random_moments_goes_on(model, unbroken, tmp_path):
-    whole = seconds_of_a_run(model, tmp_path / "whole.sqlite")
+def test_a_run_that_is_killed_at_twenty_random_moments_resumes(model, unbroken, tmp_path):
+    seconds = seconds_of_a_run(model, tmp_path / "whole.sqlite")
     draw = random.Random(0)
     midway = [
-        killed_and_resumed(model, unbroken, tmp_path / f"{i}.sqlite", whole * draw.random())
+        killed_and_resumed(model, unbroken, tmp_path / f"{i}.sqlite", seconds * draw.random())
         for i in range(20)
     ]
     assert sum(midway) >= 5
@@ -194,11 +194,11 @@ def test_a_run_that_is_killed_at_twenty_random_moments_goes_on(model, unbroken, 
 @pytest.mark.slow
 def test_a_run_that_is_killed_over_and_over_ends(model, unbroken, tmp_path):
     path = tmp_path / "s.sqlite"
-    whole = seconds_of_a_run(model, tmp_path / "whole.sqlite")
+    seconds = seconds_of_a_run(model, tmp_path / "whole.sqlite")
     draw = random.Random(1)
     done = [0]
     for _ in range(20):
-        kill(start(lambda: score(model, path, batch_tokens=1)), whole * 0.4 * draw.random())
+        kill(start(lambda: score(model, path, batch_tokens=1)), seconds * 0.4 * draw.random())
         done.append(Store(path).count())
     assert done == sorted(done)  # nothing that was finished is lost
     assert done[-1] > 0
@@ -363,7 +363,7 @@ def test_hooks_on_the_model_are_not_stored(model, unbroken, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "foreign"])
-def test_a_broken_store_is_reported_and_the_run_goes_on(model, unbroken, tmp_path, damage):
+def test_a_broken_store_is_reported_and_the_run_continues(model, unbroken, tmp_path, damage):
     path = tmp_path / "s.sqlite"
     if damage == "foreign":
         with closing(sqlite3.connect(path)) as made:
@@ -387,20 +387,20 @@ def test_a_full_disk_costs_the_store_and_not_the_result(model, unbroken, tmp_pat
     def work():
         # Files of this process may grow to 32 kB: what is written beyond fails.
         resource.setrlimit(resource.RLIMIT_FSIZE, (32_768, resource.RLIM_INFINITY))
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             result = score(model, path)
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
         result.items.to_pickle(tmp_path / "items.pkl")
-        about = [str(one.message) for one in told if issubclass(one.category, StoreWarning)]
-        (tmp_path / "told").write_text("\n".join(about))
+        about = [str(one.message) for one in caught if issubclass(one.category, StoreWarning)]
+        (tmp_path / "warnings").write_text("\n".join(about))
 
     assert finish(start(work)) == 0
     items = pd.read_pickle(tmp_path / "items.pkl")
     pd.testing.assert_frame_equal(items, unbroken.items, atol=1e-5, rtol=0)
-    told = (tmp_path / "told").read_text().splitlines()
-    assert len(told) == 1
-    assert "continues without it" in told[0]
+    messages = (tmp_path / "warnings").read_text().splitlines()
+    assert len(messages) == 1
+    assert "continues without it" in messages[0]
     with warnings.catch_warnings():
         warnings.simplefilter("error", StoreWarning)
         check(score(model, path), unbroken)

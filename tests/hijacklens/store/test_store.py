@@ -44,8 +44,8 @@ ONE = Reading({7: -0.5}, top_token=7, top_logprob=-0.5)
 
 @contextmanager
 def opened(path, fingerprint=FINGERPRINT, **options):
-    with closing(Database(path, **options)) as held:
-        yield OpenStore(held, fingerprint)
+    with closing(Database(path, **options)) as database_:
+        yield OpenStore(database_, fingerprint)
 
 
 def some_readings(n=2000, seed=0):
@@ -192,17 +192,17 @@ def is_true_or_missing(path, readings):
     return found
 
 
-@pytest.mark.parametrize("share", [0.002, 0.02, 0.3, 0.5, 0.75, 0.999])
-def test_a_truncated_file_is_set_aside(tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.002, 0.02, 0.3, 0.5, 0.75, 0.999])
+def test_a_truncated_file_is_set_aside(tmp_path, fraction):
     path = tmp_path / "s.sqlite"
     readings = full_store(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[: int(len(whole) * share)])
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.warns(StoreWarning, match=r"is broken .* set aside as 's.sqlite.aside-1'"):
         found = is_true_or_missing(path, readings)
     assert found == {}
     (aside,) = aside_from(path)
-    assert aside.read_bytes() == whole[: int(len(whole) * share)]
+    assert aside.read_bytes() == content[: int(len(content) * fraction)]
 
 
 def test_an_empty_file_is_a_new_store(tmp_path):
@@ -259,12 +259,12 @@ def test_garbage_in_the_file_never_becomes_a_reading(tmp_path, seed):
     draw = random.Random(seed)
     path = tmp_path / "s.sqlite"
     readings = full_store(path)
-    whole = bytearray(path.read_bytes())
+    content = bytearray(path.read_bytes())
     for _ in range(draw.choice([1, 5, 50])):
-        start = draw.randrange(len(whole))
+        start = draw.randrange(len(content))
         length = draw.choice([1, 16, 4096])
-        whole[start : start + length] = draw.randbytes(len(whole[start : start + length]))
-    path.write_bytes(whole)
+        content[start : start + length] = draw.randbytes(len(content[start : start + length]))
+    path.write_bytes(content)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StoreWarning)  # what is not read is not seen to be broken
         is_true_or_missing(path, readings)
@@ -314,7 +314,7 @@ def test_a_full_disk_turns_the_store_off_and_loses_nothing(tmp_path, monkeypatch
             store.keep(more)
         assert "disk is full" in store.off
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # told once
+            warnings.simplefilter("error")  # warned once
             store.keep(more)
             assert store.find(wanted(readings)) == {}
     monkeypatch.undo()
@@ -371,7 +371,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path):
         assert store.find(common)[1, 2, 3].logprobs == common[1, 2, 3]
 
 
-def test_clearing_while_a_run_goes_on(tmp_path):
+def test_clearing_while_a_run_continues(tmp_path):
     path = tmp_path / "s.sqlite"
     with opened(path) as store:
         store.keep({(1,): ONE})

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.ray
 def ray():
     module = pytest.importorskip("ray", reason="needs the extra ray: pip install 'hijacklens[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Room beside the two workers of `crew`, whatever this machine has.
+    # Room for more than the two workers of `crew`, whatever this machine has.
     module.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield module
     module.shutdown()

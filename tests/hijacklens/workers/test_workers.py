@@ -23,7 +23,7 @@ from hijacklens.probe import HookProbe
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.store.store import Store
-from hijacklens.workers.cluster import Share, connected, share_out
+from hijacklens.workers.cluster import Allocation, allocate, connected
 from hijacklens.workers.parts import count_parts, cut_parts
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas
@@ -81,8 +81,8 @@ prefixes = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 def test_parts_hold_everything_once(wanted, count):
     parts = cut_parts(wanted, count)
     assert len(parts) <= count
-    held = [prefix for part in parts for prefix in part.requests]
-    assert sorted(held) == sorted(wanted)
+    prefixes_of_parts = [prefix for part in parts for prefix in part.requests]
+    assert sorted(prefixes_of_parts) == sorted(wanted)
     assert all(
         part.requests[prefix] == wanted[prefix] for part in parts for prefix in part.requests
     )
@@ -107,28 +107,28 @@ def test_parts_are_many_enough_to_balance_and_not_too_small():
     assert count_parts(wanted, workers=1, batch_tokens=10) == 63
 
 
-# Shares of a cluster
+# Allocations
 
 
 @pytest.mark.parametrize(
-    ("nodes", "asked", "share"),
+    ("nodes", "options", "allocation"),
     [
-        (TEN_CORES, {}, Share(2, 4, 0)),
-        (TEN_CORES, {"workers": 3}, Share(3, 3, 0)),
-        (TEN_CORES, {"cpus": 0.5, "workers": 20}, Share(20, 0.5, 0)),
-        (MIXED, {}, Share(3, 1, 1)),
-        (MIXED, {"workers": 2}, Share(2, 1, 1)),
-        (MIXED, {"gpus": 2}, Share(1, 1, 2)),
-        (MIXED, {"gpus": 0}, Share(2, 4, 0)),
-        (MIXED, {"gpus": 0, "workers": 3}, Share(3, 3, 0)),
+        (TEN_CORES, {}, Allocation(2, 4, 0)),
+        (TEN_CORES, {"workers": 3}, Allocation(3, 3, 0)),
+        (TEN_CORES, {"cpus": 0.5, "workers": 20}, Allocation(20, 0.5, 0)),
+        (MIXED, {}, Allocation(3, 1, 1)),
+        (MIXED, {"workers": 2}, Allocation(2, 1, 1)),
+        (MIXED, {"gpus": 2}, Allocation(1, 1, 2)),
+        (MIXED, {"gpus": 0}, Allocation(2, 4, 0)),
+        (MIXED, {"gpus": 0, "workers": 3}, Allocation(3, 3, 0)),
     ],
 )
-def test_shares(nodes, asked, share):
-    assert share_out(nodes, **asked) == share
+def test_allocations(nodes, options, allocation):
+    assert allocate(nodes, **options) == allocation
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("options", "message"),
     [
         ({"workers": 0}, "workers must be at least 1, not 0"),
         ({"cpus": -1.0}, "cpus must be at least 0"),
@@ -137,9 +137,9 @@ def test_shares(nodes, asked, share):
         ({"cpus": 0.0}, "needs part of a core or of a GPU"),
     ],
 )
-def test_no_room(asked, message):
+def test_no_room(options, message):
     with pytest.raises(InputError, match=message):
-        share_out(TEN_CORES, **asked)
+        allocate(TEN_CORES, **options)
 
 
 def test_without_ray_the_message_says_what_to_install(monkeypatch):
@@ -152,7 +152,7 @@ def test_without_ray_the_message_says_what_to_install(monkeypatch):
 
 
 def replicas(folder, fate=lambda method, arguments: None, *, workers=2):
-    crew = Replicas(PretendRay(fate), ModelLoader(folder), Share(workers, 1, 0), attempts=3)
+    crew = Replicas(PretendRay(fate), ModelLoader(folder), Allocation(workers, 1, 0), attempts=3)
     crew.start()
     return crew
 

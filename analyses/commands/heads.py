@@ -167,7 +167,7 @@ def command(
     test_schemes = [get_scheme(name) for name in test.test_schemes] or [scheme]
     doses = [search.dose] if test.test_doses is None else read_doses(test.test_doses)
     all_facts = facts.load()
-    place = folder.check(f"heads-{Path(name).name}")
+    path = folder.check(f"heads-{Path(name).name}")
 
     from hijacklens.files import RECORD
     from hijacklens.scoring.pairs import pairs
@@ -179,7 +179,7 @@ def command(
     if all_facts.note:
         output.note(f"{all_facts.name}: {all_facts.note}")
     computed = {"execution": execution.load(), "quiet": output.quiet}
-    found = heads.search(
+    head_search = heads.search(
         model,
         pairs(model, searched, scheme=scheme, dose=search.dose, seed=facts.seed),
         size=search.size,
@@ -189,25 +189,25 @@ def command(
         ),
         **computed,
     )
-    (place / RECORD).unlink(missing_ok=True)
-    found.save(place / "search", overwrite=True)  # kept if the test fails
-    output.show(found.glance(), "")
-    result = found.test(
+    (path / RECORD).unlink(missing_ok=True)
+    head_search.save(path / "search", overwrite=True)  # kept if the test fails
+    output.show(head_search.glance(), "")
+    result = head_search.test(
         held_out, schemes=test_schemes, doses=doses, random_sets=test.random_sets, **computed
     )
-    result.save(place, overwrite=folder.overwrite)
-    written = [*files_in(place), "search/"]
+    result.save(path, overwrite=folder.overwrite)
+    written = [*files_in(path), "search/"]
     output.show(
         result.glance(rule=rule),
-        files_written(place, written),
-        folder=str(place),
+        files_written(path, written),
+        folder=str(path),
         files=written,
         seed=facts.seed,
         rule=rule,
-        heads=[list(head) for head in found.heads],
-        candidates=records(found.to_dataframe().dropna(subset=["carried"])),
-        growth=records(found.growth),
-        agreement=asdict(found.agreement),
+        heads=[list(head) for head in head_search.heads],
+        candidates=records(head_search.to_dataframe().dropna(subset=["carried"])),
+        growth=records(head_search.growth),
+        agreement=asdict(head_search.agreement),
         summary=records(result.summary(rule=rule)),
         side_effects=records(result.side_effects(rule=rule)),
         skipped=records(result.skipped),

@@ -81,7 +81,7 @@ def command(
             f"--probe {needy[0].text!r} is made for one model; score one model at a time."
         )
     computed = execution.load()
-    place = folder.check("-".join(labels), models=models)
+    path = folder.check("-".join(labels), models=models)
 
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
@@ -110,15 +110,15 @@ def command(
         del model  # before the next one is loaded
         result = one if result is None else HijackResult.join([result, one])
         # Finished models are kept if a later one fails.
-        save_part(result, place, asked=models, missing=models[i:])
+        save_part(result, path, requested=models, missing=models[i:])
         if models[i:]:
             output.note(f"{labels[i - 1]} is scored; {len(models[i:])} to go")
     assert result is not None  # click requires at least one model
-    written = files_in(place)
+    written = files_in(path)
     output.show(
         result.glance(rule=rule),
-        files_written(place, written),
-        folder=str(place),
+        files_written(path, written),
+        folder=str(path),
         files=written,
         seed=facts.seed,
         rule=rule,

@@ -139,7 +139,7 @@ class WrittenFact:
             raise InputError(f"{what} needs {' and '.join(missing)}.")
 
     def fact(self) -> Fact:
-        """Return the fact. Where a target is missing, a placeholder stands for it.
+        """Return the fact. A missing target becomes a placeholder text.
 
         Raises:
             InputError: The subject does not occur exactly once in the prompt.

@@ -56,7 +56,7 @@ def usual_folder(label: str, *, overwrite: bool, models: Sequence[str] = ()) -> 
 
 
 def save_part(
-    result: HijackResult, folder: Path, *, asked: Sequence[str], missing: Sequence[str]
+    result: HijackResult, folder: Path, *, requested: Sequence[str], missing: Sequence[str]
 ) -> None:
     """Save a result, with a note of the requested models that are still missing.
 
@@ -64,7 +64,7 @@ def save_part(
         InputError: The folder cannot be written, or the disk is full.
     """
     if missing:
-        note = {"asked": list(asked), "missing": list(missing)}
+        note = {"asked": list(requested), "missing": list(missing)}
         result = replace(result, settings=replace(result.settings, unfinished=note))
     try:
         result.save(folder, overwrite=True)

@@ -97,7 +97,7 @@ def command(
     from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
-    place = folder.check(f"trace-{Path(name).name}-{'own' if case is None else case}")
+    path = folder.check(f"trace-{Path(name).name}-{'own' if case is None else case}")
 
     from hijacklens.progress import bar
     from hijacklens.scoring.pairs import pairs
@@ -113,16 +113,16 @@ def command(
         progress.update()
         account = with_patterns(model, account, probes=active)
         progress.update()
-        claim_folder(place, overwrite=folder.overwrite)
-        save_attention_page(model, account, place / PAGE, probes=active)
+        claim_folder(path, overwrite=folder.overwrite)
+        save_attention_page(model, account, path / PAGE, probes=active)
         progress.update()
-        account.save(place, overwrite=folder.overwrite)
+        account.save(path, overwrite=folder.overwrite)
         progress.update()
-    files = [*files_in(place), PAGE]
+    files = [*files_in(path), PAGE]
     output.show(
         account.glance(top),
-        files_written(place, files),
-        folder=str(place),
+        files_written(path, files),
+        folder=str(path),
         files=files,
         seed=seed,
         fact=asdict(account.settings.fact),

@@ -95,7 +95,7 @@ def _probe(text: str) -> str:
 
 
 def _source(value: Any) -> Any:
-    """Return the table that a text stands for."""
+    """Return the table that a text abbreviates."""
     return {"source": value} if isinstance(value, str) else value
 
 

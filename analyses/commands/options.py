@@ -261,7 +261,7 @@ class ModelChoice:
     device: str | None
     devices: int
     revision: str | None
-    trust_remote_code: bool
+    trust_remote_code: bool = False
 
     def load(self, name: str) -> Any:
         """Load a model."""

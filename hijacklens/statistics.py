@@ -14,6 +14,7 @@ McNemar(lost=2, gained=0, p=0.5)
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,14 @@ def fraction(count: float | int, total: int, *, confidence: float = 0.95) -> Int
         return Interval(math.nan, 0.0, 1.0)
     low, high = wilson(np.array([count]), np.array([total]), confidence=confidence)
     return Interval(count / total, float(low[0]), float(high[0]))
+
+
+def __getattr__(name: str) -> Any:
+    if name != "share":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    text = "share is now called fraction; the next release drops the old name."
+    warnings.warn(text, FutureWarning, stacklevel=2)
+    return fraction
 
 
 def wilson(

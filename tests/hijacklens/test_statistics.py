@@ -13,6 +13,7 @@ from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from type_checks import unchecked
 
+from hijacklens import statistics
 from hijacklens.statistics import (
     Interval,
     McNemar,
@@ -69,7 +70,12 @@ def test_a_higher_confidence_is_a_wider_interval():
     assert (found.low, found.high) == pytest.approx(wilson(30, 80, z99), abs=1e-9)
 
 
-def test_nothing_counted_gives_no_share_and_the_whole_range():
+def test_the_old_name_of_fraction_still_works():
+    with pytest.warns(FutureWarning, match="share is now called fraction"):
+        assert statistics.share is fraction
+
+
+def test_a_total_of_zero_gives_nan_and_the_complete_range():
     found = fraction(0, 0)
     assert math.isnan(found.value)
     assert (found.low, found.high) == (0.0, 1.0)

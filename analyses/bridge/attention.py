@@ -82,13 +82,8 @@ def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
 
 
 def _language_rows(model: Any, settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
-    made = pairs(
-        model,
-        facts_of(settings, bench),
-        scheme=settings.scheme,
-        dose=settings.dose,
-        seed=settings.seed,
-    )
+    facts, options = facts_of(settings, bench), {"dose": settings.dose, "seed": settings.seed}
+    made = pairs(model, facts, scheme=settings.scheme, **options)
     skipped = list(zip(made.skipped["case_id"], made.skipped["reason"], strict=True))
     readable = []
     for pair in made:
@@ -205,15 +200,9 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             one = name == ONE_LAYER
             colour, marker = plots.series(i)
             uniform = rows["uniform"].mean()
-            upper[i].plot(
-                rows["mass"],
-                rows["moves"],
-                marker,
-                color=colour,
-                ms=2 if one else 4,
-                alpha=0.5,
-                rasterized=True,  # thousands of points would make a large SVG
-            )
+            # Thousands of points would make a large SVG.
+            style = {"color": colour, "ms": 2 if one else 4, "alpha": 0.5, "rasterized": True}
+            upper[i].plot(rows["mass"], rows["moves"], marker, **style)
             rank = _spearman(rows["mass"], rows["moves"])
             sample = f"contexts, {settings.seeds} seeds" if one else "facts"
             upper[i].set_title(

@@ -224,7 +224,7 @@ def _verdicts(table: Any, side: str, statistic: str, label: str | None = None) -
     )
 
 
-def _least_certain(table: Any, cue: Cue) -> Interval:
+def _least_certain(table: Any, cue: Any) -> Interval:
     """Return the largest over models of the best head's p-value, corrected for all heads."""
     heads = _verdicts(table, LANGUAGE, "recall", CUES[cue])
     return exact(heads.groupby("model").p_family.min().max())
@@ -290,15 +290,13 @@ ANALYSES = (
                 _purity,
                 0.0,
             ),
-            below(
-                "near words: in every model some head recalls targets (best head's corrected p)",
-                lambda t: _least_certain(t, "near"),
-                0.05,
-            ),
-            below(
-                "subjects: in every model some head recalls targets (best head's corrected p)",
-                lambda t: _least_certain(t, "subject"),
-                0.05,
+            *(
+                below(
+                    f"{cues}: in every model some head recalls targets (best head's corrected p)",
+                    lambda t, cue=cue: _least_certain(t, cue),
+                    0.05,
+                )
+                for cue, cues in (("near", "near words"), ("subject", "subjects"))
             ),
         ),
     ),

@@ -91,10 +91,7 @@ def attention_inside(
 ) -> tuple[float, float]:
     """Return the last token's mean attention inside its cluster and the fraction of tokens there.
 
-    Args:
-        model: A trained model.
-        task: A task whose support has clusters.
-        count: Number of contexts to average over.
+    They are averaged over `count` contexts of a task whose support has clusters.
     """
     contexts = task.sample(count, torch.Generator().manual_seed(model.config.seed))
     inside = context_layout(task, contexts.tokens, spans=("cluster",)).key("cluster")

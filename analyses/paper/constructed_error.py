@@ -86,11 +86,8 @@ def measured_error(
 ) -> dict[str, float]:
     """Return the error on fresh contexts with its interval: `error`, `error_low`, `error_high`.
 
-    Args:
-        model: The model, evaluated at the last token.
-        task: The task that contexts are drawn from.
-        settings: Settings with the number of `contexts` and the `seed`.
-        **options: Options of `evaluation.accuracy`, such as `ties`.
+    `settings` has the number of `contexts` and the `seed`; `options` are those of
+    `evaluation.accuracy`, such as `ties`.
     """
     right = evaluation.accuracy(
         model.last_logits,
@@ -99,11 +96,7 @@ def measured_error(
         generator=torch.Generator().manual_seed(settings.seed),
         **options,
     )
-    return {
-        "error": 1 - right.value,
-        "error_low": 1 - right.high,
-        "error_high": 1 - right.low,
-    }
+    return {"error": 1 - right.value, "error_low": 1 - right.high, "error_high": 1 - right.low}
 
 
 def error_by_length(settings: ErrorSettings, bench: Workbench) -> pd.DataFrame:
@@ -168,15 +161,9 @@ def draw_lengths(table: pd.DataFrame, settings: ErrorSettings) -> Figure:
             panel.plot(grid[inside], bound[inside], color=colour, linestyle="--", linewidth=1)
             first = rows.iloc[0]
             lines.append(f"{bits:3d}  {first.margin:6.3f}  {first.exponent:8.4f}")
-        panel.text(
-            0.03,
-            0.05,
-            "\n".join(lines),
-            transform=panel.transAxes,
-            family="monospace",
-            fontsize=7,
-            bbox={"facecolor": "white", "edgecolor": "#BBBBBB", "linewidth": 0.6},
-        )
+        box = {"facecolor": "white", "edgecolor": "#BBBBBB", "linewidth": 0.6}
+        style = {"transform": panel.transAxes, "family": "monospace", "fontsize": 7, "bbox": box}
+        panel.text(0.03, 0.05, "\n".join(lines), **style)
         log2_axis(panel, settings.lengths)
         panel.set_yscale("log")
         panel.set_ylim(0.3 / settings.contexts, 1.2)
@@ -184,14 +171,13 @@ def draw_lengths(table: pd.DataFrame, settings: ErrorSettings) -> Figure:
 
     return draw_panels(
         table,
-        "omega",
         draw,
-        title="$\\omega$ = {:g}",
         x="context length L",
         y="error of the constructed model",
         legend={"bars": f"{WILSON}; arrows: no error seen; exponents in nats per token"},
+        by="omega",
+        title="$\\omega$ = {:g}",
         height=3.6,
-        share_y=True,
     )
 
 
@@ -229,17 +215,8 @@ def draw_lemma(table: pd.DataFrame, settings: LemmaSettings) -> Figure:
                 )
         panel.set_xscale("log", base=2)
 
-    return draw_panels(
-        table,
-        "bits",
-        draw,
-        title="m = {}",
-        x="context length L",
-        y="error",
-        legend={"bars": WILSON, "columns": 2},
-        height=2.2,
-        share_y=True,
-    )
+    legend = {"bars": WILSON, "columns": 2}
+    return draw_panels(table, draw, x="context length L", y="error", legend=legend, height=2.2)
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
@@ -343,17 +320,14 @@ ANALYSES = (
                 lambda t: exact((t.information - t.divergence).max()),
                 1e-6,
             ),
-            near(
-                "accuracy at omega = 1, m = 5, L = 32 (anchor 7.2)",
-                lambda t: _accuracy(t, 5, 32),
-                ANCHORS[1.0, 5][32],
-                0.008,
-            ),
-            near(
-                "accuracy at omega = 1, m = 7, L = 64 (anchor 7.2)",
-                lambda t: _accuracy(t, 7, 64),
-                ANCHORS[1.0, 7][64],
-                0.008,
+            *(
+                near(
+                    f"accuracy at omega = 1, m = {bits}, L = {length} (anchor 7.2)",
+                    lambda t, bits=bits, length=length: _accuracy(t, bits, length),
+                    ANCHORS[1.0, bits][length],
+                    0.008,
+                )
+                for bits, length in ((5, 32), (7, 64))
             ),
             below(
                 "every accuracy is within 4 standard errors of its anchor (all of 7.2 that the "

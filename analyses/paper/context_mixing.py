@@ -20,8 +20,14 @@ from matplotlib.figure import Figure
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, every, exact, lowest, paired
-from analyses.reproduction.drawing import FINE, OVER_SEEDS, draw_means, draw_panels, log2_axis
-from analyses.reproduction.settings import RECIPE_OURS, TrainingSettings, best_rows, scales
+from analyses.reproduction.drawing import FINE, draw_means, draw_panels, log2_axis, over_seeds
+from analyses.reproduction.settings import (
+    RECIPE_OURS,
+    LengthSettings,
+    TrainingSettings,
+    best_rows,
+    scales,
+)
 from analyses.reproduction.workbench import Workbench
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.evaluation import BayesRule, answers, hits
@@ -42,15 +48,6 @@ class MixingSettings(TrainingSettings):
     rates: tuple[float, ...]
     contexts: int
     mix_last: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LengthSettings(TrainingSettings):
-    """Settings of figure C.14."""
-
-    d_model: int = 256
-    lengths: tuple[int, ...]
-    """Lengths at which models are trained and evaluated, one model per length."""
 
 
 def mixed(settings: MixingSettings, bench: Workbench) -> pd.DataFrame:
@@ -127,16 +124,8 @@ def draw_mixed(table: pd.DataFrame, settings: MixingSettings) -> Figure:
             label = "neither label (trained)" if column == "other" else f"{column} label"
             panel.plot([], [], style, color="black", linewidth=1.2, label=label)
 
-    return draw_panels(
-        table,
-        "bits",
-        draw,
-        title="m = {}",
-        x="mixing rate",
-        y="fraction of answers",
-        legend={"bars": OVER_SEEDS.format(settings.seeds)},
-        share_y=True,
-    )
+    legend = over_seeds(settings)
+    return draw_panels(table, draw, x="mixing rate", y="fraction of answers", legend=legend)
 
 
 def draw_lengths(table: pd.DataFrame, settings: LengthSettings) -> Figure:
@@ -148,57 +137,26 @@ def draw_lengths(table: pd.DataFrame, settings: LengthSettings) -> Figure:
         log2_axis(panel, settings.lengths)
         panel.set_ylim(0, 1.02)
 
-    return draw_panels(
-        table,
-        "bits",
-        draw,
-        title="m = {}",
-        x="context length L",
-        y="accuracy",
-        legend={"bars": OVER_SEEDS.format(settings.seeds)},
-        share_y=True,
-    )
+    legend = over_seeds(settings)
+    return draw_panels(table, draw, x="context length L", y="accuracy", legend=legend)
 
 
+MIXING_RATES = (0.0, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 MIXING_ANCHORS = {
-    (5, 0.0): (0.9997, 0.0),
-    (5, 0.2): (0.9883, 0.0046),
-    (5, 0.3): (0.9341, 0.0373),
-    (5, 0.4): (0.7618, 0.1688),
-    (5, 0.5): (0.4509, 0.4500),
-    (5, 0.6): (0.1710, 0.7575),
-    (5, 0.7): (0.0384, 0.9326),
-    (5, 0.8): (0.0046, 0.9878),
-    (8, 0.0): (0.9955, 0.0),
-    (8, 0.2): (0.9739, 0.0031),
-    (8, 0.3): (0.9194, 0.0290),
-    (8, 0.4): (0.7545, 0.1550),
-    (8, 0.5): (0.4487, 0.4421),
-    (8, 0.6): (0.1590, 0.7533),
-    (8, 0.7): (0.0304, 0.9187),
-    (8, 0.8): (0.0034, 0.9738),
+    (5, "first"): (0.9997, 0.9883, 0.9341, 0.7618, 0.4509, 0.1710, 0.0384, 0.0046),
+    (5, "second"): (0.0, 0.0046, 0.0373, 0.1688, 0.4500, 0.7575, 0.9326, 0.9878),
+    (8, "first"): (0.9955, 0.9739, 0.9194, 0.7545, 0.4487, 0.1590, 0.0304, 0.0034),
+    (8, "second"): (0.0, 0.0031, 0.0290, 0.1550, 0.4421, 0.7533, 0.9187, 0.9738),
 }
-"""(m, rate) -> fractions of the first and the second label answered by the constructed model at
-L = 256, from 65,536 contexts (standard error at most .002): anchors 7.5, derived by us."""
+"""(m, label) -> fraction of answers by the constructed model at each of `MIXING_RATES` and L = 256,
+from 65,536 contexts (standard error at most .002): anchors 7.5, derived by us."""
 BAYES_ANCHORS = {
-    (5, 32): 0.7074,
-    (5, 64): 0.9232,
-    (5, 128): 0.9956,
-    (5, 256): 1.0,
-    (6, 32): 0.6872,
-    (6, 64): 0.9223,
-    (6, 128): 0.9963,
-    (6, 256): 1.0,
-    (7, 32): 0.6651,
-    (7, 64): 0.9212,
-    (7, 128): 0.9965,
-    (7, 256): 1.0,
-    (8, 32): 0.6472,
-    (8, 64): 0.9150,
-    (8, 128): 0.9963,
-    (8, 256): 1.0,
+    5: {32: 0.7074, 64: 0.9232, 128: 0.9956, 256: 1.0},
+    6: {32: 0.6872, 64: 0.9223, 128: 0.9963, 256: 1.0},
+    7: {32: 0.6651, 64: 0.9212, 128: 0.9965, 256: 1.0},
+    8: {32: 0.6472, 64: 0.9150, 128: 0.9963, 256: 1.0},
 }
-"""(m, L) -> accuracy of the Bayes rule at omega = .5, beta = 1, from 131,072 contexts (standard
+"""m -> L -> accuracy of the Bayes rule at omega = .5, beta = 1, from 131,072 contexts (standard
 error at most .0014): anchors 7.2, derived by us."""
 
 
@@ -210,11 +168,13 @@ def _swing(table: Any) -> Any:
 
 def _mixing_gap(table: Any) -> Any:
     """Return the largest gap between the constructed model's mean fractions and an anchor."""
-    means = table[table.way == "constructed"].groupby(["bits", "rate"])[["first", "second"]].mean()
+    means = table[table.way == "constructed"].groupby(["bits", table.rate.round(6)])
     gaps = [
-        abs(fractions - MIXING_ANCHORS[bits, round(rate, 6)]).max()
-        for (bits, rate), fractions in means.iterrows()
-        if (bits, round(rate, 6)) in MIXING_ANCHORS
+        abs(fractions[bits, rate] - anchor)
+        for (bits, label), anchors in MIXING_ANCHORS.items()
+        for fractions in (means[label].mean(),)
+        for rate, anchor in zip(MIXING_RATES, anchors, strict=True)
+        if (bits, rate) in fractions.index
     ]
     return exact(max(gaps, default=math.nan))
 
@@ -222,7 +182,11 @@ def _mixing_gap(table: Any) -> Any:
 def _bayes_gap(table: Any) -> Any:
     """Return the largest gap between the Bayes rule's mean accuracy and an anchor."""
     means = table.groupby(["bits", "length"]).bayes.mean()
-    gaps = [abs(means[at] - anchor) for at, anchor in BAYES_ANCHORS.items() if at in means.index]
+    gaps = [
+        abs(accuracy - BAYES_ANCHORS[bits][length])
+        for (bits, length), accuracy in means.items()
+        if length in BAYES_ANCHORS.get(bits, {})
+    ]
     return exact(max(gaps, default=math.nan))
 
 

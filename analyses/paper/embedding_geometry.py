@@ -8,8 +8,8 @@ C.9 to C.12    singular values of W_E, with the gap that equation 5.2 predicts
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -18,13 +18,14 @@ from matplotlib.figure import Figure
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import Check, above, every, exact, lowest, mean, near, paired
-from analyses.reproduction.drawing import OVER_SEEDS, draw_means, draw_over_widths, draw_panels
+from analyses.reproduction.drawing import draw_means, draw_over_widths, draw_panels, over_seeds
 from analyses.reproduction.settings import (
     RECIPE_OURS,
-    TrainingSettings,
+    WidthSettings,
     best_rows,
     identity_value,
     scales,
+    trained_by_size,
 )
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
@@ -34,20 +35,9 @@ from probes.geometry.spectra import spectrum
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WidthSettings(TrainingSettings):
-    """Figure C.4: each of `bits` at each width."""
+class GeometrySettings(WidthSettings):
+    """Figures 3b, C.5, C.6 and the spectra: one width per m, below V in all of these figures."""
 
-    d_models: tuple[int, ...]
-    length: int = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeometrySettings(TrainingSettings):
-    """Figures 3b, C.5, C.6 and the spectra: one width per m."""
-
-    d_models: tuple[int, ...]
-    """Width d for each of `bits`; below V in all of these figures."""
-    length: int = 256
     identity: bool = False
     """Whether W_V is frozen at the identity."""
 
@@ -69,16 +59,13 @@ def trained_against_frozen(settings: WidthSettings, bench: Workbench) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def draw_widths(table: pd.DataFrame, settings: WidthSettings) -> Figure:
-    """Draw accuracy over d for trained and frozen embeddings in a panel per m; dotted: d = V."""
-    return draw_over_widths(
-        table,
-        settings,
-        column="condition",
-        names={"trained": "trained $W_E$", "frozen": "$W_E$ frozen at its start"},
-        value="accuracy",
-        label="accuracy",
-    )
+draw_widths = partial(
+    draw_over_widths,
+    column="condition",
+    names={"trained": "trained $W_E$", "frozen": "$W_E$ frozen at its start"},
+    value="accuracy",
+    label="accuracy",
+)
 
 
 def inner_by_distance(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
@@ -87,8 +74,7 @@ def inner_by_distance(settings: GeometrySettings, bench: Workbench) -> pd.DataFr
     parts = []
     for result, columns in _results(settings, bench):
         found = geometry.fit(_by_name(result), result.task)
-        fits: Any = found.fits[["model", *fitted]]
-        rows = found.to_dataframe().merge(fits, on="model")
+        rows = found.to_dataframe().merge(found.fits.filter(["model", *fitted]), on="model")
         rows = rows.rename(columns={"mean": "inner", "std": "spread"})
         parts.append(_per_seed(rows, columns, ["distance", "inner", "spread", *fitted]))
     return pd.concat(parts, ignore_index=True)
@@ -111,14 +97,9 @@ def spectra(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _results(
-    settings: GeometrySettings, bench: Workbench
-) -> Iterator[tuple[TrainingResult, dict[str, Any]]]:
-    """Yield the trained models of each m, with the columns that identify them."""
-    for bits, d_model in zip(settings.bits, settings.d_models, strict=True):
-        recipe = settings.recipe(d_model, **identity_value(settings.identity))
-        result = bench.trained(settings.task(bits, settings.length), recipe)
-        yield result, {"bits": bits, "dim": d_model, "lr": result.best_learning_rate}
+def _results(settings: GeometrySettings, bench: Workbench) -> Any:
+    sizes = zip(settings.bits, settings.d_models, strict=True)
+    return trained_by_size(settings, bench, sizes, **identity_value(settings.identity))
 
 
 def _by_name(result: TrainingResult) -> dict[str, Any]:
@@ -162,15 +143,9 @@ def draw_inner(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
         )
         panel.set_xticks(range(bits + 1))
 
-    return draw_panels(
-        table,
-        "bits",
-        draw,
-        title="",
-        x="Hamming distance D",
-        y=f"inner product{', $W_V$ = I' if settings.identity else ''}",
-        legend={"bars": OVER_SEEDS.format(settings.seeds), "columns": 2},
-    )
+    label = f"inner product{', $W_V$ = I' if settings.identity else ''}"
+    legend = over_seeds(settings, columns=2)
+    return draw_panels(table, draw, x="Hamming distance D", y=label, legend=legend, share_y=False)
 
 
 PREDICTIONS = (
@@ -199,14 +174,13 @@ def draw_spectra(table: pd.DataFrame, settings: GeometrySettings) -> Figure:
 
     return draw_panels(
         table,
-        "seed",
         draw,
-        title=f"m = {bits}, d = {d_model}, seed {{}}",
         x="index",
         y="singular value",
         legend={"columns": 2},
+        by="seed",
+        title=f"m = {bits}, d = {d_model}, seed {{}}",
         height=2.2,
-        share_y=True,
     )
 
 
@@ -314,12 +288,7 @@ def _gap_to_prediction(table: Any) -> Any:
 
 
 ANALYSES = (
-    _inner(
-        "fig3b",
-        bits=(8,),
-        d_models=(128,),
-        quick={"bits": (6,), "d_models": (32,)},
-    ),
+    _inner("fig3b", bits=(8,), d_models=(128,), quick={"bits": (6,), "d_models": (32,)}),
     Analysis(
         id="figc4",
         settings=scales(
@@ -345,12 +314,7 @@ ANALYSES = (
             ),
         ),
     ),
-    _inner(
-        "figc5",
-        bits=(7, 8),
-        d_models=(64, 128),
-        quick={"bits": (6, 7), "d_models": (32, 64)},
-    ),
+    _inner("figc5", bits=(7, 8), d_models=(64, 128), quick={"bits": (6, 7), "d_models": (32, 64)}),
     _inner(
         "figc6",
         bits=(5, 6, 7, 8),

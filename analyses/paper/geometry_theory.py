@@ -155,14 +155,13 @@ def draw_geometry(table: pd.DataFrame, settings: GeometryGrid) -> Figure:
 
     return draw_panels(
         table,
-        ["bits", "beta"],
         draw,
-        title="m = {}, $\\beta$ = {:g}",
         x="$(b_0 - b)$ / a (linear up to 1)",
         y="error",
         legend={"bars": f"{WILSON}; arrows: no error seen", "columns": 4},
+        by=["bits", "beta"],
+        title="m = {}, $\\beta$ = {:g}",
         height=2.4,
-        share_y=True,
     )
 
 
@@ -221,17 +220,14 @@ ANALYSES = (
                 lambda t: exact(t.walsh_gap.max()),
                 1e-9,
             ),
-            near(
-                "margin of the Walsh formula at m = 7 and (.1, .5, 1) (anchor 7.4)",
-                lambda t: _anchored(t, 7),
-                1.515,
-                0.001,
-            ),
-            near(
-                "margin of the Walsh formula at m = 5 and (.1, .5, 1) (anchor 7.4)",
-                lambda t: _anchored(t, 5),
-                0.3354,
-                0.0005,
+            *(
+                near(
+                    f"margin of the Walsh formula at m = {bits} and (.1, .5, 1) (anchor 7.4)",
+                    lambda t, bits=bits: _anchored(t, bits),
+                    margin,
+                    tolerance,
+                )
+                for bits, margin, tolerance in ((7, 1.515, 0.001), (5, 0.3354, 0.0005))
             ),
             below(
                 "margin / a^2 depends on (b0 - b) / a alone (largest relative gap)",

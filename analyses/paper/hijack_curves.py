@@ -26,16 +26,7 @@ from matplotlib.ticker import NullLocator
 
 from analyses.paper.example_answers import size_of
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import (
-    Check,
-    above,
-    below,
-    every,
-    highest,
-    lowest,
-    mean,
-    paired,
-)
+from analyses.reproduction.check import Check, above, below, every, highest, lowest, mean, paired
 from analyses.reproduction.drawing import WILSON, draw_intervals, sideways
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
@@ -50,16 +41,17 @@ RULE: Rule = "first"
 LINE = 46
 """Characters in a line of a title, for two panels across a page."""
 POINTS: dict[str, Any] = {"markersize": 4.5, "linewidth": 1.2, "capsize": 2}
+MARGINS: dict[Rule, str] = {rule: f"margin_{rule}" for rule in RULES}
+SIZE = ("layers", "parameters")
 COLUMNS = (
     "kind",
     "model",
-    "layers",
-    "parameters",
+    *SIZE,
     "scheme",
     "relation",
     "case_id",
     "dose",
-    *(f"margin_{rule}" for rule in RULES),
+    *MARGINS.values(),
     "reason",
 )
 Efficacy: TypeAlias = Mapping[tuple[Any, ...], Interval]
@@ -109,7 +101,7 @@ def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
             )
             items = result.to_dataframe()
             scored = items[["scheme", "case_id", "dose"]].assign(
-                kind="item", **{f"margin_{rule}": margin(items, rule) for rule in RULES}
+                kind="item", **{name: margin(items, rule) for rule, name in MARGINS.items()}
             )
             skipped = result.skipped[["scheme", "case_id", "reason"]].assign(kind="skipped")
             parts += [
@@ -124,7 +116,7 @@ def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
 def verdicts(table: pd.DataFrame, rule: Rule = RULE) -> pd.DataFrame:
     """Return the items of `curves` with `wins` (of the false target) and `ties`, 0 or 1."""
     items = table[table["kind"] == "item"].drop(columns="reason")
-    margins = items[f"margin_{rule}"]
+    margins = items[MARGINS[rule]]
     return items.assign(
         dose=items["dose"].astype(int),
         wins=(margins > 0).astype(float),
@@ -193,10 +185,8 @@ def _axes(count: int, *, by_size: bool) -> Iterator[tuple[Figure, list[Axes]]]:
             yield panels
         return
     rows = -(-count // 2)
-    with plots.canvas(2 * rows, 2, width=plots.PAGE / 2, height=2.2, share_y=True) as (
-        figure,
-        axes,
-    ):
+    options = {"width": plots.PAGE / 2, "height": 2.2}
+    with plots.canvas(2 * rows, 2, share_y=True, **options) as (figure, axes):
         for start in (0, 2 * rows):
             for blank in axes[start + count : start + 2 * rows]:
                 blank.set_axis_off()
@@ -327,8 +317,7 @@ def moves(
         **more: `scales` and `remark` of a `Check`.
     """
 
-    def measure(table: Any) -> Interval:
-        rows = table
+    def measure(rows: Any) -> Interval:
         for column, entry in (only or {}).items():
             rows = rows[rows[column] == entry]
         changes = [change for rule in rules for change in dose_change(verdicts(rows, rule), *doses)]
@@ -366,14 +355,10 @@ def _left_open(remark: str) -> dict[str, Any]:
 def _curve(
     name: str, scheme: str, relations: tuple[str, ...], *, quick: int, open_because: str
 ) -> Analysis:
-    """Return the analysis of one scheme: does one sentence move efficacy, and do five move it more?
+    """Return the analysis of one scheme, or of a reverse, whose name ends with `-true`.
 
-    Args:
-        name: Id of the analysis.
-        scheme: The scheme; its name ends with `-true` if it is a reverse.
-        relations: Relations; several are pooled, and then each has its own check.
-        quick: Facts per panel at quick scale.
-        open_because: Why the claim about five sentences is open at quick scale.
+    Several relations are pooled and also checked one by one. `quick` is the number of facts per
+    panel at quick scale; `open_because` says why the claim about five sentences is open there.
     """
     up = not scheme.endswith("-true")
     one, five = (RISES, GROWS) if up else (FALLS, SINKS)
@@ -410,7 +395,7 @@ def _analysis(
     )
 
 
-NEAR, NEAR_TRUE = {"scheme": "near-word"}, {"scheme": "near-word-true"}
+NEAR, REVERSE = {"scheme": "near-word"}, {"scheme": "near-word-true"}
 
 ANALYSES = (
     _curve("fig2a", "do-not-think", ("all",), quick=120, open_because=SATURATED),
@@ -425,28 +410,10 @@ ANALYSES = (
         ("P1412",),
         quick=40,
         checks=(
-            moves("one near-word sentence raises efficacy", (0, 1), up=True, only=NEAR),
-            moves(
-                "five near-word sentences raise efficacy above one sentence",
-                (1, 5),
-                up=True,
-                only=NEAR,
-                **_left_open(FEW),
-            ),
-            moves(
-                "one sentence of its reverse lowers efficacy",
-                (0, 1),
-                up=False,
-                only=NEAR_TRUE,
-                **_left_open(FLOOR),
-            ),
-            moves(
-                "five sentences of its reverse lower efficacy below one sentence",
-                (1, 5),
-                up=False,
-                only=NEAR_TRUE,
-                **_left_open(FLOOR),
-            ),
+            moves(f"near-word: {RISES}", (0, 1), up=True, only=NEAR),
+            moves(f"near-word: {GROWS}", (1, 5), up=True, only=NEAR, **_left_open(FEW)),
+            moves(f"near-word: {FALLS}", (0, 1), up=False, only=REVERSE, **_left_open(FLOOR)),
+            moves(f"near-word: {SINKS}", (1, 5), up=False, only=REVERSE, **_left_open(FLOOR)),
         ),
     ),
 )

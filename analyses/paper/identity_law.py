@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
@@ -35,8 +35,8 @@ from torch.nn.functional import cross_entropy
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, every, exact, lowest, mean, near
-from analyses.reproduction.drawing import OVER_SEEDS, draw_means, draw_panels
-from analyses.reproduction.settings import scales
+from analyses.reproduction.drawing import draw_means, draw_panels, over_seeds
+from analyses.reproduction.settings import names_of, scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import memory
@@ -162,14 +162,9 @@ def _trained(
 def train_embeddings(
     task: ConceptTask, settings: LawSettings, seed: int, absent: bool, progress: Any
 ) -> Float[Tensor, "vocab d_model"]:
-    """Train embeddings from a Gaussian start.
+    """Train embeddings from a Gaussian start, advancing `progress` by 1 per step.
 
-    Args:
-        task: The task that contexts are drawn from.
-        settings: Width, steps, batch and learning rate.
-        seed: Seed of the start and of the contexts.
-        absent: Whether the loss is taken among the labels that are not in the context.
-        progress: A progress bar, advanced by 1 per step.
+    If `absent`, the loss is taken among the labels that are not in the context.
     """
     draw = torch.Generator().manual_seed(seed)
     W_E = gaussian_embedding(task.vocab, settings.d_model, draw).requires_grad_()
@@ -210,15 +205,8 @@ def draw_law(table: pd.DataFrame, settings: LawSettings) -> Figure:
             panel.plot(distance, line, style, color=colour, linewidth=1, label=label)
         panel.set_xticks(distance)
 
-    return draw_panels(
-        table,
-        "bits",
-        draw,
-        title="m = {}",
-        x="Hamming distance D",
-        y="inner product of\nembeddings",
-        legend={"bars": OVER_SEEDS.format(settings.seeds), "columns": 2},
-    )
+    label, legend = "inner product of\nembeddings", over_seeds(settings, columns=2)
+    return draw_panels(table, draw, x="Hamming distance D", y=label, legend=legend, share_y=False)
 
 
 def _runs(table: Any, labels: str) -> Any:
@@ -235,7 +223,7 @@ ANALYSES = (
             seeds=3,
             steps=3000,
         ),
-        ours=tuple(item.name for item in fields(LawSettings)),
+        ours=names_of(LawSettings),
         run=trained_to_the_posterior,
         draw=draw_law,
         checks=(

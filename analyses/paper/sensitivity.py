@@ -27,7 +27,7 @@ from analyses.paper.attention_selection import attention_inside
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, every, lowest
 from analyses.reproduction.drawing import BOUND, OVER_SEEDS
-from analyses.reproduction.settings import RECIPE_OURS, RecipeSettings, identity_value, scales
+from analyses.reproduction.settings import RecipeSettings, identity_value, names_of, scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import memory
@@ -151,22 +151,14 @@ def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
     """
     names = list(settings.variants)
     width, height = plots.PAGE / len(CONCLUSIONS), 1.2 + 0.2 * len(names)
-    with plots.canvas(1, len(CONCLUSIONS), width=width, height=height, share_y=True) as (
-        figure,
-        axes,
-    ):
+    options = {"width": width, "height": height, "share_y": True}
+    with plots.canvas(1, len(CONCLUSIONS), **options) as (figure, axes):
         colour, marker = plots.series(0)
         for panel, (column, conclusion) in zip(axes, CONCLUSIONS.items(), strict=True):
             by: Any = table.groupby("variant")[column]
-            panel.errorbar(
-                by.mean().loc[names],
-                range(len(names)),
-                xerr=by.sem().loc[names],
-                color=colour,
-                marker=marker,
-                linestyle="none",
-                capsize=2,
-            )
+            style = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 2}
+            means, errors = by.mean().loc[names], by.sem().loc[names]
+            panel.errorbar(means, range(len(names)), xerr=errors, **style)
             panel.axvline(conclusion.threshold, color="black", **BOUND)
             panel.set_xlabel(conclusion.label, fontsize=8)
             panel.tick_params(axis="x", labelsize=8)
@@ -191,16 +183,7 @@ ANALYSES = (
             steps=1000,
             variants=("as we run it", "batch / 4", "start x 3", "L x 2"),
         ),
-        ours=(
-            *RECIPE_OURS,
-            "bits",
-            "d_model",
-            "length",
-            "learning_rates",
-            "weight_decay",
-            "contexts",
-            "variants",
-        ),
+        ours=names_of(SensitivitySettings),
         run=variants,
         draw=draw_variants,
         checks=tuple(

@@ -7,8 +7,7 @@ C.3       smallest principal angle between the trained W_V and these constructio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -19,40 +18,24 @@ from matplotlib.figure import Figure
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, below, every, highest, lowest, mean, paired
-from analyses.reproduction.drawing import BOUND, OVER_SEEDS, draw_over_widths, draw_panels
+from analyses.reproduction.drawing import BOUND, draw_over_widths, draw_panels, over_seeds
 from analyses.reproduction.settings import (
     RECIPE_OURS,
-    TrainingSettings,
+    LengthSettings,
+    WidthSettings,
     best_rows,
     identity_value,
     scales,
+    trained_by_size,
 )
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.statistics import Interval
 from probes.geometry.subspaces import value_angles
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ContrastSettings(TrainingSettings):
-    """Settings of figures 3a and C.1."""
-
-    lengths: tuple[int, ...]
-    d_model: int = 256
-    seeds: int = 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReplacementSettings(TrainingSettings):
-    """Settings of figures C.2 and C.3."""
-
-    d_models: tuple[int, ...] = (16, 32, 64, 128, 256, 512)
-    length: int = 256
-
-
-def trained_against_identity(settings: ContrastSettings, bench: Workbench) -> pd.DataFrame:
+def trained_against_identity(settings: LengthSettings, bench: Workbench) -> pd.DataFrame:
     """Return the accuracy per m, L, condition and seed at the condition's better learning rate."""
     rows = []
     conditions = ("trained", "identity")
@@ -63,7 +46,7 @@ def trained_against_identity(settings: ContrastSettings, bench: Workbench) -> pd
     return pd.DataFrame(rows)
 
 
-def draw_contrast(table: pd.DataFrame, settings: ContrastSettings) -> Figure:
+def draw_contrast(table: pd.DataFrame, settings: LengthSettings) -> Figure:
     """Draw bars over m for both conditions in a panel per L; dotted: accuracy of the Bayes rule."""
     bits = list(settings.bits)
 
@@ -87,20 +70,12 @@ def draw_contrast(table: pd.DataFrame, settings: ContrastSettings) -> Figure:
         panel.set_xticks(range(len(bits)), [f"m = {m}" for m in bits])
         panel.set_ylim(0, 1.02)
 
-    return draw_panels(
-        table,
-        "length",
-        draw,
-        title="L = {}",
-        x="",
-        y="accuracy",
-        legend={"bars": OVER_SEEDS.format(settings.seeds)},
-        height=2.6,
-        share_y=True,
-    )
+    legend = over_seeds(settings)
+    options = {"by": "length", "title": "L = {}", "height": 2.6}
+    return draw_panels(table, draw, x="", y="accuracy", legend=legend, **options)
 
 
-def replaced(settings: ReplacementSettings, bench: Workbench) -> pd.DataFrame:
+def replaced(settings: WidthSettings, bench: Workbench) -> pd.DataFrame:
     """Return the accuracy with the trained, the constructed and a random W_V per m, d and seed."""
     parts = []
     for result, columns in _results(settings, bench):
@@ -120,7 +95,7 @@ def replaced(settings: ReplacementSettings, bench: Workbench) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).reindex(columns=names)
 
 
-def angles(settings: ReplacementSettings, bench: Workbench) -> pd.DataFrame:
+def angles(settings: WidthSettings, bench: Workbench) -> pd.DataFrame:
     """Return the smallest principal angle in degrees to each reference per m, d, seed and side."""
     parts = []
     for result, columns in _results(settings, bench):
@@ -132,46 +107,28 @@ def angles(settings: ReplacementSettings, bench: Workbench) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True).reindex(columns=names)
 
 
-def _results(
-    settings: ReplacementSettings, bench: Workbench
-) -> Iterator[tuple[TrainingResult, dict[str, Any]]]:
-    """Yield the trained models of each m and d, with the columns that identify them."""
-    for bits, d_model in product(settings.bits, settings.d_models):
-        task = settings.task(bits, settings.length)
-        result = bench.trained(task, settings.recipe(d_model))
-        yield result, {"bits": bits, "dim": d_model, "lr": result.best_learning_rate}
+def _results(settings: WidthSettings, bench: Workbench) -> Any:
+    return trained_by_size(settings, bench, product(settings.bits, settings.d_models))
 
 
-def draw_replaced(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
-    """Draw accuracy over d for the three value matrices."""
-    return draw_over_widths(
-        table,
-        settings,
-        column="memory",
-        names={
-            "trained": "trained $W_V$",
-            "constructed": "equation 5.1",
-            "random": "random memory",
-        },
-        value="accuracy",
-        label="accuracy",
-    )
-
-
-def draw_angles(table: pd.DataFrame, settings: ReplacementSettings) -> Figure:
-    """Draw the smallest principal angle over d, averaged over both sides of each matrix."""
-    return draw_over_widths(
-        table,
-        settings,
-        column="reference",
-        names={
-            "constructed": "to equation 5.1",
-            "random": "to a random memory",
-            "gaussian": "to a Gaussian start",
-        },
-        value="degrees",
-        label="smallest principal\nangle (degrees)",
-    )
+draw_replaced = partial(
+    draw_over_widths,
+    column="memory",
+    names={"trained": "trained $W_V$", "constructed": "equation 5.1", "random": "random memory"},
+    value="accuracy",
+    label="accuracy",
+)
+draw_angles = partial(
+    draw_over_widths,
+    column="reference",
+    names={
+        "constructed": "to equation 5.1",
+        "random": "to a random memory",
+        "gaussian": "to a Gaussian start",
+    },
+    value="degrees",
+    label="smallest principal\nangle (degrees)",
+)
 
 
 def _gain(table: Any) -> Any:
@@ -208,7 +165,7 @@ def _contrast(name: str, lengths: tuple[int, ...], *checks: Any) -> Analysis:
     return Analysis(
         id=name,
         settings=scales(
-            ContrastSettings(lengths=lengths), bits=(5, 6), d_model=64, seeds=3, steps=2000
+            LengthSettings(lengths=lengths, seeds=10), bits=(5, 6), d_model=64, seeds=3, steps=2000
         ),
         ours=(*RECIPE_OURS, "d_model"),
         run=trained_against_identity,
@@ -220,7 +177,13 @@ def _contrast(name: str, lengths: tuple[int, ...], *checks: Any) -> Analysis:
 def _replacement(name: str, run: Any, draw: Any, *checks: Any) -> Analysis:
     return Analysis(
         id=name,
-        settings=scales(ReplacementSettings(), bits=(5, 6), d_models=(16, 64), seeds=3, steps=1500),
+        settings=scales(
+            WidthSettings(d_models=(16, 32, 64, 128, 256, 512)),
+            bits=(5, 6),
+            d_models=(16, 64),
+            seeds=3,
+            steps=1500,
+        ),
         ours=(*RECIPE_OURS, "d_models", "length"),
         run=run,
         draw=draw,
@@ -261,15 +224,13 @@ ANALYSES = (
         "figc3",
         angles,
         draw_angles,
-        above(
-            "the smallest angle to a random memory is wider than to equation 5.1, on average",
-            lambda t: _wider(t, "random"),
-            0.0,
-        ),
-        above(
-            "the smallest angle to a Gaussian start is wider than to equation 5.1, on average",
-            lambda t: _wider(t, "gaussian"),
-            0.0,
+        *(
+            above(
+                f"the smallest angle to a {other} is wider than to equation 5.1, on average",
+                lambda t, name=name: _wider(t, name),
+                0.0,
+            )
+            for name, other in {"random": "random memory", "gaussian": "Gaussian start"}.items()
         ),
     ),
 )

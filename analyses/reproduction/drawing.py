@@ -22,32 +22,37 @@ FINE: dict[str, Any] = {"markersize": 4, "linewidth": 1.2}
 """The style of curves of which several share a panel."""
 
 
+def over_seeds(settings: Any, columns: int = 3) -> dict[str, Any]:
+    """Return the options of a legend whose error bars are standard errors over seeds."""
+    return {"bars": OVER_SEEDS.format(settings.seeds), "columns": columns}
+
+
 def draw_panels(
     table: pd.DataFrame,
-    by: str | list[str],
     draw: Callable[[Axes, Any, Any], None],
     *,
-    title: str,
     x: str,
     y: str,
     legend: Mapping[str, Any],
+    by: str | list[str] = "bits",
+    title: str = "m = {}",
     **layout: Any,
 ) -> Figure:
     """Draw one panel per group of rows, with one legend for all of them.
 
     Args:
         table: The table of an analysis.
-        by: The columns whose entries define the groups.
         draw: Draws one group: `draw(panel, rows, entry)`, with a tuple of entries for several
             columns.
-        title: The title of a panel, with a field `{}` for each entry.
         x: Label of the x axes.
         y: Label of the y axes.
         legend: Options of `plots.legend_below`.
-        **layout: Options of `plots.panels`.
+        by: The columns whose entries define the groups.
+        title: The title of a panel, with a field `{}` for each entry.
+        **layout: Options of `plots.panels`; by default the panels share the y axis.
     """
     groups = list(table.groupby(by, sort=False))
-    with plots.panels(len(groups), **layout) as (figure, axes):
+    with plots.panels(len(groups), **{"share_y": True, **layout}) as (figure, axes):
         for panel, (entry, rows) in zip(axes, groups, strict=True):
             panel.set_title(
                 title.format(*(entry if isinstance(entry, tuple) else (entry,))), fontsize=9
@@ -150,13 +155,5 @@ def draw_over_widths(
         panel.set_title(f"m = {bits} (V = {2**bits})", fontsize=9)
         panel.set_ylim(0, None)
 
-    return draw_panels(
-        table,
-        "bits",
-        draw,
-        title="",
-        x="embedding dimension d",
-        y=label,
-        legend={"bars": OVER_SEEDS.format(settings.seeds), "columns": 4},
-        share_y=True,
-    )
+    legend = over_seeds(settings, columns=4)
+    return draw_panels(table, draw, x="embedding dimension d", y=label, legend=legend)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from analyses.reproduction.check import Scale
+from analyses.reproduction.workbench import Workbench
 from hijacklens.one_layer.recipe import Recipe
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
@@ -60,6 +62,22 @@ class TrainingSettings(RecipeSettings):
     """m of each task."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LengthSettings(TrainingSettings):
+    """Tasks of several sizes and lengths at one width, as for figures 3a, C.1 and C.14."""
+
+    lengths: tuple[int, ...]
+    d_model: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WidthSettings(TrainingSettings):
+    """Tasks of several sizes at one length and several widths, as for figures C.2 to C.4."""
+
+    d_models: tuple[int, ...]
+    length: int = 256
+
+
 def scales(paper: Any, **quick: Any) -> dict[Scale, Any]:
     """Return the settings of both scales.
 
@@ -73,9 +91,31 @@ def scales(paper: Any, **quick: Any) -> dict[Scale, Any]:
     return {"quick": replace(paper, **quick), "paper": paper}
 
 
+def names_of(settings: Any) -> tuple[str, ...]:
+    """Return the names of all settings of a class, for analyses whose settings are all ours."""
+    return tuple(item.name for item in fields(settings))
+
+
 def identity_value(frozen: bool) -> dict[str, Any]:
     """Return the recipe changes that freeze W_V at the identity, or none."""
     return {"freeze": ("W_V",), "value_init": "identity"} if frozen else {}
+
+
+def trained_by_size(
+    settings: Any, bench: Workbench, sizes: Iterable[tuple[int, int]], **changes: Any
+) -> Iterator[tuple[TrainingResult, dict[str, Any]]]:
+    """Yield the trained models of each size, with the columns that identify them.
+
+    Args:
+        settings: Settings with a `length`.
+        bench: The workbench.
+        sizes: Pairs (m, d).
+        **changes: Changes of the recipe.
+    """
+    for bits, d_model in sizes:
+        task = settings.task(bits, settings.length)
+        result = bench.trained(task, settings.recipe(d_model, **changes))
+        yield result, {"bits": bits, "dim": d_model, "lr": result.best_learning_rate}
 
 
 def best_rows(result: TrainingResult) -> list[dict[str, Any]]:

@@ -239,7 +239,7 @@ def test_models_and_facts_are_kept_stated_and_not_mixed_up(tmp_path, tiny_folder
     run(*asked)
     held = hl.load_result(tmp_path / "figb4")
     assert held.facts is not None
-    assert (held.facts["name"], held.facts["n"]) == ("few.csv", 4)
+    assert (held.facts.name, held.facts.n) == ("few.csv", 4)
     assert f"--model {tiny_folder} --facts few.csv`" in (tmp_path / "README.md").read_text()
     for changed, what in ((asked[:5], "facts few.csv"), (asked[:3] + asked[5:], "models")):
         refused = run(*changed)

@@ -80,11 +80,9 @@ SABOTAGES = (
                 "figb4",
                 "",
                 FEW,
-                (
-                    "one near-word sentence",
-                    "five near-word sentences",
-                    "one sentence of its reverse",
-                    "five sentences of its reverse",
+                tuple(
+                    f"near-word: {start}"
+                    for start in (RISES, "five sentences r", FALLS, "five sentences of")
                 ),
             ),
         )

@@ -1,4 +1,4 @@
-"""Running an analysis: its table, its checks, its figure, on disk too.
+"""Running an analysis: its table, its checks and its figure, in memory and on disk.
 
 >>> result = reproduce("lemma5", scale="quick")
 >>> result.passed
@@ -38,14 +38,14 @@ AnalysisRecord: TypeAlias = Annotated[
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Reproduction(Result):
-    """What came of one analysis."""
+    """The table of one analysis and the outcomes of its checks."""
 
     figures: ClassVar = {"figure": {}}
 
     analysis: AnalysisRecord
     scale: Scale
     settings: Any
-    """The settings of the run, as the analysis has them for the scale or with what was changed."""
+    """The settings of the run: those of the scale, with any changes."""
     table: Annotated[pd.DataFrame, Stored("table.csv")]
     outcomes: tuple[Outcome, ...]
     seconds: float
@@ -57,7 +57,7 @@ class Reproduction(Result):
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed; one that is open at this scale does not count."""
+        """Whether no check failed; open checks do not count."""
         return all(outcome.state != "fail" for outcome in self.outcomes)
 
     @property
@@ -127,13 +127,14 @@ def reproduce(
     """Run one analysis and judge its checks.
 
     Args:
-        name: Its id; `hijacklens reproduce --list` names them all.
-        scale: `quick` (minutes in all, what CI runs) or `paper` (the paper's seeds and sizes).
+        name: Id of the analysis; `hijacklens reproduce --list` lists them.
+        scale: `quick` (minutes for all analyses; CI runs it) or `paper` (the paper's seeds and
+            sizes).
         models: Language models, for the analyses that run them.
         facts: Facts for them; by default the atlas.
-        changes: Settings to change, by name; the checks stay as they were written.
-        workbench: Where trained models are kept, for several calls to share; its models and facts
-            then hold in place of those given here.
+        changes: Settings to change, by name; the checks do not change.
+        workbench: Trained models that several calls share; its models and facts replace the
+            arguments `models` and `facts`.
         quiet: Draw no progress bars.
 
     Raises:
@@ -144,7 +145,7 @@ def reproduce(
     analysis = get_analysis(name)
     settings = change(analysis.settings[scale], changes or {})
     bench = workbench or Workbench(models=tuple(models), facts=facts, quiet=quiet)
-    # The code that runs is that of the start, whatever becomes of its files meanwhile.
+    # Record the commit now: the checkout may change during the run.
     provenance = Provenance.now(seed=_first_seed(settings))
     start = time.monotonic()
     table = analysis.run(settings, bench)
@@ -161,20 +162,20 @@ def reproduce(
 
 
 def _first_seed(settings: Any) -> int | None:
-    """The seed of the settings; 0 where they count seeds; None where nothing is drawn."""
+    """Return the seed of the settings, 0 if they count seeds, or None if nothing is random."""
     counted = 0 if hasattr(settings, "seeds") else None
     return getattr(settings, "seed", counted)
 
 
 def our_defaults(settings: Any) -> dict[str, Any]:
-    """What the paper does not state of trained models and settings do not name, with our choice."""
+    """Return our choices for trained models that neither the paper nor the settings state."""
     if not isinstance(settings, RecipeSettings):
         return {}
     return {name: value for name, value in OUR_DEFAULTS.items() if not hasattr(settings, name)}
 
 
 def asked_of(name: str, bench: Workbench) -> dict[str, Any]:
-    """The models and the facts of a workbench, as far as an analysis uses them."""
+    """Return the models and the facts of a workbench that an analysis uses."""
     entry = get_analysis(name).entry
     facts = bench.scored if entry.uses_facts else None
     return {

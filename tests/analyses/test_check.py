@@ -46,7 +46,7 @@ def test_the_mean_has_students_interval():
     assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
 
 
-def test_one_value_decides_no_direction():
+def test_a_single_value_cannot_decide_a_direction():
     assert above("c", lambda t: mean([5.0]), 0.0).judge(TABLE, "quick").state == "fail"
     assert math.isnan(mean([]).value)
 
@@ -55,7 +55,7 @@ def test_equal_values_are_their_own_interval():
     assert mean([2.0, 2.0, 2.0]) == exact(2.0) == Interval(2.0, 2.0, 2.0)
 
 
-def test_what_is_allowed_is_said():
+def test_the_allowed_values_as_text():
     assert above("c", fixed(1, 1, 1), 0.0).judge(TABLE, "quick").allowed == "> 0"
     assert below("c", fixed(1, 1, 1), 0.05).judge(TABLE, "quick").allowed == "< 0.05"
     assert near("c", fixed(1, 1, 1), 0.252, 0.001).judge(TABLE, "quick").allowed == "0.252 ± 0.001"

@@ -73,7 +73,7 @@ def rows(margins, *, model="m", scheme="s", relation="r", kind="item", **more):
 FOUR = {0: [-1.0, -2.0, 0.0, 3.0], 1: [1.0, -2.0, 0.5, 3.0]}
 """The false target wins 1 fact of 4, then 3: by fact +1, 0, +1 (a tie is no win) and 0."""
 MORE = pd.concat([rows(FOUR), rows({0: [-1, -1], 1: [-1, -1]}, relation="other")])
-"""Beside them two facts of another relation, which nothing moves."""
+"""FOUR and two facts of another relation whose verdicts never change."""
 
 
 def test_a_change_is_paired_over_facts():
@@ -108,7 +108,7 @@ def test_verdicts_are_of_items_and_count_ties():
     assert found["ties"].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
 
 
-def test_a_claim_is_about_the_model_and_the_rule_that_bear_it_out_least():
+def test_a_claim_must_hold_for_every_model_and_rule():
     rises = moves("it rises", (0, 1), up=True)
     by_rules = moves("it rises by all", (0, 1), up=True, rules=RULES)
     surely = rows({0: [-1.0] * 9, 1: [1.0] * 9})
@@ -176,7 +176,7 @@ def labels(panel):
     return [tick.get_text() for tick in panel.get_xticklabels()]
 
 
-def test_a_figure_has_a_panel_a_relation_and_as_many_by_size(table):
+def test_a_figure_has_two_panels_per_relation(table):
     curve, p131, by_size, _ = draw_curves(table, SETTINGS).axes
     assert curve.get_title() == "“Do not think of {near false}.”\nall relations, n = 5, no ties"
     assert p131.get_title().endswith("P131, n = 2, no ties")
@@ -184,7 +184,7 @@ def test_a_figure_has_a_panel_a_relation_and_as_many_by_size(table):
     assert [label.split("\n")[1] for label in labels(by_size)] == ["2 layers", "3 layers"]
 
 
-def test_equal_curves_of_two_models_stand_side_by_side():
+def test_equal_curves_of_two_models_are_side_by_side():
     size = {"layers": 2, "parameters": 1_500_000}
     cell = {"scheme": "think", "relation": "P103"}
     same = pd.concat([rows(FOUR, model=name, **cell, **size) for name in ("m", "n")])
@@ -206,7 +206,7 @@ def test_a_relation_that_was_not_scored_has_an_empty_panel():
         assert panel.get_title().endswith("n = 0, no ties")
 
 
-def test_one_model_has_no_axis_of_size_and_low_curves_one_of_their_own():
+def test_one_model_has_no_size_panel_and_low_curves_get_a_short_axis():
     cell = {"scheme": "do-not-think-true", "relation": "all"}
     low = rows({0: [1.0, *[-1.0] * 99], 1: [-1.0] * 100}, layers=2, parameters=7, **cell)
     settings = CurveSettings(schemes=("do-not-think-true",), relations=("all",), limit=None)

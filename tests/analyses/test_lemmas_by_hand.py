@@ -1,4 +1,4 @@
-"""What the analyses of theorems and lemmas compute, against numbers worked out by hand."""
+"""The analyses of theorems and lemmas against numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class TestChernoffBound:
         assert bound.exponent == 0
         assert bound.at(10) == pytest.approx(2 * math.exp(-10 * one) + 1)
 
-    def test_values_found_apart_from_this_code(self):
+    def test_values_computed_independently(self):
         task = ConceptTask(bits=5, omega=1.0)
         assert chernoff_bound(task, constructed(task)).exponent == pytest.approx(0.10715, abs=5e-6)
         assert chernoff_information(task) == pytest.approx(0.22225, abs=5e-6)
@@ -71,7 +71,7 @@ class TestChernoffBound:
         bound = chernoff_bound(task, constructed(task))
         torch.testing.assert_close(bound.last, -bound.exponents)
 
-    def test_it_holds_where_all_contexts_can_be_counted(self):
+    def test_it_holds_for_contexts_that_can_be_enumerated(self):
         """L = 2: the exact error, ties as errors, is a sum over pairs of tokens."""
         task = ConceptTask(bits=3, omega=0.5)
         model = constructed(task)
@@ -102,7 +102,7 @@ class TestInformation:
         assert chernoff_information(task) == label_divergence(task) == math.inf
 
 
-def test_the_table_takes_the_anchors_of_its_contexts():
+def test_the_anchor_gap_is_in_standard_errors():
     """A gap of two standard errors is reported as two."""
     n, anchor = 10_000, ANCHORS[1.0, 5][32]
     se = math.sqrt(anchor * (1 - anchor) * (1 / n + 1 / 65_536))
@@ -112,7 +112,7 @@ def test_the_table_takes_the_anchors_of_its_contexts():
     assert found.value == pytest.approx(2, rel=0.02)
 
 
-def test_a_claim_about_rows_that_are_not_there_does_not_pass():
+def test_a_claim_about_missing_rows_does_not_pass():
     table = error_by_length(
         constructed_error.ErrorSettings(bits=(3,), lengths=(4,), contexts=16), Workbench()
     )
@@ -158,7 +158,7 @@ class TestGeometry:
             logits = memory.geometry_logits(task, a=1.0, b=0.0, b0=0.0)
             assert sign * memory.margin(logits) > 0
 
-    def test_what_has_no_embeddings_keeps_its_rows(self):
+    def test_geometries_without_embeddings_keep_their_rows(self):
         settings = geometry_theory.GeometryGrid(
             tasks=((3, 1.0),),
             slopes=(1.0,),
@@ -186,7 +186,7 @@ class TestIdentityLaw:
         assert matched == pytest.approx(0, abs=1e-9)
         assert identity_law.posterior_divergence(W_E, task, tokens, absent=False) > 0.1
 
-    def test_embeddings_that_know_nothing(self):
+    def test_zero_embeddings(self):
         """Two bits, the context (1, 1): the posterior is on labels 0 and 3 at distance 1 and 2 at
         distance 2, with weights 1, 1 and q^2; a softmax of equal logits has a third each.
         """
@@ -197,7 +197,7 @@ class TestIdentityLaw:
         found = identity_law.posterior_divergence(torch.zeros(4, 2), task, tokens, absent=True)
         assert found == pytest.approx(expected)
 
-    def test_a_training_is_taken_up_again(self, tmp_path, monkeypatch):
+    def test_a_training_is_read_from_the_workbench(self, tmp_path, monkeypatch):
         small = {"bits": (3,), "seeds": 1, "steps": 2, "evaluation": 16}
         bench = Workbench(folder=tmp_path, quiet=True)
         first = reproduce("theorem3", changes=small, workbench=bench)

@@ -97,7 +97,7 @@ def test_the_ledger_has_a_row_for_every_check_and_names_what_is_missing(tmp_path
         assert name in text.split("Not run here: ")[1]
 
 
-def test_the_ledger_takes_up_what_is_explained_by_hand(tmp_path):
+def test_the_ledger_includes_written_explanations(tmp_path):
     reproduce("lemma5").save(tmp_path / "lemma5")
     before = write_ledger(tmp_path)
     for name, why in (("lemma5", "Seen by\nhand."), ("fig1", "Asks for two models.")):
@@ -107,14 +107,14 @@ def test_the_ledger_takes_up_what_is_explained_by_hand(tmp_path):
     assert added == {"- `lemma5`: Seen by hand.", "- `fig1`: Asks for two models."}
 
 
-def test_the_committed_ledger_is_generated_from_what_lies_beside_it():
+def test_the_committed_ledger_is_generated_from_the_committed_results():
     assert (LEDGER / "README.md").read_text() == write_ledger(LEDGER)
 
 
 @pytest.mark.parametrize(
     "name", [path.parent.name for path in sorted(LEDGER.glob("*/result.json"))]
 )
-def test_committed_results_bear_out_what_the_ledger_says(name):
+def test_committed_tables_give_the_committed_outcomes(name):
     held = hl.load_result(LEDGER / name)
     again = [check.judge(held.table, held.scale) for check in held.analysis.checks]
     for was, now in zip(held.outcomes, again, strict=True):
@@ -123,7 +123,7 @@ def test_committed_results_bear_out_what_the_ledger_says(name):
     assert held.passed or (LEDGER / name / EXPLANATION).exists()
 
 
-def test_the_command_goes_on_where_it_was(tmp_path):
+def test_the_command_resumes(tmp_path):
     assert run("lemma5", "--out", tmp_path).exit_code == 0
     record = tmp_path / "lemma5" / "result.json"
     before = record.stat().st_mtime_ns
@@ -170,7 +170,7 @@ def test_another_scale_in_the_folder_is_refused(tmp_path):
     assert "holds lemma5 with the scale quick, not paper" in str(result.exception)
 
 
-def test_settings_that_the_analysis_has_no_more_are_refused(tmp_path):
+def test_results_with_former_settings_are_refused(tmp_path):
     reproduce("lemma5", changes={"bits": (3, 4)}).save(tmp_path / "lemma5")
     result = run("lemma5", "--out", tmp_path)
     assert isinstance(result.exception, InputError)
@@ -179,7 +179,7 @@ def test_settings_that_the_analysis_has_no_more_are_refused(tmp_path):
     )
 
 
-def test_checks_that_the_analysis_has_no_more_are_refused(tmp_path):
+def test_results_with_former_checks_are_refused(tmp_path):
     result = reproduce("lemma5")
     replace(result, outcomes=result.outcomes[1:]).save(tmp_path / "lemma5")
     refused = run("lemma5", "--out", tmp_path)
@@ -211,7 +211,7 @@ def test_settings_of_trained_models_are_ours_unless_the_paper_states_them(name):
     assert set(analysis.ours) == names - stated
 
 
-def test_what_was_done_is_in_the_record_and_in_the_ledger(tmp_path):
+def test_seeds_and_settings_are_in_the_record_and_the_ledger(tmp_path):
     changes = {
         "bits": (3,),
         "lengths": (4, 8),
@@ -232,7 +232,7 @@ def test_what_was_done_is_in_the_record_and_in_the_ledger(tmp_path):
     assert f"torch {result.provenance.versions['torch']}" in text
 
 
-def test_models_and_facts_are_kept_stated_and_not_mixed_up(tmp_path, tiny_folder):
+def test_models_and_facts_are_recorded_and_results_of_others_refused(tmp_path, tiny_folder):
     few = tmp_path / "few.csv"
     hl.atlas().where(relation="P1412").limit(4, seed=0).to_dataframe().to_csv(few, index=False)
     asked = ["figb4", "--out", tmp_path, "--model", tiny_folder, "--facts", few]

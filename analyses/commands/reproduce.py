@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -181,8 +180,10 @@ def _check_same_run(saved: Reproduction, folder: Path, scale: str, bench: Workbe
 
 def _short(value: Any) -> str:
     """Write a scale, models or facts in a few words."""
-    if isinstance(value, Mapping):
-        return f"{value['name']} ({value['n']} facts, hash {value['hash'][:8]})"
+    from hijacklens.facts.fact import FactsRecord
+
+    if isinstance(value, FactsRecord):
+        return f"{value.name} ({value.n} facts, hash {value.hash[:8]})"
     return value if isinstance(value, str) else ", ".join(value)
 
 

@@ -1,10 +1,10 @@
-"""The study of docs/circuits: who carries the hijack in one model, start to end.
+"""The study of docs/circuits: which heads carry the hijack in one model.
 
 python examples/circuit_study.py MODEL FACTS OUT [--limit 300]
 
 Writes into OUT: account/ (where the shift comes from), probes.csv (efficacy under knock-outs),
 search/ and test/ (heads, and what ablating them does to facts and schemes they were not chosen on).
-Started again with the same arguments, it reuses every score that is there.
+If it is started again with the same arguments, it reuses every stored score.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ KNOCK_OUTS = (
     "knock-out:source=last,target=hijack,layers={early}",
     "knock-out:source=last,target=hijack,layers={late}",
     "knock-out:source=last,target=subject",
-    # Where a tokenizer adds no BOS, the hijack's first token is the attention sink: hide it alone,
-    # and the tokens behind it.
+    # If a tokenizer adds no BOS, the hijack's first token is the attention sink: hide it alone,
+    # and the tokens after it.
     "knock-out:source=subject,target=at:0",
     "knock-out:source=last,target=at:0",
     "knock-out:source=last,target=at:1..4",

@@ -1,9 +1,9 @@
-"""The whole of CounterFact under the generic scheme: table and curve per relation.
+"""All of CounterFact under the generic scheme: a table and a curve per relation.
 
     python examples/counterfact_study.py counterfact.json runs/counterfact
 
 Scores 21,919 facts at doses 0 to 5 (131,514 prompts) and writes the result, `relations.md`,
-`generic.png` and `relations.png`. Stopped and started again, it goes on where it was.
+`generic.png` and `relations.png`. If it is interrupted, the same command resumes.
 """
 
 from __future__ import annotations

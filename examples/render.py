@@ -1,11 +1,11 @@
-"""Run the notebooks and write what they show to examples/rendered: `make notebooks`.
+"""Run the notebooks and write their output to examples/rendered: `make notebooks`.
 
     python examples/render.py              # all
-    python examples/render.py 1 3          # those whose names begin so
+    python examples/render.py 1 3          # those whose names begin with these
 
-A notebook is a text in the percent format of jupytext. It is run from an empty folder, in a kernel
-of its own, and becomes Markdown with PNG files beside it. Interactive views become the pictures
-that they carry; what is written to standard error, such as progress bars, is left out.
+A notebook is a text in the percent format of jupytext. It runs in an empty folder, in a separate
+kernel, and becomes a Markdown page with PNG files. Interactive views become pictures; output to
+standard error, such as progress bars, is omitted.
 """
 
 from __future__ import annotations

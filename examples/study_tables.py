@@ -1,6 +1,6 @@
 """Print saved hijack results as Markdown tables: `python examples/study_tables.py DIR [DIR ...]`.
 
-The tables of docs/hijacking/README.md are made with it.
+It made the tables of docs/hijacking.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ NOTEBOOKS = sorted((EXAMPLES / "notebooks").glob("*.py"))
 SCRIPTS = sorted((EXAMPLES / "scripts").glob("*.py"))
 TITLES = {
     "1": "Hijack a model in five minutes",
-    "2": "Who did it: from ES to heads",
+    "2": "Which heads did it: from efficacy to heads",
     "3": "The one-layer model: from task to memory",
     "4": "Bring your own model, facts and scheme",
     "5": "From the one-layer model to language models",

@@ -115,7 +115,7 @@ def test_the_wheel_does_the_main_job_in_an_environment_of_its_own(wheel, tmp_pat
     ).splitlines()  # fmt: skip
     assert all(place.startswith(str(site)) for place in places[:3])
     assert "958 facts" in places[3]
-    assert "Score how far recall of facts gives way" in run(program, "--help")
+    assert "Score how often recall of facts fails" in run(program, "--help")
     tiny_model("gpt2").save_pretrained(tmp_path / "tiny")
     tiny_tokenizer("gpt2").save_pretrained(tmp_path / "tiny")
     table = sample_facts().to_dataframe().drop(columns="prompt")

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     shell_complete=names.schemes,
     help="The scheme that makes the hijacking sentence.",
 )
-@option("--sentence", metavar="TEXT", help="A hijacking sentence of your own, instead.")
-@option("--dose", type=int, default=1, help="How often it is repeated.")
+@option("--sentence", metavar="TEXT", help="Your own hijacking sentence, in place of --scheme.")
+@option("--dose", type=int, default=1, help="How many times the sentence is repeated.")
 @written_fact_options
 @option("--top", type=int, default=5, help="How many next tokens.")
 @option("--tokens", type=int, default=12, help="Length of the completion.")

@@ -19,7 +19,7 @@ from analyses.commands.screen import colour_for_click, warnings_as_notes
 from hijacklens.errors import InputError, unknown
 
 COMMANDS = {
-    "hijack": "Score how far recall of facts fails under hijacking.",
+    "hijack": "Score how often recall of facts fails under hijacking.",
     "ask": "Show what a model says next, with and without a hijack.",
     "models": "List the models that come as packages, and how to name others.",
     "schemes": "List the hijack schemes.",

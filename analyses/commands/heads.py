@@ -56,13 +56,13 @@ search_options = collected(
         "--candidates",
         type=int,
         default=20,
-        help="How many heads, the best by attribution, are ablated one by one.",
+        help="How many of the heads with the highest attribution to ablate one by one.",
     ),
     option(
         "--attribution",
         type=click.Choice(["gradient", "direct"]),
         default="gradient",
-        help="Attribution patching, or what heads write to the logits themselves.",
+        help="Rank heads by attribution patching, or by what they write directly to the logits.",
     ),
     option(
         "--ablation",
@@ -75,7 +75,8 @@ search_options = collected(
         "--strategy",
         type=click.Choice(["top", "greedy"]),
         default="top",
-        help="The best candidates one by one, or one added after another (slower).",
+        help="Choose the heads with the largest single effects, or add the best head "
+        "one at a time (slower).",
     ),
 )
 
@@ -105,10 +106,12 @@ test_options = collected(
         multiple=True,
         metavar="S",
         shell_complete=names.schemes,
-        help="Scheme of the test. Repeatable.  [default: that of the search]",
+        help="Scheme of the test. Repeatable.  [default: the scheme of the search]",
     ),
     option(
-        "--test-doses", metavar="LIST", help="Doses of the test.  [default: that of the search]"
+        "--test-doses",
+        metavar="LIST",
+        help="Doses of the test.  [default: the dose of the search]",
     ),
     option(
         "--random-sets",

@@ -54,13 +54,13 @@ def command(
     folder: FolderChoice,
     output: Output,
 ) -> None:
-    """Score how far recall of facts fails as hijacking sentences are put before the query.
+    """Score how often recall of facts fails when hijacking sentences precede the query.
 
-    Efficacy is the fraction of facts with score(false) > score(true), which hijacking raises;
-    retention the fraction with score(true) > score(false). Scores are log-probabilities in nats.
+    Efficacy is the fraction of facts with score(false) > score(true); hijacking raises it.
+    Retention is the fraction with score(true) > score(false). Scores are log-probabilities in nats.
 
     Writes into the folder: items.parquet (a row per fact, scheme and dose),
-    prompts.parquet (their texts), summary.csv, rules.csv (how often the rules differ), skipped.csv,
+    prompts.parquet (the texts), summary.csv, rules.csv (how often the rules differ), skipped.csv,
     result.json (configuration and provenance), curve.svg and curve.png.
 
     \b

@@ -111,7 +111,7 @@ facts_options = collected(
         "--seed",
         type=int,
         default=0,
-        help="Seed of the sample of --limit and of the random sentences of some schemes.",
+        help="Seed for the sample of --limit and for the random sentences of some schemes.",
     ),
 )
 
@@ -169,7 +169,7 @@ class WrittenFact:
 written_fact_options = collected(
     "written",
     WrittenFact,
-    option("--subject", metavar="TEXT", help="Its subject, which occurs in it once."),
+    option("--subject", metavar="TEXT", help="The subject, which must occur once in the prompt."),
     option("--true", "target_true", metavar="TEXT", help="The true target."),
     option("--false", "target_false", metavar="TEXT", help="The false target."),
     option(
@@ -177,7 +177,7 @@ written_fact_options = collected(
         metavar="P",
         default="",
         shell_complete=names.relations,
-        help="Its relation, for scheme `relation`.",
+        help="The relation id, for the scheme `relation`.",
     ),
 )
 """The parts of a fact other than its prompt, which a command takes as its own parameter."""

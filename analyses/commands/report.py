@@ -18,7 +18,7 @@ from analyses.commands.screen import Output, output_options
     "--out", type=click.Path(path_type=Path), default=Path("report.html"), help="The HTML file."
 )
 @option("--title", metavar="TEXT", help="Title of the page.")
-@option("--overwrite", is_flag=True, help="Replace the file if it is there.")
+@option("--overwrite", is_flag=True, help="Replace an existing file.")
 @output_options("file", "bytes", "results")
 def command(
     folders: tuple[str, ...], out: Path, title: str | None, overwrite: bool, output: Output

@@ -28,7 +28,7 @@ TIMES = (
 
 @click.command("reproduce")
 @click.argument("names", nargs=-1, metavar="[ID]...|all", shell_complete=names.analyses)
-@option("--list", "listing", is_flag=True, help="Print every id with a line and its cost.")
+@option("--list", "listing", is_flag=True, help="List every id with its title and cost.")
 @option(
     "--scale",
     type=click.Choice(["quick", "paper"]),
@@ -48,7 +48,7 @@ TIMES = (
     "source",
     metavar="SOURCE",
     shell_complete=names.facts,
-    help="Facts, as `hijacklens hijack` has them.",
+    help="The facts; see `hijacklens hijack --help`.",
 )
 @option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
 @option("--out", type=click.Path(path_type=Path), help="Folder for the files.")
@@ -76,12 +76,12 @@ def command(
     """Reproduce figures, theorems and lemmas of the paper (arXiv 2406.18400).
 
     Each has checks that were written before it was run: a direction, or a number with a
-    tolerance. Exits with status 1 if one fails. Started again with the same folder, the command
-    resumes. With --list, `analyses` of --json has the descriptions.
+    tolerance. Exits with status 1 if a check fails. The same command with the same folder resumes
+    an interrupted run. With --list, the key `analyses` of --json has the descriptions.
 
     \b
     Writes for each id: table.csv, figure.svg, figure.png, result.json (settings,
-    which of them are ours, checks, provenance); and README.md, the ledger of all.
+    which of them are ours, checks, provenance); and README.md, the ledger of all checks.
 
     \b
     Examples:

@@ -52,7 +52,7 @@ BY = ("token", "position", "layer", "head")
     shell_complete=names.schemes,
     help="A scheme (`hijacklens schemes`).",
 )
-@option("--dose", type=int, default=1, help="How often its sentence is repeated.")
+@option("--dose", type=int, default=1, help="How many times the sentence is repeated.")
 @option("--seed", type=int, default=0, help="Seed of the scheme's random draws.")
 @option("--top", type=click.IntRange(min=1), default=12, help="How many parts to print.")
 @folder_options("trace-<model>-<case>")

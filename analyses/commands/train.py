@@ -31,20 +31,25 @@ PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
 @option("--beta", type=float, default=1.0, help="Temperature of those tokens.")
 @option("--support", default="all", help="N(z): see above.")
 @option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --d-model]")
-@option("--freeze", default="", metavar="PARTS", help="Not trained: we, wv, wqk, by commas.")
-@option("--value-init", default="gaussian", help="W_V starts gaussian or identity.")
-@option("--seeds", type=int, default=5, help="How many runs, from seed 0 on.")
+@option(
+    "--freeze",
+    default="",
+    metavar="PARTS",
+    help="Matrices to freeze: we, wv, wqk, separated by commas.",
+)
+@option("--value-init", default="gaussian", help="Initial W_V: gaussian or identity.")
+@option("--seeds", type=int, default=5, help="Number of seeds, from 0 on.")
 @option("--steps", type=int, default=4000, help="Steps of each run.")
 @option("--batch", type=int, default=128, help="Fresh contexts per step.")
 @option("--lr", default="0.01,0.001", metavar="LIST", help="Learning rates.")
-@option("--weight-decay", type=float, default=0.01, help="Of AdamW.")
+@option("--weight-decay", type=float, default=0.01, help="Weight decay of AdamW.")
 @option("--evaluation", type=int, default=8192, help="Contexts to evaluate on.")
 @option("--dtype", default="float32", help="float32 or float64.")
 @option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
 @option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
 @overwrite_option
 @option(
-    "--checkpoint-seconds", type=float, default=30.0, help="Least time between two saved states."
+    "--checkpoint-seconds", type=float, default=30.0, help="Shortest time between two checkpoints."
 )
 @output_options(
     "folder", "files", "task", "recipe", "seeds", "summary", "best_learning_rate", "bayes_loss"
@@ -52,15 +57,16 @@ PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
 def command(freeze: str, lr: str, out: Path, output: Output, **settings: Any) -> None:
     """Train one-layer transformers on latent concept association, all seeds and rates at once.
 
-    The table has a row per learning rate and seed: accuracy on fresh contexts (95% interval),
-    that of the Bayes rule on the same contexts, and that of the model with the memory of equation
-    5.1 in place of its W_V. The same command resumes after a kill, and ends with the same result.
+    The table has a row per learning rate and seed, with three accuracies on the same fresh
+    contexts: of the trained model (with its 95% interval), of the Bayes rule, and of the model with
+    the memory of equation 5.1 in place of its W_V. The same command resumes an interrupted run and
+    ends with the same result.
 
     The support N(z) of informative tokens is all (other tokens), hamming-1, first-bit or
-    first-two-bits. --freeze wv leaves W_V as it starts; the paper's is the identity (figure 3a).
+    first-two-bits. --freeze wv keeps W_V at its initial value; figure 3a freezes the identity.
 
-    Writes into the folder: summary.csv, curves.csv, result.json (task, recipe, what is our
-    default, provenance), curve.svg, curve.png, models/seed0-lr0.01/ and so on
+    Writes into the folder: summary.csv, curves.csv, result.json (task, recipe, which
+    settings are our defaults, provenance), curve.svg, curve.png, models/seed0-lr0.01/ and so on
     (hijacklens.load_result reads the folder back).
 
     \b

@@ -147,7 +147,7 @@ def _command(command: click.Command, parent: click.Context, name: str) -> Iterat
         if isinstance(option, click.Option) and not option.hidden and option.name != "help"
     ]
     if rows:
-        yield _table(("option", "left out", "meaning"), rows) + "\n"
+        yield _table(("option", "default", "meaning"), rows) + "\n"
     if isinstance(command, click.Group):
         for child in command.list_commands(context):
             found = command.get_command(context, child)

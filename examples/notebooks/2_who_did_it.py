@@ -11,11 +11,11 @@
 # ---
 
 # %% [markdown]
-# # 2 · Who did it: from ES to heads
+# # 2 · Which heads did it: from efficacy to heads
 #
-# The efficacy score (ES) says *that* a model was hijacked. This is a detective story in four acts:
-# where does the shift come from, is the suspect really needed, which heads were it, and do they
-# do it again on facts that we never showed them?
+# The efficacy score (ES) shows *that* a model was hijacked. This notebook asks four more questions.
+# Which parts of the model write the shift? Is attention to the hijacking sentence needed for it?
+# Which heads carry it? And do these heads also carry it on facts that did not select them?
 
 # %%
 import hijacklens as hl
@@ -27,11 +27,12 @@ model = hl.load_model(MODEL)
 facts = hl.atlas().sample(60, seed=1)
 
 # %% [markdown]
-# ## Act 1: the account
+# ## Step 1: the account
 #
-# The *logit shift* is (logit o_ − logit o\*) hijacked, minus the same on the bare query. Above zero
-# means: towards the false target. It is a sum over everything that writes to the last position, so
-# it can be taken apart exactly: attended token by attended token, head by head.
+# The *logit shift* is (logit o_ − logit o\*) on the hijacked prompt, minus the same difference on
+# the bare query. If it is above zero, the hijack moved the model towards the false target. The
+# shift is a sum over all parts that write to the last position, so it can be decomposed exactly, by
+# attended token and head.
 
 # %%
 pairs = hl.pairs(model, facts, scheme="do-not-think", dose=1)
@@ -42,16 +43,16 @@ print(f"largest residual over all facts: {average.residual:.1e} logits")
 average.plot(by=("span", "layer"))
 
 # %% [markdown]
-# Read the map row by row. `mention` is the one word in the hijack that names the false target;
-# `hijack` is the rest of the sentence. The residual says that the parts really sum to the shift.
+# Read the map row by row. `mention` is the word in the hijack that names the false target; `hijack`
+# is the rest of the sentence. The small residual confirms that the parts sum to the shift.
 #
-# An account of *direct writing* has a blind spot: a head that acts through a later layer shows
-# there, not here.
+# The account covers *direct writing* only: if a head acts through a later layer, its effect is
+# counted in that layer.
 #
-# ## Act 2: take the suspect away
+# ## Step 2: knock out the attention
 #
-# If the last token may not look at the hijacking sentence, is the hijack gone? A knock-out is an
-# experiment, where attention alone is only circumstantial evidence.
+# If the last token cannot attend to the hijacking sentence, does the hijack disappear? Attention
+# patterns are only correlational evidence; a knock-out is an intervention.
 
 # %%
 blind = attention.knock_out(source="last", target="hijack")
@@ -61,26 +62,28 @@ columns = ["dose", "efficacy", "retention", "mean_shift"]
 plain[columns].merge(blinded[columns], on="dose", suffixes=("", " blind")).round(3)
 
 # %% [markdown]
-# Efficacy *rises* under hijacking, so an efficacy that comes back towards dose 0 means: undone.
+# Efficacy *rises* under hijacking, so if efficacy returns to its value at dose 0, the hijack is
+# undone.
 #
-# Careful: SmolLM2 gets no beginning-of-sequence token, so the first word of the hijack is also
-# where heads rest their attention. Hiding the sentence hides that resting place too. The control
-# hides that token alone.
+# There is a confound: SmolLM2 gets no beginning-of-sequence token, so the first word of the hijack
+# is also the attention sink. Hiding the sentence hides the sink, too. A control therefore hides
+# only that token.
 
 # %%
 sink = attention.knock_out(source="last", target="at:0")
 hl.hijack(model, facts, doses=[0, 1], probes=[sink], quiet=True).summary()[columns].round(3)
 
 # %% [markdown]
-# Hiding that one word makes the hijack *stronger*, and hurts the bare query as well. So the resting
-# place matters, but in the other direction: it is not why the knock-out above worked. Without
-# such a control one would not know.
+# Hiding that one word makes the hijack *stronger* and also degrades recall on the bare query. So
+# the sink matters, but in the opposite direction: it does not explain why the knock-out above
+# worked. Only the control shows this.
 #
-# ## Act 3: the line-up
+# ## Step 3: search for heads
 #
-# Half of the facts choose the heads, the other half will judge them. Every head gets an estimate
-# from one gradient; the best candidates are then really ablated (their output replaced by its
-# mean), one by one. We look in the upper half of the layers, where the account puts the writing.
+# We choose the heads on half of the facts and test them on the other half. A gradient gives an
+# estimate for every head; then the candidates with the largest estimates are ablated one by one
+# (their output is replaced by its mean). We search the second half of the layers, where the account
+# shows the largest parts.
 
 # %%
 searched, unseen = heads.halves(facts, by="fact", seed=0)
@@ -91,13 +94,13 @@ print("chosen:", ", ".join(f"layer {layer} head {head}" for layer, head in found
 found.growth.round(3)
 
 # %% [markdown]
-# ## Act 4: the trial
+# ## Step 4: test on held-out facts
 #
-# On facts that they were not chosen on, and against random sets of as many heads. A circuit that
-# is no better than a random one of its size is no circuit.
+# We test the heads on the other half of the facts, and compare them with random sets of the same
+# size. A set of heads that undoes no more than a random set explains nothing.
 #
-# `none` is the hijack untouched, `chosen` with the heads ablated, and `recovered` the share of the
-# way from bare to hijacked that is undone.
+# `none` is the hijacked prompt with no head ablated, `chosen` the same with the chosen heads
+# ablated. `recovered` is the fraction of the change from bare to hijacked that the ablation undoes.
 
 # %%
 trial = found.test(unseen, random_sets=3, quiet=True)
@@ -109,9 +112,10 @@ table[shown].round(2)
 trial.plot()
 
 # %% [markdown]
-# ## The faces
+# ## Attention of the chosen heads
 #
-# What do the chosen heads look at in one hijacked prompt? Hover over a small map, click to lock it.
+# Which tokens do the chosen heads attend to in one hijacked prompt? Hover over a small map to see
+# it in full, and click to keep it.
 
 # %%
 run = views.run(model, unseen[0], scheme="do-not-think", dose=1)
@@ -120,14 +124,15 @@ views.Sheet((run.attended("last", heads=found.heads, without="at:0"), run.heads(
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - The shift is written late. Its largest single part is attention to the one word that names
-#   the false target, in one layer; the last MLPs add nearly as much. The first half fits the
-#   paper's picture of cues that attention adds up and value matrices look up (section 1); the
-#   one-layer model has no MLPs.
-# - The chosen heads matter beyond chance where they lie outside the random sets in the figure. With
-#   30 facts the intervals are wide; take a few hundred for a paper.
-# - Look at the shift and at the efficacy, and at the third panel: heads whose ablation breaks bare
-#   recall would "undo" anything. A search over all layers of few facts finds such heads.
-# - Three heads carry a good part of the shift, not all of it. The rest is spread thin.
-# - These are heads of this model under this scheme. `found.test(unseen, schemes="relation")` asks
-#   whether they carry another scheme too.
+# - The shift is written in late layers. Its largest single part is attention to the word that names
+#   the false target, in one layer; the last MLPs add nearly as much. The attention part fits the
+#   paper's picture, in which attention adds up cues and value matrices look up answers (section 1).
+#   The MLP part has no counterpart in the one-layer model, which has no MLPs.
+# - The chosen heads matter more than chance wherever the figure shows them outside the range of the
+#   random sets. With 30 facts the intervals are wide; use a few hundred for a paper.
+# - Look at the shift, at the efficacy, and at the third panel, which shows bare recall: heads whose
+#   ablation destroys recall would "undo" any hijack. A search over all layers with few facts finds
+#   such heads.
+# - Three heads carry a good part of the shift, not all of it. The rest is spread over many parts.
+# - The result is about this model under this scheme. `found.test(unseen, schemes="relation")` tests
+#   whether the heads carry the effect of another scheme too.

@@ -13,9 +13,9 @@
 # %% [markdown]
 # # 3 · The one-layer model: from task to memory
 #
-# To explain hijacking, the paper trains a transformer so small that one can hold it in the hand:
-# one layer, one head, no residual stream (equation 4.1). Its task, *latent concept association*,
-# is recall in a nutshell (section 4). We train it in half a minute and look where the knowledge is.
+# To explain hijacking, the paper trains a minimal transformer: one layer, one head, no residual
+# stream (equation 4.1). Its task, *latent concept association*, is a simple model of recall
+# (section 4). We train it in half a minute and find out which weights store the associations.
 
 # %%
 import torch
@@ -27,11 +27,11 @@ from probes import attention, geometry, memory_fit, values
 # %% [markdown]
 # ## The task
 #
-# A token is m bits read as a number, here m = 5: tokens 0 to 31. A hidden *label* is drawn, and the
-# context is made of tokens close to it in Hamming distance, mixed with noise. The model reads the
-# context and must name the label, which it hardly ever sees itself.
+# A token is a number of m bits; here m = 5, so there are tokens 0 to 31. A hidden *label* is drawn,
+# and the context consists of tokens close to it in Hamming distance, mixed with noise. The model
+# reads the context and must name the label, which rarely occurs in the context.
 #
-# Why like recall? "Eiffel Tower" and "city of" are not "Paris", they are near it.
+# This resembles recall: "Eiffel Tower" and "city of" are associated with "Paris" without naming it.
 
 # %%
 task = hl.ConceptTask(bits=5, omega=0.5, beta=1.0, length=64)
@@ -43,8 +43,8 @@ for tokens, label in zip(contexts.tokens, contexts.labels, strict=True):
 # %% [markdown]
 # ## Training
 #
-# Three seeds at two learning rates, all at once. `bayes_accuracy` is what the exact posterior
-# reaches on the same contexts: nobody can do better.
+# We train three seeds at two learning rates at the same time. `bayes_accuracy` is the accuracy of
+# the exact posterior on the same contexts; no model can be better on average.
 
 # %%
 trained = hl.train(task, d_model=16, seeds=3, steps=800, evaluation=2048, quiet=True)
@@ -56,9 +56,9 @@ trained.plot()
 # %% [markdown]
 # ## Replace the memory
 #
-# The paper writes down a value matrix by hand (equation 5.1): a sum of outer products of the
-# embeddings of tokens that belong together. Now for the heart of the matter: put it in place of
-# the trained W_V, and in the same way a random matrix, the identity and nothing at all.
+# The paper constructs a value matrix explicitly (equation 5.1): a sum of outer products of the
+# embeddings of associated tokens. We now replace the trained W_V by this matrix and, for
+# comparison, by the identity, a random matrix and zero.
 
 # %%
 swaps = {
@@ -75,37 +75,41 @@ for name, probes in swaps.items():
     print(f"{name:14} {mean:.3f}")
 
 # %% [markdown]
-# Chance is 1/32 = .031. The hand-made matrix stands in for the trained one; a random matrix of the
-# same size does not. That is what "W_V acts as an associative memory" means here (figure C.2).
+# Chance is 1/32 = .031. The constructed matrix works nearly as well as the trained one; a random
+# matrix of the same norm does not. This is the sense in which "W_V acts as an associative memory"
+# (figure C.2).
 #
-# The identity is instructive. It can only say what the context says most, and the label is never
-# among its own neighbours: here it does worse than chance. In larger models, trained on longer
-# contexts, it does nearly as well as W_V, and then the *embeddings* hold the knowledge.
+# With the identity the model answers with the tokens that the context contains most often, and the
+# label is never among its own neighbours, so here the accuracy is below chance. In larger models,
+# trained on longer contexts, the identity works nearly as well as W_V: there the *embeddings* store
+# the associations.
 #
-# How much of the trained matrix *is* equation 5.1? The memory fit asks for the cosine, the share of
-# its norm, and whether its scores retrieve the associated tokens, each against chance.
+# How similar is the trained matrix to equation 5.1? The memory fit computes the cosine, the
+# fraction of the squared norm in the span of the associations, and how often the scores retrieve
+# the associated tokens, each compared with chance.
 
 # %%
 model = trained.best()[0]
 memory_fit.fit(model, task).summary()[["statistic", "value", "p_family"]].round(3)
 
 # %% [markdown]
-# ## The embeddings lie on a ruler
+# ## Inner products fall linearly with distance
 #
-# Equation 5.2: after training, the inner product of two embeddings falls in a straight line with
-# their Hamming distance, with a jump at distance 0.
+# According to equation 5.2, after training the inner product of two embeddings is a falling linear
+# function of their Hamming distance, with a jump at distance 0.
 
 # %%
 geometry.fit(model, task).plot()
 
 # %% [markdown]
-# The line is rough in a model this small: the fit says how rough, and distances 1 and 2 may even
-# change places. `hijacklens reproduce fig3b` asks at the paper's size.
+# In a model this small the relation is only roughly linear: the fit reports how well it holds, and
+# the values at distances 1 and 2 may even be in the wrong order. `hijacklens reproduce fig3b` tests
+# it at the paper's size.
 #
 # ## Attention picks the right cluster
 #
-# Give the task two clusters: only tokens with the same first bit as the label carry information
-# (as in figure C.7). Does the last token look at its own cluster?
+# We give the task two clusters: only tokens with the same first bit as the label carry information
+# (as in figure C.7). Does the last token attend to its own cluster?
 
 # %%
 clustered = hl.ConceptTask(bits=4, support="first-bit", omega=0.5, length=24)
@@ -130,8 +134,8 @@ for name, probes in {
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - In this model the value matrix can be written down by hand, and the embeddings and the
-#   attention have the shape that the theory asks for.
-# - How *far* W_V matters depends on size; see the identity in `docs/one-layer`.
-# - m, L, steps and width are ours, small enough for a laptop. `hijacklens reproduce` runs the
-#   figures at the sizes of the paper.
+# - In this model an explicit construction can replace the value matrix, and the embeddings and the
+#   attention have the structure that the theory predicts.
+# - How *much* W_V matters depends on the size of the model; see the identity in `docs/one-layer`.
+# - We chose m, L, the steps and the width so that everything runs on a laptop. `hijacklens
+#   reproduce` runs the figures at the sizes of the paper.

@@ -13,8 +13,8 @@
 # %% [markdown]
 # # 4 · Bring your own model, facts and scheme
 #
-# Everything in hijacklens can be swapped for something of yours. Four swaps, from the easiest on:
-# a sentence, a set of facts, a model, a probe.
+# You can replace every ingredient of a hijacklens run by your own. This notebook replaces four, the
+# easiest first: the sentence, the facts, the model and the probe.
 
 # %%
 from pathlib import Path
@@ -32,8 +32,8 @@ model = hl.load_model(MODEL)
 # %% [markdown]
 # ## Your own scheme
 #
-# A scheme is a sentence with placeholders. Does it need to be an order at all? Perhaps a dream is
-# enough (the paper's title asks, after all).
+# A scheme is a sentence with placeholders. Must it be an instruction at all? The scheme `dream`
+# only mentions a dream (the paper's title asks "Do LLMs dream of elephants?").
 
 # %%
 hl.add_scheme("dream", "Last night I dreamt of {target_false}.")
@@ -44,9 +44,9 @@ result.plot()
 # %% [markdown]
 # ## Your own facts
 #
-# A CSV file with five columns does: relation, subject, prompt with `{}` for the subject, and the
-# two targets. (JSON, JSON lines and parquet work as well, and so do all published layouts of
-# CounterFact.)
+# A CSV file with five columns is enough: the relation, the subject, a prompt with `{}` in place of
+# the subject, and the two targets. (JSON, JSON lines, parquet and all published layouts of
+# CounterFact work, too.)
 
 # %%
 rows = [
@@ -69,8 +69,8 @@ items = own.items.assign(margin=own.items["first_true"] - own.items["first_false
 items.pivot(index="subject", columns="dose", values="margin").round(2)
 
 # %% [markdown]
-# Numbers above zero: the true target leads, in nats. Six facts tell a story and prove nothing; the
-# interval says so honestly.
+# The numbers are in nats; above zero the true target leads. Six facts are too few for a conclusion,
+# as the wide intervals show.
 
 # %%
 own.summary()[["dose", "n", "efficacy", "efficacy_low", "efficacy_high", "retention"]].round(2)
@@ -78,8 +78,8 @@ own.summary()[["dose", "n", "efficacy", "efficacy_low", "efficacy_high", "retent
 # %% [markdown]
 # ## Your own model
 #
-# `hl.load_model` takes a hub name, a folder, or Hugging Face objects. As a control we hand it a
-# model of the same shape that was never trained: it knows nothing, so there is nothing to hijack.
+# `hl.load_model` takes a hub name, a folder, or Hugging Face objects. As a control we use an
+# untrained model of the same architecture: it knows no facts, so there is nothing to hijack.
 
 # %%
 torch.manual_seed(0)
@@ -99,13 +99,14 @@ hl.hijack(untrained, facts, doses=[0, 1], quiet=True).summary()[
 ].round(2)
 
 # %% [markdown]
-# An efficacy near one half that does not move with the dose is what *no knowledge* looks like. So
-# an efficacy of one half is not "half hijacked"; always read it beside dose 0.
+# In a model without knowledge of the facts, efficacy is near one half at every dose. So an efficacy
+# of one half does not mean "half hijacked"; always compare it with dose 0.
 #
 # ## Your own probe
 #
-# A probe is a list of TransformerLens hooks with a name. This one halves what the last quarter of
-# the attention layers writes. It comes off again whatever happens, so the model stays as it was.
+# A probe is a list of TransformerLens hooks with a name. This one halves the output of the last
+# quarter of the attention layers. The hooks are removed even if an error occurs, so the model stays
+# unchanged.
 
 # %%
 layers = range(3 * model.cfg.n_layers // 4, model.cfg.n_layers)
@@ -120,10 +121,10 @@ pd.concat(
 )[["dose", "efficacy", "retention", "mean_shift"]].round(3)
 
 # %% [markdown]
-# ## Keep it
+# ## Save the result
 #
-# A result saves itself with everything that one needs to trust it later: data hashes, versions,
-# seed, and the facts that could not be scored.
+# A saved result contains everything that is needed to check it later: hashes of the data, versions,
+# the seed, and the facts that could not be scored.
 
 # %%
 folder = result.save("dream-study")
@@ -134,7 +135,7 @@ again.summary().equals(result.summary())
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - A sentence of your own is one line, and so is everything else: swap one thing at a time, and
-#   keep a control beside it.
-# - A scheme that works on forty facts of one model is a finding about those. The unrelated
-#   sentence (`unrelated`) and the untrained model are the two cheapest doubts to raise first.
+# - A new scheme takes one line, and the other replacements take only a few. Change one thing at a
+#   time, and run a control with it.
+# - If a scheme works on forty facts of one model, you know that about these facts and this model.
+#   The two cheapest controls are a neutral sentence (`unrelated`) and the untrained model.

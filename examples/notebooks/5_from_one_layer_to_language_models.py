@@ -13,10 +13,10 @@
 # %% [markdown]
 # # 5 · From the one-layer model to language models
 #
-# The one-layer model explains itself; a language model does not. The paper argues from the one to
-# the other by analogy. Here we ask the same four questions of both, with the same instruments, and
-# note where the analogy holds and where it stops. (The paper itself has no such bridge; these
-# comparisons are ours.)
+# We understand the one-layer model, but not a language model. The paper argues from the first to
+# the second by analogy. Here we ask the same four questions about both, with the same functions,
+# and note where the analogy holds and where it fails. (The paper makes no such comparison; these
+# are ours.)
 
 # %%
 import pandas as pd
@@ -40,8 +40,9 @@ trained.summary()[["seed", "lr", "accuracy", "bayes_accuracy"]].round(3)
 # ## 1. More cues, more hijack?
 #
 # In a language model the dose is the number of hijacking sentences. In the one-layer model a
-# context can be *mixed* from two labels (figure C.13); the mixing rate is its dose. Efficacy is on
-# both sides the share in which the other target wins, and it *rises*.
+# context can be *mixed* from two labels (figure C.13), and the mixing rate plays the role of the
+# dose. In both models efficacy is the fraction of cases in which the other target wins, and it
+# *rises*.
 
 # %%
 draw = torch.Generator().manual_seed(0)
@@ -62,14 +63,16 @@ with plots.canvas(1, 2, share_y=True) as (figure, axes):
 figure
 
 # %% [markdown]
-# Both climb, but not alike. Mixing takes evidence *away* from the first label while it adds some
-# for the second, and does so evenly. A sentence only adds, and the first one does nearly all of
-# the work: more of the same cue counts little. That is where the analogy first creaks.
+# Both curves rise, but in different ways. Mixing *removes* evidence for the first label and adds
+# evidence for the second, in proportion to the rate. A sentence only adds evidence, and the first
+# sentence has nearly the full effect: repetitions of the same cue add little. This is the first
+# limit of the analogy.
 #
 # ## 2. Does the answer need that attention?
 #
-# One call, two models: hide what the last token takes its evidence from. In the one-layer model
-# that is the cluster of the last token, in the language model the hijacking sentence.
+# The same probe works on both models: it hides the tokens that give the last token its evidence. In
+# the one-layer model these are the cluster of the last token, in the language model the hijacking
+# sentence.
 
 # %%
 cut = {"one layer": attention.knock_out("last", "cluster")}
@@ -84,7 +87,7 @@ print(f"{MODEL}: efficacy at dose 1 {plain[1]:.3f} -> {blind[1]:.3f} without the
 print(f"    (bare query: {plain[0]:.3f})")
 
 # %% [markdown]
-# The same views for both: what the last token attends to.
+# The same view shows for both models which tokens the last token attends to.
 
 # %%
 context = task.sample(1, torch.Generator().manual_seed(1)).tokens[0]
@@ -95,11 +98,11 @@ above = views.attended(model, facts[0], scheme="do-not-think", layers=late, with
 views.Sheet((below, above))
 
 # %% [markdown]
-# ## 3. How much of the value matrices does it need?
+# ## 3. How much of the value matrices is needed?
 #
-# Cut every W_V down to a low rank. If the paper's memory were all there is, a few directions might
-# carry it. (One layer: 16 is the full rank. In the language model, with 64 to a head, all layers
-# are cut at once.)
+# We replace every W_V by its best approximation of low rank. If the memory of the paper explained
+# everything, a few directions might be enough. (In the one-layer model 16 is the full rank. In the
+# language model it is 64 per head, and all layers are replaced at once.)
 
 # %%
 rows = []
@@ -112,14 +115,15 @@ columns = ["rank", "one layer: accuracy", "efficacy at dose 0", "efficacy at dos
 pd.DataFrame(rows, columns=columns).set_index("rank").round(3)
 
 # %% [markdown]
-# Watch dose 0 here. Where the bare efficacy goes to one half, the model has lost its *knowledge*,
-# and an efficacy at dose 1 says nothing about hijacking any more.
+# Look at dose 0 first. If efficacy on the bare query is near one half, the model has lost its
+# *knowledge*, and efficacy at dose 1 says nothing about hijacking.
 #
 # ## 4. Is a head a sum of outer products?
 #
-# In the one-layer model, W_V has a large share of equation 5.1 in it. Which share of a head's OV
-# circuit is a sum of outer products of subjects and their targets? `p_family` is the chance of as
-# much under shuffled associations or random matrices, corrected for the number of tests.
+# In the one-layer model, W_V is mostly the matrix of equation 5.1. What fraction of a head's OV
+# circuit is a sum of outer products of subjects and their targets? `p_family` is the probability of
+# at least this value with shuffled associations or random matrices, corrected for the number of
+# tests.
 
 # %%
 fits = memory_fit.fit(small, task).summary()
@@ -133,17 +137,18 @@ fits = memory_fit.fit(model, pairs, heads=heads).summary()
 fits[["layer", "head", "statistic", "value", "p_family"]].round(4)
 
 # %% [markdown]
-# Of these heads the summary names the best for each statistic. `recall` is the share of wrong
-# answers that score below the right one, so that one half is chance. A head can retrieve some of
-# its associations while hardly any of its matrix is made of them: it does much else.
+# For each statistic the summary names the head with the highest value. `recall` is the fraction of
+# wrong answers that score below the right one, so chance is one half. A head can retrieve some of
+# the associations although they make up hardly any of its matrix, which serves many other purposes.
 
 # %% [markdown]
 # ## What to conclude, and what not
 #
-# - What carries over: cues add up at the last token through attention; take that attention away
-#   and both models lose the effect.
-# - What does not: the language model saturates after one sentence; its knowledge is spread over
-#   many layers and MLPs, which the one-layer model does not have; and of the matrix of a head
-#   outer products of these facts are a vanishing share. That is no proof of absence: a late layer
-#   reads the stream at that point, not the embeddings.
-# - An analogy is a source of hypotheses. The tests are yours: `hijacklens reproduce --list`.
+# - The analogy holds for attention: cues add up at the last token through attention, and without
+#   that attention both models lose the effect.
+# - It fails in three ways. The language model saturates after one sentence. Its knowledge is spread
+#   over many layers and MLPs, which the one-layer model does not have. And outer products of these
+#   facts are a tiny fraction of a head's matrix. (This does not prove that there is no memory: a
+#   late layer reads the residual stream at its depth, not the embeddings.)
+# - An analogy suggests hypotheses; they still have to be tested. `hijacklens reproduce --list`
+#   lists our tests.

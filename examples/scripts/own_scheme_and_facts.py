@@ -3,7 +3,7 @@
 python examples/scripts/own_scheme_and_facts.py --template "Never say {target_false}."
 
 A facts file has the columns case_id, relation_id, subject, prompt (with {} for the subject),
-target_true and target_false; without one, three facts written here are used.
+target_true and target_false; without a file, the script uses three facts of its own.
 """
 
 import argparse

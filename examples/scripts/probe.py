@@ -1,4 +1,4 @@
-"""Point probes at a model: hide the hijack from the last token, cut late value matrices down.
+"""Use two probes: hide the hijack from the last token, and reduce the rank of late value matrices.
 
 python examples/scripts/probe.py --model smollm2-135m
 """

@@ -19,7 +19,7 @@ if options.trained:
 else:
     task = hl.ConceptTask(bits=5, omega=0.5, beta=1.0, length=64)
     trained = hl.train(task, d_model=16, seeds=2, steps=options.steps, evaluation=1024, quiet=True)
-memory = values.matched(values.memory(trained.task))  # at the norm of the trained matrix
+memory = values.matched(values.memory(trained.task))  # scaled to the norm of the trained matrix
 swaps = {
     "as trained": [],
     "equation 5.1": [values.replace(memory)],

@@ -14,7 +14,7 @@ from probes import logit_shift
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--model", default="smollm2-135m", help="a name, a folder or a hub id")
 parser.add_argument("--limit", type=int, default=20, help="how many facts of the atlas")
-parser.add_argument("--out", default="report.html", help="the page; it is replaced if it is there")
+parser.add_argument("--out", default="report.html", help="the page; an existing one is replaced")
 options = parser.parse_args()
 
 model = hl.load_model(options.model)

@@ -1,4 +1,4 @@
-"""Take the logit shift of one fact apart: which tokens, layers and heads wrote it.
+"""Split the logit shift of one fact into the parts that tokens, layers and heads wrote.
 
 python examples/scripts/trace.py --model smollm2-135m --case 57 --out shift.png
 """

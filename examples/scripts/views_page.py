@@ -14,7 +14,7 @@ parser.add_argument("--model", default="smollm2-135m", help="a name, a folder or
 parser.add_argument("--case", type=int, default=57, help="the case id of a fact of the atlas")
 parser.add_argument("--layer", type=int, default=-1, help="the layer to show; -1 is the last")
 parser.add_argument("--out", default="attention.html", help="the page")
-parser.add_argument("--picture", help="also the layer as a PNG, SVG or PDF file")
+parser.add_argument("--picture", help="a PNG, SVG or PDF file for a picture of the layer")
 options = parser.parse_args()
 
 model = hl.load_model(options.model)

@@ -17,7 +17,7 @@ from .prompts.prompt import Prompt as Prompt
 from .prompts.schemes import Scheme as Scheme
 from .prompts.schemes import add_scheme as add_scheme
 from .prompts.schemes import schemes as schemes
-from .report.document import write_report as write_report
+from .report.page import write_report as write_report
 from .results.result import load_result as load_result
 from .scoring.answers import answer as answer
 from .scoring.execution import Execution as Execution

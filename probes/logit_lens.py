@@ -42,11 +42,10 @@ from hijacklens.prompts.correspondence import Unit, units
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
 from hijacklens.results.glance import Glance, Grid, Shown
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
-from hijacklens.scoring.settings import ProbedSettings
+from hijacklens.scoring.result import ProbedSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)

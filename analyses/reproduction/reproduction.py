@@ -27,8 +27,7 @@ from hijacklens.facts.fact import FactSet, FactsRecord
 from hijacklens.one_layer.recipe import OUR_DEFAULTS
 from hijacklens.renamed import with_new_names
 from hijacklens.results.glance import STATE, Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 
 AnalysisRecord: TypeAlias = Annotated[

@@ -36,8 +36,7 @@ from hijacklens.one_layer.training import train
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result, load_result
+from hijacklens.results.result import Provenance, Result, load_result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack

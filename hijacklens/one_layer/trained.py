@@ -30,8 +30,7 @@ from hijacklens.one_layer.stacked_runs import generator_for
 from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.probe import Probe
 from hijacklens.results.glance import Glance, Grid, named
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import NOT_STORED, Stored
 
 MODELS = "models"

@@ -1,6 +1,6 @@
 "use strict";
 
-// The table that packing.py packed, as columns: {name, kind, length, at(i)}; text has values and codes, too.
+// The table that tables.py packed, as columns: {name, kind, length, at(i)}; text has values and codes, too.
 async function unpack(id) {
   const text = atob(document.getElementById(id).textContent);
   const bytes = new Uint8Array(text.length);
@@ -29,7 +29,7 @@ function up(n) {
   return Math.ceil(n / 8) * 8;
 }
 
-// As `visible` of hijacklens/views/markup.py, for text nodes: hidden characters are written out.
+// As `visible` of hijacklens/views/page.py, for text nodes: hidden characters are written out.
 const HIDDEN =
   /[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\u{e0000}-\u{e007f}]|\p{Surrogate}/gu;
 

@@ -11,10 +11,17 @@ from __future__ import annotations
 
 import importlib
 import json
+import platform
 import re
+import shlex
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import partial
+from importlib import metadata
 from inspect import isabstract
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -26,14 +33,70 @@ from hijacklens.errors import InputError
 from hijacklens.files import RECORD, claim_folder, named_path, write_json, write_whole
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.results.older_forms import FORM, MOVED, upgraded
-from hijacklens.results.provenance import Provenance, _version
 from hijacklens.results.stored import read_fields, to_record, write_table, writers
 
 if TYPE_CHECKING:
     from hijacklens.results.exhibits import Exhibit
 
+PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
 FILES = "files"
 """Key of the names of the files in `result.json`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a result came from: when, by which command, with which versions, at which commit."""
+
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    """The command line; `python` for a notebook or script."""
+    seed: int | None
+    """The seed of the run; None if nothing was drawn."""
+    commit: str | None
+    """Commit of the hijacklens checkout, with a `+` if it had changes; None if installed."""
+    python: str
+    platform: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def now(cls, *, seed: int | None = None) -> Provenance:
+        """Return the provenance of a result that is made now, in this process."""
+        program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+        command = shlex.join([program, *sys.argv[1:]]) if program == "hijacklens" else "python"
+        return cls(
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            command=command,
+            seed=seed,
+            commit=_commit(),
+            python=platform.python_version(),
+            platform=f"{platform.system()} {platform.machine()}",
+            versions={name: _version(name) for name in PACKAGES},
+        )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 class Result(Shown, ABC):

@@ -19,7 +19,7 @@ from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.renamed import renamed
-from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import Provenance
 from hijacklens.scoring.execution import Execution, LocalModel
 from hijacklens.scoring.items import (
     Item,
@@ -32,8 +32,7 @@ from hijacklens.scoring.items import (
     score_items,
     skipped_table,
 )
-from hijacklens.scoring.result import HijackResult
-from hijacklens.scoring.settings import HijackSettings, ReadingCounts, ScoredModel
+from hijacklens.scoring.result import HijackResult, HijackSettings, ReadingCounts, ScoredModel
 from hijacklens.store.store import open_store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas

@@ -22,8 +22,7 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.result import HijackResult
 

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
+from pydantic import PlainSerializer
 
 from hijacklens.engine import accounting
+from hijacklens.engine.accounting import Accounting
 from hijacklens.errors import InputError, choice, unknown
+from hijacklens.facts.fact import FactsRecord
+from hijacklens.models.identity import ModelIdentity
+from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text
 from hijacklens.results.glance import Glance, Grid, named
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.curves import curves, relation_curves
 from hijacklens.scoring.efficacy import ALL, RULES, Rule
 from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SkippedTable
-from hijacklens.scoring.settings import HijackSettings
 
 MODELS_PER_FIGURE = 2
 """Models in one figure of a report if each has a panel; more panels would be too small."""
@@ -46,6 +49,60 @@ DIFFER = {
 }
 
 EACH = ("model", "scheme")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadingCounts:
+    """Where the readings of a run came from."""
+
+    computed: int
+    from_store: int
+    store: str
+    """Path of the store; empty if it was not used."""
+    store_off: str
+    """Why the store was not used; empty if it was."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoredModel(ModelIdentity):
+    """A model that scored facts, and the cost."""
+
+    readings: ReadingCounts
+    engine: Annotated[Accounting, PlainSerializer(Accounting.record)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HijackSettings:
+    """The settings of `hijacklens.hijack`."""
+
+    models: tuple[ScoredModel, ...]
+    facts: FactsRecord
+    schemes: tuple[SchemeRecord, ...]
+    doses: tuple[int, ...]
+    probes: tuple[str, ...]
+    """Keys of the probes, in their order."""
+    seed: int
+    unfinished: Mapping[str, Any] | None = None
+    """For a run over several models that was cut short: the models `asked` and `missing`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbedSettings:
+    """One model under one scheme, with probes."""
+
+    model: ModelIdentity
+    scheme: SchemeRecord
+    probes: tuple[str, ...] = ()
+    """Keys of the probes, in their order."""
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairSettings(ProbedSettings):
+    """Facts, each with a bare and a hijacked prompt."""
+
+    facts: FactsRecord
+    dose: int
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,8 +27,7 @@ from hijacklens.views.components import (
     visible,
 )
 from hijacklens.views.page import page, save_page
-from hijacklens.views.reading import attended, attention, run
-from hijacklens.views.runs import Run
+from hijacklens.views.runs import Run, attended, attention, run
 from hijacklens.views.sheet import Sheet, View
 
 __all__ = [

@@ -14,16 +14,58 @@ import base64
 import gzip
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hijacklens.files import write_text
 from hijacklens.results.exhibits import View
-from hijacklens.views.markup import templates
+
+HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Characters that a reader could not see or that would reverse the text around them: control
+characters, writing directions, line ends, broken code points. `report/data.js` has the same."""
+
+
+@cache
+def templates(folder: Path) -> Environment:
+    r"""Return the Jinja2 templates in a folder; every text stays text, except `Markup` values.
+
+    They escape tags and quotes, and write out the characters of `HIDDEN`.
+
+    >>> templates(Path()).from_string("{{ text }}").render(text="<b>\x00\u202e\n</b>")
+    '&lt;b&gt;␀⟨U+202E⟩↵&lt;/b&gt;'
+    """
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        finalize=lambda value: value if hasattr(value, "__html__") else visible(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """Write out the hidden characters of a text, except those in `keep`."""
+
+    def written(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        if match[0] in keep:
+            return match[0]
+        if code == 0x0A:
+            return "↵"
+        return chr(0x2400 + code) if code < 0x20 else f"⟨U+{code:04X}⟩"
+
+    return HIDDEN.sub(written, text)
+
 
 TEMPLATES = templates(Path(__file__).parent)
 

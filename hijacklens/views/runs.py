@@ -1,24 +1,47 @@
-"""A run: the attention of every head in one forward pass, and the views of it.
+"""Runs: the attention of every head in one forward pass over a text, a prompt, a fact or a context.
 
-`hijacklens.views.run` makes one. Patterns are read after the probes, so a knock-out shows as zeros.
+Patterns are read after the probes, so a knock-out shows as zeros.
+
+>>> import torch
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
+>>> model = OneLayerTransformer(OneLayerConfig(vocab=4, d_model=4, length=4))
+>>> one = run(model, torch.tensor([0, 1, 2, 3]))
+>>> one, one.attended(source="at:-1").props["tokens"]
+(Run(4 tokens, 1 layer, 1 head), ['0 ', '1 ', '2 ', '3 '])
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from hijacklens import sites
 from hijacklens.errors import InputError
-from hijacklens.prompts.spans import atoms
+from hijacklens.facts.fact import Fact
+from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
+from hijacklens.one_layer.spans import layout as context_layout
+from hijacklens.one_layer.task import ConceptTask
+from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
+from hijacklens.prompts.layout import Layout, mark
+from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.schemes import Scheme, Unusable, get_scheme
+from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, atoms, positions
+from hijacklens.prompts.tokens import locate
 from hijacklens.sites import Heads, Layers
 from hijacklens.views.components import attention_heads, attention_pattern, coloured_tokens
 from hijacklens.views.sheet import View
 
+READING = "views"
+"""Key of the probe that reads patterns."""
+Subject: TypeAlias = "str | Prompt | Fact | Sequence[int] | Tensor"
+"""The input of a run."""
 Locate: TypeAlias = Callable[[str], tuple[int, ...]]
 """Atom of a span (without `+`) -> positions of its tokens."""
 
@@ -147,3 +170,172 @@ class Run:
         else:
             said = f", {len(pairs)} heads"
         return said + "".join(f", {key}" for key in self.probes)
+
+
+def run(
+    model: HookedModel,
+    subject: Subject,
+    *,
+    scheme: str | Scheme | None = None,
+    dose: int = 1,
+    task: ConceptTask | None = None,
+    probes: Sequence[Probe] = (),
+    seed: int = 0,
+) -> Run:
+    """Run a model once and keep the attention of all heads.
+
+    Args:
+        model: Any hooked model.
+        subject: A text, a `Prompt` or a `Fact` for a language model; token ids [pos] for a model
+            that reads no text.
+        scheme: Only with a fact: the scheme that hijacks it; None for its bare query.
+        dose: Number of hijacking sentences before the query of a fact with a scheme.
+        task: Only with token ids: the concept task, if probes or sources name its spans.
+        probes: Act on the run, in order.
+        seed: Seeds the draws of a scheme.
+
+    Raises:
+        InputError: The input does not suit the model, is empty or too long, a scheme cannot serve
+            the fact, a probe names a span that is missing, or the model is in training mode.
+
+    Note:
+        Costs one forward pass, and memory for layers x heads x pos x pos numbers.
+    """
+    require_eval(model, operation="a view of attention")
+    probes = check_probes(probes)
+    spans = spans_of(probes)
+    tokenizer = getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        ids, locate_atom = _context(model, subject, task)
+        tokens, text = [str(token) for token in ids], ""
+    else:
+        prompt = _prompt(model, subject, scheme, dose, seed)
+        located = locate(tokenizer, prompt)
+        ids, locate_atom, text = located.ids, located.positions, located.text
+        tokens = [
+            text[start:end].strip() or str(tokenizer.convert_ids_to_tokens(token))
+            for token, (start, end) in zip(ids, located.offsets, strict=True)
+        ]
+    length = int(model.cfg.n_ctx)
+    if not 0 < len(ids) <= length:
+        raise InputError(f"a run takes 1 to {length} tokens, not {len(ids)}.")
+    located_spans = {span: locate_atom(span) for span in spans}
+    for span, span_positions in located_spans.items():
+        if span.startswith(TEXT) and not span_positions:
+            raise InputError(f"the span {span!r} is not in {text!r}. Check its spelling.")
+    marked = mark(ids, list(located_spans.values()))
+    symbols = torch.tensor([marked], device=device_of(model))
+    patterns = _patterns(model, Layout.of_symbols(symbols, spans), probes)
+    keys = tuple(probe.key for probe in probes)
+    return Run(tuple(tokens), patterns.numpy(), text, keys, locate_atom)
+
+
+def attention(
+    model: HookedModel,
+    subject: Subject,
+    *,
+    heads: Heads = None,
+    layers: Layers = None,
+    **options: Any,
+) -> View:
+    """Run a model and view attention patterns: `run(model, subject, **options).heads(...)`."""
+    return run(model, subject, **options).heads(heads, layers=layers)
+
+
+def attended(
+    model: HookedModel,
+    subject: Subject,
+    *,
+    source: str = "last",
+    heads: Heads = None,
+    layers: Layers = None,
+    without: str | None = None,
+    **options: Any,
+) -> View:
+    """Run a model and view attended tokens: `run(model, subject, **options).attended(...)`."""
+    one = run(model, subject, **options)
+    return one.attended(source, heads=heads, layers=layers, without=without)
+
+
+def _prompt(
+    model: HookedModel, subject: Any, scheme: str | Scheme | None, dose: int, seed: int
+) -> Prompt:
+    if isinstance(subject, Fact):
+        if scheme is None:
+            return make_prompt(subject, sentence="", dose=0, scheme="")
+        rule = get_scheme(scheme)
+        try:
+            sentence = rule.sentence(subject, seed=seed)
+        except Unusable as reason:
+            raise InputError(f"case {subject.case_id} cannot be hijacked: {reason}.") from None
+        return make_prompt(subject, sentence=sentence, dose=dose, scheme=rule.name)
+    if scheme is not None:
+        raise InputError(
+            f"a scheme hijacks a Fact, not a {type(subject).__name__}; give a fact, or put the "
+            "sentences into the text yourself."
+        )
+    if isinstance(subject, Prompt):
+        return subject
+    if not isinstance(subject, str):
+        raise InputError(
+            f"a language model is run on a text, a Prompt or a Fact, not a "
+            f"{type(subject).__name__}."
+        )
+    if not subject.strip():
+        raise InputError("the prompt is empty; give the beginning of a sentence.")
+    # A text has no sentences and no subject, so probes that name them are refused.
+    return Prompt(text=subject, scheme="", dose=0, spans={"query": ((0, len(subject)),)})
+
+
+def _context(
+    model: HookedModel, subject: Any, task: ConceptTask | None
+) -> tuple[tuple[int, ...], Locate]:
+    if isinstance(subject, (str, Prompt, Fact)):
+        raise InputError(
+            f"this {type(model).__name__} has no tokenizer and reads no text; give token ids, such "
+            "as contexts.tokens[0]."
+        )
+    tokens = torch.as_tensor(subject)
+    if tokens.dim() != 1 or tokens.is_floating_point():
+        raise InputError(
+            f"the model reads token ids of the shape [pos], such as contexts.tokens[0]; got "
+            f"{tuple(tokens.shape)} of {tokens.dtype}."
+        )
+    ids = tuple(int(token) for token in tokens)
+
+    def locate_atom(atom: str) -> tuple[int, ...]:
+        if task is not None:
+            mask = context_layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0]
+            return tuple(mask.nonzero().flatten().tolist())
+        if atom == EVERYWHERE:
+            return tuple(range(len(ids)))
+        if atom == "last":
+            return (len(ids) - 1,)
+        if atom.startswith(AT):
+            return positions(atom, len(ids))
+        if atom.startswith(TOKEN):
+            return tuple(i for i, token in enumerate(ids) if token == int(atom[len(TOKEN) :]))
+        raise InputError(f"the span {atom!r} belongs to a concept task; give task=... too.")
+
+    return ids, locate_atom
+
+
+def _patterns(
+    model: HookedModel, layout: Layout, probes: Sequence[Probe]
+) -> Float[Tensor, "layer head query key"]:
+    """Return the attention of every head, read after the probes."""
+    patterns: dict[int, Tensor] = {}
+
+    def keep(layer: int, pattern: Tensor, hook: Any) -> None:
+        patterns[layer] = pattern[0].detach().float().cpu()
+
+    layers = range(int(model.cfg.n_layers))
+    reading = [(f"blocks.{i}.attn.hook_pattern", partial(keep, i)) for i in layers]
+    if "unembed.hook_in" in model.hook_dict:
+        zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
+        reader = HookProbe(READING, reading, packs=True)
+        logits_at(model, layout, zero, zero, probes=[*probes, reader])
+    else:  # a HookedTransformer
+        with torch.inference_mode(), probed(model, probes, layout), hooked(model, reading):
+            model(layout.tokens, return_type=None)
+    return torch.stack([patterns[i] for i in layers])

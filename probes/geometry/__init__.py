@@ -38,8 +38,7 @@ from hijacklens.errors import InputError, choice
 from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.renamed import old_names, renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from probes import named_models
 from probes.geometry.hamming_fit import GramFit, fit_gram

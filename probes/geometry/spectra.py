@@ -41,8 +41,7 @@ from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from probes import named_models
 from probes.geometry.hamming_fit import fit_gram

@@ -33,7 +33,7 @@ from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe
 from hijacklens.progress import bar
 from hijacklens.renamed import renamed
-from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import Provenance
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack

@@ -17,12 +17,11 @@ from hijacklens.errors import choice
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.results.glance import Glance, Grid, fraction, signed
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.items import ITEM_COLUMNS, SkippedTable
-from hijacklens.scoring.settings import HijackSettings
+from hijacklens.scoring.result import HijackSettings
 from probes.heads.contrasts import contrasts, side_effects
 from probes.heads.figures import held_out_figure
 

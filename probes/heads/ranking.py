@@ -26,14 +26,12 @@ from hijacklens.progress import bar
 from hijacklens.prompts.schemes import Scheme
 from hijacklens.renamed import Function, renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import NOT_STORED, Stored
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SkippedTable
-from hijacklens.scoring.result import HijackResult
-from hijacklens.scoring.settings import PairSettings, ScoredModel
+from hijacklens.scoring.result import HijackResult, PairSettings, ScoredModel
 from hijacklens.statistics import adjust, paired_mean, signed_rank
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, CORRECTED, NONE

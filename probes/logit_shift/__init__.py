@@ -36,10 +36,10 @@ from hijacklens.models.identity import identify
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.prompts.correspondence import SPANS
-from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import Provenance
 from hijacklens.scoring.items import Item
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
-from hijacklens.scoring.settings import PairSettings
+from hijacklens.scoring.result import PairSettings
 from probes.account import PARTS, Account, Question, accounts
 from probes.logit_shift.average import AverageShift
 from probes.logit_shift.result import ShiftAccount, TraceSettings, parts_table

@@ -20,11 +20,10 @@ from matplotlib.figure import Figure
 from hijacklens.prompts.correspondence import SPANS
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.items import SkippedTable
-from hijacklens.scoring.settings import PairSettings
+from hijacklens.scoring.result import PairSettings
 from hijacklens.statistics import RESAMPLES, Interval, paired_mean
 from probes.account import PARTS, SINGLE
 from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows

@@ -34,10 +34,9 @@ from hijacklens.prompts.correspondence import Unit
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text, Views
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
-from hijacklens.scoring.settings import ProbedSettings
+from hijacklens.scoring.result import ProbedSettings
 from probes.account import SINGLE, Account
 from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows
 

@@ -36,7 +36,7 @@ from hijacklens.models.hooked import HookedModel, require_eval
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
 from hijacklens.renamed import renamed
-from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import Provenance
 from hijacklens.sites import Heads, Layers, choose
 from probes import named_models
 from probes.memory_fit import associations

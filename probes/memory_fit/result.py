@@ -14,8 +14,7 @@ from hijacklens import plots
 from hijacklens.errors import choice
 from hijacklens.facts.fact import Skipped
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from probes.memory_fit.outer_products import STATISTICS
 

@@ -33,7 +33,7 @@ from hijacklens.errors import InputError, choice, one_of_type
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, require_eval
 from hijacklens.models.identity import identify
 from hijacklens.progress import bar
-from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import Provenance
 from hijacklens.scoring.pairs import DIRECTIONS, Direction, Pairs, takes_facts
 from hijacklens.sites import Heads, Layers, choose
 from probes.activation_sites import HEAD_AXES, Site, hook_name

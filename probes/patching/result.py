@@ -22,11 +22,10 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import choice
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
+from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.items import SkippedTable
-from hijacklens.scoring.settings import PairSettings
+from hijacklens.scoring.result import PairSettings
 from hijacklens.statistics import paired_ratio
 
 PATCH_COLUMNS = (

@@ -21,8 +21,7 @@ from hijacklens.models.loading import load_model
 from hijacklens.probe import probed
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import SchemeRecord
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import load_result
+from hijacklens.results.result import Provenance, load_result
 from hijacklens.scoring.items import SKIPPED_COLUMNS
 from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, pairs
 from probes import patching

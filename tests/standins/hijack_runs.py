@@ -11,10 +11,9 @@ from sample_facts import sample_facts
 from hijacklens.engine.accounting import Accounting
 from hijacklens.facts.fact import Fact, FactsRecord
 from hijacklens.prompts.schemes import SchemeRecord, get_scheme
-from hijacklens.results.provenance import Provenance
+from hijacklens.results.result import Provenance
 from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SKIPPED_COLUMNS
-from hijacklens.scoring.result import HijackResult
-from hijacklens.scoring.settings import HijackSettings, ReadingCounts, ScoredModel
+from hijacklens.scoring.result import HijackResult, HijackSettings, ReadingCounts, ScoredModel
 
 
 def scored_model(name: str) -> ScoredModel:

@@ -24,12 +24,10 @@ from hypothesis import strategies as st
 import hijacklens as hl
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.report.packing import links, pack
-from hijacklens.report.tables import number, table_part
+from hijacklens.report.tables import links, number, pack, table_part
 from hijacklens.results.exhibits import Drawing, Table
-from hijacklens.results.provenance import Provenance
-from hijacklens.results.result import Result
-from hijacklens.views.markup import templates
+from hijacklens.results.result import Provenance, Result
+from hijacklens.views.page import templates
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ import hijacklens as hl
 from hijacklens.facts.fact import Fact
 from hijacklens.report.tables import FIRST_ROWS, number
 from hijacklens.scoring import efficacy
-from hijacklens.views.markup import visible
+from hijacklens.views.page import visible
 
 WIDER = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 """Pixels by which the page is wider than the screen."""

@@ -22,8 +22,7 @@ from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.files import RECORD, claim_folder, write_json, write_whole
 from hijacklens.one_layer.task import ConceptTask, TaskRecord
-from hijacklens.results.provenance import PACKAGES, Provenance
-from hijacklens.results.result import Result, load_result
+from hijacklens.results.result import PACKAGES, Provenance, Result, load_result
 from hijacklens.results.stored import NOT_STORED, Stored
 
 

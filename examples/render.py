@@ -25,7 +25,7 @@ from nbformat.v4 import new_code_cell
 HERE = Path(__file__).resolve().parent
 NOTEBOOKS, RENDERED = HERE / "notebooks", HERE / "rendered"
 SHOWN = ("image/png", "text/markdown", "text/plain")
-"""What is kept of an output, best first: no HTML, which would hold half a megabyte for a view."""
+"""The formats of an output that a page keeps, best first. HTML would be half a megabyte a view."""
 SECONDS = 900
 WIDE = 'import pandas as pd; pd.set_option("display.width", 118, "display.max_columns", 20)'
 """Run first, and not shown: tables as text are not broken where a page is wide enough."""

@@ -207,7 +207,7 @@ def adjust(
 
 
 def rank_p(value: float, controls: Float[np.ndarray, " control"]) -> float:
-    """Return the one-sided p-value of a value among those of random controls.
+    """Return the one-sided p-value of a value, compared with the values of random controls.
 
     It is `(1 + number of controls at least as high) / (1 + number of controls)`, so with N controls
     at least 1 / (N + 1) (Phipson and Smyth 2010).

@@ -14,7 +14,7 @@ DOCTEST = re.compile(
 
 
 def fenced(text: str) -> str:
-    """The text with every stretch of doctests in a fence."""
+    """Return the text with every run of doctests in a fence."""
 
     def fence(match: re.Match[str]) -> str:
         indent = match["indent"]

@@ -1,8 +1,8 @@
-"""What is put in when the site is built: lists and options that the program knows best, notebooks.
+"""Content that is added when the site is built: lists of options and names, and the notebooks.
 
-A page asks for a list with a comment of its own on a line, such as `<!-- generated: commands -->`.
-It cannot go stale, as it is read from the commands and registries themselves. Every study (a folder
-of docs/ with a README.md) and every rendered notebook of examples/ gets a place in the navigation.
+A comment on a separate line of a page, such as `<!-- generated: commands -->`, is replaced by a list
+that is read from the commands and registries, so it is always current. Every study (a folder of
+docs/ with a README.md) and every rendered notebook of examples/ is added to the navigation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ASKED = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Called by MkDocs first: add to the navigation what is not in it."""
+    """Add pages to the navigation that are missing in it; MkDocs calls this first."""
     assert config.nav is not None
     sections = {name: pages for entry in config.nav for name, pages in entry.items()}
     listed = str(config.nav)
@@ -38,7 +38,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Called by MkDocs for what the site is made of: add the notebooks with their pictures."""
+    """Add the notebooks with their pictures; MkDocs calls this with the files of the site."""
     for page in _notebooks():
         for path in (page, *sorted(page.with_suffix("").glob("*.png"))):
             name = f"notebooks/{path.relative_to(NOTEBOOKS).as_posix()}"
@@ -47,7 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
-    """Called by MkDocs for every page."""
+    """Replace the comments by their lists; MkDocs calls this for every page."""
 
     def put(match: re.Match[str]) -> str:
         return MAKERS[match[1]]()
@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, **kwargs: Any) -> str:
 
 
 def commands() -> str:
-    """Every command with its options, from click."""
+    """Return every command with its options, from click."""
     from analyses.commands.group import group
 
     context = click.Context(group, info_name="hijacklens")
@@ -69,7 +69,7 @@ def commands() -> str:
 
 
 def schemes() -> str:
-    """The built-in schemes."""
+    """Return the table of the built-in schemes."""
     from hijacklens.prompts.schemes import schemes as registered
 
     return _table(
@@ -87,15 +87,15 @@ def schemes() -> str:
 
 
 def placeholders() -> str:
-    """What a template may name."""
+    """Return the table of the placeholders of a template."""
     from hijacklens.prompts.schemes import PLACEHOLDERS
 
     rows = [(f"`{{{name}}}`", meaning) for name, meaning in PLACEHOLDERS.items()]
-    return _table(("placeholder", "stands for"), rows)
+    return _table(("placeholder", "replaced by"), rows)
 
 
 def probes() -> str:
-    """The kinds of probes that can be written as text."""
+    """Return the table of the kinds of probes that can be written as text."""
     from probes.specification import KINDS
 
     return _table(
@@ -105,7 +105,7 @@ def probes() -> str:
 
 
 def analyses() -> str:
-    """Every figure and statement that can be reproduced."""
+    """Return the table of the figures and statements that can be reproduced."""
     from analyses.reproduction.catalogue import CATALOGUE
 
     return _table(
@@ -118,7 +118,7 @@ def analyses() -> str:
 
 
 def ours() -> str:
-    """What of a training recipe the paper does not state."""
+    """Return the table of the settings of a recipe that the paper does not state."""
     from hijacklens.one_layer.recipe import OUR_DEFAULTS
 
     items = OUR_DEFAULTS.items() if isinstance(OUR_DEFAULTS, dict) else enumerate(OUR_DEFAULTS)
@@ -130,7 +130,7 @@ def _notebooks() -> list[Path]:
 
 
 def _title(page: Path) -> str:
-    """The first heading of a page, without what kind of page it is."""
+    """Return the first heading of a page, without the kind of page ("Study: ")."""
     first = next(line for line in page.read_text(encoding="utf-8").splitlines() if line[:2] == "# ")
     title = first.removeprefix("# ").removeprefix("Study: ").strip()
     return title[:1].upper() + title[1:]
@@ -157,7 +157,7 @@ def _command(command: click.Command, parent: click.Context, name: str) -> Iterat
 
 
 def _help(text: str) -> Iterator[str]:
-    r"""The paragraphs of a command's help; those behind \b with indented lines become code."""
+    r"""Return the paragraphs of a command's help; indented lines after \b become code."""
     for paragraph in re.split(r"\n\s*\n", inspect.cleandoc(text)):
         kept, _, body = paragraph.rpartition("\b\n")
         lines = (body or kept).splitlines()
@@ -188,7 +188,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Text whose angle brackets are not read as markup; what stands in backticks is left."""
+    """Escape angle brackets, which would be read as markup, except in backticks."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
         part if part.startswith("`") else part.replace("<", "&lt;").replace(">", "&gt;")

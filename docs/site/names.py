@@ -1,7 +1,7 @@
 """The public names, one line each: `python docs/site/names.py` writes them into the API page.
 
-A door lists its names in `__all__`; without one, they are the functions and classes that the
-module defines. Names that begin with an underscore are private.
+The names of a public module (a "door") are those in its `__all__` or, if it has none, the functions
+and classes that it defines. Names that begin with an underscore are private.
 """
 
 from __future__ import annotations
@@ -47,9 +47,13 @@ ONLY = {
     "hijacklens.models.packaged": ["PACKAGED"],
     "hijacklens.scoring.forecast": ["forecast"],
 }
-"""The names of modules that have others besides."""
-CONSTANTS = {"PACKAGED": "Short name -> packaged model.", "TITLE": "The default title of a report."}
-"""What is said of names without a docstring; other constants are types of arguments."""
+"""Public module -> its public names, if the other names in it are private."""
+CONSTANTS = {
+    "PACKAGED": "Short name -> packaged model.",
+    "Scaling": "How vectors are scaled before the fit: the type of an argument of `fit`.",
+    "TITLE": "The default title of a report.",
+}
+"""Descriptions of names without a docstring; other constants are types of arguments."""
 
 
 def names(door: str) -> list[str]:

@@ -27,6 +27,8 @@ print(
     .round(2)
     .to_string(index=False)
 )
-print("logit o_ - logit o*, mean over facts; share: the part of the shift that the patch undoes")
+print(
+    "logit o_ - logit o*, mean over facts; share: the fraction of the shift that the patch undoes"
+)
 if options.out:
     plots.write(sweep.plot(), Path(options.out))

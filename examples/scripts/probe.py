@@ -22,7 +22,7 @@ probes = {
     "... in the late half": [attention.knock_out("last", "hijack", layers=late)],
     "late W_V of rank 8": [values.replace(values.low_rank(8), layers=late)],
 }
-print(f"{'probe':28} bare  hijacked   (efficacy: share of facts whose false target wins)")
+print(f"{'probe':28} bare  hijacked   (efficacy: fraction of facts whose false target wins)")
 for name, chosen in probes.items():
     table = hl.hijack(model, facts, doses=[0, 1], probes=chosen, quiet=True).summary()
     bare, hijacked = table["efficacy"]

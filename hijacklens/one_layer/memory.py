@@ -77,7 +77,7 @@ def identity(
 def matched(
     matrix: Float[Tensor, "rows columns"], like: Float[Tensor, "rows columns"]
 ) -> Float[Tensor, "rows columns"]:
-    """Rescale a matrix to the Frobenius norm of another; the argmax of the logits stays.
+    """Rescale a matrix to the Frobenius norm of another, which keeps the argmax of the logits.
 
     Raises:
         InputError: The matrix is zero, so that no factor gives it a norm.

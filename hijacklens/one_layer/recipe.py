@@ -49,7 +49,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe(ModelSettings):
-    """How the models of a result are trained: the shape and start of a model, and these settings.
+    """All settings of a training: shape and initial values of the models, and how they are trained.
 
     `OUR_DEFAULTS` lists what the paper does not state.
 

@@ -23,7 +23,7 @@ from hijacklens.workers.workers import RayEngine, Replicas
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
-    """How scores are computed; in float32 they are the same to 1e-4 nats whatever is set here.
+    """How scores are computed; in float32 no setting changes a score by more than 1e-4 nats.
 
     Raises:
         InputError: An unknown sharing or engine, a batch size below 1, or a store that is neither

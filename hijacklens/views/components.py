@@ -29,7 +29,7 @@ LETTERS = str.maketrans(
 
 
 def visible(token: str) -> str:
-    """Return a token as text that a page can show; it would take `<s>` for markup and hide it.
+    """Return a token as visible text: angle brackets would be read as markup, as in `<s>`.
 
     >>> visible("<s>"), visible(" ")
     ('‹s›', '␣')
@@ -46,7 +46,7 @@ def attention_heads(
     *,
     folded: bool = False,
 ) -> View:
-    """View the attention patterns of several heads: a small map each, and one of them in full.
+    """View the attention patterns of several heads: small maps of all, and one head in full.
 
     Args:
         heading: Text above the view.
@@ -90,7 +90,7 @@ def attention_pattern(
 
 
 def coloured_tokens(heading: str, tokens: Sequence[str], values: Sequence[float]) -> View:
-    """View tokens coloured by a number each: red above zero, blue below; hovering shows it.
+    """View tokens coloured by numbers: red above zero, blue below; hover to see the number.
 
     Raises:
         InputError: Tokens and values differ in number.

@@ -56,7 +56,7 @@ def memory(task: ConceptTask) -> Replacement:
 
 
 def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
-    """The memory of pairs of token ids (cue, answer); see the module for what it is made of.
+    """The memory of pairs of token ids (cue, answer); the module has its formula.
 
     Args:
         pairs: Token ids. A pair that is listed twice counts twice.

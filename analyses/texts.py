@@ -24,7 +24,7 @@ def choose_facts(
         source: `atlas`, `counterfact`, a file, or a hub id.
         relations: Only facts of these relations; of all by default.
         cases: Only facts with these case ids; all by default.
-        limit: Draw at most so many facts.
+        limit: Maximum number of facts to draw.
         seed: Seeds the draw.
 
     Raises:

@@ -27,7 +27,7 @@ LONGEST_COMPARED = 200
 """Characters of a name to compare with the allowed names, as the cost grows with their square."""
 
 MOST = 2**63 - 1
-"""The largest whole number that tables and generators hold."""
+"""The largest whole number that tables and random generators can store."""
 
 SHOWN = 80
 """Characters of a value that an error shows."""
@@ -39,7 +39,7 @@ class InputError(ValueError):
     r"""Unusable input; the message says what was received, what is allowed and what to do.
 
     The message is one line of printable text of at most `MOST_CHARACTERS`, so that the content of
-    a file or a name can neither fill a terminal nor control it.
+    a file or a name can neither flood a terminal nor send it control codes.
 
     >>> InputError("the name 'a\x1b[2J\nb' is taken")
     InputError("the name 'a\\x1b[2J b' is taken")
@@ -80,7 +80,7 @@ def unknown(what: str, name: object, allowed: Iterable[str], hint: str = "") -> 
     listed = ", ".join(each or "'' (an empty name)" for each in names[:MOST_NAMES])
     if len(names) > MOST_NAMES:
         listed += f" and {len(names) - MOST_NAMES} more"
-    text = f"unknown {what} {name!r}{guess} Allowed: {listed or 'none, there is none here'}."
+    text = f"unknown {what} {name!r}{guess} Allowed: {listed or 'none exist here'}."
     return InputError(f"{text} {hint}".rstrip())
 
 
@@ -109,7 +109,8 @@ def whole_number(name: str, value: Any, *, least: int = 0, most: int = MOST) -> 
         most: The largest allowed number.
 
     Raises:
-        InputError: It is no whole number (`True`, `2.0` and `"2"` are none), or out of range.
+        InputError: The value is not a whole number (`True`, `2.0` and `"2"` are refused), or is
+            out of range.
     """
     number = operator.index(value) if is_whole(value) else None
     if number is None or not least <= number <= most:
@@ -124,7 +125,7 @@ def number(name: str, value: Any, *, least: float | int = -math.inf) -> float:
     """Return a finite number of any type as a float.
 
     Raises:
-        InputError: It is no number (a text is none), not finite, or below `least`.
+        InputError: The value is not a finite number (text is refused), or is below `least`.
     """
     try:
         result = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
@@ -159,7 +160,7 @@ def choice(name: str, value: Any, allowed: Iterable[str], hint: str = "") -> str
     """Return a name that is among the allowed ones.
 
     Raises:
-        InputError: It is none of them, or no text.
+        InputError: The value is not text, or not one of the allowed names.
     """
     names = tuple(allowed)
     if not isinstance(value, str) or value not in names:

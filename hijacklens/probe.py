@@ -1,13 +1,13 @@
 """A probe: anything that changes what a model computes, by hooks alone.
 
-The probes themselves are in the package `probes`. Here is what they have in common, so that
-scoring and the one-layer model can be run with any of them on:
+The probes themselves are in the package `probes`. This module has their common interface, with
+which scoring and the one-layer model can run with any probe:
 
     with probed(model, [blind], layout):
         logits = model(layout.tokens)
 
-Contract 3: when the body ends, even by an error or Ctrl-C, weights and hooks are bit for bit what
-they were.
+Contract 3: when the body ends, even by an error or Ctrl-C, weights and hooks are bit for bit the
+same as before.
 
 >>> double = HookProbe("double", [("blocks.0.hook_attn_out", lambda value, hook: 2 * value)])
 >>> double.key, double.packs
@@ -58,8 +58,8 @@ class Probe(Protocol):
     def packs(self) -> bool:
         """Whether prompts may share tokens while the probe is on.
 
-        True if the effect on a token depends only on the token, on those before it in its own
-        prompt, and on the spans that contain them.
+        True if the effect on a token depends only on the token, on the tokens before it in the
+        prompt, and on the spans that contain these tokens.
         """
         ...
 
@@ -69,7 +69,7 @@ class Probe(Protocol):
         They act in this order, after the hooks of probes that are listed earlier.
 
         Raises:
-            InputError: The model has no such layer, head, span or hook.
+            InputError: The model lacks a layer, head, span or hook of the probe.
         """
         ...
 

@@ -131,7 +131,7 @@ def _items(choice: Any) -> list[Any]:
     for item in several("layers or heads", choice, "8, range(8, 12) or [(8, 3), (9, 1)]"):
         pair = isinstance(item, (tuple, list))
         if not all(map(is_whole, item if pair else [item])) or (pair and len(item) != 2):
-            raise InputError(f"{shown(item)} is no number of a layer or head, nor a pair of them.")
+            raise InputError(f"{shown(item)} is not a layer or head number, nor a pair of them.")
         items.append(tuple(map(operator.index, item)) if pair else operator.index(item))
     if len({type(item) for item in items}) > 1:
         raise InputError(f"heads are numbers or pairs (layer, head), not both: {items}.")

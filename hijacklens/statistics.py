@@ -42,7 +42,7 @@ def fraction(count: float | int, total: int, *, confidence: float = 0.95) -> Int
     """Return a fraction with its Wilson score interval (Wilson 1927), accurate near 0 and 1 too.
 
     Args:
-        count: How many of the `total` have the property; no whole number if ties count in part.
+        count: How many of the `total` have the property; a fraction if ties count in part.
         total: The number of cases; 0 gives `nan` with the interval [0, 1].
         confidence: The level of the interval.
     """

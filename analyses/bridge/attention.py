@@ -56,9 +56,9 @@ def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
     Rows of kind
 
     - `item`: a context or fact, with the attention to the cues as a mean over layers and heads
-      (`mass`), that of the `strongest` head (chosen on the other half of the items), the fraction
-      of tokens that are cues (`uniform`), and the movement of the answer in logits (`moves`): the
-      margin of the label over the best other token, or the logit shift;
+      (`mass`), the attention of the `strongest` head (chosen on the other half of the items),
+      the fraction of tokens that are cues (`uniform`), and the movement of the answer in logits
+      (`moves`): the margin of the label over the best other token, or the logit shift;
     - `head`: the mean mass of a head, and `rank`, Spearman's correlation over items between its
       mass and the movement of the answer;
     - `skipped`: a fact that could not be read, with the reason.

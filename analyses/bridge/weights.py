@@ -85,9 +85,9 @@ def memories(settings: MemorySides, bench: Workbench) -> pd.DataFrame:
 def draw_memories(table: pd.DataFrame, settings: MemorySides) -> Figure:
     """Draw a panel per statistic: every matrix as a point, and the controls averaged over a row.
 
-    The checks compare each matrix with its own control, not with the average that is drawn. Cosines
-    and spans are much smaller in language models than in the one-layer model, so their axis is
-    logarithmic from .03 on.
+    The checks compare each matrix with its own control, not with this average. Cosines and spans
+    are much smaller in language models than in the one-layer model, so their axis is logarithmic
+    from .03 on.
     """
     rows = _groups(table)
     width, height = plots.PAGE / len(STATISTICS), 1.5 + 0.4 * len(rows)
@@ -237,7 +237,7 @@ def _purity(table: Any) -> Interval:
 
 
 def _fewest(table: Any) -> Interval:
-    """Return the smallest number of leading singular values above the permuted ones of a model."""
+    """Count the leading singular values above the permuted ones; return the smallest count."""
     language = table[table.side == LANGUAGE]
     excess = paired(language, "value", ["model", "index"], matrix=(MEASURED, PERMUTED))
     leading = (excess > 0).astype(int).groupby("model").cummin()
@@ -255,7 +255,7 @@ def _gap(table: Any) -> Interval:
 def _spared(table: Any) -> Interval:
     """Return how far every language model's relative effective rank exceeds the one-layer's.
 
-    The relative rank is the effective rank over that of the permuted embeddings.
+    The relative rank is the effective rank divided by the rank of the permuted embeddings.
     """
     rank = table.groupby(["side", "model", "matrix"]).effective_rank.first().unstack("matrix")
     ratio = rank[MEASURED] / rank[PERMUTED]
@@ -286,7 +286,7 @@ ANALYSES = (
             ),
             above(
                 "a trained W_V is closer to its memory than any head is to the memory of facts "
-                "(cosine minus that of the control)",
+                "(cosine minus the control's)",
                 _purity,
                 0.0,
             ),

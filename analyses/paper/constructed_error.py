@@ -77,7 +77,7 @@ class ErrorSettings(LemmaSettings):
     """Theorem 1: error of the constructed model against L."""
 
     omegas: tuple[float, ...] = (1.0, 0.5)
-    """1 is the theorem's; .5 is that of the figures."""
+    """The theorem has 1, the figures .5."""
     beta: float = 1.0
 
 
@@ -300,7 +300,7 @@ ANALYSES = (
                 1.0,
             ),
             near(
-                "at m = 5, omega = 1 the margin of the model's matrices is that of the closed form",
+                "at m = 5, omega = 1 the margin of the model's matrices equals the closed form",
                 lambda t: exact(t.query("bits == 5 and omega == 1").margin.min()),
                 0.252,
                 0.0005,

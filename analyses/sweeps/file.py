@@ -88,8 +88,8 @@ def _doses(value: Any) -> tuple[int, ...]:
 def _probe(text: str) -> str:
     if parse(text).needs_model:
         raise InputError(
-            f"{text!r} is made for one model from its own outputs, which a sweep cannot do. Take "
-            "kind=zero, or `hijacklens hijack`."
+            f"{text!r} needs the mean outputs of one model, which a sweep cannot compute. Use "
+            "kind=zero, or run `hijacklens hijack`."
         )
     return text
 
@@ -100,7 +100,7 @@ def _source(value: Any) -> Any:
 
 
 def _made(kind: Callable[..., T], required: str, keys: Iterable[str], table: dict[str, Any]) -> T:
-    """Make a task or recipe of a table; the library checks the values."""
+    """Make a task or recipe from a table; the library checks the values."""
     for key in table:
         if key not in keys:
             raise unknown("key", key, keys)
@@ -175,7 +175,7 @@ class ScoringPlan(Table):
     doses: Annotated[Several[int], BeforeValidator(_doses)] = (0, 1, 2, 3, 4, 5)
     probes: Annotated[tuple[Annotated[str, AfterValidator(_probe)], ...], Field(strict=False)] = ()
     rule: Annotated[str, AfterValidator(lambda rule: choice("rule", rule, RULES))] = "first"
-    """The rule of the table; the results of the cells hold all three."""
+    """The scoring rule of the sweep's table; the result of each cell has all three."""
     batch_tokens: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -192,7 +192,7 @@ class ScoringPlan(Table):
 
 
 class TrainingPlan(Table):
-    """What is trained: the arguments of `ConceptTask`, and the settings of `Recipe`."""
+    """What to train: the arguments of `ConceptTask`, and the settings of `Recipe`."""
 
     tasks: Distinct[Annotated[dict[str, Any], AfterValidator(_task)]]
     recipes: Distinct[Annotated[dict[str, Any], AfterValidator(_recipe)]]
@@ -285,6 +285,6 @@ def _refusal(error: Mapping[str, Any]) -> InputError:
 
 
 def _path(location: Iterable[str | int]) -> str:
-    """Write a place in the file, such as `scoring.models[0].dtype`."""
+    """Write the path of a key in the file, such as `scoring.models[0].dtype`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
     return "".join(parts).removeprefix(".")

@@ -35,7 +35,7 @@ READ_VALUES = 2**26
 """Maximum number of logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
 
 LOGIT_BYTES = 16
-"""Bytes for one logit: itself, in float32, and what a softmax makes of it."""
+"""Bytes for one logit: its value, a float32 copy and the softmax of the copy."""
 
 LOOKED_AT = 16
 """How many packs are tried for a gap in a row."""

@@ -87,7 +87,7 @@ def read(
     start = time.perf_counter()
     size = BatchSize(model, options.batch_tokens)
     plan, windows = _prepare(model, requests, options, size)
-    # An unknown architecture was tried with its hook points, so it runs with them.
+    # Packing in an unknown architecture was tested with hook points, so it runs with them.
     plain = unhooked(model) if support_of(model).known and not options.probes else None
     work = _Work(
         Pass(model, options.probes, options.spans, windows, plain),
@@ -126,7 +126,7 @@ def next_token_logprobs(
 ) -> Float[Tensor, " vocab"]:
     """Return log-probabilities (nats, float32) of every next token after one prefix.
 
-    With probes, `ids` are symbols whose bits stand for `spans` (`hijacklens.prompts.layout`).
+    With probes, `ids` are symbols whose bits mark `spans` (`hijacklens.prompts.layout`).
     """
     require_eval(model, operation="reading the next token")
     device = device_of(model)

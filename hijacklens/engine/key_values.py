@@ -71,7 +71,7 @@ class PooledKeyValues(Cache):
         past: Int[Tensor, "batch past"],
         written: Int[Tensor, "batch query"] | None = None,
     ) -> None:
-        """Say what is read and written.
+        """Set the slots to read and to write.
 
         Args:
             pool: The pool.
@@ -114,5 +114,5 @@ class PooledKeyValues(Cache):
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many keys precede the new ones; the name is that of `transformers.Cache`."""
+        """Return how many keys precede the new ones; `transformers.Cache` defines the name."""
         return self._past.shape[1]

@@ -24,7 +24,7 @@ class ReadOptions:
     """They act on every row, in their order. If one of them does not pack, every prefix has a
     separate row, and the rows of a batch have equal length."""
     spans: Sequence[str] = ()
-    """The spans that the bits of the symbols stand for."""
+    """The spans that the bits of the symbols mark, in order of the bits."""
     sharing: Sharing = "auto"
     """How prompts share computed prefixes (`hijacklens.engine.plan`); by default the cheapest.
     Where sharing could give wrong numbers, `plain` is used instead."""

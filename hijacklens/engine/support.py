@@ -109,13 +109,13 @@ def disagreement(
         expected = torch.cat([plain.logits([[write_out(tried, pack)]]) for pack in separate(tried)])
     except Exception as error:  # an architecture may fail in any way on masks it does not know
         if is_out_of_memory(error):
-            return "memory ran out when packed prompts were tried"
+            return "memory ran out in a test of packed prompts"
         return f"it fails on packed prompts ({type(error).__name__})"
     difference = logits.float().softmax(-1) - expected.float().softmax(-1)
     distance = difference.abs().sum(-1).max() / 2
     dtype = next(iter(model.parameters())).dtype
     if not distance <= EQUAL.get(dtype, NEARLY_EQUAL):
-        return "packed prompts gave other numbers than plain ones when it was tried"
+        return "packed and plain prompts gave different numbers in a test"
     return ""
 
 

@@ -57,7 +57,7 @@ def counterfact(
             raise InputError(f"facts file {name!r} cannot be read: {error}.") from error
     hub_id = name.count("/") == 1 and not name.endswith(ENDINGS) and name[0] not in ".~"
     if not hub_id or path.exists():
-        state = "is no file" if path.exists() else "does not exist"
+        state = "is not a file" if path.exists() else "does not exist"
         state = "is a folder" if path.is_dir() else state
         raise InputError(
             f"facts file {name!r} {state}. Give a file that ends in "
@@ -91,7 +91,7 @@ def _reading(path: Path, problem: str, *errors: type[Exception], hint: str = "")
 def _text(path: Path) -> str:
     data = path.read_bytes()
     if path.suffix == ".gz":
-        with _reading(path, " is no complete gzip file", OSError, EOFError, zlib.error):
+        with _reading(path, " is not a complete gzip file", OSError, EOFError, zlib.error):
             data = gzip.decompress(data)
     with _reading(path, " is not UTF-8 text", UnicodeDecodeError, hint=" Save it as UTF-8."):
         return data.decode("utf-8-sig")
@@ -126,7 +126,7 @@ def _parquet_records(path: Path) -> Iterable[Record]:
     import pyarrow
     import pyarrow.parquet
 
-    with _reading(path, " is no complete parquet file", OSError, pyarrow.ArrowException):
+    with _reading(path, " is not a complete parquet file", OSError, pyarrow.ArrowException):
         return pyarrow.parquet.read_table(path).to_pylist()
 
 

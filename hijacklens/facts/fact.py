@@ -30,8 +30,8 @@ class Fact:
     """One record: subject s, relation r, prompt p, true target o* and false target o_.
 
     Raises:
-        InputError: The case id is no whole number of 64 bits, a text is empty or no text, the
-            template does not hold `{}` exactly once, or both targets are equal.
+        InputError: The case id is not a 64-bit whole number, a text is empty or not a string, the
+            template does not contain `{}` exactly once, or both targets are equal.
     """
 
     case_id: int
@@ -58,7 +58,7 @@ class Fact:
                 raise InputError(f"case {self.case_id}: {name} is empty.")
         if self.template.count("{}") != 1:
             raise InputError(
-                f"case {self.case_id}: the template {self.template!r} must hold {{}} exactly "
+                f"case {self.case_id}: the template {self.template!r} must contain {{}} exactly "
                 "once, in place of the subject."
             )
         if self.target_true.strip() == self.target_false.strip():
@@ -119,7 +119,7 @@ class FactSet(Sequence[Fact]):
         if repeated:
             raise InputError(
                 f"{self.name}: case id {repeated[0]} occurs more than once; every fact needs "
-                "its own."
+                "a separate one."
             )
 
     @overload
@@ -152,7 +152,7 @@ class FactSet(Sequence[Fact]):
         Unreadable records stay if they may belong to the relations or have one of the case ids.
 
         Raises:
-            InputError: The set has no such relation or case id, or the argument is none.
+            InputError: The set lacks the relation or case id, or the argument is neither.
         """
         facts, skipped = self.facts, self.skipped
         if relation is not None:
@@ -182,8 +182,8 @@ class FactSet(Sequence[Fact]):
             seed: Seeds the draw; equal seeds draw equal facts.
 
         Raises:
-            InputError: `n` is no whole number from 1 to the size of the set, or the seed is no
-                whole number.
+            InputError: `n` is not a whole number from 1 to the size of the set, or the seed is not
+                a whole number.
         """
         n = whole_number(f"the size of a sample of {self.name}", n, least=1)
         if n > len(self):
@@ -196,10 +196,10 @@ class FactSet(Sequence[Fact]):
         return replace(self, facts=tuple(self.facts[i] for i in rows))
 
     def limit(self, n: int | None, *, seed: int = 0) -> FactSet:
-        """Return at most `n` facts: a sample of a larger set, otherwise all; None is no limit.
+        """Return at most `n` facts: a sample if there are more, otherwise all. None: no limit.
 
         Raises:
-            InputError: `n` is no whole number from 1, or the seed is no whole number.
+            InputError: `n` is not a whole number from 1, or the seed is not a whole number.
         """
         if n is None or whole_number("limit", n, least=1) >= len(self):
             return self

@@ -47,7 +47,7 @@ def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
     with their position and the reason.
 
     Raises:
-        InputError: There is no record, no record has a known layout, or none can be used.
+        InputError: There are no records, none has a known layout, or none can be used.
     """
     facts: dict[int, Fact] = {}
     skipped: list[Skipped] = []
@@ -83,7 +83,7 @@ def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
 
 
 def _unusable(fields: Any, position: int, error: InputError) -> Skipped:
-    """Return the entry for a record that is no fact, with the fields that can be read."""
+    """Return the entry for a record that is not a fact, with the fields that can be read."""
     known = fields if isinstance(fields, Mapping) else {}
     case_id = known.get("case_id")
     return Skipped(
@@ -122,7 +122,7 @@ def _fields(record: Any) -> dict[str, Any]:
     true, false = record.get("target_true"), record.get("target_false", record.get("target_new"))
     if "template" in record:
         if missing := [name for name in TEXTS if name not in record]:
-            raise _UnknownLayout(f"there is no field {' and none '.join(map(repr, missing))}.")
+            raise _UnknownLayout(f"required fields are missing: {', '.join(map(repr, missing))}.")
     elif "ground_truth" in record:
         true, false = record["ground_truth"], record.get("target_new")
         template = _template(record)

@@ -14,7 +14,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         device: `cpu`, `cuda`, `cuda:1`, `mps`, or another that torch has here; None to choose.
 
     Raises:
-        InputError: The name is not that of a device, or this machine has no such device.
+        InputError: The name is not a device's, or this machine has no such device.
     """
     count = torch.cuda.device_count()
     if device is None:

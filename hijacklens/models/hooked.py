@@ -66,7 +66,7 @@ class HookedLanguageModel(HookedModel, Protocol):
 
 
 def device_of(model: HookedModel) -> torch.device:
-    """Return the device of a model's input: that of its first parameter."""
+    """Return the device of a model's input: the device of its first parameter."""
     return next(iter(model.parameters())).device
 
 
@@ -148,7 +148,7 @@ def unnamed_hooks(model: HookedModel) -> bool:
         return True
     parts = (model, getattr(model, "original_model", None))
     return any(
-        # TransformerLens runs models with hooks of its own.
+        # TransformerLens adds hooks itself when it runs a model.
         not str(getattr(hook, "__module__", "")).startswith("transformer_lens")
         for part in parts
         if isinstance(part, torch.nn.Module)

@@ -70,8 +70,8 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
 def _own_parameters(model: HookedLanguageModel) -> Iterator[tuple[str, torch.Tensor]]:
     """Iterate over the parameters of the model, without those that TransformerLens adds.
 
-    The bridge adds copies `q`, `k` and `v` to a fused `qkv`, and that of 3.9 adds a bias of zeros
-    to every unembedding.
+    The bridge adds copies `q`, `k` and `v` to a fused `qkv`, and in
+    TransformerLens 3.9 a bias of zeros to every unembedding.
     """
     named = {
         name.replace("._original_component", ""): parameter

@@ -6,8 +6,9 @@
     load_model(hf_model, tokenizer=tokenizer)       # Hugging Face objects in memory
 
 The result is a TransformerLens `TransformerBridge` over the unchanged Hugging Face weights, with
-eager attention so that scores and patterns have hooks. It tokenises as its own tokenizer does by
-default (contract 2): GPT-2 and SmolLM2 get no beginning-of-sequence token, Gemma and LLaMA get one.
+eager attention so that scores and patterns have hooks. It tokenises as the Hugging Face tokenizer
+does by default (contract 2): GPT-2 and SmolLM2 get no beginning-of-sequence token, Gemma and LLaMA
+get one.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def load_model(
         model: A packaged model's short name (`hijacklens models` lists them), a local folder, a
             hub id, or a Hugging Face model in memory. The last is wrapped in place: its modules
             get hook points and its attention becomes eager; deep-copy it first to keep a plain one.
-        tokenizer: The tokenizer of a model in memory; for all others, a replacement of their own.
+        tokenizer: The tokenizer of a model in memory; other models need one only to replace theirs.
         dtype: `float32`, `bfloat16` or `float16`. A model in memory is cast to it.
         device: `cpu`, `cuda`, `cuda:1`, ...; by default the GPU if there is one.
         devices: Number of GPUs to spread the layers over, for a model that does not fit on one.
@@ -91,8 +92,8 @@ def load_model(
         raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
     elif devices > 1 or revision is not None:
         raise InputError(
-            "a model in memory is used as it is: devices and revision say how to load one. "
-            "Leave them out."
+            "a model in memory is already loaded, and devices and revision are options of "
+            "loading. Leave them out."
         )
     else:
         name = label = model.config.name_or_path or type(model).__name__
@@ -135,8 +136,8 @@ def _load_weights(name: str, *, dtype: torch.dtype, **origin: Any) -> PreTrained
         missing = sorted(info["missing_keys"])
         raise InputError(
             f"the model {name!r} lacks {len(missing)} weights that its architecture has, such as "
-            f"{missing[0]}; they would be random. The file is incomplete, or is no causal language "
-            "model."
+            f"{missing[0]}; they would be random. The file is incomplete, or is not a causal "
+            "language model."
         )
     return model
 

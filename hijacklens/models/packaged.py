@@ -2,7 +2,7 @@
 
 Both are 4-bit GGUF files. Reading one takes half a minute, so the first use saves the de-quantised
 fp32 model as an ordinary Hugging Face folder in the user's cache (`HIJACKLENS_CACHE` moves it):
-0.6 GB for smollm2-135m, 1.1 GB for gemma3-270m. Every weight equals that of the quantised file.
+0.6 GB for smollm2-135m, 1.1 GB for gemma3-270m. Weights are exactly those of the quantised file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Embeddings W_E with a known geometry: orthonormal, Gaussian, or that of equation 5.2.
+"""Embeddings W_E with a known geometry: orthonormal, Gaussian, or as in equation 5.2.
 
 Rows are tokens: W_E is [vocab, d_model], the transpose of the paper's d x V matrix. In equation 5.2
 inner products fall with the Hamming distance of the tokens,
@@ -96,7 +96,7 @@ class GramSpectrum:
 
     @property
     def rank(self) -> int:
-        """Rank of the Gram matrix, which is that of W_E: at most bits + 1 if b0 = b (Lemma 5)."""
+        """Rank of the Gram matrix and of W_E: at most bits + 1 if b0 = b (Lemma 5)."""
         pairs = zip((self.constant, self.linear, self.bulk), self.multiplicities, strict=True)
         return sum(times for value, times in pairs if abs(value) > ROUNDING * self.scale)
 

@@ -6,7 +6,7 @@ Given a context x of the task, with a uniform prior over labels,
 
 in nats: the last token counts as informative, the others as noisy (reference page, 3.1 and 7.2).
 Positions do not matter, so the sum is a product of token counts with the table of log p: batch V^2
-operations, O(batch V) memory, whatever L. No rule is right more often than the largest posterior.
+operations, O(batch V) memory for any L. No rule is right more often than the largest posterior.
 
 The answer to a context is the token of the largest score; scores within `tolerance` of the largest
 share it. Where n tokens tie, `"split"` gives the context 1/n of a hit if the label is one of them
@@ -176,7 +176,7 @@ def bayes_accuracy(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How well one answerer did."""
+    """The accuracy and the loss of one answerer."""
 
     accuracy: Interval
     """Fraction of right answers with its 95% Wilson interval; ties split evenly."""
@@ -215,7 +215,7 @@ def evaluate(
             loss[name] += float(cross_entropy(scores, contexts.labels, reduction="sum"))
     scores_by_name = {}
     for name in answerers:
-        ends = fraction(round(right[name]), count)  # of the nearest whole number of right answers
+        ends = fraction(round(right[name]), count)  # right answers rounded to an integer
         interval = Interval(right[name] / count, ends.low, ends.high)
         scores_by_name[name] = Score(interval, loss[name] / count)
     return scores_by_name

@@ -89,8 +89,8 @@ def loss_and_gradients(
         batch: The contexts of the step.
         weights: The stacked matrices of the runs.
         gradients: Overwritten with the gradients; contiguous, of the shapes of `weights`.
-        names: Which gradients to compute. The others stay as they are, and work that only they
-            need is skipped.
+        names: Which gradients to compute. The others are unchanged, and work that only they need
+            is skipped.
 
     Returns:
         Mean loss of each run, in nats.

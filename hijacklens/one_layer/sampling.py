@@ -2,7 +2,7 @@
 
 A distribution over V = 2^bits outcomes is cut into V cells of equal mass; cell i yields i below its
 threshold and the other outcome `alias[i]` above it (Walker 1977). One 32-bit random integer makes
-one draw, whatever V:
+one draw for any V:
 
     32 random bits:   | signed fraction, 32 - bits |  cell, bits  |
 

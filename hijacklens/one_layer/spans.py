@@ -8,7 +8,7 @@
     label      the tokens equal to the label (only if labels are passed)
 
 Contexts have no sentences, so there is no `hijack` and no `mention`. The closest to a mention is
-`label` with the label of a wrong answer: the tokens that speak for it.
+`label` with the label of a wrong answer: the tokens that are evidence for it.
 
 With the support `first-bit` the cluster is the half of the vocabulary with the last token's z_1
 (figure C.7), with `first-two-bits` the quarter with its z_1 and z_2 (figure C.8); with `all` and

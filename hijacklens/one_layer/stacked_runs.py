@@ -7,8 +7,8 @@ Seeds, learning rates, frozen parts, the start of W_V, and the task itself (omeg
 context length) may differ from run to run.
 
 A run's result does not depend on the runs it is stacked with. Its start and its contexts come from
-its own seed alone. Runs of one seed on one task therefore see the same contexts whatever their
-learning rate and frozen parts: comparing them is paired, and the contexts are drawn once.
+its seed alone. Runs of one seed on one task therefore see the same contexts, also with different
+learning rates or frozen parts. Their comparison is paired, and the contexts are drawn once.
 
     contexts of 1..64 steps --log_counts--> ContextBatch --loss_and_gradients--> AdamW on the stack
       (one stream per task and seed)          [run, batch, ...]                    [run, ...]
@@ -192,7 +192,7 @@ class StackedRuns:
         """Return to a state of the same runs.
 
         Raises:
-            InputError: The tensors are not those of such a state.
+            InputError: The tensors are not a state of these runs.
         """
         self._check_state(tensors)
         for name, stack in self.weights.items():
@@ -332,7 +332,7 @@ def _check_shapes(runs: Sequence[Run]) -> None:
     shapes = {(r.model.vocab, r.model.d_model, r.model.d_a, r.model.dtype) for r in runs}
     if len(shapes) > 1:
         raise InputError(
-            "stacked runs have the same (vocab, d_model, d_attn, dtype), these have "
+            "stacked runs must have the same (vocab, d_model, d_attn, dtype); got "
             f"{sorted(shapes)}; train each shape separately."
         )
 
@@ -348,8 +348,8 @@ def train_runs(
     """Train runs to their end, with a progress bar, resuming from a checkpoint if there is one.
 
     A run that was killed and is started again ends as if it had never stopped: the state holds
-    the weights, the optimiser and the generators. On a CPU that is bit for bit; a GPU adds up
-    the gradients of equal last tokens in no fixed order, so there it is up to rounding.
+    the weights, the optimiser and the generators. On a CPU the results are equal bit for bit; on a
+    GPU they are equal up to rounding, since it adds gradients of equal last tokens in any order.
 
     Args:
         stacked: The runs.

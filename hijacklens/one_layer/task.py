@@ -240,7 +240,7 @@ class ConceptTask:
         """Draw contexts whose positions come from two distinct labels (figure C.13).
 
         Each position has the token of a context of the second label with probability `rate`, and
-        that of a context of the first label otherwise. Only that token is drawn: the tokens of a
+        the token of a context of the first label otherwise. Only that token is drawn: tokens of a
         context are independent given the label, so the distribution is the same.
 
         Args:

@@ -62,8 +62,8 @@ class TrainingResult(Result):
         """Return one row per learning rate and seed, all on fresh contexts, ties split evenly.
 
         `seed, lr`; `accuracy` with its 95% Wilson interval `accuracy_low, accuracy_high`;
-        `bayes_accuracy`, that of the exact posterior on the same contexts;
-        `constructed_accuracy`, that of the model with the memory of equation 5.1, made from its W_E
+        `bayes_accuracy`, the accuracy of the exact posterior on the same contexts;
+        `constructed_accuracy`, the accuracy with the memory of equation 5.1, made from its W_E
         and scaled to the norm of W_V, in place of W_V (NaN if no token has a Hamming-1 neighbour
         in its support); `loss`, the model's cross-entropy in nats.
         """

@@ -121,8 +121,7 @@ def _open_checkpoint(
 ) -> Checkpoint:
     """Return the checkpoint in the folder of a result, after deleting what may be overwritten.
 
-    Even with `overwrite`, an unfinished run of this very call is kept, so that such a call resumes
-    after a kill like any other.
+    Even with `overwrite`, an unfinished run of the same call is kept, so that the call can resume.
     """
     folder = claim_folder(folder, overwrite=overwrite)
     checkpoint = Checkpoint(folder, configuration)

@@ -45,8 +45,8 @@ the answer is read, `subject` the subject, and `query` the rest of the bare quer
 class Unit:
     """Tokens of the bare and of the hijacked prompt that cover the same characters.
 
-    Mostly one token of each prompt. Where the prompts are tokenised differently a side has several
-    tokens; a token that the other prompt lacks has no counterpart.
+    Usually one token of each prompt; several where the prompts are tokenised differently. A token
+    that the other prompt lacks has no counterpart.
     """
 
     span: str
@@ -200,8 +200,8 @@ def _corresponding(
         ]
         if cuts[0] != cuts[1]:
             raise InputError(
-                f"the query {texts[0]!r} is cut into other tokens in {target.text!r} than in "
-                f"{source.text!r}, and not only in its first word; it cannot be aligned."
+                f"the query {texts[0]!r} is tokenised differently in {target.text!r} and in "
+                f"{source.text!r}, beyond its first word; it cannot be aligned."
             )
         # Pair the tokens that end where the group does: several only if they are bytes of a letter.
         last = [

@@ -112,7 +112,7 @@ def compose(
 
 
 def _mentions(sentence: str, named: Iterable[str | None]) -> list[CharacterSpan]:
-    """Find words in a sentence that are no parts of longer words.
+    """Find words in a sentence, but not as parts of longer words.
 
     A loop instead of a regular expression: compiling one for each of a hundred thousand prompts
     would take longer than tokenising them.

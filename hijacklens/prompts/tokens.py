@@ -56,7 +56,7 @@ class Continuation:
 
 
 def continuation(prompt: TokenIds, prompt_and_target: TokenIds) -> Continuation:
-    """Split the tokenisation of prompt and target where it differs from that of the prompt.
+    """Split the tokenisation of prompt and target where it first differs from the prompt's.
 
     Raises:
         ValueError: The target has no tokens, or no token precedes it.
@@ -68,7 +68,7 @@ def continuation(prompt: TokenIds, prompt_and_target: TokenIds) -> Continuation:
     shorter = min(len(prompt), len(prompt_and_target))
     n = next((i for i, (a, b) in pairs if a != b), shorter)
     if n == len(prompt_and_target):
-        raise ValueError("the target has no tokens of its own after this prompt")
+        raise ValueError("the target adds no token to this prompt")
     if n == 0:
         raise ValueError("no token precedes the target, so the model would read nothing")
     return Continuation(prompt_and_target[:n], prompt_and_target[n:])

@@ -64,8 +64,8 @@ class Grid:
         Args:
             rows: A pandas table, or mappings of names to values.
             columns: Column title -> form of a cell, a format string with names of values, such as
-                `"{carried:+.3f} [{low:+.3f}, {high:+.3f}]"`. The format `fraction` is that of
-                the function `fraction`, `signed` that of `signed`. A missing value is a dash.
+                `"{carried:+.3f} [{low:+.3f}, {high:+.3f}]"`. The formats `fraction` and `signed`
+                call the functions of these names. A missing value is a dash.
                 Columns that hold one number are aligned on the right.
             title: A line above the table.
         """

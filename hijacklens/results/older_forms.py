@@ -19,10 +19,10 @@ MOVED = {
 """Type in the record of a result folder -> where that type is now, if it has moved."""
 
 KEYS = {"id": "analysis", "checks": "outcomes"}
-"""Fields of a `Reproduction` that had another key."""
+"""Old key -> present key of the fields of a `Reproduction`."""
 
 RENAMED = {"dim": "d_model", "way": "sharing"}
-"""Settings that had another name."""
+"""Old name -> present name of settings."""
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in an older record; keys that are none are ignored by those who read."""
+    """Return the settings in an older record; other keys remain, since readers ignore them."""
     settings = dict(record)
     if "models" in settings:
         settings.setdefault("model", settings["models"][0])

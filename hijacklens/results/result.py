@@ -61,7 +61,7 @@ class Provenance:
 
     @classmethod
     def now(cls, *, seed: int | None = None) -> Provenance:
-        """Return the provenance of a result that is made now, in this process."""
+        """Return the provenance of a result of the present process."""
         program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
         command = shlex.join([program, *sys.argv[1:]]) if program == "hijacklens" else "python"
         return cls(
@@ -197,8 +197,8 @@ def load_result(folder: str | Path) -> Result:
     """Read a saved result of any type.
 
     Raises:
-        InputError: The folder has no readable `result.json`, it names no type of result, or the
-            files are not those of such a result.
+        InputError: The folder has no readable `result.json`, it does not name a type of result, or
+            the files do not fit that type.
     """
     path = named_path(folder, "folder") / RECORD
     record = _read_record(path)
@@ -239,7 +239,7 @@ def load_result(folder: str | Path) -> Result:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a saved result; None if there is no such file."""
+    """Return the record of a saved result; None if the file is missing."""
     if not path.is_file():  # reading a pipe of that name would never end
         return None
     try:

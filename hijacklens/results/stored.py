@@ -30,7 +30,7 @@ from hijacklens.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The file of a field, and what it must hold."""
+    """The file of a field, and its required contents."""
 
     file: str
     """Ends in `.parquet`, `.csv` or `.npz`; fields may share an `.npz` file."""
@@ -174,5 +174,5 @@ def _write_arrays(arrays: Mapping[str, Any], path: Path) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Convert what Pydantic does not know: NumPy numbers, and mappings that are no dict."""
+    """Convert types that Pydantic does not know: NumPy numbers, and mappings other than dict."""
     return value.item() if isinstance(value, np.generic) else dict(value)

@@ -26,8 +26,8 @@ class Execution:
     """How scores are computed; in float32 no setting changes a score by more than 1e-4 nats.
 
     Raises:
-        InputError: An unknown sharing or engine, a batch size below 1, or a store that is neither
-            a `Store`, a path nor a truth value.
+        InputError: An unknown sharing or engine, a batch size below 1, or a store other than a
+            `Store`, a path or a truth value.
 
     >>> Execution(sharing="packed", store=False)
     Execution(sharing='packed', engine='local', store=False, batch_tokens=None)

@@ -213,7 +213,7 @@ def require_found(items: Sequence[Item], spans: Sequence[str]) -> None:
     """Refuse a `text:` span that no prompt contains, since its probe would silently do nothing.
 
     Raises:
-        InputError: There is such a span.
+        InputError: No prompt contains one of these spans.
     """
     for bit, span in enumerate(spans):
         if not items or not span.startswith(TEXT):

@@ -101,7 +101,7 @@ class Pair:
 
         Raises:
             InputError: A target does not start after a prompt (the tokenizer joins its first
-                letters to the last word), or starts with another token after the other prompt.
+                letters to the last word), or its first token differs between the prompts.
         """
         first_tokens = set()
         for item in self.items:
@@ -110,7 +110,7 @@ class Pair:
                 raise InputError("a target does not start with a separate token")
             first_tokens.add((steps[0][1], steps[1][1]))
         if len(first_tokens) > 1:
-            raise InputError("a target starts with another token after the hijacked prompt")
+            raise InputError("the first token of a target differs after the hijacked prompt")
         return first_tokens.pop()
 
 
@@ -160,7 +160,7 @@ class Pairs(Shown):
         return replace(self, pairs=tuple(pair for pair, why in listed if not why), skipped=skipped)
 
     def require(self, participle: str) -> None:
-        """Refuse to go on without any pair.
+        """Refuse an empty set of pairs.
 
         Args:
             participle: What cannot be done with the facts, such as "traced".

@@ -59,7 +59,7 @@ class Parity(Result):
 
     @property
     def flips(self) -> pd.DataFrame:
-        """The rows whose verdict differs, the widest margins in the reference first."""
+        """The rows whose verdict differs, sorted by margin in the reference, widest first."""
         rows = self.verdicts.loc[self.verdicts["flipped"]]
         widest = np.argsort(-np.abs(rows["reference"].to_numpy(dtype=float)), kind="stable")
         return rows.iloc[widest].reset_index(drop=True)

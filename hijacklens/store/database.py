@@ -1,7 +1,7 @@
-"""The SQLite file of finished readings: opened, checked, set aside if damaged.
+"""The SQLite file of finished readings. It is checked when opened, and set aside if damaged.
 
 Write-ahead logging lets several processes read and write one file, and a process that is killed
-leaves every finished transaction behind. A file that is damaged, or is not a store of this
+loses no finished transaction. A file that is damaged, or is not a store of this
 version, is renamed, never deleted, and a new one takes its place. A file that cannot be used (disk
 full, no permission, locked for a minute) is not touched again in this run. Both raise a
 `StoreWarning`.
@@ -155,7 +155,7 @@ class Database:
             ) from error
         warnings.warn(
             f"the store of finished readings {str(self.path)!r} {self.off}. This run continues "
-            "without it: what it computes from here on is not kept for the next run.",
+            "without it, so its further readings are not stored for the next run.",
             StoreWarning,
             stacklevel=4,
         )

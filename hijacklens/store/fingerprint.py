@@ -29,7 +29,7 @@ from hijacklens.models.identity import ModelIdentity
 from hijacklens.probe import Probe
 
 BLOCK = 2**20
-"""Words of a weight that are summed at once: 8 MiB."""
+"""Number of 8-byte words of a weight that are summed at once (8 MiB)."""
 
 WORD = 8
 """Bytes of a word."""
@@ -61,13 +61,13 @@ class Fingerprint:
     weights: str
     """Checksum of every value of every parameter."""
     configuration: str
-    """SHA-256 of what the architecture is configured to compute."""
+    """SHA-256 of the settings that determine the architecture's computation."""
     tokenizer: str
     """SHA-256, from `hijacklens.models.identity.identify`."""
     probes: tuple[str, ...]
     """Their keys, in order."""
     spans: tuple[str, ...]
-    """What the bits of a symbol stand for."""
+    """The spans that the bits of a symbol mark."""
     versions: str
     """Versions of torch and TransformerLens at the first reading; not part of the key."""
 
@@ -151,7 +151,7 @@ def _factors(device: torch.device) -> Tensor:
 
 
 def _configuration(model: HookedModel) -> str:
-    """Return a hash of what the model is configured to compute, whatever it is called."""
+    """Return a hash of the settings that determine the computation, without the model's name."""
     config: Any = getattr(getattr(model, "original_model", None), "config", model.cfg)
     fields = config.to_dict() if hasattr(config, "to_dict") else vars(config)
     computed = {str(key): value for key, value in fields.items() if key not in _NOT_COMPUTED_WITH}

@@ -120,7 +120,7 @@ class OpenStore:
             )
             for name, top_token, top_logprob, logprobs, checksum in rows:
                 if checksum != _checksum(name, top_token, top_logprob, logprobs):
-                    raise DamagedError("a reading in it is not what was written")
+                    raise DamagedError("the checksum of a reading is wrong")
                 values = {int(token): value for token, value in json.loads(logprobs).items()}
                 readings[prefixes[name]] = Reading(values, top_token, top_logprob)
         return readings

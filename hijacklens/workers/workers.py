@@ -6,8 +6,8 @@
 A worker is a Ray actor that loads the model by itself. Idle workers take the next part, the most
 expensive first. When a worker dies (killed, out of memory, its machine gone), another one takes its
 place and its part is read again; finished parts are kept. `ray.util.ActorPool` cannot do this: it
-does not tell which actor and which part an error belongs to. Every replica reports a fingerprint
-with a checksum of all weights, which must be that of the first replica.
+does not report which actor and which part an error belongs to. Every replica reports a fingerprint
+with a checksum of all weights, which must equal that of the first replica.
 
     engine = RayEngine(workers=2)
     hijack(model, facts, execution=Execution(engine=engine))    # a model that is loaded here, too
@@ -222,7 +222,7 @@ class Replicas:
         """Read next-token log-probabilities, as `hijacklens.engine.engine.read` does.
 
         `finished` is called in this process after each part. In the accounting, tokens and passes
-        are summed over all workers, peak memory is that of the largest worker, and seconds are
+        are summed over all workers, peak memory is the largest of any worker, and seconds are
         wall time in this process.
 
         Raises:

@@ -22,7 +22,7 @@ WRONG = {
     "no such layer": ({"layers": [3]}, "layer 3 is not one of this model's; it has 3"),
     "no such key/value head": ({"heads": [2], "axis": "kv_head"}, "kv_head 2 .* it has 2"),
     "negative": ({"layers": -1}, "layer -1"),
-    "not a number": ({"layers": ["first"]}, "'first' is no number of a layer"),
+    "not a number": ({"layers": ["first"]}, "'first' is not a layer or head number"),
     "none": ({"layers": []}, "no layer or head is chosen"),
     "pairs and layers": ({"layers": [0], "heads": [(0, 1)]}, "leave layers out"),
     "pairs and numbers": ({"heads": [(0, 1), 2]}, "not both"),

@@ -250,7 +250,7 @@ BAD = {
     "texts missing": (
         "f.csv",
         b"subject,template,target_true\nx\n",
-        ["there is no field 'target_false'"],
+        ["required fields are missing: 'target_false'"],
     ),
     "wrong types": (
         "f.jsonl",

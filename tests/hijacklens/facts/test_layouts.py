@@ -223,7 +223,7 @@ def test_a_repeated_case_id_is_listed_and_the_first_kept(second, reason):
         pytest.param([{}], ["no fields at all"], id="no fields"),
         pytest.param(
             [{name: text for name, text in OWN.items() if name not in ("subject", "target_false")}],
-            ["toy: there is no field 'subject' and none 'target_false'.", "Allowed layouts"],
+            ["toy: required fields are missing: 'subject', 'target_false'.", "Allowed layouts"],
             id="fields of our own layout left out",
         ),
         pytest.param(["Lyon"], ["an object with named fields", "'Lyon'"], id="text"),

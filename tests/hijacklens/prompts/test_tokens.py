@@ -110,8 +110,8 @@ def test_a_target_starts_where_the_two_part(before, after, context, target):
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        pytest.param((5, 6), (5, 6), "no tokens of its own", id="nothing is added"),
-        pytest.param((5, 6), (5,), "no tokens of its own", id="it swallows the prompt's end"),
+        pytest.param((5, 6), (5, 6), "adds no token", id="nothing is added"),
+        pytest.param((5, 6), (5,), "adds no token", id="it swallows the prompt's end"),
         pytest.param((5,), (6,), "no token precedes the target", id="all changes"),
         pytest.param((), (6,), "no token precedes the target", id="empty prompt"),
     ],

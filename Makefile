@@ -45,15 +45,16 @@ test: $(READY)  ## The default tests: offline, tiny models, minutes
 test-models: $(READY)  ## The tests on the packaged real models
 	$(PYTEST) -m packaged tests/hijacklens tests/probes tests/analyses
 
-test-slow: $(READY)  ## The tests that train one-layer models to their end
-	$(PYTEST) -m slow tests/hijacklens tests/probes tests/analyses
+test-slow: $(READY)  ## The long tests: training to the end, sabotages, kills
+	$(PYTEST) -m slow tests/hijacklens tests/probes tests/analyses tests/fuzz
 
 test-use: $(READY)  ## Documentation, examples and wheel as users have them: real models, long runs
 	$(PYTEST) --dist worksteal -m "packaged or slow" tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
 test-long: $(READY)  ## test-models, test-slow and test-use in one session, as CI runs them
 	$(PYTEST) --dist worksteal -m "packaged or slow" \
-		tests/hijacklens tests/probes tests/analyses tests/test_docs.py tests/test_examples.py tests/test_packaging.py
+		tests/hijacklens tests/probes tests/analyses tests/fuzz \
+		tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
 test-ray: $(READY)  ## The tests that start a real Ray
 	$(BIN)/python -m pytest -q -m ray tests/hijacklens/workers tests/analyses

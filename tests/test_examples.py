@@ -10,7 +10,6 @@ from pathlib import Path
 
 import jupytext
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
 from tiny_models import tiny_model, tiny_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -123,43 +122,6 @@ def test_notebooks_have_their_titles():
         title = f"# # {path.name[0]} · {TITLES[path.name[0]]}"
         assert title in path.read_text(encoding="utf-8")
         assert f"(rendered/{path.stem}.md)" in readme
-
-
-def run_cells(cells: list[str]) -> None:
-    """Run cells as a notebook does, with the value at the end of each shown."""
-    InteractiveShell.clear_instance()
-    shell = InteractiveShell.instance()
-    try:
-        for cell in cells:
-            shell.run_cell(cell).raise_error()
-    finally:
-        InteractiveShell.clear_instance()
-
-
-SMALLER = {
-    'MODEL = "smollm2-135m"': "MODEL = {folder!r}",
-    "sample(60,": "sample(50,",
-    "sample(40,": "sample(6,",
-    "sample(30,": "sample(6,",
-    "steps=800": "steps=3",
-    "evaluation=2048": "evaluation=64",
-    "evaluation=1024": "evaluation=64",
-    "bits=5": "bits=4",
-    "candidates=6": "candidates=3",
-    "random_sets=3": "random_sets=1",
-    "(2, 8, 16)": "(2, 8)",
-}
-"""What is made smaller where a notebook runs among the default tests."""
-
-
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebooks_run_on_a_tiny_model(notebook, folder, tmp_path, monkeypatch, own_schemes):
-    monkeypatch.chdir(tmp_path)
-    cells = code_cells(notebook)
-    for large, small in SMALLER.items():
-        cells = [cell.replace(large, small.format(folder=str(folder))) for cell in cells]
-    assert any(cell not in code_cells(notebook) for cell in cells)
-    run_cells(cells)
 
 
 @pytest.mark.packaged

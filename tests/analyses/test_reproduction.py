@@ -58,6 +58,7 @@ def test_every_check_has_a_sabotage(name):
         assert any(check.claim.startswith(claim) for claim in broken), check.claim
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sabotage", sabotages(), ids=lambda s: f"{s.analysis}: {s.how}")
 def test_a_sabotage_makes_its_checks_fail(sabotage: Sabotage, tiny_folder, monkeypatch):
     sabotage.patch(monkeypatch)

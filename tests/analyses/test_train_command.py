@@ -102,6 +102,7 @@ def test_help_keeps_its_lines() -> None:
     assert "\n    hijacklens train --bits 6 --d-model 32 --out runs/six-bits\n" in said
 
 
+@pytest.mark.slow
 def test_the_same_command_after_a_kill_ends_the_same(tmp_path: Path) -> None:
     """SIGKILL in the middle of a run, then the same command: the table of an unbroken run."""
     command = (

@@ -121,6 +121,7 @@ def test_training_goes_on_from_its_state(tmp_path):
     assert not (out / FILE).exists()
 
 
+@pytest.mark.slow
 def test_reproducing_keeps_what_is_done(tmp_path, monkeypatch):
     mark, out = tmp_path / "mark", tmp_path / "out"
     second = next(name for name in analyses() if name != "lemma5")

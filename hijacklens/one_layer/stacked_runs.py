@@ -12,15 +12,6 @@ learning rates or frozen parts. Their comparison is paired, and the contexts are
 
     contexts of 1..64 steps --log_counts--> ContextBatch --loss_and_gradients--> AdamW on the stack
       (one stream per task and seed)          [run, batch, ...]                    [run, ...]
-
->>> from hijacklens.one_layer.architecture import OneLayerConfig
->>> task = ConceptTask(bits=3, length=32)
->>> shape = {"vocab": 8, "d_model": 8, "length": 32}
->>> runs = [Run(task=task, model=OneLayerConfig(**shape, seed=s), lr=0.01) for s in (0, 1)]
->>> stacked = StackedRuns(runs, steps=64, batch=16)
->>> stacked.advance(64)
->>> len(stacked.models()), stacked.done
-(2, 64)
 """
 
 from __future__ import annotations
@@ -28,8 +19,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -95,18 +84,6 @@ class Stream:
         return self._drawn.pop()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Pass:
-    """Runs that go through the products together: views of the stack."""
-
-    streams: list[int]
-    """For each run the index of its stream."""
-    weights: OneLayerWeights
-    gradients: OneLayerWeights
-    trained: frozenset[str]
-    """Matrices that at least one of the runs trains."""
-
-
 class StackedRuns:
     """Runs in training: their stacked weights, their optimiser, their contexts.
 
@@ -128,7 +105,14 @@ class StackedRuns:
         batch: int = 128,
         device: torch.device | str = "cpu",
     ) -> None:
-        _check_shapes(runs)
+        if not runs:
+            raise InputError("stacked training needs at least one run, and got none.")
+        shapes = {(r.model.vocab, r.model.d_model, r.model.d_a, r.model.dtype) for r in runs}
+        if len(shapes) > 1:
+            raise InputError(
+                "stacked runs have the same (vocab, d_model, d_attn, dtype), these have "
+                f"{sorted(shapes)}; train each shape separately."
+            )
         self.runs, self.done = tuple(runs), 0
         self.steps = whole_number("steps", steps, least=1)
         self.batch = whole_number("batch", batch, least=1)
@@ -148,14 +132,22 @@ class StackedRuns:
         self._losses = self.weights.W_E.new_zeros(math.ceil(self.steps / self._window), len(runs))
         self._slices: list[Tensor] = []
         self._optimizer = self._make_optimizer()
-        self._thread_count = self._choose_threads()
-        self._passes = self._make_passes()
+        # Threads that wait for each other after every small product cost more than they save:
+        # almost nothing on an idle machine, a factor of 20 on a busy one.
+        _, vocab, d_model = self.weights.W_E.shape
+        largest = self.batch * d_model * max(vocab, d_model)
+        self._thread_count = 1 if largest < THREADED else torch.get_num_threads()
+        self._passes = list(self._split())
 
     def advance(self, steps: int) -> None:
         """Train all runs for some more steps, at most to the end."""
-        with _threads(self._thread_count):
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._thread_count)
+        try:
             for _ in range(min(steps, self.steps - self.done)):
                 self._step()
+        finally:
+            torch.set_num_threads(before)
 
     def models(self) -> list[OneLayerTransformer]:
         """Return copies of the models as they are now, one per run, on the device of training."""
@@ -182,7 +174,10 @@ class StackedRuns:
         """
         if self.done % CYCLE and self.done < self.steps:
             raise ValueError(f"runs have a state every {CYCLE} steps, not at step {self.done}")
-        tensors = self._tensors()
+        tensors = {f"weights.{name}": stack for name, stack in self.weights.items()}
+        tensors |= {"losses": self._losses, "done": torch.tensor(self.done)}
+        for i, stream in enumerate(self._streams):
+            tensors[f"generator.{i}"] = stream.generator.get_state()
         for i, part in enumerate(self._slices):
             for name, value in self._optimizer.state[part].items():
                 tensors[f"adamw.{i}.{name}"] = value
@@ -194,11 +189,19 @@ class StackedRuns:
         Raises:
             InputError: The tensors are not a state of these runs.
         """
-        self._check_state(tensors)
-        for name, stack in self.weights.items():
-            stack.copy_(tensors[f"weights.{name}"])
-        self._losses.copy_(tensors["losses"])
-        self.done = int(tensors["done"])
+        current = self.state()
+        ours, theirs = (
+            {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+            for state in (current, tensors)
+        )
+        wrong = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
+        done = -1 if wrong else int(tensors["done"])
+        if not 0 <= done <= self.steps:
+            fault = f"{wrong[0]} is missing or of another shape" if wrong else f"done is {done}"
+            raise InputError(f"the saved state is not one of these runs ({fault}). {START_AGAIN}")
+        for name, tensor in current.items():
+            tensor.copy_(tensors[name])
+        self.done = done
         for i, stream in enumerate(self._streams):
             try:
                 stream.generator.set_state(tensors[f"generator.{i}"])
@@ -206,46 +209,13 @@ class StackedRuns:
                 raise InputError(
                     f"the saved state of generator {i} is invalid ({error}). {START_AGAIN}"
                 ) from error
-        for i, part in enumerate(self._slices):
-            prefix = f"adamw.{i}."
-            self._optimizer.state[part] = {
-                name.removeprefix(prefix): value.to(self.device, copy=True)
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return the named tensors of a state except those of the optimiser."""
-        return {
-            **{f"weights.{name}": stack for name, stack in self.weights.items()},
-            "losses": self._losses,
-            "done": torch.tensor(self.done),
-            **{f"generator.{i}": s.generator.get_state() for i, s in enumerate(self._streams)},
-        }
-
-    def _check_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Refuse a state that does not fit these runs, before anything is changed."""
-        expected = self._tensors()
-        if "adamw.0.step" in tensors:  # the optimiser has no state before the first step
-            for i, part in enumerate(self._slices):
-                expected |= {f"adamw.{i}.{name}": part for name in ("exp_avg", "exp_avg_sq")}
-                expected[f"adamw.{i}.step"] = torch.tensor(0.0)
-        ours, theirs = (
-            {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()}
-            for state in (expected, tensors)
-        )
-        wrong = sorted(n for n in {*ours, *theirs} if ours.get(n) != theirs.get(n))
-        done = -1 if wrong else int(tensors["done"])
-        if not 0 <= done <= self.steps:
-            fault = f"{wrong[0]} is missing or of another shape" if wrong else f"done is {done}"
-            raise InputError(f"the saved state is not one of these runs ({fault}). {START_AGAIN}")
 
     def _step(self) -> None:
         batches = [stream.step() for stream in self._streams]
         losses = []
-        for one in self._passes:
-            batch = ContextBatch.stack([batches[i] for i in one.streams])
-            losses.append(loss_and_gradients(batch, one.weights, one.gradients, names=one.trained))
+        for streams, weights, gradients, names in self._passes:
+            batch = ContextBatch.stack([batches[i] for i in streams])
+            losses.append(loss_and_gradients(batch, weights, gradients, names=names))
         self._optimizer.step()
         point = self.done // self._window
         length = min(self._window, self.steps - point * self._window)
@@ -270,71 +240,40 @@ class StackedRuns:
                     part.grad = gradient[neighbours]
                     groups.setdefault(key, []).append(part)
                     self._slices.append(part)
-        settings = [
-            {"params": parts, "lr": lr, "weight_decay": decay}
-            for (lr, decay), parts in groups.items()
-        ]
-        if not settings:
+        if not groups:
             raise InputError("every part of every run is frozen: leave something to train.")
-        return torch.optim.AdamW(settings, fused=True)
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": parts, "lr": lr, "weight_decay": decay}
+                for (lr, decay), parts in groups.items()
+            ],
+            fused=True,
+        )
+        for part in self._slices:  # before the first step, so that a state has the same tensors
+            optimizer.state[part] = {
+                "step": torch.zeros((), dtype=torch.float32, device=self.device),
+                "exp_avg": torch.zeros_like(part),
+                "exp_avg_sq": torch.zeros_like(part),
+            }
+        return optimizer
 
-    def _choose_threads(self) -> int:
-        """Choose one thread where the products are small.
-
-        Threads that wait for each other after every small product cost more than they save: almost
-        nothing on an idle machine, a factor of 20 on a busy one.
-        """
-        model = self.runs[0].model
-        largest = self.batch * model.d_model * max(model.vocab, model.d_model)
-        return 1 if largest < THREADED else torch.get_num_threads()
-
-    def _make_passes(self) -> list[_Pass]:
+    def _split(self) -> Iterator[tuple[list[int], OneLayerWeights, OneLayerWeights, set[str]]]:
         """Choose which runs go through the products together.
 
-        On a CPU the buffers of one pass must stay in the cache of a core (128 KiB each in
-        float32): stacking more runs saves nothing once the products are large, and costs a
-        quarter of the time at vocab 256.
+        Yields the streams of these runs, views of their weights and gradients, and the matrices
+        that at least one of them trains. On a CPU the buffers of one pass must stay in the cache of
+        a core (128 KiB each in float32): stacking more runs saves nothing once the products are
+        large, and costs a quarter of the time at vocab 256.
         """
         count = size = len(self.runs)
         if self.device.type == "cpu":
             budget = 2**15 * self._thread_count
             size = max(1, budget // (self.batch * self.runs[0].model.vocab))
-        passes = []
         for start in range(0, count, size):
             part = slice(start, start + size)
             frozen = [run.model.freeze for run in self.runs[part]]
-            trained = {n for n in NAMES if any(PART_OF[n] not in names for names in frozen)}
-            passes.append(
-                _Pass(
-                    streams=self._stream_of[part],
-                    weights=self.weights[part],
-                    gradients=self.gradients[part],
-                    trained=frozenset(trained),
-                )
-            )
-        return passes
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Run the body with this many CPU threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _check_shapes(runs: Sequence[Run]) -> None:
-    if not runs:
-        raise InputError("stacked training needs at least one run, and got none.")
-    shapes = {(r.model.vocab, r.model.d_model, r.model.d_a, r.model.dtype) for r in runs}
-    if len(shapes) > 1:
-        raise InputError(
-            "stacked runs must have the same (vocab, d_model, d_attn, dtype); got "
-            f"{sorted(shapes)}; train each shape separately."
-        )
+            names = {n for n in NAMES if any(PART_OF[n] not in parts for parts in frozen)}
+            yield self._stream_of[part], self.weights[part], self.gradients[part], names
 
 
 def train_runs(

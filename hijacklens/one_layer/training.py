@@ -145,13 +145,8 @@ def _open_checkpoint(
 
 
 def _curves(stacked: StackedRuns) -> pd.DataFrame:
-    steps, losses = stacked.curve_steps(), stacked.losses().double()
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {"seed": run.model.seed, "lr": run.lr, "step": steps, "loss": losses[:, i].numpy()}
-            )
-            for i, run in enumerate(stacked.runs)
-        ],
-        ignore_index=True,
-    )
+    keys = [(run.model.seed, run.lr) for run in stacked.runs]
+    columns = pd.MultiIndex.from_tuples(keys, names=["seed", "lr"])
+    steps = pd.Index(stacked.curve_steps(), name="step")
+    losses = pd.DataFrame(stacked.losses().double().numpy(), steps, columns)
+    return pd.DataFrame({"loss": losses.unstack()}).reset_index()

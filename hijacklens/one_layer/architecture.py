@@ -1,9 +1,4 @@
-"""Shape and start of the one-layer model, its weights, and its parts under TransformerLens' names.
-
->>> config = OneLayerConfig(vocab=32, d_model=16, length=64)
->>> config.d_a, config.std
-(16, 0.25)
-"""
+"""Shape and start of the one-layer model, its weights, and its parts by TransformerLens' names."""
 
 from __future__ import annotations
 
@@ -20,9 +15,12 @@ from hijacklens.errors import choice, number, several, whole_number
 LARGEST = 2**20
 """Largest number of tokens, width or length: more would not fit into RAM."""
 
-FREEZABLE = ("W_E", "W_V", "W_QK")
-
 VALUE_INITS = ("gaussian", "identity")
+
+NAMES = ("W_E", "W_Q", "W_K", "W_V")
+
+PART_OF = {"W_E": "W_E", "W_V": "W_V", "W_Q": "W_QK", "W_K": "W_QK"}
+"""Matrix -> the name that freezes it."""
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -49,17 +47,24 @@ class ModelSettings:
     """`"float32"` or `"float64"`. The start is drawn in float64, so both start alike."""
 
     def __post_init__(self) -> None:
-        for name in ("d_model", "d_attn"):
-            if name == "d_model" or self.d_attn is not None:
-                _set_size(self, name)
+        self._set_sizes("d_model")
+        if self.d_attn is not None:
+            self._set_sizes("d_attn")
         if self.init_scale is not None:
             scale = number("one-layer model: init_scale", self.init_scale, least=0)
             object.__setattr__(self, "init_scale", scale)
         choice("start of W_V", self.value_init, VALUE_INITS)
         object.__setattr__(self, "freeze", several("freeze", self.freeze, "['W_V']"))
         for name in self.freeze:
-            choice("part to freeze", name, FREEZABLE)
+            choice("part to freeze", name, dict.fromkeys(PART_OF.values()))
         choice("dtype", self.dtype, DTYPES)
+
+    def _set_sizes(self, *names: str) -> None:
+        """Replace sizes by plain ints, or refuse them."""
+        for name in names:
+            value = getattr(self, name)
+            size = whole_number(f"one-layer model: {name}", value, least=1, most=LARGEST)
+            object.__setattr__(self, name, size)
 
     @property
     def d_a(self) -> int:
@@ -74,7 +79,7 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OneLayerConfig(ModelSettings):
-    """Shape and starting point of a one-layer model.
+    """Shape and start of one model on one task.
 
     Raises:
         InputError: A setting is outside its range.
@@ -89,48 +94,8 @@ class OneLayerConfig(ModelSettings):
 
     def __post_init__(self) -> None:
         ModelSettings.__post_init__(self)
-        for name in ("vocab", "length"):
-            _set_size(self, name)
+        self._set_sizes("vocab", "length")
         object.__setattr__(self, "seed", whole_number("seed", self.seed))
-
-
-def _set_size(settings: ModelSettings, name: str) -> None:
-    """Replace a size by the same as a plain int, or refuse it."""
-    size = whole_number(f"one-layer model: {name}", getattr(settings, name), least=1, most=LARGEST)
-    object.__setattr__(settings, name, size)
-
-
-@dataclass(frozen=True, slots=True)
-class HookedConfig:
-    """The entries of a model's `cfg` that TransformerLens' caches and patching tools read."""
-
-    d_model: int
-    d_head: int
-    """Width of a value: d_model, since W_V is square."""
-    d_attn: int
-    """Width of a query and of a key."""
-    attn_scale: float
-    """Scores are divided by this: sqrt(d_attn)."""
-    d_vocab: int
-    d_vocab_out: int
-    n_ctx: int
-    dtype: torch.dtype
-    device: torch.device
-    model_name: str = "one-layer"
-    n_layers: int = 1
-    n_heads: int = 1
-    n_key_value_heads: int | None = None
-    d_mlp: int | None = None
-    attn_only: bool = True
-    parallel_attn_mlp: bool = False
-    use_attn_result: bool = False
-    use_split_qkv_input: bool = False
-    use_attn_in: bool = False
-    normalization_type: str | None = None
-    final_rms: bool = False
-    positional_embedding_type: str = "none"
-    output_logits_soft_cap: float = -1.0
-    default_prepend_bos: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +116,7 @@ class OneLayerWeights:
             yield name, getattr(self, name)
 
     def __getitem__(self, run: int | slice) -> OneLayerWeights:
-        """Return the matrices of one run or of some; views, not copies."""
+        """Return views of the matrices of one run or of some."""
         return self.map(lambda stack: stack[run])
 
     @classmethod
@@ -164,9 +129,6 @@ class OneLayerWeights:
         return OneLayerWeights(**{name: function(matrix) for name, matrix in self.items()})
 
 
-NAMES = ("W_E", "W_Q", "W_K", "W_V")
-
-
 class Embedding(nn.Module):
     """The embedding table, `embed.W_E` [vocab, d_model]; its transpose unembeds."""
 
@@ -176,7 +138,7 @@ class Embedding(nn.Module):
 
 
 class Inlet(nn.Module):
-    """The input of a linear map, by the bridge's name: `unembed.hook_in`, `attn.v.hook_in`."""
+    """The input of a linear map, by the bridge's name."""
 
     def __init__(self) -> None:
         super().__init__()

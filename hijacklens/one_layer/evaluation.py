@@ -20,7 +20,7 @@ share it. Where n tokens tie, `"split"` gives the context 1/n of a hit if the la
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, whole_number
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.spans import layout
 from hijacklens.one_layer.task import ConceptTask, Contexts, token_counts
@@ -49,12 +49,7 @@ TIE_NATS = 1e-9
 
 
 class BayesRule:
-    """The exact log posterior of a task as a function of tokens; holds its V x V tables.
-
-    Args:
-        task: The task that the contexts come from.
-        device: Device of the tables and of the contexts.
-    """
+    """The exact log posterior of a task as a function of tokens on `device`; V x V tables."""
 
     def __init__(self, task: ConceptTask, *, device: torch.device | str | None = None) -> None:
         self.task = task
@@ -87,16 +82,6 @@ class BayesRule:
         return scores.log_softmax(1)
 
 
-def log_posterior(
-    task: ConceptTask, tokens: Int[Tensor, "batch pos"]
-) -> Float[Tensor, "batch vocab"]:
-    """Return the log posterior in nats for contexts of the task (not for mixed ones), in float64.
-
-    For many batches make one `BayesRule` and call it.
-    """
-    return BayesRule(task, device=tokens.device)(tokens)
-
-
 def hits(
     scores: Float[Tensor, "*axes batch vocab"],
     labels: Int[Tensor, "*axes batch"],
@@ -104,23 +89,17 @@ def hits(
     ties: Ties = "split",
     tolerance: float = 0.0,
 ) -> Float[Tensor, "*axes batch"]:
-    """Return whether the label has the largest score: 1, 0, or a fraction for a tie.
+    """Return whether the label has the largest score: 1, 0, or a fraction for a tie, in float64.
 
-    Args:
-        scores: Logits or any other scores.
-        labels: The right answers.
-        ties: See the module.
-        tolerance: How far below the largest score a token still ties with it.
-
-    Returns:
-        float64 in [0, 1]. A row with a NaN counts as wrong.
+    Scores up to `tolerance` below the largest tie with it; `ties` is explained in the module
+    docstring. A row with a NaN counts as wrong.
     """
-    best = scores.amax(-1, keepdim=True) - tolerance
-    tied = scores >= best
+    tied = scores >= scores.amax(-1, keepdim=True) - tolerance
     hit = tied.gather(-1, labels[..., None])[..., 0].double()
     return hit if ties == "label" else hit / tied.sum(-1).clamp(min=1)
 
 
+@torch.no_grad()
 def accuracy(
     scores_of: Callable[[Tensor], Tensor],
     task: ConceptTask,
@@ -133,29 +112,25 @@ def accuracy(
     """Return the fraction of fresh contexts on which the largest score is the label's.
 
     Contexts are drawn and scored in chunks, so that memory stays bounded (32 MiB per float64
-    tensor). The same generator state gives the same contexts, whatever is scored.
+    tensor). The same generator state gives the same contexts, whatever is scored. The interval is
+    the 95% Wilson interval.
 
     Args:
         scores_of: Tokens [batch, pos] -> scores [batch, vocab], e.g. last-position logits.
         task: The task that the contexts are drawn from.
         contexts_count: Number of contexts.
         generator: Source of the contexts; `scores_of` gets them on its device.
-        ties: See the module.
-        tolerance: See `hits`.
-
-    Returns:
-        The fraction and its 95% Wilson interval.
+        ties: See `hits`, as for `tolerance`.
+        tolerance: In the unit of the scores.
 
     Raises:
         InputError: `contexts_count` is below 1.
     """
-    if contexts_count < 1:
-        raise InputError(f"contexts_count must be at least 1, got {contexts_count!r}.")
+    whole_number("contexts_count", contexts_count, least=1)
     chunk = max(1, CHUNK // max(task.vocab, task.length))
     correct = 0.0
     for contexts in _fresh(task, generator, contexts_count, chunk):
-        with torch.no_grad():
-            scores = scores_of(contexts.tokens)
+        scores = scores_of(contexts.tokens)
         correct += float(hits(scores, contexts.labels, ties=ties, tolerance=tolerance).sum())
     # Fractions of ties, added up, can exceed the count by a rounding error.
     return fraction(min(correct, contexts_count), contexts_count)
@@ -176,7 +151,7 @@ def bayes_accuracy(
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The accuracy and the loss of one answerer."""
+    """Accuracy and loss of one answerer."""
 
     accuracy: Interval
     """Fraction of right answers with its 95% Wilson interval; ties split evenly."""
@@ -184,6 +159,7 @@ class Score:
     """Mean cross-entropy of the label, in nats."""
 
 
+@torch.no_grad()
 def evaluate(
     answerers: Mapping[Name, Callable[[Tensor], Tensor]],
     task: ConceptTask,
@@ -193,32 +169,28 @@ def evaluate(
 ) -> dict[Name, Score]:
     """Score several answerers on the same fresh contexts.
 
-    Args:
-        answerers: Name -> a function from tokens [batch, pos] to scores [batch, vocab]: a model
-            (see `answers`), or the exact posterior.
-        task: The task that the contexts are drawn from.
-        generator: Source of the contexts; the functions get them on its device.
-        count: Number of contexts.
+    An answerer is a function from tokens [batch, pos] on the generator's device to scores
+    [batch, vocab]: a model (see `answers`), or the exact posterior.
 
     Raises:
         InputError: `count` is below 1.
     """
-    if count < 1:
-        raise InputError(f"evaluation is {count}; give at least 1 context to evaluate on.")
+    whole_number("evaluation", count, least=1)
     right, loss = dict.fromkeys(answerers, 0.0), dict.fromkeys(answerers, 0.0)
     for contexts in _fresh(task, generator, count, BLOCK):
         for name, scores_of in answerers.items():
-            with torch.no_grad():
-                scores = scores_of(contexts.tokens)
+            scores = scores_of(contexts.tokens)
             # The tolerance is for log posteriors, whose ties are sums in another order.
             right[name] += float(hits(scores, contexts.labels, tolerance=TIE_NATS).sum())
             loss[name] += float(cross_entropy(scores, contexts.labels, reduction="sum"))
-    scores_by_name = {}
-    for name in answerers:
-        ends = fraction(round(right[name]), count)  # right answers rounded to an integer
-        interval = Interval(right[name] / count, ends.low, ends.high)
-        scores_by_name[name] = Score(interval, loss[name] / count)
-    return scores_by_name
+    # The ends are those of the nearest whole number of right answers.
+    return {
+        name: Score(
+            replace(fraction(round(right[name]), count), value=right[name] / count),
+            loss[name] / count,
+        )
+        for name in answerers
+    }
 
 
 def answers(
@@ -232,18 +204,18 @@ def answers(
     spans = spans_of(pointed)
 
     def scores(tokens: Tensor) -> Tensor:
-        return model.last_logits(tokens.to(model.W_E.device)).cpu()
-
-    def probed_scores(tokens: Tensor) -> Tensor:
+        tokens = tokens.to(model.W_E.device)
+        if not pointed:
+            return model.last_logits(tokens).cpu()
         blocks = []
-        for block in tokens.to(model.W_E.device).split(HOOKED_BLOCK):
+        for block in tokens.split(HOOKED_BLOCK):
             rows = torch.arange(len(block), device=block.device)
             last = torch.full_like(rows, block.shape[1] - 1)
             context_layout = layout(task, block, spans=spans)
             blocks.append(logits_at(model, context_layout, rows, last, probes=pointed).cpu())
         return torch.cat(blocks)
 
-    return probed_scores if pointed else scores
+    return scores
 
 
 def _fresh(

@@ -6,21 +6,15 @@
 One head, embeddings tied with the unembedding; no residual stream, no normalisation, no MLP, no
 positions. All matrices here act on row vectors, as in TransformerLens: the paper writes tokens
 as columns, so its W_E, W_Q, W_K and W_V are the transposes of these.
-
->>> import torch
->>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
->>> tokens = torch.randint(0, 8, (2, 16), generator=torch.Generator().manual_seed(0))
->>> logits, cache = model.run_with_cache(tokens)
->>> tuple(logits.shape), tuple(cache["pattern", 0].shape)
-((2, 16, 8), (2, 1, 16, 16))
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,10 +31,10 @@ from hijacklens.one_layer import fast_path
 from hijacklens.one_layer.architecture import (
     DTYPES,
     NAMES,
+    PART_OF,
     Block,
     Embedding,
     Head,
-    HookedConfig,
     Inlet,
     OneLayerConfig,
     OneLayerWeights,
@@ -49,14 +43,20 @@ from hijacklens.one_layer.architecture import (
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 KIND = "hijacklens one-layer transformer"
+LACKING = {
+    **dict.fromkeys(("n_key_value_heads", "d_mlp", "normalization_type")),
+    **dict.fromkeys(("parallel_attn_mlp", "use_attn_result", "use_attn_in"), False),
+    **dict.fromkeys(("use_split_qkv_input", "final_rms", "default_prepend_bos"), False),
+}
+"""What the model does not have, by TransformerLens' names."""
 NAME_A_FOLDER = "Name a folder that OneLayerTransformer.save or `hijacklens train` wrote."
 
 
 class OneLayerTransformer(HookedRootModule):
     """Equation 4.1 with TransformerLens hooks.
 
-    It is a `hijacklens.models.hooked.HookedModel`. It starts in evaluation mode (it has no dropout,
-    so training needs no other mode). Hook points have TransformerLens' names and shapes, so a probe
+    It is a `hijacklens.models.hooked.HookedModel`, in evaluation mode, as it has no dropout. Hook
+    points have TransformerLens' names and shapes, so a probe
     written for GPT-2 runs on it:
 
         hook_embed -> blocks.0.hook_resid_pre                  [batch, pos, d_model]
@@ -71,8 +71,7 @@ class OneLayerTransformer(HookedRootModule):
     of the context of the first l tokens. At the last position, the only one that the paper reads,
     the mask covers nothing, and the softmax runs over the complete context as in equation 4.1.
 
-    Cost: O(batch pos^2 d), and a pattern [batch, pos, pos]; `last_logits` returns the logits of the
-    last position alone, without hooks and much faster.
+    Cost: O(batch pos^2 d), and a pattern [batch, pos, pos]; `last_logits` is much faster.
     """
 
     def __init__(self, config: OneLayerConfig) -> None:
@@ -94,10 +93,9 @@ class OneLayerTransformer(HookedRootModule):
         attn = Head(W_Q, W_K, W_V)
         self.blocks = nn.ModuleList([Block(attn)])
         self.unembed = Inlet()
-        parts = {"W_E": [self.embed.W_E], "W_V": [attn.W_V], "W_QK": [attn.W_Q, attn.W_K]}
-        for name in config.freeze:
-            for weight in parts[name]:
-                weight.requires_grad_(False)
+        for name, part in PART_OF.items():
+            if part in config.freeze:
+                getattr(self.embed if name == "W_E" else attn, name).requires_grad_(False)
         self.setup()  # names the hook points
         self.eval()
 
@@ -133,10 +131,20 @@ class OneLayerTransformer(HookedRootModule):
         return block.attn
 
     @property
-    def cfg(self) -> HookedConfig:
-        """The configuration by TransformerLens' names, with the current device."""
+    def cfg(self) -> SimpleNamespace:
+        """The entries that TransformerLens' caches and patching tools read; read-only.
+
+        `d_head` is the width of a value, d_model, since W_V is square; `d_attn` that of a query.
+        """
         config = self.config
-        return HookedConfig(
+        return SimpleNamespace(
+            **LACKING,
+            model_name="one-layer",
+            n_layers=1,
+            n_heads=1,
+            attn_only=True,
+            positional_embedding_type="none",
+            output_logits_soft_cap=-1.0,
             d_model=config.d_model,
             d_head=config.d_model,
             d_attn=config.d_a,
@@ -188,9 +196,7 @@ class OneLayerTransformer(HookedRootModule):
     ) -> Float[Tensor, "rows columns vocab"] | None:
         """Return logits [batch, pos, vocab]; at position l for the context of the first l tokens.
 
-        Args:
-            tokens: Token ids.
-            return_type: `"logits"`, or None to fill hooks and caches without unembedding.
+        With `return_type=None` it fills hooks and caches without unembedding.
 
         Raises:
             InputError: A token is not in the vocabulary, or `return_type` is another.
@@ -206,7 +212,7 @@ class OneLayerTransformer(HookedRootModule):
     def last_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
         """Return `model(tokens)[:, -1]` without hooks and without a [pos, pos] pattern.
 
-        It is 10 to 100 times faster; see `hijacklens.one_layer.fast_path`.
+        Without these it is 10 to 100 times faster (`fast_path`).
         """
         self._check(tokens)
         counts = fast_path.log_counts(tokens, self.config.vocab, dtype=self.W_E.dtype)
@@ -253,20 +259,22 @@ class OneLayerTransformer(HookedRootModule):
         """Write `model.safetensors` and `config.json`, each complete or not at all."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        write_whole(target / WEIGHTS_FILE, self.write_weights)
-        self.write_config(target / CONFIG_FILE)
+        for name, write in self.files().items():
+            write_whole(target / name, write)
         return target
 
-    def write_weights(self, path: Path) -> None:
-        """Write W_E, W_Q, W_K and W_V to one safetensors file."""
-        weights = self.weights()
-        tensors = {name: w.detach().cpu().contiguous() for name, w in weights.items()}
-        # One entry: the order of several is not fixed, and equal models must give equal files.
-        save_file(tensors, path, metadata={"kind": KIND})
+    def files(self) -> dict[str, Callable[[Path], None]]:
+        """Return file name -> function that writes it."""
 
-    def write_config(self, path: Path) -> None:
-        """Write the configuration as JSON."""
-        write_json(path, {"kind": KIND, **asdict(self.config)})
+        def write_weights(path: Path) -> None:
+            tensors = {name: w.detach().cpu().contiguous() for name, w in self.weights().items()}
+            # One entry: the order of several is not fixed, and equal models must give equal files.
+            save_file(tensors, path, metadata={"kind": KIND})
+
+        def write_config(path: Path) -> None:
+            write_json(path, {"kind": KIND, **asdict(self.config)})
+
+        return {WEIGHTS_FILE: write_weights, CONFIG_FILE: write_config}
 
     @classmethod
     def load(
@@ -278,26 +286,32 @@ class OneLayerTransformer(HookedRootModule):
             InputError: A file is missing, unreadable or not of such a model, or the weights do not
                 have the shapes or the dtype of the configuration.
         """
-        path = Path(folder) / WEIGHTS_FILE
-        config = _read_config(path.with_name(CONFIG_FILE))
+        path = Path(folder) / CONFIG_FILE
         try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            path = path.with_name(WEIGHTS_FILE)
             weights = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(path, error) from error
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"no one-layer model in {str(path.parent)!r}: {path.name} cannot be read "
+                f"({error}). {NAME_A_FOLDER}"
+            ) from error
+        names = {field.name for field in fields(OneLayerConfig)}
+        if not isinstance(record, dict) or record.pop("kind", None) != KIND or set(record) != names:
+            raise InputError(
+                f"{path.with_name(CONFIG_FILE)} is not the configuration of a one-layer model. "
+                f"{NAME_A_FOLDER}"
+            )
         if set(weights) != set(NAMES):
             raise InputError(
                 f"{path} holds the weights {sorted(weights)}; a one-layer model has {NAMES}."
             )
-        model = cls(config)
+        model = cls(OneLayerConfig(**record))
         model.fill(OneLayerWeights(**weights), source=str(path))
         return model if device is None else model.to(device)
 
     def fill(self, weights: OneLayerWeights, *, source: str = "fill") -> None:
-        """Overwrite the weights in place.
-
-        Args:
-            weights: Matrices of the same shapes and dtype.
-            source: Origin of the matrices, for the error.
+        """Overwrite the weights in place; `source` is their origin, for the error.
 
         Raises:
             InputError: A matrix has another shape or dtype.
@@ -322,21 +336,3 @@ class OneLayerTransformer(HookedRootModule):
                 f"one-layer model: token ids run from {int(tokens.min())} to {int(tokens.max())}; "
                 f"this model knows 0 to {self.config.vocab - 1}."
             )
-
-
-def _read_config(path: Path) -> OneLayerConfig:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
-    names = {field.name for field in fields(OneLayerConfig)}
-    if not isinstance(record, dict) or record.pop("kind", None) != KIND or set(record) != names:
-        raise InputError(f"{path} is not the configuration of a one-layer model. {NAME_A_FOLDER}")
-    return OneLayerConfig(**record)
-
-
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"no one-layer model in {str(path.parent)!r}: {path.name} cannot be read ({error}). "
-        f"{NAME_A_FOLDER}"
-    )

@@ -27,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.errors import InputError, whole_number
-from hijacklens.one_layer.architecture import DTYPES, NAMES, OneLayerWeights
+from hijacklens.one_layer.architecture import DTYPES, NAMES, PART_OF, OneLayerWeights
 from hijacklens.one_layer.checkpoint import Checkpoint
 from hijacklens.one_layer.fast_path import ContextBatch, log_counts, loss_and_gradients
 from hijacklens.one_layer.model import OneLayerTransformer
@@ -44,9 +44,6 @@ CURVE_POINTS = 200
 
 THREADED = 2**24
 """A step uses several CPU threads if its largest product has at least this many multiplications."""
-
-PART_OF = {"W_E": "W_E", "W_V": "W_V", "W_Q": "W_QK", "W_K": "W_QK"}
-"""Matrix -> the name that freezes it."""
 
 START_AGAIN = "Delete it or say overwrite (--overwrite on the command line) to start from scratch."
 

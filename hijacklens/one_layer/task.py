@@ -17,16 +17,12 @@ Sampling costs O(batch L) time and memory: one 32-bit random integer per token (
 >>> contexts = task.sample(128, torch.Generator().manual_seed(0))
 >>> contexts.tokens.shape, contexts.labels.shape
 (torch.Size([128, 64]), torch.Size([128]))
->>> ConceptTask.from_configuration(task.configuration()) == task
-True
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import math
-import operator
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -38,20 +34,14 @@ from jaxtyping import Bool, Float, Int
 from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor
 
-from hijacklens.errors import InputError, shown, unknown
+from hijacklens.errors import InputError, number, shown, unknown, whole_number
 from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.sampling import AliasTable
 
 MAX_BITS = 12
 """Tables over the vocabulary are V x V: 128 MiB in float64 at 12 bits."""
 
-_NUMBERS: Mapping[str, Callable[[Any], float]] = {
-    "bits": operator.index,
-    "omega": float,
-    "beta": float,
-    "length": operator.index,
-}
-"""The numbers of a task, with the conversion to plain Python numbers (NumPy's are not JSON)."""
+_NUMBERS = ("bits", "omega", "beta", "length")
 
 Support: TypeAlias = Callable[[Tensor, Tensor], Tensor] | Tensor
 """A user's support: a rule (a, b) -> "b is in N(a)", or its boolean matrix [vocab, vocab]."""
@@ -116,54 +106,47 @@ class ConceptTask:
     beta: float = 1.0
     length: int = 256
     support: str | Support = field(default="all", compare=False)
+    """A name, or the boolean matrix of a user's support without its diagonal."""
     _rule: str = field(init=False, repr=False)
     """The support as text, a name or a packed matrix, which is compared and saved."""
-    _matrix: Tensor | None = field(init=False, repr=False, compare=False)
-    """The evaluated support of a user; None for a named one."""
     _tables: dict[torch.device, AliasTable] = field(init=False, repr=False, compare=False)
     """Device -> alias table. Its first half holds p, its second half pi: a row per label, or a
     single row of `token xor label` if all labels share that distribution."""
 
     def __post_init__(self) -> None:
-        for name, number in _NUMBERS.items():
-            try:
-                object.__setattr__(self, name, number(getattr(self, name)))
-            except (TypeError, ValueError):
-                kind = "whole number" if number is operator.index else "number"
-                raise InputError(f"{name} must be a {kind}, got {getattr(self, name)!r}.") from None
-        if not 1 <= self.bits <= MAX_BITS:
-            raise InputError(
-                f"bits must lie in 1..{MAX_BITS}, got {self.bits!r}: the vocabulary has 2^bits "
-                "tokens, and the tables of the task grow with its square."
-            )
+        plain = {  # Python numbers, since NumPy's are not JSON
+            "bits": whole_number("bits", self.bits, least=1, most=MAX_BITS),
+            "omega": number("omega", self.omega),
+            "beta": number("beta", self.beta),
+            "length": whole_number("length", self.length, least=1),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
         if not 0 <= self.omega <= 1:
             raise InputError(
-                f"omega must lie in [0, 1], got {self.omega!r}: it is the fraction of "
-                "informative tokens, and 1 - omega is the fraction of noise."
+                f"omega must lie in [0, 1], got {self.omega}: it is the fraction of informative "
+                "tokens, and 1 - omega is the fraction of noise."
             )
-        if not (self.beta > 0 and math.isfinite(self.beta)):
+        if self.beta <= 0:
             raise InputError(
-                f"beta must be above 0 and finite, got {self.beta!r}: tokens at Hamming distance D "
-                "weigh exp(-D / beta)."
+                f"beta must be above 0, got {self.beta}: tokens at Hamming distance D weigh "
+                "exp(-D / beta)."
             )
-        if self.length < 1:
-            raise InputError(
-                f"length must be at least 1, got {self.length!r}: the last token always counts."
-            )
-        if isinstance(self.support, str):
-            matrix = None
-            rows = _named(self.support, self.bits, rows=1)
+        rule = self.support
+        if isinstance(rule, str):
+            if rule not in SUPPORTS:
+                raise unknown("support", rule, SUPPORTS, "Or pass a rule (a, b) -> b in N(a).")
         else:
-            matrix = rows = _evaluated(self.support, self.bits)
-        empty = (~rows.any(1)).nonzero().flatten()
+            matrix = _evaluated(rule, self.bits)
+            object.__setattr__(self, "support", matrix)
+            rule = _packed(matrix)
+        empty = (~self._supports(rows=1).any(1)).nonzero().flatten()
         if len(empty):
             raise InputError(
                 f"the support {self.support_name!r} with bits={self.bits} leaves N(z) empty for "
                 f"z = {int(empty[0])}: every label needs at least one other token. Use more bits "
                 "or a wider support."
             )
-        object.__setattr__(self, "_matrix", matrix)
-        rule = self.support_name if matrix is None else _packed(matrix)
         object.__setattr__(self, "_rule", rule)
         object.__setattr__(self, "_tables", {})
 
@@ -190,9 +173,7 @@ class ConceptTask:
 
     def neighbours(self) -> Bool[Tensor, "vocab vocab"]:
         """Return N(z) in row z; symmetric for the named supports, not for every rule."""
-        if self._matrix is not None:
-            return self._matrix.clone()
-        return _named(self.support_name, self.bits)
+        return self._supports().clone()
 
     def informative(self) -> Float[Tensor, "vocab vocab"]:
         """Return pi(. | z) in row z, in float64."""
@@ -200,7 +181,7 @@ class ConceptTask:
 
     def token_distribution(self) -> Float[Tensor, "vocab vocab"]:
         """Return p(. | z) = omega pi(. | z) + (1 - omega) / V in row z, in float64."""
-        return self._with_noise(self.informative())
+        return self.omega * self.informative() + (1 - self.omega) / self.vocab
 
     def sample(
         self,
@@ -209,17 +190,10 @@ class ConceptTask:
         *,
         device: torch.device | str | None = None,
     ) -> Contexts:
-        """Draw contexts with uniform labels, on the device of the generator.
+        """Draw contexts with uniform labels, in int64, on the device of the generator.
 
-        The same state of the generator gives the same contexts (on the same kind of device).
-
-        Args:
-            batch: Number of contexts, at least 1.
-            generator: Source of randomness; the contexts are made on its device.
-            device: If given, checked against the device of the generator.
-
-        Returns:
-            int64 tokens [batch, length] and labels [batch].
+        The same state of the generator gives the same contexts (on the same kind of device). A
+        `device` is compared with that of the generator.
 
         Raises:
             InputError: `batch` below 1, or a generator on another device than `device`.
@@ -278,7 +252,7 @@ class ConceptTask:
             "omega": self.omega,
             "beta": self.beta,
             "length": self.length,
-            "support": self._rule if self._matrix is None else {"matrix": self._rule},
+            "support": self._rule if isinstance(self.support, str) else {"matrix": self._rule},
         }
 
     @classmethod
@@ -304,6 +278,14 @@ class ConceptTask:
             support = _unpacked(support.get("matrix", ""), numbers.bits)
         return replace(numbers, support=support)
 
+    def _supports(self, rows: int | None = None) -> Bool[Tensor, "row vocab"]:
+        """Return the matrix of a user's support; that of a named one, or its first rows."""
+        if isinstance(self.support, Tensor):
+            return self.support
+        token = torch.arange(self.vocab)
+        difference = token[:rows, None] ^ token
+        return SUPPORTS[self.support_name](difference, self.bits) & (difference != 0)
+
     def _informative(self, neighbours: Tensor) -> Tensor:
         """Return the first rows of pi, one per row of `neighbours`."""
         token = torch.arange(self.vocab)
@@ -311,9 +293,6 @@ class ConceptTask:
         # A softmax, so that a tiny beta does not underflow to an empty row.
         scores = (-distances.double() / self.beta).masked_fill(~neighbours, -torch.inf)
         return scores.softmax(1)
-
-    def _with_noise(self, informative: Tensor) -> Tensor:
-        return self.omega * informative + (1 - self.omega) / self.vocab
 
     def _labels(self, batch: int, generator: torch.Generator) -> Tensor:
         return torch.randint(self.vocab, (batch,), generator=generator, device=generator.device)
@@ -331,14 +310,13 @@ class ConceptTask:
     def _table(self, device: torch.device) -> AliasTable:
         """Return the table on a device, made on first use and kept."""
         if device not in self._tables:
-            if self._matrix is None:
-                neighbours = _named(self.support_name, self.bits, rows=1)
-            else:
-                shared = _depends_on_xor(self._matrix)
-                neighbours = self._matrix[:1] if shared else self._matrix
+            neighbours, token = self._supports(rows=1), torch.arange(self.vocab)
+            # Whether membership of b in N(a) depends on a xor b alone.
+            if torch.equal(neighbours, neighbours[0][token[: len(neighbours), None] ^ token]):
+                neighbours = neighbours[:1]
             informative = self._informative(neighbours)
-            table = AliasTable.build(torch.cat([self._with_noise(informative), informative]))
-            self._tables[device] = table.to(device)
+            noisy = self.omega * informative + (1 - self.omega) / self.vocab
+            self._tables[device] = AliasTable.build(torch.cat([noisy, informative])).to(device)
         return self._tables[device]
 
 
@@ -352,25 +330,13 @@ def token_counts(
 
 
 def _check_draw(batch: int, generator: torch.Generator, device: torch.device | str | None) -> None:
-    if batch < 1:
-        raise InputError(f"batch must be at least 1, got {batch!r}: it is the number of contexts.")
-    if device is None:
-        return
-    expected, actual = torch.device(device), generator.device
+    whole_number("batch", batch, least=1)
+    expected, actual = torch.device(device or generator.device), generator.device
     if expected.type != actual.type or expected.index not in (None, actual.index):
         raise InputError(
             f"the contexts should be on {str(expected)!r}, and the generator is on "
             f"{str(actual)!r}. Pass torch.Generator({str(expected)!r})."
         )
-
-
-def _named(name: str, bits: int, *, rows: int | None = None) -> Bool[Tensor, "row vocab"]:
-    """Return the matrix of a named support, or its first rows."""
-    if name not in SUPPORTS:
-        raise unknown("support", name, SUPPORTS, "Or pass a rule (a, b) -> b in N(a).")
-    token = torch.arange(1 << bits)
-    difference = token[:rows, None] ^ token
-    return SUPPORTS[name](difference, bits) & (difference != 0)
 
 
 def _evaluated(support: Support, bits: int) -> Bool[Tensor, "vocab vocab"]:
@@ -402,21 +368,14 @@ def _evaluated(support: Support, bits: int) -> Bool[Tensor, "vocab vocab"]:
     return matrix.detach().cpu().expand(vocab, vocab) & (token[:, None] != token)
 
 
-def _depends_on_xor(matrix: Bool[Tensor, "vocab vocab"]) -> bool:
-    """Return whether membership of b in N(a) depends on a xor b alone."""
-    token = torch.arange(len(matrix))
-    return bool((matrix == matrix[0][token[:, None] ^ token]).all())
-
-
 def _packed(matrix: Bool[Tensor, "vocab vocab"]) -> str:
-    """Return the matrix as text for a saved configuration: bits, zlib, base64."""
+    """Return the matrix as text: bits, zlib, base64."""
     return base64.b64encode(zlib.compress(np.packbits(matrix.numpy()).tobytes(), 9)).decode("ascii")
 
 
 def _unpacked(text: str, bits: int) -> Bool[Tensor, "vocab vocab"]:
     """Return the matrix of a text that `_packed` made."""
     vocab = 1 << bits
-    size = -(-vocab * vocab // 8)
     try:
         packed = zlib.decompress(base64.b64decode(text, validate=True))
     except (TypeError, ValueError, binascii.Error, zlib.error) as error:
@@ -424,6 +383,7 @@ def _unpacked(text: str, bits: int) -> Bool[Tensor, "vocab vocab"]:
             f"the support matrix of a saved concept task cannot be read: {error!r}. Save the task "
             "again with configuration()."
         ) from error
+    size = -(-vocab * vocab // 8)
     if len(packed) != size:
         raise InputError(
             f"the support matrix of a saved concept task has {len(packed)} bytes; bits={bits} "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -24,7 +24,7 @@ from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.evaluation import BayesRule, Score, answers, evaluate
-from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransformer
+from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.recipe import OUR_DEFAULTS, Recipe
 from hijacklens.one_layer.stacked_runs import generator_for
 from hijacklens.one_layer.task import ConceptTask, TaskRecord
@@ -72,14 +72,13 @@ class TrainingResult(Result):
     @property
     def best_learning_rate(self) -> float:
         """The learning rate with the highest mean accuracy over seeds; the first of equals."""
-        rates = self.recipe.learning_rates
-        means = [float(self.table["accuracy"][self.table["lr"] == lr].mean()) for lr in rates]
-        return rates[means.index(max(means))]
+        means: Any = self.table.groupby("lr", sort=False)["accuracy"].mean()
+        return float(means.idxmax())
 
     def best(self) -> tuple[OneLayerTransformer, ...]:
         """Return the models of the best learning rate, one per seed."""
-        rates = zip(self.models, self.table["lr"], strict=True)
-        return tuple(model for model, lr in rates if lr == self.best_learning_rate)
+        best, rates = self.best_learning_rate, self.table["lr"]
+        return tuple(model for model, lr in zip(self.models, rates, strict=True) if lr == best)
 
     def accuracy(
         self, value: NewValue | None = None, *, probes: Sequence[Probe] = ()
@@ -100,18 +99,14 @@ class TrainingResult(Result):
             raise InputError(
                 f"{value.key} is a probe, not a value matrix; write accuracy(probes=[...])."
             )
-        models = self.models
-        if value is not None:
-            with torch.no_grad():
-                new = [value(m) if callable(value) else value for m in models]
-                models = tuple(m.with_value(w) for m, w in zip(models, new, strict=True))
-        keys = list(zip(self.table["seed"], self.table["lr"], strict=True))
-        answerers = {
-            key: answers(model, self.task, probes=probes)
-            for key, model in zip(keys, models, strict=True)
-        }
+        answerers = {}
+        for key, model in zip(self._keys(), self.models, strict=True):
+            if value is not None:
+                with torch.no_grad():
+                    model = model.with_value(value(model) if callable(value) else value)
+            answerers[key] = answers(model, self.task, probes=probes)
         scores = _on_fresh_contexts(answerers, self.task, self.recipe)
-        return pd.DataFrame([{"seed": s, "lr": lr, **_columns(scores[s, lr])} for s, lr in keys])
+        return _table(self._keys(), scores)
 
     @classmethod
     def evaluated(
@@ -132,29 +127,21 @@ class TrainingResult(Result):
             if (built := _with_memory(model, task)) is not None:
                 answerers[(*key, "memory")] = answers(built, task)
         scores = _on_fresh_contexts(answerers, task, recipe)
-        bayes = {seed: scores[seed, "bayes"] for seed in recipe.seeds}
-        rows = []
-        for seed, lr in keys:
-            columns = _columns(scores[seed, lr])
-            loss = columns.pop("loss")
-            built_score = scores.get((seed, lr, "memory"))
-            rows.append(
-                {
-                    "seed": seed,
-                    "lr": lr,
-                    **columns,
-                    "bayes_accuracy": bayes[seed].accuracy.value,
-                    "constructed_accuracy": built_score.accuracy.value if built_score else math.nan,
-                    "loss": loss,
-                }
-            )
+        table = _table(keys, scores)
+        columns = {
+            "bayes_accuracy": [scores[seed, "bayes"] for seed, _ in keys],
+            "constructed_accuracy": [scores.get((*key, "memory")) for key in keys],
+        }
+        for name, column in columns.items():
+            values = [score.accuracy.value if score else math.nan for score in column]
+            table.insert(len(table.columns) - 1, name, values)
         return cls(
             task=task,
             recipe=recipe,
             models=tuple(models),
-            table=pd.DataFrame(rows),
+            table=table,
             curves=curves,
-            bayes_loss=sum(score.loss for score in bayes.values()) / len(bayes),
+            bayes_loss=sum(scores[s, "bayes"].loss for s in recipe.seeds) / len(recipe.seeds),
             device=device,
             provenance=Provenance.now(seed=recipe.seeds[0]),
         )
@@ -170,11 +157,8 @@ class TrainingResult(Result):
             "loss (nats)": "{loss:.3f}",
         }
         seeds = named([str(seed) for seed in self.recipe.seeds], most=5)
-        frozen = f" · {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
         return Glance(
-            f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.d_model}, support "
-            f"{self.task.support_name}{frozen} · seeds {seeds}, "
-            f"{self.recipe.steps} steps",
+            f"{self._title()} · seeds {seeds}, {self.recipe.steps} steps",
             (Grid.of(self.table, columns),),
             (
                 "Bayes: the best rule on the same contexts; eq. 5.1: the model with that memory "
@@ -202,8 +186,7 @@ class TrainingResult(Result):
         """Return the tables, and the weights and configuration of each model in its folder."""
         files = super().files()
         for folder, model in zip(self._folders(), self.models, strict=True):
-            files[f"{folder}/{WEIGHTS_FILE}"] = _in_folder(model.write_weights)
-            files[f"{folder}/{CONFIG_FILE}"] = _in_folder(model.write_config)
+            files |= {f"{folder}/{name}": write for name, write in model.files().items()}
         return files
 
     @classmethod
@@ -218,14 +201,16 @@ class TrainingResult(Result):
         with plots.canvas(1, 2, width=4.6, height=3.4) as (figure, axes):
             self._draw_loss(axes[0])
             self._draw_accuracy(axes[1])
-            frozen = f", {' and '.join(self.recipe.freeze)} frozen" if self.recipe.freeze else ""
-            figure.suptitle(
-                f"m = {self.task.bits}, L = {self.task.length}, d = {self.recipe.d_model}, "
-                f"ω = {self.task.omega:g}, β = {self.task.beta:g}, "
-                f"support {self.task.support_name}{frozen}",
-                fontsize=11,
-            )
+            figure.suptitle(self._title(), fontsize=11)
         return figure
+
+    def _title(self) -> str:
+        task, recipe = self.task, self.recipe
+        frozen = f", {' and '.join(recipe.freeze)} frozen" if recipe.freeze else ""
+        return (
+            f"m = {task.bits}, L = {task.length}, d = {recipe.d_model}, ω = {task.omega:g}, "
+            f"β = {task.beta:g}, support {task.support_name}{frozen}"
+        )
 
     def _draw_loss(self, axes: Axes) -> None:
         for i, (lr, of_lr) in enumerate(self.curves.groupby("lr", sort=False)):
@@ -250,12 +235,10 @@ class TrainingResult(Result):
     def _draw_accuracy(self, axes: Axes) -> None:
         rates = self.recipe.learning_rates
         for i, lr in enumerate(rates):
-            rows = self.table[self.table["lr"] == lr]
+            rows: Any = self.table[self.table["lr"] == lr]
             offset = (np.arange(len(rows)) - (len(rows) - 1) / 2) * 0.3 / max(len(rows), 4)
-            accuracy, low, high, built = (
-                np.asarray(rows[name])
-                for name in ("accuracy", "accuracy_low", "accuracy_high", "constructed_accuracy")
-            )
+            names = ["accuracy", "accuracy_low", "accuracy_high", "constructed_accuracy"]
+            accuracy, low, high, built = rows[names].to_numpy().T
             ends = [accuracy - low, high - accuracy]
             colour, _ = plots.series(i)
             axes.errorbar(i - 0.2 + offset, accuracy, yerr=ends, fmt="o", ms=4, lw=1, color=colour)
@@ -269,9 +252,11 @@ class TrainingResult(Result):
         axes.grid(visible=False, axis="x")
         axes.legend(fontsize=9)
 
+    def _keys(self) -> list[tuple[int, float]]:
+        return list(zip(self.table["seed"], self.table["lr"], strict=True))
+
     def _folders(self) -> list[str]:
-        rows = zip(self.table["seed"], self.table["lr"], strict=True)
-        return [f"{MODELS}/seed{seed}-lr{lr!r}" for seed, lr in rows]
+        return [f"{MODELS}/seed{seed}-lr{lr!r}" for seed, lr in self._keys()]
 
 
 def _on_fresh_contexts(
@@ -297,18 +282,7 @@ def _with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTrans
         return model.with_value(memory.matched(value, weights.W_V))
 
 
-def _columns(score: Score) -> dict[str, float]:
-    return {
-        "accuracy": score.accuracy.value,
-        "accuracy_low": score.accuracy.low,
-        "accuracy_high": score.accuracy.high,
-        "loss": score.loss,
-    }
-
-
-def _in_folder(write: Callable[[Path], None]) -> Callable[[Path], None]:
-    def write_there(path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(path)
-
-    return write_there
+def _table(keys: Sequence[tuple[int, float]], scores: Mapping[Any, Score]) -> pd.DataFrame:
+    columns = ["seed", "lr", "accuracy", "accuracy_low", "accuracy_high", "loss"]
+    rows = [(*key, *astuple(scores[key].accuracy), scores[key].loss) for key in keys]
+    return pd.DataFrame(rows, columns=columns)

@@ -185,6 +185,7 @@ class Result(Shown, ABC):
         }
         remove_result(target)
         for place in {(target / name).parent for name in files}:
+            place.mkdir(parents=True, exist_ok=True)
             for part in place.glob(".part*-*"):  # from a save that was killed
                 part.unlink(missing_ok=True)
         for name, write in files.items():

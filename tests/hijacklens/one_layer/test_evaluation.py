@@ -17,7 +17,6 @@ from hijacklens.one_layer.evaluation import (
     bayes_accuracy,
     evaluate,
     hits,
-    log_posterior,
 )
 from hijacklens.one_layer.task import ConceptTask
 
@@ -47,25 +46,25 @@ class TestPosterior:
         contexts, likelihood = likelihoods(task)
         torch.testing.assert_close(likelihood.sum(0), torch.ones(task.vocab).double())
         possible = likelihood.sum(1) > 0
-        posterior = log_posterior(task, contexts[possible])
+        posterior = BayesRule(task)(contexts[possible])
         expected = likelihood[possible] / likelihood[possible].sum(1, keepdim=True)
         torch.testing.assert_close(posterior.exp(), expected, atol=1e-13, rtol=0)
         assert not posterior.isnan().any()
         if not possible.all():
             with pytest.raises(InputError, match="context 0 has probability 0 under every label"):
-                log_posterior(task, contexts[~possible])
+                BayesRule(task)(contexts[~possible])
 
     def test_by_hand(self):
         # q = 1/2. Context (0, 1): p(0 | y) pi(1 | y) for y = 0..3, with p(0 | 0) = 1/8 and so on.
         task = ConceptTask(bits=2, omega=0.5, beta=1 / math.log(2), length=2)
-        posterior = log_posterior(task, torch.tensor([[0, 1]])).exp()
+        posterior = BayesRule(task)(torch.tensor([[0, 1]])).exp()
         weights = torch.tensor([[0.125 * 0.4, 0.0, 0.325 * 0.2, 0.225 * 0.4]]).double()
         torch.testing.assert_close(posterior, weights / weights.sum())
 
     def test_is_calibrated(self):
         task = ConceptTask(bits=4, length=20)
         contexts = task.sample(50_000, seeded())
-        top = log_posterior(task, contexts.tokens).max(1)
+        top = BayesRule(task)(contexts.tokens).max(1)
         right = (top.indices == contexts.labels).double()
         for low, high in itertools.pairwise([0.2, 0.4, 0.6, 0.8, 0.95]):
             in_bin = (top.values.exp() > low) & (top.values.exp() <= high)
@@ -77,7 +76,7 @@ class TestPosterior:
         task = ConceptTask(bits=4, length=10)
         rule, tokens = BayesRule(task), task.sample(6, seeded()).tokens
         both = torch.cat([rule(tokens[:2]), rule(tokens[2:])])
-        torch.testing.assert_close(both, log_posterior(task, tokens), atol=1e-13, rtol=0)
+        torch.testing.assert_close(both, BayesRule(task)(tokens), atol=1e-13, rtol=0)
 
 
 class TestHits:
@@ -152,7 +151,7 @@ class TestAccuracy:
 
     @pytest.mark.parametrize("count", [0, -5])
     def test_errors(self, count):
-        with pytest.raises(InputError, match=f"contexts_count must be at least 1, got {count}"):
+        with pytest.raises(InputError, match=f"contexts_count is {count}; give a whole number"):
             bayes_accuracy(ConceptTask(bits=3), contexts_count=count, generator=seeded())
 
     @pytest.mark.parametrize("task", SMALL, ids=repr)
@@ -172,7 +171,7 @@ class TestEvaluate:
     TASK = ConceptTask(bits=3, length=64)
 
     def test_by_hand(self) -> None:
-        """Alanswerers the same answer: right once in eight; a sure right answer: loss 0."""
+        """All give the same answer: right once in eight; a sure right answer: loss 0."""
         one = torch.zeros(8, dtype=torch.float64)
         one[5] = 1.0
         answerers = {

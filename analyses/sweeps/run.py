@@ -29,7 +29,6 @@ from analyses.sweeps.file import ScoringPlan, SweepPlan, TrainingPlan
 from analyses.texts import choose_facts
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.files import RECORD
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.one_layer.training import train
@@ -46,15 +45,11 @@ from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine
 from probes.specification import parse
 
-FAILED_COLUMNS = ("cell", "reason")
+LINES = {"scoring": ["model", "scheme"], "training": ["bits", "dim", "freeze"]}
+"""Kind -> columns of the table that a line of its panel is for."""
 
 _WHOLE = ("seed", "dose", "n", "ties", "bits", "length", "dim", "d_attn", "steps", "batch", "seeds")
-
-_LINES = {"scoring": ["model", "scheme"], "training": ["bits", "dim", "freeze"]}
-
-
-TABLE = Stored("sweep.csv", dtypes=dict.fromkeys(_WHOLE, "Int64"))
-FAILED = Stored("failed.csv", dtypes=dict.fromkeys(FAILED_COLUMNS, str))
+"""Columns of whole numbers, which some rows lack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +64,10 @@ class SweepSettings:
 class SweepResult(Result):
     """The table of all cells of a sweep; each cell has its own result in a separate folder."""
 
-    table: Annotated[pd.DataFrame, TABLE]
+    table: Annotated[pd.DataFrame, Stored("sweep.csv", dtypes=dict.fromkeys(_WHOLE, "Int64"))]
     """A row per scoring cell and dose (efficacy and retention as in `HijackResult.summary`) and
     per training cell and learning rate (means over its seeds, with 95% Student intervals)."""
-    failed: Annotated[pd.DataFrame, FAILED]
+    failed: Annotated[pd.DataFrame, Stored("failed.csv", dtypes={"cell": str, "reason": str})]
     """Cells that failed, with the reason."""
     settings: SweepSettings
     provenance: Provenance
@@ -90,14 +85,12 @@ class SweepResult(Result):
                 scoring = kind == "scoring"
                 x, y = ("dose", "efficacy") if scoring else ("lr", "accuracy")
                 rows = self.table[self.table["kind"] == kind]
-                for i, (key, group) in enumerate(rows.groupby(_LINES[kind], dropna=False)):
-                    colour, _ = plots.series(i)
+                for i, (key, group) in enumerate(rows.groupby(LINES[kind], dropna=False)):
                     values = group.groupby(x)[y].agg(["mean", "min", "max"])
-                    ax.plot(values.index, values["mean"], **plots.line(i))
-                    ax.lines[-1].set_label(_label(kind, key))
-                    ax.fill_between(
-                        values.index, values["min"], values["max"], color=colour, alpha=0.15, lw=0
-                    )
+                    style = plots.line(i)
+                    ax.plot(values.index, values["mean"], label=_label(key), **style)
+                    fill = {"color": style["color"], "alpha": 0.15, "lw": 0}
+                    ax.fill_between(values.index, values["min"], values["max"], **fill)
                 ax.set(xlabel="dose (hijacking sentences)" if scoring else "learning rate")
                 ax.set(ylabel=f"{y} (mean and range of cells)", ylim=(-0.02, 1.02))
                 if scoring:
@@ -110,11 +103,10 @@ class SweepResult(Result):
     def glance(self) -> Glance:
         """The number of cells, and the range of the main measure of each kind."""
         rows = []
-        for kind, measure in (("scoring", "efficacy"), ("training", "accuracy")):
-            cells = self.table.loc[self.table["kind"] == kind] if len(self.table) else self.table
-            if len(cells):
-                ends = {"low": cells[measure].min(), "high": cells[measure].max()}
-                rows.append({"kind": kind, "n": cells["cell"].nunique(), "of": measure, **ends})
+        for kind, cells in self.table.groupby("kind"):
+            measure = "efficacy" if kind == "scoring" else "accuracy"
+            ends = {"low": cells[measure].min(), "high": cells[measure].max()}
+            rows.append({"kind": kind, "n": cells["cell"].nunique(), "of": measure, **ends})
         columns = {
             "kind": "{kind}",
             "cells": "{n:d}",
@@ -132,14 +124,8 @@ class SweepResult(Result):
         return {"failed": len(self.failed)}
 
 
-def whole_numbers(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with integer counts, also in columns that only some rows have."""
-    return table.astype({name: "Int64" for name in _WHOLE if name in table})
-
-
-def _label(kind: str, key: Any) -> str:
-    values: Sequence[Any] = key
-    if kind == "scoring":
+def _label(values: Any) -> str:
+    if isinstance(values[0], str):
         return " · ".join(map(str, values))
     bits, d_model, freeze = values
     frozen = f", {freeze} frozen" if isinstance(freeze, str) and freeze else ""
@@ -157,7 +143,7 @@ class Cell:
     key: Mapping[str, Any]
     """Everything that its result depends on, ready for JSON."""
     title: str
-    inputs: Any
+    inputs: tuple[Any, Any]
     """Facts and scheme, or task and recipe."""
 
     @property
@@ -180,11 +166,9 @@ class _Sweep:
 
     def finished(self, cell: Cell) -> Result | None:
         """Return the saved result of a cell, or None if it has to be run."""
-        if not (self.out / cell.name / RECORD).exists():
-            return None
         try:
             return load_result(self.out / cell.name)
-        except InputError:  # damaged: run the cell again
+        except InputError:  # missing or damaged
             return None
 
     def save(self, cell: Cell, result: Result) -> None:
@@ -213,8 +197,11 @@ def run_sweep(
 ) -> SweepResult:
     """Run all cells of a sweep that are not finished, and make the table of all cells.
 
+    Cells are keyed by the entries of the file and the content of the facts, not by weights. If the
+    folder of a model has new weights, choose another folder for the sweep.
+
     Args:
-        plan: As `analyses.sweeps.file.load_sweep` gives it.
+        plan: The file, read by `analyses.sweeps.file.load_sweep`.
         out: The folder of the sweep; cells that are finished there are not run again.
         execution: As for `hijacklens.hijack`, but the file sets `batch_tokens`. The workers of a
             `RayEngine` share every scoring cell, and each takes one training cell at a time.
@@ -223,10 +210,6 @@ def run_sweep(
 
     Raises:
         InputError: Facts cannot be read, there is no room for the workers, or `out` is a file.
-
-    Note:
-        Cells are keyed by the entries of the file and the content of the facts, not by weights. If
-        the folder of a model has new weights, choose another folder for the sweep.
     """
     cells = [*_scoring_cells(plan.scoring), *_training_cells(plan.training)]
     sweep = _Sweep(plan, out, execution, quiet, tell)
@@ -246,15 +229,17 @@ def run_sweep(
     for cell in cells:
         result = sweep.finished(cell)
         if result is not None:
-            rows.extend({"kind": cell.kind, **row} for row in _rows(sweep, cell, result))
+            shared = {"kind": cell.kind, "cell": cell.name, **cell.labels}
+            rows.extend({**shared, **row} for row in _rows(plan, result))
         else:
             missing.append((cell.name, sweep.failed.get(cell.name, "its result cannot be read")))
-    failed = pd.DataFrame(missing, columns=list(FAILED_COLUMNS))
-    table = whole_numbers(pd.DataFrame(rows if rows else {"kind": []}))
-    settings = SweepSettings(
-        sweep=plan.model_dump(mode="json"), cells=tuple(cell.name for cell in cells)
+    table = pd.DataFrame(rows if rows else {"kind": []})
+    result = SweepResult(
+        table.astype({name: "Int64" for name in _WHOLE if name in table}),
+        pd.DataFrame(missing, columns=["cell", "reason"]),
+        SweepSettings(sweep=plan.model_dump(mode="json"), cells=tuple(cell.name for cell in cells)),
+        Provenance.now(),
     )
-    result = SweepResult(table, failed, settings, Provenance.now())
     result.save(out, overwrite=True)
     return result
 
@@ -263,36 +248,34 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
     if plan is None:
         return []
     templates = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
-    cells = []
     facts_of = {
         (i, seed): choose_facts(entry.source, entry.relations, entry.cases, entry.limit, seed)
         for i, entry in enumerate(plan.facts)
         for seed in plan.seeds
     }
+    cells = []
     for model, (i, entry), name, seed in product(
         plan.models, enumerate(plan.facts), plan.schemes, plan.seeds
     ):
         facts, scheme = facts_of[i, seed], templates.get(name) or get_scheme(name)
         texts = scheme.template if scheme.template is not None else dict(scheme.templates or {})
-        label = Path(model.source).name
-        facts_name = entry.name or Path(entry.source).stem
-        cells.append(
-            Cell(
-                "scoring",
-                {"model": label, "dtype": model.dtype, "facts": facts_name}
-                | {"scheme": name, "seed": seed},
-                {
-                    "model": model.model_dump(),
-                    "facts": facts.content_hash(),
-                    "scheme": [name, texts],
-                    "seed": seed,
-                    "doses": list(plan.doses),
-                    "probes": list(plan.probes),
-                },
-                f"{label}_{facts_name}_{name}_seed{seed}",
-                (facts, scheme),
-            )
-        )
+        labels = {
+            "model": Path(model.source).name,
+            "dtype": model.dtype,
+            "facts": entry.name or Path(entry.source).stem,
+            "scheme": name,
+            "seed": seed,
+        }
+        key = {
+            "model": model.model_dump(),
+            "facts": facts.content_hash(),
+            "scheme": [name, texts],
+            "seed": seed,
+            "doses": list(plan.doses),
+            "probes": list(plan.probes),
+        }
+        title = f"{labels['model']}_{labels['facts']}_{name}_seed{seed}"
+        cells.append(Cell("scoring", labels, key, title, (facts, scheme)))
     return cells
 
 
@@ -300,22 +283,14 @@ def _training_cells(plan: TrainingPlan | None) -> list[Cell]:
     if plan is None:
         return []
     names = ("d_attn", "freeze", "value_init", "init_scale", "steps", "batch", "dtype")
-    return [
-        Cell(
-            "training",
-            {
-                **task,
-                "dim": recipe["d_model"],
-                **{name: recipe[name] for name in names},
-                "freeze": " ".join(recipe["freeze"]),
-                "seeds": len(recipe["seeds"]),
-            },
-            json.loads(json.dumps({"task": task, "recipe": recipe})),
-            f"m{task['bits']}-L{task['length']}_d{recipe['d_model']}",
-            (task, recipe),
-        )
-        for task, recipe in product(plan.tasks, plan.recipes)
-    ]
+    cells = []
+    for task, recipe in product(plan.tasks, plan.recipes):
+        labels = {**task, "dim": recipe["d_model"], **{name: recipe[name] for name in names}}
+        labels |= {"freeze": " ".join(recipe["freeze"]), "seeds": len(recipe["seeds"])}
+        key = json.loads(json.dumps({"task": task, "recipe": recipe}))
+        title = f"m{task['bits']}-L{task['length']}_d{recipe['d_model']}"
+        cells.append(Cell("training", labels, key, title, (task, recipe)))
+    return cells
 
 
 def _score(sweep: _Sweep, cells: Sequence[Cell]) -> None:
@@ -357,10 +332,10 @@ def _train(sweep: _Sweep, cells: Sequence[Cell]) -> None:
         _train_on_workers(sweep, cells, sweep.execution.engine)
         return
     for cell in cells:
-        task, recipe = cell.inputs
         with sweep.listing([cell]):
             # `overwrite` does not discard an unfinished run of the same cell; that one resumes.
-            train_cell(task, recipe, out=sweep.out / cell.name, overwrite=True, quiet=sweep.quiet)
+            options = {"out": sweep.out / cell.name, "overwrite": True, "quiet": sweep.quiet}
+            train_cell(*cell.inputs, **options)
             sweep.tell(f"done: {cell.name}")
 
 
@@ -398,27 +373,22 @@ def _answer(ray: Any, ready: Any) -> Any:
         raise InputError(f"its workers died one after another; the last: {reason}") from error
 
 
-def _rows(sweep: _Sweep, cell: Cell, result: Result) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a cell in the table."""
-    if isinstance(result, HijackResult) and sweep.plan.scoring is not None:
-        rule: Any = sweep.plan.scoring.rule
+def _rows(plan: SweepPlan, result: Result) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a cell in the table, without its labels."""
+    if isinstance(result, HijackResult) and plan.scoring is not None:
+        rule: Any = plan.scoring.rule
         summary = result.summary(rule=rule).drop(columns=["model", "scheme"])
         row: Any
         for row in summary.to_dict("records"):
-            yield {"cell": cell.name, **cell.labels, "rule": rule, **row}
+            yield {"rule": rule, **row}
     elif isinstance(result, TrainingResult):
         for lr, group in result.summary().groupby("lr", sort=False):
-            over_seeds = mean(group["accuracy"])
+            interval = mean(group["accuracy"])
             alone = len(group) == 1
             yield {
-                "cell": cell.name,
-                **cell.labels,
                 "lr": lr,
-                "accuracy": over_seeds.value,
-                "accuracy_low": None if alone else over_seeds.low,
-                "accuracy_high": None if alone else over_seeds.high,
-                **{
-                    name: float(group[name].mean())
-                    for name in ("bayes_accuracy", "constructed_accuracy", "loss")
-                },
+                "accuracy": interval.value,
+                "accuracy_low": None if alone else interval.low,
+                "accuracy_high": None if alone else interval.high,
+                **group[["bayes_accuracy", "constructed_accuracy", "loss"]].mean(),
             }

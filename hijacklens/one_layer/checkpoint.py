@@ -3,14 +3,6 @@
 A checkpoint is a safetensors file with the tensors of the state and, in its header, the
 configuration of the run as JSON. It is written under another name and then renamed, so that a kill
 at any moment leaves the last complete state.
-
->>> import tempfile, torch
->>> checkpoint = Checkpoint(Path(tempfile.mkdtemp()), {"steps": 100})
->>> checkpoint.load() is None
-True
->>> checkpoint.save({"done": torch.tensor(50)})
->>> int(checkpoint.load()["done"])
-50
 """
 
 from __future__ import annotations

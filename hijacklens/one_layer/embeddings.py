@@ -11,10 +11,6 @@ level |S| (reference page, 7.3):
     level 0      b0 - b + b 2^m - a m 2^(m-1)     once
     level 1      b0 - b + a 2^(m-1)               m times
     above        b0 - b                           2^m - m - 1 times
-
->>> spectrum = gram_eigenvalues(3, a=1.0, b=1.5, b0=1.5)
->>> spectrum.constant, spectrum.linear, spectrum.bulk, spectrum.rank
-(0.0, 4.0, 0.0, 3)
 """
 
 from __future__ import annotations
@@ -41,13 +37,9 @@ def orthonormal(
 ) -> Float[Tensor, "vocab d_model"]:
     """Return embeddings with orthonormal rows (Theorem 1, Lemma 2).
 
-    Args:
-        vocab: Number of tokens.
-        d_model: Width, at least `vocab`.
-        generator: If given, the rows are a uniformly random frame (QR of a Gaussian matrix, in
-            float64). Without it they are unit vectors, so that logits are exact small sums and
-            equal logits stay equal in floating point.
-        dtype: Type of the result.
+    With a generator the rows are a uniformly random frame (QR of a Gaussian matrix, in float64).
+    Without it they are unit vectors, so that logits are exact small sums and equal logits stay
+    equal in floating point.
 
     Raises:
         InputError: `d_model` is below `vocab`.
@@ -81,11 +73,11 @@ class GramSpectrum:
 
     bits: int
     constant: float
-    """Level 0, once: the sum of each row of the Gram matrix."""
+    """Level 0: the sum of each row of the Gram matrix."""
     linear: float
-    """Level 1, `bits` times: one for each bit of a token."""
+    """Level 1."""
     bulk: float
-    """All higher levels, 2^bits - bits - 1 times."""
+    """All higher levels."""
     scale: float
     """Size of the terms whose sums are the eigenvalues, for rounding."""
 
@@ -102,9 +94,8 @@ class GramSpectrum:
 
     def levels(self) -> Float[Tensor, " level"]:
         """Return the eigenvalue of each Walsh level 0..bits, in float64."""
-        values = torch.full((self.bits + 1,), self.bulk, dtype=torch.float64)
-        values[1], values[0] = self.linear, self.constant
-        return values
+        values = [self.constant, self.linear, *[self.bulk] * (self.bits - 1)]
+        return torch.tensor(values, dtype=torch.float64)
 
 
 def gram_eigenvalues(bits: int, *, a: float, b: float, b0: float) -> GramSpectrum:
@@ -132,15 +123,8 @@ def hamming_geometry(
 
     The columns are Walsh functions, each scaled by the square root of its eigenvalue: the constant,
     those of the single bits, then the others; columns past the rank are 0. Any rotation of them has
-    the same Gram matrix, and the logits depend on nothing else.
-
-    Args:
-        bits: m; the vocabulary has 2^m tokens.
-        a: Decrease of the inner product per differing bit, above 0.
-        b: Intercept of the line at distance 0.
-        b0: Squared length of an embedding.
-        d_model: Width, at least the rank of the Gram matrix; None for 2^m.
-        dtype: Type of the result; it is computed in float64.
+    the same Gram matrix, and the logits depend on nothing else. They are computed in float64;
+    `d_model=None` is 2^bits.
 
     Raises:
         InputError: a is not above 0, the Gram matrix is not positive semidefinite, or `d_model` is

@@ -11,10 +11,6 @@ operations, O(batch V) memory for any L. No rule is right more often than the la
 The answer to a context is the token of the largest score; scores within `tolerance` of the largest
 share it. Where n tokens tie, `"split"` gives the context 1/n of a hit if the label is one of them
 (the expectation of a fair draw), and `"label"` a full hit, which is the reading of Lemma 2.
-
->>> task = ConceptTask(bits=5, length=64)
->>> print(bayes_accuracy(task, contexts_count=4096, generator=torch.Generator().manual_seed(0)))
-0.9... [0.9..., 0.9...]
 """
 
 from __future__ import annotations

@@ -46,12 +46,8 @@ def last_logits(
 ) -> Float[Tensor, "batch vocab"]:
     """Return the logits at the last position: equation 4.1 through token types.
 
-    Differentiable; `loss_and_gradients` computes the same with its gradients, for many runs.
-
-    Args:
-        log_counts: `log_counts` of the contexts, their last token included.
-        last: The last token of each context.
-        weights: The matrices.
+    Differentiable; `loss_and_gradients` computes the same with its gradients, for many runs. The
+    `log_counts` include the last token.
     """
     W_E = weights.W_E
     query = W_E[last] @ weights.W_Q / weights.W_Q.shape[-1] ** 0.5
@@ -83,17 +79,14 @@ def loss_and_gradients(
     *,
     names: Collection[str] = NAMES,
 ) -> Float[Tensor, " run"]:
-    """Compute the cross-entropy at the last position, and its gradients.
+    """Return the mean cross-entropy of each run at the last position, in nats, with its gradients.
 
     Args:
         batch: The contexts of the step.
         weights: The stacked matrices of the runs.
         gradients: Overwritten with the gradients; contiguous, of the shapes of `weights`.
-        names: Which gradients to compute. The others are unchanged, and work that only they need
-            is skipped.
-
-    Returns:
-        Mean loss of each run, in nats.
+        names: Which gradients to compute. The others stay as they are, and work that only they
+            need is skipped.
     """
     W_E, W_Q, W_K, W_V = weights.W_E, weights.W_Q, weights.W_K, weights.W_V
     runs, size, vocab = batch.log_counts.shape
@@ -134,10 +127,8 @@ def loss_and_gradients(
     mean = torch.einsum("rbv,rbv->rb", mass, d_mass)
     d_scores = d_mass.sub_(mean[..., None]).mul_(mass)
     if score_table:
-        d_scores = d_scores.new_zeros(runs * vocab, vocab).index_add_(
-            0, row, d_scores.flatten(0, 1)
-        )
-        d_scores = d_scores.view(runs, vocab, vocab)
+        of_tokens = d_scores.new_zeros(runs * vocab, vocab)
+        d_scores = of_tokens.index_add_(0, row, d_scores.flatten(0, 1)).view(runs, vocab, vocab)
     d_u = torch.bmm(d_scores, W_E)
     d_q = torch.bmm(d_u, W_K).mul_(scale)
     if "W_K" in names:

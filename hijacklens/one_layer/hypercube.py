@@ -5,15 +5,11 @@ entries depend on t xor t' alone (Gram matrices of equation 5.2, the hypercube, 
 supports) have these functions as eigenvectors, and where they depend on the Hamming distance
 alone, the eigenvalue depends on the level |S| alone, through the Krawtchouk polynomials
 K_j(k) = sum of chi_S(t) over |S| = j, for any t with |t| = k.
-
->>> signs(torch.tensor([0, 1, 3]), 2).int().tolist()
-[[1, 1, 1], [1, -1, -1], [1, 1, -1], [1, -1, 1]]
->>> krawtchouk(2).int().tolist()
-[[1, 1, 1], [2, 0, -2], [1, -1, 1]]
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -38,12 +34,5 @@ def krawtchouk(bits: int) -> Float[Tensor, "level distance"]:
 
     Column k holds the coefficients of the polynomial (1 + x)^(bits - k) (1 - x)^k.
     """
-    table = torch.zeros(bits + 1, bits + 1, dtype=torch.float64)
-    for k in range(bits + 1):
-        polynomial = torch.zeros(bits + 1, dtype=torch.float64)
-        polynomial[0] = 1
-        for factor in range(bits):
-            sign = -1 if factor < k else 1
-            polynomial[1:] = polynomial[1:] + sign * polynomial[:-1]
-        table[:, k] = polynomial
-    return table
+    columns = [np.poly([-1] * (bits - k) + [1] * k) for k in range(bits + 1)]
+    return torch.tensor(np.stack(columns, 1))

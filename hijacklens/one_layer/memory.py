@@ -14,12 +14,6 @@ of W_V does not change the argmax of the logits, but it does change the cross-en
 Population logits are those of uniform attention as L goes to infinity. Their closed forms hold for
 the support of all other tokens, where they depend on the Hamming distance k from the label alone:
 vectors [distance] over k = 0..m, in float64, with q = exp(-1/beta) and Z = (1+q)^m - 1.
-
->>> task = ConceptTask(bits=5, omega=1.0)
->>> weights = theorem_1(task)
->>> logits = uniform_logits(task.token_distribution(), W_E=weights.W_E, W_V=weights.W_V)
->>> round(float(logits[7, 7]), 3), round(margin(construction_logits(task)), 3)
-(0.485, 0.252)
 """
 
 from __future__ import annotations
@@ -98,13 +92,8 @@ def theorem_1(
     """Return the model of Theorem 1: orthonormal W_E, W_V of equation 5.1, W_Q = W_K = 0.
 
     Zero scores make attention uniform. For omega = 1, at least 3 bits and the support of all other
-    tokens its error falls below any bound as L grows; the model can be made for any task.
-
-    Args:
-        task: The task it solves.
-        d_model: Width, at least the vocabulary; None for the vocabulary.
-        generator: For a random frame instead of unit vectors (see `embeddings.orthonormal`).
-        dtype: Type of the weights.
+    tokens its error falls below any bound as L grows; the model can be made for any task. The width
+    is the vocabulary unless `d_model` says more; a generator is for `embeddings.orthonormal`.
 
     Raises:
         InputError: `d_model` is below the vocabulary, or as for `constructed`.
@@ -123,15 +112,10 @@ def uniform_logits(
 ) -> Float[Tensor, "batch vocab"]:
     """Return the logits at the last position under uniform attention, counts / L W_E W_V W_E^T.
 
-    Args:
-        counts: How often each token occurs in the context (`task.token_counts`); or, for
-            the population logits, the distribution p(. | y) itself.
-        W_E: Embeddings, a row per token; they unembed too.
-        W_V: Value matrix.
-
-    Returns:
-        Logits in the type of `W_E`. With unit vectors as embeddings they are exact up to the
-        division by L, so equal logits are equal in floating point.
+    `counts` says how often each token occurs in the context (`task.token_counts`); for the
+    population logits it is the distribution p(. | y) itself. Logits have the type of `W_E`. With
+    unit vectors as embeddings they are exact up to the division by L, so equal logits are equal in
+    floating point.
     """
     counts = counts.to(W_E)
     # The division comes last: sums of whole numbers are exact, and ties survive it.

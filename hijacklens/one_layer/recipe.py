@@ -1,15 +1,10 @@
-"""How one-layer models are trained, and which of these settings the paper does not state.
-
->>> from hijacklens.one_layer.task import ConceptTask
->>> recipe = Recipe(d_model=16, seeds=2, learning_rates=(0.01, 0.001))
->>> [(run.lr, run.model.seed) for run in recipe.runs(ConceptTask(bits=4))]
-[(0.01, 0), (0.01, 1), (0.001, 0), (0.001, 1)]
-"""
+"""How one-layer models are trained, and which of these settings the paper does not state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import product
 from typing import Any, TypeAlias
 
 from hijacklens.errors import InputError, is_whole, number, several, whole_number
@@ -94,29 +89,26 @@ class Recipe(ModelSettings):
     def runs(self, task: ConceptTask) -> list[Run]:
         """Return one run per learning rate and seed: first all seeds of the first learning rate."""
         shape: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(ModelSettings)}
-        models = [
-            OneLayerConfig(**shape, vocab=task.vocab, length=task.length, seed=seed)
-            for seed in self.seeds
-        ]
+        shape |= {"vocab": task.vocab, "length": task.length}
+        models = [OneLayerConfig(**shape, seed=seed) for seed in self.seeds]
         return [
             Run(task=task, model=model, lr=lr, weight_decay=self.weight_decay)
-            for lr in self.learning_rates
-            for model in models
+            for lr, model in product(self.learning_rates, models)
         ]
 
 
-_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
+_DEFAULT = Recipe(d_model=1)
 
 OUR_DEFAULTS = {
     "d_attn": "d_model",
-    "steps": _DEFAULTS["steps"],
-    "batch": _DEFAULTS["batch"],
+    "steps": _DEFAULT.steps,
+    "batch": _DEFAULT.batch,
     "data": "fresh contexts each step",
     "optimizer": "AdamW, betas (0.9, 0.999), constant learning rate",
-    "weight_decay": _DEFAULTS["weight_decay"],
+    "weight_decay": _DEFAULT.weight_decay,
     "init_scale": "Gaussian of standard deviation 1 / sqrt(d_model) for every matrix",
-    "evaluation": _DEFAULTS["evaluation"],
-    "seeds": len(_DEFAULTS["seeds"]),
+    "evaluation": _DEFAULT.evaluation,
+    "seeds": len(_DEFAULT.seeds),
     "choice of learning rate": "highest mean accuracy over the seeds",
 }
 """What the paper does not state, with our default; saved with every result."""

@@ -10,11 +10,6 @@ so a draw costs two look-ups and no search: 12 to 25 ns at V = 32 to 1,024 on on
 `torch.searchsorted` on the cumulative distribution takes 38 to 210 and `torch.multinomial` 89 to
 259 (`tests/benchmarks/bench_sampler.py`). The thresholds are rounded to that fraction: each
 probability is off by at most 2^-32 per cell that feeds it, and a probability of 0 stays exactly 0.
-
->>> table = AliasTable.build(torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64))
->>> draws = table.draw((1000, 100), torch.Generator().manual_seed(0), row=torch.zeros(1, 1).int())
->>> draws.shape, round((draws == 3).double().mean().item(), 2)
-(torch.Size([1000, 100]), 0.4)
 """
 
 from __future__ import annotations
@@ -40,21 +35,13 @@ class AliasTable:
 
     @classmethod
     def build(cls, probabilities: Float[Tensor, "row vocab"]) -> AliasTable:
-        """Make the tables of the distributions in the rows; vocab is a power of 2, at most 2^12.
-
-        Cost: vocab steps, each over all rows at once.
-        """
+        """Make the tables of the distributions in the rows; vocab is a power of 2, at most 2^12."""
         vocab = probabilities.shape[1]
         bits = vocab.bit_length() - 1
         keep, alias = _cells(probabilities.double().cpu().numpy() * vocab)
         half = 1 << (31 - bits)
-        thresholds = np.rint(keep * 2 * half).astype(np.int64) - half
-        jumps = alias ^ np.arange(vocab)
-        return cls(
-            bits=bits,
-            thresholds=torch.from_numpy(thresholds.astype(np.int32).reshape(-1)),
-            jumps=torch.from_numpy(jumps.astype(np.int32).reshape(-1)),
-        )
+        cells = np.rint(keep * 2 * half).astype(np.int64) - half, alias ^ np.arange(vocab)
+        return cls(bits, *(torch.from_numpy(part.astype(np.int32).reshape(-1)) for part in cells))
 
     def to(self, device: torch.device) -> AliasTable:
         """Return the tables on a device."""
@@ -72,13 +59,7 @@ class AliasTable:
         *,
         row: Int[Tensor, "#batch #pos"],
     ) -> Int32[Tensor, "batch pos"]:
-        """Draw outcomes of a shape [batch, pos], on the device of the generator.
-
-        Args:
-            shape: batch and pos.
-            generator: Source of randomness.
-            row: The distribution of each draw; it broadcasts to the shape.
-        """
+        """Draw outcomes from the distributions `row`, on the device of the generator."""
         fraction = _random_int32(math.prod(shape), generator)
         cell = fraction & ((1 << self.bits) - 1)
         index = (cell.view(shape) + (row << self.bits).to(torch.int32)).view(-1)

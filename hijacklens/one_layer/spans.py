@@ -13,10 +13,6 @@ Contexts have no sentences, so there is no `hijack` and no `mention`. The closes
 With the support `first-bit` the cluster is the half of the vocabulary with the last token's z_1
 (figure C.7), with `first-two-bits` the quarter with its z_1 and z_2 (figure C.8); with `all` and
 `hamming-1` it is every token.
-
->>> task = ConceptTask(bits=2, support="first-bit", length=4)
->>> layout(task, torch.tensor([[0, 1, 2, 3]])).query("cluster").tolist()
-[[False, False, True, True]]
 """
 
 from __future__ import annotations

@@ -10,13 +10,6 @@ holds z itself, and
 A context of length L has a uniform label z, tokens 1..L-1 from p(. | z) and token L from
 pi(. | z): the last token is never noise, and the label occurs only through the noise.
 Sampling costs O(batch L) time and memory: one 32-bit random integer per token (see `sampling`).
-
->>> task = ConceptTask(bits=5, omega=0.5, beta=1.0, length=64)
->>> task.vocab
-32
->>> contexts = task.sample(128, torch.Generator().manual_seed(0))
->>> contexts.tokens.shape, contexts.labels.shape
-(torch.Size([128, 64]), torch.Size([128]))
 """
 
 from __future__ import annotations

@@ -8,12 +8,6 @@ dimension, not the rest (`hijacklens.one_layer.recipe.OUR_DEFAULTS`).
 
 Cost: a step of one run at V = 256, d = 128, L = 256, batch 128 takes 2 ms on one CPU core, so
 the default 4,000 steps of 10 runs take one and a half minutes; 6 seconds at V = 32, d = 16, L = 64.
-
->>> from hijacklens.one_layer.task import ConceptTask
->>> task = ConceptTask(bits=3, length=64)
->>> trained = train(task, d_model=8, seeds=2, steps=64, learning_rates=(0.01,), quiet=True)
->>> ", ".join(trained.summary().columns)
-'seed, lr, accuracy, accuracy_low, accuracy_high, bayes_accuracy, constructed_accuracy, loss'
 """
 
 from __future__ import annotations

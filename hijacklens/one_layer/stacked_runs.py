@@ -107,7 +107,7 @@ class StackedRuns:
         shapes = {(r.model.vocab, r.model.d_model, r.model.d_a, r.model.dtype) for r in runs}
         if len(shapes) > 1:
             raise InputError(
-                "stacked runs have the same (vocab, d_model, d_attn, dtype), these have "
+                "stacked runs must have the same (vocab, d_model, d_attn, dtype); got "
                 f"{sorted(shapes)}; train each shape separately."
             )
         self.runs, self.done = tuple(runs), 0

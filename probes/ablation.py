@@ -1,4 +1,4 @@
-"""Ablation: what a model says without some of its heads, attention layers or MLPs.
+"""Ablation of heads, attention layers or MLPs: their output is replaced by zero or a mean.
 
     ablate(heads=[(8, 3), (9, 1)])                          # two heads, at every token
     ablate(layers=range(8, 12), site="mlp_out")             # four MLPs
@@ -178,8 +178,8 @@ def ablate(
     check_heads(site, heads)
     if (kind == "mean") != (means is not None):
         raise InputError(
-            "an ablation of kind 'mean' needs means=mean_outputs(model, facts), and one of kind "
-            "'zero' takes none."
+            "an ablation of kind 'mean' needs means=mean_outputs(model, facts), and kind 'zero' "
+            "takes no means."
         )
     if means is not None and means.site != site:
         raise InputError(f"the means are of {means.site}, not of {site}; make them for this site.")
@@ -275,7 +275,7 @@ def _layouts(
         yield reference, torch.ones_like(reference.tokens, dtype=torch.bool)
         return
     if not isinstance(model, HookedLanguageModel) or model.tokenizer is None:
-        raise InputError("a model without a tokenizer reads no prompts; give a layout of tokens.")
+        raise InputError("without a tokenizer a model cannot read prompts; give a layout.")
     prompts: Sequence[Prompt | LocatedPrompt]
     if isinstance(reference, FactSet):
         prompts = [make_prompt(fact, sentence="", dose=0, scheme="bare") for fact in reference]

@@ -276,7 +276,7 @@ def _targets(
         if (known.source, known.pairs) != (each.source, each.pairs):
             raise InputError(
                 "one target prompt gets activations from two sources, such as two facts with the "
-                "same bare query; a patch holds one for each. Patch them one after the other."
+                "same bare query; a patch has one source for each. Use a separate patch for each."
             )
         targets[each.target] = tuple((j, start + n) for n, (_, j) in enumerate(each.pairs))
     return targets

@@ -28,15 +28,15 @@ from hijacklens.one_layer.trained import TrainingResult
 
 Models: TypeAlias = Any
 """A matrix (a tensor or a FactoredMatrix), a hooked model, or a `TrainingResult`; a list of
-matrices or models; or a mapping from names to them. A `TrainingResult` stands for its models of
-the best learning rate, one per seed."""
+matrices or models; or a mapping from names to them. A `TrainingResult` means its models of the
+best learning rate, one per seed."""
 
 
 def named(model: Models) -> dict[str, Any]:
     """Return the models and matrices under their names.
 
     Raises:
-        InputError: There is none.
+        InputError: No model or matrix is given.
     """
     if isinstance(model, TrainingResult):
         rates = model.table["lr"] == model.best_learning_rate
@@ -67,7 +67,7 @@ def matrix(item: Any, read: Callable[[Any], Any], *, name: str) -> Float64[Tenso
     """Return a matrix, or the matrix that `read` finds in a model, in float64 on the CPU.
 
     Raises:
-        InputError: There is no matrix, or it has entries that are not finite.
+        InputError: The item has no matrix, or the matrix has entries that are not finite.
     """
     values = item if isinstance(item, (Tensor, FactoredMatrix)) else read(item)
     if isinstance(values, FactoredMatrix):
@@ -75,8 +75,8 @@ def matrix(item: Any, read: Callable[[Any], Any], *, name: str) -> Float64[Tenso
     if not isinstance(values, Tensor) or values.ndim != 2 or 0 in values.shape:
         what = f"{type(values).__name__} {list(getattr(values, 'shape', []))}"
         raise InputError(
-            f"{name!r} gives no matrix (it gives {what}); give a tensor [rows, columns], or a "
-            "hooked model."
+            f"{name!r} does not give a matrix (it gives {what}); give a tensor "
+            "[rows, columns], or a hooked model."
         )
     values = values.detach().cpu().double().clone()
     if not torch.isfinite(values).all():

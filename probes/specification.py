@@ -8,13 +8,13 @@
 
 The options are the arguments of the Python function, with `-` for `_`. `+` joins the items of a
 list, `8-11` is a range with both ends, and `8.3` is layer 8, head 3. A value can be quoted as in
-JSON, which a text needs that holds something like `,layers=`. `hijacklens probes` lists the kinds
-with their options.
+JSON; a text that contains something like `,layers=` must be quoted. `hijacklens probes` lists the
+kinds with their options.
 
 The key of a probe is its text: `parse(probe.key).probe().key == probe.key`. The exceptions are
 probes whose keys hold a hash or a name, since no text can carry their tensors or functions: mean
-ablations, `attention.transplant`, `activations.patch`, `HookProbe`, and other replacements of
-matrices than the kinds here.
+ablations, `attention.transplant`, `activations.patch`, `HookProbe`, and replacements of
+matrices other than the kinds here.
 
 >>> parse("knock-out:source=last,target=hijack,layers=8-11").probe().key
 'knock-out:source=last,target=hijack,layers=8-11'
@@ -151,7 +151,7 @@ class Specification:
 
     @property
     def needs_model(self) -> bool:
-        """Whether the probe is made for one model: means are those of its own outputs."""
+        """Whether the probe needs one model, since it contains means of the model's outputs."""
         return self.options.get("kind") == "mean"
 
     def probe(
@@ -211,8 +211,8 @@ def parse(text: str) -> Specification:
         key, equals, value = part.partition("=")
         if not equals:
             raise InputError(
-                f"--probe {text!r}: {part!r} is no option; write option=value, with the options "
-                f"{', '.join(allowed)}. Items of a list are joined by +."
+                f"--probe {text!r}: {part!r} is not an option; write option=value, with the "
+                f"options {', '.join(allowed)}. Items of a list are joined by +."
             )
         option = key.replace("_", "-")
         if OLD_OPTIONS.get(option) in allowed:
@@ -310,7 +310,7 @@ NOTES = {
     "keep-bias": ": whether b_V stays",
     "kind": " (mean: over the bare queries of the facts)",
     "rank": " from 1",
-    "renormalise": "; no goes with when=after",
+    "renormalise": "; no needs when=after",
     "site": " (z: heads)",
     "split": " (to what the model gives there)",
     "when": " (the softmax)",

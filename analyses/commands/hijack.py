@@ -74,11 +74,13 @@ def command(
     scored = facts.load()
     labels = [Path(name).name for name in models]
     if len(set(labels)) < len(labels):
-        raise InputError(f"--model: two models would both be called by one of {labels}.")
-    needy = [probe for probe in probes if probe.needs_model]
-    if needy and len(models) > 1:
         raise InputError(
-            f"--probe {needy[0].text!r} is made for one model; score one model at a time."
+            f"--model: two models have the same name in {labels}; score them in separate runs."
+        )
+    model_probes = [probe for probe in probes if probe.needs_model]
+    if model_probes and len(models) > 1:
+        raise InputError(
+            f"--probe {model_probes[0].text!r} is made for one model; score one model at a time."
         )
     computed = execution.load()
     path = folder.check("-".join(labels), models=models)
@@ -92,7 +94,7 @@ def command(
     for i, name in enumerate(models, start=1):
         with resumable(store=not execution.no_cache):
             model = loading.loader(name)
-            if needy or computed.engine == "local":
+            if model_probes or computed.engine == "local":
                 output.loading(name)
                 model = model.load()
             one = hijack(

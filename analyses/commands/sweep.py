@@ -12,7 +12,7 @@ from analyses.commands.screen import Output, files_in, files_written, output_opt
 
 @click.command("sweep")
 @click.argument("config", type=click.Path(path_type=Path))
-@option("--out", type=click.Path(path_type=Path), required=True, help="Folder for cells and table.")
+@option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
 @engine_options
 @output_options("folder", "files", "cells", "rows", "failed")
 @click.pass_context

@@ -27,7 +27,7 @@ class Analysis:
     settings: Mapping[Scale, Any]
     """A frozen dataclass for each scale."""
     ours: tuple[str, ...]
-    """Settings that the paper does not state, or that are only recalled: our choice."""
+    """Settings that we chose, since the paper does not state them or we only recall them."""
     run: Callable[[Any, Workbench], pd.DataFrame]
     """(settings, workbench) -> a tidy table."""
     draw: Callable[[pd.DataFrame, Any], Figure]

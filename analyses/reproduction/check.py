@@ -53,7 +53,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One claim, made by `above`, `below` or `near`."""
+    """One claim; make it with `above`, `below` or `near`."""
 
     claim: str
     measure: Measure

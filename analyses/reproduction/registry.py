@@ -19,7 +19,7 @@ def _analyses_of(module: str) -> dict[str, Analysis]:
     defined = {each.id: each for each in importlib.import_module(f"analyses.{module}").ANALYSES}
     listed = [entry.id for entry in CATALOGUE.values() if entry.module == module]
     if list(defined) != listed:
-        raise ValueError(f"analyses.{module} has {list(defined)}, the catalogue {listed}")
+        raise ValueError(f"analyses.{module} defines {list(defined)}, the catalogue lists {listed}")
     return defined
 
 

@@ -10,7 +10,7 @@ values of this run. The parts say what was *written directly* to the difference 
 what would happen without them.
 
 Contract 4: the parts sum to the difference of the logits that the model itself gives, within 1e-4
-of it in float32; `residual` is what they miss.
+of it in float32; `residual` is the rest.
 
 Cost: one forward pass for a batch of prompts. Nothing of size pos x head x d_model is kept: only
 the values of one layer at a time, and a number per read, layer, head and attended token.
@@ -107,7 +107,7 @@ class Account(Shown):
         )
 
     def __sub__(self, other: Account) -> Account:
-        """Account for the difference of two accounts of the same prompt.
+        """Subtract another account of the same prompt, part by part.
 
         Raises:
             ValueError: The accounts are of different prompts or models.

@@ -90,8 +90,8 @@ def knock_out(
         layers: One layer, several, or None for all.
         heads: Query heads of each of these layers, or pairs (layer, head); None for all.
         when: Before the softmax (scores) or after it (weights).
-        renormalise: False, which needs `after`, leaves the other weights as they were, so that
-            the heads write less.
+        renormalise: If False, the other weights do not change, so the heads write less; this
+            needs `after`.
 
     Raises:
         InputError: A span cannot be read, `when` is unknown, or `before` comes without
@@ -153,7 +153,7 @@ def redirect(
 ) -> Redirect:
     """Move all attention of the source tokens onto the target tokens.
 
-    A source token that sees no target token keeps its attention as it is.
+    The attention of a source token that sees no target token does not change.
 
     Args:
         source: Span of the tokens that attend.
@@ -350,6 +350,6 @@ def _check_when(when: object, renormalise: bool) -> None:
         raise unknown("when", when, get_args(When), "It says on which side of the softmax.")
     if when == "before" and not renormalise:
         raise InputError(
-            "weights always sum to one after the softmax, whatever the scores: renormalise=False "
-            'goes with when="after".'
+            "the softmax makes weights sum to one whatever the scores, so renormalise=False "
+            'needs when="after".'
         )

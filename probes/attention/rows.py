@@ -82,7 +82,7 @@ class AttentionProbe:
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
         """Return hooks on the scores and the pattern of every chosen layer.
 
-        There are none if no source token of the layout has a target token in its prompt.
+        The list is empty if no source token of the layout has a target token in its prompt.
 
         Raises:
             InputError: The model has no such layer or head, or the layout has no such span. In
@@ -134,7 +134,7 @@ def keep_only(rows: Rows, keep: Bool[Tensor, "row head key"], *, renormalise: bo
 def with_sum_of(rows: Rows, weights: Float[Tensor, "row head key"]) -> Tensor:
     """Scale new weights so that each row keeps its old sum; a row of zeros stays zero.
 
-    That sum is one, except under attention sinks (GPT-OSS), whose weight stays as it is.
+    That sum is one, except under attention sinks (GPT-OSS), whose weight does not change.
     """
     old = torch.where(rows.visible, rows.values, 0.0).sum(-1, keepdim=True)
     new = weights.sum(-1, keepdim=True)

@@ -50,7 +50,7 @@ __all__ = ["InnerProducts", "Scaling", "Spectra", "fit", "spectrum"]
 __getattr__ = old_names(__name__, inner_products="fit")
 
 Scaling: TypeAlias = Literal["raw", "centred", "unit", "centred-unit"]
-"""Embeddings as they are; minus their mean; scaled to length 1; or both, in that order."""
+"""Unchanged embeddings; minus their mean; scaled to length 1; or both, in that order."""
 
 COLUMNS = ("model", "distance", "pairs", "mean", "std")
 CONFIDENCE = 0.95
@@ -189,7 +189,7 @@ def fit(
         scaling: How to scale the embeddings first, over the compared tokens.
 
     Raises:
-        InputError: The distances do not fit the embeddings, are no distances, or are all equal.
+        InputError: The distances do not fit the embeddings, are invalid, or are all equal.
     """
     choice("scaling", scaling, get_args(Scaling))
     task = named_models.task_of(model, distances if isinstance(distances, ConceptTask) else None)
@@ -201,7 +201,7 @@ def fit(
             )
         distance, bits = task.hamming().numpy(), task.bits
         if tokens is not None:
-            raise InputError("tokens go with a matrix of distances; a task has its own tokens.")
+            raise InputError("tokens= needs a matrix of distances; a task has its own tokens.")
     else:
         distance, bits = np.asarray(distances), None
         _check_distances(distance)

@@ -72,7 +72,7 @@ class PrincipalAngles(Result):
 
     @property
     def smallest(self) -> float:
-        """The smallest angle, that of figure C.3: 0 if the subspaces share a direction."""
+        """The smallest angle, as in figure C.3: 0 if the subspaces share a direction."""
         return self.degrees[-1]
 
     @property
@@ -216,7 +216,7 @@ def principal_angles(
             the paper's convention.
 
     Raises:
-        InputError: The rank exceeds that of a matrix, or the subspaces lie in different spaces.
+        InputError: The rank is above a matrix's rank, or the subspaces lie in different spaces.
     """
     choice("side", side, SIDES, "left is what a matrix reads, right what it writes.")
     first = _Subspaces.of(named_models.matrix(A, _nothing, name="A"), rank, name="A")
@@ -250,7 +250,7 @@ def value_angles(
 
     Args:
         model: One-layer models: see `probes.named_models`.
-        task: The task; by default that of a `TrainingResult`.
+        task: The task; by default the task of the `TrainingResult`.
         rank: Rank of the compared subspaces; by default m, as in the paper.
         references: Name -> function of a model and a generator that makes a matrix to compare
             with. None for `constructed`, `random` and `gaussian`.

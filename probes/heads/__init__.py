@@ -13,8 +13,8 @@ attribution are then ablated one by one, which is exact, and a set is chosen amo
 are counted, even if several share a key/value head. The set is a hypothesis until `test`: among
 hundreds of heads some look good by chance, and ablating any heads costs recall.
 
-The paper has no head search. Attribution is that of `probes.heads.gradients` or
-`probes.logit_shift`, ablation that of `probes.ablation`, scores those of `hijacklens.hijack`.
+The paper has no head search. Attribution is computed by `probes.heads.gradients` or
+`probes.logit_shift`, ablation by `probes.ablation`, and scores by `hijacklens.hijack`.
 """
 
 from __future__ import annotations
@@ -225,7 +225,7 @@ def _usable(pairs: Pairs, base: HijackResult) -> Pairs:
     if len(pairs) < MIN_FACTS:
         raise InputError(
             f"{len(pairs)} of the facts of {name} have a shift that can be measured; intervals "
-            f"over facts need at least {MIN_FACTS}, and better 50. Give more facts."
+            f"over facts need at least {MIN_FACTS}. Give more facts, preferably 50."
         )
     return pairs
 

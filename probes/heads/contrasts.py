@@ -116,7 +116,7 @@ def side_effects(
 def _contrast(
     name: str, bare: np.ndarray, table: pd.DataFrame, kinds: Kinds, *, sign: int, seed: int
 ) -> dict[str, Any]:
-    """Return one row: the change with its interval and p-value, what is recovered, the controls.
+    """Return one row: the change with its interval and p-value, the recovery, and the controls.
 
     Args:
         name: The measure.

@@ -33,7 +33,7 @@ FRACTIONS = ("efficacy", "retention", "top_token")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundOn:
-    """What the heads of a test were found on."""
+    """The model, facts and prompts of the search that found the heads of a test."""
 
     model: str
     weights_hash: str

@@ -187,20 +187,20 @@ def _both(
 
 
 def _require_balance(account: Account, probes: Sequence[Probe]) -> None:
-    """Refuse an account that a probe has put out of balance, since its parts would mislead."""
+    """Refuse an account whose parts do not sum to the difference because of a probe."""
     if probes and abs(account.residual) > UNBALANCED * max(1.0, abs(account.whole)):
         raise InputError(
             f"under {', '.join(probe.key for probe in probes)} the parts of the account miss "
-            f"{account.residual:+.3g} of {account.whole:+.3g} logits: the probe changes what heads "
-            "or layers write after it was counted. Account for probes of values or attention "
-            "patterns, and use hijacklens.hijack(..., probes=[...]) for the others."
+            f"{account.residual:+.3g} of {account.whole:+.3g} logits: the probe changes the output "
+            "of heads or layers after the account has read it. Account for probes of values or "
+            "attention patterns, and use hijacklens.hijack(..., probes=[...]) for the others."
         )
 
 
 def _questions(item: Item) -> list[Question]:
-    """Return one question if both targets are read at one position, otherwise one for each.
+    """Return one question if both targets are read at one position, otherwise one per target.
 
-    Rarely the last token of the prompt merges with the start of a target, which is then read
+    In rare cases the last token of the prompt merges with the start of a target, which is then read
     before it. Logits of two positions are not comparable, so these two are log-probabilities.
     """
     (before_true, true), (before_false, false) = item.true[0], item.false[0]

@@ -174,8 +174,8 @@ class AverageShift(Result):
             Table(
                 "Facts",
                 self.facts,
-                note="Logit of the false target minus that of the true one; the residual is what "
-                "the parts miss.",
+                note="Logit of the false target minus that of the true one; the residual is "
+                "the shift minus the sum of the parts.",
                 file="facts.csv",
                 filters=("relation_id",),
                 labels=VALUES,
@@ -205,7 +205,7 @@ class AverageShift(Result):
         total, settings, parts = self.shift, self.settings, self.summary()
         largest = parts["shift"].abs().sort_values(ascending=False, kind="stable").index[:6]
         rows = [
-            {"kind": "the whole shift", "span": "", "shift": total.value}
+            {"kind": "the total shift", "span": "", "shift": total.value}
             | {"low": total.low, "high": total.high},
             *parts.loc[largest].to_dict("records"),
         ]

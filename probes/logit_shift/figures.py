@@ -22,7 +22,7 @@ VALUES = {"bare": "bare (logits)", "hijacked": "hijacked (logits)", "shift": "sh
 """Column -> its title in a report."""
 READING = (
     "Parts above zero (red) push the answer towards the false target, those below (blue) towards "
-    "the true one. The parts sum to the shift; the residual is what they miss."
+    "the true one. The parts sum to the shift; the residual is the rest."
 )
 
 

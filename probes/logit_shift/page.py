@@ -1,8 +1,8 @@
 """An HTML page of one fact's shift: where heads attend, and which tokens wrote what.
 
-At the top is the hijacked prompt, each token coloured by what all heads together took from it. Then
-come the attention patterns of the heads with the largest parts of the shift, and, folded, those of
-every layer. The page opens in any browser without a network.
+The page starts with the hijacked prompt. The colour of a token is the sum of what all heads took
+from it. Below are the attention patterns of the heads with the largest parts, and last, folded,
+the patterns of every layer. The page opens in any browser without a network.
 """
 
 from __future__ import annotations

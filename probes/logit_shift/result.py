@@ -266,7 +266,7 @@ class ShiftAccount(Result):
         """The prompts, both maps, the attention of the heads that wrote most, and the parts."""
         fact = self.settings.fact
         query = (
-            f"“{self.prompt.text}” was asked of {self.settings.model.name}. Logit "
+            f"“{self.prompt.text}” was given to {self.settings.model.name}. Logit "
             f"{fact.target_false!r} - {fact.target_true!r} is {self.bare:+.3f} on the bare "
             f"query and {self.hijacked:+.3f} here: a shift of {self.shift:+.3f}, of which the "
             f"parts leave {self.residual:.1e}."

@@ -42,9 +42,9 @@ class DirectPath:
 
     model: Any
     before: tuple[Norm | None, ...]
-    """Layer -> the norm before attention; None if there is none."""
+    """Layer -> the norm before attention; None if the layer has no such norm."""
     after: tuple[Norm | None, ...]
-    """Layer -> the norm on the output of attention; None if there is none."""
+    """Layer -> the norm on the output of attention; None if the layer has no such norm."""
     final: Norm | None
     one_layer: bool
 

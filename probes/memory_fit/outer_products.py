@@ -68,7 +68,7 @@ class Memory:
     def shuffled(
         self, matrices: Sequence[Factors], orders: Sequence[Int64[np.ndarray, " pair"]]
     ) -> Float64[np.ndarray, "matrix draw statistic"]:
-        """Return `STATISTICS` of each matrix: first as it is, then for each shuffle of targets.
+        """Return `STATISTICS` of each matrix: first with the true targets, then for each shuffle.
 
         Each shuffle solves one [target, target] system for all matrices together.
 
@@ -109,7 +109,7 @@ class Memory:
         """Return `STATISTICS` of random matrices with the singular values of each matrix.
 
         Args:
-            matrices: Matrices other than zero, whose rank is at most that of the frames.
+            matrices: Matrices other than zero, of at most the rank of the frames.
             frames: The result of `frames`.
             seed: Seeds the combinations of left and right frames.
             branches: Two numbers that identify each matrix and seed its draws too, so that the

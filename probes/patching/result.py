@@ -1,7 +1,7 @@
 """The result of a patching sweep: the logit difference after each patch, fact by fact.
 
     share, denoise    (hijacked - patched) / (hijacked - clean)    1: as if never hijacked
-    share, noise      (patched - clean) / (hijacked - clean)       1: hijacked by the patch alone
+    share, noise      (patched - clean) / (hijacked - clean)       1: the patch alone hijacks
 
 Both are ratios of means over the facts, so that facts with a small shift do not dominate; they
 can lie outside 0..1. Logit differences are (logit o_ - logit o*) of the targets' first tokens, as

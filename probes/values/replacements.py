@@ -88,7 +88,7 @@ class Replacement:
         """Return the new matrix for a site, without gradient.
 
         Raises:
-            InputError: There is none, or its shape is not that of the matrix that it replaces.
+            InputError: The replacement returns no matrix, or a matrix of the wrong shape.
         """
         new: Any = _without_gradient(self.make, site)
         shape = list(site.current.shape)
@@ -110,7 +110,7 @@ class Replacement:
             InputError: The replacement has no such T.
         """
         if self.make_inner is None:
-            raise InputError(f"{self.key} gives no circuit that is made of W_V and W_O.")
+            raise InputError(f"{self.key} cannot be written as W_V T W_O.")
         return _without_gradient(self.make_inner, site)
 
 
@@ -177,7 +177,7 @@ def scaled(factor: float | int) -> Replacement:
 def low_rank(rank: int) -> Replacement:
     """The best approximation of rank at most `rank` in Frobenius norm (truncated SVD).
 
-    For an OV circuit it is that of the product W_V W_O, computed from its factors.
+    For an OV circuit it approximates the product W_V W_O, computed from the factors.
 
     Raises:
         InputError: `rank` is below 1 or, when the probe is put on a model, above d_head.
@@ -201,7 +201,7 @@ def random(*, seed: int) -> Replacement:
 def taken_from(
     *, layer: int | None = None, head: int | None = None, model: HookedModel | None = None
 ) -> Replacement:
-    """The matrix of another layer, head or model; omitted arguments are those of the site.
+    """The matrix of another layer, head or model; omitted arguments come from the site.
 
     Args:
         layer: Layer of the matrix.

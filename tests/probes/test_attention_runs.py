@@ -214,11 +214,11 @@ WRONG = {
     "when": (lambda: knock_out("last", "hijack", when="during"), "unknown when 'during'"),
     "not renormalised before": (
         lambda: knock_out("last", "hijack", renormalise=False),
-        'renormalise=False goes with when="after"',
+        'renormalise=False needs when="after"',
     ),
     "scores not renormalised": (
         lambda: rescale(2, "last", "hijack", when="before", renormalise=False),
-        "renormalise=False goes with",
+        "renormalise=False needs",
     ),
     "negative factor": (
         lambda: rescale(-1, "last", "hijack"),

@@ -103,7 +103,7 @@ def test_bad_input():
         subspaces.value_angles(model_with(torch.eye(8)))
     with pytest.raises(InputError, match="one-layer models"):
         subspaces.value_angles([torch.eye(8)], TASK)
-    with pytest.raises(InputError, match="gives no matrix"):
+    with pytest.raises(InputError, match="does not give a matrix"):
         subspaces.value_angles(
             model_with(torch.eye(8)), TASK, references={"bad": lambda model, draw: model}
         )

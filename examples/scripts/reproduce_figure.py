@@ -18,7 +18,7 @@ options = parser.parse_args()
 print("There are", ", ".join(CATALOGUE))
 result = reproduce(options.id, scale="quick")
 entry = CATALOGUE[options.id]
-print(f"\n{entry.source}: {entry.question}")
+print(f"\n{entry.reference}: {entry.question}")
 print(result.checks[["claim", "value", "low", "high", "allowed", "state"]].to_string(index=False))
 if options.out:
     plots.write(result.plot(), Path(options.out))

@@ -115,10 +115,10 @@ def _read_stream(
     model: HookedModel, stream: Float[Tensor, "batch pos d_model"], pair: Int[Tensor, "2 batch"]
 ) -> tuple[Float[Tensor, "2 batch pos"], Int[Tensor, "2 batch pos"]]:
     """Return log-probabilities and ranks of two tokens per row, one row at a time."""
-    whole: Any = model
-    norm = getattr(whole, "ln_final", None) if "ln_final.hook_scale" in model.hook_dict else None
+    untyped: Any = model
+    norm = getattr(untyped, "ln_final", None) if "ln_final.hook_scale" in model.hook_dict else None
     cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
-    W_U, b_U = whole.W_U, whole.b_U
+    W_U, b_U = untyped.W_U, untyped.b_U
     logprobs, ranks = [], []
     with torch.inference_mode():
         for row, tokens in zip(stream, pair.T, strict=True):

@@ -83,10 +83,10 @@ def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
 
 def _language_rows(model: Any, settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
     facts, options = facts_of(settings, bench), {"dose": settings.dose, "seed": settings.seed}
-    made = pairs(model, facts, scheme=settings.scheme, **options)
-    skipped = list(zip(made.skipped["case_id"], made.skipped["reason"], strict=True))
+    paired = pairs(model, facts, scheme=settings.scheme, **options)
+    skipped = list(zip(paired.skipped["case_id"], paired.skipped["reason"], strict=True))
     readable = []
-    for pair in made:
+    for pair in paired:
         try:
             pair.answers()
             readable.append(pair)

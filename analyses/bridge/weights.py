@@ -144,9 +144,9 @@ def spectra(settings: SpectrumSides, bench: Workbench) -> pd.DataFrame:
     for side, name, W_E in _embeddings(settings, bench):
         centred = W_E.cpu().double()
         centred -= centred.mean(0)
-        found = spectrum({MEASURED: centred, PERMUTED: permuted(centred, settings.seed)})
-        rank = found.summary().set_index("model")["effective_rank"]
-        values = found.to_dataframe().rename(columns={"model": "matrix"})
+        singular = spectrum({MEASURED: centred, PERMUTED: permuted(centred, settings.seed)})
+        rank = singular.summary().set_index("model")["effective_rank"]
+        values = singular.to_dataframe().rename(columns={"model": "matrix"})
         size = values.groupby("matrix")["value"].transform(lambda s: (s**2).mean() ** 0.5)
         part = values[["matrix", "index"]].assign(
             value=values["value"] / size,

@@ -73,8 +73,8 @@ def inner_by_distance(settings: GeometrySettings, bench: Workbench) -> pd.DataFr
     fitted = ["a", "b", "b0", "jump", "r2", "r2_means"]
     parts = []
     for result, columns in _results(settings, bench):
-        found = geometry.fit(_by_name(result), result.task)
-        rows = found.to_dataframe().merge(found.fits.filter(["model", *fitted]), on="model")
+        line = geometry.fit(_by_name(result), result.task)
+        rows = line.to_dataframe().merge(line.fits.filter(["model", *fitted]), on="model")
         rows = rows.rename(columns={"mean": "inner", "std": "spread"})
         parts.append(_per_seed(rows, columns, ["distance", "inner", "spread", *fitted]))
     return pd.concat(parts, ignore_index=True)
@@ -89,10 +89,10 @@ def spectra(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
     gap = ["ratio", "top_share", "bit_share", "predicted_ratio_squeezed"]
     parts = []
     for result, columns in _results(settings, bench):
-        found = spectrum(_by_name(result), task=result.task)
-        gaps = found.summary()
+        singular = spectrum(_by_name(result), task=result.task)
+        gaps = singular.summary()
         after_bits = gaps[gaps["top"] == result.task.bits][["model", *gap]]
-        rows = found.to_dataframe().merge(after_bits, on="model")
+        rows = singular.to_dataframe().merge(after_bits, on="model")
         parts.append(_per_seed(rows, columns, ["index", "value", "predicted", "squeezed", *gap]))
     return pd.concat(parts, ignore_index=True)
 

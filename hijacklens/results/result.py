@@ -211,21 +211,21 @@ def load_result(folder: str | Path) -> Result:
     kind = str(record["type"])
     # The type is named by a file, so only our own packages are ever imported for it.
     match = re.fullmatch(r"((?:hijacklens|probes|analyses)(?:\.\w+)+):(\w+)", MOVED.get(kind, kind))
-    found: Any = None
+    cls: Any = None
     if match:
         try:
-            found = getattr(importlib.import_module(match[1]), match[2], None)
+            cls = getattr(importlib.import_module(match[1]), match[2], None)
         except ImportError:
-            found = None
-    if not (isinstance(found, type) and issubclass(found, Result) and not isabstract(found)):
+            cls = None
+    if not (isinstance(cls, type) and issubclass(cls, Result) and not isabstract(cls)):
         raise InputError(
             f"{path} names the type {kind!r}, which this version of hijacklens "
             f"({_version('hijacklens')}) does not have."
         )
     try:
-        result = found.read(path.parent, upgraded(record))
+        result = cls.read(path.parent, upgraded(record))
         # Evaluate eagerly so that damaged files fail at load time.
-        for look in (repr, found.to_dataframe, found.configuration):
+        for look in (repr, cls.to_dataframe, cls.configuration):
             look(result)
     except InputError:
         raise

@@ -99,13 +99,13 @@ class Frame:
                 return None
             return Norm.of(getattr(owner, name), width, like)
 
-        whole: Any = model
+        untyped: Any = model
         layers = range(int(model.cfg.n_layers))
         cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
         return cls(
             final=norm(model, "ln_final", "ln_final"),
             after_attention=tuple(
-                norm(whole.blocks[i], "ln1_post", f"blocks.{i}.ln1_post") for i in layers
+                norm(untyped.blocks[i], "ln1_post", f"blocks.{i}.ln1_post") for i in layers
             ),
             soft_cap=cap if cap > 0 else None,
             residual=not isinstance(model, OneLayerTransformer),
@@ -132,11 +132,11 @@ class Readout:
         cls, model: HookedModel, frame: Frame, plus: Sequence[int], minus: Sequence[int | None]
     ) -> Readout:
         """Read `logit(plus) - logit(minus)`, or `logit(plus)` if minus is None."""
-        whole: Any = model
+        untyped: Any = model
         device = device_of(model)
         two = torch.tensor([float(token is not None) for token in minus], device=device)
         others = [token or 0 for token in minus]
-        W_U, b_U = whole.W_U, whole.b_U
+        W_U, b_U = untyped.W_U, untyped.b_U
         with torch.inference_mode():
             dtype = torch.promote_types(W_U.dtype, torch.float32)
             first = W_U[:, list(plus)].T.to(device, dtype)

@@ -112,10 +112,11 @@ def accuracy(
     the 95% Wilson interval.
 
     Args:
-        scores_of: Tokens [batch, pos] -> scores [batch, vocab], e.g. last-position logits.
+        scores_of: Tokens [batch, pos] on the generator's device -> scores [batch, vocab], e.g.
+            last-position logits.
         task: The task that the contexts are drawn from.
         contexts_count: Number of contexts.
-        generator: Source of the contexts; `scores_of` gets them on its device.
+        generator: Source of the contexts.
         ties: See `hits`, as for `tolerance`.
         tolerance: In the unit of the scores.
 

@@ -56,8 +56,7 @@ class OneLayerTransformer(HookedRootModule):
     """Equation 4.1 with TransformerLens hooks.
 
     It is a `hijacklens.models.hooked.HookedModel`, in evaluation mode, as it has no dropout. Hook
-    points have TransformerLens' names and shapes, so a probe
-    written for GPT-2 runs on it:
+    points have TransformerLens' names and shapes, so a probe written for GPT-2 runs on it:
 
         hook_embed -> blocks.0.hook_resid_pre                  [batch, pos, d_model]
           -> blocks.0.attn.{q,k,v}.hook_in                     [batch, pos, d_model]
@@ -210,10 +209,7 @@ class OneLayerTransformer(HookedRootModule):
         return self.unembed.hook_in(x) @ self.W_U
 
     def last_logits(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch vocab"]:
-        """Return `model(tokens)[:, -1]` without hooks and without a [pos, pos] pattern.
-
-        Without these it is 10 to 100 times faster (`fast_path`).
-        """
+        """Return `model(tokens)[:, -1]` without hooks: 10 to 100 times faster (`fast_path`)."""
         self._check(tokens)
         counts = fast_path.log_counts(tokens, self.config.vocab, dtype=self.W_E.dtype)
         return fast_path.last_logits(counts, tokens[:, -1], self.weights())

@@ -71,13 +71,6 @@ class AliasTable:
         cell ^= jump
         return cell.view(shape)
 
-    def implied(self) -> Float[Tensor, "row vocab"]:
-        """Return the probabilities that the tables draw with, rounding included, in float64."""
-        vocab = 1 << self.bits
-        keep = (self.thresholds.double() / 2.0 ** (32 - self.bits) + 0.5).view(-1, vocab) / vocab
-        alias = self.jumps.view(-1, vocab).long() ^ torch.arange(vocab, device=keep.device)
-        return keep.scatter_add(1, alias, 1 / vocab - keep)
-
 
 def _random_int32(count: int, generator: torch.Generator) -> Int32[Tensor, " count"]:
     """Draw uniform 32-bit integers in pairs: one 64-bit draw costs less than two of 32 bits."""

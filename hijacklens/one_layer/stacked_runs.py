@@ -84,11 +84,8 @@ class Stream:
 class StackedRuns:
     """Runs in training: their stacked weights, their optimiser, their contexts.
 
-    Args:
-        runs: The runs; they agree in `model.vocab`, `d_model`, `d_a` and `dtype`.
-        steps: How many steps each of them takes in all.
-        batch: Contexts per step and run.
-        device: Where to train.
+    The runs agree in `model.vocab`, `d_model`, `d_a` and `dtype`. Each takes `steps` steps of
+    `batch` contexts.
 
     Raises:
         InputError: No runs, runs of different shapes, or fewer than one step or context.
@@ -287,12 +284,7 @@ def train_runs(
     the weights, the optimiser and the generators. On a CPU the results are equal bit for bit; on a
     GPU they are equal up to rounding, since it adds gradients of equal last tokens in any order.
 
-    Args:
-        stacked: The runs.
-        checkpoint: Where to save the state; None saves none.
-        checkpoint_seconds: Least time between two checkpoints, in seconds.
-        label: Text of the progress bar.
-        quiet: Draw no bar.
+    At least `checkpoint_seconds` pass between two checkpoints.
 
     Raises:
         InputError: The checkpoint is one of other runs.

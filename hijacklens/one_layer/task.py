@@ -192,7 +192,7 @@ class ConceptTask:
             InputError: `batch` below 1, or a generator on another device than `device`.
         """
         _check_draw(batch, generator, device)
-        labels = self._labels(batch, generator)
+        labels = torch.randint(self.vocab, (batch,), generator=generator, device=generator.device)
         return Contexts(self._tokens(labels[:, None], generator), labels)
 
     def sample_mixed(
@@ -208,15 +208,9 @@ class ConceptTask:
 
         Each position has the token of a context of the second label with probability `rate`, and
         the token of a context of the first label otherwise. Only that token is drawn: tokens of a
-        context are independent given the label, so the distribution is the same.
-
-        Args:
-            batch: Number of contexts, at least 1.
-            rate: Mixing rate, from 0 (all tokens from the first label) to 1.
-            generator: As for `sample`.
-            mix_last: Whether the last position is mixed too; otherwise it is the first label's.
-                The paper's choice is not known; mixing every position is our default.
-            device: As for `sample`.
+        context are independent given the label, so the distribution is the same. With
+        `mix_last=False` the last token is of the first label. The paper's choice is not known;
+        mixing every position is our default.
 
         Raises:
             InputError: `rate` outside [0, 1], `batch` below 1, or a generator on another device
@@ -229,7 +223,7 @@ class ConceptTask:
             )
         _check_draw(batch, generator, device)
         draw = {"generator": generator, "device": generator.device}
-        first = self._labels(batch, generator)
+        first = torch.randint(self.vocab, (batch,), **draw)
         # Steps of 1..V-1 from the first label, modulo V, reach every other label once.
         second = (first + torch.randint(1, self.vocab, (batch,), **draw)) % self.vocab
         swapped = torch.rand(batch, self.length, dtype=torch.float64, **draw) < rate
@@ -286,9 +280,6 @@ class ConceptTask:
         # A softmax, so that a tiny beta does not underflow to an empty row.
         scores = (-distances.double() / self.beta).masked_fill(~neighbours, -torch.inf)
         return scores.softmax(1)
-
-    def _labels(self, batch: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(self.vocab, (batch,), generator=generator, device=generator.device)
 
     def _tokens(self, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the tokens of labels [batch, 1 or length]: from p, the last token from pi."""

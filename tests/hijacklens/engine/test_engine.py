@@ -277,7 +277,7 @@ def test_a_probe_that_is_wrong_on_packs_is_noticed(gemma3, sharing):
     )
     readings = read(model, prompts(), ReadOptions(probes=[ramp], sharing=sharing))
     assert readings.accounting.sharing == "plain"
-    assert "other numbers than plain ones" in readings.accounting.why
+    assert "packed and plain prompts gave different numbers" in readings.accounting.why
     half = HookProbe(
         "half", (("blocks.0.hook_mlp_out", lambda value, hook: value / 2),), packs=True
     )

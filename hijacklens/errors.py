@@ -19,16 +19,12 @@ from typing import Any, TypeVar
 
 MOST_NAMES = 24
 """Allowed names that an error lists; a model has hundreds of hooks."""
-
 MOST_CHARACTERS = 2_000
 """Length of a message; the value received may be a complete file."""
-
 LONGEST_COMPARED = 200
 """Characters of a name to compare with the allowed names, as the cost grows with their square."""
-
 MOST = 2**63 - 1
 """The largest whole number that tables and random generators can store."""
-
 SHOWN = 80
 """Characters of a value that an error shows."""
 
@@ -36,17 +32,17 @@ T = TypeVar("T")
 
 
 class InputError(ValueError):
-    r"""Unusable input; the message says what was received, what is allowed and what to do.
+    r"""Unusable input.
 
     The message is one line of printable text of at most `MOST_CHARACTERS`, so that the content of
-    a file or a name can neither flood a terminal nor send it control codes.
+    a file or a name can neither flood a terminal nor send it control codes. A long one
+    loses its middle.
 
     >>> InputError("the name 'a\x1b[2J\nb' is taken")
     InputError("the name 'a\\x1b[2J b' is taken")
     """
 
     def __init__(self, message: str) -> None:
-        """Make the message one line without control characters; cut the middle if it is long."""
         text = "".join(c if c.isprintable() else _visible(c) for c in str(message))
         if len(text) > MOST_CHARACTERS:
             half = MOST_CHARACTERS // 2 - 3
@@ -55,10 +51,7 @@ class InputError(ValueError):
 
 
 def _visible(character: str) -> str:
-    """Return a space for any white space, and an escape for a character that terminals obey."""
-    if character.isspace():
-        return " "
-    return character.encode("unicode_escape").decode("ascii")
+    return " " if character.isspace() else character.encode("unicode_escape").decode("ascii")
 
 
 def unknown(what: str, name: object, allowed: Iterable[str], hint: str = "") -> InputError:
@@ -102,12 +95,6 @@ def is_whole(value: Any) -> bool:
 def whole_number(name: str, value: Any, *, least: int = 0, most: int = MOST) -> int:
     """Return a whole number of any type as an int.
 
-    Args:
-        name: Name of the argument, e.g. `"limit"`.
-        value: The value received.
-        least: The smallest allowed number.
-        most: The largest allowed number.
-
     Raises:
         InputError: The value is not a whole number (`True`, `2.0` and `"2"` are refused), or is
             out of range.
@@ -138,12 +125,7 @@ def number(name: str, value: Any, *, least: float | int = -math.inf) -> float:
 
 
 def several(name: str, values: Any, example: str) -> tuple[Any, ...]:
-    """Return several values as a tuple; a text does not count as several.
-
-    Args:
-        name: Name of the argument.
-        values: The values received.
-        example: What to write, e.g. `"[0.01, 0.001]"`.
+    """Return several values as a tuple; `example` says what to write, e.g. `"[0.01, 0.001]"`.
 
     Raises:
         InputError: It is a text, or cannot be iterated over.
@@ -169,13 +151,7 @@ def choice(name: str, value: Any, allowed: Iterable[str], hint: str = "") -> str
 
 
 def one_of_type(name: str, value: Any, kind: type[T], example: str) -> T:
-    """Return a value of a type.
-
-    Args:
-        name: Name of the argument.
-        value: The value received.
-        kind: The type it must have.
-        example: Where to get one, e.g. `"hl.atlas()"`.
+    """Return a value of the type `kind`; `example` says where to get one, e.g. `"hl.atlas()"`.
 
     Raises:
         InputError: It has another type.

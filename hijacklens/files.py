@@ -30,11 +30,7 @@ def expand_home(path: str | Path) -> Path:
 
 
 def named_path(path: str | Path, what: str) -> Path:
-    """Return a path that a user names, with `~` expanded.
-
-    Args:
-        path: The path, of an existing file or folder or not.
-        what: What it names, for errors, e.g. `"folder"`.
+    """Return a path that a user names, with `~` expanded; `what` names its kind in errors.
 
     Raises:
         InputError: It has another type, is empty, or the file system cannot look it up.
@@ -97,13 +93,8 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
     return path
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file completely or not at all: under a temporary name first, which is then renamed.
-
-    Args:
-        path: The file.
-        write: Writes the content to the path that it is called with.
-    """
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file completely or not at all, by `write(temporary path)` and renaming."""
     part = path.with_name(f".part{os.getpid()}-{path.name}")
     try:
         write(part)
@@ -114,11 +105,7 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text completely or not at all, with its line ends as they are."""
-
-    def write(part: Path) -> None:
-        part.write_text(text, encoding="utf-8", newline="\n")
-
-    write_whole(path, write)
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8", newline="\n"))
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -175,11 +175,7 @@ def label_outer(axes: Sequence[Axes], *, x: str, y: str) -> None:
 def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", columns: int = 3) -> None:
     """Draw one legend for all panels below them: measured values first, then their references.
 
-    Args:
-        figure: The figure.
-        axes: The panels.
-        bars: Meaning of the error bars, e.g. `95% Wilson intervals`.
-        columns: Number of columns.
+    `bars` is the meaning of the error bars, e.g. `95% Wilson intervals`.
     """
     entries: dict[str, Any] = {}
     for panel in axes:
@@ -187,8 +183,8 @@ def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", column
             entries.setdefault(label, handle)
     ordered = sorted(entries.items(), key=lambda entry: not isinstance(entry[1], Container))
     figure.legend(
-        [handle for _, handle in ordered],
-        [label for label, _ in ordered],
+        handles=[handle for _, handle in ordered],
+        labels=[label for label, _ in ordered],
         loc="outside lower center",
         ncols=columns,
         fontsize=8,

@@ -12,27 +12,17 @@ def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tq
     """Return a progress bar for a terminal or a notebook; use it as a context manager.
 
     It shows the rate in `unit` per second and the time left. It writes to standard error, so that
-    standard output holds only results. In a log or a pipe nothing is drawn. `update` takes
-    fractions of a unit.
-
-    Args:
-        total: How many units the work has.
-        unit: The plural of the unit, e.g. `"facts"`.
-        label: The work, in a few words.
-        quiet: Draw nothing.
+    standard output holds only results. In a log or a pipe nothing is drawn. `unit` is a plural,
+    such as `"facts"`; `update` takes fractions of a unit.
     """
     # Not `total_fmt`: whole units are easier to read than "37.25/412".
-    layout = (
-        "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} "
-        + unit
-        + " [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-    )
+    count = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} "
     return tqdm(
         total=total,
         unit=f" {unit}",
         desc=label,
         disable=quiet or not watched(),
-        bar_format=layout,
+        bar_format=f"{count}{unit} [{{elapsed}}<{{remaining}}, {{rate_noinv_fmt}}{{postfix}}]",
         mininterval=0.2,
     )
 

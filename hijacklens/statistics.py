@@ -109,14 +109,9 @@ def paired_mean(
 ) -> Interval:
     """Return the mean of paired differences with its percentile bootstrap interval over facts.
 
+    `differences` are second run minus first run, one value per fact; an empty array gives `nan`.
     A difference of fractions is a mean of differences of 0s and 1s. Facts are resampled as if they
     were independent: facts of one relation that behave alike make the interval too narrow.
-
-    Args:
-        differences: Second run minus first run, one value per fact; an empty array gives `nan`.
-        seed: Seeds the bootstrap.
-        confidence: The level of the interval.
-        resamples: Number of bootstrap resamples.
     """
     ones = np.ones(len(differences))
     return paired_ratio(differences, ones, seed=seed, confidence=confidence, resamples=resamples)
@@ -132,15 +127,9 @@ def paired_ratio(
 ) -> Interval:
     """Return the ratio of two means over the same facts, with its percentile bootstrap interval.
 
-    An example is the fraction of a rise that goes away. The ends are infinite if the denominator
-    may be 0; if its mean is not positive, the ratio is undefined: all are `nan`.
-
-    Args:
-        parts: The numerator's value for each fact.
-        wholes: The denominator's value for each fact.
-        seed: Seeds the bootstrap.
-        confidence: The level of the interval.
-        resamples: Number of bootstrap resamples.
+    An example is the fraction of a rise that goes away: `parts` are the numerator's values for each
+    fact, `wholes` the denominator's. The ends are infinite if the denominator may be 0; if its mean
+    is not positive, the ratio is undefined: all are `nan`.
     """
     if parts.shape != wholes.shape:
         raise ValueError(f"paired_ratio: {len(parts)} values cannot be paired with {len(wholes)}")

@@ -18,7 +18,6 @@ from hijacklens.errors import InputError, unknown
 
 HookFunction: TypeAlias = Callable[..., Any]
 """Called with the activation and `hook=` (the hook point); returns the new activation or None."""
-
 NamedHook: TypeAlias = tuple[str, HookFunction]
 
 
@@ -106,10 +105,6 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
     """Run the body with forward hooks on the model, and remove them whatever happens in it.
 
     Other hooks on the model stay. No weight changes, so the model stays bit for bit the same.
-
-    Args:
-        model: Any hooked model.
-        hooks: Pairs of a hook name and a function called with the activation and `hook=`.
 
     Raises:
         InputError: The model has no hook of that name (TransformerLens 3.9 would ignore it).

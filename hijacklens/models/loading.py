@@ -35,14 +35,8 @@ from hijacklens.models.packaged import PACKAGED, quiet_transformers
 from hijacklens.renamed import renamed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNREACHABLE = {
-    "OfflineModeIsEnabled",
-    "LocalEntryNotFoundError",
-    "ConnectError",
-    "ConnectTimeout",
-    "ConnectionError",
-    "ReadTimeout",
-}
+UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ReadTimeout"}
+UNREACHABLE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
 """Names of the errors that libraries raise when the hub cannot be reached."""
 ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
 """Names of the errors for a model or revision that the hub does not have."""
@@ -83,7 +77,8 @@ def load_model(
         Costs one copy of the weights in `dtype`; 1 to 5 seconds for the packaged models after
         their first use.
     """
-    torch_dtype, torch_device = _dtype(dtype), _device(device, devices)
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    torch_dtype, torch_device = DTYPES[choice("dtype", name, DTYPES)], _device(device, devices)
     if revision is not None:
         one_of_type("revision", revision, str, "'main'")
     if not isinstance(model, PreTrainedModel):
@@ -191,11 +186,6 @@ def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str
             "hub are named owner/name."
         )
     return name, name, revision
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    return DTYPES[choice("dtype", name, DTYPES)]
 
 
 def _device(device: str | torch.device | None, devices: int) -> torch.device:

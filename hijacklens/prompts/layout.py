@@ -34,9 +34,7 @@ MOST_SPANS = 31
 def mark(ids: Sequence[int], spans: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """Return the symbols of tokens: their ids, with a bit set for every span that holds them.
 
-    Args:
-        ids: Token ids.
-        spans: For each span the positions of its tokens; positions past the end are ignored.
+    `spans` has the positions of the tokens of each span; positions past the end are ignored.
 
     Raises:
         InputError: There are more spans than a symbol has bits for.
@@ -88,7 +86,7 @@ class Layout:
         """Return the mask of the tokens in a span that can be attended to, cached ones first.
 
         Raises:
-            InputError: The layout has no span of that name.
+            InputError: As `query`.
         """
         computed = self.query(span)
         if self.past_tokens is None:

@@ -9,12 +9,8 @@ The text at dose k is `" ".join([sentence] * k + [query])`. A prompt has its spa
 >>> prompt = make_prompt(fact, sentence="Do not think of Guam.", dose=2, scheme="do-not-think")
 >>> prompt.text
 'Do not think of Guam. Do not think of Guam. The Eiffel Tower is in'
->>> [prompt.text[a:b] for a, b in prompt.spans["hijack"]]
-['Do not think of Guam.', 'Do not think of Guam.']
->>> [prompt.text[a:b] for a, b in prompt.spans["mention"]]
-['Guam', 'Guam']
->>> [prompt.text[a:b] for a, b in prompt.spans["subject"]]
-['Eiffel Tower']
+>>> [prompt.text[a:b] for a, b in prompt.spans["mention"] + prompt.spans["subject"]]
+['Guam', 'Guam', 'Eiffel Tower']
 """
 
 from __future__ import annotations
@@ -78,13 +74,8 @@ def compose(
 ) -> Prompt:
     """Make the prompt of any query, whether a fact's or not.
 
-    Args:
-        query: The bare query.
-        sentence: The sentence before it.
-        dose: Number of copies of the sentence.
-        scheme: Name of the scheme.
-        subject: Characters of the subject in the query, if there is one.
-        named: Words whose occurrences in the sentence, as complete words, form `mention`.
+    `subject` are the characters of the subject in the query, if there is one. `named` are words
+    whose occurrences in the sentence, as complete words, form `mention`.
 
     Raises:
         InputError: The dose is negative.

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from string import Formatter
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 from hijacklens.errors import InputError, choice, one_of_type, shown, unknown
 from hijacklens.facts.fact import Fact, is_text
@@ -98,7 +98,8 @@ class Scheme:
     @property
     def needs(self) -> tuple[str, ...]:
         """The placeholders of the templates, in the order of `PLACEHOLDERS`."""
-        used = {field for template in self._all_templates() for field in _fields(template)}
+        parts = [part for template in self._all_templates() for part in Formatter().parse(template)]
+        used = {field for _, field, _, _ in parts}
         return tuple(name for name in PLACEHOLDERS if name in used)
 
     def record(self) -> SchemeRecord:
@@ -107,9 +108,7 @@ class Scheme:
         return SchemeRecord(name=self.name, direction=self.direction, text=text)
 
     def _all_templates(self) -> list[str]:
-        if self.template is not None:
-            return [self.template]
-        return list((self.templates or {}).values())
+        return list((self.templates or {}).values()) if self.template is None else [self.template]
 
     def sentence(self, fact: Fact, *, pool: Sequence[str] = (), seed: int = 0) -> str:
         """Return the sentence for one fact.
@@ -179,10 +178,6 @@ def _check_template(name: str, template: str) -> None:
         )
 
 
-def _fields(template: str) -> list[str]:
-    return [field for _, field, _, _ in Formatter().parse(template) if field]
-
-
 def _built_in() -> dict[str, Scheme]:
     """Read the built-in schemes; those without a template have a sentence per relation."""
     text = resources.files("hijacklens.prompts").joinpath("schemes.csv").read_text("utf-8")
@@ -192,11 +187,14 @@ def _built_in() -> dict[str, Scheme]:
     }
     built_in: dict[str, Scheme] = {}
     for row in csv.DictReader(text.splitlines()):
-        name, direction = row["name"], cast("Direction", row["direction"])
-        wording: Any = {"template": row["template"]}
-        if not row["template"]:
-            wording = {"templates": wordings[name]}
-        built_in[name] = Scheme(name=name, direction=direction, summary=row["summary"], **wording)
+        template = row["template"] or None
+        built_in[row["name"]] = Scheme(
+            name=row["name"],
+            template=template,
+            templates=None if template else wordings[row["name"]],
+            direction=cast("Direction", row["direction"]),
+            summary=row["summary"],
+        )
     return built_in
 
 
@@ -219,8 +217,7 @@ def add_scheme(
 
     Args:
         name: Lower-case letters, digits and hyphens.
-        template: One sentence, with {subject}, {target_true}, {target_false}, {near_true},
-            {near_false} or {other_false}.
+        template: One sentence, with placeholders of `PLACEHOLDERS` in braces.
         direction: `hijack`, `reverse` or `control`; for tables and plots.
         summary: One line on what it does.
 

@@ -63,8 +63,7 @@ def _is_range(part: str) -> bool:
     """Return whether `at:I` or `at:I..J` is valid; a range that is always empty is not."""
     if re.fullmatch(r"at:-?\d+(\.\.-?\d+)?", part) is None:
         return False
-    first, _, last = part.removeprefix(AT).partition("..")
-    start, end = int(first), int(last or first)
+    start, end = _ends(part)
     return start <= end or (start >= 0) != (end >= 0)
 
 
@@ -81,7 +80,10 @@ def placed_atoms(spans: Iterable[str]) -> tuple[str, ...]:
 
 def positions(atom: str, length: int) -> tuple[int, ...]:
     """Return the positions of `at:I..J` among `length` tokens, without those outside."""
-    first, _, last = atom.removeprefix(AT).partition("..")
-    start, end = int(first), int(last or first)
-    start, end = (end + length if end < 0 else end for end in (start, end))
+    start, end = (end + length if end < 0 else end for end in _ends(atom))
     return tuple(range(max(start, 0), min(end, length - 1) + 1))
+
+
+def _ends(atom: str) -> tuple[int, int]:
+    first, _, last = atom.removeprefix(AT).partition("..")
+    return int(first), int(last or first)

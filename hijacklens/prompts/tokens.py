@@ -105,9 +105,8 @@ class LocatedPrompt:
             matches = re.finditer(re.escape(atom.removeprefix(TEXT)), self.text)
             return touched(self.text, self.offsets, [match.span() for match in matches])
         if atom not in self.spans:
-            raise unknown(
-                "span", atom, [*self.spans, EVERYWHERE], "Other forms: text:, at:, token:."
-            )
+            hint = "Other forms: text:, at:, token:."
+            raise unknown("span", atom, [*self.spans, EVERYWHERE], hint)
         return self.spans[atom]
 
 

@@ -1,1 +1,1 @@
-"""The commands of `hijacklens`, one module each; each is a thin layer over the library."""
+"""The commands of `hijacklens`; each is a thin layer over the library."""

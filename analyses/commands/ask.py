@@ -4,56 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from analyses.commands import names
 from analyses.commands.options import (
     ModelChoice,
+    Models,
+    Probes,
     WrittenFact,
-    model_options,
-    models_option,
+    argument,
+    declared,
     option,
-    probes_option,
-    written_fact_options,
+    scheme_option,
 )
-from analyses.commands.screen import Output, output_options
+from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title
 
 if TYPE_CHECKING:
     from hijacklens.prompts.prompt import Prompt
     from hijacklens.scoring.answers import Answer
-    from probes.specification import Specification
 
 
 @click.command("ask")
-@click.argument("prompt")
-@models_option
-@option(
-    "--scheme",
-    metavar="S",
-    shell_complete=names.schemes,
-    help="The scheme that makes the hijacking sentence.",
-)
-@option("--sentence", metavar="TEXT", help="Your own hijacking sentence, in place of --scheme.")
-@option("--dose", type=int, default=1, help="How many times the sentence is repeated.")
-@written_fact_options
-@option("--top", type=int, default=5, help="How many next tokens.")
-@option("--tokens", type=int, default=12, help="Length of the completion.")
-@probes_option
-@model_options
-@output_options("answers", "probes")
+@declared("answers", "probes")
 def command(
-    models: tuple[str, ...],
+    *,
+    prompt: Annotated[str, argument()],
+    models: Models,
+    scheme: Annotated[
+        str | None,
+        scheme_option("The scheme that makes the hijacking sentence."),
+    ] = None,
+    sentence: Annotated[
+        str | None, option("Your own hijacking sentence, in place of --scheme.", metavar="TEXT")
+    ] = None,
+    dose: Annotated[int, option("How many times the sentence is repeated.")] = 1,
     written: WrittenFact,
-    scheme: str | None,
-    sentence: str | None,
-    dose: int,
-    top: int,
-    tokens: int,
-    probes: list[Specification],
+    top: Annotated[int, option("How many next tokens.")] = 5,
+    tokens: Annotated[int, option("Length of the completion.")] = 12,
+    probes: Probes,
     loading: ModelChoice,
     output: Output,
 ) -> None:
@@ -70,13 +61,13 @@ def command(
     if scheme and sentence:
         raise InputError("give either --scheme or --sentence, not both.")
     if scheme:
-        sentence = _sentence(scheme, written)
+        sentence = _sentence(scheme, prompt, written)
     if dose < 1:
         raise InputError(f"--dose counts sentences and must be at least 1, not {dose}.")
     targets = [target for target in (written.target_true, written.target_false) if target]
     from hijacklens.scoring.answers import answer
 
-    prompts = _prompts(written, sentence, dose, targets)
+    prompts = _prompts(prompt, written.subject, sentence, dose, targets)
     rows = []
     for name in models:
         output.loading(name)
@@ -94,12 +85,12 @@ def command(
 
 
 def _prompts(
-    written: WrittenFact, sentence: str | None, dose: int, targets: Sequence[str]
+    text: str, subject: str | None, sentence: str | None, dose: int, targets: Sequence[str]
 ) -> list[Prompt]:
     """Return the bare prompt, and the hijacked one if there is a sentence, with their spans."""
     from hijacklens.prompts.prompt import compose
 
-    query, subject = (written.prompt or "").rstrip(), written.subject
+    query = text.rstrip()
     start = query.find(subject) if subject else -1
     span = (start, start + len(subject)) if subject and start >= 0 else None
     doses = (0, dose) if sentence else (0,)
@@ -108,7 +99,7 @@ def _prompts(
     ]
 
 
-def _sentence(name: str, written: WrittenFact) -> str:
+def _sentence(name: str, prompt: str, written: WrittenFact) -> str:
     """Return the sentence that a scheme makes for the written fact."""
     from hijacklens.prompts.schemes import Unusable, get_scheme
 
@@ -118,7 +109,7 @@ def _sentence(name: str, written: WrittenFact) -> str:
     parts = ("subject", "target_true", "target_false")
     written.require(f"scheme {name!r}", [part for part in parts if part in needed])
     try:
-        return scheme.sentence(written.fact())
+        return scheme.sentence(written.fact(prompt))
     except Unusable as reason:
         raise InputError(f"{reason}. Give a sentence of your own with --sentence.") from None
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Annotated
 
 import click
 
-from analyses.commands.options import option
-from analyses.commands.screen import Output, output_options
+from analyses.commands.options import declared, option
+from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
@@ -27,8 +28,8 @@ def command() -> None:
 
 
 @command.command("info")
-@output_options("path", "bytes", "models", "aside")
-def info(output: Output) -> None:
+@declared("path", "bytes", "models", "aside")
+def info(*, output: Output) -> None:
     """Show the file, its size, and how many readings it holds of each model."""
     from hijacklens.store.store import usual_store
 
@@ -58,10 +59,15 @@ def info(output: Output) -> None:
 
 
 @command.command("clear")
-@option("--model", metavar="M", help="Only the readings of this model, as `info` names it.")
-@option("--yes", is_flag=True, help="Do not ask.")
-@output_options("path", "model", "deleted")
-def clear(model: str | None, yes: bool, output: Output) -> None:
+@declared("path", "model", "deleted")
+def clear(
+    *,
+    model: Annotated[
+        str | None, option("Only the readings of this model, as `info` names it.", metavar="M")
+    ] = None,
+    yes: Annotated[bool, option("Do not ask.")] = False,
+    output: Output,
+) -> None:
     """Delete the stored readings, or those of one model, after asking."""
     from hijacklens.store.store import usual_store
 

@@ -35,7 +35,9 @@ COMMANDS = {
     "reproduce": "Reproduce the paper's figures and statements, with checks.",
     "completion": "Print the script by which a shell completes commands and names.",
 }
-"""Command -> its line in the help; the command itself is `analyses.commands.<name>:command`."""
+"""Command -> its line in the help; the command itself is `analyses.commands.<name>:command`, or
+`analyses.commands.listing:<name>` for those of `LISTING`."""
+LISTING = ("models", "schemes", "probes", "facts", "completion")
 
 
 class Commands(click.Group):
@@ -49,7 +51,9 @@ class Commands(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        return importlib.import_module(f"analyses.commands.{cmd_name}").command
+        listing = cmd_name in LISTING
+        module = "analyses.commands." + ("listing" if listing else cmd_name)
+        return getattr(importlib.import_module(module), cmd_name if listing else "command")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

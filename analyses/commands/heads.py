@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Literal
 
 import click
 
-from analyses.commands import names
 from analyses.commands.options import (
     ExecutionChoice,
     FactsChoice,
     FolderChoice,
+    Model,
     ModelChoice,
-    batch_options,
-    collected,
-    facts_options,
-    folder_options,
-    model_option,
-    model_options,
+    Rule,
+    declared,
     option,
-    rule_option,
+    scheme_option,
 )
-from analyses.commands.screen import Output, files_in, files_written, output_options, records
+from analyses.commands.screen import Output, records
 from analyses.texts import read_doses
 
 
@@ -31,118 +27,75 @@ from analyses.texts import read_doses
 class SearchChoice:
     """What is searched, and how; see `probes.heads.search`."""
 
-    scheme: str
-    dose: int
-    size: int
-    candidates: int
-    attribution: Any
-    kind: Any
-    strategy: Any
-
-
-search_options = collected(
-    "search",
-    SearchChoice,
-    option(
-        "--scheme",
-        default="do-not-think",
-        metavar="S",
-        shell_complete=names.schemes,
-        help="Scheme of the search.",
-    ),
-    option("--dose", type=int, default=1, help="Sentences before the query."),
-    option("--size", type=int, default=5, help="How many heads to choose."),
-    option(
-        "--candidates",
-        type=int,
-        default=20,
-        help="How many of the heads with the highest attribution to ablate one by one.",
-    ),
-    option(
-        "--attribution",
-        type=click.Choice(["gradient", "direct"]),
-        default="gradient",
-        help="Rank heads by attribution patching, or by what they write directly to the logits.",
-    ),
-    option(
-        "--ablation",
-        "kind",
-        type=click.Choice(["mean", "zero"]),
-        default="mean",
-        help="The replacement of a head's output: its mean over bare queries, or zero.",
-    ),
-    option(
-        "--strategy",
-        type=click.Choice(["top", "greedy"]),
-        default="top",
-        help="Choose the heads with the largest single effects, or add the best head "
-        "one at a time (slower).",
-    ),
-)
+    scheme: Annotated[str, scheme_option("Scheme of the search.")] = "do-not-think"
+    dose: Annotated[int, option("Sentences before the query.")] = 1
+    size: Annotated[int, option("How many heads to choose.")] = 5
+    candidates: Annotated[
+        int, option("How many of the heads with the highest attribution to ablate one by one.")
+    ] = 20
+    attribution: Annotated[
+        Literal["gradient", "direct"],
+        option("Rank heads by attribution patching, or by what they write directly to the logits."),
+    ] = "gradient"
+    kind: Annotated[
+        Literal["mean", "zero"],
+        option(
+            "The replacement of a head's output: its mean over bare queries, or zero.",
+            "--ablation",
+        ),
+    ] = "mean"
+    strategy: Annotated[
+        Literal["top", "greedy"],
+        option(
+            "Choose the heads with the largest single effects, or add the best head "
+            "one at a time (slower)."
+        ),
+    ] = "top"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TestChoice:
     """How the facts are split, and what the heads are tested on."""
 
-    split: Any
-    test_schemes: tuple[str, ...]
-    test_doses: str | None
-    random_sets: int
-
-
-test_options = collected(
-    "test",
-    TestChoice,
-    option(
-        "--split",
-        type=click.Choice(["fact", "relation"]),
-        default="fact",
-        help="Search on half of the facts, or of the relations; test on the other half.",
-    ),
-    option(
-        "--test-scheme",
-        "test_schemes",
-        multiple=True,
-        metavar="S",
-        shell_complete=names.schemes,
-        help="Scheme of the test. Repeatable.  [default: the scheme of the search]",
-    ),
-    option(
-        "--test-doses",
-        metavar="LIST",
-        help="Doses of the test.  [default: the dose of the search]",
-    ),
-    option(
-        "--random-sets",
-        type=click.IntRange(min=0),
-        default=20,
-        help="Random sets of each kind (same layers, any layer) to compare with.",
-    ),
-)
+    split: Annotated[
+        Literal["fact", "relation"],
+        option("Search on half of the facts, or of the relations; test on the other half."),
+    ] = "fact"
+    schemes: Annotated[
+        tuple[str, ...],
+        scheme_option(
+            "Scheme of the test. Repeatable.  [default: the scheme of the search]", "--test-scheme"
+        ),
+    ] = ()
+    doses: Annotated[
+        str | None,
+        option(
+            "Doses of the test.  [default: the dose of the search]", "--test-doses", metavar="LIST"
+        ),
+    ] = None
+    random_sets: Annotated[
+        int,
+        option(
+            "Random sets of each kind (same layers, any layer) to compare with.",
+            type=click.IntRange(min=0),
+        ),
+    ] = 20
 
 
 @click.command("heads")
-@model_option
-@search_options
-@test_options
-@facts_options
-@model_options
-@batch_options
-@rule_option
-@folder_options("heads-<model>")
-@output_options(
+@declared(
     "folder", "files", "seed", "rule", "heads", "candidates", "growth", "agreement", "summary",
-    "side_effects", "skipped",
+    "side_effects", "skipped", label="heads-<model>",
 )  # fmt: skip
 def command(
-    name: str,
+    *,
+    name: Model,
     search: SearchChoice,
     test: TestChoice,
     facts: FactsChoice,
     loading: ModelChoice,
-    execution: ExecutionChoice,
-    rule: Any,
+    execution: Annotated[ExecutionChoice, ("batch_tokens",)],
+    rule: Rule = "first",
     folder: FolderChoice,
     output: Output,
 ) -> None:
@@ -167,8 +120,8 @@ def command(
     from hijacklens.prompts.schemes import get_scheme
 
     scheme = get_scheme(search.scheme)
-    test_schemes = [get_scheme(name) for name in test.test_schemes] or [scheme]
-    doses = [search.dose] if test.test_doses is None else read_doses(test.test_doses)
+    test_schemes = [get_scheme(name) for name in test.schemes] or [scheme]
+    doses = [search.dose] if test.doses is None else read_doses(test.doses)
     all_facts = facts.load()
     path = folder.check(f"heads-{Path(name).name}")
 
@@ -199,12 +152,10 @@ def command(
         held_out, schemes=test_schemes, doses=doses, random_sets=test.random_sets, **computed
     )
     result.save(path, overwrite=folder.overwrite)
-    written = [*files_in(path), "search/"]
-    output.show(
+    output.show_saved(
+        path,
         result.glance(rule=rule),
-        files_written(path, written),
-        folder=str(path),
-        files=written,
+        more=["search/"],
         seed=facts.seed,
         rule=rule,
         heads=[list(head) for head in head_search.heads],

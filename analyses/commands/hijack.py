@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,45 +15,33 @@ from analyses.commands.options import (
     FactsChoice,
     FolderChoice,
     ModelChoice,
+    Models,
+    Probes,
+    Rule,
     SchemesChoice,
-    execution_options,
-    facts_options,
-    folder_options,
-    model_options,
-    models_option,
-    probes_option,
-    rule_option,
-    schemes_options,
+    declared,
 )
-from analyses.commands.resumption import resumable, save_part
-from analyses.commands.screen import Output, files_in, files_written, output_options, records
+from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from hijacklens.scoring.result import HijackResult
-    from probes.specification import Specification
 
 
 @click.command("hijack")
-@models_option
-@schemes_options
-@probes_option
-@facts_options
-@model_options
-@execution_options
-@rule_option
-@folder_options("<models>")
-@output_options(
-    "folder", "files", "seed", "rule", "probes", "summary", "known", "disagreement", "skipped"
-)
+@declared(
+    "folder", "files", "seed", "rule", "probes", "summary", "known", "disagreement", "skipped",
+    label="<models>",
+)  # fmt: skip
 def command(
-    models: tuple[str, ...],
+    *,
+    models: Models,
     prompts: SchemesChoice,
-    probes: list[Specification],
+    probes: Probes,
     facts: FactsChoice,
     loading: ModelChoice,
     execution: ExecutionChoice,
-    rule: Any,
+    rule: Rule = "first",
     folder: FolderChoice,
     output: Output,
 ) -> None:
@@ -92,7 +83,7 @@ def command(
         output.note(f"{scored.name}: {scored.note}")
     result: HijackResult | None = None
     for i, name in enumerate(models, start=1):
-        with resumable(store=not execution.no_cache):
+        with _resumable(store=not execution.no_cache):
             model = loading.loader(name)
             if model_probes or computed.engine == "local":
                 output.loading(name)
@@ -111,17 +102,13 @@ def command(
             )
         del model  # before the next one is loaded
         result = one if result is None else HijackResult.join([result, one])
-        # Finished models are kept if a later one fails.
-        save_part(result, path, requested=models, missing=models[i:])
+        _save_part(result, path, requested=models, missing=models[i:])
         if models[i:]:
             output.note(f"{labels[i - 1]} is scored; {len(models[i:])} to go")
     assert result is not None  # click requires at least one model
-    written = files_in(path)
-    output.show(
+    output.show_saved(
+        path,
         result.glance(rule=rule),
-        files_written(path, written),
-        folder=str(path),
-        files=written,
         seed=facts.seed,
         rule=rule,
         probes=list(result.settings.probes),
@@ -130,3 +117,40 @@ def command(
         disagreement=result.total_disagreement(),
         skipped=records(result.skipped),
     )
+
+
+def _save_part(
+    result: HijackResult, folder: Path, *, requested: tuple[str, ...], missing: tuple[str, ...]
+) -> None:
+    """Save the finished models, with a note of the missing ones if there are any.
+
+    With that note, the same command resumes and may write into the folder again.
+
+    Raises:
+        InputError: The folder cannot be written, or the disk is full.
+    """
+    if missing:
+        note = {"asked": list(requested), "missing": list(missing)}
+        result = replace(result, settings=replace(result.settings, unfinished=note))
+    try:
+        result.save(folder, overwrite=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write the result to {str(folder)!r}: {error}. Make room there, or name "
+            "another folder with --out; finished readings are in the store (unless it was off), so "
+            "the same command resumes from there."
+        ) from error
+
+
+@contextmanager
+def _resumable(*, store: bool) -> Iterator[None]:
+    """Run the body; if it is interrupted, say what the same command will do next time."""
+    from hijacklens.store.store import chosen_store
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        kept = "finished readings are kept; the same command resumes from there"
+        lost = "there is no store, so the same command starts from scratch"
+        click.echo(f"note: {kept if chosen_store(store) else lost}.", err=True)
+        raise

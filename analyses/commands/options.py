@@ -1,8 +1,11 @@
-"""Options that several commands share, and the records that carry their values to a command.
+"""Options declared by the types of a command's arguments, and the options that commands share.
+
+An argument `limit: Annotated[int | None, option("How many.")] = None` becomes the option --limit.
+A dataclass with such fields becomes one option per field, and the command receives one record.
 
 >>> @click.command()
-... @facts_options
-... def count(facts: FactsChoice) -> None:
+... @declared()
+... def count(*, facts: FactsChoice) -> None:
 ...     click.echo(f"{len(facts.load())} facts")
 >>> count.main(["--relation", "P36", "--limit", "5"], standalone_mode=False)
 5 facts
@@ -10,30 +13,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+import inspect
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from datetime import date
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from string import Template
+from types import NoneType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    get_args,
+    get_origin,
+)
 
 import click
 
 from analyses.commands import names
-from analyses.commands.resumption import is_unfinished, usual_folder
 from analyses.texts import choose_facts, read_doses
 from hijacklens.errors import InputError, unknown
-from hijacklens.files import check_folder
+from hijacklens.files import RECORD, check_folder, expand_home
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import Fact, FactSet
     from hijacklens.prompts.schemes import Scheme
     from hijacklens.scoring.execution import Execution
-    from probes.specification import Specification
 
-Command = TypeVar("Command", bound=Callable[..., Any])
 
-option = partial(click.option, show_default=True)
-"""`click.option` with the default in the help."""
+class Declaration(NamedTuple):
+    """What the type of an argument does not say about its option or positional argument."""
+
+    make: Callable[..., Any]
+    flags: tuple[str, ...]
+    settings: dict[str, Any]
+
+
+def option(help: str, *flags: str, **settings: Any) -> Declaration:
+    """Declare an option with its default in the help.
+
+    Args:
+        help: Its help; `$keys` and `$label` are replaced by the arguments of `declared`.
+        flags: Its names; by default the name of the argument.
+        settings: More settings of `click.option`.
+    """
+    return Declaration(click.option, flags, {"help": help, "show_default": True, **settings})
+
+
+scheme_option = partial(option, metavar="S", shell_complete=names.schemes)
+model_option = partial(option, metavar="M", shell_complete=names.models)
+relation_option = partial(option, metavar="P", shell_complete=names.relations)
+source_option = partial(option, metavar="SOURCE", shell_complete=names.facts)
+
+
+def argument(**settings: Any) -> Declaration:
+    """Declare a positional argument, with the settings of `click.argument`."""
+    return Declaration(click.argument, (), settings)
 
 
 class RenamedOption(click.Option):
@@ -45,100 +86,137 @@ class RenamedOption(click.Option):
         self.formerly = formerly
 
 
-def collected(
-    name: str, kind: type, *options: Callable[[Command], Command]
-) -> Callable[[Command], Command]:
-    """Return a decorator that adds options and passes their values to the command as one record.
+def declared(*keys: str, label: str = "") -> Callable[[Any], Any]:
+    """Return a decorator that gives a command the options which its signature declares.
+
+    An argument whose type is a dataclass takes a record; `Annotated[Record, ("a", "b")]` offers
+    only these options, and the other fields keep their defaults.
 
     Args:
-        name: The parameter of the command that takes the record.
-        kind: A dataclass whose fields are named as the options. Options that a command does not
-            offer keep the default of their field.
-        options: Made by `click.option`, in the order of the help.
+        keys: The keys of the document of --json, for its help.
+        label: What the default folder is called, after the date, for the help of --out.
     """
+    texts = {"keys": ", ".join(sorted(keys)), "label": label}
 
-    def decorate(command: Command) -> Command:
+    def decorate(command: Any) -> Any:
+        records: dict[str, tuple[Any, list[str]]] = {}
+        options: list[Callable[[Any], Any]] = []
+        for name, kind, default in _parameters(command):
+            base, *more = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+            if not is_dataclass(base):
+                options.append(_made(name, kind, default, texts))
+                continue
+            offered = [one for one in _parameters(base) if not more or one[0] in more[0]]
+            records[name] = base, [one[0] for one in offered]
+            options += [_made(*one, texts) for one in offered]
+
         @wraps(command)
-        def call(*context: Any, **values: Any) -> Any:
-            offered = [field.name for field in fields(kind) if field.name in values]
-            record = kind(**{key: values.pop(key) for key in offered})
-            return command(*context, **values, **{name: record})
+        def call(**values: Any) -> Any:
+            for name, (record, offered) in records.items():
+                values[name] = record(**{key: values.pop(key) for key in offered})
+            return command(**values)
 
         for add in reversed(options):
-            add(call)  # type: ignore[type-var]
-        return call  # type: ignore[return-value]
+            add(call)
+        return call
 
     return decorate
+
+
+def _parameters(function: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the name, the type and the default of each parameter."""
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        yield parameter.name, parameter.annotation, parameter.default
+
+
+def _made(name: str, kind: Any, default: Any, texts: dict[str, str]) -> Callable[[Any], Any]:
+    """Return the decorator of click that adds the option of a parameter."""
+    base, (make, flags, settings) = get_args(kind)
+    derived = _settings_of(base)
+    if make is click.argument:
+        if derived.pop("multiple", False):
+            derived["nargs"] = -1
+    else:
+        settings = {**settings, "help": Template(settings["help"]).safe_substitute(texts)}
+        flags = (*(flags or (f"--{name.replace('_', '-')}",)), name)
+        if default is inspect.Parameter.empty:
+            derived["required"] = True
+        elif default not in (None, ()):
+            derived["default"] = default
+    return make(*(flags or (name,)), **{**derived, **settings})
+
+
+def _settings_of(kind: Any) -> dict[str, Any]:
+    """Return the settings of click for values of a type."""
+    inner = [part for part in get_args(kind) if part is not NoneType]
+    if kind is bool:
+        return {"is_flag": True}
+    if kind is Path:
+        return {"type": click.Path(path_type=Path)}
+    if get_origin(kind) is Literal:
+        return {"type": click.Choice(inner)}
+    if get_origin(kind) in (tuple, list):
+        return {**_settings_of(inner[0]), "multiple": True}
+    return _settings_of(inner[0]) if inner else {"type": None if kind is Any else kind}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsChoice:
     """A set of facts: where it comes from, which of its facts, and a seed."""
 
-    source: str
-    relations: tuple[str, ...]
-    cases: tuple[int, ...]
-    limit: int | None
-    seed: int
+    source: Annotated[
+        str,
+        source_option(
+            "atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .parquet), or a hub id.",
+            "--facts",
+        ),
+    ] = "atlas"
+    relations: Annotated[
+        tuple[str, ...],
+        relation_option("Only facts of this relation, such as P190. Repeatable.", "--relation"),
+    ] = ()
+    cases: Annotated[tuple[int, ...], option("Only this case id. Repeatable.", "--case")] = ()
+    limit: Annotated[int | None, option("A seeded sample of N facts.", metavar="N")] = None
+    seed: Annotated[
+        int, option("Seed for the sample of --limit and for the random sentences of some schemes.")
+    ] = 0
 
     def load(self) -> FactSet:
         """Read the facts and draw the sample."""
         return choose_facts(self.source, self.relations, self.cases, self.limit, self.seed)
 
 
-facts_options = collected(
-    "facts",
-    FactsChoice,
-    option(
-        "--facts",
-        "source",
-        default="atlas",
-        metavar="SOURCE",
-        shell_complete=names.facts,
-        help="atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .parquet), or a hub id.",
-    ),
-    option(
-        "--relation",
-        "relations",
-        multiple=True,
-        metavar="P",
-        shell_complete=names.relations,
-        help="Only facts of this relation, such as P190. Repeatable.",
-    ),
-    option("--case", "cases", type=int, multiple=True, help="Only this case id. Repeatable."),
-    option("--limit", type=int, metavar="N", help="A seeded sample of N facts."),
-    option(
-        "--seed",
-        type=int,
-        default=0,
-        help="Seed for the sample of --limit and for the random sentences of some schemes.",
-    ),
-)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WrittenFact:
-    """A fact written as options."""
+    """The parts of a fact other than its prompt, written as options."""
 
-    prompt: str | None
-    subject: str | None
-    target_true: str | None
-    target_false: str | None
-    relation: str
+    subject: Annotated[
+        str | None, option("The subject, which must occur once in the prompt.", metavar="TEXT")
+    ] = None
+    target_true: Annotated[str | None, option("The true target.", "--true", metavar="TEXT")] = None
+    target_false: Annotated[str | None, option("The false target.", "--false", metavar="TEXT")] = (
+        None
+    )
+    relation: Annotated[
+        str,
+        relation_option("The relation id, for the scheme `relation`."),
+    ] = ""
 
-    def require(self, what: str, needed: Iterable[str]) -> None:
+    def require(self, what: str, needed: Iterable[str], **more: str | None) -> None:
         """Refuse a fact that lacks some of its parts.
 
         Args:
             what: What needs them, for the message.
             needed: Names of fields.
+            more: Further parts that are needed, by name.
         """
         options = {"target_true": "--true", "target_false": "--false"}
-        missing = [options.get(name, f"--{name}") for name in needed if not getattr(self, name)]
+        parts = {**more, **{name: getattr(self, name) for name in needed}}
+        missing = [options.get(name, f"--{name}") for name, part in parts.items() if not part]
         if missing:
             raise InputError(f"{what} needs {' and '.join(missing)}.")
 
-    def fact(self) -> Fact:
+    def fact(self, prompt: str) -> Fact:
         """Return the fact. A missing target becomes a placeholder text.
 
         Raises:
@@ -147,7 +225,7 @@ class WrittenFact:
         from hijacklens.facts.fact import Fact
         from hijacklens.facts.relations import country_of_language
 
-        prompt, subject = self.prompt or "", self.subject
+        subject = self.subject
         if subject and prompt.count(subject) != 1:
             raise InputError(
                 f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt; it "
@@ -166,30 +244,28 @@ class WrittenFact:
         )
 
 
-written_fact_options = collected(
-    "written",
-    WrittenFact,
-    option("--subject", metavar="TEXT", help="The subject, which must occur once in the prompt."),
-    option("--true", "target_true", metavar="TEXT", help="The true target."),
-    option("--false", "target_false", metavar="TEXT", help="The false target."),
-    option(
-        "--relation",
-        metavar="P",
-        default="",
-        shell_complete=names.relations,
-        help="The relation id, for the scheme `relation`.",
-    ),
-)
-"""The parts of a fact other than its prompt, which a command takes as its own parameter."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemesChoice:
     """Schemes and doses."""
 
-    schemes: tuple[str, ...]
-    templates: tuple[str, ...]
-    doses: str
+    schemes: Annotated[
+        tuple[str, ...],
+        scheme_option(
+            "A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]", "--scheme"
+        ),
+    ] = ()
+    templates: Annotated[
+        tuple[str, ...],
+        option(
+            "A scheme of your own: 'never-say=Never say {target_false}.' Repeatable.",
+            "--template",
+            metavar="NAME=TEXT",
+        ),
+    ] = ()
+    doses: Annotated[
+        str,
+        option("How many sentences precede the query: a range or a list. 0 is always scored."),
+    ] = "0-5"
 
     def load(self) -> list[Scheme]:
         """Return the schemes; by default `do-not-think`.
@@ -213,32 +289,6 @@ class SchemesChoice:
         return read_doses(self.doses)
 
 
-schemes_options = collected(
-    "prompts",
-    SchemesChoice,
-    option(
-        "--scheme",
-        "schemes",
-        multiple=True,
-        metavar="S",
-        shell_complete=names.schemes,
-        help="A scheme (`hijacklens schemes`). Repeatable.  [default: do-not-think]",
-    ),
-    option(
-        "--template",
-        "templates",
-        multiple=True,
-        metavar="NAME=TEXT",
-        help="A scheme of your own: 'never-say=Never say {target_false}.' Repeatable.",
-    ),
-    option(
-        "--doses",
-        default="0-5",
-        help="How many sentences precede the query: a range or a list. 0 is always scored.",
-    ),
-)
-
-
 def read_template(text: str) -> tuple[str, str]:
     """Return the name and the template of a scheme written as `name=template`.
 
@@ -257,11 +307,19 @@ def read_template(text: str) -> tuple[str, str]:
 class ModelChoice:
     """How a model is loaded."""
 
-    dtype: str
-    device: str | None
-    devices: int
-    revision: str | None
-    trust_remote_code: bool = False
+    dtype: Annotated[
+        str, option("float32, bfloat16 or float16. The softmax is always float32.")
+    ] = "float32"
+    device: Annotated[
+        str | None, option("cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
+    ] = None
+    devices: Annotated[int, option("Spread the layers over this many GPUs.")] = 1
+    revision: Annotated[
+        str | None, option("Branch, tag or commit of a hub model.", metavar="REV")
+    ] = None
+    trust_remote_code: Annotated[
+        bool, option("Run code that comes with the model. Read it first.")
+    ] = False
 
     def load(self, name: str) -> Any:
         """Load a model."""
@@ -276,39 +334,13 @@ class ModelChoice:
         return ModelLoader(name, **asdict(self))
 
 
-model_options = collected(
-    "loading",
-    ModelChoice,
-    option(
-        "--dtype",
-        default="float32",
-        help="float32, bfloat16 or float16. The softmax is always float32.",
-    ),
-    option("--device", help="cpu, cuda, cuda:1, ...  [default: a GPU if there is one]"),
-    option("--devices", type=int, default=1, help="Spread the layers over this many GPUs."),
-    option("--revision", metavar="REV", help="Branch, tag or commit of a hub model."),
-    option(
-        "--trust-remote-code",
-        is_flag=True,
-        help="Run code that comes with the model. Read it first.",
-    ),
-)
-
-_MODEL: dict[str, Any] = {
-    "required": True,
-    "metavar": "M",
-    "shell_complete": names.models,
-    "help": "A packaged model (`hijacklens models`), a folder, or a hub id.",
-}
-model_option = option("--model", "name", **_MODEL)
-models_option = option(
-    "--model", "models", multiple=True, **{**_MODEL, "help": f"{_MODEL['help']} Repeatable."}
-)
+_MODEL = "A packaged model (`hijacklens models`), a folder, or a hub id."
+Model: TypeAlias = Annotated[str, model_option(_MODEL, "--model")]
+Models: TypeAlias = Annotated[tuple[str, ...], model_option(f"{_MODEL} Repeatable.", "--model")]
 
 
-def _read_probes(*click_arguments: Any) -> list[Specification]:
+def _read_probes(context: Any, parameter: Any, texts: Sequence[str]) -> list[Any]:
     """Read the texts of --probe, and check them as far as possible without a model."""
-    texts = click_arguments[-1]
     if not texts:
         return []
     from probes.specification import parse
@@ -316,28 +348,65 @@ def _read_probes(*click_arguments: Any) -> list[Specification]:
     return [parse(text) for text in texts]
 
 
-probes_option = option(
-    "--probe",
-    "probes",
-    multiple=True,
-    callback=_read_probes,
-    metavar="KIND:OPTIONS",
-    shell_complete=names.probes,
-    help="Change the model while it is scored: `hijacklens probes` lists the kinds with an "
-    "example of each. Repeatable; probes act in order.",
-)
+Probes: TypeAlias = Annotated[
+    list[Any],
+    option(
+        "Change the model while it is scored: `hijacklens probes` lists the kinds with an "
+        "example of each. Repeatable; probes act in order.",
+        "--probe",
+        callback=_read_probes,
+        metavar="KIND:OPTIONS",
+        shell_complete=names.probes,
+        required=False,
+        type=str,
+    ),
+]
+Sharing: TypeAlias = Annotated[
+    Literal["auto", "plain", "packed", "cached"],
+    option(
+        "How prompts share computed prefixes; auto takes the cheapest.",
+        cls=RenamedOption,
+        formerly="--way",
+    ),
+]
+Rule: TypeAlias = Annotated[
+    Literal["first", "sum", "mean"],
+    option("How targets are scored in the printed tables; the files hold all three rules."),
+]
+Overwrite: TypeAlias = Annotated[bool, option("Replace an existing result.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionChoice:
     """How scores are computed; see `hijacklens.scoring.execution.Execution`."""
 
-    batch_tokens: int | None = None
-    sharing: Any = "auto"
-    engine: str = "local"
-    workers: int | None = None
-    ray_address: str | None = None
-    no_cache: bool = False
+    batch_tokens: Annotated[
+        int | None,
+        option(
+            "Tokens in a batch, padding included; a smaller batch needs less memory.", metavar="N"
+        ),
+    ] = None
+    sharing: Sharing = "auto"
+    engine: Annotated[
+        str, option("local, or ray: many GPUs or machines (pip install 'hijacklens[ray]').")
+    ] = "local"
+    workers: Annotated[
+        int | None,
+        option("Workers of --engine ray.  [default: one per GPU, or per four cores]", metavar="N"),
+    ] = None
+    ray_address: Annotated[
+        str | None,
+        option(
+            "Join this Ray cluster (auto, or host:port).  [default: one on this machine]",
+            metavar="ADDRESS",
+        ),
+    ] = None
+    no_cache: Annotated[
+        bool,
+        option(
+            "Do not use the store of finished readings (`hijacklens cache`); compute everything."
+        ),
+    ] = False
 
     def load(self) -> Execution:
         """Return the record that the library takes.
@@ -364,65 +433,15 @@ class ExecutionChoice:
         )
 
 
-batch_tokens_option = option(
-    "--batch-tokens",
-    type=int,
-    metavar="N",
-    help="Tokens in a batch, padding included; a smaller batch needs less memory.",
-)
-sharing_option = option(
-    "--sharing",
-    cls=RenamedOption,
-    formerly="--way",
-    type=click.Choice(["auto", "plain", "packed", "cached"]),
-    default="auto",
-    help="How prompts share computed prefixes; auto takes the cheapest.",
-)
-_engine = (
-    option(
-        "--engine",
-        default="local",
-        help="local, or ray: many GPUs or machines (pip install 'hijacklens[ray]').",
-    ),
-    option(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="Workers of --engine ray.  [default: one per GPU, or per four cores]",
-    ),
-    option(
-        "--ray-address",
-        metavar="ADDRESS",
-        help="Join this Ray cluster (auto, or host:port).  [default: one on this machine]",
-    ),
-    option(
-        "--no-cache",
-        is_flag=True,
-        help="Do not use the store of finished readings (`hijacklens cache`); compute everything.",
-    ),
-)
-engine_options = collected("execution", ExecutionChoice, *_engine)
-execution_options = collected(
-    "execution", ExecutionChoice, batch_tokens_option, sharing_option, *_engine
-)
-batch_options = collected("execution", ExecutionChoice, batch_tokens_option)
-
-
-rule_option = option(
-    "--rule",
-    type=click.Choice(["first", "sum", "mean"]),
-    default="first",
-    help="How targets are scored in the printed tables; the files hold all three rules.",
-)
-overwrite_option = option("--overwrite", is_flag=True, help="Replace an existing result.")
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderChoice:
     """The folder for the files of a command."""
 
-    out: Path | None
-    overwrite: bool
+    out: Annotated[
+        Path | None,
+        option("Folder for the files.  [default: runs/<date>-$label, then -2, ...]"),
+    ] = None
+    overwrite: Overwrite = False
 
     def check(self, label: str, *, models: tuple[str, ...] = ()) -> Path:
         """Return the folder after checking that the command may write into it.
@@ -434,24 +453,26 @@ class FolderChoice:
         Raises:
             InputError: The folder holds a result, or is a file.
         """
-        folder = self.out or usual_folder(label, overwrite=self.overwrite, models=models)
-        unfinished = is_unfinished(folder, models)
+        folder = self.out or self._usual(label, models)
+        unfinished = _is_unfinished(folder, models)
         return check_folder(folder, overwrite=self.overwrite or unfinished)
 
+    def _usual(self, label: str, models: Sequence[str]) -> Path:
+        """Return the first free or unfinished folder of the day, or with --overwrite the first."""
+        first = Path("runs") / f"{date.today()}-{label}"
+        numbered = (first.with_name(f"{first.name}-{count}") for count in itertools.count(2))
+        return next(
+            folder
+            for folder in itertools.chain([first], numbered)
+            if self.overwrite or not folder.exists() or _is_unfinished(folder, models)
+        )
 
-def folder_options(label: str) -> Callable[[Command], Command]:
-    """Return the options --out and --overwrite.
 
-    Args:
-        label: What the default folder is called, after the date.
-    """
-    return collected(
-        "folder",
-        FolderChoice,
-        option(
-            "--out",
-            type=click.Path(path_type=Path),
-            help=f"Folder for the files.  [default: runs/<date>-{label}, then -2, ...]",
-        ),
-        overwrite_option,
-    )
+def _is_unfinished(folder: Path, models: Sequence[str]) -> bool:
+    """Return whether a folder holds the first part of a run on exactly these models."""
+    try:
+        record = json.loads((expand_home(folder) / RECORD).read_text(encoding="utf-8"))
+        requested = record.get("settings", record)["unfinished"]["asked"]
+        return bool(models) and requested == list(models)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import click
 
-from analyses.commands import names
 from analyses.commands.options import (
     FactsChoice,
     SchemesChoice,
-    facts_options,
-    option,
-    schemes_options,
-    sharing_option,
+    Sharing,
+    declared,
+    model_option,
 )
-from analyses.commands.screen import Output, output_options
+from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title
 
 
 @click.command("plan")
-@option(
-    "--tokenizer",
-    "--model",
-    "tokenizer",
-    required=True,
-    metavar="DIR|ID",
-    shell_complete=names.models,
-    help="A packaged model (`hijacklens models`), a folder with a tokenizer, or a hub id.",
-)
-@schemes_options
-@facts_options
-@sharing_option
-@output_options(
-    "tokenizer",
-    "facts",
-    "schemes",
-    "doses",
-    "seed",
-    "prompts",
-    "naive_tokens",
-    "planned_tokens",
-    "trie_tokens",
-    "sharing",
-    "why",
-    "skipped",
-)
+@declared(
+    "tokenizer", "facts", "schemes", "doses", "seed", "prompts", "naive_tokens", "planned_tokens",
+    "trie_tokens", "sharing", "why", "skipped",
+)  # fmt: skip
 def command(
-    tokenizer: str, prompts: SchemesChoice, facts: FactsChoice, sharing: Any, output: Output
+    *,
+    tokenizer: Annotated[
+        str,
+        model_option(
+            "A packaged model (`hijacklens models`), a folder with a tokenizer, or a hub id.",
+            "--tokenizer",
+            "--model",
+            metavar="DIR|ID",
+        ),
+    ],
+    prompts: SchemesChoice,
+    facts: FactsChoice,
+    sharing: Sharing = "auto",
+    output: Output,
 ) -> None:
     """Count the tokens that a run would compute, without a model.
 

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
 
-from analyses.commands.options import option
-from analyses.commands.screen import Output, output_options
+from analyses.commands.options import argument, declared, option
+from analyses.commands.screen import Output
 
 
 @click.command("report")
-@click.argument(
-    "folders", nargs=-1, required=True, type=click.Path(path_type=str), metavar="DIR [DIR ...]"
-)
-@option(
-    "--out", type=click.Path(path_type=Path), default=Path("report.html"), help="The HTML file."
-)
-@option("--title", metavar="TEXT", help="Title of the page.")
-@option("--overwrite", is_flag=True, help="Replace an existing file.")
-@output_options("file", "bytes", "results")
+@declared("file", "bytes", "results")
 def command(
-    folders: tuple[str, ...], out: Path, title: str | None, overwrite: bool, output: Output
+    *,
+    folders: Annotated[
+        tuple[str, ...],
+        argument(required=True, type=click.Path(path_type=str), metavar="DIR [DIR ...]"),
+    ],
+    out: Annotated[Path, option("The HTML file.")] = Path("report.html"),
+    title: Annotated[str | None, option("Title of the page.", metavar="TEXT")] = None,
+    overwrite: Annotated[bool, option("Replace an existing file.")] = False,
+    output: Output,
 ) -> None:
     """Put saved results on one page: curves, tables, facts that flip, maps, attention, data.
 

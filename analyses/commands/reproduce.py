@@ -5,13 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 
-from analyses.commands import names
-from analyses.commands.options import option, overwrite_option
-from analyses.commands.screen import Output, output_options
+from analyses.commands import names as completion
+from analyses.commands.options import (
+    Overwrite,
+    argument,
+    declared,
+    model_option,
+    option,
+    source_option,
+)
+from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
@@ -27,50 +34,36 @@ TIMES = (
 
 
 @click.command("reproduce")
-@click.argument("names", nargs=-1, metavar="[ID]...|all", shell_complete=names.analyses)
-@option("--list", "listing", is_flag=True, help="List every id with its title and cost.")
-@option(
-    "--scale",
-    type=click.Choice(["quick", "paper"]),
-    default="quick",
-    help="quick: ten minutes in all on two cores. paper: the paper's seeds and sizes, hours.",
-)
-@option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="M",
-    shell_complete=names.models,
-    help="A language model. Repeatable.  [default: the packaged ones]",
-)
-@option(
-    "--facts",
-    "source",
-    metavar="SOURCE",
-    shell_complete=names.facts,
-    help="The facts; see `hijacklens hijack --help`.",
-)
-@option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
-@option("--out", type=click.Path(path_type=Path), help="Folder for the files.")
-@option(
-    "--work",
-    type=click.Path(path_type=Path),
-    help="Folder for trained models, which runs share.  [default: OUT/work]",
-)
-@overwrite_option
-@output_options("analyses", "folder", "scale")
-@click.pass_context
+@declared("analyses", "folder", "scale")
 def command(
-    context: click.Context,
-    names: tuple[str, ...],
-    listing: bool,
-    scale: Any,
-    models: tuple[str, ...],
-    source: str | None,
-    device: str | None,
-    out: Path | None,
-    work: Path | None,
-    overwrite: bool,
+    *,
+    names: Annotated[
+        tuple[str, ...], argument(metavar="[ID]...|all", shell_complete=completion.analyses)
+    ],
+    listing: Annotated[bool, option("List every id with its title and cost.", "--list")] = False,
+    scale: Annotated[
+        Literal["quick", "paper"],
+        option(
+            "quick: ten minutes in all on two cores. paper: the paper's seeds and sizes, hours."
+        ),
+    ] = "quick",
+    models: Annotated[
+        tuple[str, ...],
+        model_option("A language model. Repeatable.  [default: the packaged ones]", "--model"),
+    ] = (),
+    source: Annotated[
+        str | None,
+        source_option("The facts; see `hijacklens hijack --help`.", "--facts"),
+    ] = None,
+    device: Annotated[
+        str | None, option("cpu, cuda, ...  [default: a GPU if there is one]")
+    ] = None,
+    out: Annotated[Path | None, option("Folder for the files.")] = None,
+    work: Annotated[
+        Path | None,
+        option("Folder for trained models, which runs share.  [default: OUT/work]"),
+    ] = None,
+    overwrite: Overwrite = False,
     output: Output,
 ) -> None:
     """Reproduce figures, theorems and lemmas of the paper (arXiv 2406.18400).
@@ -148,7 +141,7 @@ def command(
         scale=scale,
     )
     if failed:
-        context.exit(1)
+        click.get_current_context().exit(1)
 
 
 def _check_same_run(saved: Reproduction, folder: Path, scale: str, bench: Workbench) -> None:

@@ -15,15 +15,15 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from analyses.commands.options import Command, collected, option
+from analyses.commands.options import option
 from hijacklens.files import RECORD, json_text
 from hijacklens.results.glance import Glance, Grid, drawn
 
@@ -35,8 +35,12 @@ if TYPE_CHECKING:
 class Output:
     """How a command prints."""
 
-    as_json: bool
-    quiet: bool
+    quiet: Annotated[
+        bool, option("No progress bars, notes or hints; results and errors are printed.")
+    ] = False
+    as_json: Annotated[
+        bool, option("Print one JSON document and nothing else. Its keys: $keys.", "--json")
+    ] = False
 
     def show(self, *parts: str | Grid | Glance, **document: Any) -> None:
         """Print lines, tables and glances, or the document of --json if one is given."""
@@ -45,6 +49,24 @@ class Output:
         elif parts and not self.as_json:
             colour = sys.stdout.isatty() and colour_for_click() is None
             click.echo(drawn(*parts, colour=colour))
+
+    def show_saved(
+        self, folder: Path, glance: Glance, *, more: Sequence[str] = (), **document: Any
+    ) -> None:
+        """Print a glance and the files of the result in a folder, or the document of --json.
+
+        Args:
+            folder: Holds the result.
+            glance: What the result shows.
+            more: Files of the folder that are not part of the result.
+            document: The document, apart from `folder` and `files`.
+        """
+        listed = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        # One entry, such as `models/`, for all files of a folder.
+        names = [re.sub("/.*", "/", name) for name in [*listed, RECORD]]
+        files = [*dict.fromkeys(names), *more]
+        written = f"written to {folder}/  ({', '.join(files)})"
+        self.show(glance, written, folder=str(folder), files=files, **document)
 
     def note(self, text: str) -> None:
         """Print a note on standard error, unless --quiet is given."""
@@ -59,25 +81,6 @@ class Output:
             click.echo(f"loading {name}", err=True)
 
 
-def output_options(*keys: str) -> Callable[[Command], Command]:
-    """Return the options --quiet and --json, whose document has these keys."""
-    return collected(
-        "output",
-        Output,
-        option(
-            "--quiet",
-            is_flag=True,
-            help="No progress bars, notes or hints; results and errors are printed.",
-        ),
-        option(
-            "--json",
-            "as_json",
-            is_flag=True,
-            help=f"Print one JSON document and nothing else. Its keys: {', '.join(sorted(keys))}.",
-        ),
-    )
-
-
 def colour_for_click() -> bool | None:
     """Return False for no colour, None for colour on terminals only."""
     return False if os.environ.get("NO_COLOR") else None
@@ -86,17 +89,6 @@ def colour_for_click() -> bool | None:
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the rows of a table for a document; missing values are None."""
     return table.astype(object).where(table.notna(), None).to_dict("records")
-
-
-def files_in(folder: Path) -> list[str]:
-    """Return the files of the result in a folder, with `models/` for all files below `models`."""
-    listed = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
-    return list(dict.fromkeys(re.sub("/.*", "/", name) for name in [*listed, RECORD]))
-
-
-def files_written(folder: Path, names: list[str]) -> str:
-    """Return the last line of a command that wrote a folder."""
-    return f"written to {folder}/  ({', '.join(names)})"
 
 
 @contextmanager

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import click
 
-from analyses.commands.options import ExecutionChoice, engine_options, option
-from analyses.commands.screen import Output, files_in, files_written, output_options, records
+from analyses.commands.options import ExecutionChoice, argument, declared, option
+from analyses.commands.screen import Output, records
 
 
 @click.command("sweep")
-@click.argument("config", type=click.Path(path_type=Path))
-@option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
-@engine_options
-@output_options("folder", "files", "cells", "rows", "failed")
-@click.pass_context
+@declared("folder", "files", "cells", "rows", "failed")
 def command(
-    context: click.Context, config: Path, out: Path, execution: ExecutionChoice, output: Output
+    *,
+    config: Annotated[Path, argument()],
+    out: Annotated[Path, option("Folder for the results.")],
+    execution: Annotated[ExecutionChoice, ("engine", "workers", "ray_address", "no_cache")],
+    output: Output,
 ) -> None:
     """Run models x schemes x facts x seeds, and one-layer tasks x recipes, from a TOML file.
 
@@ -47,12 +48,9 @@ def command(
 
     result = run_sweep(plan, out, execution=computed, quiet=output.quiet, tell=tell)
     cells, failed = len(result.settings.cells), len(result.failed)
-    written = files_in(out)
-    output.show(
+    output.show_saved(
+        out,
         result.glance(),
-        files_written(out, written),
-        folder=str(out),
-        files=written,
         cells=cells,
         rows=records(result.table),
         failed=records(result.failed),
@@ -64,4 +62,4 @@ def command(
             f"{first['cell']}: {first['reason']} The same command tries them again.",
             err=True,
         )
-        context.exit(1)
+        click.get_current_context().exit(1)

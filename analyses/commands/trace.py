@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from analyses.commands import names
 from analyses.commands.options import (
     FolderChoice,
+    Model,
     ModelChoice,
+    Probes,
     WrittenFact,
-    folder_options,
-    model_option,
-    model_options,
+    declared,
     option,
-    probes_option,
-    written_fact_options,
+    scheme_option,
+    source_option,
 )
-from analyses.commands.screen import Output, files_in, files_written, output_options, records
+from analyses.commands.screen import Output, records
 from analyses.texts import choose_facts
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import FactSet
-    from probes.specification import Specification
 
 PAGE = "attention.html"
 BY = ("token", "position", "layer", "head")
@@ -34,45 +32,33 @@ BY = ("token", "position", "layer", "head")
 
 
 @click.command("trace")
-@model_option
-@option(
-    "--facts",
-    "source",
-    metavar="SOURCE",
-    shell_complete=names.facts,
-    help="atlas (embedded), counterfact, a file, or a hub id.  [default: atlas]",
-)
-@option("--case", type=int, metavar="ID", help="The fact with this case id.")
-@option("--prompt", metavar="TEXT", help="The prompt of a fact of your own.")
-@written_fact_options
-@option(
-    "--scheme",
-    default="do-not-think",
-    metavar="S",
-    shell_complete=names.schemes,
-    help="A scheme (`hijacklens schemes`).",
-)
-@option("--dose", type=int, default=1, help="How many times the sentence is repeated.")
-@option("--seed", type=int, default=0, help="Seed of the scheme's random draws.")
-@option("--top", type=click.IntRange(min=1), default=12, help="How many parts to print.")
-@folder_options("trace-<model>-<case>")
-@probes_option
-@model_options
-@output_options(
+@declared(
     "folder", "files", "seed", "fact", "probes", "bare", "hijacked", "shift", "residual", "parts",
-    "biggest",
+    "biggest", label="trace-<model>-<case>",
 )  # fmt: skip
 def command(
-    name: str,
-    source: str | None,
-    case: int | None,
+    *,
+    name: Model,
+    source: Annotated[
+        str | None,
+        source_option(
+            "atlas (embedded), counterfact, a file, or a hub id.  [default: atlas]", "--facts"
+        ),
+    ] = None,
+    case: Annotated[int | None, option("The fact with this case id.", metavar="ID")] = None,
+    prompt: Annotated[
+        str | None, option("The prompt of a fact of your own.", metavar="TEXT")
+    ] = None,
     written: WrittenFact,
-    scheme: str,
-    dose: int,
-    seed: int,
-    top: int,
+    scheme: Annotated[
+        str,
+        scheme_option("A scheme (`hijacklens schemes`)."),
+    ] = "do-not-think",
+    dose: Annotated[int, option("How many times the sentence is repeated.")] = 1,
+    seed: Annotated[int, option("Seed of the scheme's random draws.")] = 0,
+    top: Annotated[int, option("How many parts to print.", type=click.IntRange(min=1))] = 12,
     folder: FolderChoice,
-    probes: list[Specification],
+    probes: Probes,
     loading: ModelChoice,
     output: Output,
 ) -> None:
@@ -91,7 +77,7 @@ def command(
       hijacklens trace --model gpt2 --subject "Eiffel Tower" --true Paris --false Guam \\
           --prompt "The Eiffel Tower is in the city of" --dose 2
     """  # noqa: D301
-    facts = _fact(written, source, case, seed)
+    facts = _fact(prompt, written, source, case)
 
     from hijacklens.files import claim_folder
     from hijacklens.prompts.schemes import get_scheme
@@ -118,12 +104,10 @@ def command(
         progress.update()
         account.save(path, overwrite=folder.overwrite)
         progress.update()
-    files = [*files_in(path), PAGE]
-    output.show(
+    output.show_saved(
+        path,
         account.glance(top),
-        files_written(path, files),
-        folder=str(path),
-        files=files,
+        more=[PAGE],
         seed=seed,
         fact=asdict(account.settings.fact),
         probes=list(account.settings.probes),
@@ -136,21 +120,23 @@ def command(
     )
 
 
-def _fact(written: WrittenFact, source: str | None, case: int | None, seed: int) -> FactSet:
+def _fact(
+    prompt: str | None, written: WrittenFact, source: str | None, case: int | None
+) -> FactSet:
     """Return the one fact that is written as options, or has this case id."""
     from hijacklens.facts.fact import FactSet
 
-    parts = ("prompt", "subject", "target_true", "target_false")
-    if any(getattr(written, part) for part in parts):
+    parts = ("subject", "target_true", "target_false")
+    if prompt or any(getattr(written, part) for part in parts):
         if source is not None or case is not None:
             raise InputError(
                 "give either a fact of your own (--prompt, ...) or --facts and --case."
             )
-        written.require("a fact of your own also", parts)
-        return FactSet((written.fact(),), name="own")
+        written.require("a fact of your own also", parts, prompt=prompt)
+        return FactSet((written.fact(prompt or ""),), name="own")
     if case is None:
         raise InputError(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
             "`hijacklens facts` lists case ids."
         )
-    return choose_facts(source or "atlas", (), (case,), None, seed)
+    return choose_facts(source or "atlas", (), (case,), None, 0)

@@ -2,59 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import click
 
-from analyses.commands.options import RenamedOption, option, overwrite_option
-from analyses.commands.screen import Output, files_in, files_written, output_options, records
+from analyses.commands.options import Overwrite, RenamedOption, declared, option
+from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError, unknown
 
 TASK = ("bits", "omega", "beta", "length", "support")
 PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingChoice:
+    """Settings of the task (`TASK`), of the recipe, and of `hijacklens.one_layer.train`."""
+
+    bits: Annotated[int, option("m; the vocabulary has 2^m tokens.")]
+    d_model: Annotated[
+        int, option("Width of the embeddings, d.", cls=RenamedOption, formerly="--dim")
+    ]
+    length: Annotated[int, option("Tokens in a context, L.")] = 256
+    omega: Annotated[float, option("Fraction of informative tokens.")] = 0.5
+    beta: Annotated[float, option("Temperature of those tokens.")] = 1.0
+    support: Annotated[str, option("N(z): see above.")] = "all"
+    d_attn: Annotated[
+        int | None, option("Width of queries and keys, d_a.  [default: --d-model]")
+    ] = None
+    freeze: Annotated[
+        str, option("Matrices to freeze: we, wv, wqk, separated by commas.", metavar="PARTS")
+    ] = ""
+    value_init: Annotated[str, option("Initial W_V: gaussian or identity.")] = "gaussian"
+    seeds: Annotated[int, option("Number of seeds, from 0 on.")] = 5
+    steps: Annotated[int, option("Steps of each run.")] = 4000
+    batch: Annotated[int, option("Fresh contexts per step.")] = 128
+    lr: Annotated[str, option("Learning rates.", metavar="LIST")] = "0.01,0.001"
+    weight_decay: Annotated[float, option("Weight decay of AdamW.")] = 0.01
+    evaluation: Annotated[int, option("Contexts to evaluate on.")] = 8192
+    dtype: Annotated[str, option("float32 or float64.")] = "float32"
+    device: Annotated[str | None, option("cpu, cuda, ...  [default: a GPU if there is one]")] = None
+    out: Annotated[Path, option("Folder for the files.")]
+    overwrite: Overwrite = False
+    checkpoint_seconds: Annotated[float, option("Shortest time between two checkpoints.")] = 30.0
+
+
 @click.command("train")
-@option("--bits", type=int, required=True, help="m; the vocabulary has 2^m tokens.")
-@option(
-    "--d-model",
-    cls=RenamedOption,
-    formerly="--dim",
-    type=int,
-    required=True,
-    help="Width of the embeddings, d.",
-)
-@option("--length", type=int, default=256, help="Tokens in a context, L.")
-@option("--omega", type=float, default=0.5, help="Fraction of informative tokens.")
-@option("--beta", type=float, default=1.0, help="Temperature of those tokens.")
-@option("--support", default="all", help="N(z): see above.")
-@option("--d-attn", type=int, help="Width of queries and keys, d_a.  [default: --d-model]")
-@option(
-    "--freeze",
-    default="",
-    metavar="PARTS",
-    help="Matrices to freeze: we, wv, wqk, separated by commas.",
-)
-@option("--value-init", default="gaussian", help="Initial W_V: gaussian or identity.")
-@option("--seeds", type=int, default=5, help="Number of seeds, from 0 on.")
-@option("--steps", type=int, default=4000, help="Steps of each run.")
-@option("--batch", type=int, default=128, help="Fresh contexts per step.")
-@option("--lr", default="0.01,0.001", metavar="LIST", help="Learning rates.")
-@option("--weight-decay", type=float, default=0.01, help="Weight decay of AdamW.")
-@option("--evaluation", type=int, default=8192, help="Contexts to evaluate on.")
-@option("--dtype", default="float32", help="float32 or float64.")
-@option("--device", help="cpu, cuda, ...  [default: a GPU if there is one]")
-@option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the files.")
-@overwrite_option
-@option(
-    "--checkpoint-seconds", type=float, default=30.0, help="Shortest time between two checkpoints."
-)
-@output_options(
+@declared(
     "folder", "files", "task", "recipe", "seeds", "summary", "best_learning_rate", "bayes_loss"
 )
-def command(freeze: str, lr: str, out: Path, output: Output, **settings: Any) -> None:
+def command(*, choice: TrainingChoice, output: Output) -> None:
     """Train one-layer transformers on latent concept association, all seeds and rates at once.
 
     The table has a row per learning rate and seed, with three accuracies on the same fresh
@@ -74,6 +72,8 @@ def command(freeze: str, lr: str, out: Path, output: Output, **settings: Any) ->
       hijacklens train --bits 6 --d-model 32 --out runs/six-bits
       hijacklens train --bits 8 --d-model 128 --freeze wv --value-init identity --out runs/fixed
     """  # noqa: D301
+    settings = asdict(choice)
+    lr, freeze = settings.pop("lr"), settings.pop("freeze")
     try:
         rates = [float(rate) for rate in lr.split(",")]
     except ValueError:
@@ -88,15 +88,10 @@ def command(freeze: str, lr: str, out: Path, output: Output, **settings: Any) ->
 
     task = ConceptTask(**{name: settings.pop(name) for name in TASK})
     frozen = [PARTS[part] for part in parts]
-    result = train(
-        task, learning_rates=rates, freeze=frozen, out=out, quiet=output.quiet, **settings
-    )
-    written = files_in(out)
-    output.show(
+    result = train(task, learning_rates=rates, freeze=frozen, quiet=output.quiet, **settings)
+    output.show_saved(
+        choice.out,
         result.glance(),
-        files_written(out, written),
-        folder=str(out),
-        files=written,
         task=result.task.configuration(),
         recipe=asdict(result.recipe),
         seeds=list(result.recipe.seeds),

@@ -73,8 +73,8 @@ def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
         )
     if (path / RECORD).exists() and not overwrite:
         raise InputError(
-            f"{str(folder)!r} holds a result already. Choose another folder, or say overwrite "
-            "(--overwrite on the command line) to replace it."
+            f"{str(folder)!r} already contains a result. Choose another folder, or pass "
+            "overwrite=True (--overwrite on the command line) to replace it."
         )
     return path
 

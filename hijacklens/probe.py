@@ -153,7 +153,7 @@ def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
         if not isinstance(probe, Probe):
             written = isinstance(probe, str) or hasattr(probe, "probe")
             received = repr(probe) if isinstance(probe, str) else f"a {type(probe).__name__}"
-            hint = "probes.specification.parse(text).probe(model=model) makes one of a text."
+            hint = "probes.specification.parse(text).probe(model=model) makes a probe from a text."
             raise InputError(
                 f"probes takes a list of probes, such as those of probes.attention or "
                 f"probes.values; got {received}.{f' {hint}' if written else ''}"

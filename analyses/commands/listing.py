@@ -17,13 +17,13 @@ from hijacklens.files import cache_folder
 from hijacklens.results.glance import Grid, Title
 
 SPANS = """\
-Spans (source=, target=, span=) say which tokens are meant:
-  bos hijack mention query subject last target   named stretches of the prompt
+Spans (source=, target=, span=) select tokens:
+  bos hijack mention query subject last target   named parts of the prompt
   text:Eiffel Tower                              every occurrence of a text
   at:0  at:-1  at:2..5                           positions, from the start or from the end
   token:17                                       every occurrence of a token id
   all                                            every token; join several by +
-(mention: the words in the hijack that name a target, or a word near it)"""
+(mention: the words in the hijack that name a target or a near word)"""
 
 
 def _records(values: Iterable[Any], *fields: str, **renamed: str) -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def models(*, output: Output) -> None:
     columns = {"model": "{name}", "what": "{title}", "state": "{state}", "licence": "{licence}"}
     hints = [
         "",
-        "Any other causal language model that TransformerLens bridges:",
+        "Any other causal language model that TransformerLens supports:",
         "  a hub id    gpt2, gpt2-xl, google/gemma-2b, google/gemma-2b-it,",
         "              meta-llama/Llama-2-7b-hf (gated: log in with `hf auth login`)",
         "  a folder    written by save_pretrained",
@@ -130,7 +130,7 @@ def probes(
     parts: list[str | Grid] = []
     rows: list[dict[str, Any]] = []
     if names:
-        columns = {"option": "{name}=", "left out": "{left_out}", "allowed": "{allowed}"}
+        columns = {"option": "{name}=", "default": "{left_out}", "allowed": "{allowed}"}
         for kind in kinds:
             options = [
                 {**one, "left_out": one["default"] or "(required)"} for one in kind["options"]

@@ -130,7 +130,7 @@ def _fields(record: Any) -> dict[str, Any]:
         template = record.get("relation") or _template(record)
     else:
         columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
-        raise _UnknownLayout(f"the fields ({columns}) are those of no known layout.")
+        raise _UnknownLayout(f"the fields ({columns}) match no known layout.")
     return fields | {"template": template, "target_true": true, "target_false": false}
 
 

@@ -23,13 +23,13 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         result = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(
-            f"unknown device {shown(device)}; allowed: cpu, cuda, cuda:N, mps, or nothing for the "
-            "GPU if there is one."
+            f"unknown device {shown(device)}; allowed: cpu, cuda, cuda:N, mps, or no device to "
+            "use a GPU if there is one."
         ) from error
     if result.type == "cuda" and (result.index or 0) >= count:
         raise InputError(
-            f"device {str(result)!r} is not there: this machine has {count} GPUs. Give cpu, or "
-            "nothing for the GPU if there is one."
+            f"device {str(result)!r} does not exist: this machine has {count} GPUs. Give cpu, or "
+            "no device to use a GPU if there is one."
         )
     try:
         torch.empty(1, device=result).sum().item()
@@ -37,7 +37,7 @@ def choose_device(device: torch.device | str | None) -> torch.device:
         # Keep the first sentence: torch may add a page about its builds.
         reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
         raise InputError(
-            f"device {str(result)!r} cannot be used here ({reason}). Give cpu, or nothing for the "
-            "GPU if there is one."
+            f"device {str(result)!r} cannot be used here ({reason}). Give cpu, or no device "
+            "to use a GPU if there is one."
         ) from error
     return result

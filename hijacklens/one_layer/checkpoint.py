@@ -69,9 +69,9 @@ class Checkpoint:
         if differ:
             changes = "; ".join(f"{k} is {here.get(k)!r}, there {other.get(k)!r}" for k in differ)
             raise InputError(
-                f"{str(self.folder)!r} holds the unfinished run of another command ({changes}). "
-                "Repeat that command to resume it, choose another folder, or say overwrite "
-                "(--overwrite on the command line) to start from scratch."
+                f"{str(self.folder)!r} contains the unfinished run of another command "
+                f"({changes}). Repeat that command to resume it, choose another folder, or pass "
+                "overwrite=True (--overwrite on the command line) to start from scratch."
             )
         return state
 

@@ -45,7 +45,9 @@ CURVE_POINTS = 200
 THREADED = 2**24
 """A step uses several CPU threads if its largest product has at least this many multiplications."""
 
-START_AGAIN = "Delete it or say overwrite (--overwrite on the command line) to start from scratch."
+START_AGAIN = (
+    "Delete it or pass overwrite=True (--overwrite on the command line) to start from scratch."
+)
 
 
 def generator_for(seed: int, purpose: str, device: torch.device | str) -> torch.Generator:

@@ -106,8 +106,8 @@ def _check_file(out: str | Path, *, overwrite: bool) -> Path:
         raise InputError(f"cannot write {str(out)!r}: there is no folder {str(path.parent)!r}.")
     if path.exists() and not overwrite:
         raise InputError(
-            f"{str(out)!r} is there already. Choose another name, or say overwrite (--overwrite on "
-            "the command line) to replace it."
+            f"{str(out)!r} already exists. Choose another name, or pass overwrite=True "
+            "(--overwrite on the command line) to replace it."
         )
     return path
 

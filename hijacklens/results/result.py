@@ -166,7 +166,7 @@ class Result(Shown, ABC):
         """Write all files of the result into `folder` and return its path.
 
         Raises:
-            InputError: The folder holds a result already and `overwrite` is False.
+            InputError: The folder already contains a result and `overwrite` is False.
         """
         target = claim_folder(folder, overwrite=overwrite)
         files = self.files()

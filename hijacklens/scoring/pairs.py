@@ -205,7 +205,7 @@ def pairs(
     seed = whole_number("seed", seed)
     rule = get_scheme(scheme)
     dose = whole_number(
-        "a shift is between dose 0 and a dose from 1 on; the dose", dose, least=1,
+        "a shift compares dose 0 with a higher dose; the dose", dose, least=1,
         most=MOST_SENTENCES,
     )  # fmt: skip
     prompts, unscored = make_prompts(facts, rule, (0, dose), seed=seed)

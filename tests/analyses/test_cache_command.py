@@ -149,7 +149,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     monkeypatch.delenv("HIJACKLENS_STORE")
     others = command(folders, tmp_path / "out", models=("gpt2",))
     assert run(*others) == 2  # the part is not overwritten by another run
-    assert "holds a result already" in capsys.readouterr().err
+    assert "already contains a result" in capsys.readouterr().err
     assert run(*words) == 0
     whole = load_result(tmp_path / "out")
     first, second = (model.readings for model in whole.settings.models)
@@ -161,7 +161,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     pd.testing.assert_frame_equal(whole.items, anew.items, atol=1e-5, rtol=0)
     pd.testing.assert_frame_equal(whole.full_summary, anew.full_summary, atol=1e-5, rtol=0)
     assert run(*words) == 2  # and now it is whole
-    assert "holds a result already" in capsys.readouterr().err
+    assert "already contains a result" in capsys.readouterr().err
 
 
 def test_ctrl_c_without_a_store_says_so(folders, cache, tmp_path, capsys, monkeypatch):

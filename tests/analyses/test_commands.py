@@ -90,7 +90,7 @@ def test_hijack_writes_the_files_of_the_design(folders, tmp_path, capsys):
     assert load_result(out).summary()["n"].tolist() == [10] * 12
 
     assert run(*command) == 2  # a finished result is not overwritten in silence
-    assert "holds a result already" in capsys.readouterr().err
+    assert "already contains a result" in capsys.readouterr().err
     assert run(*command, "--overwrite") == 0
 
 
@@ -133,7 +133,7 @@ def test_relation_and_case_filters(folders, tmp_path):
             "--limit is 0; give a whole number of at least 1",
         ),
         (["hijack", "--model", "{gpt2}", "--dtype", "float8"], "unknown dtype 'float8'"),
-        (["hijack", "--model", "{gpt2}", "--device", "cuda:9"], "'cuda:9' is not there"),
+        (["hijack", "--model", "{gpt2}", "--device", "cuda:9"], "'cuda:9' does not exist"),
         (["hijack", "--model", "{gpt2}", "--template", "x"], "has no name"),
         (["hijack", "--model", "{gpt2}", "--template", "think=No."], "'think' exists"),
         (["hijack", "--model", "{gpt2}", "--template", "x=Say {foo}."], "{foo}"),

@@ -66,7 +66,7 @@ def test_search_and_held_out_test(folders, tmp_path, capsys):
     assert set(pd.read_csv(out / "summary.csv")["scheme"]) == {"do-not-think", "relation"}
 
     assert run(*command) == 2  # a finished result is not overwritten in silence
-    assert "holds a result already" in capsys.readouterr().err
+    assert "already contains a result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_search_and_held_out_test(folders, tmp_path, capsys):
         (["--size", "9", "--candidates", "4"], "cannot choose 9 heads from 4 candidates"),
         (["--random-sets", "-1"], "-1 is not in the range x>=0"),
         (["--test-doses", "2-1"], "neither a number nor a rising range"),
-        (["--dose", "0"], "a dose from 1 on"),
+        (["--dose", "0"], "with a higher dose"),
         (["--case", "3"], "1 facts among its 1 facts"),
         (["--relation", "P36", "--split", "relation"], "a split by relation needs at least 2"),
         (["--split", "subject"], "--split"),

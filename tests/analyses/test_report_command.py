@@ -55,7 +55,7 @@ def test_a_page_is_not_overwritten_in_silence(folders, capsys):
     assert capsys.readouterr().out == ""
     before = out.read_bytes()
     assert run(*command) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert run(*command, "--overwrite", "--json") == 0
     found = json.loads(capsys.readouterr().out)

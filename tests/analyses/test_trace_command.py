@@ -84,7 +84,7 @@ def test_a_fact_of_a_file_and_the_same_of_ones_own(folders, tmp_path, capsys):
     assert f"written to {out}/" in printed
 
     assert run(*command) == 2  # a finished result is not overwritten in silence
-    assert "holds a result already" in capsys.readouterr().err
+    assert "already contains a result" in capsys.readouterr().err
 
     page = (out / "attention.html").read_text(encoding="utf-8")
     assert '"\u2039s\u203a"' in page
@@ -106,7 +106,7 @@ def test_a_fact_of_a_file_and_the_same_of_ones_own(folders, tmp_path, capsys):
         ((*OWN, "--case", 0), "either a fact of your own"),
         (OWN[:4], "also needs --true and --false"),
         ((*OWN[:3], "Louvre", *OWN[4:]), "occurs 0 times in the prompt"),
-        ((*OWN, "--dose", 0), "dose from 1 on"),
+        ((*OWN, "--dose", 0), "with a higher dose"),
         ((*OWN, "--scheme", "do-think"), "unknown scheme 'do-think'"),
     ],
 )

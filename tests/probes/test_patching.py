@@ -256,7 +256,7 @@ def test_saved_and_loaded(llama, tmp_path):
 WRONG = {
     "no facts": ({"facts": FactSet((), name="none")}, "no facts in none"),
     "scheme": ({"scheme": "do-not-thnk"}, "did you mean 'do-not-think'"),
-    "dose": ({"dose": 0}, "dose from 1 on"),
+    "dose": ({"dose": 0}, "with a higher dose"),
     "no spans": ({"spans": []}, "at least one span"),
     "span without counterpart": ({"spans": ["hijack"]}, "none of the 8 facts.*counterpart"),
     "unknown span": ({"spans": ["sbject"]}, "did you mean 'subject'"),

@@ -22,7 +22,7 @@ def test_the_cpu_where_there_is_no_gpu(monkeypatch):
     [
         ("gpu", "unknown device 'gpu'; allowed: cpu, cuda"),
         ("", "unknown device ''"),
-        ("cuda:99", "'cuda:99' is not there: this machine has"),
+        ("cuda:99", "'cuda:99' does not exist: this machine has"),
         ("meta", "'meta' cannot be used here"),
     ],
 )

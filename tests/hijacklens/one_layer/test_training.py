@@ -197,7 +197,7 @@ class TestFiles:
         quick = {**QUICK, "steps": 4, "out": tmp_path}
         train(TASK, **quick)
         assert not (tmp_path / FILE).exists()
-        with pytest.raises(InputError, match="holds a result already"):
+        with pytest.raises(InputError, match="already contains a result"):
             train(TASK, **quick)
         (tmp_path / "models" / "seed1-lr0.01" / "notes.txt").write_text("mine")
         train(TASK, **{**quick, "seeds": 1}, overwrite=True)

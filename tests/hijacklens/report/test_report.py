@@ -227,7 +227,7 @@ def test_invalid_results_are_refused_before_anything_is_written(given, message, 
 def test_an_existing_file_is_not_overwritten_silently(run, tmp_path):
     out = tmp_path / "r.html"
     out.write_text("mine")
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="already exists"):
         hl.write_report(run, out=out)
     assert out.read_text() == "mine"
     hl.write_report(run, out=out, overwrite=True)

@@ -125,7 +125,7 @@ def test_a_folder_with_a_result_is_not_overwritten_unasked(counts, tmp_path):
     other = Counts((9,), counts.provenance)
     with pytest.raises(InputError) as caught:
         other.save(tmp_path)
-    for part in (str(tmp_path), "holds a result already", "--overwrite"):
+    for part in (str(tmp_path), "already contains a result", "--overwrite"):
         assert part in str(caught.value)
     assert load_result(tmp_path) == counts
     other.save(tmp_path, overwrite=True)

@@ -126,7 +126,7 @@ def test_result_saves_and_loads(run, tmp_path):
     assert loaded.provenance == result.provenance
     written = pd.read_csv(folder / "summary.csv")
     np.testing.assert_allclose(written["efficacy"], result.full_summary["efficacy"])
-    with pytest.raises(InputError, match="holds a result already"):
+    with pytest.raises(InputError, match="already contains a result"):
         result.save(folder)
     assert repr(loaded) == repr(result)
 

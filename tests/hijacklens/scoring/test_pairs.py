@@ -75,7 +75,7 @@ def test_one_pair(gpt2):
 
 @pytest.mark.parametrize("dose", [0, -1, 1.5, "1"])
 def test_a_pair_needs_a_dose(gpt2, dose):
-    with unchecked(), pytest.raises(InputError, match="dose from 1 on"):
+    with unchecked(), pytest.raises(InputError, match="with a higher dose"):
         hl.pairs(gpt2, FACTS, dose=dose)
 
 

@@ -60,8 +60,8 @@ class Checkpoint:
                 raise ValueError(f"it says it is {header['kind']!r}")
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise InputError(
-                f"{self.path} is not a checkpoint that can be read ({error}). Delete it or say "
-                "overwrite (--overwrite on the command line) to start from scratch."
+                f"{self.path} is not a checkpoint that can be read ({error}). Delete it or pass "
+                "overwrite=True (--overwrite on the command line) to start from scratch."
             ) from error
         # Through JSON, so that tuples and lists compare equal.
         here = json.loads(json.dumps(self.configuration))

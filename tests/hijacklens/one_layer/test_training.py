@@ -149,7 +149,7 @@ class TestOptions:
             ({"batch": 0}, "batch is 0"),
             ({"evaluation": 0}, "evaluation is 0"),
             ({"device": "gpu"}, "unknown device 'gpu'"),
-            ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+            ({"device": "cuda:99"}, "device 'cuda:99' does not exist"),
             ({"freeze": ("W_Q",)}, "part to freeze 'W_Q'"),
             ({"freeze": ("W_E", "W_V", "W_QK")}, "something to train"),
         ],

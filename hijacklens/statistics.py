@@ -37,6 +37,10 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Return the columns `name`, `name_low` and `name_high` of a table."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def fraction(count: float | int, total: int, *, confidence: float = 0.95) -> Interval:
     """Return a fraction with its Wilson score interval (Wilson 1927), accurate near 0 and 1 too.

@@ -43,8 +43,8 @@ from hijacklens.sites import Layers, choose
 from probes import logit_shift
 from probes.ablation import Kind, ablate, mean_outputs
 from probes.heads.gradients import gradient_attribution
+from probes.heads.held_out import Head
 from probes.heads.ranking import HeadSearch, SearchSettings
-from probes.heads.sets import Head
 
 Attribution: TypeAlias = Literal["gradient", "direct"]
 Strategy: TypeAlias = Literal["top", "greedy"]
@@ -137,7 +137,6 @@ def search(
         raise InputError(f"cannot choose {size} heads: these layers have {len(sites)}.")
     count = min(candidates, len(sites))
     steps = count + (size if method.strategy == "top" else sum(count - i for i in range(size)))
-    label = str(model.cfg.model_name)
 
     def score(*probes: Probe) -> HijackResult:
         return hijack(
@@ -151,7 +150,7 @@ def search(
             quiet=True,
         )
 
-    with bar(total=GRADIENT_RUNS + steps, unit="runs", label=label, quiet=quiet) as progress:
+    with bar(total=GRADIENT_RUNS + steps, unit="runs", label=pairs.model, quiet=quiet) as progress:
         base = score()
         usable = _usable(pairs, base)
         facts = pairs.facts.where(case_ids=[pair.fact.case_id for pair in usable])

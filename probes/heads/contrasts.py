@@ -42,32 +42,21 @@ def contrasts(
     reverse: Collection[str] = (),
     seed: int,
 ) -> pd.DataFrame:
-    """Compare hijacked efficacy, retention and shift with and without the heads.
+    """Compare efficacy, retention and shift with and without the heads (`HeadTest.summary`).
 
-    Args:
-        items: Items with a column `ablation`; every ablation has the same facts.
-        kinds: Name of each random set -> its kind.
-        rule: How targets are scored.
-        seen_relations: Relations that the heads were found on.
-        seen_scheme: The scheme that the heads were found with.
-        reverse: Schemes with the opposite effect, which lower efficacy and the shift.
-        seed: Seeds the bootstrap.
+    `seen_relations` and `seen_scheme` are those of the search; the schemes `reverse` have the
+    opposite effect, so that they lower efficacy and the shift. Every ablation has the same facts.
     """
     margins = _by_run(items, efficacy.margin(items, rule))
     rows: list[dict[str, Any]] = []
     for (scheme, dose), hijacked in margins.items():
+        bare = margins[scheme, 0]
         if dose == 0:
             continue
-        bare = margins[scheme, 0]
         for group, cases in _groups(items, hijacked.columns, seen_relations).items():
             here, there = hijacked[cases], bare[cases]
             before = there.loc[NONE].to_numpy()
-            labels = {
-                "scheme": scheme,
-                "scheme_seen": scheme == seen_scheme,
-                "dose": dose,
-                "relations": group,
-            }
+            labels = {"scheme": scheme, "scheme_seen": scheme == seen_scheme, "dose": dose}
             # Undoing the hijack lowers efficacy and shift, and raises retention.
             down = 1 if scheme in reverse else -1
             for name, on_bare, table, sign in (
@@ -76,7 +65,7 @@ def contrasts(
                 ("shift", 0 * before, here - there, down),
             ):
                 row = _contrast(name, on_bare, table, kinds, sign=sign, seed=seed)
-                rows.append({**labels, **row})
+                rows.append({**labels, "relations": group, **row})
     return _corrected(rows)
 
 
@@ -88,12 +77,7 @@ def side_effects(
     seen_relations: Collection[str],
     seed: int,
 ) -> pd.DataFrame:
-    """Compare bare recall with and without the heads.
-
-    The measures are `retention`; `logprob_true`, the score of the true target under the rule, in
-    nats; and `top_token`, the fraction of facts whose most likely next token stays the same text.
-    The p-values of the random sets say whether they do as much harm.
-    """
+    """Compare bare recall with and without the heads (`HeadTest.side_effects`)."""
     # All schemes share their bare queries, but some have sentences for more facts than others.
     bare = items.loc[items["dose"] == 0].drop_duplicates(["ablation", "case_id"]).assign(scheme="")
     (margins,) = _by_run(bare, efficacy.margin(bare, rule)).values()
@@ -118,35 +102,23 @@ def _contrast(
 ) -> dict[str, Any]:
     """Return one row: the change with its interval and p-value, the recovery, and the controls.
 
-    Args:
-        name: The measure.
-        bare: Its value for each fact on the bare query with no head ablated.
-        table: A row per ablation and a column per fact; truth values are compared as verdicts.
-        kinds: Name of each random set -> its kind.
-        sign: 1 if the hijack lowers the measure and undoing it raises it, -1 otherwise. The
-            p-value of random sets counts those that move the measure as far in this direction.
-        seed: Seeds the bootstrap.
+    `bare` has the values without ablation on the bare query, `table` [ablation, fact] those to
+    compare: truth values as verdicts. `sign` is 1 if undoing the hijack raises the measure.
     """
     verdicts = all(map(pd.api.types.is_bool_dtype, table.dtypes))
     values = table.astype(float)
-    bare, none, chosen = (
-        np.asarray(x, float) for x in (bare, values.loc[NONE], values.loc[CHOSEN])
-    )
+    none, chosen = values.loc[NONE].to_numpy(), values.loc[CHOSEN].to_numpy()
     change = paired_mean(chosen - none, seed=seed)
     recovered = paired_ratio(sign * (chosen - none), sign * (bare - none), seed=seed)
-    row: dict[str, Any] = {
+    row = {
         "measure": name,
         "n": len(none),
         "bare": bare.mean(),
         "none": none.mean(),
         "chosen": chosen.mean(),
-        "change": change.value,
-        "change_low": change.low,
-        "change_high": change.high,
+        **change.columns("change"),
         "p": mcnemar(none > 0, chosen > 0).p if verdicts else signed_rank(chosen - none),
-        "recovered": recovered.value,
-        "recovered_low": recovered.low,
-        "recovered_high": recovered.high,
+        **recovered.columns("recovered"),
     }
     for kind in dict.fromkeys(kinds.values()):
         means = values.loc[[x for x, of_kind in kinds.items() if of_kind == kind]].mean(axis=1)

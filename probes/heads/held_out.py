@@ -7,13 +7,15 @@ next to it: a set that undoes the hijack by making the model forget shows nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeAlias
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hijacklens.errors import choice
+from hijacklens.errors import InputError, choice
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.results.glance import Glance, Grid, fraction, signed
@@ -29,6 +31,10 @@ KINDS = {"layers": "random, in the same layers", "model": "random, anywhere in t
 """Kind of random sets -> its name in the legend of a table."""
 FRACTIONS = ("efficacy", "retention", "top_token")
 """Measures between 0 and 1; the others are in nats."""
+ATTEMPTS = 50
+"""Draws per requested set, after which a small model is taken to have no further sets."""
+Head: TypeAlias = tuple[int, int]
+"""Layer and query head, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +47,6 @@ class FoundOn:
     scheme: SchemeRecord
     dose: int
     kind: str
-    """The replacement of an ablated head's output: `mean` or `zero`."""
     relations: tuple[str, ...]
 
 
@@ -50,7 +55,7 @@ class HeadTestSettings(HijackSettings):
     """The settings of a held-out test."""
 
     heads: str
-    """The set, such as `8.3 9.1`."""
+    """The set, such as `8.3+9.1`."""
     random_sets: int
     """How many of each kind."""
     search: FoundOn
@@ -117,9 +122,7 @@ class HeadTest(Result):
             rule=rule,
             seen_relations=search.relations,
             seen_scheme=search.scheme.name,
-            reverse=[
-                scheme.name for scheme in self.settings.schemes if scheme.direction == "reverse"
-            ],
+            reverse=[x.name for x in self.settings.schemes if x.direction == "reverse"],
             seed=self.settings.seed,
         )
 
@@ -127,14 +130,8 @@ class HeadTest(Result):
         """Compare the bare query by `retention`, `logprob_true` and `top_token`.
 
         `logprob_true` is the mean log-probability of the true target under the rule, in nats, and
-        `top_token` the fraction of facts whose most likely next token stays the same. Columns as in
-        `summary`, but the `_p` of random sets counts those that do as much *harm*.
-
-        Args:
-            rule: How targets are scored: `first`, `sum` or `mean`.
-
-        Raises:
-            InputError: An unknown rule.
+        `top_token` the fraction of facts whose most likely next token stays the same. Columns and
+        errors as for `summary`, but the `_p` of random sets counts those that do as much *harm*.
         """
         choice("rule", rule, efficacy.RULES)
         return side_effects(
@@ -160,11 +157,7 @@ class HeadTest(Result):
         return {"items": len(self.items), "skipped": len(self.skipped)}
 
     def glance(self, rule: efficacy.Rule = "first") -> Glance:
-        """What the set does to the hijack and to bare recall, compared with random sets.
-
-        Args:
-            rule: How targets are scored: `first`, `sum` or `mean`.
-        """
+        """What the set does to the hijack and to bare recall, compared with random sets."""
         settings, counts = self.settings, self.sets["kind"].value_counts()
         notes = []
         if self.kinds:
@@ -189,14 +182,9 @@ def _effects(table: pd.DataFrame, *, title: str) -> Grid:
     """A row per measure. Side effects have no scheme, and no hijack that could be undone."""
     if table["relations"].nunique() == 2:  # all relations are new, or none is
         table = table.loc[table["relations"] != efficacy.ALL]
-    numbers = ("bare", "none", "chosen", *(f"{kind}_mean" for kind in KINDS))
+    numbers = table.columns.intersection(["bare", "none", "chosen", *(f"{x}_mean" for x in KINDS)])
     rows = [
-        row
-        | {
-            name: (fraction if row["measure"] in FRACTIONS else signed)(row[name])
-            for name in numbers
-            if name in row
-        }
+        row | {x: (fraction if row["measure"] in FRACTIONS else signed)(row[x]) for x in numbers}
         for row in table.to_dict("records")
     ]
     columns = {
@@ -215,3 +203,47 @@ def _effects(table: pd.DataFrame, *, title: str) -> Grid:
     return Grid.of(
         rows, {name: form for name, form in columns.items() if name in table}, title=title
     )
+
+
+def draw(
+    chosen: Sequence[Head], *, layers: int, heads: int, count: int, matched: bool, seed: int
+) -> tuple[tuple[Head, ...], ...]:
+    """Draw distinct random sets of the size of a chosen set and without its heads.
+
+    Args:
+        chosen: The set that the random sets are controls for.
+        layers: How many layers the model has.
+        heads: How many query heads a layer has.
+        count: How many sets; a small model may have fewer.
+        matched: Whether each layer has as many heads as in the chosen set. If a layer has too few
+            other heads, the nearest layers with free heads provide the rest.
+        seed: Seeds the draw.
+
+    Raises:
+        InputError: Fewer heads remain than the chosen set has.
+
+    >>> draw([(1, 0)], layers=2, heads=2, count=5, matched=True, seed=0)
+    (((1, 1),),)
+    """
+    everything = [(layer, head) for layer in range(layers) for head in range(heads)]
+    others = [head for head in everything if head not in chosen]
+    if len(others) < len(chosen):
+        raise InputError(
+            f"a random set of {len(chosen)} heads cannot be drawn from the {len(others)} that are "
+            f"not chosen; choose fewer of the model's {len(everything)} heads, or random_sets=0."
+        )
+    rng = np.random.default_rng([seed, int(matched)])
+    sets: dict[tuple[Head, ...], None] = {}
+    for _ in range(ATTEMPTS * count):
+        if len(sets) == count:
+            break
+        free = list(others)
+        for i in rng.permutation(len(chosen)):
+            pool = free
+            if matched:
+                distances = [abs(layer - chosen[i][0]) for layer, _ in free]
+                nearest = min(distances)
+                pool = [x for x, far in zip(free, distances, strict=True) if far == nearest]
+            free.remove(pool[rng.integers(len(pool))])
+        sets.setdefault(tuple(head for head in others if head not in free))
+    return tuple(sets)

@@ -32,17 +32,14 @@ from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import HijackResult, PairSettings, ScoredModel
+from hijacklens.sites import numbers
 from hijacklens.statistics import adjust, paired_mean, signed_rank
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, CORRECTED, NONE
 from probes.heads.figures import search_figure
-from probes.heads.held_out import KINDS, FoundOn, HeadTest, HeadTestSettings
-from probes.heads.sets import Head, draw, label
+from probes.heads.held_out import KINDS, FoundOn, Head, HeadTest, HeadTestSettings, draw
 
-AXES = {
-    "gradient": "attribution by gradient",
-    "direct": "direct logit attribution",
-}
+AXES = {"gradient": "attribution by gradient", "direct": "direct logit attribution"}
 """Kind of attribution -> its name in a figure."""
 ARRAYS = Stored("search.npz")
 
@@ -75,7 +72,6 @@ class SearchSettings(PairSettings):
     size: int
     attribution: str
     kind: str
-    """The replacement of an ablated head's output: `mean` or `zero`."""
     strategy: str
     layers: tuple[int, ...]
 
@@ -160,7 +156,7 @@ class HeadSearch(Result):
         index = pd.MultiIndex.from_product([range(n) for n in mean.shape], names=["layer", "head"])
         table = pd.DataFrame({"attribution": mean.ravel()}, index=index)
         # A reverse scheme shifts towards the true target, and so do the heads that carry it.
-        carrying = table["attribution"] * (-1 if self.scheme.direction == "reverse" else 1)
+        carrying = table["attribution"] * (-1 if self.settings.scheme.direction == "reverse" else 1)
         table["rank"] = carrying.rank(ascending=False, method="first").astype(int)
         effects = pd.DataFrame(
             [self._effect(values) for values in self.carried.T],
@@ -193,11 +189,10 @@ class HeadSearch(Result):
     def agreement(self) -> Agreement:
         """Correlation of attribution and exact effects over the candidates."""
         tested = self.table.dropna(subset="carried")
+        attribution, carried = tested["attribution"], tested["carried"]
         with np.errstate(invalid="ignore", divide="ignore"):
-            pearson, spearman = (
-                float(tested["attribution"].corr(tested["carried"], method=method, min_periods=3))
-                for method in ("pearson", "spearman")
-            )
+            pearson = float(attribution.corr(carried, min_periods=3))
+            spearman = float(attribution.corr(carried, method="spearman", min_periods=3))
         return Agreement(pearson, spearman, len(tested))
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -213,28 +208,23 @@ class HeadSearch(Result):
     def plot(self) -> Figure:
         """Draw attribution by layer and head, and the largest exact effects with intervals."""
         settings = self.settings
-        axis = AXES[settings.attribution]
         title = (
-            f"{settings.model.name} · {settings.facts.name}, "
-            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings.dose} · "
-            f"mean shift {self.shift.mean():+.2f}"
+            f"{settings.model.name} · {settings.facts.name}, {len(self.facts)} facts · "
+            f"{settings.scheme.name}, dose {settings.dose} · mean shift {self.shift.mean():+.2f}"
         )
+        axis = AXES[settings.attribution]
         return search_figure(self.table, self.attribution.mean(0), title=title, axis=axis)
 
     def on(self, model: HookedLanguageModel) -> HeadSearch:
-        """Return the search with a model to test on.
-
-        A search that was loaded from a folder has no model. Another checkpoint can be tested, too.
-        """
+        """Return the search with a model to test on, such as another checkpoint."""
         return replace(self, model=model)
 
     def unseen(self, facts: FactSet) -> FactSet:
         """Return facts without those of the search, which `skipped` then lists."""
         overlap = set(shared(facts, self.facts))
+        reason = "the heads were found on this fact"
         skipped = tuple(
-            Skipped(
-                fact.case_id, fact.relation_id, fact.subject, "the heads were found on this fact"
-            )
+            Skipped(fact.case_id, fact.relation_id, fact.subject, reason)
             for fact in facts
             if fact.case_id in overlap
         )
@@ -296,19 +286,18 @@ class HeadSearch(Result):
             CHOSEN: (CHOSEN, self.heads),
         }
         for kind in KINDS if random_sets else ():
-            n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
             sets = draw(
                 self.heads,
-                layers=n_layers,
-                heads=n_heads,
+                layers=int(model.cfg.n_layers),
+                heads=int(model.cfg.n_heads),
                 count=random_sets,
                 matched=kind == "layers",
                 seed=seed,
             )
             ablations |= {f"{kind}-{i}": (kind, heads) for i, heads in enumerate(sets)}
         results: dict[str, HijackResult] = {}
-        name = settings.model.name
-        with bar(total=len(ablations), unit="sets", label=name, quiet=quiet) as progress:
+        label = settings.model.name
+        with bar(total=len(ablations), unit="sets", label=label, quiet=quiet) as progress:
             for name, (_, heads) in ablations.items():
                 probe = ablate(heads=heads, kind="mean" if self.means else "zero", means=self.means)
                 results[name] = hijack(
@@ -333,13 +322,13 @@ class HeadSearch(Result):
         return HeadTest(
             items=items.loc[runs == len(ablations)].reset_index(drop=True),
             sets=pd.DataFrame(
-                [(name, kind, label(heads)) for name, (kind, heads) in ablations.items()],
+                [(name, kind, numbers(heads)) for name, (kind, heads) in ablations.items()],
                 columns=["ablation", "kind", "heads"],
             ),
             skipped=skipped.reset_index(drop=True),
             settings=HeadTestSettings(
                 **{field.name: getattr(scored, field.name) for field in fields(scored)},
-                heads=label(self.heads),
+                heads=numbers(self.heads),
                 random_sets=random_sets,
                 search=FoundOn(
                     model=settings.model.name,
@@ -367,30 +356,19 @@ class HeadSearch(Result):
     def glance(self) -> Glance:
         """The heads that were ablated one by one, and the set as it grows."""
         settings, agreement = self.settings, self.agreement
-        table = self.to_dataframe().dropna(subset=["carried"])
+        table = self.table.dropna(subset=["carried"])
         table = table.sort_values("carried", ascending=False, key=abs)
-        carried = "{carried:+.3f} [{low:+.3f}, {high:+.3f}]"
-        columns = {
-            "head": "{layer:.0f}.{head:.0f}",
-            "attribution": "{attribution:+.3f}",
-            "carried": carried,
-            "of shift": "{share:.0%}",
-            "p_holm": "{p_holm:.2g}",
-            "p_bh": "{p_bh:.2g}",
-            "chosen": "{chosen}",
-        }
-        growth = {
-            "with head": "{layer:.0f}.{head:.0f}",
-            "carried": carried,
-            "of shift": "{share:.0%}",
-        }
         chosen = table["chosen"].map({True: "yes", False: ""})
+        head = "{layer:.0f}.{head:.0f}"
+        carried = {"carried": "{carried:+.3f} [{low:+.3f}, {high:+.3f}]", "of shift": "{share:.0%}"}
+        columns = {"head": head, "attribution": "{attribution:+.3f}", **carried}
+        columns |= {"p_holm": "{p_holm:.2g}", "p_bh": "{p_bh:.2g}", "chosen": "{chosen}"}
         return Glance(
             f"{settings.model.name} · {settings.facts.name}, search on "
-            f"{len(self.facts)} facts · {self.scheme.name}, dose {settings.dose}",
+            f"{len(self.facts)} facts · {settings.scheme.name}, dose {settings.dose}",
             (
                 Grid.of(table.assign(chosen=chosen), columns),
-                Grid.of(self.growth, growth, title="the set as it grows"),
+                Grid.of(self.growth, {"with head": head, **carried}, title="the set as it grows"),
             ),
             (
                 f"mean shift {self.shift.mean():+.2f} logits · {settings.attribution}, "

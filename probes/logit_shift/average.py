@@ -26,9 +26,9 @@ from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import PairSettings
 from hijacklens.statistics import RESAMPLES, Interval, paired_mean
 from probes.account import PARTS, SINGLE
-from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows
+from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map
 
-ARRAYS, MEANS = PARTS, {"shift": "mean shift (logits)", "low": "95% low", "high": "95% high"}
+MEANS = {"shift": "mean shift (logits)", "low": "95% low", "high": "95% high"}
 PARTS_FILE = Stored("parts.npz")
 
 
@@ -40,10 +40,8 @@ def averages(
     Standard error and interval are `nan` for a single fact.
     """
     n = len(values)
-    mean = values.mean(0)
     if n == 1:
-        missing = np.full_like(mean, np.nan)
-        return np.stack([mean, missing, missing, missing], 1)
+        return np.pad(values.T, ((0, 0), (0, 3)), constant_values=np.nan)
     # A resample counts how often each fact is drawn, so its mean is a product.
     draw = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     ends = [
@@ -51,7 +49,7 @@ def averages(
         for block in np.array_split(values, max(1, values.shape[1] // 1000), axis=1)
     ]
     low, high = np.concatenate(ends, axis=1)
-    return np.stack([mean, values.std(0, ddof=1) / n**0.5, low, high], 1)
+    return np.stack([values.mean(0), values.std(0, ddof=1) / n**0.5, low, high], 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -124,8 +122,7 @@ class AverageShift(Result):
         return table.loc[shown].reset_index(drop=True)
 
     def _table(self, labels: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-        statistics = averages(values, seed=self.settings.seed)
-        labels[["shift", "stderr", "low", "high"]] = statistics
+        labels[["shift", "stderr", "low", "high"]] = averages(values, seed=self.settings.seed)
         return labels.assign(n=len(values))
 
     def plot(self, *, by: Sequence[str] = ("span", "layer")) -> Figure:
@@ -137,14 +134,11 @@ class AverageShift(Result):
         Raises:
             InputError: Other axes.
         """
-        axis = check_axes(by, ("span", "head"))
-        labels = self.to_dataframe()
-        order = [s for s in SPANS if (labels.loc[labels["span"] == s, "shift"] != 0).any()]
-        rest = self.summary()
-        loose = rest[rest["kind"].isin(SINGLE)]
-        named = ", ".join(f"{r.kind} {r.shift:+.2f}" for r in loose.itertuples() if shows(r.shift))
+        check_axes(by, ("span", "head"))
+        table = self.to_dataframe()
+        spans = table.loc[table["shift"] != 0, "span"]
         return heat_map(
-            labels.loc[(labels["kind"] != "attention") | labels["span"].isin(order)],
+            table.loc[(table["kind"] != "attention") | table["span"].isin(spans)],
             by,
             label="mean part of the shift\n(logits; red: towards the false target)",
             title=(
@@ -152,30 +146,28 @@ class AverageShift(Result):
                 f"{len(self.facts)} facts\n{self.settings.scheme.name}, dose "
                 f"{self.settings.dose}: mean shift {self.shift.value:+.2f}"
             ),
-            note=f"in no layer: {named or 'nothing above 0.005'}",
-            order=order if axis == "span" else (),
         )
 
     def exhibits(self) -> list[Exhibit]:
         """Both maps, the sums by kind and span, every part, the facts and what was skipped."""
         skipped = Table("Facts that were skipped", self.skipped, file="skipped.csv", folded=True)
+        note = (
+            "Logit of the false target minus that of the true one; the residual is the shift minus "
+            "the sum of the parts."
+        )
+        axes = ("kind", "span", "layer", "head")
         return [
             Text("How to read it", (READING, "Intervals are from a bootstrap over the facts.")),
             Drawing("Mean shift by span and layer", self.plot(by=("span", "layer"))),
             Drawing("Mean shift by layer and head", self.plot(by=("layer", "head"))),
             Table("Parts by kind", self.summary(), file="average-summary.csv", labels=MEANS),
             Table(
-                "Every part",
-                self.to_dataframe(),
-                file="averages.csv",
-                filters=("kind", "span", "layer", "head"),
-                labels=MEANS,
+                "Every part", self.to_dataframe(), "", "averages.csv", filters=axes, labels=MEANS
             ),
             Table(
                 "Facts",
                 self.facts,
-                note="Logit of the false target minus that of the true one; the residual is "
-                "the shift minus the sum of the parts.",
+                note,
                 file="facts.csv",
                 filters=("relation_id",),
                 labels=VALUES,
@@ -186,29 +178,24 @@ class AverageShift(Result):
 
     def findings(self) -> dict[str, Any]:
         """Return the counts, the mean shift with its interval and the largest residual."""
-        shift = self.shift
         return {
             "unit": "logits",
             "n": len(self.facts),
             "n_skipped": len(self.skipped),
             "bare": float(self.facts["bare"].mean()),
             "hijacked": float(self.facts["hijacked"].mean()),
-            "shift": shift.value,
-            "shift_low": shift.low,
-            "shift_high": shift.high,
+            **self.shift.columns("shift"),
             "residual": self.residual,
             "resamples": RESAMPLES,
         }
 
     def glance(self) -> Glance:
         """The mean shift with its interval, and its largest parts by kind and span."""
-        total, settings, parts = self.shift, self.settings, self.summary()
-        largest = parts["shift"].abs().sort_values(ascending=False, kind="stable").index[:6]
-        rows = [
-            {"kind": "the total shift", "span": "", "shift": total.value}
-            | {"low": total.low, "high": total.high},
-            *parts.loc[largest].to_dict("records"),
-        ]
+        settings, parts = self.settings, self.summary()
+        largest = parts.sort_values("shift", key=abs, ascending=False, kind="stable").head(6)
+        whole = {"kind": "the total shift", "span": "", "shift": self.shift.value}
+        whole |= {"low": self.shift.low, "high": self.shift.high}
+        rows = [whole, *largest.to_dict("records")]
         columns = {
             "part (logits)": "{kind}",
             "to": "{span}",

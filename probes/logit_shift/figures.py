@@ -20,6 +20,8 @@ from hijacklens.errors import InputError
 AXES = ("token", "span", "head")
 VALUES = {"bare": "bare (logits)", "hijacked": "hijacked (logits)", "shift": "shift (logits)"}
 """Column -> its title in a report."""
+LEAST = 0.005
+"""Parts outside the layers are named from this size on, where two decimals are not zero."""
 READING = (
     "Parts above zero (red) push the answer towards the false target, those below (blue) towards "
     "the true one. The parts sum to the shift; the residual is the rest."
@@ -39,39 +41,31 @@ def check_axes(by: Sequence[str], allowed: Sequence[str] = AXES) -> str:
     return names[0]
 
 
-def heat_map(
-    table: pd.DataFrame,
-    by: Sequence[str],
-    *,
-    label: str,
-    title: str,
-    note: str,
-    order: Sequence[Any] = (),
-) -> Figure:
+def heat_map(table: pd.DataFrame, by: Sequence[str], *, label: str, title: str) -> Figure:
     """Draw sums of parts as a layer map.
 
     Args:
-        table: Rows with `kind`, `layer`, `shift` and the axis of `by` that is not `layer`.
+        table: Rows with `kind`, `layer`, `shift` and the axis of `by` that is not `layer`, in the
+            order of that axis.
         by: The vertical and the horizontal axis; one of them is `layer`.
         label: What the colour means.
         title: The text above the map.
-        note: The text below the map.
-        order: The values of the axis from first to last; sorted by default.
     """
     axis = check_axes(by)
     heads = table["kind"].isin(["attention", "value_bias"])
     main = table.loc[heads] if axis == "head" else table.loc[table["kind"] == "attention"]
     grid = main.pivot_table(index=axis, columns="layer", values="shift", aggfunc="sum", sort=False)
-    grid = grid.reindex(index=list(order) or sorted(grid.index), columns=sorted(grid.columns))
+    grid = grid.reindex(index=list(dict.fromkeys(main[axis])), columns=sorted(grid.columns))
     rest = table.loc[table["layer"].notna() & ~table.index.isin(main.index)]
-    extra = pd.DataFrame(
-        {
-            "MLP": rest.loc[rest["kind"] == "mlp"].groupby("layer")["shift"].sum(),
-            "biases": rest.loc[rest["kind"] != "mlp"].groupby("layer")["shift"].sum(),
-        }
-    )
-    extra = extra.T.reindex(columns=grid.columns).fillna(0.0)
+    sums = {
+        "MLP": rest.loc[rest["kind"] == "mlp"].groupby("layer")["shift"].sum(),
+        "biases": rest.loc[rest["kind"] != "mlp"].groupby("layer")["shift"].sum(),
+    }
+    extra = pd.DataFrame(sums).T.reindex(columns=grid.columns).fillna(0.0)
     extra = extra[(extra != 0).any(axis=1)]
+    parts: Any = table.loc[table["layer"].isna()].groupby("kind", sort=False)["shift"].sum()
+    loose = [f"{kind} {part:+.2f}" for kind, part in parts.items() if abs(part) >= LEAST]
+    note = f"in no layer: {', '.join(loose) or f'nothing above {LEAST}'}"
     names = [*map(str, grid.index), *extra.index]
     values = np.vstack([grid.fillna(0.0).to_numpy(float), extra.to_numpy(float)])
     sideways = by[0] == "layer"
@@ -90,8 +84,3 @@ def heat_map(
         ax.set_ylabel("layer" if sideways else axis)
         ax.set_title(plots.escape(title), fontsize=10)
     return figure
-
-
-def shows(value: Any) -> bool:
-    """Whether a number written with two decimals is not zero."""
-    return abs(float(value)) >= 0.005

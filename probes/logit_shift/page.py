@@ -44,16 +44,26 @@ def save_attention_page(
     """
     if account.patterns is None:
         account = with_patterns(model, account, probes=probes)
-    fact, settings = account.settings.fact, account.settings
+    fact, settings, by_head = account.settings.fact, account.settings, account.by_head
+    layers = [
+        views.attention_heads(
+            f"Layer {layer}",
+            account.tokens,
+            heads,
+            [f"H{i}: {by_head[layer, i]:+.2f}" for i in range(len(heads))],
+            folded=True,
+        )
+        for layer, heads in enumerate(() if account.patterns is None else account.patterns)
+    ]
     views.save_page(
-        [*account.attention_views(top=top), *_layers(account)],
+        [*account.attention_views(top=top), *layers],
         Path(path),
         title=(
             f"{settings.model.name}: {fact.target_false!r} against "
             f"{fact.target_true!r}, {settings.scheme.name}, dose {settings.dose}"
         ),
         note=(
-            f"“{account.prompt.text}” moves logit o_ - logit o* from {account.bare:+.2f} to "
+            f"“{settings.prompt.text}” moves logit o_ - logit o* from {account.bare:+.2f} to "
             f"{account.hijacked:+.2f}: a shift of {account.shift:+.2f}. Numbers next to heads are "
             "their parts of it, in logits. Rows attend to columns; attention to the first token is "
             "mostly a sink and does not read it."
@@ -66,36 +76,15 @@ def with_patterns(
 ) -> ShiftAccount:
     """Return the account with the attention patterns of its hijacked prompt, to be saved with it.
 
-    Args:
-        model: The model that the fact was traced in.
-        account: The account, made by `logit_shift.trace`.
-        probes: The probes that the account was made with.
+    The arguments are those of `save_attention_page`. Costs one forward pass.
 
     Raises:
         InputError: The probes are not those of the account.
-
-    Note:
-        One forward pass.
     """
     active = check_probes(probes)
     if [probe.key for probe in active] != list(account.settings.probes):
         raise InputError(
             f"the account was made with the probes {list(account.settings.probes)}; give the same."
         )
-    run = views.run(model, account.prompt, probes=active)
+    run = views.run(model, account.settings.prompt, probes=active)
     return replace(account, tokens=run.tokens, patterns=run.patterns)
-
-
-def _layers(account: ShiftAccount) -> list[views.View]:
-    """Show the attention of all heads, a folded view for each layer."""
-    by_head = account.by_head
-    return [
-        views.attention_heads(
-            f"Layer {layer}",
-            account.tokens,
-            heads,
-            [f"H{i}: {by_head[layer, i]:+.2f}" for i in range(len(heads))],
-            folded=True,
-        )
-        for layer, heads in enumerate(() if account.patterns is None else account.patterns)
-    ]

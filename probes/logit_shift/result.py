@@ -38,7 +38,7 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.result import ProbedSettings
 from probes.account import SINGLE, Account
-from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map, shows
+from probes.logit_shift.figures import READING, VALUES, heat_map
 
 COLUMNS = ("span", "token", "position", "layer", "head", "kind", "bare", "hijacked", "shift")
 NUMBERS = ["bare", "hijacked", "shift"]
@@ -52,8 +52,7 @@ def parts_table(units: Sequence[Unit], bare: Account, hijacked: Account) -> pd.D
     `position` counts in the hijacked prompt. Position, layer and head are missing where a part
     has none.
     """
-    n_layers, n_heads, _ = hijacked.attention.shape
-    layer, head = np.divmod(np.arange(n_layers * n_heads), n_heads)
+    layers, heads = map(np.ravel, np.indices(hijacked.value_bias.shape))
     last = next(unit for unit in reversed(units) if unit.span == "last")
     blocks = [
         _block(
@@ -63,19 +62,20 @@ def parts_table(units: Sequence[Unit], bare: Account, hijacked: Account) -> pd.D
             span=unit.span,
             token=unit.token,
             position=unit.hijacked[0] if unit.hijacked else pd.NA,
-            layer=layer,
-            head=head,
+            layer=layers,
+            head=heads,
         )
         for unit in units
     ]
+    by_layer = {"layer": range(len(hijacked.mlp))}
     blocks += [
-        _block("value_bias", bare.value_bias, hijacked.value_bias, layer=layer, head=head),
-        _block("output_bias", bare.output_bias, hijacked.output_bias, layer=range(n_layers)),
-        _block("mlp", bare.mlp, hijacked.mlp, layer=range(n_layers)),
+        _block("value_bias", bare.value_bias, hijacked.value_bias, layer=layers, head=heads),
+        _block("output_bias", bare.output_bias, hijacked.output_bias, **by_layer),
+        _block("mlp", bare.mlp, hijacked.mlp, **by_layer),
     ]
+    at_last = {"span": "last", "token": last.token, "position": last.hijacked[-1]}
     for i, kind in enumerate(SINGLE):
-        at = {"span": "last", "token": last.token, "position": last.hijacked[-1]}
-        at = at if kind in ("embedding", "position") else {}
+        at = at_last if kind in ("embedding", "position") else {}
         blocks.append(_block(kind, bare.single[[i]], hijacked.single[[i]], **at))
     table = pd.concat(blocks, ignore_index=True)
     table["shift"] = table["hijacked"] - table["bare"]
@@ -185,8 +185,8 @@ class ShiftAccount(Result):
         keys = list(dict.fromkeys(("kind", *by)))
         groups: Any = self.table.groupby(keys, dropna=False, sort=False)
         sums = groups[NUMBERS].sum().reset_index()
-        largest = sums["shift"].abs().sort_values(ascending=False, kind="stable").index[:n]
-        return sums.loc[largest].reset_index(drop=True)
+        largest = sums.sort_values("shift", key=abs, ascending=False, kind="stable")[:n]
+        return largest.reset_index(drop=True)
 
     def plot(self, *, by: Sequence[str] = ("token", "layer")) -> Figure:
         """Draw a map of the shift by layer and token, span or head.
@@ -198,15 +198,9 @@ class ShiftAccount(Result):
         Raises:
             InputError: Other axes.
         """
-        axis = check_axes(by)
-        table, order = self.table, []
-        if axis == "token":
-            table = table.assign(token=_token_labels(table))
-        if axis != "head":
-            order = list(dict.fromkeys(table.loc[table["kind"] == "attention", axis]))
-        groups: Any = table.loc[table["layer"].isna()].groupby("kind", sort=False)
-        loose = groups["shift"].sum()
-        rest = ", ".join(f"{kind} {value:+.2f}" for kind, value in loose.items() if shows(value))
+        # Positions distinguish tokens of equal text.
+        positions = self.table["position"].astype("string").fillna("-")
+        table = self.table.assign(token=positions.str.cat(self.table["token"], sep="  "))
         fact = self.settings.fact
         return heat_map(
             table,
@@ -218,8 +212,6 @@ class ShiftAccount(Result):
                 f"{self.settings.dose}: {self.bare:+.2f} → {self.hijacked:+.2f}, "
                 f"shift {self.shift:+.2f}"
             ),
-            note=f"in no layer: {rest or 'nothing above 0.005'}",
-            order=order,
         )
 
     def attention_views(self, *, top: int = 12) -> list[views.View]:
@@ -236,7 +228,7 @@ class ShiftAccount(Result):
         if self.patterns is None:
             raise InputError("the account has no attention patterns; see with_patterns(...).")
         by_head, target = self.by_head, self.settings.fact.target_false
-        largest = by_head.abs().sort_values(ascending=False, kind="stable").index[:top]
+        largest = by_head.sort_values(key=abs, ascending=False, kind="stable").index[:top]
         # Heads that carry the hijack come before those that work against it.
         layers, heads = zip(*sorted(largest, key=lambda head: -by_head[head]), strict=True)
         attention = self.table[self.table["kind"] == "attention"]
@@ -266,21 +258,19 @@ class ShiftAccount(Result):
         """The prompts, both maps, the attention of the heads that wrote most, and the parts."""
         fact = self.settings.fact
         query = (
-            f"“{self.prompt.text}” was given to {self.settings.model.name}. Logit "
+            f"“{self.settings.prompt.text}” was given to {self.settings.model.name}. Logit "
             f"{fact.target_false!r} - {fact.target_true!r} is {self.bare:+.3f} on the bare "
             f"query and {self.hijacked:+.3f} here: a shift of {self.shift:+.3f}, of which the "
             f"parts leave {self.residual:.1e}."
         )
         attention = []
         if self.patterns is not None:
-            attention = [
-                Views(
-                    "Where the heads look",
-                    self.attention_views(top=SHOWN_HEADS),
-                    note="Rows attend to columns. Choose a head to see its pattern in full; "
-                    "numbers next to heads are their parts of the shift, in logits.",
-                )
-            ]
+            note = (
+                "Rows attend to columns. Choose a head to see its pattern in full; numbers next to "
+                "heads are their parts of the shift, in logits."
+            )
+            shown = self.attention_views(top=SHOWN_HEADS)
+            attention.append(Views("Where the heads look", shown, note))
         return [
             Text("What was run", (query, READING)),
             Drawing("Shift by token and layer", self.plot(by=("token", "layer"))),
@@ -316,20 +306,15 @@ class ShiftAccount(Result):
         """
         fact, settings = self.settings.fact, self.settings
         numbers = {name: f"{{{name}:signed}}" for name in NUMBERS}
-        summary = self.summary()
-        sums = pd.DataFrame(
-            [
-                {"part": "sum of the parts", **self.table[NUMBERS].sum()},
-                {
-                    "part": f"logit {fact.target_false!r} - {fact.target_true!r}",
-                    **{name: getattr(self, name) for name in NUMBERS},
-                },
-            ]
-        )
-        parts = pd.concat(
-            [summary.assign(part=list(map(_part, summary["kind"], summary["span"]))), sums],
-            ignore_index=True,
-        )
+        measured = {name: getattr(self, name) for name in NUMBERS}
+        parts = [
+            *(
+                {**row, "part": _part(row["kind"], row["span"])}
+                for row in self.summary().to_dict("records")
+            ),
+            {"part": "sum of the parts", **self.table[NUMBERS].sum()},
+            {"part": f"logit {fact.target_false!r} - {fact.target_true!r}", **measured},
+        ]
         biggest = self.biggest(top, by=("token", "position", "layer", "head"))
         biggest["part"] = biggest["kind"].map(_part)
         biggest["token"] = [
@@ -359,9 +344,3 @@ def _part(kind: str, span: str = "") -> str:
     """Write a kind of part in words, with the span that attention reads from."""
     words = "MLP" if kind == "mlp" else kind.replace("_", " ")
     return f"{words} to {span}" if span else words
-
-
-def _token_labels(table: pd.DataFrame) -> pd.Series:
-    """Return labels of tokens with their positions, which distinguish equal texts."""
-    positions = table["position"].astype("string").fillna("-")
-    return positions.str.cat(table["token"], sep="  ")

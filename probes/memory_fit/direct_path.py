@@ -31,7 +31,7 @@ from torch import Tensor
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel
 from hijacklens.one_layer.model import OneLayerTransformer
-from probes.account.readout import Norm
+from probes.account import Norm
 from probes.memory_fit.outer_products import Factors
 from probes.values.matrices import ov_circuit
 

@@ -28,19 +28,8 @@ from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import PairSettings
 from hijacklens.statistics import paired_ratio
 
-PATCH_COLUMNS = (
-    "case_id",
-    "relation_id",
-    "subject",
-    "layer",
-    "span",
-    "head",
-    "clean",
-    "hijacked",
-    "patched",
-    "unmatched",
-)
-CELL = ["layer", "span", "head"]
+CELL, NUMBERS = ["layer", "span", "head"], ["clean", "hijacked", "patched"]
+PATCH_COLUMNS = ("case_id", "relation_id", "subject", *CELL, *NUMBERS, "unmatched")
 MOST_COLUMNS = 12
 """Up to this many columns, the number is written in each cell."""
 BOLD = "bold: the 95% interval excludes 0"
@@ -85,24 +74,20 @@ class PatchingSweep(Result):
         """
         return self.patches.copy()
 
+    @property
+    def _denoise(self) -> bool:
+        return self.settings.direction == "denoise"
+
     @cached_property
     def _summary(self) -> pd.DataFrame:
         rows = []
-        for cell, group in self.patches.groupby(CELL, sort=False, dropna=False):
-            means = group[["clean", "hijacked", "patched"]].mean()
-            parts = (
-                group["hijacked"] - group["patched"]
-                if self.settings.direction == "denoise"
-                else group["patched"] - group["clean"]
-            )
-            share = paired_ratio(
-                parts.to_numpy(),
-                (group["hijacked"] - group["clean"]).to_numpy(),
-                seed=self.settings.seed,
-            )
-            named = dict(zip(CELL, cell if isinstance(cell, tuple) else (cell,), strict=True))
-            ends = {"share": share.value, "share_low": share.low, "share_high": share.high}
-            rows.append({**named, "n": len(group), **means.to_dict(), **ends})
+        groups: Any = self.patches.groupby(CELL, sort=False, dropna=False)
+        for cell, group in groups:
+            clean, hijacked, patched = group[NUMBERS].to_numpy().T
+            parts = hijacked - patched if self._denoise else patched - clean
+            share = paired_ratio(parts, hijacked - clean, seed=self.settings.seed)
+            means = {"n": len(group), **group[NUMBERS].mean()}
+            rows.append({**dict(zip(CELL, cell, strict=True)), **means, **share.columns("share")})
         return pd.DataFrame(rows).astype({"head": "Int64"})
 
     def summary(self) -> pd.DataFrame:
@@ -132,19 +117,21 @@ class PatchingSweep(Result):
         if value == "share":
             shown, clear = table["share"], (table["share_low"] > 0) | (table["share_high"] < 0)
         else:
-            start = "hijacked" if self.settings.direction == "denoise" else "clean"
+            start = "hijacked" if self._denoise else "clean"
             shown, clear = table["patched"] - table[start], table["patched"].isna()
         # Heads given as pairs need not fill a rectangle.
         grid = np.full((len(layers), len(columns)), np.nan)
         bold = np.zeros(grid.shape, dtype=bool)
-        at = [table["layer"].map(layers.index), table[column].map(columns.index)]
-        grid[tuple(at)], bold[tuple(at)] = shown, clear
+        at = table["layer"].map(layers.index), table[column].map(columns.index)
+        grid[at], bold[at] = shown, clear
         narrow = len(columns) <= MOST_COLUMNS
         width = 1.9 + (0.62 if narrow else 0.24) * len(columns)
         height = 1.5 + 0.24 * len(layers)
         # In a smaller figure the title and the label of the scale do not fit.
         with plots.canvas(width=max(width, 5.4), height=max(height, 3.2)) as (figure, (ax,)):
-            label = self._meaning(value)
+            label = "change in logit o_ - logit o* (logits)"
+            if value == "share":
+                label = f"fraction of the shift {'undone' if self._denoise else 'caused'} (1: all)"
             plots.heat_map(ax, grid, rows=layers, columns=columns, label=label, origin="lower")
             if narrow:
                 _write_numbers(ax, grid, bold)
@@ -153,15 +140,9 @@ class PatchingSweep(Result):
             figure.suptitle(title, fontsize=9)
         return figure
 
-    def _meaning(self, value: Value) -> str:
-        denoise = self.settings.direction == "denoise"
-        if value == "logits":
-            return "change in logit o_ - logit o* (logits)"
-        return "fraction of the shift " + ("undone" if denoise else "caused") + " (1: all)"
-
     def _title(self) -> str:
         settings = self.settings
-        into = "clean → hijacked" if settings.direction == "denoise" else "hijacked → clean"
+        into = "clean → hijacked" if self._denoise else "hijacked → clean"
         n = self.patches["case_id"].nunique()
         means = self.patches[["clean", "hijacked"]].mean()
         at = "" if settings.axis == "span" else f" at {settings.spans[0]}"
@@ -184,7 +165,7 @@ class PatchingSweep(Result):
     def glance(self) -> Glance:
         """The patches with the largest fraction of the shift."""
         settings, table = self.settings, self._summary
-        largest = table["share"].abs().sort_values(ascending=False, kind="stable").index[:5]
+        largest = table.sort_values("share", key=abs, ascending=False, kind="stable")[:5]
         columns = {
             "layer": "{layer}",
             "span": "{span}",
@@ -196,7 +177,7 @@ class PatchingSweep(Result):
             f"{settings.model.name} · {settings.site} by {settings.axis}, "
             f"{settings.direction} · {settings.scheme.name}, dose {settings.dose} · "
             f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
-            (Grid.of(table.loc[largest], columns, title=f"largest of {len(table)} patches"),),
+            (Grid.of(largest, columns, title=f"largest of {len(table)} patches"),),
         )
 
 

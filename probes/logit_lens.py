@@ -15,7 +15,7 @@ last position is the model's own answer. The one-layer model has no residual str
 is an embedding that does not reach the output.
 
 Cost: one forward pass that keeps the stream [layer, pos, d_model], and [pos, vocab] of logits for
-one layer at a time. Units: logits for the difference, nats for log-probabilities.
+one layer at a time.
 """
 
 from __future__ import annotations
@@ -50,10 +50,12 @@ from hijacklens.scoring.result import ProbedSettings
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Depths(Shown):
-    """Two tokens read through the lens in a batch of prompts; row 0 is before the first layer."""
+    """Two tokens read through the lens in a batch of prompts; row 0 is before the first layer.
+
+    Log-probabilities are in nats.
+    """
 
     logprob_plus: Float[np.ndarray, "depth batch pos"]
-    """Log-probability of the first token, in nats."""
     logprob_minus: Float[np.ndarray, "depth batch pos"]
     rank_plus: Int[np.ndarray, "depth batch pos"]
     """How many tokens are more likely; 0 for the most likely token."""
@@ -189,26 +191,17 @@ class LogitLens(Result):
         width, height = max(4.4, 1.8 + 0.2 * len(grid.columns)), max(3.2, 1.4 + 0.22 * len(grid))
         with plots.canvas(1, 2, width=width, height=height) as (figure, (lines, ax)):
             for i, one in enumerate(doses):
-                at = last[last["dose"] == one]
-                colour, marker = plots.series(i)
-                lines.plot(
-                    at["layer"],
-                    at["difference"],
-                    color=colour,
-                    marker=marker,
-                    markersize=3.5,
-                    label=f"dose {one}",
-                )
+                at, style = last[last["dose"] == one], plots.line(i) | {"markersize": 3.5}
+                lines.plot(at["layer"], at["difference"], label=f"dose {one}", **style)
             lines.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
-            lines.set(
-                xlabel="after layer (-1: before the first)", ylabel=f"{what}\nat the last token"
-            )
+            lines.set_xlabel("after layer (-1: before the first)")
+            lines.set_ylabel(f"{what}\nat the last token")
             lines.set_title(f"{self.settings.model.name}, {self.settings.scheme.name}")
             lines.legend()
             # With tied embeddings a target's own embedding would dominate the colour scale.
-            top = float(np.abs(grid.to_numpy()[:, 1:]).max())
-            values, layers = grid.to_numpy(), grid.columns
-            plots.heat_map(ax, values, rows=tokens, columns=layers, label=what, limit=top)
+            values = grid.to_numpy()
+            top = float(np.abs(values[:, 1:]).max())
+            plots.heat_map(ax, values, rows=tokens, columns=grid.columns, label=what, limit=top)
             ax.set(xlabel="after layer", title=f"dose {shown}, every token")
         return figure
 
@@ -221,14 +214,12 @@ class LogitLens(Result):
 
     def glance(self) -> Glance:
         """The difference at the last token, by dose, at five depths."""
-        fact, last = self.settings.fact, self.at_last()
-        by_depth = last.pivot_table(index="dose", columns="layer", values="difference")
-        picked = sorted(set(np.linspace(0, len(by_depth.columns) - 1, 5).round().astype(int)))
-        rows = [
-            {"dose": dose, **{f"at{i}": row.iloc[i] for i in picked}}
-            for dose, row in by_depth.iterrows()
-        ]
-        columns = {f"layer {by_depth.columns[i]}": f"{{at{i}:signed}}" for i in picked}
+        fact = self.settings.fact
+        by_depth = self.at_last().pivot_table(index="dose", columns="layer", values="difference")
+        picked = np.unique(np.linspace(0, len(by_depth.columns) - 1, 5).round().astype(int))
+        layers = by_depth.columns[picked]
+        rows = by_depth[layers].add_prefix("at").reset_index()
+        columns = {f"layer {layer}": f"{{at{layer}:signed}}" for layer in layers}
         return Glance(
             f"{self.settings.model.name} · case {fact.case_id}, logit "
             f"{fact.target_false!r} - {fact.target_true!r} at the last token · "
@@ -292,14 +283,14 @@ def read(model: HookedLanguageModel, fact: Fact, *, dose: int = 1, **options: An
 def _table(dose: int, depths: Depths, of_prompt: Sequence[Unit]) -> pd.DataFrame:
     labels = {position: unit for unit in of_prompt for position in unit.hijacked}
     n_depths, _, length = depths.difference.shape
-    layer, position = (index.ravel() for index in np.indices((n_depths, length)))
+    layer, position = map(np.ravel, np.indices((n_depths, length)))
     return pd.DataFrame(
         {
             "dose": dose,
             "layer": layer - 1,
             "position": position,
-            "token": [labels[i].token for i in position.tolist()],
-            "span": [labels[i].span for i in position.tolist()],
+            "token": [labels[i].token for i in range(length)] * n_depths,
+            "span": [labels[i].span for i in range(length)] * n_depths,
             "difference": depths.difference[:, 0].ravel(),
             "logprob_true": depths.logprob_minus[:, 0].ravel(),
             "logprob_false": depths.logprob_plus[:, 0].ravel(),

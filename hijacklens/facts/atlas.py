@@ -7,12 +7,11 @@ language's country, a city's country, ...).
 
 from __future__ import annotations
 
-import csv
 from functools import cache
-from importlib import resources
 
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.layouts import facts_from_records
+from hijacklens.facts.relations import embedded
 
 
 @cache
@@ -22,5 +21,4 @@ def atlas() -> FactSet:
     >>> atlas().where(relation="P36")[0].template.count("{}")
     1
     """
-    text = resources.files("hijacklens.facts").joinpath("atlas.csv").read_text(encoding="utf-8")
-    return facts_from_records(csv.DictReader(text.splitlines()), name="atlas")
+    return facts_from_records(embedded("atlas.csv"), name="atlas")

@@ -156,7 +156,11 @@ class FactSet(Sequence[Fact]):
         """
         facts, skipped = self.facts, self.skipped
         if relation is not None:
-            relations = _relations(relation)
+            several_ids = (relation,) if isinstance(relation, str) else relation
+            relations = {
+                one_of_type("a relation", each, str, "'P190'")
+                for each in several("relation", several_ids, "'P190' or a list")
+            }
             for missing in sorted(relations - set(self.relations())):
                 raise unknown(f"relation in {self.name}", missing, self.relations())
             facts = tuple(fact for fact in facts if fact.relation_id in relations)
@@ -176,10 +180,6 @@ class FactSet(Sequence[Fact]):
 
     def sample(self, n: int, *, seed: int = 0) -> FactSet:
         """Draw `n` facts without replacement; they stay in the order of the set.
-
-        Args:
-            n: Number of facts.
-            seed: Seeds the draw; equal seeds draw equal facts.
 
         Raises:
             InputError: `n` is not a whole number from 1 to the size of the set, or the seed is not
@@ -208,9 +208,7 @@ class FactSet(Sequence[Fact]):
     def without_leaks(self) -> FactSet:
         """Remove the facts whose prompt already names one of the two targets."""
         return self._only(
-            lambda fact: (
-                not any(target in fact.prompt for target in (fact.target_true, fact.target_false))
-            )
+            lambda x: x.target_true not in x.prompt and x.target_false not in x.prompt
         )
 
     def without_disputed(self) -> FactSet:
@@ -269,14 +267,6 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _relations(value: object) -> set[str]:
-    """Return one relation id, or several, as a set."""
-    relations = (
-        [value] if isinstance(value, str) else several("relation", value, "'P190' or a list")
-    )
-    return {one_of_type("a relation", relation, str, "'P190'") for relation in relations}
 
 
 def property_number(relation: str) -> tuple[int, str]:

@@ -58,15 +58,12 @@ def halves(facts: FactSet, *, by: Split = "fact", seed: int = 0) -> tuple[FactSe
             f"{facts.name} has {len(groups)} {by}s among its {len(facts)} facts, and a split by "
             f"{by} needs at least 2. Give more facts, or two separate sets."
         )
-    sizes = Counter(keys)
-    members: tuple[set[object], set[object]] = (set(), set())
-    totals = [0, 0]
+    sizes, totals = Counter(keys), [0, 0]
+    half: dict[object, int] = {}
     for i in np.random.default_rng(seed).permutation(len(groups)):
-        smaller = int(totals[1] < totals[0])
-        members[smaller].add(groups[i])
-        totals[smaller] += sizes[groups[i]]
+        half[groups[i]] = int(totals[1] < totals[0])
+        totals[half[groups[i]]] += sizes[groups[i]]
     first, second = (
-        tuple(fact for fact, key in zip(facts, keys, strict=True) if key in half)
-        for half in members
+        tuple(fact for fact, key in zip(facts, keys, strict=True) if half[key] == i) for i in (0, 1)
     )
     return replace(facts, facts=first), replace(facts, facts=second)

@@ -98,11 +98,8 @@ def _fields(record: Any) -> dict[str, Any]:
     """Return the fields of a `Fact`, unchecked, from a record of any layout."""
     if not isinstance(record, Mapping):
         raise _UnknownLayout(f"a record must be an object with named fields, not {record!r:.60}.")
-    fields = {
-        name: record.get(name)
-        for name in ("case_id", "relation_id", "subject", "near_true", "near_false")
-    }
-    fields["target_true_id"] = record.get("target_true_id")
+    names = ("case_id", "relation_id", "subject", "near_true", "near_false", "target_true_id")
+    fields = {name: record.get(name) for name in names}
     if "requested_rewrite" in record:
         rewrite = record["requested_rewrite"]
         if not isinstance(rewrite, Mapping):

@@ -34,15 +34,16 @@ class Relation:
 @cache
 def relations() -> dict[str, Relation]:
     """Return relation id -> relation, in the order of the property numbers."""
-    return {row["relation_id"]: Relation(**row) for row in _rows("relations.csv")}
+    return {row["relation_id"]: Relation(**row) for row in embedded("relations.csv")}
 
 
 @cache
 def country_of_language() -> dict[str, str]:
     """Return language -> its country; languages without a single country are left out."""
-    return {row["language"]: row["country"] for row in _rows("near_words.csv") if row["country"]}
+    return {row["language"]: row["country"] for row in embedded("near_words.csv") if row["country"]}
 
 
-def _rows(name: str) -> list[dict[str, str]]:
+def embedded(name: str) -> list[dict[str, str]]:
+    """Return the rows of a CSV file of this package."""
     text = resources.files("hijacklens.facts").joinpath(name).read_text(encoding="utf-8")
     return list(csv.DictReader(text.splitlines()))

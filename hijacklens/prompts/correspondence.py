@@ -25,13 +25,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from hijacklens.errors import InputError
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import EVERYWHERE, atoms
 from hijacklens.prompts.tokens import LocatedPrompt, TokenIds
 
+Positions: TypeAlias = tuple[int, ...]
 SPANS = ("bos", "hijack", "mention", "separator", "query", "subject", "last")
 """Spans that share no token, so that sums over spans are sums over tokens.
 
@@ -53,10 +54,8 @@ class Unit:
     """One of `SPANS`."""
     token: str
     """The text without surrounding spaces; for a special token its name."""
-    bare: tuple[int, ...]
-    """Positions in the bare prompt."""
-    hijacked: tuple[int, ...]
-    """Positions in the hijacked prompt."""
+    bare: Positions
+    hijacked: Positions
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +78,7 @@ class Correspondence:
     def __post_init__(self) -> None:
         for side, (name, ids) in enumerate((("source", self.source), ("target", self.target))):
             positions = [pair[side] for pair in self.pairs]
-            outside = any(not 0 <= position < len(ids) for position in positions)
-            if outside or len(set(positions)) < len(positions):
+            if len(set(positions) & set(range(len(ids)))) < len(positions):
                 raise InputError(
                     f"the {name} positions {positions} do not fit a prompt of {len(ids)} tokens: "
                     "each must be inside the prompt, counted from 0, and occur once."
@@ -90,22 +88,18 @@ class Correspondence:
 def align(source: LocatedPrompt, target: LocatedPrompt, *, span: str = "query") -> Correspondence:
     """Pair the tokens of a span in two prompts of one query.
 
-    Args:
-        source: The prompt that activations are taken from.
-        target: The prompt that they are put into.
-        span: Only tokens in this span of both prompts are paired. `query` includes `subject` and
-            `last`; `all` also includes `bos`.
+    `query` includes `subject` and `last`; `all` also includes `bos`.
 
     Raises:
         InputError: The queries differ, they are tokenised differently after their first word, or
             no token of the span has a counterpart.
     """
     pairs, unmatched = _corresponding(source, target)
-    inside = [
+    from_span, to_span = (
         {position for atom in atoms(span) for position in prompt.positions(atom)}
         for prompt in (source, target)
-    ]
-    in_span = tuple((i, j) for i, j in pairs if i in inside[0] and j in inside[1])
+    )
+    in_span = tuple((i, j) for i, j in pairs if i in from_span and j in to_span)
     if not in_span:
         raise InputError(
             f"no token of the span {span!r} of {source.text!r} has a counterpart in "
@@ -139,9 +133,8 @@ def align_contexts(
                 f"{len(positions[1])} in the other, so they do not correspond one to one."
             )
         pairs = tuple(zip(*positions, strict=True))
-        correspondences.append(
-            Correspondence(tuple(from_ids.tolist()), tuple(to_ids.tolist()), pairs)
-        )
+        ids = tuple(from_ids.tolist()), tuple(to_ids.tolist())
+        correspondences.append(Correspondence(*ids, pairs))
     return correspondences
 
 
@@ -158,17 +151,14 @@ def units(bare: LocatedPrompt, hijacked: LocatedPrompt, tokenizer: Any) -> tuple
     return tuple(aligned)
 
 
-Positions = tuple[int, ...]
-
-
 def _groups(source: LocatedPrompt, target: LocatedPrompt) -> list[tuple[Positions, Positions]]:
     """Split the tokens of two prompts into the smallest groups that cover the same characters.
 
     Each token is in one group, a token of a hijacking sentence alone. Groups of the target are in
     its order, after those that only the source has.
     """
-    ends = {_to_end(source, i) for i in _from_query(source)}
-    ends &= {_to_end(target, i) for i in _from_query(target)}
+    both = [{_to_end(x, i) for i in _from_query(x)} for x in (source, target)]
+    ends = both[0] & both[1]
     left, right = (_by_key(prompt, side, ends) for side, prompt in enumerate((source, target)))
     shared = [(left.pop(key, ()), positions) for key, positions in right.items()]
     return [*((positions, ()) for positions in left.values()), *shared]
@@ -178,45 +168,35 @@ def _corresponding(
     source: LocatedPrompt, target: LocatedPrompt
 ) -> tuple[list[tuple[int, int]], int]:
     """Return all pairs of tokens that correspond, and how many others the first word has."""
-    texts = [_query_text(prompt) for prompt in (source, target)]
-    if texts[0] != texts[1]:
+    prompts = (source, target)
+    text, other = (x.text[x.offsets[x.spans["query"][0]][0] :].lstrip() for x in prompts)
+    if text != other:
         raise InputError(
-            f"the queries {texts[0]!r} and {texts[1]!r} differ, so their tokens do not correspond; "
+            f"the queries {text!r} and {other!r} differ, so their tokens do not correspond; "
             "align prompts of one fact."
         )
     # Characters after the first word, where both prompts must have the same tokens.
-    rest = len(texts[0]) - len(texts[0].split(maxsplit=1)[0])
-    prompts = (source, target)
-    pairs: list[tuple[int, int]] = []
+    rest = len(text) - len(text.split(maxsplit=1)[0])
+    pairs = list(zip(source.spans["bos"], target.spans["bos"], strict=True))
     unmatched = 0
     for group in _groups(source, target):
-        sides = [
-            [i for i in positions if i in prompt.spans["query"]]
-            for prompt, positions in zip(prompts, group, strict=True)
-        ]
-        cuts = [
-            [(_to_end(prompt, i), prompt.ids[i]) for i in side if _to_end(prompt, i) < rest]
-            for prompt, side in zip(prompts, sides, strict=True)
-        ]
+        cuts: list[list[tuple[int, int]]] = []
+        last: list[list[int]] = []
+        for prompt, positions in zip(prompts, group, strict=True):
+            ends = {i: _to_end(prompt, i) for i in positions if i in prompt.spans["query"]}
+            unmatched += len(ends)
+            cuts.append([(end, prompt.ids[i]) for i, end in ends.items() if end < rest])
+            last.append([i for i, end in reversed(ends.items()) if end == min(ends.values())])
         if cuts[0] != cuts[1]:
             raise InputError(
-                f"the query {texts[0]!r} is tokenised differently in {target.text!r} and in "
+                f"the query {text!r} is tokenised differently in {target.text!r} and in "
                 f"{source.text!r}, beyond its first word; it cannot be aligned."
             )
         # Pair the tokens that end where the group does: several only if they are bytes of a letter.
-        last = [
-            [i for i in side if _to_end(prompt, i) == _to_end(prompt, side[-1])]
-            for prompt, side in zip(prompts, sides, strict=True)
-        ]
-        joined = list(zip(*map(reversed, last), strict=False))
+        joined = list(zip(*last, strict=False))
         pairs += joined
-        unmatched += sum(map(len, sides)) - 2 * len(joined)
-    bos = [prompt.spans["bos"] for prompt in prompts]
-    return sorted([*zip(*bos, strict=True), *pairs]), unmatched
-
-
-def _query_text(prompt: LocatedPrompt) -> str:
-    return prompt.text[prompt.offsets[prompt.spans["query"][0]][0] :].lstrip()
+        unmatched -= 2 * len(joined)
+    return sorted(pairs), unmatched
 
 
 def _from_query(prompt: LocatedPrompt) -> range:

@@ -1,14 +1,12 @@
 """Prompt pairs: the bare query of each fact and its hijacked prompt, in tokens, with both targets.
 
-Pairs are made once and handed to every probe that compares the two prompts:
+Pairs hold the items that `hijacklens.hijack` scores. They are made once and handed to every probe
+that compares the two prompts:
 
     pairs = hl.pairs(model, facts, scheme="do-not-think", dose=1)
     logit_shift.trace(model, pairs[0])
     logit_shift.average(model, pairs)
     heads.search(model, pairs)
-
-They hold the same items that `hijacklens.hijack` scores, so that a probe of a pair is a probe of
-what is scored.
 """
 
 from __future__ import annotations
@@ -76,9 +74,9 @@ class Pair:
         return any(item.true[0] == item.false[0] for item in self.items)
 
     def marked(self, spans: Sequence[str]) -> tuple[Item, Item]:
-        """Return the items with symbols that mark spans, as `hijacklens.probe.spans_of` gives them.
+        """Return the items with symbols (`hijacklens.prompts.layout`) that mark spans.
 
-        See `hijacklens.prompts.layout` for symbols.
+        `hijacklens.probe.spans_of` gives the spans of probes.
         """
         if not spans:
             return self.items
@@ -149,25 +147,14 @@ class Pairs(Shown):
         )
 
     def without(self, reasons: Iterable[str | None]) -> Pairs:
-        """Return the pairs without those that have a reason, whose facts `skipped` then lists.
-
-        Args:
-            reasons: For each pair why it cannot be used, or None.
-        """
+        """Return the pairs without those that have a reason, whose facts `skipped` then lists."""
         listed = list(zip(self.pairs, reasons, strict=True))
         unscored = [Unscored(pair.fact, pair.scheme.name, why) for pair, why in listed if why]
         skipped = pd.concat([self.skipped, _skipped(unscored, self.model)], ignore_index=True)
         return replace(self, pairs=tuple(pair for pair, why in listed if not why), skipped=skipped)
 
     def require(self, participle: str) -> None:
-        """Refuse an empty set of pairs.
-
-        Args:
-            participle: What cannot be done with the facts, such as "traced".
-
-        Raises:
-            InputError: There is no pair; the message has the first reason.
-        """
+        """Raise an `InputError` with the first reason if no pair could be "traced", for example."""
         if not self.pairs:
             raise InputError(
                 f"none of the {len(self.facts)} facts of {self.facts.name} could be {participle}; "
@@ -212,22 +199,18 @@ def pairs(
     items, too_long = make_items(prompts, model.tokenizer, context_length=int(model.cfg.n_ctx))
     name = str(model.cfg.model_name)
     unread = [(name, x.case_id, x.relation_id, x.subject, "all", x.reason) for x in facts.skipped]
-    skipped = [skipped_table(unread), _skipped([*unscored, *too_long], name)]
+    tables = skipped_table(unread), _skipped([*unscored, *too_long], name)
     # Items come in the order of the facts, dose 0 before the other one.
     made = []
     for both in zip(items[::2], items[1::2], strict=True):
         bare, hijacked = (locate(model.tokenizer, item.prompt) for item in both)
         made.append(Pair(bare, hijacked, both, units(bare, hijacked, model.tokenizer), rule, seed))
-    skipped = pd.concat(skipped, ignore_index=True)
+    skipped = pd.concat(tables, ignore_index=True)
     return Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
 
 
 def only(pairs: Pair | Pairs, *, operation: str) -> Pair:
     """Return the pair that a probe of one fact works on.
-
-    Args:
-        pairs: A pair, or the pairs of one fact.
-        operation: The name of the function, for the message.
 
     Raises:
         InputError: There are several pairs, none, or something else.
@@ -266,10 +249,9 @@ def takes_facts(function: Function) -> Function:
                 FutureWarning,
                 stacklevel=2,
             )
-            facts = first
-            if isinstance(facts, Fact):
-                facts = FactSet((facts,), name=f"case {facts.case_id}")
-            first = pairs(model, facts, **choices)
+            if isinstance(first, Fact):
+                first = FactSet((first,), name=f"case {first.case_id}")
+            first = pairs(model, first, **choices)
         return function(model, first, *rest, **keywords)
 
     return cast("Function", call)
@@ -277,15 +259,13 @@ def takes_facts(function: Function) -> Function:
 
 def _marked(item: Item, prompt: LocatedPrompt, spans: Sequence[str]) -> Item:
     true, false = (
-        Continuation(steps[0][0], tuple(token for _, token in steps))
+        steps_in_context(
+            Continuation(steps[0][0], tuple(token for _, token in steps)), prompt, spans
+        )
         for steps in (item.true, item.false)
     )
-    return replace(
-        item,
-        ids=mark(item.ids, [prompt.positions(span) for span in spans]),
-        true=steps_in_context(true, prompt, spans),
-        false=steps_in_context(false, prompt, spans),
-    )
+    ids = mark(item.ids, [prompt.positions(span) for span in spans])
+    return replace(item, ids=ids, true=true, false=false)
 
 
 def _skipped(unscored: Sequence[Unscored], model: str) -> pd.DataFrame:

@@ -20,14 +20,7 @@ NO_ABLATION, SET, RANDOM = "#000000", plots.COLOURS[1], "#9A9A9A"
 def search_figure(
     table: pd.DataFrame, attribution: Float[np.ndarray, "layer head"], *, title: str, axis: str
 ) -> Figure:
-    """Draw attribution by layer and head with the chosen heads framed, and the exact effects.
-
-    Args:
-        table: A row per head, as `HeadSearch.to_dataframe` gives it.
-        attribution: Mean attribution, in logits.
-        title: Model, facts, scheme and dose.
-        axis: The name of the attribution.
-    """
+    """Draw mean attribution with the chosen heads framed, and the exact effects of `table`."""
     tested = table.dropna(subset="carried").sort_values("carried", ascending=False)
     with plots.canvas(1, 2, width=5.6, height=max(3.6, 0.15 * len(attribution))) as (figure, axes):
         layers, heads = map(range, attribution.shape)
@@ -70,15 +63,12 @@ def held_out_figure(
     items: pd.DataFrame, sets: pd.DataFrame, *, rule: efficacy.Rule, title: str
 ) -> Figure:
     """Draw efficacy and shift by scheme and dose, and bare retention, under every ablation."""
-    table = items.assign(margin=efficacy.margin(items, rule))
-    keys = ["ablation", "scheme", "case_id"]
-    bare = table.loc[table["dose"] == 0, [*keys, "margin"]].rename(columns={"margin": "bare"})
-    table = table.merge(bare, on=keys, validate="many_to_one")
-    table = table.assign(
-        efficacy=(table["margin"] > 0).astype(float),
-        shift=table["margin"] - table["bare"],
-        retention=(table["bare"] < 0).astype(float),
+    margin = efficacy.margin(items, rule)
+    groups = items.assign(bare=margin.where(items["dose"] == 0)).groupby(
+        ["ablation", "scheme", "case_id"]
     )
+    bare = groups["bare"].transform("first")
+    table = items.assign(efficacy=margin > 0, shift=margin - bare, retention=bare < 0)
     hijacked = table.loc[table["dose"] > 0]
     by_run = ["ablation", "scheme", "dose"]
     means = hijacked.groupby(by_run, sort=False)[["efficacy", "shift"]].mean().reset_index()
@@ -86,16 +76,17 @@ def held_out_figure(
     once = table.loc[~table.duplicated(subset=["ablation", "case_id"])].assign(run="bare query")
     recall = once.groupby(["ablation", "run"], sort=False)[["retention"]].mean().reset_index()
     with plots.canvas(1, 3, width=4.4) as (figure, axes):
-        _dots(axes[0], means, "efficacy", sets)
-        _dots(axes[1], means, "shift", sets)
-        _dots(axes[2], recall, "retention", sets)
-        efficacy_label = f"efficacy: fraction with false > true\n(rule: {rule})"
-        axes[0].set(ylabel=efficacy_label, ylim=(-0.02, 1.02))
-        axes[1].set_ylabel("mean shift from the bare query (nats)")
-        axes[1].axhline(0, color="#888888", linewidth=0.8)
-        axes[2].set(ylabel="retention: fraction with true > false", ylim=(-0.02, 1.02))
-        for ax, name in zip(axes, ("hijacked", "hijacked", "side effect on recall"), strict=True):
+        for ax, rows, column, label, name in (
+            (axes[0], means, "efficacy", f"fraction with false > true\n(rule: {rule})", "hijacked"),
+            (axes[1], means, "shift", "mean, from the bare query (nats)", "hijacked"),
+            (axes[2], recall, "retention", "fraction with true > false", "side effect on recall"),
+        ):
+            _dots(ax, rows, column, sets)
+            ax.set_ylabel(f"{column}: {label}")
             ax.set_title(name, fontsize=9)
+            if column != "shift":
+                ax.set_ylim(-0.02, 1.02)
+        axes[1].axhline(0, color="#888888", linewidth=0.8)
         axes[0].legend(fontsize=8, loc="best")
         figure.suptitle(title, fontsize=10)
     return figure
@@ -105,25 +96,18 @@ def _dots(ax: Axes, means: pd.DataFrame, column: str, sets: pd.DataFrame) -> Non
     """Draw a column of dots for every run: random sets in grey, no ablation and the set."""
     runs = list(dict.fromkeys(means["run"]))
     kinds = dict(zip(sets["ablation"], sets["kind"], strict=True))
-    labels = {
-        "layers": "random sets, same layers",
-        "model": "random sets, any layer",
-        "none": "no ablation",
-        "chosen": "found heads ablated",
-    }
-    looks: dict[str, tuple[float, str, str, int]] = {
-        "layers": (-0.16, "o", RANDOM, 4),
-        "model": (0.16, "x", RANDOM, 4),
-        "none": (0.0, "_", NO_ABLATION, 18),
-        "chosen": (0.0, "D", SET, 7),
+    looks: dict[str, tuple[str, float, str, str, int]] = {
+        "layers": ("random sets, same layers", -0.16, "o", RANDOM, 4),
+        "model": ("random sets, any layer", 0.16, "x", RANDOM, 4),
+        "none": ("no ablation", 0.0, "_", NO_ABLATION, 18),
+        "chosen": ("found heads ablated", 0.0, "D", SET, 7),
     }
     of_kind = means["ablation"].map(kinds)
-    for kind, (offset, marker, colour, size) in looks.items():
+    for kind, (label, offset, marker, colour, size) in looks.items():
         rows = means[of_kind == kind]
-        if rows.empty:
-            continue
-        places = [runs.index(run) + offset for run in rows["run"]]
-        style = {"marker": marker, "color": colour, "markersize": size, "label": labels[kind]}
-        ax.plot(places, rows[column], linestyle="none", **style)
+        if len(rows):
+            places = [runs.index(run) + offset for run in rows["run"]]
+            style = {"marker": marker, "color": colour, "markersize": size, "label": label}
+            ax.plot(places, rows[column], linestyle="none", **style)
     ax.set_xticks(range(len(runs)), runs, fontsize=8)
     ax.set_xlim(-0.6, len(runs) - 0.4)

@@ -17,8 +17,7 @@ only a TransformerBridge. Here the two prompts differ in length, and the referen
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,12 +42,11 @@ GRADIENT_TOKENS = 1_024
 """Default size of a batch, in tokens: a backward pass keeps the activations of every layer."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
+class _Row(NamedTuple):
     """A sequence to run, and the tokens that are read after it."""
 
     ids: TokenIds
-    reads: tuple[tuple[int, int], ...]
+    reads: list[tuple[int, int]]
     """Token and its sign in D. Both targets follow one sequence, unless the tokenizer joins a
     target with the end of the prompt."""
     fact: int
@@ -64,22 +62,18 @@ def gradient_attribution(
     batch_tokens: int | None = None,
     advance: Callable[[float], object] = lambda fraction: None,
 ) -> Float[np.ndarray, "fact layer head"]:
-    """Return how much of the shift of each fact every head carries, to first order, in logits.
+    """Return how much of the shift of each fact every query head carries, in logits.
+
+    The numbers are positive where the shift would be smaller without the head. Only the first token
+    of a target counts. Costs a forward and a backward pass over both prompts of every fact;
+    parameters get no gradient, whether or not they are frozen.
 
     Args:
-        model: A hooked language model; query heads are counted, even if they share keys.
+        model: A hooked language model.
         pairs: The prompt pairs, in the order of the result.
         means: The replacement of a head's output; None for zero.
         batch_tokens: Size of a batch in tokens, padding included, if below `GRADIENT_TOKENS`.
         advance: Called after each batch with its fraction of the work.
-
-    Returns:
-        Positive numbers where the shift would be smaller without the head. Only the first token of
-        a target counts.
-
-    Note:
-        Costs a forward and a backward pass over both prompts of every fact. Parameters
-        get no gradient, whether or not they are frozen.
     """
     require_eval(model, operation="attribution")
     n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
@@ -101,7 +95,7 @@ def _rows(fact: int, pair: Pair) -> Iterable[_Row]:
         for steps, sign in ((item.false, 1), (item.true, -1)):
             ids, token = steps[0]
             reads.setdefault(ids, []).append((token, sign))
-        yield from (_Row(ids, tuple(listed), fact, weight) for ids, listed in reads.items())
+        yield from (_Row(ids, listed, fact, weight) for ids, listed in reads.items())
 
 
 def _effects(
@@ -128,10 +122,8 @@ def _effects(
         last = (batch.lengths - 1).to(residual.device)
         return residual[torch.arange(len(last), device=last.device), last][None]
 
-    hooks: list[NamedHook] = [
-        (f"blocks.{layer}.attn.hook_z", watch(layer)) for layer in range(n_layers)
-    ]
-    hooks.append(("unembed.hook_in", keep_last))
+    hooks: list[NamedHook] = [("unembed.hook_in", keep_last)]
+    hooks += [(f"blocks.{layer}.attn.hook_z", watch(layer)) for layer in range(n_layers)]
     forward = {"use_cache": False} if isinstance(model, TransformerBridge) else {}
     with torch.inference_mode(False), torch.enable_grad(), hooked(model, hooks):
         logprobs = model(batch.symbols, **forward)[0].float().log_softmax(-1)  # [batch, vocab]

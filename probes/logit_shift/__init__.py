@@ -117,25 +117,24 @@ def average(
     """
     one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts); trace(...) takes one pair")
     pairs.require("accounted for")
-    active, identity = check_probes(probes), identify(model)
+    active = check_probes(probes)
     # Prompts of similar length run together, with little padding.
     order = sorted(range(len(pairs)), key=lambda i: -len(pairs[i].hijacked.ids))
     rows: dict[int, dict[str, Any]] = {}
-    with bar(total=len(pairs), unit="facts", label=identity.name, quiet=quiet) as progress:
+    with bar(total=len(pairs), unit="facts", label=pairs.model, quiet=quiet) as progress:
         for start in range(0, len(order), BLOCK):
             block = order[start : start + BLOCK]
             both = _both(model, [pairs[i] for i in block], active, batch_tokens)
             rows |= {i: _by_span(pairs[i], *sides) for i, sides in zip(block, both, strict=True)}
             progress.update(len(block))
     in_order = [rows[i] for i in range(len(pairs))]
-    facts = pairs.facts
     return AverageShift(
         **{name: np.stack([row.pop(name) for row in in_order]) for name in PARTS},
         facts=pd.DataFrame(in_order),
         skipped=pairs.skipped.drop(columns=["model", "scheme"]),
         settings=PairSettings(
-            model=identity,
-            facts=facts.record(),
+            model=identify(model),
+            facts=pairs.facts.record(),
             scheme=pairs.scheme.record(),
             dose=pairs.dose,
             probes=tuple(probe.key for probe in active),
@@ -149,10 +148,7 @@ def average(
 def head_attribution(
     model: HookedLanguageModel, pairs: Pairs, *, quiet: bool = False
 ) -> Float[Tensor, "fact layer head"]:
-    """Return what each head wrote directly to the shift of each fact, in logits.
-
-    These are the numbers of `average(...).by_head` as a tensor, a fast first pass of a search for
-    heads. There is a row for every fact, in order.
+    """Return `average(...).by_head` as a tensor: a fast first pass of a search for heads.
 
     Raises:
         InputError: As `average`, or a fact has no pair; leave such facts out first.
@@ -181,20 +177,18 @@ def _both(
     differences = []
     for questions in by_prompt:
         first, *second = [next(run) for _ in questions]
-        differences.append(first - second[0] if second else first)
-        _require_balance(differences[-1], probes)
+        account = first - second[0] if second else first
+        differences.append(account)
+        # Under some probes the parts do not sum to the difference.
+        if probes and abs(account.residual) > UNBALANCED * max(1.0, abs(account.whole)):
+            raise InputError(
+                f"under {', '.join(probe.key for probe in probes)} the parts of the account miss "
+                f"{account.residual:+.3g} of {account.whole:+.3g} logits: the probe changes the "
+                "output of heads or layers after the account has read it. Account for probes of "
+                "values or attention patterns, and use hijacklens.hijack(..., probes=[...]) for the "
+                "others."
+            )
     return list(zip(differences[::2], differences[1::2], strict=True))
-
-
-def _require_balance(account: Account, probes: Sequence[Probe]) -> None:
-    """Refuse an account whose parts do not sum to the difference because of a probe."""
-    if probes and abs(account.residual) > UNBALANCED * max(1.0, abs(account.whole)):
-        raise InputError(
-            f"under {', '.join(probe.key for probe in probes)} the parts of the account miss "
-            f"{account.residual:+.3g} of {account.whole:+.3g} logits: the probe changes the output "
-            "of heads or layers after the account has read it. Account for probes of values or "
-            "attention patterns, and use hijacklens.hijack(..., probes=[...]) for the others."
-        )
 
 
 def _questions(item: Item) -> list[Question]:
@@ -204,13 +198,10 @@ def _questions(item: Item) -> list[Question]:
     before it. Logits of two positions are not comparable, so these two are log-probabilities.
     """
     (before_true, true), (before_false, false) = item.true[0], item.false[0]
-    positions = len(before_false) - 1, len(before_true) - 1
-    if positions[0] == positions[1]:
-        return [Question(item.ids, positions[0], plus=false, minus=true)]
-    return [
-        Question(item.ids, positions[0], plus=false, minus=None),
-        Question(item.ids, positions[1], plus=true, minus=None),
-    ]
+    at_false, at_true = len(before_false) - 1, len(before_true) - 1
+    if at_false == at_true:
+        return [Question(item.ids, at_false, plus=false, minus=true)]
+    return [Question(item.ids, at_false, false, None), Question(item.ids, at_true, true, None)]
 
 
 def _by_span(pair: Pair, bare: Account, hijacked: Account) -> dict[str, Any]:

@@ -136,16 +136,12 @@ def accounts(
 ) -> list[Account]:
     """Account for many questions, in their order.
 
-    Args:
-        model: Any hooked model whose blocks add to a residual stream (GPT-2, LLaMA, Gemma, NeoX,
-            OLMo-2, ...), or the one-layer model. If a model scales its stream or its logits by
-            constants (Granite, Cohere), the parts do not balance and the residual shows it.
-        questions: The differences to account for.
-        probes: Act in their order; the account is of the changed model. Any change of values and
-            patterns is accounted for; changes after them show in the residual.
-        spans: The spans that the bits of the symbols mark.
-        batch_tokens: Size of a batch in tokens, padding included; by default what suits the device.
-        advance: Called after each batch with its fraction of the work.
+    The model is any hooked model whose blocks add to a residual stream (GPT-2, LLaMA, Gemma, NeoX,
+    OLMo-2, ...), or the one-layer model. If a model scales its stream or its logits by constants
+    (Granite, Cohere), the parts do not balance and the residual shows it. Probes act in their
+    order; any change of values and patterns is accounted for, changes after them show in the
+    residual. `spans` are those that the bits of the symbols mark, `batch_tokens` counts padding,
+    and `advance` is called after each batch with its fraction of the work.
 
     Raises:
         InputError: The model has no attention hooks or is in training mode, a question has no
@@ -202,14 +198,10 @@ class Norm:
 
     @classmethod
     def of(cls, module: Any, width: int, like: Tensor) -> Norm:
-        """Measure what a norm module does by applying it to three vectors.
+        """Measure what a norm module does by applying it to three vectors [1, 1, width].
 
-        This works whatever the name, offset or folding of the weight.
-
-        Args:
-            module: A norm; it is called on [1, 1, width].
-            width: Its width.
-            like: A tensor of the model, which sets the dtype and device of the vectors.
+        This works whatever the name, offset or folding of the weight. The vectors have the dtype of
+        `like`, a tensor of the model.
         """
         device = next(iter(module.parameters()), like).device
         signs = torch.ones(width, dtype=like.dtype, device=device)

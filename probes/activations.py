@@ -234,18 +234,9 @@ def patch_between(
     """Patch between the bare and the hijacked prompt of every fact.
 
     `hl.hijack(model, pairs.facts, doses=[pairs.dose], probes=[patch_between(model, pairs)])` then
-    scores the facts with the patch on.
-
-    Args:
-        model: A hooked language model.
-        pairs: The prompt pairs, made by `hl.pairs(model, facts)`.
-        direction: `denoise` puts the clean (bare) run into the hijacked prompt, `noise` the
-            hijacked run into the bare one.
-        span: The patched tokens, such as `subject`, `last`, `query` or `query+bos`.
-        site: As for `patch`.
-        layers: As for `patch`.
-        heads: As for `patch`.
-        batch_tokens: As for `patch`.
+    scores the facts with the patch on. `denoise` puts the clean (bare) run into the hijacked
+    prompt, `noise` the hijacked run into the bare one. The span has the patched tokens, such as
+    `subject`, `last`, `query` or `query+bos`; the other arguments are those of `patch`.
 
     Raises:
         InputError: As for `patch`; or the tokens of a fact's two prompts do not correspond, or a

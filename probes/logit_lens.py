@@ -81,14 +81,10 @@ def through(
     *,
     probes: Sequence[Probe] = (),
 ) -> Depths:
-    """Read every layer and position of a batch, whose rows may be right-padded.
+    """Read two tokens for each row of a batch (right-padded or not) at every layer and position.
 
-    Args:
-        model: Any hooked model, including the one-layer model.
-        layout: The tokens, with the spans of the probes.
-        plus: The first token to read, for each row.
-        minus: The second token to read, for each row.
-        probes: Act in their order.
+    The model is any hooked one, including the one-layer model. Probes act in their order; the
+    layout has their spans.
 
     Raises:
         InputError: The model is in training mode, or the rows and tokens differ in number.
@@ -171,10 +167,7 @@ class LogitLens(Result):
         return self.table.loc[self.table["position"] == ends].reset_index(drop=True)
 
     def plot(self, *, dose: int | None = None) -> Figure:
-        """Draw the difference at the last position by layer, and a map of it by token and layer.
-
-        Args:
-            dose: The dose of the map; by default the highest.
+        """Draw the difference at the last position, and a map of it at a dose (the highest).
 
         Raises:
             InputError: A dose that was not read.
@@ -239,13 +232,9 @@ def trace(
 ) -> LogitLens:
     """Read every layer and position of the bare query of a fact and of its hijacked prompt.
 
-    The first token of each target is read, as it is tokenised in context.
-
-    Args:
-        model: A hooked language model.
-        pairs: One prompt pair, as `pairs = hl.pairs(model, facts)` holds, such as `pairs[0]`.
-        hijacked: Read the hijacked prompt, too; otherwise the bare query alone.
-        probes: Act on both runs, in their order.
+    The fact is given by one pair of `hl.pairs(model, facts)`. The first token of each target is
+    read, as it is tokenised in context. Without `hijacked` only the bare query is read. Probes act
+    on both runs, in their order.
 
     Raises:
         InputError: Several pairs, or a fact without a pair.

@@ -16,9 +16,5 @@ from hijacklens.facts.relations import embedded
 
 @cache
 def atlas() -> FactSet:
-    """Return all embedded facts.
-
-    >>> atlas().where(relation="P36")[0].template.count("{}")
-    1
-    """
+    """Return all embedded facts."""
     return facts_from_records(embedded("atlas.csv"), name="atlas")

@@ -1,10 +1,4 @@
-"""Two halves of a set of facts that share no fact: one to find heads on, one to test them on.
-
->>> from hijacklens.facts.atlas import atlas
->>> search_on, test_on = halves(atlas().sample(40), by="relation", seed=0)
->>> bool(search_on.relations().keys() & test_on.relations().keys()), shared(search_on, test_on)
-(False, ())
-"""
+"""Two halves of a set of facts that share no fact: one to find heads on, one to test them on."""
 
 from __future__ import annotations
 
@@ -39,12 +33,9 @@ def shared(facts: FactSet, others: Iterable[Fact]) -> tuple[int, ...]:
 def halves(facts: FactSet, *, by: Split = "fact", seed: int = 0) -> tuple[FactSet, FactSet]:
     """Split a set of facts into two halves, each in the order of the set.
 
-    Args:
-        facts: The facts; the same fact under two case ids stays in one half.
-        by: `fact` splits at random, so that both halves share relations. With `relation` every
-            relation is in one half only, so that heads are tested on new relations; the halves may
-            then differ in size.
-        seed: Seeds the split; the same seed gives the same halves.
+    The same fact under two case ids stays in one half. `fact` splits at random, so that both halves
+    share relations. With `relation` every relation is in one half only, so that heads are tested on
+    new relations; the halves may then differ in size. The same seed gives the same halves.
 
     Raises:
         InputError: There are fewer than two facts, or relations, to split.

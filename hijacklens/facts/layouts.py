@@ -155,9 +155,7 @@ def _checked(fields: dict[str, Any], position: int) -> dict[str, Any]:
         raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")
     checked: dict[str, Any] = {"case_id": case_id}
     for name in (*TEXTS, *OPTIONAL):
-        value = fields[name]
-        if value is None and name in OPTIONAL:
-            value = ""
+        value = "" if fields[name] is None and name in OPTIONAL else fields[name]
         if not isinstance(value, str):
             kind = "text or empty" if name in OPTIONAL else "text"
             raise InputError(f"{name} must be {kind}, not {value!r}.")

@@ -11,14 +11,6 @@ The first word of a query may be tokenised differently after a sentence ("Dan", 
 " Danielle"). `align` pairs tokens for patching: two tokens correspond if they end at the same
 character of the query, since both have then read the same text. `units` groups the tokens of both
 prompts for an account of a shift.
-
->>> def prompt(text, ids, offsets, query):
-...     spans = {"bos": (0,), "query": query, "last": query[-1:]}
-...     return LocatedPrompt(ids, spans, text, offsets)
->>> bare = prompt("Ann is", (1, 7, 8), ((0, 0), (0, 3), (3, 6)), (1, 2))
->>> hijacked = prompt("No. Ann is", (1, 5, 9, 8), ((0, 0), (0, 3), (3, 7), (7, 10)), (2, 3))
->>> align(bare, hijacked, span="all").pairs
-((0, 0), (1, 2), (2, 3))
 """
 
 from __future__ import annotations

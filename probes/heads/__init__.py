@@ -19,7 +19,7 @@ The paper has no head search. Attribution is computed by `probes.heads.gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -180,11 +180,15 @@ def search(
         mean = sign * by_head.mean(0)
         best = sorted(sites, key=lambda site: -mean[site])[:count]
         single = {head: carried([head]) for head in best}
-        if method.strategy == "top":
-            ranked = sorted(best, key=lambda head: -sign * single[head].mean())
-            growth = {head: carried(ranked[: i + 1]) for i, head in enumerate(ranked[:size])}
-        else:
-            growth = _greedy(best, size, carried, sign)
+        ranked = sorted(best, key=lambda head: -sign * single[head].mean())
+        growth: dict[Head, np.ndarray] = {}
+        for i in range(size):
+            added = (
+                [ranked[i]] if method.strategy == "top" else [x for x in best if x not in growth]
+            )
+            larger = {head: carried([*growth, head]) for head in added}
+            head = max(added, key=lambda each, sets=larger: sign * sets[each].mean())
+            growth[head] = larger[head]
     return HeadSearch(
         facts=facts,
         shift=shift,
@@ -240,18 +244,3 @@ def _shift(result: HijackResult, facts: FactSet) -> Float[np.ndarray, " fact"]:
             "load it in float32, or leave the case out."
         )
     return shifts.to_numpy(dtype=float)
-
-
-def _greedy(
-    candidates: Sequence[Head],
-    size: int,
-    carried: Callable[[Sequence[Head]], Float[np.ndarray, " fact"]],
-    sign: int,
-) -> dict[Head, np.ndarray]:
-    """Return each added head with what the set carries once it is added."""
-    growth: dict[Head, np.ndarray] = {}
-    while len(growth) < size:
-        larger = {head: carried([*growth, head]) for head in candidates if head not in growth}
-        best = max(larger, key=lambda head: sign * larger[head].mean())
-        growth[best] = larger[best]
-    return growth

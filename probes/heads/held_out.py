@@ -13,8 +13,10 @@ from typing import Annotated, Any, ClassVar, TypeAlias
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hijacklens import plots
 from hijacklens.errors import InputError, choice
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.prompts.schemes import SchemeRecord
@@ -25,12 +27,12 @@ from hijacklens.scoring import efficacy
 from hijacklens.scoring.items import ITEM_COLUMNS, SkippedTable
 from hijacklens.scoring.result import HijackSettings
 from probes.heads.contrasts import contrasts, side_effects
-from probes.heads.figures import held_out_figure
 
 KINDS = {"layers": "random, in the same layers", "model": "random, anywhere in the model"}
 """Kind of random sets -> its name in the legend of a table."""
 FRACTIONS = ("efficacy", "retention", "top_token")
 """Measures between 0 and 1; the others are in nats."""
+RANDOM = "#9A9A9A"
 ATTEMPTS = 50
 """Draws per requested set, after which a small model is taken to have no further sets."""
 Head: TypeAlias = tuple[int, int]
@@ -106,10 +108,7 @@ class HeadTest(Result):
         sets, and `_p`, the fraction of sets that undo as much (never below 1 / (sets + 1)).
 
         `relations` is `all`, or `seen` and `new`: whether the search had facts of the same
-        relation.
-
-        Args:
-            rule: How targets are scored: `first`, `sum` or `mean`.
+        relation. The rule, `first`, `sum` or `mean`, says how targets are scored.
 
         Raises:
             InputError: An unknown rule.
@@ -150,7 +149,32 @@ class HeadTest(Result):
             f"{settings.models[0].name} · {settings.facts.name}, "
             f"{self.items['case_id'].nunique()} facts · without heads {settings.heads}"
         )
-        return held_out_figure(self.items, self.sets, rule=rule, title=title)
+        margin = efficacy.margin(self.items, rule)
+        keys = [self.items[name] for name in ("ablation", "scheme", "case_id")]
+        bare = margin.where(self.items["dose"] == 0).groupby(keys).transform("first")
+        table = self.items.assign(efficacy=margin > 0, shift=margin - bare, retention=bare < 0)
+        hijacked = table.loc[table["dose"] > 0]
+        by_run = ["ablation", "scheme", "dose"]
+        means = hijacked.groupby(by_run, sort=False)[["efficacy", "shift"]].mean().reset_index()
+        means["run"] = means["scheme"] + "\ndose " + means["dose"].astype(str)
+        once = table.loc[~table.duplicated(subset=["ablation", "case_id"])].assign(run="bare query")
+        recall = once.groupby(["ablation", "run"], sort=False)[["retention"]].mean().reset_index()
+        panels = [
+            (means, "efficacy", f"fraction with false > true\n(rule: {rule})"),
+            (means, "shift", "mean, from the bare query (nats)"),
+            (recall, "retention", "fraction with true > false"),
+        ]
+        with plots.canvas(1, 3, width=4.4) as (figure, axes):
+            for ax, (rows, column, label) in zip(axes, panels, strict=True):
+                _dots(ax, rows, column, self.sets)
+                ax.set_ylabel(f"{column}: {label}")
+                ax.set_title("side effect on recall" if rows is recall else "hijacked", fontsize=9)
+                if column != "shift":
+                    ax.set_ylim(-0.02, 1.02)
+            axes[1].axhline(0, color="#888888", linewidth=0.8)
+            axes[0].legend(fontsize=8, loc="best")
+            figure.suptitle(title, fontsize=10)
+        return figure
 
     def findings(self) -> dict[str, Any]:
         """Return the counts."""
@@ -205,25 +229,38 @@ def _effects(table: pd.DataFrame, *, title: str) -> Grid:
     )
 
 
+def _dots(ax: Axes, means: pd.DataFrame, column: str, sets: pd.DataFrame) -> None:
+    """Draw a column of dots for every run: random sets in grey, no ablation and the set."""
+    runs = list(dict.fromkeys(means["run"]))
+    kinds = dict(zip(sets["ablation"], sets["kind"], strict=True))
+    looks: dict[str, tuple[str, float, str, str, int]] = {
+        "layers": ("random sets, same layers", -0.16, "o", RANDOM, 4),
+        "model": ("random sets, any layer", 0.16, "x", RANDOM, 4),
+        "none": ("no ablation", 0.0, "_", "#000000", 18),
+        "chosen": ("found heads ablated", 0.0, "D", plots.COLOURS[1], 7),
+    }
+    of_kind = means["ablation"].map(kinds)
+    for kind, (label, offset, marker, colour, size) in looks.items():
+        rows = means[of_kind == kind]
+        if len(rows):
+            places = [runs.index(run) + offset for run in rows["run"]]
+            style = {"marker": marker, "color": colour, "markersize": size, "label": label}
+            ax.plot(places, rows[column], linestyle="none", **style)
+    ax.set_xticks(range(len(runs)), runs, fontsize=8)
+    ax.set_xlim(-0.6, len(runs) - 0.4)
+
+
 def draw(
     chosen: Sequence[Head], *, layers: int, heads: int, count: int, matched: bool, seed: int
 ) -> tuple[tuple[Head, ...], ...]:
     """Draw distinct random sets of the size of a chosen set and without its heads.
 
-    Args:
-        chosen: The set that the random sets are controls for.
-        layers: How many layers the model has.
-        heads: How many query heads a layer has.
-        count: How many sets; a small model may have fewer.
-        matched: Whether each layer has as many heads as in the chosen set. If a layer has too few
-            other heads, the nearest layers with free heads provide the rest.
-        seed: Seeds the draw.
+    The model has `layers` of `heads` query heads; a small one may have fewer than `count` sets. A
+    `matched` set has as many heads in each layer as the chosen set. If a layer has too few other
+    heads, the nearest layers with free heads provide the rest.
 
     Raises:
         InputError: Fewer heads remain than the chosen set has.
-
-    >>> draw([(1, 0)], layers=2, heads=2, count=5, matched=True, seed=0)
-    (((1, 1),),)
     """
     everything = [(layer, head) for layer in range(layers) for head in range(heads)]
     others = [head for head in everything if head not in chosen]

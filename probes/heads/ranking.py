@@ -16,8 +16,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
+from hijacklens import plots
 from hijacklens.errors import InputError, choice
 from hijacklens.facts.fact import Fact, FactSet, Skipped
 from hijacklens.facts.halves import shared
@@ -36,11 +39,12 @@ from hijacklens.sites import numbers
 from hijacklens.statistics import adjust, paired_mean, signed_rank
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, CORRECTED, NONE
-from probes.heads.figures import search_figure
 from probes.heads.held_out import KINDS, FoundOn, Head, HeadTest, HeadTestSettings, draw
 
 AXES = {"gradient": "attribution by gradient", "direct": "direct logit attribution"}
 """Kind of attribution -> its name in a figure."""
+MOST_BARS = 24
+"""At most this many ablated heads are drawn, those with the largest effects."""
 ARRAYS = Stored("search.npz")
 
 
@@ -212,8 +216,20 @@ class HeadSearch(Result):
             f"{settings.model.name} · {settings.facts.name}, {len(self.facts)} facts · "
             f"{settings.scheme.name}, dose {settings.dose} · mean shift {self.shift.mean():+.2f}"
         )
-        axis = AXES[settings.attribution]
-        return search_figure(self.table, self.attribution.mean(0), title=title, axis=axis)
+        axis, table, values = AXES[settings.attribution], self.table, self.attribution.mean(0)
+        tested = table.dropna(subset="carried").sort_values("carried", ascending=False)
+        with plots.canvas(1, 2, width=5.6, height=max(3.6, 0.15 * len(values))) as (figure, axes):
+            layers, heads = map(range, values.shape)
+            label = f"{axis} (logits)"
+            plots.heat_map(axes[0], values, rows=layers, columns=heads, label=label, cmap="PuOr_r")
+            for layer, head in self.heads:
+                frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, linewidth=1.6)
+                axes[0].add_patch(frame)
+            axes[0].set(xlabel="head", ylabel="layer")
+            axes[0].set_title("attribution; chosen heads framed", fontsize=9)
+            _bars(axes[1], tested.head(MOST_BARS), axis)
+            figure.suptitle(title, fontsize=10)
+        return figure
 
     def on(self, model: HookedLanguageModel) -> HeadSearch:
         """Return the search with a model to test on, such as another checkpoint."""
@@ -256,9 +272,6 @@ class HeadSearch(Result):
                 seed of the search.
             execution: The engine, store, sharing and batch size, as for `hijacklens.hijack`.
             quiet: Draw no progress bar.
-
-        Returns:
-            The test; `summary()`, `side_effects()` and `plot()` show it.
 
         Raises:
             InputError: Facts of the search are among these, there is no model, the model lacks
@@ -378,3 +391,26 @@ class HeadSearch(Result):
             ),
             ("test(other_facts)", "to_dataframe()", "plot()", "save(folder)"),
         )
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
+    places = np.arange(len(rows))
+    colours = [plots.COLOURS[1] if chosen else "#C8C8C8" for chosen in rows["chosen"]]
+    finite = rows[["low", "high"]].replace([-np.inf, np.inf], np.nan)
+    ends = np.stack([rows["carried"] - finite["low"], finite["high"] - rows["carried"]])
+    ax.barh(places, rows["carried"], color=colours, height=0.75)
+    ax.errorbar(
+        rows["carried"], places, xerr=ends, fmt="none", ecolor="#444444", elinewidth=0.9, capsize=2
+    )
+    ax.plot(rows["attribution"], places, "D", color=plots.COLOURS[0], ms=4, label=axis)
+    names = [f"{layer}.{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)]
+    ax.set_yticks(places, names, fontsize=8)
+    ax.invert_yaxis()
+    ax.axvline(0, color="#444444", linewidth=0.8)
+    ax.set(
+        xlabel="shift carried by the head (logits, 95% interval)",
+        ylabel="layer.head",
+        title="ablated one by one; chosen heads coloured",
+    )
+    ax.title.set_fontsize(9)
+    ax.legend(fontsize=8, loc="best")

@@ -54,16 +54,10 @@ BLOCK = 64
 def trace(
     model: HookedLanguageModel, pairs: Pair | Pairs, *, probes: Sequence[Probe] = ()
 ) -> ShiftAccount:
-    """Account for the shift of one fact.
+    """Account for the shift of one fact, given one pair of `pairs = hl.pairs(model, facts)`.
 
-    Args:
-        model: A hooked language model.
-        pairs: One prompt pair, as `pairs = hl.pairs(model, facts)` holds, such as `pairs[0]`.
-        probes: Act on both runs, in their order. Probes of values or attention patterns keep the
-            account balanced.
-
-    Returns:
-        The account; `shift` and `residual` in logits, `to_dataframe()` has a row per part.
+    Probes act on both runs, in their order; those of values or attention patterns keep the account
+    balanced. `shift` and `residual` are in logits, `to_dataframe()` has a row per part.
 
     Raises:
         InputError: Several pairs, a fact without a pair, or a probe that acts after the parts are
@@ -101,10 +95,8 @@ def average(
 
     Args:
         model: A hooked language model.
-        pairs: The prompt pairs, as `hl.pairs(model, facts)` makes them; their seed also seeds the
-            resamples of the intervals.
-        probes: Act on all runs, in their order. Probes of values or attention patterns keep the
-            accounts balanced.
+        pairs: The pairs of `hl.pairs(model, facts)`; their seed also seeds the intervals.
+        probes: As for `trace`.
         batch_tokens: Size of a batch in tokens; by default what suits the device.
         quiet: Draw no progress bar.
 
@@ -185,8 +177,8 @@ def _both(
                 f"under {', '.join(probe.key for probe in probes)} the parts of the account miss "
                 f"{account.residual:+.3g} of {account.whole:+.3g} logits: the probe changes the "
                 "output of heads or layers after the account has read it. Account for probes of "
-                "values or attention patterns, and use hijacklens.hijack(..., probes=[...]) for the "
-                "others."
+                "values or attention patterns, and use hijacklens.hijack(..., probes=[...]) for "
+                "the others."
             )
     return list(zip(differences[::2], differences[1::2], strict=True))
 

@@ -126,10 +126,7 @@ class AverageShift(Result):
         return labels.assign(n=len(values))
 
     def plot(self, *, by: Sequence[str] = ("span", "layer")) -> Figure:
-        """Draw a map of the mean shift by layer and span, or by layer and head.
-
-        Args:
-            by: `("span", "layer")` or `("layer", "head")`, or the other way round.
+        """Draw a map of the mean shift: layers by spans or heads, the vertical axis first.
 
         Raises:
             InputError: Other axes.

@@ -42,14 +42,10 @@ def check_axes(by: Sequence[str], allowed: Sequence[str] = AXES) -> str:
 
 
 def heat_map(table: pd.DataFrame, by: Sequence[str], *, label: str, title: str) -> Figure:
-    """Draw sums of parts as a layer map.
+    """Draw sums of parts as a map of layers and one other axis.
 
-    Args:
-        table: Rows with `kind`, `layer`, `shift` and the axis of `by` that is not `layer`, in the
-            order of that axis.
-        by: The vertical and the horizontal axis; one of them is `layer`.
-        label: What the colour means.
-        title: The text above the map.
+    The table has rows with `kind`, `layer`, `shift` and the other axis, in the order of that axis.
+    `by` names the vertical and the horizontal axis, `label` says what the colour means.
     """
     axis = check_axes(by)
     heads = table["kind"].isin(["attention", "value_bias"])

@@ -26,21 +26,14 @@ def save_attention_page(
     probes: Sequence[Probe] = (),
     top: int = 12,
 ) -> None:
-    """Write the page of a traced fact.
+    """Write the HTML page of an account by `logit_shift.trace`, with the `top` heads first.
 
-    Args:
-        model: The model that the fact was traced in.
-        account: The account, made by `logit_shift.trace`.
-        path: The HTML file.
-        probes: The probes that the account was made with.
-        top: How many heads are shown first.
+    The model and the probes are those that the account was made with. Costs one forward pass, or
+    none if the account has its patterns. The file holds 1.3 MB of script and a number for every
+    head and pair of tokens.
 
     Raises:
         InputError: The probes are not those of the account, or `top` is below 1.
-
-    Note:
-        One forward pass, or none if the account has its patterns. The file holds 1.3 MB of script
-        and a number for every head and pair of tokens.
     """
     if account.patterns is None:
         account = with_patterns(model, account, probes=probes)

@@ -172,9 +172,7 @@ class ShiftAccount(Result):
     def biggest(self, n: int = 10, *, by: Sequence[str] = ("layer", "head")) -> pd.DataFrame:
         """Return the `n` parts that contribute most to the shift, in either direction.
 
-        Args:
-            n: How many parts.
-            by: The columns that stay when parts are summed: any of the table but the numbers.
+        Parts are summed over all columns of the table but those of `by`.
 
         Raises:
             InputError: A column that the table does not have.
@@ -189,11 +187,7 @@ class ShiftAccount(Result):
         return largest.reset_index(drop=True)
 
     def plot(self, *, by: Sequence[str] = ("token", "layer")) -> Figure:
-        """Draw a map of the shift by layer and token, span or head.
-
-        Args:
-            by: The vertical and the horizontal axis: `("token", "layer")`, `("layer", "head")`,
-                `("span", "layer")`, or the other way round.
+        """Draw a map of the shift: layers by tokens, spans or heads, the vertical axis first.
 
         Raises:
             InputError: Other axes.
@@ -215,10 +209,7 @@ class ShiftAccount(Result):
         )
 
     def attention_views(self, *, top: int = 12) -> list[views.View]:
-        """Show the tokens, coloured by what heads read from them, and the heads that wrote most.
-
-        Args:
-            top: How many heads.
+        """Show the tokens, coloured by what heads read from them, and the `top` heads.
 
         Raises:
             InputError: The account has no patterns, or `top` is below 1.
@@ -299,11 +290,7 @@ class ShiftAccount(Result):
         }
 
     def glance(self, top: int = 12) -> Glance:
-        """The parts by kind and span, and the biggest parts by token, layer and head.
-
-        Args:
-            top: How many of the biggest parts.
-        """
+        """The parts by kind and span, and the `top` biggest parts by token, layer and head."""
         fact, settings = self.settings.fact, self.settings
         numbers = {name: f"{{{name}:signed}}" for name in NUMBERS}
         measured = {name: getattr(self, name) for name in NUMBERS}

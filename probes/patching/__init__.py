@@ -153,16 +153,9 @@ def sweep(
         batch_tokens: Size of a batch in tokens; by default what suits the device.
         quiet: Draw no progress bar.
 
-    Returns:
-        The result; `summary()` is its table, `plot()` its heat map, and `settings.axis` says
-        which heads its column `head` counts.
-
     Raises:
         InputError: No span, an unknown site, layer, head or span, a site that is not split into
             heads, a model in training mode, or no pair that could be patched.
-
-    Note:
-        Costs a forward pass of every prompt for each patch.
     """
     patches = BySpan() if patches is None else patches
     require_eval(model, operation="patching")

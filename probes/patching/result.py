@@ -100,10 +100,7 @@ class PatchingSweep(Result):
         return self._summary.copy()
 
     def plot(self, *, value: Value = "share") -> Figure:
-        """Draw a heat map of layer by span, or of layer by head.
-
-        Args:
-            value: `share`, the fraction of the shift, or `logits`, the mean change.
+        """Draw a heat map of layer by span or head: the fraction of the shift, or the mean change.
 
         Raises:
             InputError: Another value.

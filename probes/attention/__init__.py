@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hijacklens.errors import InputError, number, unknown
+from hijacklens.errors import InputError, choice, number
 from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.probe import hash_of, spell
 from hijacklens.prompts.layout import Layout
@@ -42,7 +42,6 @@ from hijacklens.sites import Heads, Layers, choose
 from probes.attention.rows import (
     LARGEST_SCORE,
     AttentionProbe,
-    Edit,
     Rows,
     keep_only,
     located,
@@ -123,18 +122,11 @@ def rescale(
       arXiv 2402.11655). It raises only scores above zero, although the softmax does not depend
       on where zero is, so interpret it with care.
 
-    Args:
-        factor: The multiplier; with `after` it must not be negative.
-        source: As for `knock_out`.
-        target: As for `knock_out`.
-        layers: As for `knock_out`.
-        heads: As for `knock_out`.
-        when: Whether to multiply weights (`after`) or scores (`before`).
-        renormalise: As for `knock_out`.
+    The other arguments are those of `knock_out`.
 
     Raises:
-        InputError: A span cannot be read, the factor cannot be used, `when` is unknown, or
-            `before` comes without renormalisation.
+        InputError: As for `knock_out`; or the factor cannot be used: it must be finite, and with
+            `after` at least 0.
     """
     _check_when(when, renormalise)
     # Weights cannot be negative; scores can.
@@ -153,22 +145,16 @@ def redirect(
 ) -> Redirect:
     """Move all attention of the source tokens onto the target tokens.
 
-    The attention of a source token that sees no target token does not change.
-
-    Args:
-        source: Span of the tokens that attend.
-        target: Span of the tokens that are attended to, such as `cluster`: the attention that
-            the trained one-layer model has (figures C.7 and C.8), made exact.
-        split: `uniform`: the same weight on every target token; `proportional`: in proportion to
-            the weights of the model, that is, everything else knocked out.
-        layers: One layer, several, or None for all.
-        heads: Query heads of each of these layers, or pairs (layer, head); None for all.
+    With `uniform` every target token gets the same weight; with `proportional` the weights of the
+    model are scaled up, that is, everything else is knocked out. The attention of a source token
+    that sees no target token does not change. The target `cluster` gives exactly the attention
+    that the trained one-layer model has (figures C.7 and C.8). The other arguments are those of
+    `knock_out`.
 
     Raises:
         InputError: A span cannot be read, or `split` is unknown.
     """
-    if split not in get_args(Split):
-        raise unknown("split", split, get_args(Split))
+    choice("split", split, get_args(Split))
     return Redirect(*located(source, target, layers, heads), split)
 
 
@@ -220,19 +206,15 @@ class KnockOut(AttentionProbe):
     when: When
     renormalise: bool
 
-    def _at_scores(self) -> Edit | None:
-        def hide_target(rows: Rows) -> Tensor:
-            return rows.values.masked_fill(rows.visible & rows.target, rows.lowest)
+    def _at_scores(self, rows: Rows) -> Tensor | None:
+        if self.when == "after":
+            return None
+        return rows.values.masked_fill(rows.visible & rows.target, rows.lowest)
 
-        return hide_target if self.when == "before" else None
-
-    def _at_pattern(self) -> Edit | None:
+    def _at_pattern(self, rows: Rows) -> Tensor | None:
         # With `before` too: a row without any key left would be spread over hidden keys, and an
         # earlier probe may have put attention back.
-        def edit(rows: Rows) -> Tensor:
-            return keep_only(rows, rows.visible & ~rows.target, renormalise=self.renormalise)
-
-        return edit
+        return keep_only(rows, rows.visible & ~rows.target, renormalise=self.renormalise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,19 +227,17 @@ class Rescale(AttentionProbe):
     renormalise: bool
     factor: float
 
-    def _at_scores(self) -> Edit | None:
-        def edit(rows: Rows) -> Tensor:
-            scaled = (rows.values * self.factor).clamp(-LARGEST_SCORE, LARGEST_SCORE)
-            return torch.where(rows.target & rows.visible, scaled, rows.values)
+    def _at_scores(self, rows: Rows) -> Tensor | None:
+        if self.when == "after":
+            return None
+        scaled = (rows.values * self.factor).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+        return torch.where(rows.target & rows.visible, scaled, rows.values)
 
-        return edit if self.when == "before" else None
-
-    def _at_pattern(self) -> Edit | None:
-        def edit(rows: Rows) -> Tensor:
-            scaled = torch.where(rows.target, rows.values * self.factor, rows.values)
-            return with_sum_of(rows, scaled) if self.renormalise else scaled
-
-        return edit if self.when == "after" else None
+    def _at_pattern(self, rows: Rows) -> Tensor | None:
+        if self.when == "before":
+            return None
+        scaled = torch.where(rows.target, rows.values * self.factor, rows.values)
+        return with_sum_of(rows, scaled) if self.renormalise else scaled
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,23 +248,17 @@ class Redirect(AttentionProbe):
 
     split: Split
 
-    def _at_scores(self) -> Edit | None:
-        def edit(rows: Rows) -> Tensor:
-            hidden = rows.visible & ~_target_or_all(rows)
-            return rows.values.masked_fill(hidden, rows.lowest)
+    def _at_scores(self, rows: Rows) -> Tensor | None:
+        if self.split == "uniform":
+            return None
+        return rows.values.masked_fill(rows.visible & ~_target_or_all(rows), rows.lowest)
 
-        return edit if self.split == "proportional" else None
-
-    def _at_pattern(self) -> Edit | None:
-        def spread(rows: Rows) -> Tensor:
-            targets = rows.visible & rows.target
-            count = targets.sum(-1, keepdim=True)
-            return torch.where(count > 0, targets / count, rows.values)
-
-        def keep(rows: Rows) -> Tensor:
+    def _at_pattern(self, rows: Rows) -> Tensor | None:
+        if self.split == "proportional":
             return keep_only(rows, _target_or_all(rows), renormalise=True)
-
-        return spread if self.split == "uniform" else keep
+        targets = rows.visible & rows.target
+        count = targets.sum(-1, keepdim=True)
+        return torch.where(count > 0, targets / count, rows.values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -330,13 +304,10 @@ class Transplant(AttentionProbe):
                 )
         return AttentionProbe.hooks(self, model, layout)
 
-    def _at_pattern(self) -> Edit | None:
-        def edit(rows: Rows) -> Tensor:
-            patterns = self.patterns[rows.layer].to(rows.values)
-            prompt = rows.at_prompt if len(patterns) > 1 else torch.zeros_like(rows.at_prompt)
-            return patterns[prompt, :, rows.at_key]
-
-        return edit
+    def _at_pattern(self, rows: Rows) -> Tensor | None:
+        patterns = self.patterns[rows.layer].to(rows.values)
+        prompt = rows.at_prompt if len(patterns) > 1 else torch.zeros_like(rows.at_prompt)
+        return patterns[prompt, :, rows.at_key]
 
 
 def _target_or_all(rows: Rows) -> Bool[Tensor, "row head key"]:
@@ -346,8 +317,7 @@ def _target_or_all(rows: Rows) -> Bool[Tensor, "row head key"]:
 
 
 def _check_when(when: object, renormalise: bool) -> None:
-    if when not in get_args(When):
-        raise unknown("when", when, get_args(When), "It says on which side of the softmax.")
+    choice("when", when, get_args(When), "It says on which side of the softmax.")
     if when == "before" and not renormalise:
         raise InputError(
             "the softmax makes weights sum to one whatever the scores, so renormalise=False "

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -44,10 +44,6 @@ class Rows:
     """The prompt of each source token, as an index into the batch."""
     at_key: Int[Tensor, " row"]
     """The position of each source token, counted among the keys."""
-
-
-Edit: TypeAlias = Callable[[Rows], Tensor]
-"""From the rows of a layer to their new values [row, head, key]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +93,8 @@ class AttentionProbe:
         hooks: list[NamedHook] = []
         names = model.hook_dict  # a bridge builds this mapping on every access
         for layer, heads in sites.items():
-            acts = torch.zeros(int(model.cfg.n_heads), 1, dtype=torch.bool)
-            acts[list(heads)] = True
-            edits = self._at_scores(), self._at_pattern()
-            edited = _Layer(layer, acts, prompts, queries, targets, layout, *edits)
+            acts = torch.isin(torch.arange(int(model.cfg.n_heads)), torch.tensor(heads))[:, None]
+            edited = _Layer(self, layer, acts, prompts, queries, targets, layout)
             hooks += [
                 (f"blocks.{layer}.attn.hook_attn_scores", edited.on_scores),
                 (f"blocks.{layer}.attn.hook_pattern", edited.on_pattern),
@@ -109,11 +103,11 @@ class AttentionProbe:
                 hooks.append((output, edited.on_output))
         return hooks
 
-    def _at_scores(self) -> Edit | None:
-        return None
+    def _at_scores(self, rows: Rows) -> Tensor | None:
+        """Return new scores [row, head, key]; None leaves them as they are."""
 
-    def _at_pattern(self) -> Edit | None:
-        return None
+    def _at_pattern(self, rows: Rows) -> Tensor | None:
+        """Return new weights [row, head, key]; None leaves them as they are."""
 
 
 def located(
@@ -148,14 +142,13 @@ class _Layer:
     TransformerLens names each hook by its repr, so printing the tensors would be slow.
     """
 
+    probe: AttentionProbe
     layer: int
     acts: Tensor  # [head, 1]: whether the head is chosen
     prompts: Tensor
     queries: Tensor
     targets: Tensor  # [row, key]
     layout: Layout
-    at_scores: Edit | None
-    at_pattern: Edit | None
     visible: Tensor | None = None
     done: bool = False
 
@@ -163,13 +156,13 @@ class _Layer:
         self._check(scores, hook)
         rows = scores[self.prompts.to(scores.device), :, self.queries.to(scores.device)]
         self.visible = rows >= -LARGEST_SCORE
-        return None if self.at_scores is None else self._edited(scores, self.at_scores)
+        return self._edited(scores, self.visible, self.probe._at_scores)
 
     def on_pattern(self, pattern: Tensor, hook: Any) -> Tensor | None:
         self._check(pattern, hook)
         if self.visible is None:
             raise _not_editable(hook)
-        edited = None if self.at_pattern is None else self._edited(pattern, self.at_pattern)
+        edited = self._edited(pattern, self.visible, self.probe._at_pattern)
         self.visible, self.done = None, True
         return edited
 
@@ -178,8 +171,9 @@ class _Layer:
             raise _not_editable(hook)
         self.done = False
 
-    def _edited(self, values: Tensor, edit: Edit) -> Tensor:
-        assert self.visible is not None
+    def _edited(
+        self, values: Tensor, visible: Tensor, edit: Callable[[Rows], Tensor | None]
+    ) -> Tensor | None:
         device = values.device
         prompts, queries = self.prompts.to(device), self.queries.to(device)
         old = values[prompts, :, queries]
@@ -187,15 +181,17 @@ class _Layer:
         rows = Rows(
             layer=self.layer,
             values=old.to(torch.promote_types(old.dtype, torch.float32)),
-            visible=self.visible.to(device),
+            visible=visible.to(device),
             target=self.targets.to(device)[:, None],
             lowest=torch.finfo(old.dtype).min,
             at_prompt=prompts,
             at_key=queries + past,
         )
-        new = torch.where(self.acts.to(device), edit(rows).to(old.dtype), old)
+        new = edit(rows)
+        if new is None:
+            return None
         result = values.clone()  # caches may hold the incoming tensor
-        result[prompts, :, queries] = new
+        result[prompts, :, queries] = torch.where(self.acts.to(device), new.to(old.dtype), old)
         return result
 
     def _check(self, values: Tensor, hook: Any) -> None:

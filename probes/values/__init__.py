@@ -11,15 +11,14 @@ Under grouped-query attention a W_V belongs to a key/value head, which several q
 `replace` counts heads among the `kv_head`s. An OV circuit belongs to one query head, so
 `replace_circuit` counts heads among the `head`s and does not change others that share the W_V.
 
-Matrices act on row vectors, on what the model feeds to W_V: weighted norms in a model as loaded,
-bare ones if norms were folded (`probes.values.matrices` has the details). The bias b_V stays unless
-`keep_bias=False`; after `fold_value_biases` it is part of b_O, which always stays. Replacing a W_V
-equals editing the weights, but nothing in the model is written to.
+Matrices act on row vectors, on what the model feeds to W_V (`probes.values.matrices`). The bias b_V
+stays unless `keep_bias=False`; after `fold_value_biases` it is part of b_O, which always stays.
+Replacing a W_V equals editing the weights, but nothing in the model is written to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -32,15 +31,17 @@ from hijacklens.prompts.layout import Layout
 from hijacklens.renamed import old_names, renamed
 from hijacklens.sites import Heads, Layers, canonical, choose
 from probes.values.hooks import circuit_hooks, inner_hooks, value_hooks
-from probes.values.paper_memory import associations, memory
 from probes.values.replacements import (
     MatrixCache,
+    MatrixKind,
     Replacement,
+    associations,
     computed,
     given,
     identity,
     low_rank,
     matched,
+    memory,
     random,
     scaled,
     taken_from,
@@ -106,15 +107,20 @@ class ValueReplacement:
         """Return two hooks per layer: on the input of W_V and on the values.
 
         Raises:
-            InputError: The model has no such layer or head, no W_V per head, or the matrix does
-                not fit.
+            InputError: As for every probe, or the model has no W_V per head, or one of other shape.
         """
-        sites = choose(model, layers=self.layers, heads=self.heads, axis="kv_head")
-        new = self.cache.matrices(self.replacement.matrix, model, "value", sites)
+        return self._hooks(model, "value", value_hooks)
+
+    def _hooks(
+        self, model: HookedModel, kind: MatrixKind, hooks_of: Callable[..., Sequence[NamedHook]]
+    ) -> Sequence[NamedHook]:
+        axis = "kv_head" if kind == "value" else "head"
+        sites = choose(model, layers=self.layers, heads=self.heads, axis=axis)
+        new = self.cache.matrices(self.replacement, model, kind, sites)
         return [
             hook
             for layer, matrices in new.items()
-            for hook in value_hooks(model, layer, matrices, keep_bias=self.keep_bias)
+            for hook in hooks_of(model, layer, matrices, keep_bias=self.keep_bias)
         ]
 
 
@@ -129,31 +135,22 @@ class CircuitReplacement(ValueReplacement):
         Others need the input of W_V for every token, also for tokens whose keys and values come
         from a cache when prompts share them.
         """
-        return self.replacement.make_inner is not None
+        return self.replacement.has_inner
 
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
         """Return hooks on z; if it does not pack also on the input of W_V, values, pattern, output.
 
         Raises:
-            InputError: As for `ValueReplacement.hooks`; or keys and values come from a cache and
-                the probe does not pack.
+            InputError: Also if keys and values come from a cache and the probe does not pack.
         """
-        sites = choose(model, layers=self.layers, heads=self.heads)
         if self.packs:
-            make, hooks_of = self.replacement.inner, inner_hooks
-        elif layout.past_tokens is None:
-            make, hooks_of = self.replacement.matrix, circuit_hooks
-        else:
+            return self._hooks(model, "inner", inner_hooks)
+        if layout.past_tokens is not None:
             raise InputError(
                 f"replacing circuits by {self.replacement.key} needs the input of W_V for every "
                 "token and a key/value cache does not hold it; run prompts without a cache."
             )
-        new = self.cache.matrices(make, model, "circuit", sites)
-        return [
-            hook
-            for layer, matrices in new.items()
-            for hook in hooks_of(model, layer, matrices, keep_bias=self.keep_bias)
-        ]
+        return self._hooks(model, "circuit", circuit_hooks)
 
 
 @renamed(source="replacement")
@@ -207,9 +204,8 @@ def replace_circuit(
     Args:
         replacement: As for `replace`; a matrix is [d_model, d_model] on row vectors, and
             `low_rank`, `scaled`, `random` and `taken_from` refer to the product W_V W_O.
-        layers: One layer, several, or None for all (for a mapping: those it names).
-        heads: Query heads of each of these layers, or pairs (layer, head); None for all (for a
-            mapping: those it names).
+        layers: As for `replace`.
+        heads: As for `replace`, but query heads.
         keep_bias: Whether what the head writes for b_V (GPT-2) stays; b_O always does.
 
     Returns:

@@ -29,11 +29,7 @@ bfloat16 rounds."""
 def value_hooks(
     model: HookedModel, layer: int, new: Mapping[int, Tensor], *, keep_bias: bool
 ) -> Sequence[NamedHook]:
-    """Return hooks that give key/value heads of a layer other value matrices [d_model, d_head].
-
-    Raises:
-        InputError: The input of W_V cannot be read from this model; see `_value_input`.
-    """
+    """Return hooks that give key/value heads of a layer other value matrices [d_model, d_head]."""
     passed: dict[str, Tensor] = {}
     biases = {head: value_bias(model, layer, head) for head in new} if keep_bias else {}
 
@@ -75,11 +71,7 @@ def inner_hooks(
 def circuit_hooks(
     model: HookedModel, layer: int, new: Mapping[int, Tensor], *, keep_bias: bool
 ) -> Sequence[NamedHook]:
-    """Return hooks that give query heads of a layer other OV circuits [d_model, d_model].
-
-    Raises:
-        InputError: The input of W_V cannot be read from this model; see `_value_input`.
-    """
+    """Return hooks that give query heads of a layer other OV circuits [d_model, d_model]."""
     passed: dict[str, Tensor] = {}
     kv_heads = {head: kv_head_of(model, head) for head in new}
     biases = {head: value_bias(model, layer, kv_heads[head]) for head in new} if keep_bias else {}
@@ -111,9 +103,8 @@ def circuit_hooks(
 def _value_input(model: HookedModel, layer: int, passed: dict[str, Tensor]) -> NamedHook:
     """Return a hook that reads exactly what W_V of a layer receives.
 
-    Raises:
-        InputError: The model computes separate inputs for queries, keys and values, ungroups its
-            key/value heads, or is a HookedTransformer with a norm after attention.
+    It refuses models that compute separate inputs for queries, keys and values, that ungroup their
+    key/value heads, and HookedTransformers with a norm after attention.
     """
     config = model.cfg
     for option in ("use_split_qkv_input", "use_attn_in", "ungroup_grouped_query_attention"):

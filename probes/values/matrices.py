@@ -16,12 +16,6 @@ embeddings, multiply that weight in. The one-layer model has no norm.
 
 Under grouped-query attention a W_V belongs to a `kv_head` and serves `n_heads / n_kv_heads` query
 heads; an OV circuit belongs to a (query) `head`.
-
->>> from hijacklens.one_layer.architecture import OneLayerConfig
->>> from hijacklens.one_layer.model import OneLayerTransformer
->>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
->>> value_matrix(model, 0, 0).shape, ov_circuit(model, 0, 0).shape
-(torch.Size([4, 4]), torch.Size([4, 4]))
 """
 
 from __future__ import annotations
@@ -59,7 +53,7 @@ def value_bias(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, " 
         InputError: As for `value_matrix`.
     """
     W_V = value_matrix(model, layer, kv_head)
-    bias = getattr(_attention(model, layer), "b_V", None)
+    bias = getattr(_block(model, layer).attn, "b_V", None)
     if bias is None:
         return W_V.new_zeros(W_V.shape[1])
     by_head = bias.detach().reshape(-1, W_V.shape[1])
@@ -135,12 +129,8 @@ def _block(model: HookedModel, layer: int) -> Any:
     return blocks[layer]
 
 
-def _attention(model: HookedModel, layer: int) -> Any:
-    return getattr(_block(model, layer), "attn", None)
-
-
 def _weights(model: HookedModel, layer: int, name: str) -> Float[Tensor, "head rows columns"]:
-    weights = getattr(_attention(model, layer), name, None)
+    weights = getattr(getattr(_block(model, layer), "attn", None), name, None)
     if not isinstance(weights, Tensor) or weights.ndim != 3:
         raise InputError(
             f"layer {layer} of {model.cfg.model_name!r} has no attention with one {name} per head "

@@ -1,24 +1,24 @@
 """Replacements: what to put in place of a value matrix or OV circuit.
 
 A replacement gives a matrix for a site: for W_V [d_model, d_head] of a key/value head, or for the
-OV circuit W_V W_O [d_model, d_model] of a query head. Matrices act on row vectors, on what the
-model feeds to W_V (`probes.values.matrices`). Replacements compose: `matched(identity())` is the
-identity at the Frobenius norm of the matrix that it replaces.
+OV circuit W_V W_O [d_model, d_model] of a query head. Replacements compose: `matched(identity())`
+is the identity at the Frobenius norm of the matrix that it replaces.
 
->>> matched(identity()).key, random(seed=3).key, taken_from(layer=5).key
-('matched(identity)', 'random(seed=3)', 'taken_from(layer=5)')
+>>> matched(taken_from(layer=5)).key
+'matched(taken_from(layer=5))'
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
 from weakref import WeakKeyDictionary
 
 import torch
+from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
@@ -26,12 +26,21 @@ from transformer_lens import FactoredMatrix
 from hijacklens.errors import InputError, number, whole_number
 from hijacklens.models.hooked import HookedModel
 from hijacklens.one_layer import memory as concept_memory
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import hash_of
 from hijacklens.renamed import renamed
-from hijacklens.sites import HeadAxis, Sites, choose
-from probes.values.matrices import ov_circuit, value_matrix
+from hijacklens.sites import HeadAxis, Sites, choose, head_count
+from probes.values.matrices import (
+    kv_head_of,
+    norm_affine,
+    output_matrix,
+    ov_circuit,
+    value_matrix,
+)
 
-MatrixKind: TypeAlias = Literal["value", "circuit"]
+MatrixKind: TypeAlias = Literal["value", "circuit", "inner"]
+"""W_V, W_V W_O, or the T [d_head, d_head] of a new OV circuit W_V T W_O."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,7 @@ class MatrixSite:
     model: HookedModel = field(repr=False)
     layer: int
     head: int
-    """A key/value head for value matrices, a query head for OV circuits."""
+    """A key/value head for value matrices, a query head otherwise."""
     kind: MatrixKind
 
     @property
@@ -56,17 +65,12 @@ class MatrixSite:
         return FactoredMatrix(_at_least_float32(circuit.A), _at_least_float32(circuit.B))
 
     @property
-    def current(self) -> Float[Tensor, "d_model width"]:
-        """The model's own matrix, in float32 or better."""
-        if self.kind == "circuit":
-            circuit = self.circuit
-            return circuit.A @ circuit.B
-        return _at_least_float32(value_matrix(self.model, self.layer, self.head))
-
-    @property
-    def rank(self) -> int:
-        """The largest rank of the model's matrices: d_head."""
-        return min(value_matrix(self.model, 0, 0).shape)
+    def current(self) -> Float[Tensor, "rows columns"]:
+        """The model's own matrix, in float32 or better; the identity for `inner`."""
+        if self.kind == "value":
+            return _at_least_float32(value_matrix(self.model, self.layer, self.head))
+        A, B = self.circuit.A, self.circuit.B
+        return A @ B if self.kind == "circuit" else _eye(B[:, : len(B)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,22 +80,22 @@ class Replacement:
     key: str
     """The function and its arguments; tensors by a hash."""
     make: Callable[[MatrixSite], Tensor] = field(compare=False, repr=False)
-    make_inner: Callable[[MatrixSite], Tensor] | None = field(
-        default=None, compare=False, repr=False
-    )
-    """Makes T [d_head, d_head] if the new OV circuit is W_V T W_O, which needs no more than the
-    head's own output; None otherwise."""
+    has_inner: bool = field(default=False, compare=False, repr=False)
+    """Whether it gives matrices of the kind `inner`: the new OV circuit then needs no more than
+    the head's own output."""
     spelling: tuple[str, Mapping[str, Any]] | None = field(default=None, compare=False, repr=False)
     """Kind and options of the probe as text; None if a text cannot name the replacement."""
 
-    def matrix(self, site: MatrixSite) -> Float[Tensor, "d_model width"]:
+    def matrix(self, site: MatrixSite) -> Float[Tensor, "rows columns"]:
         """Return the new matrix for a site, without gradient.
 
         Raises:
             InputError: The replacement returns no matrix, or a matrix of the wrong shape.
         """
-        new: Any = _without_gradient(self.make, site)
-        shape = list(site.current.shape)
+        # Scoring runs in inference mode, but cached matrices may be used with gradients later.
+        with torch.inference_mode(False), torch.no_grad():
+            new: Any = self.make(site)
+            shape = list(site.current.shape)
         if not isinstance(new, Tensor) or list(new.shape) != shape:
             got = f"the shape {list(new.shape)}" if isinstance(new, Tensor) else repr(new)
             what = "a value matrix [d_model, d_head]"
@@ -101,17 +105,7 @@ class Replacement:
                 f"{self.key} gives {got} for layer {site.layer}, {site.axis} {site.head}; "
                 f"{what} that acts on row vectors has the shape {shape} there."
             )
-        return new
-
-    def inner(self, site: MatrixSite) -> Float[Tensor, "d_head d_head"]:
-        """Return T if the new OV circuit is W_V T W_O, without gradient.
-
-        Raises:
-            InputError: The replacement has no such T.
-        """
-        if self.make_inner is None:
-            raise InputError(f"{self.key} cannot be written as W_V T W_O.")
-        return _without_gradient(self.make_inner, site)
+        return new.detach()
 
 
 class MatrixCache:
@@ -128,13 +122,9 @@ class MatrixCache:
         return MatrixCache, ()
 
     def matrices(
-        self,
-        make: Callable[[MatrixSite], Tensor],
-        model: HookedModel,
-        kind: MatrixKind,
-        sites: Sites,
+        self, replacement: Replacement, model: HookedModel, kind: MatrixKind, sites: Sites
     ) -> dict[int, dict[int, Tensor]]:
-        """Return layer -> head -> matrix; `make` must be the same in every call.
+        """Return layer -> head -> matrix; all but the model and sites is the same in every call.
 
         Raises:
             InputError: There is no matrix that fits.
@@ -147,7 +137,8 @@ class MatrixCache:
         matrices = self._of_model[model][1]
         for layer, head in sites.pairs:
             if (layer, head) not in matrices:
-                matrices[layer, head] = make(MatrixSite(model, layer, head, kind))
+                site = MatrixSite(model, layer, head, kind)
+                matrices[layer, head] = replacement.matrix(site)
         return {
             layer: {head: matrices[layer, head] for head in heads}
             for layer, heads in sites.by_layer.items()
@@ -156,7 +147,7 @@ class MatrixCache:
 
 def zero() -> Replacement:
     """Zeros: the heads write only what their biases give."""
-    return _times("zero", 0.0, "zero-value", {})
+    return replace(scaled(0.0), key="zero", spelling=("zero-value", {}))
 
 
 def identity() -> Replacement:
@@ -165,13 +156,14 @@ def identity() -> Replacement:
     On the one-layer model the values are then the embeddings themselves (figures 3a, C.1, C.6,
     Theorem 3). A W_V of a language model, [d_model, d_head], keeps the first d_head coordinates.
     """
-    return Replacement("identity", _identity, None, ("identity-value", {}))
+    return Replacement("identity", _identity, spelling=("identity-value", {}))
 
 
 def scaled(factor: float | int) -> Replacement:
     """The model's own matrix times a factor."""
     factor = number("factor", factor)
-    return _times(f"scaled(factor={factor!r})", factor, "scale-value", {"factor": factor})
+    spelling = ("scale-value", {"factor": factor})
+    return Replacement(f"scaled(factor={factor!r})", partial(_scaled, factor), True, spelling)
 
 
 def low_rank(rank: int) -> Replacement:
@@ -183,8 +175,8 @@ def low_rank(rank: int) -> Replacement:
         InputError: `rank` is below 1 or, when the probe is put on a model, above d_head.
     """
     rank = whole_number("rank", rank, least=1)
-    make = partial(_low_rank, rank), partial(_low_rank_inner, rank)
-    return Replacement(f"low_rank(rank={rank})", *make, ("low-rank-value", {"rank": rank}))
+    spelling = ("low-rank-value", {"rank": rank})
+    return Replacement(f"low_rank(rank={rank})", partial(_low_rank, rank), True, spelling)
 
 
 def random(*, seed: int) -> Replacement:
@@ -195,7 +187,7 @@ def random(*, seed: int) -> Replacement:
     """
     seed = whole_number("seed", seed)
     spelling = ("random-value", {"seed": seed})
-    return Replacement(f"random(seed={seed})", partial(_random, seed), None, spelling)
+    return Replacement(f"random(seed={seed})", partial(_random, seed), spelling=spelling)
 
 
 def taken_from(
@@ -215,13 +207,61 @@ def taken_from(
     """
     if layer is None and head is None and model is None:
         raise InputError("taken_from() names nothing; give the layer, head or model to take from.")
-    arguments = {
-        "layer": layer,
-        "head": head,
-        "model": None if model is None else _model_hash(model),
-    }
+    name = None
+    if model is not None:
+        circuits = [ov_circuit(model, *site) for site in choose(model).pairs]
+        name = f"{model.cfg.model_name}:{hash_of(*(m for c in circuits for m in (c.A, c.B)))}"
+    arguments = {"layer": layer, "head": head, "model": name}
     text = ",".join(f"{name}={value}" for name, value in arguments.items() if value is not None)
     return Replacement(f"taken_from({text})", partial(_taken_from, layer, head, model))
+
+
+def memory(task: ConceptTask) -> Replacement:
+    """The memory of equation 5.1 from the embeddings of the one-layer model, unscaled.
+
+    A scale changes the loss of that model but not its answers; `matched(memory(task))` has the
+    norm of the W_V that it replaces, like `constructed_accuracy` in training results.
+
+    Raises:
+        InputError: When the probe is put on a model: it is not a one-layer model, its vocabulary
+            is not that of the task, or the task has no neighbours at Hamming distance 1.
+    """
+    near = task.neighbours() & (task.hamming() == 1)
+    return Replacement(f"memory({hash_of(near)})", partial(_memory, task))
+
+
+def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
+    """The memory of pairs of token ids (cue, answer): a sum over them, as in equation 5.1.
+
+        M = sum over pairs of outer(x(cue), u(answer))                       [d_model, d_model]
+
+    - x(cue) is the input of W_V if the residual stream is the embedding of the cue alone: W_E(cue)
+      through the norm before attention, with its weight and bias. Positions are left out.
+    - u(answer) is the direction of the attention output that raises the answer's logit: the column
+      of W_U times the weights of the final norm and, for Gemma-2 and -3, of the norm after
+      attention; centred if these are layer norms. The scales of the norms and the soft cap change
+      the size of the effect but not its sign.
+
+    M itself replaces an OV circuit. A W_V reaches the output only through W_O of the query heads
+    that read it, so it is replaced by the matrix whose circuits are nearest to M:
+
+        W_V = argmin sum over heads h of ||W_V W_O(h) - M||^2 = [M ... M] pinv[W_O(1) ... W_O(g)]
+
+    A pair that is listed twice counts twice. The scale is arbitrary: `matched(associations(pairs))`
+    has the norm of the matrix that it replaces. On the one-layer model this is equation 5.1.
+
+    Raises:
+        InputError: There is no pair, or an item is not a pair of token ids; when the probe is put
+            on a model, also if its vocabulary lacks a token id.
+    """
+    listed = [tuple(pair) for pair in pairs]
+    if not listed or not all(len(p) == 2 and all(isinstance(i, int) for i in p) for p in listed):
+        raise InputError(
+            f"associations are pairs of token ids (cue, answer), at least one; got {listed[:3]}. "
+            "Make ids with the tokenizer of the model."
+        )
+    ids = torch.tensor(listed)
+    return Replacement(f"associations({len(listed)} pairs,{hash_of(ids)})", partial(_pairs, ids))
 
 
 def given(matrices: Tensor | Mapping[tuple[int, int], Tensor]) -> Replacement:
@@ -258,72 +298,40 @@ def computed(function: Callable[[HookedModel, int, int], Tensor], *, name: str) 
 @renamed(source="replacement")
 def matched(replacement: Replacement) -> Replacement:
     """Another replacement, scaled to the Frobenius norm of the matrix that it replaces."""
-    inner = None if replacement.make_inner is None else partial(_matched_inner, replacement)
-    return Replacement(f"matched({replacement.key})", partial(_matched, replacement), inner)
+    make = partial(_matched, replacement)
+    return Replacement(f"matched({replacement.key})", make, replacement.has_inner)
 
 
-def _without_gradient(make: Callable[[MatrixSite], Tensor], site: MatrixSite) -> Any:
-    # Scoring runs in inference mode, but cached matrices may be used with gradients later.
-    with torch.inference_mode(False), torch.no_grad():
-        new = make(site)
-    return new.detach() if isinstance(new, Tensor) else new
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(*like.shape, dtype=like.dtype, device=like.device)
 
 
-def _times(key: str, factor: float, kind: str, options: Mapping[str, Any]) -> Replacement:
-    make, make_inner = partial(_scaled, factor), partial(_scaled_inner, factor)
-    return Replacement(key, make, make_inner, (kind, options))
+def _identity(site: MatrixSite) -> Tensor:
+    return _eye(site.current)
 
 
 def _scaled(factor: float, site: MatrixSite) -> Tensor:
     return factor * site.current
 
 
-def _scaled_inner(factor: float, site: MatrixSite) -> Tensor:
-    outputs = site.circuit.B
-    return factor * torch.eye(len(outputs), dtype=outputs.dtype, device=outputs.device)
-
-
-def _identity(site: MatrixSite) -> Tensor:
-    current = site.current
-    return torch.eye(*current.shape, dtype=current.dtype, device=current.device)
-
-
 def _low_rank(rank: int, site: MatrixSite) -> Tensor:
-    if site.kind == "value":
-        return truncated(site.current, rank)
-    circuit = site.circuit
-    return circuit.A @ _low_rank_inner(rank, site) @ circuit.B
+    """Return a truncated SVD.
 
-
-def truncated(
-    matrix: Float[Tensor, "*axes rows columns"], rank: int
-) -> Float[Tensor, "*axes rows columns"]:
-    """Return the best approximation of a matrix by one of rank at most `rank` (truncated SVD).
-
-    Raises:
-        InputError: `rank` is below 1 or above the smaller side of the matrix.
+    The T of a circuit is W_O R R^T pinv(W_O), where R holds the first right singular vectors of
+    W_V W_O. These lie in the rows of W_O, so W_V T W_O = W_V W_O R R^T.
     """
-    largest = min(matrix.shape[-2:])
+    matrix = site.current if site.kind == "value" else site.circuit
+    largest = min(matrix.shape if isinstance(matrix, Tensor) else matrix.A.shape)
     if not 1 <= rank <= largest:
-        raise InputError(
-            f"rank must lie in 1..{largest} for a matrix {list(matrix.shape)}, got {rank!r}."
-        )
-    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    return (left[..., :rank] * values[..., None, :rank]) @ right[..., :rank, :]
-
-
-def _low_rank_inner(rank: int, site: MatrixSite) -> Tensor:
-    """W_O R R^T pinv(W_O), where R holds the first right singular vectors of W_V W_O.
-
-    These lie in the rows of W_O, so W_V T W_O = W_V W_O R R^T, the truncated SVD.
-    """
-    if not 1 <= rank <= site.rank:
-        raise InputError(f"rank must lie in 1..{site.rank} for an OV circuit, got {rank!r}.")
-    circuit = site.circuit
-    outputs = circuit.B.double()
-    _, _, right = FactoredMatrix(circuit.A.double(), outputs).svd()
-    right = right[:, :rank]
-    return (outputs @ right @ (right.mT @ torch.linalg.pinv(outputs))).to(circuit.B.dtype)
+        what = f"a matrix {list(matrix.shape)}" if site.kind == "value" else "an OV circuit"
+        raise InputError(f"rank must lie in 1..{largest} for {what}, got {rank!r}.")
+    if isinstance(matrix, Tensor):
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+        return (left[:, :rank] * values[:rank]) @ right[:rank]
+    outputs = matrix.B.double()
+    right = FactoredMatrix(matrix.A.double(), outputs).svd()[2][:, :rank]
+    inner = (outputs @ right @ (right.mT @ torch.linalg.pinv(outputs))).to(matrix.B.dtype)
+    return inner if site.kind == "inner" else matrix.A @ inner @ matrix.B
 
 
 def _random(seed: int, site: MatrixSite) -> Tensor:
@@ -335,8 +343,9 @@ def _random(seed: int, site: MatrixSite) -> Tensor:
     rows, columns = current.shape
     new = torch.randn(rows, columns, generator=generator, dtype=torch.float64)
     if site.kind == "circuit":
-        right = torch.randn(site.rank, columns, generator=generator, dtype=torch.float64)
-        new = new[:, : site.rank] @ right
+        rank = min(site.circuit.A.shape)
+        right = torch.randn(rank, columns, generator=generator, dtype=torch.float64)
+        new = new[:, :rank] @ right
     return concept_memory.matched(new.to(current), current)
 
 
@@ -364,22 +373,79 @@ def _computed(function: Callable[[HookedModel, int, int], Tensor], site: MatrixS
 
 
 def _matched(replacement: Replacement, site: MatrixSite) -> Tensor:
+    if site.kind == "inner":
+        circuit = replace(site, kind="circuit")
+        norm = torch.linalg.matrix_norm
+        factor = norm(_matched(replacement, circuit)) / norm(replacement.matrix(circuit))
+        return replacement.matrix(site) * factor
     current = site.current
     return concept_memory.matched(replacement.matrix(site).to(current), current)
 
 
-def _matched_inner(replacement: Replacement, site: MatrixSite) -> Tensor:
-    norm = torch.linalg.matrix_norm
-    return replacement.inner(site) * (
-        norm(_matched(replacement, site)) / norm(replacement.matrix(site))
-    )
-
-
-def _model_hash(model: HookedModel) -> str:
-    """Return the name of a model and a hash of all its value and output matrices."""
-    circuits = [ov_circuit(model, *site) for site in choose(model).pairs]
-    return f"{model.cfg.model_name}:{hash_of(*(m for c in circuits for m in (c.A, c.B)))}"
-
-
 def _at_least_float32(matrix: Tensor) -> Tensor:
-    return matrix.float() if matrix.dtype in (torch.float16, torch.bfloat16) else matrix
+    return matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+
+
+def _memory(task: ConceptTask, site: MatrixSite) -> Tensor:
+    if not isinstance(site.model, OneLayerTransformer):
+        raise InputError(
+            "memory(task) is equation 5.1 for the one-layer model; for a language model name the "
+            "pairs of associated tokens: associations(pairs)."
+        )
+    return concept_memory.constructed(site.model.W_E, task)
+
+
+def _pairs(pairs: Tensor, site: MatrixSite) -> Tensor:
+    model: Any = site.model
+    vocab = int(model.cfg.d_vocab)
+    if int(pairs.min()) < 0 or int(pairs.max()) >= vocab:
+        raise InputError(
+            f"associations name the token ids {int(pairs.min())} to {int(pairs.max())}; this "
+            f"model knows 0 to {vocab - 1}."
+        )
+    device = site.current.device
+    cues = _cues(site, pairs[:, 0]).to(device)  # [pair, d_model]
+    answers = _answers(site, pairs[:, 1]).to(device)
+    if site.kind == "circuit":
+        return cues.mT @ answers
+    outputs = torch.cat(
+        [
+            output_matrix(model, site.layer, head).to(device, torch.float32)
+            for head in range(head_count(model, "head"))
+            if kv_head_of(model, head) == site.head
+        ],
+        dim=1,
+    )
+    # All blocks of [M ... M] are equal, so the blocks of the pseudoinverse can be summed first.
+    blocks = rearrange(torch.linalg.pinv(outputs), "(h m) e -> h m e", m=answers.shape[1])
+    return cues.mT @ (answers @ reduce(blocks, "h m e -> m e", "sum"))
+
+
+def _cues(site: MatrixSite, tokens: Tensor) -> Tensor:
+    """Return the input of W_V if the residual stream is an embedding."""
+    model: Any = site.model
+    x = model.W_E.detach()[tokens.to(model.W_E.device)].float()
+    kind = str(model.cfg.normalization_type)
+    if kind.startswith("LN"):
+        x = x - x.mean(-1, keepdim=True)
+    if kind.startswith(("LN", "RMS")):
+        x = x / (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
+    weight, bias = norm_affine(model, getattr(model.blocks[site.layer], "ln1", None))
+    return x * weight.to(x) + bias.to(x)
+
+
+def _answers(site: MatrixSite, tokens: Tensor) -> Tensor:
+    """Return the directions of the attention output that raise the logits of tokens."""
+    model: Any = site.model
+    centred = str(model.cfg.normalization_type).startswith("LN")
+    direction = model.W_U.detach().mT[tokens.to(model.W_U.device)].float()
+    for norm in (
+        getattr(model, "ln_final", None),
+        getattr(model.blocks[site.layer], "ln1_post", None),
+    ):
+        if norm is not None:
+            weight, _ = norm_affine(model, norm)
+            direction = direction * weight.to(direction)
+            if centred:
+                direction = direction - direction.mean(-1, keepdim=True)
+    return direction

@@ -80,9 +80,9 @@ def test_low_rank_is_the_best_one(pair):
             left_out = torch.linalg.svdvals(now)[rank:]
             assert torch.linalg.matrix_rank(new, rtol=1e-5) == rank
             close(torch.linalg.matrix_norm(now - new), left_out.norm())
-        close(values.low_rank(site.rank).matrix(site), now)
-        with pytest.raises(InputError, match=f"1..{site.rank}"):
-            values.low_rank(site.rank + 1).matrix(site)
+        close(values.low_rank(model.cfg.d_head).matrix(site), now)
+        with pytest.raises(InputError, match=f"1..{model.cfg.d_head}"):
+            values.low_rank(model.cfg.d_head + 1).matrix(site)
 
 
 def test_random_matrices_have_the_norm_and_rank_of_what_they_replace(pair):
@@ -91,7 +91,7 @@ def test_random_matrices_have_the_norm_and_rank_of_what_they_replace(pair):
         site, other_site = MatrixSite(model, 1, 1, kind), MatrixSite(model, 1, 0, kind)
         new = values.random(seed=4).matrix(site)
         close(torch.linalg.matrix_norm(new), torch.linalg.matrix_norm(site.current))
-        assert torch.linalg.matrix_rank(new, rtol=1e-5) == site.rank
+        assert torch.linalg.matrix_rank(new, rtol=1e-5) == model.cfg.d_head
         assert torch.equal(new, values.random(seed=4).matrix(site))
         # Far apart: two independent directions in hundreds of dimensions.
         for other in (values.random(seed=5).matrix(site), values.random(seed=4).matrix(other_site)):

@@ -1,11 +1,8 @@
 """The models or matrices that geometry and memory fits are computed for, by name.
 
-One may give a matrix, a hooked model, or a training result; several come as a list or under names
-of your own. Everything is computed in float64 on the CPU, from copies.
+Everything is computed in float64 on the CPU, from copies.
 
 >>> import torch
->>> list(named({"mine": torch.eye(2), "yours": torch.eye(3)}))
-['mine', 'yours']
 >>> list(named([torch.eye(2), torch.eye(3)]))
 ['matrix 0', 'matrix 1']
 """
@@ -63,7 +60,9 @@ def task_of(model: Models, task: ConceptTask | None) -> ConceptTask | None:
     return model.task if task is None and isinstance(model, TrainingResult) else task
 
 
-def matrix(item: Any, read: Callable[[Any], Any], *, name: str) -> Float64[Tensor, "rows columns"]:
+def matrix(
+    item: Any, read: Callable[[Any], Any] = lambda model: None, *, name: str
+) -> Float64[Tensor, "rows columns"]:
     """Return a matrix, or the matrix that `read` finds in a model, in float64 on the CPU.
 
     Raises:
@@ -85,11 +84,7 @@ def matrix(item: Any, read: Callable[[Any], Any], *, name: str) -> Float64[Tenso
 
 
 def embedding(item: Any, *, name: str) -> Float64[Tensor, "vocab d_model"]:
-    """Return a matrix itself, or the embeddings W_E of a model, one row per token.
-
-    Raises:
-        InputError: As for `matrix`.
-    """
+    """Return a matrix itself, or the embeddings W_E of a model, one row per token."""
     return matrix(item, lambda model: getattr(model, "W_E", None), name=name)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -65,6 +66,12 @@ def gaussian_embedding(
     values are drawn in float64, so that they are alike in all types.
     """
     return (_normal(vocab, d_model, generator) / d_model**0.5).to(dtype)
+
+
+def seeded_generator(*branch: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator seeded by several numbers, independent of those of other numbers."""
+    state = int(np.random.SeedSequence(branch).generate_state(1, np.uint64)[0])
+    return torch.Generator(device).manual_seed(state >> 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

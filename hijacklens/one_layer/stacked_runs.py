@@ -21,7 +21,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -29,6 +28,7 @@ from torch import Tensor
 from hijacklens.errors import InputError, whole_number
 from hijacklens.one_layer.architecture import DTYPES, NAMES, PART_OF, OneLayerWeights
 from hijacklens.one_layer.checkpoint import Checkpoint
+from hijacklens.one_layer.embeddings import seeded_generator
 from hijacklens.one_layer.fast_path import ContextBatch, log_counts, loss_and_gradients
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.recipe import Run
@@ -52,9 +52,7 @@ START_AGAIN = (
 
 def generator_for(seed: int, purpose: str, device: torch.device | str) -> torch.Generator:
     """Return the generator of a run's contexts for `"training"` or `"evaluation"`: never equal."""
-    branch = {"training": 1, "evaluation": 2}[purpose]
-    state = int(np.random.SeedSequence([seed, branch]).generate_state(1, np.uint64)[0])
-    return torch.Generator(device).manual_seed(state >> 1)
+    return seeded_generator(seed, {"training": 1, "evaluation": 2}[purpose], device=device)
 
 
 class Stream:

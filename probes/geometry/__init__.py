@@ -28,7 +28,6 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float64
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 from torch import Tensor
@@ -84,7 +83,7 @@ class InnerProducts(Result):
     derived: ClassVar = {"summary.csv": "summary"}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return the table: a row per model and distance."""
+        """Return a copy of `table`."""
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
@@ -94,24 +93,14 @@ class InnerProducts(Result):
         for a single one), `std` (mean over models of the spread over pairs).
         """
         groups = self.table.groupby("distance")
-        rows = [
-            {
-                "distance": distance,
-                "models": len(rows),
-                "pairs": int(rows["pairs"].iloc[0]),
-                **_student(rows["mean"]),
-                "std": float(rows["std"].mean()),
-            }
-            for distance, rows in groups
-        ]
-        table = pd.DataFrame(rows).rename(columns={"value": "mean"})
+        table = pd.DataFrame({distance: _student(of["mean"]) for distance, of in groups}).T
+        table = table.rename(columns={"value": "mean"}).rename_axis("distance")
+        counts = {"models": groups.size(), "pairs": groups["pairs"].first()}
+        table = table.assign(**counts, std=groups["std"].mean()).reset_index()
         return table.loc[:, ["distance", "models", "pairs", "mean", "low", "high", "std"]]
 
     def fit_summary(self) -> pd.DataFrame:
-        """Return the mean over models of each fitted number and its 95% interval.
-
-        There is a row per number, by its name: `value, low, high`.
-        """
+        """Return a row per fitted number: its mean over models and 95% interval, `low, high`."""
         numbers = self.fits.drop(columns="model").astype(float)
         return pd.DataFrame({name: _student(numbers[name]) for name in numbers}).T
 
@@ -122,7 +111,32 @@ class InnerProducts(Result):
         over the pairs of a model.
         """
         with plots.canvas(width=5.6, height=3.9) as (figure, (axes,)):
-            self._draw(axes)
+            summary, fit = self.summary(), self.fit_summary()["value"]
+            x, mean = summary["distance"].to_numpy(float), summary["mean"].to_numpy()
+            spread = summary["std"].fillna(0.0).to_numpy()
+            blue, orange, grey = plots.COLOURS[0], plots.COLOURS[1], "#777777"
+            axes.fill_between(x, mean - spread, mean + spread, color=blue, alpha=0.15, lw=0)
+            ends = np.nan_to_num([mean - summary["low"], summary["high"] - mean])
+            models = summary["models"].max()
+            label = "mean" + (f" of {models} models (95%)" if models > 1 else "")
+            axes.errorbar(
+                x, mean, yerr=ends, fmt="o", ms=5, lw=1.2, color=blue, label=label, zorder=3
+            )
+            D = np.array([0.0, x[x > 0].min(), x.max()])
+            line, plain = fit["b"] - fit["a"] * D, fit["linear_b"] - fit["linear_a"] * D
+            label = f"eq. 5.2: {fit['b']:.3g} - {fit['a']:.3g} D, R² {fit['r2']:.2f}"
+            axes.plot(D[1:], line[1:], color=orange, lw=1.6, label=label)
+            axes.plot(D[:2], line[:2], color=orange, ls="--")
+            label = f"line through D = 0 too, R² {fit['linear_r2']:.2f}"
+            axes.plot(D, plain, color=grey, lw=1.2, ls=":", label=label)
+            arrow = {"arrowstyle": "<->", "color": orange, "lw": 1.2}
+            axes.annotate("", xy=(0, fit["b0"]), xytext=(0, fit["b"]), arrowprops=arrow)
+            middle = float(fit["b0"] + fit["b"]) / 2
+            axes.text(float(0.03 * x.max()), middle, f"jump {fit['jump']:.3g}", color=orange)
+            kind = "Hamming distance" if self.settings.bits else "distance"
+            product = "inner product" if "unit" not in self.settings.scaling else "cosine"
+            axes.set(xlabel=f"{kind} of the tokens", ylabel=f"{product} of embeddings")
+            axes.legend(fontsize=9)
         return figure
 
     def glance(self) -> Glance:
@@ -142,32 +156,6 @@ class InnerProducts(Result):
     def findings(self) -> dict[str, Any]:
         """Return each fitted number with its interval over models."""
         return {"fit": self.fit_summary().to_dict("index")}
-
-    def _draw(self, axes: Axes) -> None:
-        summary, fit = self.summary(), self.fit_summary()["value"]
-        x, mean = summary["distance"].to_numpy(float), summary["mean"].to_numpy()
-        spread = summary["std"].fillna(0.0).to_numpy()
-        blue, orange, grey = plots.COLOURS[0], plots.COLOURS[1], "#777777"
-        axes.fill_between(x, mean - spread, mean + spread, color=blue, alpha=0.15, lw=0)
-        ends = np.nan_to_num([mean - summary["low"], summary["high"] - mean])
-        models = summary["models"].max()
-        label = "mean" + (f" of {models} models (95%)" if models > 1 else "")
-        axes.errorbar(x, mean, yerr=ends, fmt="o", ms=5, lw=1.2, color=blue, label=label, zorder=3)
-        D = np.array([0.0, x[x > 0].min(), x.max()])
-        line, plain = fit["b"] - fit["a"] * D, fit["linear_b"] - fit["linear_a"] * D
-        label = f"eq. 5.2: {fit['b']:.3g} - {fit['a']:.3g} D, R² {fit['r2']:.2f}"
-        axes.plot(D[1:], line[1:], color=orange, lw=1.6, label=label)
-        axes.plot(D[:2], line[:2], color=orange, ls="--")
-        label = f"line through D = 0 too, R² {fit['linear_r2']:.2f}"
-        axes.plot(D, plain, color=grey, lw=1.2, ls=":", label=label)
-        arrow = {"arrowstyle": "<->", "color": orange, "lw": 1.2}
-        axes.annotate("", xy=(0, fit["b0"]), xytext=(0, fit["b"]), arrowprops=arrow)
-        middle = float(fit["b0"] + fit["b"]) / 2
-        axes.text(float(0.03 * x.max()), middle, f"jump {fit['jump']:.3g}", color=orange)
-        kind = "Hamming distance" if self.settings.bits else "distance"
-        product = "inner product" if "unit" not in self.settings.scaling else "cosine"
-        axes.set(xlabel=f"{kind} of the tokens", ylabel=f"{product} of embeddings")
-        axes.legend(fontsize=9)
 
 
 @renamed(source="model")
@@ -205,17 +193,20 @@ def fit(
     else:
         distance, bits = np.asarray(distances), None
         _check_distances(distance)
-    rows: list[dict[str, Any]] = []
+    tables: list[pd.DataFrame] = []
     fits: list[dict[str, Any]] = []
     for name, item in named_models.named(model).items():
         W_E = _of_tokens(named_models.embedding(item, name=name), tokens, len(distance), name=name)
         E = _scaled(W_E, scaling, name=name)
         gram = (E @ E.T).numpy()
-        rows.extend({"model": name, **row} for row in _by_distance(gram, distance))
+        upper = np.triu_indices(len(gram))  # the diagonal is distance 0
+        pairs = pd.DataFrame({"distance": distance[upper].astype(float), "inner": gram[upper]})
+        by_distance = pairs.groupby("distance")["inner"].agg(pairs="size", mean="mean", std="std")
+        tables.append(by_distance.reset_index().assign(model=name))
         fit = fit_gram(gram, distance)
         fits.append({"model": name, **asdict(fit), "jump": fit.jump, **_predicted(fit, bits)})
     return InnerProducts(
-        table=pd.DataFrame(rows, columns=list(COLUMNS)),
+        table=pd.concat(tables, ignore_index=True).loc[:, list(COLUMNS)],
         fits=pd.DataFrame(fits),
         settings=InnerProductSettings(
             scaling=scaling,
@@ -227,30 +218,12 @@ def fit(
     )
 
 
-def _by_distance(gram: np.ndarray, distance: np.ndarray) -> list[dict[str, Any]]:
-    upper = np.triu_indices(len(gram))  # the diagonal is distance 0
-    values, which = np.unique(distance[upper], return_inverse=True)
-    inner, pairs = gram[upper], np.bincount(which)
-    means = np.bincount(which, inner) / pairs
-    squares = np.bincount(which, (inner - means[which]) ** 2)
-    with np.errstate(invalid="ignore"):  # a single pair has no spread
-        spread = np.sqrt(squares / np.where(pairs > 1, pairs - 1, math.nan))
-    return [
-        {"distance": float(d), "pairs": int(n), "mean": float(mean), "std": float(std)}
-        for d, n, mean, std in zip(values, pairs, means, spread, strict=True)
-    ]
-
-
 def _predicted(fit: GramFit, bits: int | None) -> dict[str, float]:
+    levels = ("constant", "linear", "bulk")
     if bits is None:
-        return dict.fromkeys(("feasible", "constant", "linear", "bulk"), math.nan)
-    expected = fit.eigenvalues(bits)
-    return {
-        "feasible": float(fit.feasible(bits)),
-        "constant": expected.constant,
-        "linear": expected.linear,
-        "bulk": expected.bulk,
-    }
+        return dict.fromkeys(("feasible", *levels), math.nan)
+    spectrum = fit.eigenvalues(bits)
+    return {"feasible": float(fit.feasible(bits))} | {n: getattr(spectrum, n) for n in levels}
 
 
 def _student(values: pd.Series) -> dict[str, float]:
@@ -295,17 +268,11 @@ def _scaled(E: Tensor, scaling: Scaling, *, name: str) -> Float64[Tensor, "token
 
 
 def _check_distances(distance: np.ndarray) -> None:
-    square = distance.ndim == 2 and distance.shape[0] == distance.shape[1] and distance.size > 0
-    if not square:
+    if distance.ndim != 2 or distance.shape[0] != distance.shape[1] or not distance.size:
         raise InputError(f"distances must be a square matrix, got {list(distance.shape)}.")
     others = distance[~np.eye(len(distance), dtype=bool)]
-    valid = (
-        bool(np.isfinite(distance).all())
-        and np.array_equal(distance, distance.T)
-        and not distance.diagonal().any()
-        and bool((others > 0).all())
-    )
-    if not valid:
+    symmetric = np.isfinite(distance).all() and np.array_equal(distance, distance.T)
+    if not (symmetric and not distance.diagonal().any() and (others > 0).all()):
         raise InputError(
             "distances must be finite, symmetric, 0 on the diagonal and above 0 elsewhere: "
             "distance 0 is a token to itself. Give every row a separate token."

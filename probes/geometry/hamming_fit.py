@@ -6,14 +6,6 @@ a and b are the least-squares line over all pairs of different tokens; b0 is the
 length, the least-squares fit of one number. For comparison there is the plain line through all
 entries of the Gram matrix, including the diagonal (Theorem 3 and figure C.6 ask whether it
 suffices). The cost is O(vocab^2).
-
->>> import torch
->>> from hijacklens.one_layer.embeddings import hamming_geometry
->>> from hijacklens.one_layer.task import ConceptTask
->>> E = hamming_geometry(4, a=0.1, b=0.5, b0=1.0, dtype=torch.float64)
->>> fit = fit_gram((E @ E.T).numpy(), ConceptTask(bits=4).hamming().numpy())
->>> round(fit.a, 12), round(fit.b, 12), round(fit.jump, 12), round(fit.r2, 12)
-(0.1, 0.5, 0.5, 1.0)
 """
 
 from __future__ import annotations
@@ -72,11 +64,9 @@ class GramFit:
 def fit_gram(
     gram: Float64[np.ndarray, "token token"], distance: Shaped[np.ndarray, "token token"]
 ) -> GramFit:
-    """Fit equation 5.2 and a plain line to inner products by distance.
+    """Fit equation 5.2 and a plain line to inner products of all pairs of tokens.
 
-    Args:
-        gram: Inner products of all pairs of tokens.
-        distance: Their distances: symmetric, 0 on the diagonal and above 0 elsewhere.
+    Distances are symmetric, 0 on the diagonal and above 0 elsewhere.
 
     Raises:
         InputError: Different tokens have fewer than two distances, so no line is determined.
@@ -90,9 +80,7 @@ def fit_gram(
         )
     size = float(np.abs(gram).max())
     slope, b, r2, residual = _line(near, inner, size)
-    linear_slope, linear_b, linear_r2, linear_residual = _line(
-        distance.ravel().astype(float), gram.ravel(), size
-    )
+    plain = _line(distance.ravel().astype(float), gram.ravel(), size)
     _, which, pairs = np.unique(near, return_inverse=True, return_counts=True)
     means = np.bincount(which, inner) / pairs
     return GramFit(
@@ -103,10 +91,10 @@ def fit_gram(
         # The line over pairs is the line over the means, weighted by their pairs.
         r2_means=_line(near, means[which], size)[2],
         residual=residual,
-        linear_a=-linear_slope,
-        linear_b=linear_b,
-        linear_r2=linear_r2,
-        linear_residual=linear_residual,
+        linear_a=-plain[0],
+        linear_b=plain[1],
+        linear_r2=plain[2],
+        linear_residual=plain[3],
     )
 
 

@@ -12,14 +12,6 @@ and only d_model - m - 1 exist. There are two predictions: `predicted` follows t
 among the directions that exist. The second is ours, not the paper's.
 
 The cost is one singular value decomposition per matrix, O(vocab d_model min(vocab, d_model)).
-
->>> from hijacklens.one_layer.embeddings import hamming_geometry
->>> from hijacklens.one_layer.task import ConceptTask
->>> result = spectrum(hamming_geometry(3, a=1.0, b=2.0, b0=2.5), task=ConceptTask(bits=3))
->>> [round(value, 3) for value in result.table["value"] ** 2]
-[4.5, 4.5, 4.5, 4.5, 0.5, 0.5, 0.5, 0.5]
->>> result.summary()[["top", "ratio"]].round(3).values.tolist()
-[[3.0, 1.0], [4.0, 3.0]]
 """
 
 from __future__ import annotations
@@ -54,10 +46,9 @@ MOST_COLOURS = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpectrumSettings:
-    """The settings of `spectrum`."""
+    """The settings of `spectrum`; `matrix` may be the label that was given."""
 
     matrix: str
-    """The matrix, or the label that was given."""
     top: tuple[int | None, ...]
     task: TaskRecord | None
 
@@ -76,7 +67,7 @@ class Spectra(Result):
     derived: ClassVar = {"summary.csv": "gaps"}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return the table: a row per model and singular value."""
+        """Return a copy of `table`."""
         return self.table.copy()
 
     def summary(self) -> pd.DataFrame:
@@ -102,29 +93,27 @@ class Spectra(Result):
     def plot(self) -> Figure:
         """Plot singular values by index, a line per model; dashed: equation 5.2."""
         with plots.canvas(width=5.6, height=3.8) as (figure, (axes,)):
-            groups = list(self.table.groupby("model", sort=False))
+            groups = self.table.groupby("model", sort=False)
+            few = groups.ngroups <= MOST_COLOURS
             for i, (name, rows) in enumerate(groups):
-                colour, marker = plots.series(i)
-                label: str | None = str(name)
-                if len(groups) > MOST_COLOURS:
-                    colour, marker, label = plots.COLOURS[0], ".", None
-                style = {"color": colour, "marker": marker, "ms": 3.5, "lw": 1, "label": label}
-                axes.plot(rows["index"], rows["value"], alpha=1 if label else 0.35, **style)
-            columns = ["index", "predicted", "squeezed"]
-            mean: pd.DataFrame = self.table.loc[:, columns].groupby("index").mean()
-            for column, style, label in (
-                ("predicted", "--", "eq. 5.2 as fitted"),
-                ("squeezed", ":", "eq. 5.2, bulk in d"),
-            ):
+                colour, marker = plots.series(i) if few else (plots.COLOURS[0], ".")
+                style = {"color": colour, "marker": marker, "alpha": 1 if few else 0.35}
+                style["label"] = str(name) if few else None
+                axes.plot(rows["index"], rows["value"], ms=3.5, lw=1, **style)
+            styles = {
+                "predicted": ("--", "eq. 5.2 as fitted"),
+                "squeezed": (":", "eq. 5.2, bulk in d"),
+            }
+            mean = self.table.loc[:, ["index", *styles]].groupby("index").mean()
+            for column, (style, label) in styles.items():
                 if mean[column].notna().any():
-                    look = {"color": "black", "ls": style, "lw": 1.3, "label": label}
-                    axes.plot(mean.index, mean[column], **look)
+                    axes.plot(mean.index, mean[column], style, color="black", lw=1.3, label=label)
             for top in self.settings.top:
                 if top is not None:
                     axes.axvline(top + 0.5, color="#888888", lw=0.9)
                     look = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "#555555"}
-                    look["transform"] = axes.get_xaxis_transform()
-                    axes.text(top + 0.5, 1.0, f"{top}", **look)
+                    at = axes.get_xaxis_transform()
+                    axes.text(top + 0.5, 1.0, f"{top}", transform=at, **look)
             ylabel = f"singular value of {self.settings.matrix}"
             axes.set(xlabel="index", ylabel=ylabel, ylim=(0, None))
             axes.legend(fontsize=9)
@@ -164,8 +153,8 @@ def spectrum(
     Args:
         model: Models, or matrices of any kind (also a FactoredMatrix, such as the OV circuits of
             `probes.values.matrices.ov_circuit`): see `probes.named_models`.
-        matrix: The matrix of a model: `"W_E"`, or the `"W_V"` of a one-layer model. Matrices that
-            are given instead of models are treated as this one.
+        matrix: The matrix of a model: `"W_E"`, or the `"W_V"` of a one-layer model. Given matrices
+            are treated as this one.
         task: For W_E, the task of its tokens: equation 5.2 is then fitted for the predictions. A
             `TrainingResult` has its own task.
         top: k, the number of values above the gap; by default both m and m + 1 with a task, and
@@ -240,16 +229,9 @@ def _spectrum_of(
                 "predicted_ratio_squeezed": _ratio(squeezed, k),
             }
         )
-    frame = pd.DataFrame(
-        {
-            "model": name,
-            "index": np.arange(1, len(s) + 1),
-            "value": s,
-            "predicted": predicted,
-            "squeezed": squeezed,
-        }
-    )
-    return frame, rows
+    index = np.arange(1, len(s) + 1)
+    columns = (name, index, s, predicted, squeezed)
+    return pd.DataFrame(dict(zip(COLUMNS, columns, strict=True))), rows
 
 
 def _bit_share(left: Tensor, task: ConceptTask) -> float:
@@ -286,9 +268,7 @@ def _ratio(s: np.ndarray, k: int) -> float:
 def _largest_drop(s: np.ndarray) -> int:
     """Return the k with the largest s_k / s_(k+1) among values above rounding."""
     above = s[s > s[0] * max(len(s), 2) * np.finfo(float).eps * 10]
-    if len(above) < 2:
-        return 1
-    return int(np.argmax(above[:-1] / above[1:])) + 1
+    return 1 if len(above) < 2 else int(np.argmax(above[:-1] / above[1:])) + 1
 
 
 def _only_value_matrix(model: Any) -> Any:

@@ -11,10 +11,6 @@ for a symmetric W, such as the memory of equation 5.1.
 
 Only subspaces are compared, so the scale and sign of a matrix do not matter. The subspace of rank r
 is well determined only if the singular values r and r + 1 differ; their ratio is the `gap`.
-
->>> A, B = torch.diag(torch.tensor([3.0, 2.0, 0.0])), torch.diag(torch.tensor([0.0, 2.0, 3.0]))
->>> principal_angles(A, B, rank=2, side="left").degrees
-(90.0, 0.0)
 """
 
 from __future__ import annotations
@@ -22,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -35,7 +31,7 @@ from transformer_lens import FactoredMatrix
 from hijacklens import plots
 from hijacklens.errors import InputError, choice
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.embeddings import gaussian_embedding
+from hijacklens.one_layer.embeddings import gaussian_embedding, seeded_generator
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask, TaskRecord
 from hijacklens.renamed import renamed
@@ -59,7 +55,7 @@ class PrincipalAngles(Result):
     """The principal angles between the singular subspaces of two matrices, in degrees."""
 
     degrees: tuple[float, ...]
-    """All `rank` angles, the largest first, each from 0 to 90."""
+    """The largest first, each from 0 to 90."""
     side: Side
     rank: int
     gap: float
@@ -128,7 +124,7 @@ class ValueAngles(Result):
     derived: ClassVar = {"summary.csv": "summary"}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return the table: a row per model, reference, draw, side and angle."""
+        """Return a copy of `table`."""
         return self.table.copy()
 
     def smallest(self) -> pd.DataFrame:
@@ -143,27 +139,20 @@ class ValueAngles(Result):
         `reference, side, models, smallest, smallest_std` (over models), `mean, largest`, and the
         minimal `gap` and `reference_gap`.
         """
-        rows = []
-        by_model = self.smallest()
-        for key, group in self.table.groupby(["reference", "side"], sort=False):
-            reference, side = cast("tuple[str, str]", key)
-            rows_of = (by_model["reference"] == reference) & (by_model["side"] == side)
-            smallest = by_model.loc[rows_of, "degrees"]
-            last = group["index"] == self.settings.rank
-            rows.append(
-                {
-                    "reference": reference,
-                    "side": side,
-                    "models": len(smallest),
-                    "smallest": smallest.mean(),
-                    "smallest_std": smallest.std(ddof=1),
-                    "mean": group["degrees"].mean(),
-                    "largest": group.loc[last, "degrees"].mean(),
-                    "gap": group["gap"].min(),
-                    "reference_gap": group["reference_gap"].min(),
-                }
-            )
-        return pd.DataFrame(rows)
+        keys = ["reference", "side"]
+        groups = self.table.groupby(keys, sort=False)
+        smallest = self.smallest().groupby(keys, sort=False)["degrees"]
+        last = self.table[self.table["index"] == self.settings.rank].groupby(keys, sort=False)
+        columns = {
+            "models": smallest.size(),
+            "smallest": smallest.mean(),
+            "smallest_std": smallest.std(),
+            "mean": groups["degrees"].mean(),
+            "largest": last["degrees"].mean(),
+            "gap": groups["gap"].min(),
+            "reference_gap": groups["reference_gap"].min(),
+        }
+        return pd.DataFrame(columns).reset_index()
 
     def plot(self) -> Figure:
         """Plot the smallest angle by reference, a point per model and a panel per side."""
@@ -212,15 +201,13 @@ def principal_angles(
         A: A matrix that acts on row vectors.
         B: Another, with the same number of rows for the left side, of columns for the right.
         rank: The number of singular vectors that span the subspaces.
-        side: `"left"`: what the matrices read; `"right"`: what they write. See the module for
-            the paper's convention.
+        side: See the module for the paper's convention.
 
     Raises:
         InputError: The rank is above a matrix's rank, or the subspaces lie in different spaces.
     """
     choice("side", side, SIDES, "left is what a matrix reads, right what it writes.")
-    first = _Subspaces.of(named_models.matrix(A, _nothing, name="A"), rank, name="A")
-    second = _Subspaces.of(named_models.matrix(B, _nothing, name="B"), rank, name="B")
+    first, second = _Subspaces.of(A, rank, name="A"), _Subspaces.of(B, rank, name="B")
     return PrincipalAngles(
         degrees=first.angles(second, side),
         side=side,
@@ -277,13 +264,11 @@ def value_angles(
     rank = task.bits if rank is None else rank
     rows: list[tuple[Any, ...]] = []
     for number, (name, item) in enumerate(models.items()):
-        W_V = named_models.matrix(item.W_V[0, 0], _nothing, name=name)
-        trained = _Subspaces.of(W_V, rank, name=name)
+        trained = _Subspaces.of(item.W_V[0, 0], rank, name=name)
         for which, (reference, make) in enumerate(references.items()):
             for draw in range(draws):
                 with torch.no_grad():
-                    W = make(item, _generator(seed, number, which, draw))
-                W = named_models.matrix(W, _nothing, name=reference)
+                    W = make(item, seeded_generator(seed, number, which, draw))
                 other = _Subspaces.of(W, rank, name=reference)
                 for side in SIDES:
                     rows += [
@@ -299,16 +284,14 @@ def value_angles(
     )
 
 
-def _gaussian_square(model: OneLayerTransformer, draw: torch.Generator) -> Tensor:
-    return gaussian_embedding(model.config.d_model, model.config.d_model, draw)
-
-
 def standard_references(task: ConceptTask) -> dict[str, Reference]:
     """Return the references of figure C.3: equation 5.1, a random memory, a Gaussian matrix."""
     return {
         "constructed": lambda model, draw: memory.constructed(model.W_E.detach().cpu(), task),
         "random": lambda model, draw: memory.random(model.W_E.detach().cpu(), task, draw),
-        "gaussian": _gaussian_square,
+        "gaussian": lambda model, draw: gaussian_embedding(
+            model.config.d_model, model.config.d_model, draw
+        ),
     }
 
 
@@ -321,7 +304,8 @@ class _Subspaces:
     gap: float
 
     @classmethod
-    def of(cls, W: Tensor, rank: int, *, name: str) -> _Subspaces:
+    def of(cls, item: Any, rank: int, *, name: str) -> _Subspaces:
+        W = named_models.matrix(item, name=name)
         U, s, V = np.linalg.svd(W.numpy(), full_matrices=False)
         # Singular vectors of values that are 0 up to rounding are arbitrary.
         full = int((s > s[0] * max(W.shape) * np.finfo(float).eps).sum())
@@ -341,12 +325,3 @@ class _Subspaces:
                 "and have no angles; give matrices of one shape."
             )
         return tuple(float(d) for d in np.degrees(linalg.subspace_angles(mine, yours)))
-
-
-def _generator(seed: int, *branch: int) -> torch.Generator:
-    state = int(np.random.SeedSequence([seed, *branch]).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state >> 1)
-
-
-def _nothing(item: Any) -> None:
-    """Find no matrix in a model, since a model has many and the caller must name one."""

@@ -10,7 +10,7 @@ A model has vectors x (of a source token, read), y (of a target token, written) 
 
     one-layer model   x = y = W_E(t), W = W_V. The associated pairs are the Hamming-1 neighbours,
                       and M, the sum of the outer products, is the constructed memory of eq. 5.1.
-    language model    those of the direct path (`direct_path`). outer(x, y) is the gradient with
+    language model    those of the direct path (`DirectPath`). outer(x, y) is the gradient with
                       respect to W of what the head adds to the logit of the target when it attends
                       to the source alone.
 
@@ -21,30 +21,33 @@ no proof of absence.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens.errors import InputError, choice
 from hijacklens.models.hooked import HookedModel, require_eval
+from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
 from hijacklens.renamed import renamed
 from hijacklens.results.result import Provenance
 from hijacklens.sites import Heads, Layers, choose
 from probes import named_models
+from probes.account.readout import Norm
 from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
-from probes.memory_fit.direct_path import DirectPath
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length
 from probes.memory_fit.result import COLUMNS, MemoryFit, MemoryFitSettings
 from probes.named_models import Models
+from probes.values.matrices import ov_circuit
 
 Scaling: TypeAlias = Literal["model", "unit"]
 """Vectors with their lengths in the model, or each scaled to length 1."""
@@ -88,18 +91,8 @@ def fit(
     Note:
         All 270 heads of a model of d_model 576 take 16 s on one core with 199 pairs and 99 draws;
         a one-layer model at m = 7 with 199 draws takes less than a second.
-
-    Example:
-        >>> from hijacklens.one_layer.memory import theorem_1
-        >>> from hijacklens.one_layer.model import OneLayerTransformer
-        >>> from hijacklens.one_layer.task import ConceptTask
-        >>> task = ConceptTask(bits=3)
-        >>> result = fit(OneLayerTransformer.from_weights(theorem_1(task)), task)
-        >>> result.summary()[["statistic", "value", "p_family"]].round(3).values.tolist()
-        [['cosine', 1.0, 0.005], ['span', 1.0, 0.005], ['recall', 1.0, 0.005]]
     """
-    pairs = _associations(model, associated)
-    _check(scaling, draws)
+    pairs = _associations(model, associated, scaling, draws)
     tables = []
     for name, item in named_models.named(model).items():
         if not isinstance(item, HookedModel):
@@ -129,20 +122,13 @@ def fit_matrices(
 ) -> MemoryFit:
     """Fit matrices and token vectors of your own; `p_family` is over all the matrices.
 
-    Args:
-        matrices: Name -> matrix [d_in, d_out] that acts on row vectors.
-        read: x, a row per token id: what a matrix reads.
-        write: y, a row per token id: the direction that it writes for a token.
-        associated: As for `fit`.
-        scaling: As for `fit`.
-        draws: As for `fit`.
-        seed: As for `fit`.
+    The matrices act on row vectors. `read` has a row x per token id, what a matrix reads; `write`
+    a row y, the direction that it writes for a token. The other arguments are those of `fit`.
 
     Raises:
         InputError: As for `fit`, or the shapes do not match.
     """
-    pairs = _associations(None, associated)
-    _check(scaling, draws)
+    pairs = _associations(None, associated, scaling, draws)
     x, y = read.detach().cpu().double(), write.detach().cpu().double()
     for tokens, vectors in ((pairs.source, x), (pairs.target, y)):
         if max(tokens) >= len(vectors):
@@ -153,7 +139,7 @@ def fit_matrices(
     memory = _memory(pairs, lambda ids: x[list(ids)], lambda ids: y[list(ids)], scaling)
 
     def factors(name: str, item: Any) -> Factors:
-        W = named_models.matrix(item, lambda model: None, name=name)
+        W = named_models.matrix(item, name=name)
         if W.shape != (x.shape[1], y.shape[1]):
             raise InputError(
                 f"{name!r} is {list(W.shape)}; the vectors need {[x.shape[1], y.shape[1]]}."
@@ -164,7 +150,13 @@ def fit_matrices(
     return _result([_fit(memory, listed, draws, seed)], pairs, scaling, draws, seed)
 
 
-def _associations(model: Models, associated: Associations | ConceptTask | None) -> Associations:
+def _associations(
+    model: Models, associated: Associations | ConceptTask | None, scaling: str, draws: int
+) -> Associations:
+    """Return the associations; refuse settings that cannot be used."""
+    choice("scaling", scaling, get_args(Scaling))
+    if draws < 2:
+        raise InputError(f"draws is {draws!r}; give at least 2, or there is no control.")
     if isinstance(associated, Associations):
         return associated
     task = named_models.task_of(model, associated)
@@ -174,12 +166,6 @@ def _associations(model: Models, associated: Associations | ConceptTask | None) 
             "neighbours, of_facts), or a ConceptTask for its Hamming-1 neighbours."
         )
     return associations.neighbours(task)
-
-
-def _check(scaling: str, draws: int) -> None:
-    choice("scaling", scaling, get_args(Scaling))
-    if draws < 2:
-        raise InputError(f"draws is {draws!r}; give at least 2, or there is no control.")
 
 
 def _memory(
@@ -218,21 +204,20 @@ def _fit(
     size = max(1, min(AT_ONCE, BLOCK // (len(memory.source) * len(memory.write))))
     sites: list[tuple[str, int, int]] = []
     shuffled, rotated, frames = [], [], None
-    rest = iter(matrices)
-    while block := list(islice(rest, size)):
-        for name, layer, head, (A, B) in block:
+    numbered = enumerate(matrices)
+    while block := list(islice(numbered, size)):
+        factors = [matrix[-1] for _, matrix in block]
+        for _, (name, layer, head, (A, B)) in block:
             where = f" (layer {layer}, head {head})" if layer >= 0 else ""
             if not (A.any() and B.any()):
                 raise InputError(f"the matrix of {name!r}{where} is zero; nothing can explain it.")
             sites.append((name, layer, head))
-        factors = [factors for *_, factors in block]
         if frames is None:
             frames = memory.frames(spectrum_length(factors[0]), draws=draws, seed=seed)
         shuffled.append(memory.shuffled(factors, orders))
         advance(len(block) / 2)
-        numbered = enumerate(sites[-len(block) :], start=len(sites) - len(block))
         # Matrices of your own have no layer and head: their number identifies them.
-        ids = [(layer, head) if layer >= 0 else (i, 0) for i, (_, layer, head) in numbered]
+        ids = [(layer, head) if layer >= 0 else (i, 0) for i, (_, layer, head, _) in block]
         rotated.append(memory.rotated(factors, frames, seed=seed, branches=ids))
         advance(len(block) / 2)
     statistics = np.concatenate(shuffled)
@@ -242,7 +227,7 @@ def _fit(
         "rotated": Control.of(value, np.concatenate(rotated)),
     }
     rows = [
-        (*site, statistic, float(value[i, j]), name, *control.row(i, j))
+        (*site, statistic, float(value[i, j]), name, *(float(numbers[i, j]) for numbers in control))
         for i, site in enumerate(sites)
         for j, statistic in enumerate(STATISTICS)
         for name, control in controls.items()
@@ -251,11 +236,7 @@ def _fit(
 
 
 def _result(
-    tables: list[pd.DataFrame],
-    pairs: Associations,
-    scaling: Scaling,
-    draws: int,
-    seed: int,
+    tables: list[pd.DataFrame], pairs: Associations, scaling: Scaling, draws: int, seed: int
 ) -> MemoryFit:
     return MemoryFit(
         table=pd.concat(tables, ignore_index=True),
@@ -270,3 +251,102 @@ def _result(
         ),
         provenance=Provenance.now(seed=seed),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DirectPath:
+    """The direct path of a head: token vectors and OV circuits with all norms multiplied in.
+
+    A head that attends only to token s, and whose input is the embedding of s alone, writes x_s W.
+    It adds x_s W y_o / scale to the logit of o, relative to the average token of the vocabulary:
+
+        x_s = C E(s) / rms      direction of the embedding; C subtracts the mean for a layer norm
+        W   = C diag(w1) W_V W_O diag(w2) C
+                                w1: the norm before attention, w2: one after it (Gemma-2 and -3)
+        y_o = C diag(wf) (W_U(o) - mean over the vocabulary)
+                                wf: the final norm, without its scale
+
+    Positions, biases and the epsilons of norms are left out. x, W and y do not depend on how the
+    weights were processed. The one-layer model has no norm: x = y = W_E(t) and W = W_V.
+    """
+
+    model: Any
+    before: tuple[Norm | None, ...]
+    """Layer -> the norm before attention; None if the layer has no such norm."""
+    after: tuple[Norm | None, ...]
+    """Layer -> the norm on the output of attention; None if the layer has no such norm."""
+    final: Norm | None
+
+    @classmethod
+    def of(cls, model: HookedModel) -> DirectPath:
+        """Return the direct path of any hooked model."""
+        hooks, like = model.hook_dict, next(iter(model.parameters()))
+        modules: Any = model
+
+        def norm(path: str) -> Norm | None:
+            if f"{path}.hook_scale" not in hooks:
+                return None
+            return Norm.of(modules.get_submodule(path), int(model.cfg.d_model), like)
+
+        blocks = [f"blocks.{layer}" for layer in range(int(model.cfg.n_layers))]
+        before = tuple(norm(f"{block}.ln1") for block in blocks)
+        after = tuple(norm(f"{block}.ln1_post") for block in blocks)
+        return cls(model, before, after, norm("ln_final"))
+
+    def read(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
+        """Return x: what a head reads of each token.
+
+        Raises:
+            InputError: The model does not have such a token.
+        """
+        W_E = self.model.W_E
+        _check_tokens(tokens, len(W_E), "W_E")
+        x = _double(W_E[list(tokens)])
+        first = self.before[0]
+        if first is None:
+            return x
+        if first.centred:
+            x = x - x.mean(-1, keepdim=True)
+        return x / x.square().mean(-1, keepdim=True).sqrt()
+
+    def write(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
+        """Return y: the direction of a head's output that raises each token's logit.
+
+        Raises:
+            InputError: The model does not have such a token.
+        """
+        W_U = self.model.W_U  # [d_model, vocab]
+        _check_tokens(tokens, W_U.shape[1], "W_U")
+        y = _double(W_U[:, list(tokens)].T)
+        if not isinstance(self.model, OneLayerTransformer):
+            y = y - _double(W_U.detach().float().mean(1))
+        return y if self.final is None else self.final.pull(y).double()
+
+    def circuit(self, layer: int, head: int) -> Factors:
+        """Return W of a query head, as factors [d_model, d_head] and [d_head, d_model].
+
+        Raises:
+            InputError: The model has no such head, or no matrices per head.
+        """
+        circuit = ov_circuit(self.model, layer, head)
+        A, B = _double(circuit.A), _double(circuit.B)
+        if (norm := self.before[layer]) is not None:
+            A = _double(norm.weight)[:, None] * A
+            A = A - A.mean(0) if norm.centred else A
+        if (norm := self.after[layer]) is not None:
+            B = B * _double(norm.weight)
+        if self.final is not None and self.final.centred:
+            B = B - B.mean(1, keepdim=True)
+        return A, B
+
+
+def _double(values: Tensor) -> Tensor:
+    return values.detach().cpu().double()
+
+
+def _check_tokens(tokens: Sequence[int], size: int, name: str) -> None:
+    if not 0 <= min(tokens) <= max(tokens) < size:
+        raise InputError(
+            f"token ids run from {min(tokens)} to {max(tokens)}; {name} of this model has 0 to "
+            f"{size - 1}. Make the associations with this model's tokenizer."
+        )

@@ -4,11 +4,6 @@ A memory is tested on pairs (source, target): attending to the source token shou
 of the target token. On the one-layer model they are the neighbours of equation 5.1, on a language
 model pairs of your own or those of facts (the last token of the subject and the first token of the
 target, or a near word and the target).
-
->>> from hijacklens.one_layer.task import ConceptTask
->>> associations = neighbours(ConceptTask(bits=2))
->>> list(zip(associations.source, associations.target))
-[(1, 0), (2, 0), (0, 1), (3, 1), (0, 2), (3, 2), (1, 3), (2, 3)]
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from jaxtyping import Float64, Int64
 from scipy import stats
 from torch import Tensor
 
-from hijacklens.one_layer.embeddings import orthonormal
+from hijacklens.one_layer.embeddings import orthonormal, seeded_generator
 
 STATISTICS = ("cosine", "span", "recall")
 RIDGE = 1e-10
@@ -46,6 +46,10 @@ dependent; directions that much weaker than the others are rounding errors."""
 
 Factors: TypeAlias = tuple[Float64[Tensor, "d_in inner"], Float64[Tensor, "inner d_out"]]
 """A matrix as a product; any other matrix has the identity as its second factor."""
+Frames: TypeAlias = tuple[
+    Float64[Tensor, "draw source inner"], Float64[Tensor, "draw target inner"]
+]
+"""The vectors read and written by a memory: coordinates along random orthonormal directions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +74,8 @@ class Memory:
     ) -> Float64[np.ndarray, "matrix draw statistic"]:
         """Return `STATISTICS` of each matrix: first with the true targets, then for each shuffle.
 
-        Each shuffle solves one [target, target] system for all matrices together.
-
-        Args:
-            matrices: Matrices other than zero.
-            orders: Permutations of the pairs: the targets of a shuffle are `target[order]`.
+        Each shuffle, with the targets `target[order]`, solves one [target, target] system for all
+        matrices together. No matrix may be zero.
         """
         scores = torch.stack([(self.read @ A) @ (B @ self.write.T) for A, B in matrices])
         norms = np.array([float(torch.linalg.vector_norm(s)) for s in map(_spectrum, matrices)])
@@ -88,15 +89,13 @@ class Memory:
 
     def frames(self, rank: int, *, draws: int, seed: int) -> Frames:
         """Return the vectors in random frames, from which `rotated` makes random matrices."""
-        sides: list[Tensor] = []
-        for side, vectors in enumerate((self.read, self.write)):
-            generator = _generator(seed, side)
-            turned = [
-                vectors @ orthonormal(rank, vectors.shape[1], generator, dtype=vectors.dtype).T
-                for _ in range(draws)
-            ]
-            sides.append(torch.stack(turned))
-        return Frames(*sides)
+
+        def turned(side: int, vectors: Tensor) -> Tensor:
+            draw, width = seeded_generator(seed, side), vectors.shape[1]
+            frames = (orthonormal(rank, width, draw, dtype=vectors.dtype) for _ in range(draws))
+            return torch.stack([vectors @ frame.T for frame in frames])
+
+        return turned(0, self.read), turned(1, self.write)
 
     def rotated(
         self,
@@ -108,29 +107,22 @@ class Memory:
     ) -> Float64[np.ndarray, "matrix draw statistic"]:
         """Return `STATISTICS` of random matrices with the singular values of each matrix.
 
-        Args:
-            matrices: Matrices other than zero, of at most the rank of the frames.
-            frames: The result of `frames`.
-            seed: Seeds the combinations of left and right frames.
-            branches: Two numbers that identify each matrix and seed its draws too, so that the
-                draws of a head do not depend on the other matrices.
+        The rank of a matrix is at most that of the frames. Its combinations of left and right
+        frames are seeded by `seed` and its two numbers in `branches`, not by other matrices.
         """
-        draws, _, rank = frames.read.shape
+        read, write = frames
+        draws, _, rank = read.shape
         spectra = [_spectrum(factors) for factors in matrices]
         padded = torch.stack([torch.nn.functional.pad(s, (0, rank - len(s))) for s in spectra])
         norms = torch.linalg.vector_norm(padded, dim=1).numpy()
         # Independent rotations for each matrix: it uses the frames in a separate order.
-        orders = torch.stack(
-            [
-                torch.stack([torch.randperm(draws, generator=generator) for _ in range(2)])
-                for generator in (_generator(seed, 2, *branch) for branch in branches)
-            ]
-        )
+        generators = [seeded_generator(seed, 2, *branch) for branch in branches]
+        permutations = [torch.randperm(draws, generator=g) for g in generators for _ in range(2)]
+        orders = torch.stack(permutations).reshape(-1, 2, draws)
         basis = self._basis(self.target)
         statistics = []
         for draw in range(draws):
-            left = frames.read[orders[:, 0, draw]] * padded[:, None]
-            scores = left @ frames.write[orders[:, 1, draw]].mT
+            scores = (read[orders[:, 0, draw]] * padded[:, None]) @ write[orders[:, 1, draw]].mT
             recall = self._recall(self.target, partial(_ranks, scores))
             statistics.append(_columns(basis, scores, norms, recall))
         return np.stack(statistics, axis=1)
@@ -154,9 +146,7 @@ class Memory:
     ) -> Float64[np.ndarray, " matrix"]:
         """Return Mann and Whitney's U within each source, divided by its largest value.
 
-        Args:
-            target: Target of each pair.
-            ranks: Gives the ranks of pairs among all targets of their source.
+        `ranks` gives the ranks of pairs among all targets of their source.
         """
         width = len(self.write)
         # A shuffle may join a source with a target twice; the pair counts once.
@@ -170,14 +160,6 @@ class Memory:
         if not len(source):
             return np.full(len(at), 0.5)
         return ((at - (partners + 1) / 2) / (width - partners)).mean(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Frames:
-    """Vectors of a memory in random frames: their coordinates along orthonormal directions."""
-
-    read: Float64[Tensor, "draw source inner"]
-    write: Float64[Tensor, "draw target inner"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +196,6 @@ def _ranks(scores: Tensor, source: Tensor, target: Tensor) -> Float64[Tensor, "m
     return (rows < at).sum(-1) + ((rows == at).sum(-1) + 1).double() / 2
 
 
-def _generator(*branch: int) -> torch.Generator:
-    state = int(np.random.SeedSequence(branch).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state >> 1)
-
-
 def spectrum_length(factors: Factors) -> int:
     """Return the maximum number of nonzero singular values of a product."""
     A, B = factors
@@ -231,18 +208,17 @@ def _spectrum(factors: Factors) -> Float64[Tensor, " inner"]:
     return torch.linalg.svdvals(torch.linalg.qr(A).R @ torch.linalg.qr(B.T).R.T)
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
-    """Statistics compared with those of the draws of a control."""
+class Control(NamedTuple):
+    """Statistics compared with those of the draws of a control, all [matrix, statistic]."""
 
-    mean: Float64[np.ndarray, "matrix statistic"]
+    mean: np.ndarray
     """Mean over draws."""
-    std: Float64[np.ndarray, "matrix statistic"]
-    z: Float64[np.ndarray, "matrix statistic"]
+    std: np.ndarray
+    z: np.ndarray
     """(value - mean) / std; 0 if the draws are all equal."""
-    p: Float64[np.ndarray, "matrix statistic"]
+    p: np.ndarray
     """Fraction of draws, including the value itself, with at least this value."""
-    p_family: Float64[np.ndarray, "matrix statistic"]
+    p_family: np.ndarray
     """Fraction of draws in which the largest z of any matrix is at least this one's."""
 
     @classmethod
@@ -264,8 +240,3 @@ class Control:
         largest = null_z.max(0)  # [draw, statistic]
         family = (1 + (largest[None] >= z[:, None] - 1e-9).sum(1)) / n
         return cls(mean, std, z, p, family)
-
-    def row(self, matrix: int, statistic: int) -> tuple[float, ...]:
-        """Return `mean, std, z, p, p_family` of one matrix and statistic."""
-        numbers = (self.mean, self.std, self.z, self.p, self.p_family)
-        return tuple(float(values[matrix, statistic]) for values in numbers)

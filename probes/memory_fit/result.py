@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -32,10 +32,9 @@ MOST_POINTS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryFitSettings:
-    """The settings of a memory fit, and the counts of its associations."""
+    """The settings of a memory fit, and a label and the counts of its associations."""
 
     associations: str
-    """A short description."""
     pairs: int
     sources: int
     targets: int
@@ -61,7 +60,7 @@ class MemoryFit(Result):
     derived: ClassVar = {"verdicts.csv": "verdicts"}
 
     def to_dataframe(self) -> pd.DataFrame:
-        """Return the table: a row per matrix, statistic and control."""
+        """Return a copy of `table`."""
         return self.table.copy()
 
     def verdicts(self) -> pd.DataFrame:
@@ -82,20 +81,14 @@ class MemoryFit(Result):
         p_family` of the matrix with the largest z; the number of `significant` matrices (p_family
         < .05).
         """
-        rows = []
-        keys = ["model", "statistic"]
-        for key, of in self.verdicts().groupby(keys, sort=False):
-            best = of.loc[of["z"].idxmax()]
-            rows.append(
-                {
-                    **dict(zip(keys, cast("tuple[str, str]", key), strict=True)),
-                    "matrices": len(of),
-                    "mean": of["value"].mean(),
-                    **best[["layer", "head", "value", "z", "p", "p_family"]].to_dict(),
-                    "significant": int((of["p_family"] < 0.05).sum()),
-                }
-            )
-        return pd.DataFrame(rows)
+        verdicts, keys = self.verdicts(), ["model", "statistic"]
+        groups = verdicts.groupby(keys, sort=False)
+        columns = [*keys, "layer", "head", "value", "z", "p", "p_family"]
+        best = verdicts.loc[groups["z"].idxmax(), columns].set_index(keys)
+        significant = (verdicts["p_family"] < 0.05).groupby([verdicts[k] for k in keys]).sum()
+        best.insert(0, "matrices", groups.size())
+        best.insert(1, "mean", groups["value"].mean())
+        return best.assign(significant=significant).reset_index()
 
     def best(self, *, statistic: str = "recall", count: int = 10) -> pd.DataFrame:
         """Return the verdicts with the largest z of a statistic, the largest first.
@@ -125,14 +118,11 @@ class MemoryFit(Result):
                 ax.set_title(LABELS[statistic], fontsize=10)
                 if by_head:
                     of_model = verdicts["model"] == models[row]
-                    drawn = verdicts.loc[of_model & (verdicts["statistic"] == statistic), :]
-                    _draw_map(figure, ax, drawn)
+                    _draw_map(ax, verdicts.loc[of_model & (verdicts["statistic"] == statistic), :])
+                    ax.set(xlabel="layer", ylabel="head" if column else f"{models[row]}\nhead")
                 else:
                     _draw_points(ax, self.table.loc[self.table["statistic"] == statistic, :])
-                if column and not by_head:
-                    ax.tick_params(labelleft=False)
-                if not column and by_head:
-                    ax.set_ylabel(f"{models[row]}\nhead")
+                    ax.tick_params(labelleft=not column)
             title = f"{self.settings.associations} ({self.settings.pairs} pairs)"
             figure.suptitle(title, fontsize=11)
         return figure
@@ -169,48 +159,25 @@ def _draw_points(ax: Axes, rows: pd.DataFrame) -> None:
     styles = (("#999999", 0.16), (plots.COLOURS[5], -0.16))
     for control, (colour, shift) in zip(CONTROLS, styles, strict=True):
         drawn = rows[rows["control"] == control]
-        ax.errorbar(
-            drawn["mean"],
-            y + shift,
-            xerr=2 * drawn["std"],
-            fmt="|",
-            color=colour,
-            ms=7,
-            lw=3,
-            label=f"{control}, ± 2 sd",
-        )
+        look = {"fmt": "|", "ms": 7, "lw": 3, "color": colour, "label": f"{control}, ± 2 sd"}
+        ax.errorbar(drawn["mean"], y + shift, xerr=2 * drawn["std"], **look)
     ax.plot(first["value"], y, "o", color=plots.COLOURS[1], ms=6, label="measured")
-    alone = len(first) == first["model"].nunique()
-    labels = [
-        str(row.model) if alone else f"{row.model} {row.layer}.{row.head}"
-        for row in first.itertuples()
-    ]
-    ax.set_yticks(y, labels, fontsize=9)
+    labels = first["model"].astype(str)
+    if not labels.is_unique:
+        labels += " " + first["layer"].astype(str) + "." + first["head"].astype(str)
+    ax.set_yticks(y, list(labels), fontsize=9)
     ax.set_ylim(-0.7, len(first) - 0.3)
     ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3,
               handletextpad=0.3, columnspacing=0.8)  # fmt: skip
 
 
-def _draw_map(figure: Figure, ax: Axes, rows: pd.DataFrame) -> None:
+def _draw_map(ax: Axes, rows: pd.DataFrame) -> None:
     z = rows.pivot(index="head", columns="layer", values="z")
     values = z.to_numpy(dtype=float)
-    most = max(float(np.nanmax(np.abs(values))), 1.0)
-    image = ax.imshow(
-        values,
-        cmap="RdBu_r",
-        vmin=-most,
-        vmax=most,
-        origin="lower",
-        aspect="auto",
-        interpolation="nearest",
-    )
-    for axis, names in (("x", z.columns), ("y", z.index)):
-        step = max(1, len(names) // 9)
-        places = range(0, len(names), step)
-        ax.set(**{f"{axis}ticks": places, f"{axis}ticklabels": [names[i] for i in places]})
+    limit = max(float(np.nanmax(np.abs(values))), 1.0)
+    look: dict[str, Any] = {"origin": "lower", "interpolation": "nearest"}
+    label = "smaller z of both controls (* p < .05)"
+    plots.heat_map(ax, values, rows=z.index, columns=z.columns, label=label, limit=limit, **look)
     sure = rows[rows["p_family"] < 0.05]
     columns, lines = z.columns.get_indexer(sure["layer"]), z.index.get_indexer(sure["head"])
     ax.plot(columns, lines, "*", color="black", mec="white", mew=0.5, ms=8)
-    ax.set(xlabel="layer", ylabel="head")
-    ax.grid(visible=False)
-    figure.colorbar(image, ax=ax, label="smaller z of both controls (* p < .05)", shrink=0.95)

@@ -15,8 +15,7 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 import hijacklens as hl
 from hijacklens.errors import InputError
 from probes import memory_fit
-from probes.memory_fit import associations
-from probes.memory_fit.direct_path import DirectPath
+from probes.memory_fit import DirectPath, associations
 
 PAIRS = associations.pairs([(300, 5), (301, 7), (302, 9), (303, 5), (304, 11)])
 

@@ -10,20 +10,13 @@ d_model] are what a layer adds to the residual stream: with the bias of the outp
 after the norm that Gemma-2 and -3 put there. Zero is far from anything that the model has seen.
 The mean over reference prompts keeps what a head says on all of them and removes only what it says
 about one prompt. The cost is one masked copy of the output of each ablated layer.
-
->>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
->>> from hijacklens.probe import probed
->>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
->>> layout = Layout(torch.arange(4)[None], {})
->>> with probed(model, [ablate(heads=[(0, 0)])], layout):
-...     float(model(layout.tokens).detach().abs().max())  # the head is all it has
-0.0
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -115,8 +108,7 @@ class Ablation:
         """Return one hook per ablated layer.
 
         Raises:
-            InputError: The model has no such layer, head or output (the one-layer model has no
-                MLP), the means are those of a model of another shape, or the span is unknown.
+            InputError: As for every probe, or the means are those of a model of another shape.
         """
         tokens = layout.query(self.span)  # [batch, pos]
         named: list[NamedHook] = []
@@ -124,17 +116,16 @@ class Ablation:
             name = hook_name(model, self.site, layer, allowed=SITES)
             mask = None
             if self.site == "z":
-                mask = torch.zeros(int(model.cfg.n_heads), dtype=torch.bool)
-                mask[list(heads)] = True
+                mask = torch.isin(torch.arange(int(model.cfg.n_heads)), torch.tensor(heads))
             named.append((name, _replace(tokens, mask, self._mean(model, layer))))
         return named
 
     def _mean(self, model: HookedModel, layer: int) -> Tensor | None:
         if self.means is None:
             return None
-        config = model.cfg
+        config: Any = model.cfg
         widths = (config.n_heads, config.d_head) if self.site == "z" else (config.d_model,)
-        needed, shape = (int(config.n_layers), *map(int, widths)), tuple(self.means.values.shape)
+        needed, shape = (config.n_layers, *widths), tuple(self.means.values.shape)
         if needed != shape:
             raise InputError(
                 f"the means are those of another model: their shape is {shape}, and this model's "
@@ -223,27 +214,21 @@ def mean_outputs(
     totals: dict[int, Tensor] = {}
     count = 0
 
-    def add(layer: int, tokens: Tensor) -> HookFunction:
-        def hook_function(output: Tensor, hook: Any) -> None:
-            total = output[tokens.to(output.device)].sum(0, dtype=torch.float64).cpu()
-            totals[layer] = totals[layer] + total if layer in totals else total
-
-        return hook_function
+    def add(layer: int, tokens: Tensor, output: Tensor, hook: Any) -> None:
+        total = output[tokens.to(output.device)].sum(0, dtype=torch.float64).cpu()
+        totals[layer] = totals[layer] + total if layer in totals else total
 
     rows = len(reference.tokens) if isinstance(reference, Layout) else len(reference)
     with bar(rows, unit="prompts", label=f"mean {site}", quiet=quiet) as progress:
         for layout, real in _layouts(model, reference, span, batch_tokens):
             tokens = layout.query(span) & real
             count += int(tokens.sum())
-            recorder = HookProbe(
-                "mean",
-                [
-                    (hook_name(model, site, at, allowed=SITES), add(at, tokens))
-                    for at in range(n_layers)
-                ],
-            )
+            hooks = [
+                (hook_name(model, site, layer, allowed=SITES), partial(add, layer, tokens))
+                for layer in range(n_layers)
+            ]
             first = torch.zeros(1, dtype=torch.long, device=real.device)
-            logits_at(model, layout, first, first, probes=[recorder])
+            logits_at(model, layout, first, first, probes=[HookProbe("mean", hooks)])
             progress.update(len(real))
     if count == 0:
         raise InputError(
@@ -276,16 +261,15 @@ def _layouts(
         return
     if not isinstance(model, HookedLanguageModel) or model.tokenizer is None:
         raise InputError("without a tokenizer a model cannot read prompts; give a layout.")
-    prompts: Sequence[Prompt | LocatedPrompt]
-    if isinstance(reference, FactSet):
-        prompts = [make_prompt(fact, sentence="", dose=0, scheme="bare") for fact in reference]
-    else:
-        prompts = reference
+    prompts: Sequence[Prompt | LocatedPrompt] = (
+        [make_prompt(fact, sentence="", dose=0, scheme="bare") for fact in reference]
+        if isinstance(reference, FactSet)
+        else reference
+    )
     names = placed_atoms([span])
-    located = [
-        locate(model.tokenizer, prompt) if isinstance(prompt, Prompt) else prompt
-        for prompt in prompts
-    ]
-    rows = [mark(each.ids, [each.positions(name) for name in names]) for each in located]
+    rows = []
+    for prompt in prompts:
+        located = locate(model.tokenizer, prompt) if isinstance(prompt, Prompt) else prompt
+        rows.append(mark(located.ids, [located.positions(name) for name in names]))
     for batch in batches(rows, device=device_of(model), limit=batch_tokens):
         yield Layout.of_symbols(batch.symbols, names), batch.real

@@ -11,9 +11,6 @@ rotary positions and before the norm that Gemma-3 gives them.
 Writing `resid_mid` changes the attention output. The hook of that name in a TransformerBridge is
 the input of the MLP's norm: writing to it would change what the MLP reads, but not the stream
 itself, to which the MLP's output is added.
-
->>> HEAD_AXES["v"]
-'kv_head'
 """
 
 from __future__ import annotations
@@ -34,9 +31,8 @@ Site: TypeAlias = Literal[
 HEAD_AXES: Mapping[str, HeadAxis] = {"z": "head", "q": "head", "k": "kv_head", "v": "kv_head"}
 """The sites that are split into heads, and which heads these are."""
 _HOOKS = {
-    **{name: f"blocks.{{}}.hook_{name}" for name in ("resid_pre", "resid_mid", "resid_post")},
-    **{name: f"blocks.{{}}.hook_{name}" for name in ("attn_out", "mlp_out")},
-    **{name: f"blocks.{{}}.attn.hook_{name}" for name in HEAD_AXES},
+    name: f"blocks.{{}}.{'attn.' if name in HEAD_AXES else ''}hook_{name}"
+    for name in get_args(Site)
 }
 
 
@@ -60,18 +56,14 @@ def choose_sites(model: HookedModel, site: Site, *, layers: Layers, heads: Heads
     """Choose layers and heads of a site: query heads for `z` and `q`, key/value heads for the rest.
 
     Raises:
-        InputError: The model has no such layer or head, or heads are given for a site without.
+        InputError: As for `check_heads`, or the model has no such layer or head.
     """
     check_heads(site, heads)
     return choose(model, layers=layers, heads=heads, axis=HEAD_AXES.get(site, "head"))
 
 
 def check_heads(site: str, heads: Any) -> None:
-    """Refuse heads for a site that is not split into heads.
-
-    Raises:
-        InputError: Heads are given for such a site.
-    """
+    """Raise an `InputError` if heads are given for a site that is not split into heads."""
     if heads is not None and site in _HOOKS and site not in HEAD_AXES:
         raise InputError(
             f"{site} is not split into heads; leave heads out, or use {', '.join(HEAD_AXES)}."
@@ -98,22 +90,16 @@ def writing(
     model: HookedModel,
     site: Site,
     layer: int,
-    rows: Int[Tensor, " token"],
-    positions: Int[Tensor, " token"],
+    rows: Int[Tensor, ...],
+    positions: Int[Tensor, ...],
     values: Float[Tensor, "token ... width"],
     *,
-    heads: Int[Tensor, " token"] | None = None,
+    heads: Int[Tensor, ...] | None = None,
 ) -> list[NamedHook]:
     """Return hooks that put values at tokens of a batch.
 
-    Args:
-        model: Any hooked model.
-        site: The site to write to.
-        layer: Its layer.
-        rows: The row of each token.
-        positions: Its position among the computed tokens.
-        values: The new values: [token, d_model], or [token, d_head] with `heads`.
-        heads: A head for each token, if the site has heads.
+    A token is given by its row and its position among the computed tokens; at a site with heads
+    also by a head, and values are [token, d_head]. All three may be arrays that broadcast.
     """
     index = (rows, positions) if heads is None else (rows, positions, heads)
     name = hook_name(model, site, layer)

@@ -12,29 +12,20 @@ nor written, but they remain visible to attention.
 patched key takes the position of its target. With learned positions (GPT-2), a patched residual
 carries the position of its source. The cost is the source run, and one copy of the activation of
 each chosen layer.
-
->>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
->>> from hijacklens.probe import probed
->>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
->>> clean, other = (0, 1, 2), (3, 4, 5, 6)
->>> last = patch(model, Correspondence(clean, other, ((2, 3),)), site="attn_out")
->>> with probed(model, [last], Layout(torch.tensor([other]), {})):
-...     patched = model(torch.tensor([other]))
->>> torch.equal(patched[0, 3], model(torch.tensor([clean]))[0, 2])
-True
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from hijacklens.engine.batches import TokenBatch, batches
+from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import (
     HookedLanguageModel,
@@ -73,17 +64,9 @@ class Patch:
     def key(self) -> str:
         """The patched sites, and a hash of the prompts and activations."""
         stored = (item for pair in sorted(self.values.items()) for item in pair)
-        return spell(
-            "patch",
-            patch,
-            {
-                "site": self.site,
-                "layers": self.layers,
-                "heads": self.heads,
-                "prompts": len(self.targets),
-                "values": hash_of(sorted(self.targets.items()), *stored),
-            },
-        )
+        options = {"site": self.site, "layers": self.layers, "heads": self.heads}
+        values = hash_of(sorted(self.targets.items()), *stored)
+        return spell("patch", patch, {**options, "prompts": len(self.targets), "values": values})
 
     @property
     def spans(self) -> Sequence[str]:
@@ -107,20 +90,15 @@ class Patch:
         for layer, of_layer in sites.by_layer.items():
             if layer not in self.values:  # no tokens correspond
                 continue
-            stored = self.values[layer]
-            self._check(model, stored)
-            if not rows:
+            self._check(model, self.values[layer])
+            if not len(rows):
                 continue
-            values = stored[torch.tensor(slots)]
-            at_row, at_position = torch.tensor(rows), torch.tensor(positions)
-            heads = None
+            new = self.values[layer][slots]
             if self.site in HEAD_AXES:
-                heads = torch.tensor(of_layer).repeat(len(rows))
-                at_row, at_position = (
-                    index.repeat_interleave(len(of_layer)) for index in (at_row, at_position)
-                )
-                values = values.flatten(0, 1)
-            named += writing(model, self.site, layer, at_row, at_position, values, heads=heads)
+                at, heads = (rows[:, None], positions[:, None]), torch.tensor(of_layer)
+                named += writing(model, self.site, layer, *at, new, heads=heads)
+            else:
+                named += writing(model, self.site, layer, rows, positions, new)
         return named
 
     def _check(self, model: HookedModel, stored: Tensor) -> None:
@@ -133,10 +111,9 @@ class Patch:
                 f"model has {width}: they come from another model."
             )
 
-    def _tokens(self, layout: Layout) -> tuple[list[int], list[int], list[int]]:
+    def _tokens(self, layout: Layout) -> Int[Tensor, "3 token"]:
         """Return row, position and slot of every patched token of a layout."""
-        tokens = layout.tokens
-        past = 0
+        tokens, past = layout.tokens, 0
         if layout.past_tokens is not None:
             tokens = torch.cat([layout.past_tokens, tokens], dim=1)
             past = layout.past_tokens.shape[1]
@@ -150,8 +127,7 @@ class Patch:
                 for position, slot in target
                 if position >= past  # earlier ones were patched when the cache was made
             ]
-        rows, positions, slots = ([item[i] for item in patched] for i in range(3))
-        return rows, positions, slots
+        return torch.tensor(patched, dtype=torch.long).reshape(-1, 3).T
 
 
 def patch(
@@ -190,24 +166,32 @@ def patch(
     listed = [correspondences] if isinstance(correspondences, Correspondence) else correspondences
     layers, heads = canonical(layers), canonical(heads)
     sites = choose_sites(model, site, layers=layers, heads=heads).by_layer
-    targets = _targets(listed)
+    starts = list(accumulate((len(each.pairs) for each in listed), initial=0))
+    targets = _targets(listed, starts)
     stored: dict[int, Tensor] = {}
-    for batch, rows, positions, slots in _sources(listed, device_of(model), batch_tokens):
 
-        def keep(layer: int, slots: Tensor) -> Callable[[Tensor], None]:
-            def function(values: Tensor) -> None:
-                if site in HEAD_AXES:
-                    values = values[:, list(sites[layer])]
-                if layer not in stored:
-                    total = sum(len(each.pairs) for each in listed)
-                    stored[layer] = values.new_empty(total, *values.shape[1:], device="cpu")
-                stored[layer][slots] = values.cpu()
+    def keep(layer: int, slots: Tensor, values: Tensor) -> None:
+        if site in HEAD_AXES:
+            values = values[:, list(sites[layer])]
+        if layer not in stored:
+            stored[layer] = values.new_empty(starts[-1], *values.shape[1:], device="cpu")
+        stored[layer][slots] = values.cpu()
 
-            return function
-
-        named = [reading(model, site, at, rows, positions, keep(at, slots)) for at in sites]
-        recorder = HookProbe("source run", named)
+    prompts = [each.source for each in listed]
+    for batch in batches(prompts, device=device_of(model), limit=batch_tokens):
+        tokens = [
+            (row, i, starts[member] + n)
+            for row, member in enumerate(batch.members)
+            for n, (i, _) in enumerate(listed[member].pairs)
+        ]
+        if not tokens:
+            continue
+        rows, positions, slots = torch.tensor(tokens).T
+        reads = [
+            reading(model, site, at, rows, positions, partial(keep, at, slots)) for at in sites
+        ]
         first = torch.zeros_like(batch.lengths[:1])
+        recorder = HookProbe("source run", reads)
         logits_at(model, Layout(batch.symbols, {}), first, first, probes=[recorder])
     return Patch(
         site=site,
@@ -234,9 +218,11 @@ def patch_between(
     """Patch between the bare and the hijacked prompt of every fact.
 
     `hl.hijack(model, pairs.facts, doses=[pairs.dose], probes=[patch_between(model, pairs)])` then
-    scores the facts with the patch on. `denoise` puts the clean (bare) run into the hijacked
-    prompt, `noise` the hijacked run into the bare one. The span has the patched tokens, such as
-    `subject`, `last`, `query` or `query+bos`; the other arguments are those of `patch`.
+    scores the facts with the patch on.
+
+    The `direction` `denoise` puts the clean (bare) run into the hijacked prompt, `noise` the
+    hijacked run into the bare one. `span` names the patched tokens, such as `subject`, `last`,
+    `query` or `query+bos`. The other arguments are those of `patch`.
 
     Raises:
         InputError: As for `patch`; or the tokens of a fact's two prompts do not correspond, or a
@@ -256,13 +242,12 @@ def patch_between(
 
 
 def _targets(
-    correspondences: Sequence[Correspondence],
+    correspondences: Sequence[Correspondence], starts: Sequence[int]
 ) -> dict[TokenIds, tuple[tuple[int, int], ...]]:
     """Return target prompt -> target position and slot of each pair; slots number all pairs."""
     sources: dict[TokenIds, Correspondence] = {}
     targets: dict[TokenIds, tuple[tuple[int, int], ...]] = {}
-    starts = _starts(correspondences)
-    for each, start in zip(correspondences, starts, strict=True):
+    for each, start in zip(correspondences, starts, strict=False):
         known = sources.setdefault(each.target, each)
         if (known.source, known.pairs) != (each.source, each.pairs):
             raise InputError(
@@ -271,25 +256,3 @@ def _targets(
             )
         targets[each.target] = tuple((j, start + n) for n, (_, j) in enumerate(each.pairs))
     return targets
-
-
-def _starts(correspondences: Sequence[Correspondence]) -> list[int]:
-    """Return the first slot of each correspondence."""
-    return list(accumulate((len(each.pairs) for each in correspondences), initial=0))[:-1]
-
-
-def _sources(
-    correspondences: Sequence[Correspondence], device: torch.device, batch_tokens: int | None
-) -> Iterable[tuple[TokenBatch, Tensor, Tensor, Tensor]]:
-    """Yield source prompts in batches, with row, position and slot of the tokens to read."""
-    starts = _starts(correspondences)
-    prompts = [each.source for each in correspondences]
-    for batch in batches(prompts, device=device, limit=batch_tokens):
-        tokens = [
-            (row, i, starts[member] + n)
-            for row, member in enumerate(batch.members)
-            for n, (i, _) in enumerate(correspondences[member].pairs)
-        ]
-        if tokens:
-            rows, positions, slots = torch.tensor(tokens).unbind(1)
-            yield batch, rows, positions, slots

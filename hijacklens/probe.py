@@ -8,10 +8,6 @@ which scoring and the one-layer model can run with any probe:
 
 Contract 3: when the body ends, even by an error or Ctrl-C, weights and hooks are bit for bit the
 same as before.
-
->>> double = HookProbe("double", [("blocks.0.hook_attn_out", lambda value, hook: 2 * value)])
->>> double.key, double.packs
-('double', False)
 """
 
 from __future__ import annotations
@@ -168,19 +164,17 @@ def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Itera
     Raises:
         InputError: A probe needs something that the model or the layout does not have.
     """
-    hooks = [hook for probe in probes for hook in _hooks(probe, model, layout)]
+    hooks: list[NamedHook] = []
+    for probe in probes:
+        try:
+            hooks += probe.hooks(model, layout)
+        except InputError as error:
+            # Prefix the probe's key, since several probes may be active.
+            if probe.key in str(error):
+                raise
+            raise InputError(f"the probe {probe.key}: {error}") from error
     with hooked(model, hooks):
         yield model
-
-
-def _hooks(probe: Probe, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
-    """Prefix errors with the probe's key, since several probes may be active."""
-    try:
-        return probe.hooks(model, layout)
-    except InputError as error:
-        if probe.key in str(error):
-            raise
-        raise InputError(f"the probe {probe.key}: {error}") from error
 
 
 def logits_at(
@@ -197,13 +191,8 @@ def logits_at(
     Only these positions are unembedded: nothing of size batch x pos x vocabulary is made, and no
     gradient is kept.
 
-    Args:
-        model: A hooked model.
-        layout: The tokens of the forward pass.
-        at_row: The row of each position.
-        at_position: The position among the computed tokens.
-        probes: Probes, which act in this order.
-        forward: Further arguments of the model's forward pass, such as masks and positions.
+    Positions are counted among the computed tokens; `forward` are further arguments of the model's
+    forward pass, such as masks and positions.
     """
 
     def keep_read(residual: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]

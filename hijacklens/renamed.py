@@ -70,10 +70,6 @@ def with_new_names(record: Mapping[str, Any], new_names: Mapping[str, str]) -> d
 
     Raises:
         InputError: A value is given under both names.
-
-    Example:
-        >>> with_new_names({"dim": 16, "steps": 10}, {"dim": "d_model"})
-        {'d_model': 16, 'steps': 10}
     """
     for old, new in new_names.items():
         if old in record and new in record:
@@ -82,11 +78,7 @@ def with_new_names(record: Mapping[str, Any], new_names: Mapping[str, str]) -> d
 
 
 def old_names(module: str, **new_names: str) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a module whose functions or classes were renamed.
-
-    Args:
-        module: The `__name__` of the module.
-        new_names: Old name -> new name.
+    """Return a `__getattr__` for a module whose functions or classes have new names.
 
     Warns:
         FutureWarning: When an old name is looked up.

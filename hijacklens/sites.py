@@ -3,11 +3,6 @@
 Layers and heads are counted from 0. Under grouped-query attention there are fewer key/value heads
 than query heads: probes of W_V choose among the `kv_head`s, probes of attention or of head outputs
 among the `head`s.
-
->>> pairs(3, 4, layers=range(1, 3), heads=[0])
-((1, 0), (2, 0))
->>> numbers([(9, 1), (8, 3)]), numbers(range(8, 12))
-('8.3+9.1', '8-11')
 """
 
 from __future__ import annotations
@@ -51,13 +46,7 @@ def head_count(model: HookedModel, axis: HeadAxis) -> int:
 def choose(
     model: HookedModel, *, layers: Layers = None, heads: Heads = None, axis: HeadAxis = "head"
 ) -> Sites:
-    """Choose heads of a model.
-
-    Args:
-        model: Any hooked model.
-        layers: One layer, several, or None for all.
-        heads: Heads of each of these layers, or pairs (layer, head) and no layers; None for all.
-        axis: Whether heads are counted among query heads or key/value heads.
+    """Choose heads of a model, counted among query heads or key/value heads.
 
     Raises:
         InputError: The model has no such layer or head, the choice is empty, or both pairs and

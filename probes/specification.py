@@ -15,9 +15,6 @@ The key of a probe is its text: `parse(probe.key).probe().key == probe.key`. The
 probes whose keys hold a hash or a name, since no text can carry their tensors or functions: mean
 ablations, `attention.transplant`, `activations.patch`, `HookProbe`, and replacements of
 matrices other than the kinds here.
-
->>> parse("knock-out:source=last,target=hijack,layers=8-11").probe().key
-'knock-out:source=last,target=hijack,layers=8-11'
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, get_args
@@ -161,12 +158,7 @@ class Specification:
         facts: FactSet | None = None,
         quiet: bool = False,
     ) -> Probe:
-        """Make the probe.
-
-        Args:
-            model: The model that the probe is for; required if `needs_model`.
-            facts: Means are over their bare queries.
-            quiet: Draw no progress bar while means are taken.
+        """Make the probe; if `needs_model`, for this model with means over the facts' bare queries.
 
         Raises:
             InputError: The values of the options contradict each other.
@@ -193,7 +185,7 @@ def parse(text: str) -> Specification:
 
     Raises:
         InputError: A kind or option is unknown, an option is missing or given twice, or a value
-            cannot be read; the message says what is allowed.
+            cannot be read.
 
     Warns:
         FutureWarning: The text has the old name of a kind or option.
@@ -244,23 +236,21 @@ def parse(text: str) -> Specification:
     return specification
 
 
-def _parts(rest: str) -> list[str]:
-    parts, start = [], 0
+def _parts(rest: str) -> Iterator[str]:
+    start = 0
     while start < len(rest):
         match = _PART.match(rest, start)
         assert match is not None
-        parts.append(rest[start : match.end()].removesuffix("," if match.end() < len(rest) else ""))
         start = match.end()
-    return parts
+        yield match[0] if start == len(rest) else match[0].removesuffix(",")
 
 
 def _function(name: str) -> Callable[..., Any]:
     from probes import ablation, attention, values
 
+    modules = {"ablation": ablation, "attention": attention, "values": values}
     module, _, function = name.partition(".")
-    return getattr(
-        {"ablation": ablation, "attention": attention, "values": values}[module], function
-    )
+    return getattr(modules[module], function)
 
 
 @cache
@@ -296,12 +286,8 @@ def _option(parameter: inspect.Parameter, function: str) -> Option:
             bool: (_yes, "yes or no"),
             int: (int, "a whole number"),
         }.get(parameter.annotation, (_finite, "a number"))
-    if default is inspect.Parameter.empty:
-        words = None
-    elif default is None:
-        words = "all"
-    else:
-        words = {True: "yes", False: "no"}.get(default, default)
+    empty = inspect.Parameter.empty
+    words = {empty: None, None: "all", True: "yes", False: "no"}.get(default, default)
     return Option(name, read, form + NOTES.get(name, ""), words)
 
 
@@ -321,7 +307,7 @@ NOTES = {
 def _numbers(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for item in text.split("+"):
-        first, last = _two(item, "-") if "-" in item else _two(f"{item}-{item}", "-")
+        first, last = _two(item if "-" in item else f"{item}-{item}", "-")
         if last < first:
             raise ValueError(item)
         numbers.extend(range(first, last + 1))
@@ -329,8 +315,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _heads(text: str) -> tuple[int, ...] | tuple[tuple[int, int], ...]:
-    pairs = "." in text
-    return tuple(_two(item, ".") for item in text.split("+")) if pairs else _numbers(text)
+    return tuple(_two(item, ".") for item in text.split("+")) if "." in text else _numbers(text)
 
 
 def _two(text: str, mark: str) -> tuple[int, int]:

@@ -184,7 +184,7 @@ WRONG = {
     "kind": ({"kind": "noise"}, "unknown kind of ablation 'noise'"),
     "heads of an MLP": ({"heads": [0], "site": "mlp_out"}, "mlp_out is not split into heads"),
     "no means": ({"kind": "mean"}, "needs means=mean_outputs"),
-    "means unasked": ({"means": MEANS}, "takes none"),
+    "means unasked": ({"means": MEANS}, "takes no means"),
     "means of another site": (
         {"site": "attn_out", "kind": "mean", "means": MEANS},
         "means are of z, not of attn_out",

@@ -184,7 +184,10 @@ def test_results_of_training_bring_their_task_and_seeds(trained):
         ({"distances": 1 - torch.eye(8)}, "at least two distances"),
         ({"distances": ConceptTask(bits=3), "tokens": [1]}, "own tokens"),
         ({"distances": ConceptTask(bits=3), "model": {}}, "no model or matrix"),
-        ({"distances": ConceptTask(bits=3), "model": torch.zeros(2, 2, 2)}, "no matrix"),
+        (
+            {"distances": ConceptTask(bits=3), "model": torch.zeros(2, 2, 2)},
+            "does not give a matrix",
+        ),
         ({"distances": ConceptTask(bits=3), "model": torch.full((8, 2), math.nan)}, "not finite"),
         (
             {"distances": ConceptTask(bits=3), "model": torch.zeros(8, 2), "scaling": "unit"},

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from hijacklens.engine.costs import Costs
 from hijacklens.engine.device_memory import free_bytes
-from hijacklens.engine.packs import BATCH_TOKENS, MOST_TOKENS, Limits, Pack
+from hijacklens.engine.packs import BATCH_TOKENS, MOST_TOKENS, Costs, Limits, Pack
 from hijacklens.engine.plan import Level
 from hijacklens.models.hooked import HookedModel, device_of
 
@@ -99,9 +98,8 @@ class BatchSize:
             one_length: Whether the rows of a batch must have the same length.
             fill: Whether a row may hold several packs.
         """
-        reads = {
-            pack: sum(map(len, level.trie.reads[pack.first : pack.stop])) for pack in level.packs
-        }
+        trie_reads = level.trie.reads
+        reads = {pack: sum(map(len, trie_reads[pack.first : pack.stop])) for pack in level.packs}
         most_past = max((pack.past for pack in level.packs), default=0)
         waiting = sorted(level.packs, key=lambda pack: (pack.computed, pack.past))
         while waiting:
@@ -110,11 +108,9 @@ class BatchSize:
             n_reads = keys = 0
             while waiting:
                 first = waiting[-1]
-                full = not self._fits((len(batch) + 1) * width, width + max(keys, first.past))
-                full |= n_reads + reads[first] > self.reads or (
-                    one_length and first.computed < width
-                )
-                if batch and full:
+                fits = self._fits((len(batch) + 1) * width, width + max(keys, first.past))
+                fits &= n_reads + reads[first] <= self.reads
+                if batch and not (fits and (first.computed == width or not one_length)):
                     break
                 row = [waiting.pop()]
                 gap, past = width - first.computed, first.past
@@ -146,8 +142,5 @@ class BatchSize:
             torch.cuda.empty_cache()
 
     def _fits(self, tokens: int, keys: int) -> bool:
-        if tokens > self.tokens:
-            return False
-        if self._budget is None:
-            return True
-        return tokens * token_bytes(self._config, self._dtype, width=keys) <= self._budget
+        needed = tokens * token_bytes(self._config, self._dtype, width=keys)
+        return tokens <= self.tokens and (self._budget is None or needed <= self._budget)

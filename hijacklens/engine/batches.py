@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hijacklens.engine.packs import BATCH_TOKENS
+from hijacklens.engine.rows import padded
 from hijacklens.errors import InputError
 from hijacklens.prompts.tokens import TokenIds
 
@@ -33,14 +34,9 @@ class TokenBatch:
         cls, rows: Sequence[TokenIds], members: Sequence[int], *, device: torch.device
     ) -> TokenBatch:
         """Return a batch of the rows with these indices, padded with 0 to the longest."""
-        lengths = [len(rows[i]) for i in members]
-        width = max(lengths)
-        padded = [rows[i] + (0,) * (width - len(rows[i])) for i in members]
-        return cls(
-            tuple(members),
-            torch.tensor(padded, device=device),
-            torch.tensor(lengths, device=device),
-        )
+        symbols = [rows[i] for i in members]
+        lengths = torch.tensor(list(map(len, symbols)), device=device)
+        return cls(tuple(members), padded(symbols).to(device), lengths)
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:

@@ -1,16 +1,13 @@
 """The engine: log-probabilities of requested next tokens after given prefixes, in few tokens.
 
 A prefix is a sequence of symbols (`hijacklens.prompts.layout`): token ids, which with probes on
-also say which spans contain them. Prefixes form a tree (`hijacklens.engine.trie`), and what they
-share is computed as few times as pays (`hijacklens.engine.plan`): neighbouring branches run
-together in one row under a tree attention mask, on keys and values of a trunk that is computed
-once. Where that could give wrong numbers, every prefix that no other prefix continues has a
-separate row; `Accounting` says what was done and why.
+also say which spans contain them. What prefixes share is computed as few times as pays
+(`hijacklens.engine.plan`). Where sharing could give wrong numbers, every prefix that no other
+prefix continues has a separate row; `Accounting` says what was done and why.
 
 Only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
-is ever stored. The softmax is taken in float32. Without probes there is nothing to hook, and the
-plain model under the hooked one runs on the same rows (`hijacklens.engine.unhooked`), if it
-computes with the same weights.
+is ever stored. The softmax is taken in float32. Without probes, the plain model under the hooked
+one runs on the same rows (`hijacklens.engine.unhooked`), if it computes with the same weights.
 
 Contract 1: a reading equals the one of a plain Hugging Face forward pass of that single prefix
 (float32: within 1e-4 nats), whatever the sharing, the batch and the padding.
@@ -19,20 +16,20 @@ Contract 1: a reading equals the one of a plain Hugging Face forward pass of tha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.engine.accounting import Accounting
 from hijacklens.engine.batch_size import BatchSize
 from hijacklens.engine.device_memory import is_out_of_memory, peak_bytes
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.plan import Plan, Sharing, make_plan, separate_plan
 from hijacklens.engine.reading import (
+    Accounting,
     Finished,
     Reading,
     Readings,
@@ -89,13 +86,8 @@ def read(
     plan, windows = _prepare(model, requests, options, size)
     # Packing in an unknown architecture was tested with hook points, so it runs with them.
     plain = unhooked(model) if support_of(model).known and not options.probes else None
-    work = _Work(
-        Pass(model, options.probes, options.spans, windows, plain),
-        requests,
-        size,
-        finished,
-        planned_tokens=plan.forward_tokens,
-    )
+    run = Pass(model, options.probes, options.spans, windows, plain)
+    work = _Work(run, requests, size, finished, plan.forward_tokens)
     one_length = not all(probe.packs for probe in options.probes)
     for unit in plan.units:
         pool = None if unit.trunk is None else Pool(unit.trunk.trie)
@@ -129,9 +121,8 @@ def next_token_logprobs(
     With probes, `ids` are symbols whose bits mark `spans` (`hijacklens.prompts.layout`).
     """
     require_eval(model, operation="reading the next token")
-    device = device_of(model)
-    tokens = torch.tensor([ids], device=device)
-    row, position = torch.tensor([0], device=device), torch.tensor([len(ids) - 1], device=device)
+    tokens = torch.tensor([ids], device=device_of(model))
+    row, position = torch.tensor([[0], [len(ids) - 1]])
     layout = Layout.of_symbols(tokens, spans)
     return logits_at(model, layout, row, position, probes=probes)[0].float().log_softmax(-1)
 
@@ -188,13 +179,7 @@ class _Work:
         if readings is None:
             # The error is gone by now, and with it the tensors in its traceback.
             self.size.shrink(padded)
-            smaller = list(_smaller(rows))
-            if not smaller:
-                raise InputError(
-                    f"not enough memory for a single prompt of {padded} tokens. Use a smaller "
-                    "dtype or another device, or free memory."
-                )
-            for part in smaller:
+            for part in _smaller(rows):
                 self.do(part, pool, keep=keep)
             return
         tokens = sum(lengths)
@@ -221,15 +206,19 @@ class _Work:
             return None
 
 
-def _smaller(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+def _smaller(rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
     """Split a batch that was too large; a single leaf cannot be split."""
-    middle = len(rows) // 2
+    middle, branches = len(rows) // 2, rows[0]
     if middle:
-        yield from (rows[:middle], rows[middle:])
-    elif len(rows[0]) > 1:
-        yield from ([[branch]] for branch in rows[0])
-    elif len(rows[0][0].leaves) > 1:
-        yield from ([[leaf]] for leaf in apart(rows[0][0]))
+        return rows[:middle], rows[middle:]
+    if len(branches) > 1:
+        return [[[branch]] for branch in branches]
+    if len(branches[0].leaves) > 1:
+        return [[[leaf]] for leaf in apart(branches[0])]
+    raise InputError(
+        f"not enough memory for a single prompt of {len(branches[0].symbols)} tokens. Use a "
+        "smaller dtype or another device, or free memory."
+    )
 
 
 def _readings(

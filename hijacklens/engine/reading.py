@@ -1,12 +1,11 @@
-"""Requests, options and readings: the engine's input and output."""
+"""The engine's input and output: requests, options, readings, and the accounting of their cost."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
 
-from hijacklens.engine.accounting import Accounting
 from hijacklens.engine.packs import MOST_TOKENS
 from hijacklens.engine.plan import Sharing
 from hijacklens.probe import Probe
@@ -43,6 +42,70 @@ class Reading:
     """Token id -> log-probability, in nats."""
     top_token: int
     top_logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounting:
+    """What a run computed, and what it would have cost without sharing."""
+
+    sharing: str
+    """`plain`, `packed` or `cached` (`hijacklens.engine.plan`); `none` if nothing was requested."""
+    why: str
+    """The reason for that sharing."""
+    forward_tokens: int
+    """Tokens that were computed, without padding."""
+    padded_tokens: int
+    """The same with padding."""
+    naive_tokens: int
+    """Tokens of all prompts, each computed by itself, with the target tokens they are given."""
+    trie_tokens: int
+    """Distinct nodes of the trie of all prompts: the fewest tokens that any run can compute."""
+    passes: int
+    """Forward passes."""
+    batch_tokens: int
+    """Size of a batch in tokens, at the end of the run."""
+    shrunk: int
+    """How often memory ran out and batches were made smaller."""
+    seconds: float
+    """Wall time from the plan to the last reading."""
+    peak_memory: int
+    """Peak bytes, of torch on a GPU or of this process on a CPU, since it started."""
+
+    @classmethod
+    def total(cls, parts: Sequence[Accounting], how: str, seconds: float) -> Accounting:
+        """Combine the parts of a run on workers; `how` it was spread follows the reason `why`."""
+        main = max(parts, key=lambda part: part.forward_tokens, default=None)
+        summed = ("forward_tokens", "padded_tokens", "naive_tokens", "trie_tokens", "passes")
+        return cls(
+            sharing=main.sharing if main else "none",
+            why=f"{main.why}; {how}" if main else "nothing was requested",
+            **{name: sum(getattr(part, name) for part in parts) for name in (*summed, "shrunk")},
+            batch_tokens=min((part.batch_tokens for part in parts), default=0),
+            seconds=round(seconds, 3),
+            peak_memory=max((part.peak_memory for part in parts), default=0),
+        )
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens computed per second, without padding."""
+        return self.forward_tokens / self.seconds if self.seconds else 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Return all fields, ready for JSON."""
+        return {**asdict(self), "tokens_per_second": round(self.tokens_per_second, 1)}
+
+    def summary(self) -> str:
+        """Describe the run in one line for people."""
+        naive = f"{self.naive_tokens:,}"
+        if not self.forward_tokens:
+            return f"nothing had to be computed ({naive} tokens with every prompt by itself)"
+        small = f", batches shrunk {self.shrunk} times" if self.shrunk else ""
+        return (
+            f"{self.forward_tokens:,} tokens computed; every prompt by itself has {naive}, with "
+            f"shared beginnings {self.trie_tokens:,} at best; engine: {self.sharing} ({self.why}); "
+            f"{self.tokens_per_second:,.0f} tokens/s, peak memory "
+            f"{self.peak_memory / 2**20:,.0f} MiB{small}"
+        )
 
 
 class Readings(dict[TokenIds, Reading]):

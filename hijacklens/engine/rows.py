@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hijacklens.engine.packs import Pack
 from hijacklens.engine.trie import Trie
@@ -134,7 +134,7 @@ class PackedRows:
                 values["past_to"][i].extend([past_end] * width)
                 reads.extend((i, start + index) for index, _ in branch.reads)
         lengths = torch.tensor([len(symbols) for symbols in values["symbols"]])
-        tensors = {name: _padded(lists).to(device) for name, lists in values.items()}
+        tensors = {name: padded(lists).to(device) for name, lists in values.items()}
         real = torch.arange(tensors["symbols"].shape[1]) < lengths[:, None]
         indices = torch.tensor(reads, dtype=torch.long).reshape(-1, 2)
         return cls(**tensors, real=real.to(device), reads=indices.to(device))
@@ -169,7 +169,6 @@ class PackedRows:
         return masks.get("", masks)
 
 
-def _padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
-    width = max(map(len, rows))
-    flat = chain.from_iterable((*row, *((0,) * (width - len(row)))) for row in rows)
-    return torch.tensor(list(flat), dtype=torch.long).reshape(len(rows), width)
+def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
+    """Return rows of whole numbers as a tensor, padded on the right with zeros."""
+    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)

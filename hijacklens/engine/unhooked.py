@@ -39,8 +39,10 @@ def unhooked(model: HookedModel) -> torch.nn.Module | None:
         return None
     configs: dict[int, PretrainedConfig] = {}
     plain = _without_bridges(hooked, configs)
+    fused = bool(getattr(hooked, "_supports_sdpa", False))
     for config in configs.values():
-        if _takes_fused(hooked, config):
+        # Fused attention does not compute soft caps.
+        if fused and getattr(config, "attn_logit_softcapping", None) is None:
             config._attn_implementation = "sdpa"
     weights = {id(weight) for weight in plain.parameters()}
     weights |= {id(weight) for part in hooked.modules() for weight in _split(part)}
@@ -89,12 +91,6 @@ def _without_bridges(
             configs[id(config)] = copy.deepcopy(config)
         plain.config = configs[id(config)]  # type: ignore[assignment]
     return plain
-
-
-def _takes_fused(hooked: Any, config: PretrainedConfig) -> bool:
-    """Return whether fused attention computes everything that the model's attention does."""
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    return bool(getattr(hooked, "_supports_sdpa", False)) and softcap is None
 
 
 def _split(part: torch.nn.Module) -> list[Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from hijacklens.engine.costs import Costs
+from hijacklens.engine.packs import Costs
 from hijacklens.engine.plan import Plan, Sharing, make_plan
 from hijacklens.engine.trie import naive_tokens
 from hijacklens.errors import InputError

@@ -11,8 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import PlainSerializer
 
-from hijacklens.engine import accounting
-from hijacklens.engine.accounting import Accounting
+from hijacklens.engine.reading import Accounting
 from hijacklens.errors import InputError, choice, unknown
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.models.identity import ModelIdentity
@@ -336,7 +335,7 @@ class HijackResult(Result):
                     f"{name}: {counts.from_store:,} readings came from the store, "
                     f"{counts.computed:,} were computed (--no-cache computes all)"
                 )
-            yield f"{name}: {accounting.summary(model.engine.record())}"
+            yield f"{name}: {model.engine.summary()}"
             if name in known:
                 by_rule = ", ".join(f"{known[name][rule]} ({rule})" for rule in RULES)
                 yield f"{name} knows {by_rule} of {known[name]['n']} facts on the bare query"

@@ -27,9 +27,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from hijacklens.engine.accounting import Accounting
 from hijacklens.engine.packs import BATCH_TOKENS
 from hijacklens.engine.reading import (
+    Accounting,
     Finished,
     Reading,
     Readings,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sample_facts import sample_facts
 
-from hijacklens.engine.accounting import Accounting
+from hijacklens.engine.reading import Accounting
 from hijacklens.facts.fact import Fact, FactsRecord
 from hijacklens.prompts.schemes import SchemeRecord, get_scheme
 from hijacklens.results.result import Provenance

@@ -9,10 +9,10 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.engine import batch_size, device_memory
-from hijacklens.engine.accounting import Accounting, summary
 from hijacklens.engine.batch_size import BatchSize
 from hijacklens.engine.packs import Pack
 from hijacklens.engine.plan import Level
+from hijacklens.engine.reading import Accounting
 from hijacklens.engine.trie import Trie
 from hijacklens.models.loading import load_model
 
@@ -133,7 +133,7 @@ def test_one_line_for_people():
         peak_memory=2**30,
     )
     assert done.record()["tokens_per_second"] == 250.0
-    assert summary(done.record()) == (
+    assert done.summary() == (
         "1,000 tokens computed; every prompt by itself has 3,000, with shared beginnings 900 "
         "at best; engine: cached (it costs least); "
         "250 tokens/s, peak memory 1,024 MiB, batches shrunk 1 times"

@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from plain_huggingface import PlainScorer
+from planned import planned_reads
 from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
@@ -158,7 +159,7 @@ def test_random_trees_cut_at_random(gemma3, wanted, random, batch_tokens):
     below = trunk(trie, leaves.packs)
     trunk_level = Level(below, random_packs(below, random, cached=False))
     plan = Plan("cached", "a test", [Unit(trunk_level if below.leaves else None, leaves)], 0, 0)
-    assert sorted(plan.units[0].prefixes) == sorted(wanted)
+    assert planned_reads(plan) == sorted(wanted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "make_plan", lambda *args, **options: plan)
         readings = read(model, wanted, ReadOptions(batch_tokens=batch_tokens))

@@ -6,13 +6,13 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planned import planned_reads
 from sample_facts import sample_facts
 from tiny_models import tiny_tokenizer
 from type_checks import unchecked
 
 from analyses.commands.group import group
-from hijacklens.engine.costs import Costs
-from hijacklens.engine.packs import Limits
+from hijacklens.engine.packs import Costs, Limits
 from hijacklens.engine.plan import make_plan, separate_plan
 from hijacklens.errors import InputError
 from hijacklens.scoring.forecast import forecast
@@ -33,7 +33,7 @@ def test_what_a_plan_counts(sharing):
     assert (plan.sharing, plan.why) == (sharing, "it was requested")
     assert plan.naive_tokens == sum(map(len, PROMPTS)) == 960
     assert plan.trie_tokens == DISTINCT == 182
-    assert sorted(prefix for unit in plan.units for prefix in unit.prefixes) == sorted(PROMPTS)
+    assert planned_reads(plan) == sorted(PROMPTS)
     if sharing == "plain":
         assert plan.forward_tokens == plan.naive_tokens
     elif sharing == "packed":
@@ -59,7 +59,7 @@ def test_trunks_are_no_longer_than_allowed():
     for unit in parts.units:
         longest = max((pack.past for pack in unit.leaves.packs), default=0)
         assert unit.trunk is None or unit.trunk.trie.nodes <= max(12, longest)
-    assert sorted(p for unit in parts.units for p in unit.prefixes) == sorted(PROMPTS)
+    assert planned_reads(parts) == sorted(PROMPTS)
     assert parts.forward_tokens > whole.forward_tokens
 
 
@@ -79,7 +79,7 @@ def test_every_prefix_is_read_once(prefixes, sharing, batch, pack, trunk, reads)
         Limits(batch_tokens=batch, pack_tokens=pack, trunk_tokens=trunk, pack_reads=reads),
         sharing=sharing,
     )
-    assert sorted(p for unit in plan.units for p in unit.prefixes) == sorted(prefixes)
+    assert planned_reads(plan) == sorted(prefixes)
     assert plan.trie_tokens <= plan.forward_tokens
     for unit in plan.units:
         for level in unit.levels:

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hijacklens.engine.costs import Costs
-from hijacklens.engine.packs import Limits, Pack, cut, separate, trunk
+from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
 from hijacklens.engine.rows import apart, write_out
 from hijacklens.engine.trie import Trie, common, naive_tokens
 

@@ -78,7 +78,8 @@ def answer(
         one_of_type("the prompt", text, str, "'The capital of France is'")
     targets = several("targets", targets, "['Paris', 'Guam']")
     for target in targets:
-        one_of_type("a target", target, str, "'Paris'")
+        if not one_of_type("a target", target, str, "'Paris'").strip():
+            raise InputError("a target is empty; give a word.")
     require_text(model, operation="asking")
     prompt = compose(text.rstrip()) if isinstance(text, str) else text
     text = prompt.text.rstrip()
@@ -91,8 +92,6 @@ def answer(
             f"the prompt has {len(ids)} tokens and the continuation {tokens}, together more than "
             f"the model's context window of {model.cfg.n_ctx}. Shorten one of them."
         )
-    if any(not target.strip() for target in targets):
-        raise InputError("a target is empty; give a word.")
     probes = check_probes(probes)
     spans = spans_of(probes)
     located = locate(tokenizer, prompt) if spans else None
@@ -111,8 +110,7 @@ def answer(
     for prompt_and_target in encode(tokenizer, [f"{text} {target.strip()}" for target in targets]):
         # Rarely the prompt's last token merges with the target, which is then read before it.
         side = continuation(ids, prompt_and_target)
-        same = side.context == ids
-        logprobs = next_logprobs if same else logprobs_after(side.context)
+        logprobs = next_logprobs if side.context == ids else logprobs_after(side.context)
         candidates.append(candidate(side.target[0], logprobs))
     said: TokenIds = ()
     while len(said) < tokens and said[-1:] != (tokenizer.eos_token_id,):

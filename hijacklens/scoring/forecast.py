@@ -31,7 +31,7 @@ class Forecast:
     skipped: int
     """Pairs of a fact and a scheme that could not be scored."""
     naive_tokens: int
-    """Tokens of all prompts, each computed by itself, with the target tokens they are given."""
+    """As in `hijacklens.engine.reading.Accounting`."""
     plan: Plan
 
 
@@ -75,7 +75,7 @@ def forecast(
             scored, unscored = make_items(
                 batch, tokenizer, context_length=tokenizer.model_max_length
             )
-            items.extend(scored)
+            items += scored
             too_long += len(unscored)
             progress.update(len(batch))
     if not items:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from hijacklens.engine.reading import Reading, ReadOptions
 from hijacklens.engine.trie import Trie, naive_tokens
@@ -23,7 +22,6 @@ from hijacklens.results.result import Provenance
 from hijacklens.scoring.execution import Execution, LocalModel
 from hijacklens.scoring.items import (
     Item,
-    Unscored,
     make_items,
     make_prompts,
     prompt_table,
@@ -33,7 +31,7 @@ from hijacklens.scoring.items import (
     skipped_table,
 )
 from hijacklens.scoring.result import HijackResult, HijackSettings, ReadingCounts, ScoredModel
-from hijacklens.store.store import open_store
+from hijacklens.store.store import Store, open_store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas
 
@@ -98,6 +96,7 @@ def hijack(
     if len(facts) == 0:
         raise InputError(f"there are no facts to score in {facts.name}.")
     probes = check_probes(probes)
+    spans = spans_of(probes)
     with execution.running(model) as run:
         identity = run.identity
         prompts, unscored = make_prompts(facts, schemes, doses, seed=seed)
@@ -105,10 +104,16 @@ def hijack(
             prompts,
             run.tokenizer,
             context_length=identity.context_length,
-            spans=spans_of(probes),
+            spans=spans,
         )
-        require_found(items, spans_of(probes))
-        readings, costs = _read(run, items, probes, execution, quiet=quiet)
+        require_found(items, spans)
+        options = ReadOptions(
+            probes=probes,
+            spans=spans,
+            sharing=execution.sharing,
+            batch_tokens=execution.batch_tokens,
+        )
+        readings, costs = _read(run, items, options, execution.store, quiet=quiet)
     table, not_finite = score_items(items, readings, model=identity.name, tokenizer=run.tokenizer)
     unscored = [*unscored, *too_long, *not_finite]
     if table.empty:
@@ -118,7 +123,7 @@ def hijack(
         )
     return HijackResult(
         items=table,
-        skipped=_skipped(facts, unscored, identity.name),
+        skipped=skipped_table(unscored, identity.name, facts.skipped),
         settings=HijackSettings(
             models=(ScoredModel(**asdict(identity), **costs),),
             facts=facts.record(),
@@ -135,34 +140,27 @@ def hijack(
 def _read(
     run: LocalModel | Replicas,
     items: Sequence[Item],
-    probes: Sequence[Probe],
-    execution: Execution,
+    options: ReadOptions,
+    store: Store | str | Path | bool,
     *,
     quiet: bool,
 ) -> tuple[Mapping[TokenIds, Reading], dict[str, Any]]:
     """Return the readings of all items, and the record of what was computed for them."""
-    spans = spans_of(probes)
     requests = requests_of(items)
     n_facts = len({item.fact.case_id for item in items})
     with (
-        open_store(execution.store, lambda: run.fingerprint(probes, spans)) as store,
+        open_store(store, lambda: run.fingerprint(options.probes, options.spans)) as readings,
         bar(total=n_facts, unit="facts", label=run.identity.name, quiet=quiet) as progress,
     ):
-        stored = store.find(requests)
+        stored = readings.find(requests)
         missing = {prefix: requests[prefix] for prefix in requests if prefix not in stored}
         missing_facts = n_facts * len(missing) / max(1, len(requests))
         progress.update(n_facts - missing_facts)
 
-        def finished(readings: Mapping[TokenIds, Reading], fraction: float) -> None:
-            store.keep(readings)
+        def finished(part: Mapping[TokenIds, Reading], fraction: float) -> None:
+            readings.keep(part)
             progress.update(fraction * missing_facts)
 
-        options = ReadOptions(
-            probes=probes,
-            spans=spans,
-            sharing=execution.sharing,
-            batch_tokens=execution.batch_tokens,
-        )
         computed = run.read(missing, options, finished)
     # Stored readings had to be computed once, too.
     accounting = replace(
@@ -173,8 +171,8 @@ def _read(
     counts = ReadingCounts(
         computed=len(computed),
         from_store=len(stored),
-        store=str(store.path or ""),
-        store_off=store.off,
+        store=str(readings.path or ""),
+        store_off=readings.off,
     )
     return {**stored, **computed}, {"readings": counts, "engine": accounting}
 
@@ -195,15 +193,3 @@ def _doses(doses: Iterable[int]) -> tuple[int, ...]:
         raise InputError("doses is empty; give some, such as range(6). Dose 0 is always added.")
     counts = {whole_number(DOSE, dose, most=MOST_SENTENCES) for dose in listed}
     return tuple(sorted({0, *counts}))
-
-
-def _skipped(facts: FactSet, unscored: Sequence[Unscored], model: str) -> pd.DataFrame:
-    unread = [
-        (model, row.case_id, row.relation_id, row.subject, "all", row.reason)
-        for row in facts.skipped
-    ]
-    left_out = [
-        (model, row.fact.case_id, row.fact.relation_id, row.fact.subject, row.scheme, row.reason)
-        for row in unscored
-    ]
-    return skipped_table([*unread, *left_out])

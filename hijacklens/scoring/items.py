@@ -14,7 +14,7 @@ import pandas as pd
 
 from hijacklens.engine.reading import Reading
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.facts.fact import Fact, FactSet, Skipped
 from hijacklens.prompts.layout import ID_BITS, mark
 from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.schemes import Scheme, Unusable
@@ -48,22 +48,16 @@ ITEM_COLUMNS = (
 )
 PROMPT_COLUMNS = ("case_id", "scheme", "sentence", "query", "target_true", "target_false")
 SKIPPED_COLUMNS = ("model", "case_id", "relation_id", "subject", "scheme", "reason")
-_SKIPPED_TYPES = {**dict.fromkeys(SKIPPED_COLUMNS, str), "case_id": "Int64"}
+_SKIPPED_TYPES: dict[str, Any] = {**dict.fromkeys(SKIPPED_COLUMNS, str), "case_id": "Int64"}
 SkippedTable: TypeAlias = Annotated[pd.DataFrame, Stored("skipped.csv", dtypes=_SKIPPED_TYPES)]
 """The field of a result that lists what could not be scored, with the reason."""
-
-
 Step: TypeAlias = tuple[TokenIds, int]
 """The symbols before a token of a target, and that token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt of a fact in symbols (see `hijacklens.prompts.layout`), with both targets.
-
-    Without probes a symbol is a token id. With probes it also records which of their spans
-    contain the token.
-    """
+    """A prompt of a fact in symbols (see `hijacklens.prompts.layout`), with both targets."""
 
     fact: Fact
     prompt: Prompt
@@ -74,9 +68,7 @@ class Item:
     @property
     def reads(self) -> Iterable[tuple[TokenIds, int | None]]:
         """Prefixes with the token to read after each; None where only the top token is needed."""
-        yield self.ids, None
-        yield from self.true
-        yield from self.false
+        yield from ((self.ids, None), *self.true, *self.false)
 
     @property
     def key(self) -> tuple[int, str]:
@@ -94,11 +86,15 @@ class Unscored:
 
 
 def skipped_table(
-    rows: Iterable[Sequence[Any]], columns: Sequence[str] = SKIPPED_COLUMNS
+    unscored: Iterable[Unscored], model: str, skipped: Iterable[Skipped] = ()
 ) -> pd.DataFrame:
-    """Return the table of skipped facts; the case id is missing if a record has no readable one."""
-    kinds: dict[str, Any] = {**dict.fromkeys(columns, str), "case_id": "Int64"}
-    return pd.DataFrame(rows, columns=list(columns)).astype(kinds)
+    """Return a row per fact that was skipped when facts were read, or not scored by a model."""
+    unread = [(x.case_id, x.relation_id, x.subject, "all", x.reason) for x in skipped]
+    left_out = [
+        (x.fact.case_id, x.fact.relation_id, x.fact.subject, x.scheme, x.reason) for x in unscored
+    ]
+    rows = [(model, *row) for row in (*unread, *left_out)]
+    return pd.DataFrame(rows, columns=list(SKIPPED_COLUMNS)).astype(_SKIPPED_TYPES)
 
 
 def make_prompts(
@@ -143,7 +139,12 @@ def make_items(
         The items, and the facts that cannot be scored. If the prompt of one dose exceeds the
         context window, the fact is left out at all doses, so that doses compare the same facts.
     """
-    ids = _encode_all(prompts, tokenizer)
+    texts = dict.fromkeys(
+        prompt.text + ending
+        for fact, prompt in prompts
+        for ending in ("", f" {fact.target_true}", f" {fact.target_false}")
+    )
+    ids = dict(zip(texts, encode(tokenizer, list(texts)), strict=True))
     items: list[Item] = []
     unscored: dict[tuple[int, str], Unscored] = {}
     for fact, prompt in prompts:
@@ -154,38 +155,22 @@ def make_items(
                 for target in (fact.target_true, fact.target_false)
             )
             # The model predicts the last token of a target but is not given it.
-            longest = max(
-                len(prompt_ids), *(len(side.context + side.target) - 1 for side in (true, false))
-            )
+            lengths = [len(side.context + side.target) - 1 for side in (true, false)]
+            longest = max(len(prompt_ids), *lengths)
             if longest > context_length:
                 raise ValueError(
                     f"the prompt at dose {prompt.dose} has {longest} tokens, more than the "
                     f"model's context window of {context_length}"
                 )
         except ValueError as reason:
-            unscored.setdefault(
-                (fact.case_id, prompt.scheme), Unscored(fact, prompt.scheme, str(reason))
-            )
+            key = fact.case_id, prompt.scheme
+            unscored.setdefault(key, Unscored(fact, prompt.scheme, str(reason)))
             continue
         located = locate(tokenizer, prompt) if spans else None
         symbols = mark(prompt_ids, [located.positions(s) for s in spans]) if located else prompt_ids
         true_steps, false_steps = (steps_in_context(side, located, spans) for side in (true, false))
         items.append(Item(fact, prompt, symbols, true_steps, false_steps))
     return [item for item in items if item.key not in unscored], list(unscored.values())
-
-
-def _encode_all(prompts: Sequence[tuple[Fact, Prompt]], tokenizer: Any) -> dict[str, TokenIds]:
-    """Return the token ids of every prompt, alone and followed by each target."""
-    texts = dict.fromkeys(
-        text
-        for fact, prompt in prompts
-        for text in (
-            prompt.text,
-            f"{prompt.text} {fact.target_true}",
-            f"{prompt.text} {fact.target_false}",
-        )
-    )
-    return dict(zip(texts, encode(tokenizer, list(texts)), strict=True))
 
 
 def steps_in_context(
@@ -210,16 +195,11 @@ def steps_in_context(
 
 
 def require_found(items: Sequence[Item], spans: Sequence[str]) -> None:
-    """Refuse a `text:` span that no prompt contains, since its probe would silently do nothing.
-
-    Raises:
-        InputError: No prompt contains one of these spans.
-    """
+    """Raise `InputError` for a `text:` span in no prompt, whose probe would silently do nothing."""
     for bit, span in enumerate(spans):
-        if not items or not span.startswith(TEXT):
-            continue
         mask = 1 << (ID_BITS + bit)
-        if not any(symbol & mask for item in items for symbol in item.ids):
+        inside = (symbol & mask for item in items for symbol in item.ids)
+        if items and span.startswith(TEXT) and not any(inside):
             raise InputError(
                 f"the span {span!r} is in none of the {len(items)} prompts, such as "
                 f"{items[-1].prompt.text!r}. Check its spelling."

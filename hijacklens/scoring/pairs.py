@@ -150,7 +150,7 @@ class Pairs(Shown):
         """Return the pairs without those that have a reason, whose facts `skipped` then lists."""
         listed = list(zip(self.pairs, reasons, strict=True))
         unscored = [Unscored(pair.fact, pair.scheme.name, why) for pair, why in listed if why]
-        skipped = pd.concat([self.skipped, _skipped(unscored, self.model)], ignore_index=True)
+        skipped = pd.concat([self.skipped, skipped_table(unscored, self.model)], ignore_index=True)
         return replace(self, pairs=tuple(pair for pair, why in listed if not why), skipped=skipped)
 
     def require(self, participle: str) -> None:
@@ -198,14 +198,12 @@ def pairs(
     prompts, unscored = make_prompts(facts, rule, (0, dose), seed=seed)
     items, too_long = make_items(prompts, model.tokenizer, context_length=int(model.cfg.n_ctx))
     name = str(model.cfg.model_name)
-    unread = [(name, x.case_id, x.relation_id, x.subject, "all", x.reason) for x in facts.skipped]
-    tables = skipped_table(unread), _skipped([*unscored, *too_long], name)
+    skipped = skipped_table([*unscored, *too_long], name, facts.skipped)
     # Items come in the order of the facts, dose 0 before the other one.
     made = []
     for both in zip(items[::2], items[1::2], strict=True):
         bare, hijacked = (locate(model.tokenizer, item.prompt) for item in both)
         made.append(Pair(bare, hijacked, both, units(bare, hijacked, model.tokenizer), rule, seed))
-    skipped = pd.concat(tables, ignore_index=True)
     return Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
 
 
@@ -266,10 +264,3 @@ def _marked(item: Item, prompt: LocatedPrompt, spans: Sequence[str]) -> Item:
     )
     ids = mark(item.ids, [prompt.positions(span) for span in spans])
     return replace(item, ids=ids, true=true, false=false)
-
-
-def _skipped(unscored: Sequence[Unscored], model: str) -> pd.DataFrame:
-    return skipped_table(
-        (model, x.fact.case_id, x.fact.relation_id, x.fact.subject, x.scheme, x.reason)
-        for x in unscored
-    )

@@ -9,6 +9,7 @@ full, no permission, locked for a minute) is not touched again in this run. Both
 
 from __future__ import annotations
 
+import glob
 import os
 import sqlite3
 import warnings
@@ -76,12 +77,7 @@ class Database:
     """Why the file is no longer used; empty while it is."""
 
     def __init__(self, path: Path, *, must: bool = False) -> None:
-        """Open nothing yet.
-
-        Args:
-            path: The file; it and its folder are created when needed.
-            must: Raise, rather than run without a store, if the file cannot be opened at all.
-        """
+        """Open nothing yet; a file that `must` be opened and cannot be raises an error."""
         self.path = path
         self.off = ""
         self._must = must
@@ -126,9 +122,7 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         if self._connection is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._opened = None
-            with suppress(FileNotFoundError):
-                self._opened = self.path.stat()
+            self._opened = self.path.stat() if self.path.exists() else None
             self._connection = connect(self.path)
             self._opened = self.path.stat()
         return self._connection
@@ -189,11 +183,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _has_tables(connection: sqlite3.Connection) -> bool:
-    """Return whether the tables exist; False for an empty file.
-
-    Raises:
-        DamagedError: The file holds something else.
-    """
+    """Return whether the tables exist; raise `DamagedError` unless they do or the file is empty."""
     ((application,),) = connection.execute("PRAGMA application_id")
     ((version,),) = connection.execute("PRAGMA user_version")
     names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -222,15 +212,10 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def set_aside(path: Path, opened: os.stat_result | None) -> Path | None:
-    """Rename a damaged store, with its log, to a free name in the same folder.
+    """Rename a damaged store, with its log, to a free name in the same folder, and return that.
 
-    Args:
-        path: The file.
-        opened: The file that was found damaged. If another process has put a new one in its
-            place, the new one stays.
-
-    Returns:
-        The new name, or None if the damaged file is no longer there.
+    Return None if the file that was `opened` is no longer there: if another process has put a new
+    one in its place, the new one stays.
     """
     number = 1
     while (aside := path.with_name(f"{path.name}.aside-{number}")).exists():
@@ -249,10 +234,5 @@ def set_aside(path: Path, opened: os.stat_result | None) -> Path | None:
 
 def aside_from(path: Path) -> list[Path]:
     """Return the files that were set aside from a path."""
-    if not path.parent.is_dir():
-        return []
-    return sorted(
-        file
-        for file in path.parent.iterdir()
-        if file.name.startswith(f"{path.name}.aside-") and not file.name.endswith(("-wal", "-shm"))
-    )
+    aside = path.parent.glob(f"{glob.escape(path.name)}.aside-*")
+    return sorted(file for file in aside if not file.name.endswith(("-wal", "-shm")))

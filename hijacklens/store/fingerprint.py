@@ -34,6 +34,12 @@ BLOCK = 2**20
 WORD = 8
 """Bytes of a word."""
 
+KEYED = (
+    *("architecture", "parameters", "arithmetic", "weights", "configuration", "tokenizer"),
+    *("probes", "spans"),
+)
+"""The fields that the key of a fingerprint covers, in the order in which they are hashed."""
+
 _NOT_COMPUTED_WITH = {
     "_commit_hash",
     "_name_or_path",
@@ -74,16 +80,7 @@ class Fingerprint:
     @property
     def key(self) -> str:
         """SHA-256 over everything that readings depend on."""
-        parts = (
-            self.architecture,
-            self.parameters,
-            self.arithmetic,
-            self.weights,
-            self.configuration,
-            self.tokenizer,
-            self.probes,
-            self.spans,
-        )
+        parts = [getattr(self, name) for name in KEYED]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -96,14 +93,7 @@ def fingerprint_of(
 ) -> Fingerprint:
     """Return the fingerprint of a model with its present weights and settings.
 
-    Args:
-        model: A hooked model.
-        identity: Its identity, from `hijacklens.models.identity.identify`.
-        probes: The probes that the model will be run with, in order.
-        spans: The spans that symbols mark.
-
-    Note:
-        Costs one pass over the weights, on their device.
+    Costs one pass over the weights, on their device.
     """
     return Fingerprint(
         model=identity.name,

@@ -4,16 +4,12 @@ Every batch is written as soon as it is finished (contract 5). A run that was ki
 resumes where it stopped, a run with more doses or other facts computes only what is missing, and
 two processes share their readings. Readings are keyed by a fingerprint of the model
 (`hijacklens.store.fingerprint`: weights, settings, tokenizer, arithmetic, probes) and a hash of the
-symbols of their prefix; texts are not stored. Readings that are not finite are never kept. A
-damaged or unusable file never stops a run (`hijacklens.store.database`).
+symbols of their prefix; texts are not stored. A damaged or unusable file never stops a run
+(`hijacklens.store.database`).
 
 The file is `readings-v2.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves the folder), or the
 file that `HIJACKLENS_STORE` names; `HIJACKLENS_STORE=off` turns the store off. A reading takes
 some 95 bytes.
-
->>> import tempfile
->>> Store(Path(tempfile.mkdtemp()) / "new.sqlite").contents().rows
-()
 """
 
 from __future__ import annotations
@@ -86,7 +82,7 @@ class OpenStore:
         return {
             prefix: reading
             for prefix, reading in readings.items()
-            if all(token in reading.logprobs for token in requests[prefix])
+            if reading.logprobs.keys() >= set(requests[prefix])
         }
 
     def keep(self, readings: Mapping[TokenIds, Reading]) -> None:
@@ -100,16 +96,12 @@ class OpenStore:
             if all(map(math.isfinite, (reading.top_logprob, *reading.logprobs.values())))
         }
         if self._database is not None and prefixes:
-            self._database.attempt(
-                lambda connection: self._keep(connection, prefixes, readings), None
-            )
+            self._database.attempt(lambda file: self._keep(file, prefixes, readings), None)
 
     def _find(
         self, connection: sqlite3.Connection, prefixes: Mapping[bytes, TokenIds]
     ) -> dict[TokenIds, Reading]:
         fingerprint = self._id(connection)
-        if fingerprint is None:
-            return {}
         readings: dict[TokenIds, Reading] = {}
         names = iter(prefixes)
         while batch := tuple(islice(names, LOOKED_UP)):
@@ -151,12 +143,8 @@ class OpenStore:
         """Look up the id of the fingerprint each time, since it may have been cleared."""
         assert self._fingerprint is not None
         if create:
-            columns = {
-                **asdict(self._fingerprint),
-                "key": self._fingerprint.key,
-                "probes": json.dumps(self._fingerprint.probes),
-                "spans": json.dumps(self._fingerprint.spans),
-            }
+            columns = {**asdict(self._fingerprint), "key": self._fingerprint.key}
+            columns |= {name: json.dumps(columns[name]) for name in ("probes", "spans")}
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             connection.execute(
                 f"INSERT OR IGNORE INTO fingerprints ({names}) VALUES ({marks})",
@@ -221,16 +209,10 @@ class Store:
         Raises:
             InputError: The file cannot be opened.
         """
-        rows: list[Stored] = []
+        rows = self._attempt(_contents, []) if self.path.exists() else []
         files = [self.path.with_name(self.path.name + suffix) for suffix in ("", "-wal", "-shm")]
-        if self.path.exists():
-            rows = self._attempt(_contents, rows)
-        return Contents(
-            path=self.path,
-            size=sum(file.stat().st_size for file in files if file.exists()),
-            rows=tuple(rows),
-            aside=tuple(aside_from(self.path)),
-        )
+        size = sum(file.stat().st_size for file in files if file.exists())
+        return Contents(self.path, size, tuple(rows), tuple(aside_from(self.path)))
 
     def count(self, *, model: str | None = None) -> int:
         """Count the readings of one model, or of all.
@@ -245,10 +227,7 @@ class Store:
         return sum(row.readings for row in rows if model in (None, row.model))
 
     def clear(self, *, model: str | None = None) -> int:
-        """Delete the readings of one model, or of all, and free their space on disk.
-
-        Returns:
-            How many readings were deleted.
+        """Delete the readings of one model, or of all, free their disk space, and count them.
 
         Raises:
             InputError: The store has no model of that name, or the file cannot be written.
@@ -288,9 +267,8 @@ def open_store(
     Args:
         store: As `chosen_store` takes it. A named store must be usable; the run continues without
             the usual one if it is not.
-        fingerprint: Returns the fingerprint of the model, or None if hooks that are not probes are
-            on it, so that nothing can be stored. It is called only if there is a store, since it
-            costs a pass over the weights.
+        fingerprint: Returns the fingerprint of the model, or None if other hooks than probes are on
+            it. It is called only if there is a store, since it costs a pass over the weights.
 
     Raises:
         InputError: The named store cannot be used.

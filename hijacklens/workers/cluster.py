@@ -28,26 +28,6 @@ class Allocation:
     cpus: float | int
     gpus: float | int
 
-    @property
-    def threads(self) -> int:
-        """The threads that torch uses in a worker."""
-        return max(1, int(self.cpus))
-
-
-def ray_module() -> Any:
-    """Import the package ray.
-
-    Raises:
-        InputError: It is not installed.
-    """
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise InputError(
-            "the engine ray needs the package ray, which is not installed. Install it with "
-            "pip install 'hijacklens[ray]', or use the engine local."
-        ) from error
-
 
 @contextmanager
 def connected(address: str | None = None) -> Iterator[Any]:
@@ -61,7 +41,13 @@ def connected(address: str | None = None) -> Iterator[Any]:
     Raises:
         InputError: Ray is not installed, or there is no cluster at the address.
     """
-    ray = ray_module()
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        raise InputError(
+            "the engine ray needs the package ray, which is not installed. Install it with "
+            "pip install 'hijacklens[ray]', or use the engine local."
+        ) from error
     if ray.is_initialized():
         yield ray
         return

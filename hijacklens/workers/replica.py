@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class ModelLoader:
         config: Any = getattr(getattr(model, "original_model", None), "config", None)
         name, path = str(model.cfg.model_name), str(getattr(config, "_name_or_path", "") or "")
         packaged = name in PACKAGED
-        if not packaged and not path:
+        if not (packaged or path):
             raise InputError(
                 f"workers cannot load the model {name!r}: it was made in memory. Save it and its "
                 "tokenizer with save_pretrained, and load that folder."
@@ -77,11 +78,7 @@ class ModelLoader:
         return replace(self, source=str(folder.resolve()))
 
     def load(self) -> TransformerBridge:
-        """Load the model in this process.
-
-        Raises:
-            InputError: As `load_model`.
-        """
+        """Load the model in this process, as `load_model` does."""
         arguments = asdict(self)
         return load_model(arguments.pop("source"), **arguments)
 
@@ -104,25 +101,18 @@ class Replica:
     def __init__(self, loader: ModelLoader, threads: int) -> None:
         """Load nothing yet: an error would end the process instead of being an answer."""
         self._loader = loader
-        self._model: TransformerBridge | None = None
         torch.set_num_threads(threads)
 
     def describe(self) -> Description:
-        """Load the model and describe it.
-
-        Note:
-            Costs loading the model and one pass over its weights.
-        """
-        model = self._loaded()
-        identity = identify(model)
-        fingerprint = fingerprint_of(model, identity)
-        return Description(identity, fingerprint, model.tokenizer, socket.gethostname())
+        """Load the model and describe it, which costs one pass over its weights."""
+        identity = identify(self._model)
+        fingerprint = fingerprint_of(self._model, identity)
+        return Description(identity, fingerprint, self._model.tokenizer, socket.gethostname())
 
     def read(self, options: ReadOptions, requests: Requests) -> Readings:
         """Read a part (`hijacklens.engine.engine.read`)."""
-        return read(self._loaded(), requests, options)
+        return read(self._model, requests, options)
 
-    def _loaded(self) -> TransformerBridge:
-        if self._model is None:
-            self._model = self._loader.load()
-        return self._model
+    @cached_property
+    def _model(self) -> TransformerBridge:
+        return self._loader.load()

@@ -24,8 +24,11 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
+from jaxtyping import Int
 
 from hijacklens.engine.packs import BATCH_TOKENS
 from hijacklens.engine.reading import (
@@ -37,14 +40,14 @@ from hijacklens.engine.reading import (
     Requests,
     ignore,
 )
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedLanguageModel, unnamed_hooks
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
-from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
+from hijacklens.store.fingerprint import KEYED, Fingerprint, fingerprint_of
 from hijacklens.workers.cluster import Allocation, allocate, connected
-from hijacklens.workers.parts import Part, count_parts, cut_parts
 from hijacklens.workers.replica import Description, ModelLoader, Replica
 
 START_SECONDS = 1_800.0
@@ -52,6 +55,14 @@ START_SECONDS = 1_800.0
 
 PATIENCE_SECONDS = 60.0
 """How long to wait before the waiting is explained."""
+
+
+SLACK = 0.25
+"""How far a cut may be moved to where prompts share less, as a fraction of the length of a part."""
+PER_WORKER = 4
+"""Minimum number of parts per worker, so that no worker waits long for the last one."""
+MOST_BATCHES = 16
+"""Maximum number of batches in a part, all of which are lost if its worker dies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,10 +100,8 @@ class RayEngine:
         expected = None if isinstance(model, ModelLoader) else _local_fingerprint(model)
         with connected(self.address) as ray:
             gpus = self.gpus_per_worker
-            if gpus is None and loader.device == "cpu":
-                gpus = 0
-            elif gpus is None and loader.devices > 1:
-                gpus = loader.devices
+            if gpus is None and (loader.device == "cpu" or loader.devices > 1):
+                gpus = 0 if loader.device == "cpu" else loader.devices
             allocation = allocate(
                 ray.nodes(), workers=self.workers, cpus=self.cpus_per_worker, gpus=gpus
             )
@@ -105,19 +114,21 @@ class RayEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A part of the work."""
+
+    requests: Requests
+    cost: int
+    """Tokens that it computes."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Task:
     """What a worker is doing: reading a part of a run, or loading the model."""
 
     worker: Any
     part: Part | None = None
     options: ReadOptions | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Death:
-    """The reason why a worker died, in place of its answer."""
-
-    reason: str
 
 
 class Replicas:
@@ -137,11 +148,11 @@ class Replicas:
         self.replaced = 0
         self._ray = ray
         self._attempts = attempts
-        if allocation.gpus == 0:
-            loader = replace(loader, device=loader.device or "cpu")
-        elif allocation.gpus > 1:
-            loader = replace(loader, device=None, devices=int(allocation.gpus))
         self._placed = loader
+        if allocation.gpus == 0:
+            self._placed = replace(loader, device=loader.device or "cpu")
+        elif allocation.gpus > 1:
+            self._placed = replace(loader, device=None, devices=int(allocation.gpus))
         self._actor = ray.remote(Replica).options(
             num_cpus=allocation.cpus, num_gpus=allocation.gpus, max_restarts=0, max_task_retries=0
         )
@@ -155,17 +166,13 @@ class Replicas:
         )
         self._running: dict[Any, _Task] = {}
         self._idle: list[Any] = []
-        self._first: Description | None = None
+        self._first: Any = None  # the description of the replica that was ready first
         self._deaths_at_start = 0
         for _ in range(allocation.workers):
             self._hire()
 
     def start(self, expected: Fingerprint | None = None) -> None:
-        """Wait for the first replica.
-
-        Raises:
-            InputError: The model cannot be loaded or is not the expected one, or no worker starts.
-        """
+        """Wait for the first replica; raise `InputError` if none starts or it is another model."""
         deadline = time.monotonic() + START_SECONDS
         if not self._ray.wait(list(self._running), timeout=PATIENCE_SECONDS)[0]:
             free, total = self._ray.available_resources(), self._ray.cluster_resources()
@@ -181,11 +188,9 @@ class Replicas:
             )
         while not self._idle:
             self._next_answer(max(0.0, deadline - time.monotonic()))
-        assert self._first is not None
         if expected is not None:
             _require_same(expected, self._first, "here")
-        self.identity = self._first.identity
-        self.tokenizer = self._first.tokenizer
+        self.identity, self.tokenizer = self._first.identity, self._first.tokenizer
 
     def stop(self) -> None:
         """End the processes."""
@@ -196,12 +201,7 @@ class Replicas:
         self._idle.clear()
 
     def check(self, model: HookedLanguageModel | ModelLoader) -> None:
-        """Refuse a model other than the one in the workers.
-
-        Raises:
-            InputError: It is another model.
-        """
-        assert self._first is not None
+        """Raise `InputError` for a model other than the one in the workers."""
         if not isinstance(model, ModelLoader):
             _require_same(_local_fingerprint(model), self._first, "here")
         elif model.sent() != self.loader:
@@ -209,7 +209,6 @@ class Replicas:
 
     def fingerprint(self, probes: Sequence[Probe], spans: Sequence[str]) -> Fingerprint:
         """Return the fingerprint of the model with probes on."""
-        assert self._first is not None
         keys = tuple(probe.key for probe in probes)
         return replace(self._first.fingerprint, probes=keys, spans=tuple(spans))
 
@@ -248,12 +247,12 @@ class Replicas:
             task, answer = self._next_answer()
             if task.part is None or task.options is not options:
                 continue  # a worker has loaded the model, or ended a part of an interrupted run
-            if isinstance(answer, _Death):
+            if isinstance(answer, str):
                 deaths[id(task.part)] += 1
                 if deaths[id(task.part)] >= self._attempts:
                     raise InputError(
                         f"{self._attempts} workers died one after the other of the same "
-                        f"{len(task.part.requests)} prompts; the last: {answer.reason} What other "
+                        f"{len(task.part.requests)} prompts; the last: {answer} What other "
                         "workers finished is in the store, unless that was off, and the same call "
                         "resumes from there. If memory was short, use smaller batches or fewer "
                         "workers."
@@ -281,12 +280,12 @@ class Replicas:
             ) from error
 
     def _hire(self) -> None:
-        worker = self._actor.remote(self._placed, self.allocation.threads)
+        worker = self._actor.remote(self._placed, max(1, int(self.allocation.cpus)))
         self.workers.append(worker)
         self._running[worker.describe.remote()] = _Task(worker)
 
     def _next_answer(self, timeout: float | None = None) -> tuple[_Task, Any]:
-        """Wait for the next answer; its worker is then idle, or has been replaced."""
+        """Wait for the next answer, or the reason why a worker died and was replaced."""
         ready, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout)
         if not ready:
             raise InputError(
@@ -308,8 +307,8 @@ class Replicas:
         self._idle.append(task.worker)
         return task, answer
 
-    def _replace(self, task: _Task, error: Exception) -> _Death:
-        """Start another worker in place of one that died."""
+    def _replace(self, task: _Task, error: Exception) -> str:
+        """Start another worker in place of one that died; return why it died."""
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
         self._ray.kill(task.worker)  # if only its answer was lost, it is still alive
         self.workers.remove(task.worker)
@@ -323,15 +322,11 @@ class Replicas:
                 ) from error
         self.replaced += 1
         self._hire()
-        return _Death(reason)
+        return reason
 
 
 def _local_fingerprint(model: HookedLanguageModel) -> Fingerprint:
-    """Return the fingerprint of a model in this process.
-
-    Raises:
-        InputError: Hooks are on it that the workers would not have.
-    """
+    """Return the fingerprint of a model in this process; refuse hooks that workers lack."""
     if unnamed_hooks(model):
         raise InputError(
             "hooks that are not probes are on the model, and workers do not have them. Remove "
@@ -344,15 +339,54 @@ def _require_same(fingerprint: Fingerprint, first: Description, where: str) -> N
     """Refuse a model that differs from the first replica in anything that a reading depends on."""
     if fingerprint.key == first.fingerprint.key:
         return
-    names = ("architecture", "parameters", "arithmetic", "weights", "configuration", "tokenizer")
-    different = [
-        field.name
-        for field in fields(Fingerprint)
-        if field.name in names
-        and getattr(fingerprint, field.name) != getattr(first.fingerprint, field.name)
-    ]
+    here, there = asdict(fingerprint), asdict(first.fingerprint)
+    different = [name for name in KEYED if here[name] != there[name]]
     raise InputError(
         f"the model {fingerprint.model!r} {where} is not the one in the workers ({first.node}): "
         f"they differ in {', '.join(different)}. If it was changed after loading, save it with "
         "save_pretrained and load that folder; if folders differ between machines, copy it again."
     )
+
+
+def cut_parts(requests: Requests, count: int, *, shared: bool = True) -> list[Part]:
+    """Cut requests into at most `count` parts of similar cost, the most expensive first.
+
+    Unless prompts share computed prefixes, every prefix is computed by itself. Costs a sort of the
+    prefixes: 1 s for the complete CounterFact at doses 0 to 5.
+    """
+    if not requests:
+        return []
+    trie = Trie.of(requests)
+    overlap = np.array(trie.shared)
+    alone = np.array([sum(map(len, reads)) for reads in trie.reads])
+    costs = np.fromiter(map(len, trie.leaves), np.int64) - overlap if shared else alone
+    cuts = _cuts(overlap, np.cumsum(costs), count)
+    parts = []
+    for start, stop in zip([0, *cuts], [*cuts, len(trie.leaves)], strict=True):
+        prefixes = [prefix for reads in trie.reads[start:stop] for prefix in reads]
+        computed_again = overlap[start] if shared else 0
+        cost = int(costs[start:stop].sum() + computed_again)
+        parts.append(Part({prefix: requests[prefix] for prefix in prefixes}, cost))
+    return sorted(parts, key=lambda part: -part.cost)
+
+
+def count_parts(requests: Requests, *, workers: int, batch_tokens: int) -> int:
+    """Return a number of parts that balances the workers without parts smaller than a batch."""
+    tokens = Trie.of(requests).nodes
+    few, many = max(workers, tokens // batch_tokens), tokens // (MOST_BATCHES * batch_tokens) + 1
+    return min(few, max(PER_WORKER * workers, many))
+
+
+def _cuts(
+    overlap: Int[np.ndarray, " leaf"], ends: Int[np.ndarray, " leaf"], count: int
+) -> list[int]:
+    """Return the first leaf of every part but the first."""
+    length = ends[-1] / max(count, 1)
+    cuts: list[int] = []
+    for target in length * np.arange(1, count):
+        low, high = np.searchsorted(ends, target + length * np.array([-SLACK, SLACK])) + 1
+        low, high = max(int(low), cuts[-1] + 1 if cuts else 1), min(int(high) + 1, len(ends))
+        if low < high:
+            distance = np.abs(ends[low - 1 : high - 1] - target)
+            cuts.append(low + int(np.lexsort((distance, overlap[low:high]))[0]))
+    return cuts

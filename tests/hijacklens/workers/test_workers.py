@@ -24,9 +24,8 @@ from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.store.store import Store
 from hijacklens.workers.cluster import Allocation, allocate, connected
-from hijacklens.workers.parts import count_parts, cut_parts
 from hijacklens.workers.replica import ModelLoader
-from hijacklens.workers.workers import Replicas
+from hijacklens.workers.workers import Replicas, count_parts, cut_parts
 from probes import attention
 
 DOSES = (0, 1, 2)

@@ -41,7 +41,7 @@ from hijacklens.renamed import renamed
 from hijacklens.results.result import Provenance
 from hijacklens.sites import Heads, Layers, choose
 from probes import named_models
-from probes.account.readout import Norm
+from probes.account import Norm
 from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length

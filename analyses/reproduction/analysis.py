@@ -6,14 +6,16 @@ and how its table is drawn. Its question and cost are in `analyses.reproduction.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analyses.reproduction.catalogue import CATALOGUE, Entry
+from analyses.reproduction.catalogue import CATALOGUE, Entry, entry_of
 from analyses.reproduction.check import Check, Scale
 from analyses.reproduction.workbench import Workbench
 
@@ -38,3 +40,27 @@ class Analysis:
     def entry(self) -> Entry:
         """Reference, title, question and cost."""
         return CATALOGUE[self.id]
+
+
+@cache
+def _analyses_of(module: str) -> dict[str, Analysis]:
+    """Import a module; return its tuple `ANALYSES` by id, as the catalogue must list them."""
+    defined = {each.id: each for each in importlib.import_module(f"analyses.{module}").ANALYSES}
+    listed = [entry.id for entry in CATALOGUE.values() if entry.module == module]
+    if list(defined) != listed:
+        raise ValueError(f"analyses.{module} has {list(defined)}, the catalogue {listed}")
+    return defined
+
+
+def analyses() -> dict[str, Analysis]:
+    """Return all analyses by id, in catalogue order. Importing them takes seconds."""
+    return {name: get_analysis(name) for name in CATALOGUE}
+
+
+def get_analysis(name: str) -> Analysis:
+    """Return the analysis of an id, importing its module on first use.
+
+    Raises:
+        InputError: No analysis has that id.
+    """
+    return _analyses_of(entry_of(name).module)[name]

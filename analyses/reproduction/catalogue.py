@@ -1,7 +1,7 @@
 """The catalogue: every figure, theorem and lemma by its id, as described in `catalogue.csv`.
 
 Reading it imports nothing heavy, so that listing and completing ids is fast. The module of an
-analysis, named in the catalogue, is only imported to run it (`analyses.reproduction.registry`).
+analysis, named in the catalogue, is only imported to run it (`analyses.reproduction.analysis`).
 
 >>> CATALOGUE["fig3a"].reference
 'Figure 3a'

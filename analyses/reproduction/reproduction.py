@@ -17,9 +17,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import PlainSerializer, PlainValidator
 
-from analyses.reproduction.analysis import Analysis
+from analyses.reproduction.analysis import Analysis, get_analysis
 from analyses.reproduction.check import SCALES, Outcome, Scale
-from analyses.reproduction.registry import get_analysis
 from analyses.reproduction.settings import RENAMED, RecipeSettings
 from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
 from hijacklens.errors import unknown

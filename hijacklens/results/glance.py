@@ -24,7 +24,7 @@ import shutil
 import string
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MOST_ROWS = 24
@@ -82,12 +82,6 @@ class Grid:
             title,
         )
 
-    def first(self, rows: int) -> Iterator[Grid | str]:
-        """The table with at most so many rows, and a line that counts the others."""
-        yield Grid(self.header, self.rows[:rows], self.sides, self.title)
-        if len(self.rows) > rows:
-            yield f"and {len(self.rows) - rows} more"
-
 
 @dataclass(frozen=True, slots=True)
 class Glance:
@@ -107,7 +101,9 @@ class Glance:
         for i, table in enumerate(self.tables):
             if i and not table.title:
                 yield ""
-            yield from table.first(MOST_ROWS) if name else (table,)
+            yield replace(table, rows=table.rows[:MOST_ROWS]) if name else table
+            if name and len(table.rows) > MOST_ROWS:
+                yield f"and {len(table.rows) - MOST_ROWS} more"
         yield from self.notes
         if name:
             yield f"next: {', '.join(f'.{step}' for step in self.steps)}"

@@ -14,8 +14,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
 from analyses.commands.group import group
+from analyses.reproduction.analysis import analyses
 from analyses.reproduction.ledger import EXPLANATION, write_ledger
-from analyses.reproduction.registry import analyses
 from analyses.reproduction.reproduction import reproduce
 from analyses.reproduction.settings import TrainingSettings
 from hijacklens.errors import InputError

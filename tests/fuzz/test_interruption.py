@@ -21,7 +21,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 import hijacklens as hl
 from analyses.commands.group import main
 from analyses.reproduction import reproduction
-from analyses.reproduction.registry import analyses
+from analyses.reproduction.analysis import analyses
 from hijacklens.errors import InputError
 from hijacklens.files import RECORD
 from hijacklens.one_layer.checkpoint import FILE

@@ -34,7 +34,7 @@ BANNED = {
 IMPORTERS = {
     "analyses/commands/group.py": "a command of the list there",
     "analyses/commands/names.py": "our own modules, for the names that a shell completes",
-    "analyses/reproduction/registry.py": "the module of an analysis in the catalogue",
+    "analyses/reproduction/analysis.py": "the module of an analysis in the catalogue",
     "analyses/sweeps/file.py": "tomllib, or tomli on Python 3.10",
     "hijacklens/models/packaged.py": "a package of the list there",
     "hijacklens/results/result.py": "a module of ours, by a matched name in result.json",

@@ -45,7 +45,10 @@ TIE_NATS = 1e-9
 
 
 class BayesRule:
-    """The exact log posterior of a task as a function of tokens on `device`; V x V tables."""
+    """The exact log posterior of a task as a function of tokens on `device`; V x V tables.
+
+    With `accuracy` it is the best of any rule: `accuracy(rule, task, ..., tolerance=TIE_NATS)`.
+    """
 
     def __init__(self, task: ConceptTask, *, device: torch.device | str | None = None) -> None:
         self.task = task
@@ -131,19 +134,6 @@ def accuracy(
         correct += float(hits(scores, contexts.labels, ties=ties, tolerance=tolerance).sum())
     # Fractions of ties, added up, can exceed the count by a rounding error.
     return fraction(min(correct, contexts_count), contexts_count)
-
-
-def bayes_accuracy(
-    task: ConceptTask, *, contexts_count: int, generator: torch.Generator
-) -> Interval:
-    """Return the accuracy of the Bayes rule, the best of any rule, with ties split evenly.
-
-    Cost: contexts_count V^2 operations; 32 MiB per temporary at any size, plus tables of V^2.
-    """
-    rule = BayesRule(task, device=generator.device)
-    return accuracy(
-        rule, task, contexts_count=contexts_count, generator=generator, tolerance=TIE_NATS
-    )
 
 
 @dataclass(frozen=True, slots=True)

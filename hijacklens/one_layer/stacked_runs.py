@@ -116,12 +116,9 @@ class StackedRuns:
         self.gradients = self.weights.map(torch.zeros_like)
         dtype = runs[0].model.dtype
         keys = [(run.task, run.model.seed) for run in runs]
-        streams = {
-            key: Stream(*key, batch=self.batch, dtype=dtype, device=self.device)
-            for key in dict.fromkeys(keys)
-        }
-        self._streams = list(streams.values())
-        self._stream_of = [list(streams).index(key) for key in keys]
+        once, same = list(dict.fromkeys(keys)), {"batch": self.batch, "device": self.device}
+        self._streams = [Stream(*key, dtype=dtype, **same) for key in once]
+        self._stream_of = [once.index(key) for key in keys]
         self._window = max(1, self.steps // CURVE_POINTS)
         self._losses = self.weights.W_E.new_zeros(math.ceil(self.steps / self._window), len(runs))
         self._slices: list[Tensor] = []
@@ -145,11 +142,9 @@ class StackedRuns:
 
     def models(self) -> list[OneLayerTransformer]:
         """Return copies of the models as they are now, one per run, on the device of training."""
-        models = []
-        for i, run in enumerate(self.runs):
-            model = OneLayerTransformer(run.model).to(self.device)
+        models = [OneLayerTransformer(run.model).to(self.device) for run in self.runs]
+        for i, model in enumerate(models):
             model.fill(self.weights[i])
-            models.append(model)
         return models
 
     def curve_steps(self) -> list[int]:
@@ -221,12 +216,11 @@ class StackedRuns:
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, stack in self.weights.items():
             gradient = getattr(self.gradients, name)
-
-            def setting(i: int, part: str = PART_OF[name]) -> tuple[float, float] | None:
-                run = self.runs[i]
-                return None if part in run.model.freeze else (run.lr, run.weight_decay)
-
-            for key, members in groupby(range(len(self.runs)), setting):
+            settings = [
+                None if PART_OF[name] in run.model.freeze else (run.lr, run.weight_decay)
+                for run in self.runs
+            ]
+            for key, members in groupby(range(len(self.runs)), settings.__getitem__):
                 if key is not None:
                     indices = list(members)
                     neighbours = slice(indices[0], indices[-1] + 1)

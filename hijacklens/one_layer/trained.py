@@ -168,9 +168,7 @@ class TrainingResult(Result):
             ("summary()", "best()", "accuracy(probes=[...])", "plot()", "save(folder)"),
         )
 
-    def to_dataframe(self) -> pd.DataFrame:
-        """The summary."""
-        return self.summary()
+    to_dataframe = summary
 
     def findings(self) -> dict[str, Any]:
         """Return our defaults, and the means at the best learning rate."""

@@ -78,7 +78,16 @@ def write_report(
     sources = [results] if isinstance(results, (Result, str, Path)) else list(results)
     if not sources:
         raise InputError("a report needs at least one result; name the folders that runs wrote.")
-    path = _check_file(out, overwrite=overwrite)
+    path = named_path(out, "file")
+    if path.is_dir():
+        raise InputError(f"{str(out)!r} is a folder; name a file for the report, such as r.html.")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {str(out)!r}: there is no folder {str(path.parent)!r}.")
+    if path.exists() and not overwrite:
+        raise InputError(
+            f"{str(out)!r} is there already. Choose another name, or say overwrite (--overwrite on "
+            "the command line) to replace it."
+        )
     entries = [
         Entry(one) if isinstance(one, Result) else Entry(load_result(one), str(one))
         for source in sources
@@ -97,28 +106,12 @@ def _results_in(source: Result | str | Path) -> Sequence[Result | str | Path]:
     return [path.parent for path in records] or [source]
 
 
-def _check_file(out: str | Path, *, overwrite: bool) -> Path:
-    """Return the path of the file; refuse one that cannot or must not be written."""
-    path = named_path(out, "file")
-    if path.is_dir():
-        raise InputError(f"{str(out)!r} is a folder; name a file for the report, such as r.html.")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {str(out)!r}: there is no folder {str(path.parent)!r}.")
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"{str(out)!r} already exists. Choose another name, or pass overwrite=True "
-            "(--overwrite on the command line) to replace it."
-        )
-    return path
-
-
 def page(entries: Sequence[Entry], *, title: str) -> str:
     """Return the HTML of a report."""
     keys, results = (f"part{i}" for i in count()), []
     for entry in entries:
         result, provenance = entry.result, entry.result.provenance
         parts = [_part(exhibit, next(keys)) for exhibit in result.exhibits()]
-        configuration = json_text(result.configuration())
         # A JSON text inside JSON, in ASCII and without a tag that could end the script element.
         record = json_text({**result.configuration(), "provenance": asdict(provenance)})
         results.append(
@@ -129,13 +122,15 @@ def page(entries: Sequence[Entry], *, title: str) -> str:
                 "folder": entry.folder,
                 "parts": parts,
                 "provenance": provenance,
-                "configuration": json.loads(configuration),
+                "configuration": json.loads(json_text(result.configuration())),
                 "record": Markup(json.dumps(record).replace("<", "\\u003c")),
             }
         )
     calls = [part["script"] for result in results for part in result["parts"] if part["script"]]
     # The bundle is 1.3 MB, and only some results have views.
     scripts = [*([bundle()] if calls else []), *calls, _files(*SCRIPTS)]
+    digests = [hashlib.sha256(script.encode()).digest() for script in scripts]
+    hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
     return (
         templates(FOLDER)
         .get_template("page.html")
@@ -144,7 +139,7 @@ def page(entries: Sequence[Entry], *, title: str) -> str:
             style=_files("report.css"),
             results=results,
             scripts=scripts,
-            hashes=Markup(" ".join(f"'{_hash(script)}'" for script in scripts)),
+            hashes=Markup(hashes),
         )
     )
 
@@ -218,11 +213,6 @@ def _heading(entry: Entry) -> str:
     words = " ".join(re.findall("[A-Z][a-z]*", type(entry.result).__name__)).capitalize()
     name = Path(entry.folder).resolve().name if entry.folder else ""
     return f"{words}: {name}" if name else words
-
-
-def _hash(script: str) -> str:
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
 
 
 @cache

@@ -148,10 +148,6 @@ def links(items: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
     """Find for every item the rows of its bare query (`bare`) and of its texts (`prompt`).
 
     A row that is missing is -1.
-
-    >>> items = pd.DataFrame({"model": "m", "scheme": "s", "case_id": 7, "dose": [0, 1]})
-    >>> links(items, pd.DataFrame({"case_id": [7], "scheme": ["s"]})).to_dict("list")
-    {'bare': [0, 0], 'prompt': [0, 0]}
     """
     keys = ["model", "scheme", "case_id"]
     bare = items.assign(bare=np.arange(len(items))).loc[items["dose"] == 0, [*keys, "bare"]]

@@ -1,9 +1,4 @@
-"""What a report shows of a result, as plain data: `Result.exhibits` lists these, top to bottom.
-
->>> import pandas as pd
->>> Table("Shares", pd.DataFrame({"model": ["a"], "efficacy": [0.25]})).column("efficacy").digits
-3
-"""
+"""What a report shows of a result, as plain data: `Result.exhibits` lists these, top to bottom."""
 
 from __future__ import annotations
 

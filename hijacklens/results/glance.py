@@ -29,14 +29,11 @@ from typing import Any
 
 MOST_ROWS = 24
 """Rows of each table that `print(result)` and a notebook show; a command prints all rows."""
-
 PIPE_WIDTH = 10_000
 """Characters in a line where the output is not a terminal, so that nothing is wrapped."""
-
 STATE = "state"
 """Title of a column whose cells are coloured by `COLOURS`."""
 COLOURS = {"pass": "green", "fail": "red", "open": "yellow"}
-
 NUMBER = re.compile(r"\{\w+:(?:[^{}]*[dfgeG%,]|fraction|signed)\}")
 """The form of a column of numbers, which is aligned on the right."""
 
@@ -69,18 +66,11 @@ class Grid:
                 Columns that hold one number are aligned on the right.
             title: A line above the table.
         """
-        records: Iterable[Mapping[str, Any]] = (
-            rows.to_dict("records") if hasattr(rows, "to_dict") else rows
-        )
-        return cls(
-            tuple(columns),
-            tuple(
-                tuple(_FORMS.vformat(form, (), record) for form in columns.values())
-                for record in records
-            ),
-            "".join("r" if NUMBER.fullmatch(form) else "l" for form in columns.values()),
-            title,
-        )
+        forms = columns.values()
+        records = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
+        cells = (tuple(_FORMS.vformat(form, (), record) for form in forms) for record in records)
+        sides = "".join("r" if NUMBER.fullmatch(form) else "l" for form in forms)
+        return cls(tuple(columns), tuple(cells), sides, title)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +142,6 @@ class Shown:
         return drawn(*self.glance().parts(type(self).__name__))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
         return self.glance().html(type(self).__name__)
 
 
@@ -193,12 +182,11 @@ def drawn(*parts: str | Grid | Glance, colour: bool = False) -> str:
                 Text(printable(title)), justify="right" if side == "r" else "left", overflow="fold"
             )
         for cells in part.rows:
-            grid.add_row(
-                *(
-                    Text(printable(cell), COLOURS.get(cell, "") if title == STATE else "")
-                    for title, cell in zip(part.header, cells, strict=True)
-                )
+            styles = (
+                COLOURS.get(cell, "") if title == STATE else ""
+                for title, cell in zip(part.header, cells, strict=True)
             )
+            grid.add_row(*map(Text, map(printable, cells), styles))
         console.print(grid)
     return "\n".join(line.rstrip() for line in screen.getvalue().splitlines())
 

@@ -34,8 +34,11 @@ def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
         new["settings"] = _renamed(_settings(record))
     if "recipe" in new:
         new["recipe"] = _renamed(new["recipe"])
-    if "outcomes" in new:
-        new["outcomes"] = [_with_nan(outcome) for outcome in new["outcomes"]]
+    if "outcomes" in new:  # of checks, with null for NaN and infinity
+        new["outcomes"] = [
+            {name: "NaN" if value is None else value for name, value in outcome.items()}
+            for outcome in new["outcomes"]
+        ]
     for gap in {"gap", "other_gap"} & set(new):
         new[gap] = "Infinity" if new[gap] == "infinite" else new[gap]
     return new
@@ -60,18 +63,10 @@ def _scheme(scheme: str | Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the fields of a `SchemeRecord` from a name alone, or from the fields of a `Scheme`."""
     if isinstance(scheme, str):
         return {"name": scheme}
-    if "text" in scheme:
-        return scheme
-    return {**scheme, "text": scheme["template"] or scheme["templates"]}
+    return {"text": scheme.get("template") or scheme.get("templates"), **scheme}
 
 
 def _renamed(value: Any) -> Any:
-    """Replace every old name of a setting, at any depth."""
     if isinstance(value, Mapping):
         return {RENAMED.get(name, name): _renamed(part) for name, part in value.items()}
     return [_renamed(part) for part in value] if isinstance(value, list) else value
-
-
-def _with_nan(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the outcome of a check with NaN for null, which stood for NaN and infinity."""
-    return {name: "NaN" if value is None else value for name, value in outcome.items()}

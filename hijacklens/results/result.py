@@ -18,25 +18,24 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
 from inspect import isabstract
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError
 from hijacklens.files import RECORD, claim_folder, named_path, write_json, write_whole
+from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.results.older_forms import FORM, MOVED, upgraded
 from hijacklens.results.stored import read_fields, to_record, write_table, writers
-
-if TYPE_CHECKING:
-    from hijacklens.results.exhibits import Exhibit
 
 PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
 FILES = "files"
@@ -127,8 +126,6 @@ class Result(Shown, ABC):
 
     def exhibits(self) -> Sequence[Exhibit]:
         """Return what a report shows after the glance: by default the figure and the table."""
-        from hijacklens.results.exhibits import Drawing, Table
-
         return [Drawing("Figure", self.plot()), Table("Table", self.to_dataframe())]
 
     def findings(self) -> dict[str, Any]:
@@ -140,18 +137,12 @@ class Result(Shown, ABC):
         record = to_record(self)
         return {k: v for k, v in record.items() if k != "provenance"} | self.findings()
 
-    @property
-    def figure_names(self) -> list[str]:
-        """Names of the files that `save` writes figures to."""
-        return [f"{stem}.{ending}" for stem in self.figures for ending in ("svg", "png")]
-
     def files(self) -> dict[str, Callable[[Path], None]]:
         """Return file name -> function that writes it, for everything but figures and record."""
 
         def write_derived(attribute: str, path: Path) -> None:
-            value = getattr(self, attribute)
-            table: Any = value() if callable(value) else value
-            write_table(table, path)
+            table = getattr(self, attribute)
+            write_table(table() if callable(table) else table, path)
 
         return writers(self) | {
             name: partial(write_derived, attribute) for name, attribute in self.derived.items()
@@ -175,9 +166,8 @@ class Result(Shown, ABC):
 
             draw = partial(plots.write, self.plot(**options))
             files |= {f"{stem}.svg": draw, f"{stem}.png": draw}
-        kind = type(self)
         record = {
-            "type": f"{kind.__module__}:{kind.__qualname__}",
+            "type": f"{type(self).__module__}:{type(self).__qualname__}",
             "form": FORM,
             **self.configuration(),
             FILES: list(files),
@@ -213,10 +203,8 @@ def load_result(folder: str | Path) -> Result:
     match = re.fullmatch(r"((?:hijacklens|probes|analyses)(?:\.\w+)+):(\w+)", MOVED.get(kind, kind))
     cls: Any = None
     if match:
-        try:
+        with suppress(ImportError):
             cls = getattr(importlib.import_module(match[1]), match[2], None)
-        except ImportError:
-            cls = None
     if not (isinstance(cls, type) and issubclass(cls, Result) and not isabstract(cls)):
         raise InputError(
             f"{path} names the type {kind!r}, which this version of hijacklens "
@@ -240,7 +228,6 @@ def load_result(folder: str | Path) -> Result:
 
 
 def _read_record(path: Path) -> dict[str, Any] | None:
-    """Return the record of a saved result; None if the file is missing."""
     if not path.is_file():  # reading a pipe of that name would never end
         return None
     try:

@@ -53,12 +53,11 @@ NOT_STORED = Stored("")
 
 @dataclass(frozen=True, slots=True)
 class _Field:
-    """A field of a result type: stored in a file, or in the record by an adapter."""
+    """A field of a result type: in a file (`stored`), or in the record by a Pydantic `adapter`."""
 
     name: str
     stored: Stored | None
     adapter: Any
-    """A Pydantic `TypeAdapter`, or None if the field has a file."""
     has_default: bool
 
 
@@ -72,7 +71,7 @@ def writers(result: Any) -> dict[str, Callable[[Path], None]]:
     files: dict[str, Callable[[Path], None]] = {}
     arrays: dict[str, dict[str, Any]] = {}
     for item in _fields(type(result)):
-        if item.stored is None or item.stored is NOT_STORED:
+        if item.stored is None:
             continue
         name, value = item.stored.file, item.stored.encode(getattr(result, item.name))
         if value is None:
@@ -117,7 +116,7 @@ def read_fields(kind: type, folder: Path, record: Mapping[str, Any]) -> dict[str
         if item.adapter is not None:
             if item.name in record or not item.has_default:
                 values[item.name] = item.adapter.validate_python(record[item.name])
-        elif item.stored is not None and item.stored is not NOT_STORED:
+        elif item.stored is not None:
             try:
                 content = _read_file(folder / item.stored.file, item.name, item.stored)
             except (FileNotFoundError, KeyError):
@@ -130,21 +129,18 @@ def read_fields(kind: type, folder: Path, record: Mapping[str, Any]) -> dict[str
 
 @cache
 def _fields(kind: type) -> tuple[_Field, ...]:
-    hints = get_type_hints(kind, include_extras=True)
-    return tuple(
-        _field(
-            item.name, hints[item.name], (item.default, item.default_factory) != (MISSING, MISSING)
-        )
-        for item in fields(kind)
-    )
-
-
-def _field(name: str, hint: Any, has_default: bool) -> _Field:
-    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-    stored = next((note for note in notes if isinstance(note, Stored)), None)
-    if stored is None and hint is pd.DataFrame:
-        stored = Stored(f"{name}.parquet")
-    return _Field(name, stored, None if stored else TypeAdapter(hint), has_default)
+    """Return the fields of a result type that are saved."""
+    hints, saved = get_type_hints(kind, include_extras=True), []
+    for item in fields(kind):
+        hint = hints[item.name]
+        notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        default = Stored(f"{item.name}.parquet") if hint is pd.DataFrame else None
+        stored = next((note for note in notes if isinstance(note, Stored)), default)
+        has_default = (item.default, item.default_factory) != (MISSING, MISSING)
+        if stored is not NOT_STORED:
+            adapter = None if stored else TypeAdapter(hint)
+            saved.append(_Field(item.name, stored, adapter, has_default))
+    return tuple(saved)
 
 
 def _read_file(path: Path, name: str, stored: Stored) -> Any:

@@ -1,4 +1,7 @@
-"""Efficacy against dose: the one way in which all figures of a hijack run draw it."""
+"""Efficacy against dose: the one way in which all figures of a hijack run draw it.
+
+All tables are rows of `summary.csv` under one rule, for one set of facts.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ def dose_curves(
 
     Args:
         ax: Where to draw.
-        table: Rows of `summary.csv` under one rule, for one relation and set of facts.
+        table: The rows of one relation.
         line: The column whose values are lines: `model` or `scheme`.
         names: All values of that column in the figure, so that a name keeps its colour.
         small: Draw thin lines, and leave the number of facts out of the labels.
@@ -48,12 +51,7 @@ def dose_curves(
 
 
 def curves(table: pd.DataFrame, rule: str) -> Figure:
-    """Draw a panel per model with a line per scheme, or one panel if there is one scheme.
-
-    Args:
-        table: Rows of `summary.csv` under one rule, for all relations and facts.
-        rule: The rule, for the label.
-    """
+    """Draw a panel per model with a line per scheme, or one panel if there is one scheme."""
     panel, line = ("model", "scheme") if table["scheme"].nunique() > 1 else ("scheme", "model")
     panels, names = list(table[panel].unique()), list(table[line].unique())
     with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
@@ -66,15 +64,10 @@ def curves(table: pd.DataFrame, rule: str) -> Figure:
     return figure
 
 
-def relation_curves(table: pd.DataFrame, line: str = "model") -> Figure:
-    """Draw a small panel for each relation, in the order of the property numbers.
-
-    Args:
-        table: Rows of `summary.csv` under one rule, for all facts; `relation` is not `all`.
-        line: The column whose values are lines: `model` or `scheme`.
-    """
+def relation_curves(table: pd.DataFrame) -> Figure:
+    """Draw a small panel for each relation, in the order of the property numbers."""
     ids = sorted(table["relation"].unique(), key=property_number)
-    names = list(table[line].unique())
+    names = list(table["model"].unique())
     columns = min(COLUMNS, len(ids))
     scale = 2 if len(ids) == 1 else 1
     width, height = (scale * inches for inches in PANEL)
@@ -82,7 +75,7 @@ def relation_curves(table: pd.DataFrame, line: str = "model") -> Figure:
     with plots.canvas(rows, columns, width=width, height=height, share_y=True) as (figure, axes):
         for ax, relation in zip(axes, ids, strict=False):
             of_relation = table.loc[table["relation"] == relation]
-            dose_curves(ax, of_relation, line=line, names=names, small=True)
+            dose_curves(ax, of_relation, line="model", names=names, small=True)
             known = relations().get(relation)
             label = f"\n{shorten(known.label, WIDEST, placeholder=' …')}" if known else ""
             ax.set_title(f"{relation}, n = {of_relation['n'].max():,}{label}", fontsize=7.5)
@@ -93,8 +86,8 @@ def relation_curves(table: pd.DataFrame, line: str = "model") -> Figure:
         figure.supxlabel("dose (hijacking sentences)", fontsize=9)
         figure.supylabel("efficacy: fraction with false > true (95% interval)", fontsize=9)
         if len(names) > 1:
-            handles, labels = axes[0].get_legend_handles_labels()
+            entries = axes[0].get_legend_handles_labels()
             figure.legend(
-                handles, labels, loc="outside upper center", ncols=min(len(names), 4), fontsize=8
+                *entries, loc="outside upper center", ncols=min(len(names), 4), fontsize=8
             )
     return figure

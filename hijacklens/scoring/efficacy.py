@@ -21,21 +21,9 @@ from hijacklens.statistics import wilson
 
 Rule = Literal["first", "sum", "mean"]
 RULES: tuple[Rule, ...] = ("first", "sum", "mean")
-SUMMARY_COLUMNS = (
-    "model",
-    "scheme",
-    "dose",
-    "rule",
-    "relation",
-    "facts",
-    "n",
-    "efficacy",
-    "efficacy_low",
-    "efficacy_high",
-    "retention",
-    "ties",
-    "mean_shift",
-)
+KEYS = ("model", "scheme", "dose", "rule", "relation", "facts")
+NUMBERS = ("n", "efficacy", "efficacy_low", "efficacy_high", "retention", "ties", "mean_shift")
+SUMMARY_COLUMNS = (*KEYS, *NUMBERS)
 ALL = "all"
 
 
@@ -66,9 +54,8 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
     known = long[long["known"]].assign(facts="known")
     sets = pd.concat([long.assign(facts=ALL), known], ignore_index=True)
     both = pd.concat([sets.assign(relation=ALL), sets], ignore_index=True)
-    keys = ["model", "scheme", "dose", "rule", "relation", "facts"]
     table = (
-        both.groupby(keys, sort=False, observed=True)
+        both.groupby(list(KEYS), sort=False, observed=True)
         .agg(
             n=("margin", "size"),
             false_wins=("false_wins", "sum"),
@@ -130,10 +117,7 @@ def _ordered(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
         "relation": [ALL, *relations],
         "facts": [ALL, "known"],
     }
-    ranks = {
-        name: table[name].map({value: i for i, value in enumerate(order)})
-        for name, order in orders.items()
-    }
-    rank = pd.DataFrame({**ranks, "dose": table["dose"]})
-    order = rank.sort_values(["facts", "relation", "model", "scheme", "rule", "dose"]).index
+    ranks = {name: pd.Categorical(table[name], list(order)) for name, order in orders.items()}
+    keys = ["facts", "relation", "model", "scheme", "rule", "dose"]
+    order = table.assign(**ranks).sort_values(keys).index
     return table.loc[order].reset_index(drop=True)

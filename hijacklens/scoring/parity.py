@@ -88,24 +88,18 @@ class Parity(Result):
             for label, flipped, i in (("same verdict", False, 0), ("another verdict", True, 1)):
                 points = rows[rows["flipped"] == flipped]
                 colour, marker = plots.series(i)
-                ax.scatter(
-                    points["reference"],
-                    points["difference"],
-                    s=14,
-                    color=colour,
-                    marker=marker,
-                    label=f"{label} ({len(points)})",
-                    linewidths=0,
-                )
+                style: Any = {"s": 14, "color": colour, "marker": marker, "linewidths": 0}
+                label = f"{label} ({len(points)})"
+                ax.scatter(points["reference"], points["difference"], label=label, **style)
             # On this line the difference is as large as the margin, so that the margin vanishes.
             low, high = ax.get_xlim()
             ends = np.array([min(low, 0.0), 0.0, max(high, 0.0)])
             bottom, top = ax.get_ylim()
             ax.plot(ends, -ends, color="#888888", linewidth=0.8, linestyle=":", label="margin gone")
-            ax.set_xlim(low, high)
-            ax.set_ylim(bottom, top)
+            ax.set(
+                xlim=(low, high), ylim=(bottom, top), ylabel="margin in the other run, minus that"
+            )
             ax.set_xlabel(f"margin in the reference, nats (rule: {rule})")
-            ax.set_ylabel("margin in the other run, minus that")
             ax.legend(fontsize=8)
         return figure
 
@@ -159,19 +153,18 @@ def compare(reference: HijackResult, other: HijackResult) -> Parity:
         )
     parts = []
     for rule in RULES:
-        here, there = margin(left, rule), margin(right, rule)
         table = left.index.to_frame(index=False).assign(rule=rule)
-        table["reference"], table["other"] = here.to_numpy(), there.to_numpy()
+        table["reference"], table["other"] = (margin(side, rule).array for side in (left, right))
         table["difference"] = table["other"] - table["reference"]
         table["flipped"] = np.sign(table["reference"]) != np.sign(table["other"])
         parts.append(table)
-    runs = {
-        name: tuple(
-            ComparedModel(
-                **{item.name: getattr(model, item.name) for item in fields(ComparedModel)}
-            )
+    names = [item.name for item in fields(ComparedModel)]
+    models, other_models = (
+        tuple(
+            ComparedModel(**{name: getattr(model, name) for name in names})
             for model in run.settings.models
         )
-        for name, run in (("reference", reference), ("other", other))
-    }
+        for run in (reference, other)
+    )
+    runs = {"reference": models, "other": other_models}
     return Parity(pd.concat(parts, ignore_index=True), runs, Provenance.now())

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import PlainSerializer
 
-from hijacklens.engine.reading import Accounting
+from hijacklens.engine import accounting
 from hijacklens.errors import InputError, choice, unknown
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.models.identity import ModelIdentity
@@ -67,7 +67,7 @@ class ScoredModel(ModelIdentity):
     """A model that scored facts, and the cost."""
 
     readings: ReadingCounts
-    engine: Annotated[Accounting, PlainSerializer(Accounting.record)]
+    engine: Annotated[accounting.Accounting, PlainSerializer(accounting.Accounting.record)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,10 +194,6 @@ class HijackResult(Result):
     def plot_relations(self, *, scheme: str | None = None, rule: Rule = "first") -> Figure:
         """Draw efficacy against dose, a panel for each relation and a line for each model.
 
-        Args:
-            scheme: One of the schemes; it is not needed if there is only one.
-            rule: How targets are scored.
-
         Raises:
             InputError: An unknown scheme or rule, or no scheme is named out of several.
         """
@@ -253,13 +249,9 @@ class HijackResult(Result):
 
     def findings(self) -> dict[str, Any]:
         """Return the counts, and the cases whose targets share their first token."""
-        return {
-            "items": len(self.items),
-            "skipped": len(self.skipped),
-            "same_first_token": sorted(
-                {int(case) for case in self.items.loc[self.items["same_first_token"], "case_id"]}
-            ),
-        }
+        cases = self.items.loc[self.items["same_first_token"], "case_id"].unique().tolist()
+        counts = {"items": len(self.items), "skipped": len(self.skipped)}
+        return {**counts, "same_first_token": sorted(cases)}
 
     @classmethod
     def join(cls, results: Sequence[HijackResult]) -> HijackResult:
@@ -298,11 +290,7 @@ class HijackResult(Result):
         )
 
     def glance(self, rule: Rule = "first") -> Glance:
-        """Efficacy and retention by dose, the facts known, and how the run went.
-
-        Args:
-            rule: How targets are scored: `first`, `sum` or `mean`.
-        """
+        """Efficacy and retention by dose under a rule, the facts known, and how the run went."""
         table, settings = self.summary(rule=rule), self.settings
         models, schemes = (list(table[name].unique()) for name in EACH)
         columns = {
@@ -339,7 +327,7 @@ class HijackResult(Result):
             if name in known:
                 by_rule = ", ".join(f"{known[name][rule]} ({rule})" for rule in RULES)
                 yield f"{name} knows {by_rule} of {known[name]['n']} facts on the bare query"
-        collisions = self.items.loc[self.items["same_first_token"], "case_id"].nunique()
+        collisions = len(self.findings()["same_first_token"])
         yield (
             f"rules first, sum and mean do not all agree on {self.total_disagreement():.1%} of the "
             f"verdicts (rules.csv); in {collisions} facts both targets begin with "

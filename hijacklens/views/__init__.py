@@ -12,20 +12,11 @@ A run reads a hooked model: prompts of language models or contexts of the one-la
 without probes. A view shows itself in a notebook, on a page that opens with no network, or as a
 matplotlib figure. circuitsvis alone would load a script from the network or repeat its 1.3 MB in
 every view.
-
->>> text = page([coloured_tokens("Parts of the shift", ["<s>", "Guam"], [0.0, 1.5])], title="demo")
->>> "‹s›" in text, text.count("CircuitsVis.render"), "https://unpkg.com" in text
-(True, 1, False)
 """
 
 from __future__ import annotations
 
-from hijacklens.views.components import (
-    attention_heads,
-    attention_pattern,
-    coloured_tokens,
-    visible,
-)
+from hijacklens.views.components import attention_heads, attention_pattern, coloured_tokens, visible
 from hijacklens.views.page import page, save_page
 from hijacklens.views.runs import Run, attended, attention, run
 from hijacklens.views.sheet import Sheet, View

@@ -1,8 +1,6 @@
 """Making views from tokens and numbers: one function per circuitsvis component.
 
->>> view = coloured_tokens("Parts of the shift", ["<s>", "Guam"], [0.0, 1.5])
->>> view.component, view.props["values"], [text.get_text() for text in view.plot().axes[0].texts]
-('ColoredTokens', [0.0, 1.5], ['‹s›', 'Guam'])
+`heading` is the text above the view; a view with `folded` starts folded on a page.
 """
 
 from __future__ import annotations
@@ -19,21 +17,11 @@ from hijacklens.views.sheet import View
 
 DIGITS = 4
 """Decimals of each number on a page: enough to read, at a third of the size."""
-LETTERS = str.maketrans(
-    {
-        "<": "\N{SINGLE LEFT-POINTING ANGLE QUOTATION MARK}",
-        ">": "\N{SINGLE RIGHT-POINTING ANGLE QUOTATION MARK}",
-        "\n": "↵",
-    }
-)
+LETTERS = str.maketrans("<>\n", "\u2039\u203a↵")
 
 
 def visible(token: str) -> str:
-    """Return a token as visible text: angle brackets would be read as markup, as in `<s>`.
-
-    >>> visible("<s>"), visible(" ")
-    ('‹s›', '␣')
-    """
+    """Return a token as visible text: angle brackets would be read as markup, as in `<s>`."""
     text = token.translate(LETTERS)
     return text if text.strip() else text.replace(" ", "␣") or "∅"
 
@@ -47,13 +35,6 @@ def attention_heads(
     folded: bool = False,
 ) -> View:
     """View the attention patterns of several heads: small maps of all, and one head in full.
-
-    Args:
-        heading: Text above the view.
-        tokens: The tokens of the prompt.
-        patterns: Attention, between 0 and 1.
-        names: A name per head.
-        folded: Start folded.
 
     Raises:
         InputError: Tokens, names and patterns differ in number.
@@ -75,7 +56,7 @@ def attention_pattern(
     *,
     folded: bool = False,
 ) -> View:
-    """View the attention pattern of one head in full; arguments as for `attention_heads`.
+    """View the attention pattern of one head in full.
 
     Raises:
         InputError: Tokens and pattern differ in number.
@@ -117,9 +98,5 @@ def _attention(tokens: Sequence[str], patterns: np.ndarray) -> dict[str, Any]:
 
 
 def _colours(largest: float | int) -> dict[str, Any]:
-    return {
-        "minValue": -largest,
-        "maxValue": largest,
-        "negativeColor": NEGATIVE,
-        "positiveColor": POSITIVE,
-    }
+    limits = {"minValue": -largest, "maxValue": largest}
+    return {**limits, "negativeColor": NEGATIVE, "positiveColor": POSITIVE}

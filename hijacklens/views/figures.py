@@ -22,8 +22,7 @@ from hijacklens import plots
 from hijacklens.errors import unknown
 from hijacklens.results.exhibits import View
 
-NEGATIVE, POSITIVE = "#2166AC", "#B2182B"
-"""Blue and red."""
+NEGATIVE, POSITIVE = "#2166AC", "#B2182B"  # blue and red
 COLOURS = LinearSegmentedColormap.from_list("views", [NEGATIVE, "#FFFFFF", POSITIVE])
 """White at zero, as in circuitsvis."""
 FRACTIONS = LinearSegmentedColormap.from_list("fractions", ["#FFFFFF", POSITIVE])
@@ -57,14 +56,14 @@ def _heads(heading: str, props: dict[str, Any]) -> Figure:
     with plots.canvas(rows, columns, width=side, height=side) as (figure, axes):
         for i, (ax, pattern, name) in enumerate(zip(axes, patterns, names, strict=False)):
             _map(ax, props, pattern)
-            ax.set_title(_plain(name), fontsize=9)
+            ax.set_title(plots.escape(name), fontsize=9)
             if i % columns:
                 ax.set_yticklabels([])
             if i + columns < len(patterns):
                 ax.set_xticklabels([])
         for ax in axes[len(patterns) :]:
             ax.set_visible(False)
-        figure.suptitle(_plain(heading), fontsize=10)
+        figure.suptitle(plots.escape(heading), fontsize=10)
     return figure
 
 
@@ -84,19 +83,20 @@ def _mosaic(heading: str, props: dict[str, Any]) -> Figure:
             y, x = gap + i // columns * step, i % columns * step
             picture[y : y + size, x : x + size] = pattern
             middle = x + (size - 1) / 2
-            axes[0].text(middle, y - 0.7, _plain(name), ha="center", va="bottom", fontsize=4.5)
+            axes[0].text(
+                middle, y - 0.7, plots.escape(name), ha="center", va="bottom", fontsize=4.5
+            )
         axes[0].imshow(picture, cmap=FRACTIONS, vmin=0, vmax=props["maxValue"], aspect="auto")
         axes[0].axis("off")
-        axes[0].set_title(_plain(heading), fontsize=10)
+        axes[0].set_title(plots.escape(heading), fontsize=10)
     return figure
 
 
 def _pattern(heading: str, props: dict[str, Any]) -> Figure:
-    """Draw one map with its tokens and a scale."""
     side = _side(len(props["tokens"])) + 0.8
     with plots.canvas(width=side + 0.5, height=side) as (figure, axes):
         image = _map(axes[0], props, props["attention"])
-        axes[0].set_title(_plain(heading), fontsize=10)
+        axes[0].set_title(plots.escape(heading), fontsize=10)
         axes[0].set(xlabel="attended to", ylabel="attending")
         figure.colorbar(image, ax=axes[0], shrink=0.6, label="attention")
     return figure
@@ -107,7 +107,7 @@ def _map(ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]]) ->
     if props["maskUpperTri"]:
         values = np.ma.array(values, mask=np.triu(np.ones_like(values, dtype=bool), 1))
     image = ax.imshow(values, cmap=FRACTIONS, vmin=0, vmax=props["maxValue"])
-    tokens = [_plain(token) for token in props["tokens"]]
+    tokens = [plots.escape(token) for token in props["tokens"]]
     size = min(8.0, 8.0 * 34 / max(len(tokens), 1))
     if len(tokens) <= 80:
         ax.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=size)
@@ -118,12 +118,12 @@ def _map(ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]]) ->
 
 def _coloured(heading: str, props: dict[str, Any]) -> Figure:
     """Draw the tokens in lines, each on its colour, with the scale below."""
-    tokens = [_plain(token.removesuffix(" ")) for token in props["tokens"]]
+    tokens = [plots.escape(token.removesuffix(" ")) for token in props["tokens"]]
     largest = props["maxValue"]
     norm = Normalize(-largest, largest)
     x, row, boxes = 0.0, 0, []
     for token in tokens:
-        width = _width(token)
+        width = TextPath((0, 0), token or " ", size=9).get_extents().width + 8  # its margin
         if x and x + width > LINE:
             x, row = 0.0, row + 1
         boxes.append((x, row, width))
@@ -134,12 +134,12 @@ def _coloured(heading: str, props: dict[str, Any]) -> Figure:
             colour = COLOURS(norm(value))
             dark = sum(c * w for c, w in zip(colour, (0.3, 0.59, 0.11), strict=False)) < 0.55
             ink = "white" if dark else "#222222"
-            centre: Any = {"ha": "center", "va": "center_baseline"}
             ax.add_patch(Rectangle((x, y - 0.42), width, 0.84, fc=colour, ec="#DDD"))
-            ax.text(x + width / 2, y, token, fontsize=9, color=ink, **centre)
+            text = ax.text(x + width / 2, y, token, fontsize=9, color=ink)
+            text.set(ha="center", va="center_baseline")
         ax.set(xlim=(-2, LINE + 8), ylim=(row + 0.6, -0.6))
         ax.axis("off")
-        ax.set_title(_plain(heading), fontsize=10, loc="left")
+        ax.set_title(plots.escape(heading), fontsize=10, loc="left")
         scale = ScalarMappable(norm, COLOURS)
         if min(props["values"], default=0) >= 0:  # no blue half
             scale = ScalarMappable(Normalize(0, largest), FRACTIONS)
@@ -159,13 +159,3 @@ DRAWN: dict[str, Callable[[str, dict[str, Any]], Figure]] = {
 def _side(tokens: int) -> float:
     """Return the inches of a map that make its token labels readable."""
     return min(max(2.2, 0.16 * tokens + 0.8), 7.0)
-
-
-def _plain(text: str) -> str:
-    """Return a text that matplotlib does not read as a formula."""
-    return text.replace("$", r"\$")
-
-
-def _width(token: str) -> float:
-    """Return the width of a token as drawn, with its margin, in points."""
-    return TextPath((0, 0), token or " ", size=9).get_extents().width + 8

@@ -1,10 +1,5 @@
 """Pages of views: one HTML text with one copy of the circuitsvis bundle, which needs no network.
 
-    fragment(views)     the parts of a page for some views: elements of its body, calls of a script
-    bundle()            the script that those calls need, once per page
-    page(views)         a complete page
-    frame(views)        the HTML of a notebook cell
-
 A view that starts folded is drawn when a reader opens it.
 """
 
@@ -90,12 +85,9 @@ def bundle() -> Markup:
 
 
 def fragment(views: Sequence[View], *, prefix: str = "view", level: int = 2) -> Fragment:
-    """Return the parts of a page for some views.
+    """Return the parts of a page for some views, with headings of a level, 2 for `<h2>`.
 
-    Args:
-        views: From top to bottom.
-        prefix: Begins the ids of their elements; must differ between the fragments of a page.
-        level: Level of their headings, 2 for `<h2>`.
+    `prefix` begins the ids of their elements; it must differ between the fragments of a page.
     """
     calls = []
     for i, view in enumerate(views):
@@ -113,10 +105,7 @@ def fragment(views: Sequence[View], *, prefix: str = "view", level: int = 2) -> 
 def page(views: Sequence[View], *, title: str, note: str = "") -> str:
     """Return the HTML of a page with all views; it needs no network.
 
-    Args:
-        views: From top to bottom.
-        title: The title and first line of the page.
-        note: A paragraph below it.
+    The page begins with `title`, also as a heading, and the paragraph `note`.
     """
     return TEMPLATES.get_template("page.html").render(
         views=fragment(views), title=title, note=note, bundle=bundle(), packed=""
@@ -129,12 +118,7 @@ def save_page(views: Sequence[View], path: Path, *, title: str, note: str = "") 
 
 
 def frame(views: Sequence[View], *, note: str = "") -> str:
-    """Return the HTML of a notebook cell that shows views: one frame, one copy of the bundle.
-
-    Args:
-        views: From top to bottom.
-        note: A paragraph above them.
-    """
+    """Return the HTML of a notebook cell that shows views below a note, in one frame."""
     inside = TEMPLATES.get_template("page.html").render(
         views=fragment(views), title="", note=note, packed=_packed()
     )

@@ -32,8 +32,8 @@ from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, 
 from hijacklens.prompts.layout import Layout, mark
 from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.schemes import Scheme, Unusable, get_scheme
-from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, atoms, positions
-from hijacklens.prompts.tokens import locate
+from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, atoms
+from hijacklens.prompts.tokens import LocatedPrompt, locate
 from hijacklens.sites import Heads, Layers
 from hijacklens.views.components import attention_heads, attention_pattern, coloured_tokens
 from hijacklens.views.sheet import View
@@ -120,13 +120,9 @@ class Run:
 
         The attention is a mean over the source tokens and the chosen heads, and sums to one.
 
-        Args:
-            source: Span of the tokens that attend.
-            heads: Heads of the chosen layers, or pairs (layer, head); None for all.
-            layers: One layer, several, or None for all.
-            without: A span to leave uncoloured, such as `at:0`: most heads rest on the first
-                token (the attention sink), next to which nothing else shows.
-            heading: Text above the view.
+        `heads`, `layers` and `heading` are as for `heads()`; `source` is the span of the tokens
+        that attend. `without` is a span to leave uncoloured, such as `at:0`: most heads rest on
+        the first token (the attention sink), next to which nothing else shows.
 
         Raises:
             InputError: The run has no such span, layer or head.
@@ -145,11 +141,7 @@ class Run:
         return coloured_tokens(heading, self.tokens, means.tolist())
 
     def coloured(self, heading: str, values: Sequence[float]) -> View:
-        """View the tokens coloured by your own numbers, one per token.
-
-        Raises:
-            InputError: Numbers and tokens differ in number.
-        """
+        """View the tokens coloured by your own numbers; see `coloured_tokens`."""
         return coloured_tokens(heading, self.tokens, values)
 
     def _of(self, pairs: Sequence[tuple[int, int]]) -> str:
@@ -161,10 +153,9 @@ class Run:
         elif len(pairs) == n_layers * n_heads:
             said = ", all heads"
         elif len(layers) == 1:
-            numbers = (
-                "" if len(pairs) == n_heads else f" heads {', '.join(str(h) for _, h in pairs)}"
-            )
-            said = f", layer {layers[0]}{numbers}"
+            said = f", layer {layers[0]}"
+            if len(pairs) < n_heads:
+                said += f" heads {', '.join(str(head) for _, head in pairs)}"
         elif len(pairs) <= 6:
             said = f", heads {', '.join(f'{layer}.{head}' for layer, head in pairs)}"
         else:
@@ -303,18 +294,14 @@ def _context(
         )
     ids = tuple(int(token) for token in tokens)
 
+    located = LocatedPrompt(ids, {"last": (len(ids) - 1,)}, "", ())
+
     def locate_atom(atom: str) -> tuple[int, ...]:
         if task is not None:
             mask = context_layout(task, tokens[None].cpu(), spans=[atom]).query(atom)[0]
             return tuple(mask.nonzero().flatten().tolist())
-        if atom == EVERYWHERE:
-            return tuple(range(len(ids)))
-        if atom == "last":
-            return (len(ids) - 1,)
-        if atom.startswith(AT):
-            return positions(atom, len(ids))
-        if atom.startswith(TOKEN):
-            return tuple(i for i, token in enumerate(ids) if token == int(atom[len(TOKEN) :]))
+        if atom in (EVERYWHERE, "last") or atom.startswith((AT, TOKEN)):
+            return located.positions(atom)
         raise InputError(f"the span {atom!r} belongs to a concept task; give task=... too.")
 
     return ids, locate_atom
@@ -323,7 +310,6 @@ def _context(
 def _patterns(
     model: HookedModel, layout: Layout, probes: Sequence[Probe]
 ) -> Float[Tensor, "layer head query key"]:
-    """Return the attention of every head, read after the probes."""
     patterns: dict[int, Tensor] = {}
 
     def keep(layer: int, pattern: Tensor, hook: Any) -> None:

@@ -1,9 +1,4 @@
-"""Views that show and save themselves, and sheets of several views that share one bundle.
-
->>> from hijacklens.views.components import coloured_tokens
->>> Sheet((coloured_tokens("bare", ["The"], [1.0]), coloured_tokens("hijacked", ["Do"], [0.0])))
-Sheet(2 views: 'bare', 'hijacked')
-"""
+"""Views that show and save themselves, and sheets of several views that share one bundle."""
 
 from __future__ import annotations
 
@@ -112,7 +107,6 @@ class Sheet:
         return {kind: make() for kind, make in makers.items() if kind in kinds}
 
     def _picture(self) -> bytes:
-        """Return a picture of the views that are not folded, one below the other."""
         pictures = []
         for view in [view for view in self.views if not view.folded] or self.views[:1]:
             buffer = io.BytesIO()

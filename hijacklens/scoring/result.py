@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import PlainSerializer
 
-from hijacklens.engine import accounting
+from hijacklens.engine.reading import Accounting
 from hijacklens.errors import InputError, choice, unknown
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.models.identity import ModelIdentity
@@ -67,7 +67,7 @@ class ScoredModel(ModelIdentity):
     """A model that scored facts, and the cost."""
 
     readings: ReadingCounts
-    engine: Annotated[accounting.Accounting, PlainSerializer(accounting.Accounting.record)]
+    engine: Annotated[Accounting, PlainSerializer(Accounting.record)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -85,8 +85,8 @@ def write_report(
         raise InputError(f"cannot write {str(out)!r}: there is no folder {str(path.parent)!r}.")
     if path.exists() and not overwrite:
         raise InputError(
-            f"{str(out)!r} is there already. Choose another name, or say overwrite (--overwrite on "
-            "the command line) to replace it."
+            f"{str(out)!r} already exists. Choose another name, or pass overwrite=True "
+            "(--overwrite on the command line) to replace it."
         )
     entries = [
         Entry(one) if isinstance(one, Result) else Entry(load_result(one), str(one))

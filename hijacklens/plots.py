@@ -181,6 +181,8 @@ def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", column
     for panel in axes:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             entries.setdefault(label, handle)
+    if not entries:
+        return
     ordered = sorted(entries.items(), key=lambda entry: not isinstance(entry[1], Container))
     figure.legend(
         handles=[handle for _, handle in ordered],

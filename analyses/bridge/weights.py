@@ -286,7 +286,7 @@ ANALYSES = (
             ),
             above(
                 "a trained W_V is closer to its memory than any head is to the memory of facts "
-                "(cosine minus the control's)",
+                "(cosine minus that of the control)",
                 _purity,
                 0.0,
             ),

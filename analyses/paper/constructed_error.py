@@ -300,7 +300,7 @@ ANALYSES = (
                 1.0,
             ),
             near(
-                "at m = 5, omega = 1 the margin of the model's matrices equals the closed form",
+                "at m = 5, omega = 1 the margin of the model's matrices is that of the closed form",
                 lambda t: exact(t.query("bits == 5 and omega == 1").margin.min()),
                 0.252,
                 0.0005,

@@ -174,7 +174,7 @@ def test_a_kill_while_saving_leaves_a_whole_result_or_none(tmp_path):
             continue
         record = json.loads((out / RECORD).read_text())
         assert all((out / name).exists() for name in record[FILES])
-        expected = {str([0, 1]): one, str([0, 1, 2]): two}[str(record["doses"])]
+        expected = {str([0, 1]): one, str([0, 1, 2]): two}[str(record["settings"]["doses"])]
         pd.testing.assert_frame_equal(load_result(out).to_dataframe(), expected.items)
         tally("kills while saving", "whole")
     # The next save removes the rest of a killed run.

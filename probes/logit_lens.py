@@ -184,7 +184,8 @@ class LogitLens(Result):
         width, height = max(4.4, 1.8 + 0.2 * len(grid.columns)), max(3.2, 1.4 + 0.22 * len(grid))
         with plots.canvas(1, 2, width=width, height=height) as (figure, (lines, ax)):
             for i, one in enumerate(doses):
-                at, style = last[last["dose"] == one], plots.line(i) | {"markersize": 3.5}
+                at = last[last["dose"] == one]
+                style: Any = plots.line(i) | {"markersize": 3.5}
                 lines.plot(at["layer"], at["difference"], label=f"dose {one}", **style)
             lines.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
             lines.set_xlabel("after layer (-1: before the first)")

@@ -91,7 +91,7 @@ def spectra(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
     for result, columns in _results(settings, bench):
         singular = spectrum(_by_name(result), task=result.task)
         gaps = singular.summary()
-        after_bits = gaps[gaps["top"] == result.task.bits][["model", *gap]]
+        after_bits: Any = gaps[gaps["top"] == result.task.bits][["model", *gap]]
         rows = singular.to_dataframe().merge(after_bits, on="model")
         parts.append(_per_seed(rows, columns, ["index", "value", "predicted", "squeezed", *gap]))
     return pd.concat(parts, ignore_index=True)

@@ -141,8 +141,9 @@ class Result(Shown, ABC):
         """Return file name -> function that writes it, for everything but figures and record."""
 
         def write_derived(attribute: str, path: Path) -> None:
-            table = getattr(self, attribute)
-            write_table(table() if callable(table) else table, path)
+            value = getattr(self, attribute)
+            table: Any = value() if callable(value) else value
+            write_table(table, path)
 
         return writers(self) | {
             name: partial(write_derived, attribute) for name, attribute in self.derived.items()

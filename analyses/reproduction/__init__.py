@@ -1,1 +1,1 @@
-"""TODO."""
+"""Running analyses: catalogue, settings, checks, drawing, the workbench and the ledger."""

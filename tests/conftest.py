@@ -14,7 +14,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from shared_data import SHARED
+
+# A busy machine is no reason for a test to fail.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 
 @pytest.fixture(scope="session")

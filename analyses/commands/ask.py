@@ -8,16 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from analyses.commands.options import (
-    ModelChoice,
-    Models,
-    Probes,
-    WrittenFact,
-    argument,
-    declared,
-    option,
-    scheme_option,
-)
+from analyses.commands.declarations import argument, declared, option
+from analyses.commands.options import ModelChoice, Models, Probes, WrittenFact, scheme_option
 from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import click
 
-from analyses.commands.options import declared, option
+from analyses.commands.declarations import declared, option
 from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from analyses.commands.options import RenamedOption
+from analyses.commands.declarations import RenamedOption
 from analyses.commands.screen import colour_for_click, warnings_as_notes
 from hijacklens.errors import InputError, unknown
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import click
 
+from analyses.commands.declarations import declared, option
 from analyses.commands.options import (
     ExecutionChoice,
     FactsChoice,
@@ -15,8 +16,6 @@ from analyses.commands.options import (
     Model,
     ModelChoice,
     Rule,
-    declared,
-    option,
     scheme_option,
 )
 from analyses.commands.screen import Output, records

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from analyses.commands.declarations import declared
 from analyses.commands.options import (
     ExecutionChoice,
     FactsChoice,
@@ -19,7 +20,6 @@ from analyses.commands.options import (
     Probes,
     Rule,
     SchemesChoice,
-    declared,
 )
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError

@@ -10,7 +10,8 @@ import click
 from click.shell_completion import get_completion_class
 
 from analyses.commands import names as known
-from analyses.commands.options import FactsChoice, argument, declared, option
+from analyses.commands.declarations import argument, declared, option
+from analyses.commands.options import FactsChoice
 from analyses.commands.screen import Output
 from hijacklens.errors import unknown
 from hijacklens.files import cache_folder

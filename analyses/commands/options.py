@@ -1,42 +1,18 @@
-"""Options declared by the types of a command's arguments, and the options that commands share.
-
-An argument `limit: Annotated[int | None, option("How many.")] = None` becomes the option --limit.
-A dataclass with such fields becomes one option per field, and the command receives one record.
-
->>> @click.command()
-... @declared()
-... def count(*, facts: FactsChoice) -> None:
-...     click.echo(f"{len(facts.load())} facts")
->>> count.main(["--relation", "P36", "--limit", "5"], standalone_mode=False)
-5 facts
-"""
+"""Options that several commands share, as records declared by `analyses.commands.declarations`."""
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from string import Template
-from types import NoneType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeAlias,
-    get_args,
-    get_origin,
-)
-
-import click
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from analyses.commands import names
+from analyses.commands.declarations import RenamedOption, option
 from analyses.texts import choose_facts, read_doses
 from hijacklens.errors import InputError, unknown
 from hijacklens.files import RECORD, check_folder, expand_home
@@ -46,118 +22,10 @@ if TYPE_CHECKING:
     from hijacklens.prompts.schemes import Scheme
     from hijacklens.scoring.execution import Execution
 
-
-class Declaration(NamedTuple):
-    """What the type of an argument does not say about its option or positional argument."""
-
-    make: Callable[..., Any]
-    flags: tuple[str, ...]
-    settings: dict[str, Any]
-
-
-def option(help: str, *flags: str, **settings: Any) -> Declaration:
-    """Declare an option with its default in the help.
-
-    Args:
-        help: Its help; `$keys` and `$label` are replaced by the arguments of `declared`.
-        flags: Its names; by default the name of the argument.
-        settings: More settings of `click.option`.
-    """
-    return Declaration(click.option, flags, {"help": help, "show_default": True, **settings})
-
-
 scheme_option = partial(option, metavar="S", shell_complete=names.schemes)
 model_option = partial(option, metavar="M", shell_complete=names.models)
 relation_option = partial(option, metavar="P", shell_complete=names.relations)
 source_option = partial(option, metavar="SOURCE", shell_complete=names.facts)
-
-
-def argument(**settings: Any) -> Declaration:
-    """Declare a positional argument, with the settings of `click.argument`."""
-    return Declaration(click.argument, (), settings)
-
-
-class RenamedOption(click.Option):
-    """An option whose old name works for one release; `group` prints a note when it is used."""
-
-    def __init__(self, *arguments: Any, formerly: str, **settings: Any) -> None:
-        """Take the arguments of `click.Option` and the old name, such as `--way`."""
-        super().__init__(*arguments, **settings)
-        self.formerly = formerly
-
-
-def declared(*keys: str, label: str = "") -> Callable[[Any], Any]:
-    """Return a decorator that gives a command the options which its signature declares.
-
-    An argument whose type is a dataclass takes a record; `Annotated[Record, ("a", "b")]` offers
-    only these options, and the other fields keep their defaults.
-
-    Args:
-        keys: The keys of the document of --json, for its help.
-        label: What the default folder is called, after the date, for the help of --out.
-    """
-    texts = {"keys": ", ".join(sorted(keys)), "label": label}
-
-    def decorate(command: Any) -> Any:
-        records: dict[str, tuple[Any, list[str]]] = {}
-        options: list[Callable[[Any], Any]] = []
-        for name, kind, default in _parameters(command):
-            base, *more = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-            if not is_dataclass(base):
-                options.append(_made(name, kind, default, texts))
-                continue
-            offered = [one for one in _parameters(base) if not more or one[0] in more[0]]
-            records[name] = base, [one[0] for one in offered]
-            options += [_made(*one, texts) for one in offered]
-
-        @wraps(command)
-        def call(**values: Any) -> Any:
-            for name, (record, offered) in records.items():
-                values[name] = record(**{key: values.pop(key) for key in offered})
-            return command(**values)
-
-        for add in reversed(options):
-            add(call)
-        return call
-
-    return decorate
-
-
-def _parameters(function: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name, the type and the default of each parameter."""
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        yield parameter.name, parameter.annotation, parameter.default
-
-
-def _made(name: str, kind: Any, default: Any, texts: dict[str, str]) -> Callable[[Any], Any]:
-    """Return the decorator of click that adds the option of a parameter."""
-    base, (make, flags, settings) = get_args(kind)
-    derived = _settings_of(base)
-    if make is click.argument:
-        if derived.pop("multiple", False):
-            derived["nargs"] = -1
-    else:
-        settings = {**settings, "help": Template(settings["help"]).safe_substitute(texts)}
-        flags = (*(flags or (f"--{name.replace('_', '-')}",)), name)
-        if default is inspect.Parameter.empty:
-            derived["required"] = True
-        elif default not in (None, ()):
-            derived["default"] = default
-    return make(*(flags or (name,)), **{**derived, **settings})
-
-
-def _settings_of(kind: Any) -> dict[str, Any]:
-    """Return the settings of click for values of a type."""
-    inner = [part for part in get_args(kind) if part is not NoneType]
-    if kind is bool:
-        return {"is_flag": True}
-    if kind is Path:
-        return {"type": click.Path(path_type=Path)}
-    if get_origin(kind) is Literal:
-        return {"type": click.Choice(inner)}
-    if get_origin(kind) in (tuple, list):
-        return {**_settings_of(inner[0]), "multiple": True}
-    return _settings_of(inner[0]) if inner else {"type": None if kind is Any else kind}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -335,7 +203,9 @@ class ModelChoice:
 
 
 _MODEL = "A packaged model (`hijacklens models`), a folder, or a hub id."
+
 Model: TypeAlias = Annotated[str, model_option(_MODEL, "--model")]
+
 Models: TypeAlias = Annotated[tuple[str, ...], model_option(f"{_MODEL} Repeatable.", "--model")]
 
 
@@ -361,6 +231,7 @@ Probes: TypeAlias = Annotated[
         type=str,
     ),
 ]
+
 Sharing: TypeAlias = Annotated[
     Literal["auto", "plain", "packed", "cached"],
     option(
@@ -369,10 +240,12 @@ Sharing: TypeAlias = Annotated[
         formerly="--way",
     ),
 ]
+
 Rule: TypeAlias = Annotated[
     Literal["first", "sum", "mean"],
     option("How targets are scored in the printed tables; the files hold all three rules."),
 ]
+
 Overwrite: TypeAlias = Annotated[bool, option("Replace an existing result.")]
 
 

@@ -6,13 +6,8 @@ from typing import Annotated, Any
 
 import click
 
-from analyses.commands.options import (
-    FactsChoice,
-    SchemesChoice,
-    Sharing,
-    declared,
-    model_option,
-)
+from analyses.commands.declarations import declared
+from analyses.commands.options import FactsChoice, SchemesChoice, Sharing, model_option
 from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title

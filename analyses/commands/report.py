@@ -7,7 +7,7 @@ from typing import Annotated
 
 import click
 
-from analyses.commands.options import argument, declared, option
+from analyses.commands.declarations import argument, declared, option
 from analyses.commands.screen import Output
 
 

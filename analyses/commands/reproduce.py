@@ -10,14 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import click
 
 from analyses.commands import names as completion
-from analyses.commands.options import (
-    Overwrite,
-    argument,
-    declared,
-    model_option,
-    option,
-    source_option,
-)
+from analyses.commands.declarations import argument, declared, option
+from analyses.commands.options import Overwrite, model_option, source_option
 from analyses.commands.screen import Output
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from analyses.commands.options import option
+from analyses.commands.declarations import option
 from hijacklens.files import RECORD, json_text
 from hijacklens.results.glance import Glance, Grid, drawn
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import click
 
-from analyses.commands.options import ExecutionChoice, argument, declared, option
+from analyses.commands.declarations import argument, declared, option
+from analyses.commands.options import ExecutionChoice
 from analyses.commands.screen import Output, records
 
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
+from analyses.commands.declarations import declared, option
 from analyses.commands.options import (
     FolderChoice,
     Model,
     ModelChoice,
     Probes,
     WrittenFact,
-    declared,
-    option,
     scheme_option,
     source_option,
 )

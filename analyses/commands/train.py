@@ -8,7 +8,8 @@ from typing import Annotated
 
 import click
 
-from analyses.commands.options import Overwrite, RenamedOption, declared, option
+from analyses.commands.declarations import RenamedOption, declared, option
+from analyses.commands.options import Overwrite
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError, unknown
 

@@ -15,6 +15,7 @@ import torch
 from transformer_lens.hook_points import HookPoint
 
 from hijacklens.errors import InputError, unknown
+from hijacklens.models.computation import hooks_on
 
 HookFunction: TypeAlias = Callable[..., Any]
 """Called with the activation and `hook=` (the hook point); returns the new activation or None."""
@@ -138,15 +139,8 @@ def _plain(function: HookFunction) -> HookFunction:
 
 
 def unnamed_hooks(model: HookedModel) -> bool:
-    """Return whether the model has hooks that are not probes and so have no key."""
-    if any(point.fwd_hooks for point in model.hook_dict.values()):
-        return True
-    parts = (model, getattr(model, "original_model", None))
-    return any(
-        # TransformerLens adds hooks itself when it runs a model.
-        not str(getattr(hook, "__module__", "")).startswith("transformer_lens")
-        for part in parts
-        if isinstance(part, torch.nn.Module)
-        for module in part.modules()
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-    )
+    """Return whether the user has put hooks on the model that are not probes.
+
+    Hooks that TransformerLens and transformers install themselves do not count.
+    """
+    return bool(hooks_on(model))

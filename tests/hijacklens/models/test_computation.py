@@ -1,0 +1,170 @@
+"""What a model computes: the digest changes with it, and with nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from torch import nn
+from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers.models.llama import modeling_llama
+
+from hijacklens.models.computation import computation_of, tensors_of
+from hijacklens.models.hooked import unnamed_hooks
+from hijacklens.models.loading import load_model
+
+IDS = torch.tensor([[1, 2, 3, 4]])
+
+
+def load(family: str = "llama", model=None):
+    model = tiny_model(family) if model is None else model
+    return load_model(model, tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_is_the_same_for_two_loads_and_after_a_pass(family):
+    one, two = load(family), load(family)
+    before, tensors = computation_of(one), tensors_of(one)
+    one(IDS, output_attentions=False)
+    one.original_model(IDS, output_hidden_states=True)
+    one.requires_grad_(False)
+    assert computation_of(one) == before == computation_of(two)
+    assert before.unkeyed == ()
+    assert tensors_of(one).keys() == tensors.keys()
+
+
+def test_it_is_the_same_for_a_folder_under_another_name(tmp_path):
+    for name in ("a", "b"):
+        tiny_model("gpt2").save_pretrained(tmp_path / name)
+        tiny_tokenizer("gpt2").save_pretrained(tmp_path / name)
+    first, second = (load_model(tmp_path / name, device="cpu") for name in ("a", "b"))
+    assert computation_of(first) == computation_of(second)
+
+
+class Louder(modeling_llama.LlamaMLP):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def change_rope(model, factor):
+    model.model.rotary_emb.attention_scaling = factor
+
+
+def replace_module(parent, name, function):
+    delattr(parent, name)
+    setattr(parent, name, function)
+
+
+CHANGES = {
+    "eps": lambda m: setattr(m.model.norm, "variance_epsilon", 1e-3),
+    "scaling": lambda m: setattr(m.model.layers[1].self_attn, "scaling", 0.7),
+    "activation": lambda m: setattr(m.model.layers[0].mlp, "act_fn", nn.Tanh()),
+    "function": lambda m: replace_module(m.model.layers[0].mlp, "act_fn", torch.tanh),
+    "class": lambda m: setattr(m.model.layers[0].mlp, "__class__", Louder),
+    "a layer less": lambda m: m.model.layers.__delitem__(1),
+    "a layer twice": lambda m: m.model.layers.__setitem__(1, m.model.layers[0]),
+    "training": lambda m: m.model.layers[0].train(),
+    "rope": lambda m: change_rope(m, 1.01),
+    "rope in the last digit": lambda m: change_rope(m, 1.0000000000000002),
+    "configuration": lambda m: setattr(m.config, "rms_norm_eps", 1e-4),
+    "attention": lambda m: setattr(m.config, "_attn_implementation", "eager"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_one_module_shows(change):
+    before = computation_of(tiny_model("llama"))
+    changed = tiny_model("llama")
+    CHANGES[change](changed)
+    after = computation_of(changed)
+    assert after.digest != before.digest
+    assert after.unkeyed == before.unkeyed == ()
+
+
+def test_code_that_was_replaced_shows(monkeypatch):
+    model = load()
+    digests = {computation_of(model).digest}
+    forward = modeling_llama.LlamaMLP.forward
+    monkeypatch.setattr(modeling_llama.LlamaMLP, "forward", lambda self, x: forward(self, x) * 2)
+    digests.add(computation_of(model).digest)
+    monkeypatch.setattr(modeling_llama, "rotate_half", lambda x: -x)  # two functions below forward
+    digests.add(computation_of(model).digest)
+    monkeypatch.undo()
+    assert len(digests) == 3
+    assert computation_of(model).digest in digests
+
+
+def test_hooks_and_replaced_methods_have_no_key():
+    model = load()
+    before = computation_of(model)
+    layer = model.original_model.model.layers[1]
+
+    def mine(*given):
+        return None
+
+    handle = layer.mlp.register_forward_pre_hook(mine)
+    assert computation_of(model).unkeyed == ("a forward_pre_hook (mine) on model.layers.1.mlp",)
+    assert unnamed_hooks(model)
+    handle.remove()
+    everywhere = torch.nn.modules.module.register_module_forward_hook(mine)
+    assert computation_of(model).unkeyed == ("a hook (mine) on all modules of torch",)
+    everywhere.remove()
+    with model.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: value)]):
+        (phrase,) = computation_of(model).unkeyed
+        assert phrase.startswith("a hook (<lambda>) on blocks.0")
+        assert unnamed_hooks(model)
+    assert computation_of(model) == before
+    assert not unnamed_hooks(model)
+    layer.mlp.original_component.forward = mine
+    (phrase,) = computation_of(model).unkeyed
+    assert phrase == "the replaced method forward (mine) on model.layers.1.mlp"
+    del layer.mlp.original_component.forward
+    layer.mlp.original_component.state = torch.Generator()
+    (phrase,) = computation_of(model).unkeyed
+    assert phrase == "the attribute model.layers.1.mlp.state, a Generator"
+
+
+def test_hooks_of_the_libraries_are_not_those_of_the_user():
+    size = len(tiny_tokenizer("llama"))
+    config = OPTConfig(
+        vocab_size=size,
+        hidden_size=32,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    )
+    config.architectures = ["OPTForCausalLM"]
+    model = load(model=OPTForCausalLM(config).eval())
+    model.original_model(IDS, output_hidden_states=True)
+    assert computation_of(model).unkeyed == ()
+    assert not unnamed_hooks(model)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_long_prompt_leaves_what_is_computed(kind):
+    plain = tiny_model("llama")
+    config = plain.config
+    config.max_position_embeddings = 64
+    scaling = (
+        {"factor": 2.0}
+        if kind == "dynamic"
+        else {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0]}
+    )
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    config.rope_parameters = rope | scaling
+    model = load(model=LlamaForCausalLM(config).eval())
+
+    def state():
+        values = {name: tensor.clone() for name, tensor in tensors_of(model).items()}
+        return computation_of(model), values
+
+    before, values = state()
+    frequencies = model.original_model.model.rotary_emb.inv_freq.clone()
+    model(torch.arange(70)[None])
+    assert not torch.equal(model.original_model.model.rotary_emb.inv_freq, frequencies)
+    after, later = state()
+    assert after == before
+    assert values.keys() == later.keys()
+    assert all(torch.equal(values[name], later[name]) for name in values)

@@ -39,8 +39,9 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
         InputError: The model has no tokenizer.
     """
     require_text(model, operation="scoring facts")
-    config = getattr(getattr(model, "original_model", None), "config", None)
-    architectures = getattr(config, "architectures", None) or [type(model).__name__]
+    plain = getattr(model, "original_model", model)
+    config = getattr(plain, "config", None)
+    architectures = getattr(config, "architectures", None) or [type(plain).__name__]
     digest, count, dtype = hashlib.sha256(), 0, "float32"
     for label, parameter in _own_parameters(model):
         flat = parameter.detach().reshape(-1)

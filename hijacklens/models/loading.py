@@ -13,8 +13,6 @@ get one.
 
 from __future__ import annotations
 
-import copy
-import logging
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,26 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL,
+)
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as IMAGE_TEXT,
+)
+from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.files import named_path
 from hijacklens.models.devices import choose_device
 from hijacklens.models.packaged import PACKAGED, quiet_transformers
+from hijacklens.models.wrapping import wrap
 from hijacklens.renamed import renamed
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,7 +52,7 @@ ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError
 
 @renamed(source="model")
 def load_model(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | torch.nn.Module,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     dtype: str | torch.dtype = "float32",
@@ -81,6 +89,8 @@ def load_model(
     torch_dtype, torch_device = DTYPES[choice("dtype", name, DTYPES)], _device(device, devices)
     if revision is not None:
         one_of_type("revision", revision, str, "'main'")
+    if isinstance(model, torch.nn.Module) and not isinstance(model, PreTrainedModel):
+        raise InputError(_not_plain(model))
     if not isinstance(model, PreTrainedModel):
         name, label, revision = _resolve(str(model), named_path(model, "model"), revision)
     elif tokenizer is None:
@@ -95,6 +105,8 @@ def load_model(
     origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
+            if not isinstance(model, PreTrainedModel):
+                _refuse_adapter(name, revision)
             # The tokenizer first: it is small, and it shows whether the name is right.
             tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **origin)
             if isinstance(model, PreTrainedModel):
@@ -106,7 +118,7 @@ def load_model(
                     origin |= {"device_map": "balanced", "max_memory": free}
                 plain = _load_weights(name, dtype=torch_dtype, **origin)
                 plain = plain if devices > 1 else plain.to(torch_device)
-            bridge = _wrap(name, plain, tokenizer, dtype=torch_dtype)
+            bridge = wrap(plain, tokenizer, name=name, dtype=torch_dtype)
     except InputError:
         raise
     except Exception as error:  # one message for the dozen types that the libraries raise
@@ -123,7 +135,12 @@ def load_model(
 
 def _load_weights(name: str, *, dtype: torch.dtype, **origin: Any) -> PreTrainedModel:
     """Load the plain model; refuse a file that lacks weights, which would be drawn at random."""
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    config = AutoConfig.from_pretrained(
+        name, revision=origin["revision"], trust_remote_code=origin["trust_remote_code"]
+    )
+    # Models of text and images are listed under another class of transformers.
+    images = type(config) in IMAGE_TEXT and type(config) not in CAUSAL
+    loaded: Any = (AutoModelForImageTextToText if images else AutoModelForCausalLM).from_pretrained(
         name, dtype=dtype, attn_implementation="eager", output_loading_info=True, **origin
     )
     model, info = loaded
@@ -137,27 +154,31 @@ def _load_weights(name: str, *, dtype: torch.dtype, **origin: Any) -> PreTrained
     return model
 
 
-def _wrap(
-    name: str, plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype
-) -> TransformerBridge:
-    """Wrap a model so that it keeps its tokenizer's own default about special tokens."""
-    tokenizer = copy.deepcopy(tokenizer)
-    # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless this
-    # entry says that the tokenizer has it already.
-    tokenizer.init_kwargs = {"name_or_path": name, **tokenizer.init_kwargs, "add_bos_token": True}
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)  # no notes on aliases and dtypes, which are handled here
-    try:
-        bridge = TransformerBridge.boot_transformers(
-            name, hf_model=plain, tokenizer=tokenizer, dtype=dtype
+def _not_plain(model: torch.nn.Module) -> str:
+    """Say why a module is not a plain Hugging Face model, and how to get one."""
+    kind = type(model).__name__
+    if isinstance(model, TransformerBridge):
+        return f"this {kind} has hooks already; use it where load_model's result is used."
+    if hasattr(model, "merge_and_unload"):
+        return (
+            f"this {kind} keeps its adapter apart from the weights. Give load_model the model with "
+            "the adapter merged, model.merge_and_unload(), which changes the model in place."
         )
-    finally:
-        logger.setLevel(level)
-    # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
-    bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
-    bridge.eval()
-    return bridge
+    return (
+        f"a {kind} is not a Hugging Face model. Give a name, a folder or a transformers model such "
+        "as AutoModelForCausalLM loads."
+    )
+
+
+def _refuse_adapter(name: str, revision: str | None) -> None:
+    """Refuse a folder or hub model with an adapter, which transformers ignores without peft."""
+    if find_adapter_config_file(name, revision=revision):
+        raise InputError(
+            f"{name!r} holds an adapter (adapter_config.json), which changes the weights of a base "
+            "model. Merge the two and load the merged folder: peft.AutoPeftModelForCausalLM."
+            f"from_pretrained({name!r}).merge_and_unload().save_pretrained(FOLDER), with the "
+            "tokenizer's files; or load the base model from a folder without the adapter's files."
+        )
 
 
 def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str | None]:
@@ -170,15 +191,25 @@ def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str
             )
         return str(PACKAGED[name].folder()), name, None
     if path.is_dir():
-        if not (path / "config.json").exists():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise InputError(
                 f"the folder {name!r} holds no model: it has no config.json. Give a folder "
                 "that save_pretrained wrote."
             )
         return str(path), path.resolve().name, None
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        state = "is a file" if path.is_file() else "does not exist"
-        raise InputError(f"the model folder {name!r} {state}. Give a folder with a config.json.")
+        state, cure = "does not exist", ""
+        if path.is_file():
+            state = "is a file"
+        if path.suffix == ".gguf":
+            cure = (
+                f" Or load the file with transformers, as in AutoModelForCausalLM.from_pretrained("
+                f"{str(path.parent)!r}, gguf_file={path.name!r}, dtype=torch.float32) and the same "
+                "for AutoTokenizer, and pass hl.load_model(model, tokenizer=tokenizer)."
+            )
+        raise InputError(
+            f"the model folder {name!r} {state}. Give a folder with a config.json.{cure}"
+        )
     # Report a misspelt packaged name at once instead of asking the hub for it.
     if near := get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.85):
         raise InputError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import subprocess
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,7 +18,20 @@ from transformers import (
     AutoTokenizer,
     ConvBertConfig,
     ConvBertModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2LMHeadModel,
+    GPT2Model,
+    HeliumConfig,
+    HeliumForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from hijacklens.errors import InputError
@@ -214,7 +228,7 @@ def test_a_missing_folder(name):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model.gguf").write_text("")
-    has(refused(str(tmp_path / "model.gguf")), "is a file", "config.json")
+    has(refused(str(tmp_path / "model.gguf")), "is a file", "config.json", "gguf_file='model.gguf'")
 
 
 @pytest.mark.parametrize("files", [{}, {"tokenizer.json": "{}"}], ids=["empty", "no config"])
@@ -264,19 +278,60 @@ def test_weights_that_lack_a_parameter_are_refused(name, tmp_path):
     has(refused(folder), str(folder), name)
 
 
-def unsupported() -> ConvBertModel:
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return ConvBertModel(ConvBertConfig(vocab_size=420, intermediate_size=32, **size))
+SHAPE = {"vocab_size": 420, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-@pytest.mark.parametrize("where", ["folder", "memory"])
-def test_an_unsupported_architecture(where, tmp_path):
-    if where == "folder":
-        unsupported().save_pretrained(tmp_path)
-        tiny_tokenizer("gpt2").save_pretrained(tmp_path)
-        text = refused_long(tmp_path)
-    else:
-        text = refused_long(unsupported(), tokenizer=tiny_tokenizer("gpt2"))
+def in_memory(plain, where: str, tmp_path: Path) -> dict:
+    """Arguments that load a plain model from memory or from a folder."""
+    if where == "memory":
+        return {"model": plain, "tokenizer": tiny_tokenizer("gpt2")}
+    plain.save_pretrained(tmp_path)
+    tiny_tokenizer("gpt2").save_pretrained(tmp_path)
+    return {"model": tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("plain", "reason"),
+    [
+        pytest.param(
+            lambda: HeliumForCausalLM(
+                HeliumConfig(**SHAPE, num_key_value_heads=2, head_dim=16, intermediate_size=32)
+            ),
+            ["TransformerLens has no bridge for its architecture", "HeliumForCausalLM"],
+            id="unknown to TransformerLens",
+        ),
+        pytest.param(
+            lambda: PhiForCausalLM(PhiConfig(**SHAPE, intermediate_size=32, qk_layernorm=True)),
+            ["TransformerLens has no hooks for this configuration of a PhiForCausalLM"],
+            id="an option unknown to TransformerLens",
+        ),
+        pytest.param(
+            lambda: ConvBertModel(ConvBertConfig(**SHAPE, intermediate_size=32)),
+            ["a ConvBertModel is no causal language model", "no layer that gives logits"],
+            id="without logits, of a class without decoders",
+        ),
+        pytest.param(
+            lambda: GPT2Model(tiny_model("gpt2").config),
+            ["a GPT2Model is no causal language model", "AutoModelForCausalLM"],
+            id="without logits",
+        ),
+        pytest.param(
+            lambda: T5ForConditionalGeneration(
+                T5Config(vocab_size=420, d_model=32, d_ff=32, num_layers=1, num_heads=2)
+            ),
+            ["a T5ForConditionalGeneration is no causal language model", "encoder"],
+            id="encoder and decoder",
+        ),
+    ],
+)
+def test_a_model_without_hooks_for_its_architecture(plain, reason):
+    text = refused(plain(), tokenizer=tiny_tokenizer("gpt2"))
+    has(text, "cannot load the model", *reason)
+
+
+def test_a_folder_of_an_architecture_without_causal_models(tmp_path):
+    plain = ConvBertModel(ConvBertConfig(**SHAPE, intermediate_size=32))
+    text = refused_long(**in_memory(plain, "folder", tmp_path))
     has(text, "cannot load the model", "TransformerLens has no bridge for its architecture")
 
 
@@ -285,6 +340,61 @@ def refused_long(*args, **options) -> str:
     with pytest.raises(InputError) as caught:
         load_model(*args, **options)
     return str(caught.value)
+
+
+def test_a_model_whose_configuration_names_no_architecture():
+    class Mine(GPT2LMHeadModel):
+        """A class of the user's."""
+
+    plain = tiny_model("gpt2")
+    mine = Mine(copy.deepcopy(plain.config)).eval()
+    mine.load_state_dict(plain.state_dict())
+    mine.config.architectures = None
+    same_logits(load_model(mine, tokenizer=tiny_tokenizer("gpt2")), plain, tiny_tokenizer("gpt2"))
+    assert mine.config.architectures is None
+
+
+@pytest.mark.parametrize("where", ["folder", "memory"])
+@pytest.mark.parametrize("kind", ["llava", "gemma3"])
+def test_the_language_part_of_a_multimodal_model_works_and_nothing_is_installed(
+    kind, where, tmp_path, monkeypatch
+):
+    # TransformerLens runs pip for the image processor that this folder lacks.
+    monkeypatch.setattr(subprocess, "check_call", installed := Mock())
+    text = tiny_model("llama" if kind == "llava" else "gemma3").config
+    side = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = SiglipVisionConfig(**side, intermediate_size=16, image_size=16, patch_size=8)
+    if kind == "llava":
+        config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=5)
+        plain = LlavaForConditionalGeneration(config).eval()
+    else:
+        config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        plain = Gemma3ForConditionalGeneration(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.17)
+    loaded = load_model(**in_memory(copy.deepcopy(plain), where, tmp_path))
+    same_logits(loaded, plain, tiny_tokenizer("gpt2"))
+    assert not installed.called
+
+
+@pytest.mark.parametrize("base", [True, False], ids=["with base weights", "alone"])
+def test_an_adapter_in_a_folder_is_never_ignored(base, tmp_path):
+    if base:
+        save("llama", tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    has(refused(tmp_path), str(tmp_path), "adapter", "merge_and_unload()")
+
+
+def test_a_module_that_is_no_plain_model_is_refused_with_a_cure():
+    class PeftModel(torch.nn.Module):
+        def merge_and_unload(self):
+            """As in peft."""
+
+    has(refused(PeftModel()), "PeftModel", "model.merge_and_unload()")
+    has(refused(torch.nn.Linear(2, 2)), "a Linear is not a Hugging Face model")
+    has(refused(tiny()), "has hooks already")
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path):

@@ -83,6 +83,28 @@ def shown(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
 
 
+def is_text(value: object) -> bool:
+    """Return whether a value is text that UTF-8 can hold, without half a surrogate pair."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def utf8(name: str, value: Any, example: str) -> str:
+    """Return a text that UTF-8 can hold.
+
+    Raises:
+        InputError: It is not a text, or has bytes that are not UTF-8.
+    """
+    if not is_text(one_of_type(name, value, str, example)):
+        raise InputError(f"{name} is {shown(value)}, which is not UTF-8 text. Write it in UTF-8.")
+    return value
+
+
 def is_whole(value: Any) -> bool:
     """Return whether a value is a whole number of any type, in an array or tensor too."""
     try:

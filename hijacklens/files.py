@@ -14,9 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, is_text, shown
 
 CACHE_VARIABLE = "HIJACKLENS_CACHE"
+ON = ("on", "1", "yes", "true")
+OFF = ("off", "0", "no", "false", "none")
+"""Spellings of a switch, in capitals too."""
 RECORD = "result.json"
 """The file that makes a folder a result."""
 
@@ -29,14 +32,36 @@ def expand_home(path: str | Path) -> Path:
         return Path(path)
 
 
+def variable(name: str) -> str:
+    """Return an environment variable; an empty text if it is not set.
+
+    Raises:
+        InputError: It is not UTF-8 text.
+    """
+    value = os.environ.get(name, "")
+    if not is_text(value):
+        raise InputError(f"the environment variable {name} is not UTF-8 text: {shown(value)}.")
+    return value
+
+
+def switch(value: str) -> bool | None:
+    """Return what a switch says in any usual spelling; None if it is neither on nor off.
+
+    >>> switch("OFF"), switch(""), switch("readings.sqlite")
+    (False, True, None)
+    """
+    word = value.strip().lower()
+    return False if word in OFF else True if word in ("", *ON) else None
+
+
 def named_path(path: str | Path, what: str) -> Path:
     """Return a path that a user names, with `~` expanded; `what` names its kind in errors.
 
     Raises:
         InputError: It has another type, is empty, or the file system cannot look it up.
     """
-    if not isinstance(path, (str, Path)) or not str(path):
-        raise InputError(f"a {what} is named by a text or a Path, not {path!r}.")
+    if not isinstance(path, (str, Path)) or not is_text(str(path)) or not str(path):
+        raise InputError(f"a {what} is named by a text (UTF-8) or a Path, not {path!r}.")
     expanded = expand_home(path)
     try:
         expanded.stat()
@@ -52,7 +77,7 @@ def cache_folder() -> Path:
     """Return the folder of unpacked models: HIJACKLENS_CACHE, or the user's cache folder."""
     import platformdirs
 
-    folder = os.environ.get(CACHE_VARIABLE)
+    folder = variable(CACHE_VARIABLE)
     return expand_home(folder) if folder else Path(platformdirs.user_cache_dir("hijacklens"))
 
 
@@ -113,9 +138,12 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     write_text(path, json_text(record) + "\n")
 
 
-def json_text(record: Mapping[str, Any], *, indent: int | None = 2) -> str:
-    """Return a record as strict JSON: null for NaN and infinity, keys in order, letters as is."""
-    return json.dumps(_strict(record), indent=indent, ensure_ascii=False, allow_nan=False)
+def json_text(record: Mapping[str, Any], *, indent: int | None = 2, ascii: bool = False) -> str:
+    """Return a record as strict JSON: null for NaN and infinity, keys in order, letters as is.
+
+    With `ascii`, other letters are escaped.
+    """
+    return json.dumps(_strict(record), indent=indent, ensure_ascii=ascii, allow_nan=False)
 
 
 def _strict(value: Any) -> Any:

@@ -157,8 +157,12 @@ def heat_map(
 
 
 def escape(text: str) -> str:
-    """Escape text that matplotlib would read as mathematics."""
-    return text.replace("$", r"\$")
+    r"""Escape `$`, which would begin mathematics, and a leading `_`, which legends leave out.
+
+    >>> escape("US$"), escape("_edited")
+    ('US\\$', ' _edited')
+    """
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def label_outer(axes: Sequence[Axes], *, x: str, y: str) -> None:

@@ -189,8 +189,9 @@ class LogitLens(Result):
                 lines.plot(at["layer"], at["difference"], label=f"dose {one}", **style)
             lines.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
             lines.set_xlabel("after layer (-1: before the first)")
-            lines.set_ylabel(f"{what}\nat the last token")
-            lines.set_title(f"{self.settings.model.name}, {self.settings.scheme.name}")
+            lines.set_ylabel(plots.escape(f"{what}\nat the last token"))
+            title = f"{self.settings.model.name}, {self.settings.scheme.name}"
+            lines.set_title(plots.escape(title))
             lines.legend()
             # With tied embeddings a target's own embedding would dominate the colour scale.
             values = grid.to_numpy()

@@ -108,7 +108,7 @@ def draw_mixing(table: pd.DataFrame, settings: MixingSides) -> Figure:
             efficacy = [fraction(int(rows["wins"].sum()), len(rows)) for _, rows in by]
             x = by["share"].mean()
             label = f"{name}, {items['case_id'].nunique()} facts, by dose"
-            draw_intervals(axes, x, efficacy, i, capsize=2, label=label)
+            draw_intervals(axes, x, efficacy, i, capsize=2, label=plots.escape(label))
             for dose, place, interval in zip(x.index, x, efficacy, strict=True):
                 axes.annotate(
                     f"{dose:.0f}",

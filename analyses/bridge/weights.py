@@ -190,7 +190,8 @@ def draw_spectra(table: pd.DataFrame, settings: SpectrumSides) -> Figure:
                 solid, dashed = (rows[rows["matrix"] == each] for each in (MEASURED, PERMUTED))
                 style = {"color": colour, "ms": 3.5, "lw": 1.2}
                 marker = marker if side == ONE_LAYER else None
-                panel.plot(solid["index"], solid["value"], marker=marker, label=name, **style)
+                label = plots.escape(name)
+                panel.plot(solid["index"], solid["value"], marker=marker, label=label, **style)
                 panel.plot(dashed["index"], dashed["value"], "--", **style)
             panel.set_yscale("log")
             low, high = panel.get_ylim()

@@ -24,6 +24,8 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import click
 
+from hijacklens.errors import InputError
+
 
 class Declaration(NamedTuple):
     """What the type of an argument does not say about its option or positional argument."""
@@ -118,13 +120,23 @@ def _made(name: str, kind: Any, default: Any, texts: dict[str, str]) -> Callable
     return make(*(flags or (name,)), **{**derived, **settings})
 
 
+class FilePath(click.Path):
+    """A path; an empty one, as of an unset variable of the shell, would mean this folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty path."""
+        if value == "" and param is not None:
+            raise InputError(f"{param.opts[0]} is empty; name a path, or leave the option out.")
+        return super().convert(value, param, ctx)
+
+
 def _settings_of(kind: Any) -> dict[str, Any]:
     """Return the settings of click for values of a type."""
     inner = [part for part in get_args(kind) if part is not NoneType]
     if kind is bool:
         return {"is_flag": True}
     if kind is Path:
-        return {"type": click.Path(path_type=Path)}
+        return {"type": FilePath(path_type=Path)}
     if get_origin(kind) is Literal:
         return {"type": click.Choice(inner)}
     if get_origin(kind) in (tuple, list):

@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from io import TextIOWrapper
 from typing import Any
 
 import click
 
 from analyses.commands.declarations import RenamedOption
 from analyses.commands.screen import colour_for_click, warnings_as_notes
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError, unknown, utf8
 
 COMMANDS = {
     "hijack": "Score how often recall of facts fails under hijacking.",
@@ -104,7 +105,12 @@ def group() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status, as the help says."""
     options: dict[str, Any] = {"prog_name": "hijacklens", "color": colour_for_click()}
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # letters that a stream cannot encode are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
+        for word in sys.argv[1:] if arguments is None else arguments:
+            utf8("an argument of the command line", word, "'Zürich'")
         with warnings_as_notes():
             status = group.main(args=arguments, standalone_mode=False, **options)
     except InputError as error:

@@ -66,7 +66,8 @@ def command(
     labels = [Path(name).name for name in models]
     if len(set(labels)) < len(labels):
         raise InputError(
-            f"--model: two models have the same name in {labels}; score them in separate runs."
+            f"--model: two models have the same name in {labels}. Rename a folder, or score "
+            "them in separate runs."
         )
     model_probes = [probe for probe in probes if probe.needs_model]
     if model_probes and len(models) > 1:

@@ -45,7 +45,8 @@ class Output:
     def show(self, *parts: str | Grid | Glance, **document: Any) -> None:
         """Print lines, tables and glances, or the document of --json if one is given."""
         if self.as_json and document:
-            click.echo(json_text(dict(sorted(document.items()))))
+            unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+            click.echo(json_text(dict(sorted(document.items())), ascii=not unicode))
         elif parts and not self.as_json:
             colour = sys.stdout.isatty() and colour_for_click() is None
             click.echo(drawn(*parts, colour=colour))

@@ -107,7 +107,7 @@ def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
             step = 0.8 / len(models)
             places = [k + (i + 0.5) * step - 0.4 for k in range(len(rows))]
             colour, _ = plots.series(i)
-            axes.barh(places, odds, height=step * 0.9, color=colour, label=model)
+            axes.barh(places, odds, height=step * 0.9, color=colour, label=plots.escape(model))
             for place, end, text in zip(places, odds, rows["answer"], strict=True):
                 axes.annotate(
                     f'"{text}"',

@@ -204,7 +204,7 @@ def _draw_curves(
         keys = {dose: (*cell, name, dose) for dose in doses}
         curve = {dose: efficacy[key] for dose, key in keys.items() if key in efficacy}
         x = [dose + 0.12 * sideways(i, len(models)) for dose in curve]
-        draw_intervals(panel, x, curve.values(), i, label=name, **POINTS)
+        draw_intervals(panel, x, curve.values(), i, label=plots.escape(name), **POINTS)
     panel.set_xticks(doses)
 
 

@@ -238,7 +238,7 @@ def load_sweep(path: Path) -> SweepPlan:
     try:
         if not path.is_file() and path.exists() and not path.is_dir():
             raise OSError("it is not a regular file")  # reading a pipe would wait forever
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(

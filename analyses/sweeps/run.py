@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.reproduction.check import mean
-from analyses.sweeps.file import ScoringPlan, SweepPlan, TrainingPlan
+from analyses.sweeps.file import ModelEntry, ScoringPlan, SweepPlan, TrainingPlan
 from analyses.texts import choose_facts
 from hijacklens import plots
 from hijacklens.errors import InputError
@@ -88,7 +89,7 @@ class SweepResult(Result):
                 for i, (key, group) in enumerate(rows.groupby(LINES[kind], dropna=False)):
                     values = group.groupby(x)[y].agg(["mean", "min", "max"])
                     style = plots.line(i)
-                    ax.plot(values.index, values["mean"], label=_label(key), **style)
+                    ax.plot(values.index, values["mean"], label=plots.escape(_label(key)), **style)
                     fill = {"color": style["color"], "alpha": 0.15, "lw": 0}
                     ax.fill_between(values.index, values["min"], values["max"], **fill)
                 ax.set(xlabel="dose (hijacking sentences)" if scoring else "learning rate")
@@ -253,6 +254,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         for i, entry in enumerate(plan.facts)
         for seed in plan.seeds
     }
+    names = dict(zip(plan.models, model_labels(plan.models), strict=True))
     cells = []
     for model, (i, entry), name, seed in product(
         plan.models, enumerate(plan.facts), plan.schemes, plan.seeds
@@ -260,7 +262,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         facts, scheme = facts_of[i, seed], templates.get(name) or get_scheme(name)
         texts = scheme.template if scheme.template is not None else dict(scheme.templates or {})
         labels = {
-            "model": Path(model.source).name,
+            "model": names[model],
             "dtype": model.dtype,
             "facts": entry.name or Path(entry.source).stem,
             "scheme": name,
@@ -277,6 +279,32 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         title = f"{labels['model']}_{labels['facts']}_{name}_seed{seed}"
         cells.append(Cell("scoring", labels, key, title, (facts, scheme)))
     return cells
+
+
+def model_labels(models: Sequence[ModelEntry]) -> list[str]:
+    """Return a different label for each model: the end of its path, and what else differs.
+
+    >>> twins = [ModelEntry(source="a/last"), ModelEntry(source="b/last")]
+    >>> model_labels([*twins, ModelEntry(source="gpt2"), ModelEntry(source="gpt2", revision="v1")])
+    ['a/last', 'b/last', 'gpt2', 'gpt2@v1']
+    """
+    labels = [""] * len(models)
+    groups: dict[str, set[tuple[str, ...]]] = {}
+    for model in models:
+        path = Path(model.source)
+        groups.setdefault(path.name, set()).add(path.parts)
+    for i, model in enumerate(models):
+        path = Path(model.source)
+        depth, paths = 1, groups[path.name]
+        while len({parts[-depth:] for parts in paths}) < len(paths):
+            depth += 1
+        labels[i] = "/".join(path.parts[-depth:])
+    for name in ("revision", "dtype", "device", "devices", "trust_remote_code"):
+        counts = Counter(labels)
+        for i, model in enumerate(models):
+            if counts[labels[i]] > 1 and (value := getattr(model, name)) is not None:
+                labels[i] += f"@{value}" if name == "revision" else f", {name} {value}"
+    return labels
 
 
 def _training_cells(plan: TrainingPlan | None) -> list[Cell]:

@@ -11,17 +11,17 @@ import csv
 import gzip
 import io
 import json
-import os
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.layouts import Record, facts_from_records
-from hijacklens.files import named_path
+from hijacklens.files import named_path, variable
 
 HUB_ID = "NeelNanda/counterfact-tracing"
 PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"
@@ -48,7 +48,7 @@ def counterfact(
         InputError: The file is missing, empty, of an unknown format or layout, or the hub cannot
             be reached or has no such data set.
     """
-    place = source if source is not None else os.environ.get(PATH_VARIABLE) or HUB_ID
+    place = source if source is not None else variable(PATH_VARIABLE) or HUB_ID
     path, name = named_path(place, "facts file or data set"), str(place)
     if path.is_file():
         try:
@@ -97,10 +97,32 @@ def _text(path: Path) -> str:
         return data.decode("utf-8-sig")
 
 
-def _csv_records(text: str, path: Path) -> Iterator[Record]:
-    reader = csv.DictReader(io.StringIO(text))
+def _csv_records(text: str, path: Path) -> Iterator[Record | InputError]:
+    """Yield a record per row, or the reason why a row has none.
+
+    A comma without quotes splits a cell and moves all later ones to wrong columns.
+    """
+    reader = csv.reader(io.StringIO(text))
+    rows = (row for row in reader if row)
     try:
-        yield from reader
+        header = next(rows, [])
+        repeated = [name for name, count in Counter(header).items() if count > 1 and name]
+        if repeated:
+            raise InputError(
+                f"facts file {str(path)!r} has several columns called {repeated[0]!r}; keep one."
+            )
+        named = sum(map(bool, header))
+        for row in rows:
+            record = dict(zip(header, row, strict=False))
+            unnamed = any(cell for name, cell in zip(header, row, strict=False) if not name)
+            record.pop("", None)
+            if len(row) == len(header) and not unnamed:
+                yield record
+            else:
+                yield InputError(
+                    f"line {reader.line_num} has {len(row)} cells for the {named} named "
+                    'columns. A text with a comma needs quotes around it: "Washington, D.C.".'
+                )
     except csv.Error as error:
         raise InputError(
             f"facts file {str(path)!r}, line {reader.line_num + 1}, is not valid CSV: {error}. "
@@ -112,14 +134,29 @@ def _json_records(text: str, path: Path) -> list[Any]:
     errors = (ValueError, RecursionError)
     if text.lstrip().startswith("["):
         with _reading(path, " is not valid JSON", *errors):
-            return json.loads(text)
+            return _json(text)
+    with suppress(*errors):
+        return [_json(text)]  # one record, perhaps over several lines
     records, hint = [], " A .json or .jsonl file holds one array, or one record per line."
     # splitlines() would also split at Unicode line ends inside a text.
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             with _reading(path, f", line {number}, is not valid JSON", *errors, hint=hint):
-                records.append(json.loads(line))
+                records.append(_json(line))
     return records
+
+
+def _json(text: str) -> Any:
+    """Return a JSON value; of two fields with one name, Python would silently keep the last."""
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(fields)
+    if len(record) < len(fields):
+        name, _ = Counter(name for name, _ in fields).most_common(1)[0]
+        raise ValueError(f"an object has several fields called {name!r}")
+    return record
 
 
 def _parquet_records(path: Path) -> Iterable[Record]:

@@ -19,7 +19,16 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
-from hijacklens.errors import InputError, is_whole, one_of_type, several, unknown, whole_number
+from hijacklens.errors import (
+    InputError,
+    is_text,
+    is_whole,
+    one_of_type,
+    several,
+    unknown,
+    utf8,
+    whole_number,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +124,7 @@ class FactSet(Sequence[Fact]):
         for fact in facts:
             one_of_type("one of the facts", fact, Fact, "hl.atlas()[0]")
         object.__setattr__(self, "facts", facts)
+        utf8("the name of the facts", self.name, "'mine'")
         repeated = [case for case, n in Counter(f.case_id for f in self.facts).items() if n > 1]
         if repeated:
             raise InputError(
@@ -256,17 +266,6 @@ def _case_id(value: Any) -> int:
     if not is_whole(value) or not -(2**63) <= operator.index(value) < 2**63:
         raise InputError(f"case_id must be a whole number of at most 64 bits, not {value!r:.60}.")
     return operator.index(value)
-
-
-def is_text(value: object) -> bool:
-    """Return whether a value is text that UTF-8 can hold, without half a surrogate pair."""
-    if not isinstance(value, str):
-        return False
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def property_number(relation: str) -> tuple[int, str]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet, Skipped
-from hijacklens.facts.relations import LANGUAGE_RELATIONS, country_of_language
+from hijacklens.facts.relations import LANGUAGE_RELATIONS, country_of_language, relations
 
 Record = Mapping[str, Any]
 
@@ -31,8 +31,13 @@ ALLOWED = (
 TEXTS = ("subject", "template", "target_true", "target_false")
 OPTIONAL = ("near_true", "near_false", "relation_id")
 RECONSTRUCTED = (
-    "target ids are missing from every record: a reconstructed CounterFact, whose relation ids "
-    "are reconstructed too. The original counterfact.json replaces them."
+    "the records have relation ids of CounterFact and no target ids. If they are a reconstructed "
+    "CounterFact, their relation ids are reconstructed too, and the original counterfact.json "
+    "replaces them."
+)
+PROMPTS_DIFFER = (
+    "in {n} records the template filled in is not the prompt; the prompt is used. The first: case "
+    "{case}."
 )
 
 
@@ -41,7 +46,7 @@ class _UnknownLayout(InputError):
 
 
 def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
-    """Read records of any one layout.
+    """Read records of any one layout; an `InputError` among them says why a record is missing.
 
     Records that cannot be read (an empty target, a duplicate case id) are listed in `skipped`
     with their position and the reason.
@@ -52,13 +57,17 @@ def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
     facts: dict[int, Fact] = {}
     skipped: list[Skipped] = []
     count, has_ids, is_counterfact = 0, False, False
+    prompts_differ: list[int] = []
     for position, record in enumerate(records):
         count += 1
         fields: Any = record
         try:
+            if isinstance(record, InputError):
+                raise record
             fields = _fields(record)
             has_ids = has_ids or bool(fields.pop("target_true_id"))
-            is_counterfact |= "template" not in record and bool(fields["relation_id"])
+            is_counterfact |= "template" not in record and fields["relation_id"] in relations()
+            differs = fields.pop("prompt_differs", False)
             fact = Fact(**_checked(fields, position))
         except _UnknownLayout as error:
             if position == 0:
@@ -74,12 +83,15 @@ def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
             skipped.append(Skipped(fact.case_id, fact.relation_id, fact.subject, reason))
             continue
         facts[fact.case_id] = fact
+        prompts_differ += [fact.case_id] * differs
     if count == 0:
         raise InputError(f"{name} holds no record. {ALLOWED}")
     if not facts:
         raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
-    note = RECONSTRUCTED if is_counterfact and not has_ids else ""
-    return FactSet(tuple(facts.values()), name=name, note=note, skipped=tuple(skipped))
+    notes = [RECONSTRUCTED] if is_counterfact and not has_ids else []
+    if prompts_differ:
+        notes.append(PROMPTS_DIFFER.format(n=len(prompts_differ), case=prompts_differ[0]))
+    return FactSet(tuple(facts.values()), name=name, note=" ".join(notes), skipped=tuple(skipped))
 
 
 def _unusable(fields: Any, position: int, error: InputError) -> Skipped:
@@ -103,7 +115,8 @@ def _fields(record: Any) -> dict[str, Any]:
     if "requested_rewrite" in record:
         rewrite = record["requested_rewrite"]
         if not isinstance(rewrite, Mapping):
-            raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.")
+            cure = " Write a record for each of its entries." if isinstance(rewrite, list) else ""
+            raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.{cure}")
         true, false = rewrite.get("target_true"), rewrite.get("target_new")
         return fields | {
             "relation_id": rewrite.get("relation_id"),
@@ -115,35 +128,53 @@ def _fields(record: Any) -> dict[str, Any]:
             "near_true": None,
             "near_false": None,
         }
-    template = record.get("template")
     true, false = record.get("target_true"), record.get("target_false", record.get("target_new"))
     if "template" in record:
         if missing := [name for name in TEXTS if name not in record]:
             raise _UnknownLayout(f"required fields are missing: {', '.join(map(repr, missing))}.")
-    elif "ground_truth" in record:
-        true, false = record["ground_truth"], record.get("target_new")
-        template = _template(record)
-    elif "target_true" in record and ("target_false" in record or "target_new" in record):
-        template = record.get("relation") or _template(record)
+        template = record["template"]
+    elif {"subject"} < record.keys() & {"subject", "prompt", "relation"} and (
+        "ground_truth" in record
+        or ("target_true" in record and record.keys() & {"target_false", "target_new"})
+    ):
+        # In other data sets `relation` is a name, such as "capital".
+        relation = record.get("relation")
+        template = relation if "{}" in str(relation) else None
+        if "ground_truth" in record:
+            true, false = record["ground_truth"], record.get("target_new")
     else:
         columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
-        raise _UnknownLayout(f"the fields ({columns}) match no known layout.")
-    return fields | {"template": template, "target_true": true, "target_false": false}
+        lists = [name for name, value in record.items() if _holds_objects(value)]
+        cure = f" The list {lists[0]!r} may hold records; save it alone." if lists else ""
+        raise _UnknownLayout(f"the fields ({columns}) match no known layout.{cure}")
+    fields |= {"target_true": true, "target_false": false}
+    return fields | _asked(record, template)
 
 
-def _template(record: Record) -> Any:
-    """Return the template of a filled-in prompt; a prompt that is a template already stays."""
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _asked(record: Record, template: Any) -> dict[str, Any]:
+    """Return the template of a record, and whether its prompt is not the template filled in.
+
+    The prompt then counts, as it is the complete text. A prompt may be a template itself.
+    """
     prompt, subject = record.get("prompt"), record.get("subject")
-    if not isinstance(prompt, str) or not isinstance(subject, str) or not subject:
-        return prompt
-    if "{}" in prompt:
-        return prompt
+    if not isinstance(prompt, str) or not isinstance(subject, str) or not subject.strip():
+        return {"template": template if template is not None else prompt}
+    subject = subject.strip()
+    if template is None and "{}" in prompt:
+        return {"template": prompt}
+    if isinstance(template, str) and prompt in (template, template.replace("{}", subject)):
+        return {"template": template}
     if prompt.count(subject) != 1:
         raise InputError(
             f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt "
             f"{prompt!r}; it must occur once."
         )
-    return prompt.replace(subject, "{}")
+    differs = template is not None
+    return {"template": prompt.replace(subject, "{}"), "prompt_differs": differs}
 
 
 def _checked(fields: dict[str, Any], position: int) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from importlib import resources
 from string import Formatter
 from typing import Literal, cast
 
-from hijacklens.errors import InputError, choice, one_of_type, shown, unknown
-from hijacklens.facts.fact import Fact, is_text
+from hijacklens.errors import InputError, choice, is_text, one_of_type, shown, unknown
+from hijacklens.facts.fact import Fact
 from hijacklens.facts.relations import relations
 
 Direction = Literal["hijack", "reverse", "control"]
@@ -89,6 +89,8 @@ class Scheme:
         for text in self._all_templates():
             if not is_text(text):
                 raise InputError(f"scheme {self.name!r}: a template is text, not {shown(text)}.")
+        if self.name == "all":
+            raise InputError("the scheme name 'all' means every scheme in tables; choose another.")
         choice("direction", self.direction, DIRECTIONS)
         if (self.template is None) == (not self.templates):  # neither, or both
             raise InputError(f"scheme {self.name!r} needs either one template or one per relation.")
@@ -134,7 +136,8 @@ class Scheme:
             for text, field, _, _ in Formatter().parse(template)
         )
         # A subject with an article ("the United Kingdom") may begin the sentence.
-        return f"The {text[4:]}" if text.startswith("the ") else text
+        starts_with_words = template.startswith("{") and not template.startswith("{{")
+        return f"The {text[4:]}" if starts_with_words and text.startswith("the ") else text
 
 
 def _value(placeholder: str, fact: Fact, pool: Sequence[str], seed: int) -> str:

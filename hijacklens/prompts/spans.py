@@ -29,7 +29,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, is_text
 
 EVERYWHERE = "all"
 TEXT, AT, TOKEN = "text:", "at:", "token:"
@@ -43,7 +43,7 @@ def atoms(span: str) -> tuple[str, ...]:
     Raises:
         InputError: A part is empty, has no valid position or token id, or is a backward range.
     """
-    if not isinstance(span, str):
+    if not is_text(span):
         raise InputError(f"a span is a text ({FORMS}), not {span!r}.")
     head, mark, text = span.partition(TEXT)
     parts = [part.strip() for part in head.split("+")]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hijacklens.engine.engine import next_token_logprobs
-from hijacklens.errors import InputError, one_of_type, several, whole_number
+from hijacklens.errors import InputError, several, utf8, whole_number
 from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.prompts.prompt import Prompt, compose
@@ -74,11 +74,11 @@ def answer(
         Costs one forward pass per token of the continuation, plus one.
     """
     top, tokens = whole_number("top", top), whole_number("tokens", tokens)
-    if isinstance(text, str) is isinstance(text, Prompt):
-        one_of_type("the prompt", text, str, "'The capital of France is'")
+    written = text.text if isinstance(text, Prompt) else text
+    utf8("the prompt", written, "'The capital of France is'")
     targets = several("targets", targets, "['Paris', 'Guam']")
     for target in targets:
-        if not one_of_type("a target", target, str, "'Paris'").strip():
+        if not utf8("a target", target, "'Paris'").strip():
             raise InputError("a target is empty; give a word.")
     require_text(model, operation="asking")
     prompt = compose(text.rstrip()) if isinstance(text, str) else text
@@ -113,7 +113,8 @@ def answer(
         logprobs = next_logprobs if side.context == ids else logprobs_after(side.context)
         candidates.append(candidate(side.target[0], logprobs))
     said: TokenIds = ()
-    while len(said) < tokens and said[-1:] != (tokenizer.eos_token_id,):
+    ends = _end_tokens(model)
+    while len(said) < tokens and ends.isdisjoint(said[-1:]):
         said = (*said, int(logprobs_after(ids, said).argmax()))
     return Answer(
         text=text,
@@ -123,3 +124,12 @@ def answer(
         ),
         targets=tuple(candidates),
     )
+
+
+def _end_tokens(model: HookedLanguageModel) -> set[int | None]:
+    """Return the tokens at which `generate` stops: a model may have several."""
+    config = getattr(getattr(model, "original_model", None), "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        ends = model.tokenizer.eos_token_id
+    return set(ends) if isinstance(ends, (list, tuple)) else {ends}

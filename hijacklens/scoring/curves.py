@@ -43,7 +43,7 @@ def dose_curves(
             continue
         style: Any = plots.line(i) | ({"markersize": 3.5, "linewidth": 1.2} if small else {})
         label = name if small else f"{name} (n = {rows['n'].iloc[0]})"
-        ax.plot(rows["dose"], rows["efficacy"], label=label, **style)
+        ax.plot(rows["dose"], rows["efficacy"], label=plots.escape(label), **style)
         ends = rows["efficacy_low"], rows["efficacy_high"]
         ax.fill_between(rows["dose"], *ends, color=style["color"], alpha=0.15, linewidth=0)
     ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
@@ -57,7 +57,7 @@ def curves(table: pd.DataFrame, rule: str) -> Figure:
     with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
         for ax, title in zip(axes, panels, strict=True):
             dose_curves(ax, table.loc[table[panel] == title], line=line, names=names)
-            ax.set(title=title, xlabel="dose (hijacking sentences)")
+            ax.set(title=plots.escape(title), xlabel="dose (hijacking sentences)")
             ax.set_xticks(sorted(table["dose"].unique()))
             ax.legend(fontsize=8)
         axes[0].set_ylabel(f"efficacy: fraction with false > true\n(rule: {rule}, 95% interval)")
@@ -78,7 +78,8 @@ def relation_curves(table: pd.DataFrame) -> Figure:
             dose_curves(ax, of_relation, line="model", names=names, small=True)
             known = relations().get(relation)
             label = f"\n{shorten(known.label, WIDEST, placeholder=' …')}" if known else ""
-            ax.set_title(f"{relation}, n = {of_relation['n'].max():,}{label}", fontsize=7.5)
+            title = f"{relation}, n = {of_relation['n'].max():,}{label}"
+            ax.set_title(plots.escape(title), fontsize=7.5)
             ax.set_xticks(sorted(table["dose"].unique()))
             ax.tick_params(labelsize=7)
         for ax in axes[len(ids) :]:

@@ -11,6 +11,7 @@ Summaries of the paper that say hijacking lowers ES mean retention.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -25,6 +26,7 @@ KEYS = ("model", "scheme", "dose", "rule", "relation", "facts")
 NUMBERS = ("n", "efficacy", "efficacy_low", "efficacy_high", "retention", "ties", "mean_shift")
 SUMMARY_COLUMNS = (*KEYS, *NUMBERS)
 ALL = "all"
+"""The value of `relation` and of `facts` in rows over all of them."""
 
 
 def score(items: pd.DataFrame, rule: Rule, side: Literal["true", "false"]) -> pd.Series:
@@ -42,10 +44,10 @@ def margin(items: pd.DataFrame, rule: Rule) -> pd.Series:
 def summarise(items: pd.DataFrame) -> pd.DataFrame:
     """Return the summary: a row per model, scheme, dose, rule, relation and set of facts.
 
-    `relation` is `all` or a relation id. `facts` is `all`, or `known` for the facts whose true
-    target wins on the bare query under the same rule. `n` and `ties` count facts, `efficacy` and
-    `retention` are fractions of `n`, the first with its 95% Wilson interval, and `mean_shift` is
-    the mean logit shift in nats.
+    `relation` is `all`, or a relation id as `relation_label` writes it. `facts` is `all`, or
+    `known` for the facts whose true target wins on the bare query under the same rule. `n` and
+    `ties` count facts, `efficacy` and `retention` are fractions of `n`, the first with its 95%
+    Wilson interval, and `mean_shift` is the mean logit shift in nats.
 
     Args:
         items: The items of a result, with dose 0 for every fact and scheme.
@@ -72,6 +74,16 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
     return _ordered(table, items).loc[:, list(SUMMARY_COLUMNS)]
 
 
+def relation_label(relation_id: str) -> str:
+    """Return the name of a relation in the summary, which differs from `ALL`.
+
+    >>> relation_label("P36"), relation_label("all"), relation_label("relation all")
+    ('P36', 'relation all', 'relation relation all')
+    """
+    reserved = re.fullmatch(rf"(relation )*{ALL}", relation_id)
+    return f"relation {relation_id}" if reserved else relation_id
+
+
 def disagreement(items: pd.DataFrame) -> pd.DataFrame:
     """Return how often the rules decide differently: a row per model, scheme and dose.
 
@@ -95,7 +107,7 @@ def _long(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     """Return a row per item for one rule, with its margin, shift and whether the fact is known."""
     keys = ["model", "scheme", "case_id"]
     table = items[[*keys, "dose"]].assign(
-        relation=items["relation_id"], rule=rule, margin=margin(items, rule)
+        relation=items["relation_id"].map(relation_label), rule=rule, margin=margin(items, rule)
     )
     bare = table.loc[table["dose"] == 0, [*keys, "margin"]].rename(columns={"margin": "bare"})
     table = table.merge(bare, on=keys, how="left", validate="many_to_one")
@@ -109,7 +121,8 @@ def _long(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
 
 def _ordered(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     """Sort rows in the order of the run: models and schemes as given, `all` before its parts."""
-    relations = sorted(set(items["relation_id"]), key=lambda name: (len(name), name))
+    labels = set(items["relation_id"].map(relation_label))
+    relations = sorted(labels, key=lambda name: (len(name), name))
     orders: dict[str, Sequence[Any]] = {
         "model": list(items["model"].unique()),
         "scheme": list(items["scheme"].unique()),

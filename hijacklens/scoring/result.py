@@ -278,7 +278,10 @@ class HijackResult(Result):
         models = tuple(model for result in results for model in result.settings.models)
         names = [model.name for model in models]
         if len(set(names)) < len(names):
-            raise InputError(f"a model occurs twice in {names}; results of one model cannot join.")
+            raise InputError(
+                f"a model occurs twice in {names}; results of one model cannot join. Two "
+                "models of one name need another model.cfg.model_name before they are scored."
+            )
         return cls(
             items=pd.concat([result.items for result in results], ignore_index=True),
             skipped=pd.concat([result.skipped for result in results], ignore_index=True),

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import sqlite3
 import struct
 import warnings
@@ -33,7 +32,7 @@ import pandas as pd
 
 from hijacklens.engine.reading import Reading, Requests
 from hijacklens.errors import unknown
-from hijacklens.files import cache_folder, expand_home, named_path
+from hijacklens.files import cache_folder, expand_home, named_path, switch, variable
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.store.database import (
     SCHEMA,
@@ -244,15 +243,15 @@ class Store:
 
 def usual_store() -> Store:
     """Return the store in the cache folder, or the one that `HIJACKLENS_STORE` names."""
-    named = os.environ.get(VARIABLE, "off")
+    named = variable(VARIABLE)
     default = cache_folder() / f"readings-v{SCHEMA}.sqlite"
-    return Store(default if named in ("", "off") else expand_home(named))
+    return Store(default if switch(named) is not None else expand_home(named))
 
 
 def chosen_store(store: Store | str | Path | bool) -> Store | None:
     """Return a store, the store in a file, the usual store for True, or None for False."""
     if store is True:
-        return None if os.environ.get(VARIABLE) == "off" else usual_store()
+        return None if switch(variable(VARIABLE)) is False else usual_store()
     if store is False or isinstance(store, Store):
         return store or None
     return Store(named_path(store, "store of readings"))

@@ -98,7 +98,7 @@ class Spectra(Result):
             for i, (name, rows) in enumerate(groups):
                 colour, marker = plots.series(i) if few else (plots.COLOURS[0], ".")
                 style = {"color": colour, "marker": marker, "alpha": 1 if few else 0.35}
-                style["label"] = str(name) if few else None
+                style["label"] = plots.escape(str(name)) if few else None
                 axes.plot(rows["index"], rows["value"], ms=3.5, lw=1, **style)
             styles = {
                 "predicted": ("--", "eq. 5.2 as fitted"),

@@ -167,7 +167,7 @@ class ValueAngles(Result):
                     colour, marker = plots.series(i)
                     ax.plot(x, y, marker, color=colour, ms=5, alpha=0.85, lw=0)
                     ax.hlines(y.mean(), i - 0.28, i + 0.28, color=colour, lw=2)
-                ax.set_xticks(range(len(names)), names)
+                ax.set_xticks(range(len(names)), map(plots.escape, names))
                 ax.set(title=WHAT[side], ylim=(0, 92), xlim=(-0.6, len(names) - 0.4))
                 ax.grid(visible=False, axis="x")
             rank = self.settings.rank

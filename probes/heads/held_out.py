@@ -173,7 +173,7 @@ class HeadTest(Result):
                     ax.set_ylim(-0.02, 1.02)
             axes[1].axhline(0, color="#888888", linewidth=0.8)
             axes[0].legend(fontsize=8, loc="best")
-            figure.suptitle(title, fontsize=10)
+            figure.suptitle(plots.escape(title), fontsize=10)
         return figure
 
     def findings(self) -> dict[str, Any]:

@@ -228,7 +228,7 @@ class HeadSearch(Result):
             axes[0].set(xlabel="head", ylabel="layer")
             axes[0].set_title("attribution; chosen heads framed", fontsize=9)
             _bars(axes[1], tested.head(MOST_BARS), axis)
-            figure.suptitle(title, fontsize=10)
+            figure.suptitle(plots.escape(title), fontsize=10)
         return figure
 
     def on(self, model: HookedLanguageModel) -> HeadSearch:

@@ -38,7 +38,7 @@ from hijacklens.progress import bar
 from hijacklens.prompts.correspondence import SPANS
 from hijacklens.results.result import Provenance
 from hijacklens.scoring.items import Item
-from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
+from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, Pair, Pairs, only, takes_facts
 from hijacklens.scoring.result import PairSettings
 from probes.account import PARTS, Account, Question, accounts
 from probes.logit_shift.average import AverageShift
@@ -60,10 +60,16 @@ def trace(
     balanced. `shift` and `residual` are in logits, `to_dataframe()` has a row per part.
 
     Raises:
-        InputError: Several pairs, a fact without a pair, or a probe that acts after the parts are
-            counted (on head outputs or later), so that they would not sum to the shift.
+        InputError: Several pairs, a fact without a pair, two targets that start with the same
+            token, or a probe that acts after the parts are counted (on head outputs or later), so
+            that they would not sum to the shift.
     """
     pair, active = only(pairs, operation="trace"), check_probes(probes)
+    if pair.same_first_token:
+        raise InputError(
+            f"case {pair.fact.case_id} cannot be traced: {SAME_FIRST_TOKEN}. Choose targets that "
+            "begin differently, or score the fact under the rule sum."
+        )
     ((bare, hijacked),) = _both(model, [pair], active)
     return ShiftAccount(
         table=parts_table(pair.units, bare, hijacked),

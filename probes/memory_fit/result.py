@@ -119,12 +119,13 @@ class MemoryFit(Result):
                 if by_head:
                     of_model = verdicts["model"] == models[row]
                     _draw_map(ax, verdicts.loc[of_model & (verdicts["statistic"] == statistic), :])
-                    ax.set(xlabel="layer", ylabel="head" if column else f"{models[row]}\nhead")
+                    name = plots.escape(models[row])
+                    ax.set(xlabel="layer", ylabel="head" if column else f"{name}\nhead")
                 else:
                     _draw_points(ax, self.table.loc[self.table["statistic"] == statistic, :])
                     ax.tick_params(labelleft=not column)
             title = f"{self.settings.associations} ({self.settings.pairs} pairs)"
-            figure.suptitle(title, fontsize=11)
+            figure.suptitle(plots.escape(title), fontsize=11)
         return figure
 
     def glance(self) -> Glance:

@@ -134,7 +134,7 @@ class PatchingSweep(Result):
                 _write_numbers(ax, grid, bold)
             ax.set(xlabel=COLUMN_NAMES[axis], ylabel="layer")
             title = self._title() + (f"\n{BOLD}" if bold.any() and narrow else "")
-            figure.suptitle(title, fontsize=9)
+            figure.suptitle(plots.escape(title), fontsize=9)
         return figure
 
     def _title(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -147,6 +148,12 @@ def test_relation_and_case_filters(folders, tmp_path):
         (["ask", "Rome is", "--model", "{gpt2}", "--tokens", "500"], "context window"),
         (["facts", "--relation", "P1"], "unknown relation in atlas"),
         (["trace", "--model", "{gpt2}", "--case", "1", "--top", "0"], "not in the range x>=1"),
+        (["trace", "--model", "{gpt2}", "--case", "1", "--out", ""], "--out is empty"),
+        (["sweep", "", "--out", "x"], "config is empty"),
+        (["ask", "caf\udce9 is in", "--model", "{gpt2}"], "'caf\\udce9 is in', which is not UTF-8"),
+        (["facts", "--facts", "caf\udce9.json"], "which is not UTF-8"),
+        (["ask", "It is", "--model", "{gpt2}", "--sentence", "caf\udce9."], "which is not UTF-8"),
+        (["hijack", "--model", "{gpt2}", "--doses", "caf\udce9"], "which is not UTF-8"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, folders, tmp_path, capsys):
@@ -279,3 +286,21 @@ def test_old_names_work_with_a_note(folders, capsys):
     assert run(*ask, "--probe", "knock-out:from=last,to=at:0") == 0
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(notes) == 1 and "from is now called source" in notes[0]
+
+
+def test_output_that_a_terminal_cannot_encode_is_escaped(folders):
+    """Windows encodes redirected output in cp1252."""
+    facts = ["facts", "--facts", str(folders / "facts.jsonl"), "--show"]
+
+    def printed(*options):
+        code = "import sys; from analyses.commands.group import main; main(sys.argv[1:])"
+        return subprocess.run(
+            [sys.executable, "-c", code, *facts, *options],
+            env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+            capture_output=True,
+            check=True,
+        ).stdout.decode("cp1252")
+
+    assert "\\u5317\\u4eac" in printed()
+    document = json.loads(printed("--json"))
+    assert "北京" in {fact["subject"] for fact in document["facts"]}

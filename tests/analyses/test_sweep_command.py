@@ -137,6 +137,21 @@ def test_a_cell_that_fails_is_listed_and_the_others_go_on(root, tmp_path, capsys
     assert list(failed["cell"].str.contains("tiny-none")) == [True, True]
 
 
+def test_two_models_of_one_name_keep_their_own_lines(root, tmp_path):
+    for i, run_name in enumerate(("runA", "runB")):
+        folder = tmp_path / run_name / "checkpoint-500"
+        tiny_model("gpt2", seed=i).save_pretrained(folder)
+        tiny_tokenizer("gpt2").save_pretrained(folder)
+    text = scoring(root, "gpt2").replace("seeds = [0, 1]", "").replace(', "never-say"', "")
+    names = [f"{tmp_path}/{name}/checkpoint-500" for name in ("runA", "runB")]
+    text = text.replace(f"{root}/tiny-gpt2", '", "'.join(names))
+    assert run(tmp_path / "s.toml", tmp_path / "out", "\ufeff" + text) == 0  # as Notepad saves it
+    result = load_result(tmp_path / "out")
+    assert list(result.table["model"].unique()) == ["runA/checkpoint-500", "runB/checkpoint-500"]
+    legend = result.plot().axes[0].get_legend()
+    assert len(legend.get_texts()) == 2
+
+
 def test_interrupted_it_goes_on(root, done, tmp_path, monkeypatch):
     calls = []
 

@@ -41,6 +41,13 @@ def averaged(model):
     return logit_shift.average(model, pairs(model, FACTS), quiet=True)
 
 
+def test_targets_with_one_first_token_are_refused(model):
+    years = replace(FACTS[0], target_true="New York", target_false="New Delhi")
+    twins = pairs(model, replace(FACTS, facts=(years,)))
+    with pytest.raises(InputError, match="case 0 cannot be traced: both targets start with"):
+        logit_shift.trace(model, twins)
+
+
 def test_parts_sum_to_the_shift_of_plain_forward_passes(pair, traced):
     fact, scorer = FACTS[0], PlainScorer(pair[0], pair[1].tokenizer)
     differences = []

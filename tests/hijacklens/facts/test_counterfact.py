@@ -249,7 +249,7 @@ BAD = {
     "a lone text": ("f.json", b'"facts"', ["an object with named fields"]),
     "texts missing": (
         "f.csv",
-        b"subject,template,target_true\nx\n",
+        b"subject,template,target_true\nx,y,z\n",
         ["required fields are missing: 'target_false'"],
     ),
     "wrong types": (

@@ -336,3 +336,28 @@ def test_an_unknown_scheme_is_refused_with_a_guess(name, guess):
         get_scheme(name)
     for part in (repr(name), f"did you mean {guess}", "unrelated", "add_scheme", "--template"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "sentence"),
+    [
+        ("the answer is {target_false}.", "the answer is the Netherlands."),
+        ("{target_false} is far.", "The Netherlands is far."),
+        ("{{the}} {target_false}.", "{the} the Netherlands."),
+    ],
+)
+def test_only_words_that_begin_a_sentence_get_a_capital(template, sentence):
+    fact = Fact(
+        case_id=1,
+        relation_id="",
+        subject="Delft",
+        template="{} is in",
+        target_true="Europe",
+        target_false="the Netherlands",
+    )
+    assert Scheme(name="mine", template=template).sentence(fact) == sentence
+
+
+def test_no_scheme_is_called_all():
+    with pytest.raises(InputError, match="means every scheme in tables"):
+        Scheme(name="all", template="No.")

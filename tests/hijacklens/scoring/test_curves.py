@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
+from hijack_runs import made_up_run
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
@@ -34,6 +36,20 @@ def test_each_panel_draws_its_relation(result):
         assert list(curve.get_xdata()) == list(table.dose)
         assert list(curve.get_ydata()) == pytest.approx(list(table.efficacy))
         assert f"n = {table.n.max()}" in ax.get_title()
+
+
+def test_names_of_users_are_shown_as_they_are():
+    """A leading underscore hides a label from matplotlib, and dollars begin mathematics."""
+    facts = tuple(replace(fact, relation_id="US$_in_C$") for fact in sample_facts())
+    run = made_up_run(models=("_edited", "pay$_up$"), schemes=("do-not-think",), facts=facts)
+    for figure, legend in (
+        (run.plot(), lambda figure: figure.axes[0].get_legend()),
+        (run.plot_relations(), lambda figure: figure.legends[0]),
+    ):
+        figure.canvas.draw()
+        texts = [text.get_text().strip() for text in legend(figure).get_texts()]
+        assert [text.split(" (n")[0] for text in texts] == ["_edited", r"pay\$_up\$"]
+    assert r"US\$_in_C\$" in figure.axes[0].get_title()
 
 
 def test_a_scheme_is_named_where_there_are_several(result):

@@ -109,6 +109,15 @@ def test_relations_and_known_facts(items):
     assert list(table.columns) == list(efficacy.SUMMARY_COLUMNS)
 
 
+def test_a_relation_that_is_called_all_is_counted_once(items):
+    """`all` is also the name of the rows over every relation."""
+    named = items.assign(relation_id=["all"] * 4 + ["relation all"] * 4)
+    table, usual = efficacy.summarise(named), efficacy.summarise(items)
+    names = {"P1": "relation all", "P2": "relation relation all"}
+    expected = usual.assign(relation=usual["relation"].replace(names))
+    pd.testing.assert_frame_equal(table, expected)
+
+
 def test_known_facts_are_each_models_and_schemes_own(items):
     other = items.assign(model="other")
     other.loc[:, ["first_true", "first_false"]] = [-9.0, -1.0]

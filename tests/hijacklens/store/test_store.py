@@ -48,6 +48,24 @@ def opened(path, fingerprint=FINGERPRINT, **options):
         yield OpenStore(database_, fingerprint)
 
 
+@pytest.mark.parametrize("value", ["off", "OFF", "0", "no", "False", " none "])
+def test_the_switch_is_off_in_every_usual_spelling(value, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HIJACKLENS_STORE", value)
+    assert chosen_store(True) is None
+
+
+@pytest.mark.parametrize("value", ["", "on", "ON", "1", "yes", "true"])
+def test_the_switch_may_also_be_on(value, monkeypatch, tmp_path):
+    monkeypatch.setenv("HIJACKLENS_CACHE", str(tmp_path))
+    monkeypatch.setenv("HIJACKLENS_STORE", value)
+    found = chosen_store(True)
+    assert found is not None and found.path.parent == tmp_path
+    monkeypatch.setenv("HIJACKLENS_STORE", "caf\udce9.sqlite")
+    with pytest.raises(InputError, match="HIJACKLENS_STORE is not UTF-8"):
+        chosen_store(True)
+
+
 def some_readings(n=2000, seed=0):
     draw = random.Random(seed)
     return {

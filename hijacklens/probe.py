@@ -27,6 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError, several
 from hijacklens.models.hooked import HookedModel, NamedHook, hooked
+from hijacklens.models.verification import require_one_side
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import placed_atoms
 from hijacklens.sites import numbers
@@ -202,6 +203,8 @@ def logits_at(
     if isinstance(model, TransformerBridge):
         # A cache of keys and values would hold the activations of every layer for nothing.
         forward.setdefault("use_cache", False)
+        if "position_ids" not in forward:
+            require_one_side(model, layout.tokens.shape[1], at_position)
     reading = [("unembed.hook_in", keep_read)]
     with torch.inference_mode(), probed(model, probes, layout), hooked(model, reading):
         return model(layout.tokens, **forward)[0].to(layout.tokens.device)

@@ -32,8 +32,8 @@ from hijacklens.models.hooked import (
     HookFunction,
     NamedHook,
     device_of,
-    require_eval,
 )
+from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.progress import bar
 from hijacklens.prompts.layout import Layout, mark
@@ -208,7 +208,7 @@ def mean_outputs(
     Note:
         Costs one forward pass over the prompts. Sums are kept in float64.
     """
-    require_eval(model, operation="the mean of outputs")
+    require_agreement(model, operation="the mean of outputs")
     choice("site", site, SITES)
     n_layers = int(model.cfg.n_layers)
     totals: dict[int, Tensor] = {}

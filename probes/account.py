@@ -39,7 +39,8 @@ from torch import Tensor
 
 from hijacklens.engine.batches import TokenBatch, batch_size, batches
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel, NamedHook, device_of, require_eval
+from hijacklens.models.hooked import HookedModel, NamedHook, device_of
+from hijacklens.models.verification import require_agreement
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
 from hijacklens.prompts.layout import Layout
@@ -147,7 +148,7 @@ def accounts(
         InputError: The model has no attention hooks or is in training mode, a question has no
             tokens, or a position outside its prompt.
     """
-    require_eval(model, operation="an account of logits")
+    require_agreement(model, operation="an account of logits")
     for question in questions:
         if not 0 <= question.position < len(question.symbols):
             raise InputError(

@@ -27,13 +27,8 @@ from torch import Tensor
 
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import (
-    HookedLanguageModel,
-    HookedModel,
-    NamedHook,
-    device_of,
-    require_eval,
-)
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
+from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout
@@ -162,7 +157,7 @@ def patch(
         The cost is one forward pass over the source prompts. The patch keeps an activation per
         layer, token and chosen head.
     """
-    require_eval(model, operation="patching")
+    require_agreement(model, operation="patching")
     listed = [correspondences] if isinstance(correspondences, Correspondence) else correspondences
     layers, heads = canonical(layers), canonical(heads)
     sites = choose_sites(model, site, layers=layers, heads=heads).by_layer

@@ -35,8 +35,9 @@ from torch import Tensor
 from hijacklens import plots
 from hijacklens.errors import InputError, whole_number
 from hijacklens.facts.fact import Fact
-from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of, require_eval
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of
 from hijacklens.models.identity import identify
+from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
 from hijacklens.prompts.correspondence import Unit, units
 from hijacklens.prompts.layout import Layout
@@ -89,7 +90,7 @@ def through(
     Raises:
         InputError: The model is in training mode, or the rows and tokens differ in number.
     """
-    require_eval(model, operation="the logit lens")
+    require_agreement(model, operation="the logit lens")
     rows = len(layout.tokens)
     if len(plus) != rows or len(minus) != rows:
         raise InputError(f"give a token per row: {rows} rows, {len(plus)} and {len(minus)} tokens.")

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from hijacklens.engine.device_memory import free_bytes
 from hijacklens.engine.packs import BATCH_TOKENS, MOST_TOKENS, Costs, Limits, Pack
 from hijacklens.engine.plan import Level
+from hijacklens.models.device_memory import free_bytes
 from hijacklens.models.hooked import HookedModel, device_of
 
 FRACTION = 0.5

@@ -6,8 +6,8 @@ also say which spans contain them. What prefixes share is computed as few times 
 prefix continues has a separate row; `Accounting` says what was done and why.
 
 Only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
-is ever stored. The softmax is taken in float32. Without probes, the plain model under the hooked
-one runs on the same rows (`hijacklens.engine.unhooked`), if it computes with the same weights.
+is ever stored. The softmax is taken in float32. Without probes, the plain modules under the hooked
+model run on the same rows (`hijacklens.models.unhooked`).
 
 Contract 1: a reading equals the one of a plain Hugging Face forward pass of that single prefix
 (float32: within 1e-4 nats), whatever the sharing, the batch and the padding.
@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.batch_size import BatchSize
-from hijacklens.engine.device_memory import is_out_of_memory, peak_bytes
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.plan import Plan, Sharing, make_plan, separate_plan
@@ -39,11 +38,11 @@ from hijacklens.engine.reading import (
 )
 from hijacklens.engine.rows import Row, apart, write_out
 from hijacklens.engine.support import disagreement, support_of
-from hijacklens.engine.unhooked import unhooked
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel, device_of, require_eval, unnamed_hooks
-from hijacklens.probe import Probe, logits_at
-from hijacklens.prompts.layout import Layout
+from hijacklens.models.device_memory import is_out_of_memory, peak_bytes
+from hijacklens.models.hooked import HookedModel, device_of, unnamed_hooks
+from hijacklens.models.verification import agreement_of
+from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
 
 
@@ -75,20 +74,44 @@ def read(
         of a trunk (at most an eighth of the free memory). When memory runs out, batches get
         smaller and the run continues.
     """
-    require_eval(model, operation="scoring")
     if () in requests:
         raise InputError("cannot read after an empty prefix: a model needs at least one token.")
     for name, limit in (("batch", options.batch_tokens), ("pack", options.pack_tokens)):
         if limit is not None and limit < 1:
             raise InputError(f"{name} size must be at least 1 token, not {limit}.")
+    run = Pass.of(model, options.probes, options.spans, operation="scoring")
+    switch = agreement_of(model).switch
+    longer = {prefix for prefix in requests if switch is not None and len(prefix) > switch}
+    if not longer:
+        return _read(run, requests, options, finished)
+    # Rotary frequencies depend on the longest prompt of a pass; a shorter trunk has other keys.
     start = time.perf_counter()
+    packed = replace(options, sharing="plain" if options.sharing == "plain" else "packed")
+    readings: dict[TokenIds, Reading] = {}
+    accounts = []
+    for of_longer, part_options in ((False, options), (True, packed)):
+        part = {p: tokens for p, tokens in requests.items() if (p in longer) == of_longer}
+        fraction = len(part) / len(requests)
+
+        def partly(finished_part: Mapping[TokenIds, Reading], of_part: float) -> None:
+            finished(finished_part, of_part * fraction)  # noqa: B023 (called in this round)
+
+        part_readings = _read(run, part, part_options, partly)
+        readings |= part_readings
+        accounts.append(part_readings.accounting)
+    how = f"prompts of more than {switch} tokens separately"
+    return Readings(readings, Accounting.total(accounts, how, time.perf_counter() - start))
+
+
+def _read(run: Pass, requests: Requests, options: ReadOptions, finished: Finished) -> Readings:
+    """Read requests whose numbers do not depend on the longest of them."""
+    start = time.perf_counter()
+    model = run.model
     size = BatchSize(model, options.batch_tokens)
-    plan, windows = _prepare(model, requests, options, size)
-    # Packing in an unknown architecture was tested with hook points, so it runs with them.
-    plain = unhooked(model) if support_of(model).known and not options.probes else None
-    run = Pass(model, options.probes, options.spans, windows, plain)
+    plan, windows = _prepare(run, requests, options, size)
+    run = replace(run, windows=windows)
     work = _Work(run, requests, size, finished, plan.forward_tokens)
-    one_length = not all(probe.packs for probe in options.probes)
+    one_length = bool(_apart(run))
     for unit in plan.units:
         pool = None if unit.trunk is None else Pool(unit.trunk.trie)
         for level in unit.levels:
@@ -120,20 +143,24 @@ def next_token_logprobs(
 
     With probes, `ids` are symbols whose bits mark `spans` (`hijacklens.prompts.layout`).
     """
-    require_eval(model, operation="reading the next token")
-    tokens = torch.tensor([ids], device=device_of(model))
-    row, position = torch.tensor([[0], [len(ids) - 1]])
-    layout = Layout.of_symbols(tokens, spans)
-    return logits_at(model, layout, row, position, probes=probes)[0].float().log_softmax(-1)
+    return Pass.of(model, probes, spans, operation="reading the next token").after(ids)
+
+
+def _apart(run: Pass) -> str:
+    """Return why no prompts may share a row or a batch with longer ones, if so."""
+    alone = [f"the probe {probe.key} does not pack" for probe in run.probes if not probe.packs]
+    agreement = agreement_of(run.model)
+    if agreement.switch is None and agreement.alone:
+        alone.append(agreement.alone)
+    return alone[0] if alone else ""
 
 
 def _prepare(
-    model: HookedModel, requests: Requests, options: ReadOptions, size: BatchSize
+    run: Pass, requests: Requests, options: ReadOptions, size: BatchSize
 ) -> tuple[Plan, Mapping[str, int | None] | None]:
     """Return the plan of a run, and the attention masks of its packs, if it needs any."""
-    alone = [probe.key for probe in options.probes if not probe.packs]
-    if alone:
-        return separate_plan(requests, why=f"the probe {alone[0]} does not pack"), None
+    if why := _apart(run):
+        return separate_plan(requests, why=why), None
 
     def plan_for(sharing: Sharing, why: str = "") -> Plan:
         limits = size.limits(options.pack_tokens)
@@ -141,18 +168,16 @@ def _prepare(
 
     if not requests:
         return plan_for("plain"), None
-    support = support_of(model)
-    refused = "hooks that are not probes are on it" if unnamed_hooks(model) else support.refused
-    if refused and options.sharing != "plain":
+    support = support_of(run.model)
+    hooks = "hooks that are not probes are on it" if unnamed_hooks(run.model) else ""
+    if (refused := hooks or support.refused) and options.sharing != "plain":
         return plan_for("plain", refused), None
     plan = plan_for(options.sharing)
     if plan.sharing == "plain":
         return plan, None
-    if options.probes or not support.known:
-        trie, cached = plan.units[0].leaves.trie, plan.sharing == "cached"
-        problem = disagreement(model, trie, support, options, cached=cached)
-        if problem:
-            return plan_for("plain", problem), None
+    trie, cached = plan.units[0].leaves.trie, plan.sharing == "cached"
+    if problem := disagreement(run, trie, support, cached=cached):
+        return plan_for("plain", problem), None
     return plan, support.windows
 
 

@@ -11,11 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.key_values import Pool
-from hijacklens.engine.rows import PackedRows, Row
-from hijacklens.engine.unhooked import logits_of
+from hijacklens.engine.packs import Pack
+from hijacklens.engine.rows import PackedRows, Row, write_out
+from hijacklens.engine.trie import Trie
 from hijacklens.models.hooked import HookedModel, device_of
+from hijacklens.models.unhooked import logits_of
+from hijacklens.models.verification import plain_of, require_agreement
 from hijacklens.probe import Probe, logits_at
 from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.tokens import TokenIds
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,27 @@ class Pass:
     """Kinds of attention masks and their windows (`hijacklens.engine.support`); None for rows of
     one leaf each, for which a causal model needs no mask."""
     plain: torch.nn.Module | None = None
-    """The module that runs instead of the hooked model (`hijacklens.engine.unhooked`), if any."""
+    """The module that runs instead of the hooked model (`hijacklens.models.unhooked`), if any."""
+
+    @classmethod
+    def of(
+        cls, model: HookedModel, probes: Sequence[Probe], spans: Sequence[str], *, operation: str
+    ) -> Pass:
+        """Return how a model runs on rows of one leaf each.
+
+        Raises:
+            InputError: The model is in training mode, or does not run as the plain model does
+                (`hijacklens.models.verification`).
+        """
+        if probes:
+            require_agreement(model, operation="a probe")
+            return cls(model, probes, spans, None)
+        return cls(model, (), spans, None, plain_of(model, operation=operation))
+
+    def after(self, prefix: TokenIds) -> Float[Tensor, " vocab"]:
+        """Return log-probabilities (nats, float32) of every next token after one prefix."""
+        row = write_out(Trie.of([prefix]), Pack(0, 1, 0, len(prefix)))
+        return self.logits([[row]])[0].float().log_softmax(-1)
 
     def logits(
         self, rows: Sequence[Row], pool: Pool | None = None, *, keep: bool = False

@@ -1,47 +1,32 @@
 """What a model's attention supports: tree masks, explicit positions, cached keys and values.
 
 Packed and cached rows are right only if the model uses the attention mask and the positions that it
-is given. Its configuration may say that it does not. Otherwise this is tried, unless its
-architecture is covered by the tests of this project (`KNOWN`): before the first pack of a run, a
-few of its prompts are read both with sharing and without. With probes on it is always tried. A
-model that gives different numbers is run without sharing, and the result says why.
+is given. Its configuration may say that it does not. Otherwise this is tried: before the first pack
+of a run, a few of its prompts are read both with sharing and without. A model that gives different
+numbers is run without sharing, and the result says why. Without probes, a later run with prompts
+of the same length is not tried again.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.engine.device_memory import is_out_of_memory
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import Pack, separate, trunk
-from hijacklens.engine.reading import ReadOptions
 from hijacklens.engine.rows import Row, write_out
 from hijacklens.engine.trie import Trie
+from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.hooked import HookedModel
+from hijacklens.models.verification import difference, is_exact
 
-EQUAL = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Total variation distance up to which two distributions count as equal, by dtype."""
-NEARLY_EQUAL = 0.15
-"""The same for 16-bit dtypes, which round differently in rows of another shape."""
-KNOWN = {
-    "GPT2LMHeadModel",
-    "GPTNeoXForCausalLM",
-    "Gemma2ForCausalLM",
-    "Gemma3ForCausalLM",
-    "GemmaForCausalLM",
-    "LlamaForCausalLM",
-    "MistralForCausalLM",
-    "Phi3ForCausalLM",
-    "Qwen2ForCausalLM",
-    "Qwen3ForCausalLM",
-}
+_TESTED = "_hijacklens_tested_packs"
 _KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -53,8 +38,6 @@ class Support:
     """Kind of layer -> its sliding window, or None; the kind "" if one mask serves all layers."""
     refused: str = ""
     """Why the model cannot run on packs; empty if its configuration allows it."""
-    known: bool = False
-    """Whether the architecture is one of `KNOWN`."""
 
 
 def support_of(model: HookedModel) -> Support:
@@ -79,19 +62,16 @@ def support_of(model: HookedModel) -> Support:
     windows: dict[str, int | None] = {"": None if kinds else window}
     if "sliding_attention" in kinds:
         windows = {"full_attention": None, "sliding_attention": window}
-    return Support(windows, known=type(plain).__name__ in KNOWN)
+    return Support(windows)
 
 
-def disagreement(
-    model: HookedModel, trie: Trie, support: Support, options: ReadOptions, *, cached: bool
-) -> str:
+def disagreement(run: Pass, trie: Trie, support: Support, *, cached: bool) -> str:
     """Read a few prompts with and without sharing, and describe the difference, if there is any.
 
     Args:
-        model: A hooked model.
+        run: How the model runs on rows without sharing; probes act on both.
         trie: What the run reads; its longest leaf and the two neighbouring leaves are tried.
         support: How the model is given masks.
-        options: The probes, which act on both, and their spans.
         cached: Whether keys and values come from a cache.
 
     Returns:
@@ -101,21 +81,25 @@ def disagreement(
         Costs the forward passes of three leaves, twice.
     """
     longest = max(range(len(trie.leaves)), key=lambda i: len(trie.leaves[i]))
+    length = len(trie.leaves[longest])
+    tested: dict[Any, int] = vars(run.model).setdefault(_TESTED, {})
+    key = (cached, str(support.windows), run.plain is None)
+    if not run.probes and length <= tested.get(key, 0):
+        return ""
     tried = Trie.of(trie.leaves[max(longest - 1, 0) : longest + 2])
-    plain = Pass(model, options.probes, options.spans, None)
-    packed = Pass(model, options.probes, options.spans, support.windows)
+    packed = replace(run, windows=support.windows)
     try:
         logits = packed.logits(*_packs(packed, tried, cached=cached))
-        expected = torch.cat([plain.logits([[write_out(tried, pack)]]) for pack in separate(tried)])
+        expected = torch.cat([run.logits([[write_out(tried, pack)]]) for pack in separate(tried)])
     except Exception as error:  # an architecture may fail in any way on masks it does not know
         if is_out_of_memory(error):
             return "memory ran out in a test of packed prompts"
         return f"it fails on packed prompts ({type(error).__name__})"
-    difference = logits.float().softmax(-1) - expected.float().softmax(-1)
-    distance = difference.abs().sum(-1).max() / 2
-    dtype = next(iter(model.parameters())).dtype
-    if not distance <= EQUAL.get(dtype, NEARLY_EQUAL):
+    logprobs = (values.float().log_softmax(-1) for values in (logits, expected))
+    if difference(*logprobs, exact=is_exact(run.model)):
         return "packed and plain prompts gave different numbers in a test"
+    if not run.probes:
+        tested[key] = length
     return ""
 
 

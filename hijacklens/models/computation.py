@@ -263,25 +263,24 @@ def _walk(model: Any) -> _Walk:
 
 def hooks_on(model: Any) -> tuple[str, ...]:
     """Return the hooks that the user has put on a model, one phrase each."""
-    found: list[str] = []
-    for where, module in _places(model):
-        if isinstance(module, HookPoint):
-            users = [getattr(handle, "user_hook", None) for handle in module.fwd_hooks]
-            own = [
-                handle.is_permanent and _of_library(user)
-                for handle, user in zip(module.fwd_hooks, users, strict=True)
-            ]
-            found += [
-                f"a hook ({_name(user)}) {where}"
-                for user, known in zip(users, own, strict=True)
-                if not known
-            ]
-        for kind in ("forward_hook", "forward_pre_hook"):
-            hooks = getattr(module, f"_{kind}s").values()
-            found += [
-                f"a {kind} ({_name(hook)}) {where}" for hook in hooks if not _of_library(hook)
-            ]
-    return tuple(found)
+    return tuple(
+        f"a {kind} ({_name(hook)}) {where}"
+        for where, module in _places(model)
+        for kind, hook in users_hooks(module)
+    )
+
+
+def users_hooks(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
+    """Iterate over the hooks that the user has put on one module or hook point, with their kind."""
+    if isinstance(module, HookPoint):
+        for handle in module.fwd_hooks:
+            hook = getattr(handle, "user_hook", None)
+            if not (handle.is_permanent and is_of_library(hook)):
+                yield "hook", hook
+    for kind in ("forward_hook", "forward_pre_hook"):
+        for hook in getattr(module, f"_{kind}s").values():
+            if not is_of_library(hook):
+                yield kind, hook
 
 
 def _hooks_on_all_modules() -> list[str]:
@@ -291,7 +290,9 @@ def _hooks_on_all_modules() -> list[str]:
         *everywhere._global_forward_pre_hooks.values(),
     )
     return [
-        f"a hook ({_name(hook)}) on all modules of torch" for hook in hooks if not _of_library(hook)
+        f"a hook ({_name(hook)}) on all modules of torch"
+        for hook in hooks
+        if not is_of_library(hook)
     ]
 
 
@@ -301,7 +302,7 @@ def _replaced_methods(model: Any) -> Iterator[str]:
         for attribute, value in vars(module).items():
             function = isinstance(value, (types.FunctionType, types.MethodType, partial))
             # accelerate, which leaves `_hf_hook`, replaces `forward` to move tensors.
-            known = hasattr(module, "_hf_hook") or _of_library(value)
+            known = hasattr(module, "_hf_hook") or is_of_library(value)
             if function and not known and callable(getattr(type(module), attribute, None)):
                 yield f"the replaced method {attribute} ({_name(value)}) {where}"
 
@@ -315,7 +316,7 @@ def _places(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
         yield (f"on {name}" if name else "on the model"), module
 
 
-def _of_library(hook: Any) -> bool:
+def is_of_library(hook: Any) -> bool:
     """Return whether a function comes from a library that hooks models itself."""
     return str(getattr(hook, "__module__", "")).partition(".")[0] in LIBRARIES
 

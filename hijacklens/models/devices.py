@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from hijacklens.errors import InputError, shown
@@ -41,3 +43,25 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             "to use a GPU if there is one."
         ) from error
     return result
+
+
+def arithmetic(dtype: str | torch.dtype, device: torch.device) -> str:
+    """Return the dtype and what lowers its precision: `float32`, `float32, matmul high`, ..."""
+    notes = [str(dtype).removeprefix("torch.")]
+    precision = _matmul_precision(device)
+    if precision != "highest":
+        notes.append(f"matmul {precision}")
+    if torch.is_autocast_enabled(device.type):
+        lower = torch.get_autocast_dtype(device.type)
+        notes.append(f"autocast {str(lower).removeprefix('torch.')}")
+    return ", ".join(notes)
+
+
+def _matmul_precision(device: torch.device) -> str:
+    """Return how float32 matrix products are rounded: `highest`, or the setting in its place."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the names of torch 2.9, which do not mix with this one
+        backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+        precision = str(backend.matmul.fp32_precision)
+        return "highest" if precision in ("none", "ieee") else precision

@@ -141,7 +141,7 @@ def _load_weights(name: str, *, dtype: torch.dtype, **origin: Any) -> PreTrained
     # Models of text and images are listed under another class of transformers.
     images = type(config) in IMAGE_TEXT and type(config) not in CAUSAL
     loaded: Any = (AutoModelForImageTextToText if images else AutoModelForCausalLM).from_pretrained(
-        name, dtype=dtype, attn_implementation="eager", output_loading_info=True, **origin
+        name, dtype=dtype, output_loading_info=True, **origin
     )
     model, info = loaded
     if info["missing_keys"]:

@@ -14,6 +14,7 @@ from transformer_lens.model_bridge.sources.transformers import determine_archite
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hijacklens.errors import InputError
+from hijacklens.models.verification import Expected, check
 
 
 def wrap(
@@ -24,11 +25,15 @@ def wrap(
     `TransformerBridge.boot_transformers` is not used: for a multimodal model it also loads an image
     processor, and runs pip to install torchvision if that fails. Text needs neither.
 
+    The result is checked against the plain model (`hijacklens.models.verification`).
+
     Raises:
-        InputError: The model gives no logits, TransformerLens does not know its architecture, or
-            it cannot put hooks on this configuration of it.
+        InputError: The model gives no logits or is not causal, TransformerLens does not know its
+            architecture, or it cannot put hooks on this configuration of it.
     """
     architecture = _architecture(plain, name)
+    plain.eval()
+    expected = Expected.of(plain, tokenizer)
     tokenizer = copy.deepcopy(tokenizer)
     # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless this
     # entry says that the tokenizer has it already.
@@ -59,6 +64,7 @@ def wrap(
     # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
     bridge.eval()
+    check(bridge, expected)
     return bridge
 
 

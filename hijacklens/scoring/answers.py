@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hijacklens.engine.engine import next_token_logprobs
+from hijacklens.engine.forward import Pass
 from hijacklens.errors import InputError, several, utf8, whole_number
 from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.probe import Probe, check_probes, spans_of
@@ -94,12 +94,13 @@ def answer(
         )
     probes = check_probes(probes)
     spans = spans_of(probes)
+    run = Pass.of(model, probes, spans, operation="asking")
     located = locate(tokenizer, prompt) if spans else None
 
     def logprobs_after(context: TokenIds, said: TokenIds = ()) -> Tensor:
         # The last step of a target made of `said` and a placeholder is read after `said`.
         *_, (prefix, _) = steps_in_context(Continuation(context, (*said, 0)), located, spans)
-        return next_token_logprobs(model, prefix, probes=probes, spans=spans)
+        return run.after(prefix)
 
     def candidate(token: int, logprobs: Tensor) -> Candidate:
         rank = int((logprobs > logprobs[token]).sum())

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hijacklens.models.devices import arithmetic
 from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.identity import ModelIdentity
 from hijacklens.probe import Probe
@@ -100,7 +101,7 @@ def fingerprint_of(
         revision=identity.revision,
         architecture=identity.architecture,
         parameters=identity.parameters,
-        arithmetic=_arithmetic(identity.dtype, device_of(model)),
+        arithmetic=arithmetic(identity.dtype, device_of(model)),
         weights=weights_checksum(model.named_parameters()),
         configuration=_configuration(model),
         tokenizer=identity.tokenizer_hash,
@@ -146,24 +147,3 @@ def _configuration(model: HookedModel) -> str:
     fields = config.to_dict() if hasattr(config, "to_dict") else vars(config)
     computed = {str(key): value for key, value in fields.items() if key not in _NOT_COMPUTED_WITH}
     return hashlib.sha256(json.dumps(computed, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _arithmetic(dtype: str, device: torch.device) -> str:
-    notes = [dtype]
-    precision = _matmul_precision(device)
-    if precision != "highest":
-        notes.append(f"matmul {precision}")
-    if torch.is_autocast_enabled(device.type):
-        lower = torch.get_autocast_dtype(device.type)
-        notes.append(f"autocast {str(lower).removeprefix('torch.')}")
-    return ", ".join(notes)
-
-
-def _matmul_precision(device: torch.device) -> str:
-    """Return how float32 matrix products are rounded: `highest`, or the setting in its place."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # set by the names of torch 2.9, which do not mix with this one
-        backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-        precision = str(backend.matmul.fp32_precision)
-        return "highest" if precision in ("none", "ieee") else precision

@@ -25,7 +25,8 @@ from torch import Tensor
 from hijacklens import sites
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
+from hijacklens.models.hooked import HookedModel, device_of, hooked
+from hijacklens.models.verification import require_agreement
 from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
@@ -192,7 +193,7 @@ def run(
     Note:
         Costs one forward pass, and memory for layers x heads x pos x pos numbers.
     """
-    require_eval(model, operation="a view of attention")
+    require_agreement(model, operation="a view of attention")
     probes = check_probes(probes)
     spans = spans_of(probes)
     tokenizer = getattr(model, "tokenizer", None)

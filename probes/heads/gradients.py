@@ -26,14 +26,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.engine.batches import TokenBatch, batches
-from hijacklens.models.hooked import (
-    HookedLanguageModel,
-    HookFunction,
-    NamedHook,
-    device_of,
-    hooked,
-    require_eval,
-)
+from hijacklens.models.hooked import HookedLanguageModel, HookFunction, NamedHook, device_of, hooked
+from hijacklens.models.verification import require_agreement
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Pair, Pairs
 from probes.ablation import MeanOutputs
@@ -75,7 +69,7 @@ def gradient_attribution(
         batch_tokens: Size of a batch in tokens, padding included, if below `GRADIENT_TOKENS`.
         advance: Called after each batch with its fraction of the work.
     """
-    require_eval(model, operation="attribution")
+    require_agreement(model, operation="attribution")
     n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
     carried = np.zeros((len(pairs), n_layers, n_heads))
     rows = [row for i, pair in enumerate(pairs) for row in _rows(i, pair)]

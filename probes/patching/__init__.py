@@ -37,14 +37,9 @@ from torch import Tensor
 from hijacklens.engine.batch_size import READ_VALUES
 from hijacklens.engine.batches import TokenBatch, batch_size, batches
 from hijacklens.errors import InputError, choice, one_of_type
-from hijacklens.models.hooked import (
-    HookedLanguageModel,
-    HookedModel,
-    NamedHook,
-    device_of,
-    require_eval,
-)
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
 from hijacklens.models.identity import identify
+from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
 from hijacklens.prompts.correspondence import Correspondence
@@ -158,7 +153,7 @@ def sweep(
             heads, a model in training mode, or no pair that could be patched.
     """
     patches = BySpan() if patches is None else patches
-    require_eval(model, operation="patching")
+    require_agreement(model, operation="patching")
     one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)")
     choice("direction", direction, DIRECTIONS)
     axis, cells = patches.cells(model)

@@ -206,7 +206,7 @@ def peak_memory(name, side):
         f"bench_engine.available({side!r})\n"
         f"bench = bench_engine.Bench({name!r})\n"
         f"bench.prepare({side!r}); bench.run({side!r})\n"
-        "from hijacklens.engine.device_memory import peak_bytes\n"
+        "from hijacklens.models.device_memory import peak_bytes\n"
         "import torch\n"
         "print(json.dumps(peak_bytes(torch.device('cpu')) / 2**20))\n"
     )

@@ -8,12 +8,13 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
-from hijacklens.engine import batch_size, device_memory
+from hijacklens.engine import batch_size
 from hijacklens.engine.batch_size import BatchSize
 from hijacklens.engine.packs import Pack
 from hijacklens.engine.plan import Level
 from hijacklens.engine.reading import Accounting
 from hijacklens.engine.trie import Trie
+from hijacklens.models import device_memory
 from hijacklens.models.loading import load_model
 
 CPU = torch.device("cpu")

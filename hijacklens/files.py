@@ -6,11 +6,14 @@ interrupted run leaves no half-written file. Records are strict JSON.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,25 +85,29 @@ def cache_folder() -> Path:
 
 
 def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
-    """Refuse a folder that cannot take a new result; make nothing yet.
+    """Refuse a folder that cannot take a new result; leave nothing there.
+
+    The folder is made and an unnamed file is opened in it, since the permissions of a file system
+    do not say whether it accepts files.
 
     Raises:
-        InputError: The folder has a result and `overwrite` is False, is a file, or is not
-            writable.
+        InputError: The folder has a result and `overwrite` is False, is a file, or cannot be made
+            or written to.
     """
     path = named_path(folder, "folder")
-    if path.exists() and not path.is_dir():
-        raise InputError(f"cannot write results to {str(folder)!r}: it is a file, not a folder.")
-    if path.is_dir() and not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(
-            f"cannot write results to {str(folder)!r}: this user may not write there. Name "
-            "another folder."
-        )
     if (path / RECORD).exists() and not overwrite:
         raise InputError(
             f"{str(folder)!r} already contains a result. Choose another folder, or pass "
             "overwrite=True (--overwrite on the command line) to replace it."
         )
+    made = make_folder(path, folder)
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        remove_empty(made)
     return path
 
 
@@ -108,24 +115,65 @@ def claim_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
     """Make the folder for a result.
 
     Raises:
-        InputError: As `check_folder`, or the folder cannot be made.
+        InputError: As `check_folder`.
     """
     path = check_folder(folder, overwrite=overwrite)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the folder {str(folder)!r}: {error.strerror}.") from error
+    make_folder(path, folder)
     return path
 
 
+def make_folder(path: Path, name: str | Path) -> list[Path]:
+    """Make a folder that the user called `name`; return the folders made, innermost first.
+
+    Raises:
+        InputError: It is a file, or cannot be made.
+    """
+    made: list[Path] = []
+    try:
+        for each in (path, *path.parents):
+            if each.exists():
+                break
+            made.append(each)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remove_empty(made)
+        raise _unwritable(name, error) from error
+    return made
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those folders that are empty."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _unwritable(folder: str | Path, error: OSError) -> InputError:
+    reason = error.strerror or error
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        reason = "it is, or lies below, a file, not a folder"
+    return InputError(
+        f"cannot write results to {str(folder)!r}: {reason}. Name another folder, in which this "
+        "user may write."
+    )
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file completely or not at all, by `write(temporary path)` and renaming."""
+    """Write a file completely or not at all, by `write(temporary path)` and renaming.
+
+    Raises:
+        OSError: There is no room or no permission; the error names the file.
+    """
     part = path.with_name(f".part{os.getpid()}-{path.name}")
     try:
         write(part)
         part.replace(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -138,12 +186,9 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     write_text(path, json_text(record) + "\n")
 
 
-def json_text(record: Mapping[str, Any], *, indent: int | None = 2, ascii: bool = False) -> str:
-    """Return a record as strict JSON: null for NaN and infinity, keys in order, letters as is.
-
-    With `ascii`, other letters are escaped.
-    """
-    return json.dumps(_strict(record), indent=indent, ensure_ascii=ascii, allow_nan=False)
+def json_text(record: Mapping[str, Any], *, indent: int | None = 2) -> str:
+    """Return a record as strict JSON: null for NaN and infinity, keys in order, letters as is."""
+    return json.dumps(_strict(record), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def _strict(value: Any) -> Any:

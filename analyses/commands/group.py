@@ -2,21 +2,31 @@
 
 Listing the commands with one line each costs no import of torch or TransformerLens, so that
 `hijacklens --help` answers at once, and so does a shell that completes a word. An `InputError` is
-printed as one line and ends with status 2; Ctrl-C ends with status 130.
+printed as one line and ends with status 2; a full disk, a file without permission or too little
+memory as one line with status 1; Ctrl-C ends with status 130.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
+import signal
 import sys
-from io import TextIOWrapper
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
 
 from analyses.commands.declarations import RenamedOption
-from analyses.commands.screen import colour_for_click, warnings_as_notes
+from analyses.commands.screen import (
+    colour_for_click,
+    printable_streams,
+    say,
+    warnings_as_notes,
+)
 from hijacklens.errors import InputError, unknown, utf8
 
 COMMANDS = {
@@ -96,7 +106,7 @@ def group() -> None:
 
     \b
     Every command has --json (one document on standard output) and --quiet.
-    Exit status: 0 done; 1 a check failed, or some of the work did;
+    Exit status: 0 done; 1 a check failed, or some of the work did (no room);
     2 bad input, reported in one line; 130 stopped by Ctrl-C.
     Colour is for terminals only; NO_COLOR=1 turns it off.
     """  # noqa: D301
@@ -104,36 +114,91 @@ def group() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status, as the help says."""
+    with _interruptible(), printable_streams():
+        status = _status(arguments)
+    if status:
+        sys.exit(status)
+
+
+def _status(arguments: list[str] | None) -> int:
+    """Run the command line, print errors as lines, and return the exit status."""
     options: dict[str, Any] = {"prog_name": "hijacklens", "color": colour_for_click()}
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # letters that a stream cannot encode are escaped
-            stream.reconfigure(errors="backslashreplace")
     try:
         for word in sys.argv[1:] if arguments is None else arguments:
             utf8("an argument of the command line", word, "'Zürich'")
         with warnings_as_notes():
             status = group.main(args=arguments, standalone_mode=False, **options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except InputError as error:
-        name = click.style("hijacklens:", fg="red")
-        click.echo(f"{name} {error}", err=True, color=colour_for_click())
-        sys.exit(2)
+        say(str(error), name="hijacklens:")
+        return 2
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("hijacklens: stopped.", err=True)
-        sys.exit(130)
+        say("hijacklens: stopped.")
+        return 130
     except BrokenPipeError:
-        # The reader of the pipe has closed it; discard the rest of the output.
+        _discard_output()  # the reader of the pipe has closed it
+        return 1
+    except (OSError, MemoryError) as error:
+        say(_failure(error), name="hijacklens:")
+        _discard_output()
+        return 1
+    return status if isinstance(status, int) else 0  # click returns the status of a command
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a full disk, a quota and a limit on the size of files."""
+
+
+def _failure(error: OSError | MemoryError) -> str:
+    """Say which file could not be used, why, and what to do."""
+    if isinstance(error, MemoryError):
+        return (
+            "there is not enough memory. Use fewer facts (--limit), smaller batches "
+            "(--batch-tokens) or a machine with more memory; what was finished is kept."
+        )
+    name = repr(error.filename) if error.filename else "a file"
+    room = error.errno in NO_ROOM
+    cure = "Make room there, or name another place" if room else "Check it, or name another place"
+    return (
+        f"cannot use {name}: {error.strerror or error}. {cure} (--out for results, "
+        "HIJACKLENS_CACHE for models and the store, TMPDIR for temporary files), and give the same "
+        "command again."
+    )
+
+
+def _discard_output() -> None:
+    """Discard what is left of standard output, so that nothing fails when Python ends."""
+    with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    if isinstance(status, int) and status:  # click returns the exit status of a command
-        sys.exit(status)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let a second Ctrl-C end the process at once; it could otherwise interrupt the last words."""
+    ours = (signal.default_int_handler, signal.SIG_DFL)
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or (before := signal.getsignal(signal.SIGINT)) not in ours:
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _renamed(old: str, new: str, word: str) -> str:
     """Return a word of the command line with the new name of an option, and print a note."""
     if word != old and not word.startswith(f"{old}="):
         return word
-    click.echo(f"note: {old} is now called {new}; the next release drops the old name.", err=True)
+    say(f"note: {old} is now called {new}; the next release drops the old name.")
     return word.replace(old, new, 1)

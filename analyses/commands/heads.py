@@ -125,6 +125,7 @@ def command(
     path = folder.check(f"heads-{Path(name).name}")
 
     from hijacklens.files import RECORD
+    from hijacklens.results.result import staged
     from hijacklens.scoring.pairs import pairs
     from probes import heads
 
@@ -144,13 +145,17 @@ def command(
         ),
         **computed,
     )
-    (path / RECORD).unlink(missing_ok=True)
-    head_search.save(path / "search", overwrite=True)  # kept if the test fails
+    replaces = (path / RECORD).exists()
+    if not replaces:  # kept if the test fails
+        head_search.save(path / "search", overwrite=True)
     output.show(head_search.glance(), "")
     result = head_search.test(
         held_out, schemes=test_schemes, doses=doses, random_sets=test.random_sets, **computed
     )
-    result.save(path, overwrite=folder.overwrite)
+    with staged(path, overwrite=folder.overwrite) as place:
+        if replaces:
+            head_search.save(place / "search")
+        result.save(place)
     output.show_saved(
         path,
         result.glance(rule=rule),

@@ -21,7 +21,7 @@ from analyses.commands.options import (
     Rule,
     SchemesChoice,
 )
-from analyses.commands.screen import Output, records
+from analyses.commands.screen import Output, records, say
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,9 +101,9 @@ def command(
                 execution=computed,
                 quiet=output.quiet,
             )
+            result = one if result is None else HijackResult.join([result, one])
+            _save_part(result, path, requested=models, missing=models[i:])
         del model  # before the next one is loaded
-        result = one if result is None else HijackResult.join([result, one])
-        _save_part(result, path, requested=models, missing=models[i:])
         if models[i:]:
             output.note(f"{labels[i - 1]} is scored; {len(models[i:])} to go")
     assert result is not None  # click requires at least one model
@@ -128,19 +128,12 @@ def _save_part(
     With that note, the same command resumes and may write into the folder again.
 
     Raises:
-        InputError: The folder cannot be written, or the disk is full.
+        OSError: The folder cannot be written, or the disk is full.
     """
     if missing:
         note = {"asked": list(requested), "missing": list(missing)}
         result = replace(result, settings=replace(result.settings, unfinished=note))
-    try:
-        result.save(folder, overwrite=True)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the result to {str(folder)!r}: {error}. Make room there, or name "
-            "another folder with --out; finished readings are in the store (unless it was off), so "
-            "the same command resumes from there."
-        ) from error
+    result.save(folder, overwrite=True)
 
 
 @contextmanager
@@ -150,8 +143,8 @@ def _resumable(*, store: bool) -> Iterator[None]:
 
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):
         kept = "finished readings are kept; the same command resumes from there"
         lost = "there is no store, so the same command starts from scratch"
-        click.echo(f"note: {kept if chosen_store(store) else lost}.", err=True)
+        say(f"note: {kept if chosen_store(store) else lost}.")
         raise

@@ -28,6 +28,16 @@ relation_option = partial(option, metavar="P", shell_complete=names.relations)
 source_option = partial(option, metavar="SOURCE", shell_complete=names.facts)
 
 
+def _check_out(context: Any, parameter: Any, folder: Path | None) -> Path | None:
+    """Refuse a folder that cannot be written to, before anything is loaded or computed."""
+    if folder is not None and not context.resilient_parsing:
+        check_folder(folder, overwrite=True)
+    return folder
+
+
+out_option = partial(option, callback=_check_out)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsChoice:
     """A set of facts: where it comes from, which of its facts, and a seed."""
@@ -312,7 +322,7 @@ class FolderChoice:
 
     out: Annotated[
         Path | None,
-        option("Folder for the files.  [default: runs/<date>-$label, then -2, ...]"),
+        out_option("Folder for the files.  [default: runs/<date>-$label, then -2, ...]"),
     ] = None
     overwrite: Overwrite = False
 

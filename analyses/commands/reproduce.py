@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,8 +10,8 @@ import click
 
 from analyses.commands import names as completion
 from analyses.commands.declarations import argument, declared, option
-from analyses.commands.options import Overwrite, model_option, source_option
-from analyses.commands.screen import Output
+from analyses.commands.options import Overwrite, model_option, out_option, source_option
+from analyses.commands.screen import Output, say
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
@@ -52,10 +51,10 @@ def command(
     device: Annotated[
         str | None, option("cpu, cuda, ...  [default: a GPU if there is one]")
     ] = None,
-    out: Annotated[Path | None, option("Folder for the files.")] = None,
+    out: Annotated[Path | None, out_option("Folder for the files.")] = None,
     work: Annotated[
         Path | None,
-        option("Folder for trained models, which runs share.  [default: OUT/work]"),
+        out_option("Folder for trained models, which runs share.  [default: OUT/work]"),
     ] = None,
     overwrite: Overwrite = False,
     output: Output,
@@ -100,7 +99,7 @@ def command(
     from analyses.reproduction.reproduction import Reproduction, reproduce
     from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
     from analyses.texts import choose_facts
-    from hijacklens.files import RECORD, claim_folder, expand_home, write_whole
+    from hijacklens.files import RECORD, expand_home, write_text
     from hijacklens.results.result import load_result
 
     root = expand_home(out)
@@ -114,17 +113,17 @@ def command(
     results: list[Reproduction] = []
     for number, name in enumerate(ids, start=1):
         if not output.quiet and len(ids) > 1:
-            click.echo(f"[{number}/{len(ids)}] {name}: {CATALOGUE[name].title}", err=True)
+            say(f"[{number}/{len(ids)}] {name}: {CATALOGUE[name].title}")
         if (root / name / RECORD).exists() and not overwrite:
             result = load_result(root / name)
             assert isinstance(result, Reproduction)
             _check_same_run(result, root / name, scale, bench)
         else:
             result = reproduce(name, scale=scale, workbench=bench)
-            result.save(claim_folder(root / name, overwrite=overwrite), overwrite=overwrite)
+            result.save(root / name, overwrite=overwrite)
         results.append(result)
         output.show("", result.glance())
-        write_whole(root / "README.md", partial(_write_text, write_ledger(root)))
+        write_text(root / "README.md", write_ledger(root))
     failed = sum(not result.passed for result in results)
     count = "1 analysis" if len(results) == 1 else f"{len(results)} analyses"
     output.show(
@@ -183,7 +182,3 @@ def _record(result: Reproduction) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "seed": result.provenance.seed,
     }
-
-
-def _write_text(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -6,6 +6,9 @@ titles are bold, `pass` is green, `fail` red, `open` yellow. NO_COLOR turns colo
 
 With --json a command prints one document on standard output and nothing else there. It always has
 all keys that the help of the option lists; no value is NaN.
+
+Names and texts come from files that nobody has read. `printable_streams` escapes every character
+that could steer a terminal or that its encoding lacks, whoever prints it.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import json
 import os
 import re
 import sys
+import unicodedata
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +29,7 @@ import click
 
 from analyses.commands.declarations import option
 from hijacklens.files import RECORD, json_text
-from hijacklens.results.glance import Glance, Grid, drawn
+from hijacklens.results.glance import Glance, Grid, drawn, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,8 +49,7 @@ class Output:
     def show(self, *parts: str | Grid | Glance, **document: Any) -> None:
         """Print lines, tables and glances, or the document of --json if one is given."""
         if self.as_json and document:
-            unicode = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
-            click.echo(json_text(dict(sorted(document.items())), ascii=not unicode))
+            click.echo(json_text(dict(sorted(document.items()))))
         elif parts and not self.as_json:
             colour = sys.stdout.isatty() and colour_for_click() is None
             click.echo(drawn(*parts, colour=colour))
@@ -72,14 +75,20 @@ class Output:
     def note(self, text: str) -> None:
         """Print a note on standard error, unless --quiet is given."""
         if not self.quiet:
-            click.echo(f"note: {text}", err=True)
+            say(f"note: {text}")
 
     def loading(self, name: str) -> None:
         """Say that a model is being loaded, if somebody watches."""
         from hijacklens.progress import watched
 
         if watched() and not self.quiet:
-            click.echo(f"loading {name}", err=True)
+            say(f"loading {name}")
+
+
+def say(text: str, *, name: str = "") -> None:
+    """Print one line on standard error; `name` begins it in red."""
+    start = f"{click.style(name, fg='red')} " if name else ""
+    click.echo(start + printable(text), err=True, color=colour_for_click())
 
 
 def colour_for_click() -> bool | None:
@@ -101,9 +110,101 @@ def warnings_as_notes() -> Iterator[None]:
         def note(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
             ours = category.__module__.startswith("hijacklens")
             if ours or "the next release drops the old name" in str(message):
-                click.echo(f"note: {message}", err=True)
+                say(f"note: {message}")
             else:
                 show(message, category, *where, **more)
 
         warnings.showwarning = note
         yield
+
+
+STEERING = re.compile(r"(\r|\x1b\[[\d;]*[mA])")
+"""What a progress bar and colours write to a terminal."""
+
+
+class Printable:
+    r"""A text stream that escapes control characters and characters that its encoding lacks.
+
+    Escapes have the form of JSON, so that a JSON document keeps its meaning.
+
+    >>> import io
+    >>> screen = io.StringIO()
+    >>> _ = Printable(screen).write("a\x1b[2J\u202eb")
+    >>> screen.getvalue()
+    'a\\u001b[2J\\u202eb'
+    """
+
+    def __init__(self, stream: Any, *, name: str = "") -> None:
+        """Wrap a stream. With a name, errors of writing name it; without one they are ignored."""
+        self._stream, self._name = stream, name
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "buffer":  # bytes would go past `write`
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+    def write(self, text: str | bytes) -> int:
+        """Write a text, or the bytes of one.
+
+        Raises:
+            TypeError: There are no bytes: so click asks whether a stream takes bytes.
+        """
+        if not isinstance(text, str):
+            if not text:
+                raise TypeError("this is a stream of text")
+            text = text.decode()
+        parts = STEERING.split(text) if self._stream.isatty() else [text]
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        parts[::2] = [_escaped(part, encoding) for part in parts[::2]]
+        with self._failures():
+            self._stream.write("".join(parts))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        with self._failures():
+            self._stream.flush()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self._name:
+                error.filename = self._name
+                raise
+
+
+def _escaped(text: str, encoding: str) -> str:
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "".join(c if _fits(c, encoding) else json.dumps(c)[1:-1] for c in text)
+
+
+def _fits(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    spaces = character in "\n\t" or unicodedata.category(character) == "Zs"
+    return spaces or character.isprintable()
+
+
+@contextmanager
+def printable_streams() -> Iterator[None]:
+    """Run the body with standard output and standard error as `Printable`."""
+    before = sys.stdout, sys.stderr
+    if sys.stdout is not None:
+        sys.stdout = Printable(sys.stdout, name="standard output")  # pyright: ignore
+    if sys.stderr is not None:
+        sys.stderr = Printable(sys.stderr)  # pyright: ignore
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import click
 
-from analyses.commands.declarations import argument, declared, option
-from analyses.commands.options import ExecutionChoice
-from analyses.commands.screen import Output, records
+from analyses.commands.declarations import argument, declared
+from analyses.commands.options import ExecutionChoice, out_option
+from analyses.commands.screen import Output, records, say
 
 
 @click.command("sweep")
@@ -17,7 +17,7 @@ from analyses.commands.screen import Output, records
 def command(
     *,
     config: Annotated[Path, argument()],
-    out: Annotated[Path, option("Folder for the results.")],
+    out: Annotated[Path, out_option("Folder for the results.")],
     execution: Annotated[ExecutionChoice, ("engine", "workers", "ray_address", "no_cache")],
     output: Output,
 ) -> None:
@@ -45,7 +45,7 @@ def command(
 
     def tell(line: str) -> None:
         if not output.quiet:
-            click.echo(line, err=True)
+            say(line)
 
     result = run_sweep(plan, out, execution=computed, quiet=output.quiet, tell=tell)
     cells, failed = len(result.settings.cells), len(result.failed)
@@ -58,9 +58,8 @@ def command(
     )
     if failed:
         first = result.failed.iloc[0]
-        click.echo(
+        say(
             f"hijacklens: {failed} of {cells} cells failed (failed.csv); the first, "
-            f"{first['cell']}: {first['reason']} The same command tries them again.",
-            err=True,
+            f"{first['cell']}: {first['reason']} The same command tries them again."
         )
         click.get_current_context().exit(1)

@@ -78,13 +78,13 @@ def command(
     """  # noqa: D301
     facts = _fact(prompt, written, source, case)
 
-    from hijacklens.files import claim_folder
     from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
     path = folder.check(f"trace-{Path(name).name}-{'own' if case is None else case}")
 
     from hijacklens.progress import bar
+    from hijacklens.results.result import staged
     from hijacklens.scoring.pairs import pairs
     from probes.logit_shift import trace
     from probes.logit_shift.page import save_attention_page, with_patterns
@@ -98,10 +98,10 @@ def command(
         progress.update()
         account = with_patterns(model, account, probes=active)
         progress.update()
-        claim_folder(path, overwrite=folder.overwrite)
-        save_attention_page(model, account, path / PAGE, probes=active)
-        progress.update()
-        account.save(path, overwrite=folder.overwrite)
+        with staged(path, overwrite=folder.overwrite) as place:
+            save_attention_page(model, account, place / PAGE, probes=active)
+            progress.update()
+            account.save(place)
         progress.update()
     output.show_saved(
         path,

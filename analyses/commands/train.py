@@ -9,7 +9,7 @@ from typing import Annotated
 import click
 
 from analyses.commands.declarations import RenamedOption, declared, option
-from analyses.commands.options import Overwrite
+from analyses.commands.options import Overwrite, out_option
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError, unknown
 
@@ -44,7 +44,7 @@ class TrainingChoice:
     evaluation: Annotated[int, option("Contexts to evaluate on.")] = 8192
     dtype: Annotated[str, option("float32 or float64.")] = "float32"
     device: Annotated[str | None, option("cpu, cuda, ...  [default: a GPU if there is one]")] = None
-    out: Annotated[Path, option("Folder for the files.")]
+    out: Annotated[Path, out_option("Folder for the files.")]
     overwrite: Overwrite = False
     checkpoint_seconds: Annotated[float, option("Shortest time between two checkpoints.")] = 30.0
 

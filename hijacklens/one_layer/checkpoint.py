@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hijacklens.errors import InputError
@@ -41,7 +41,7 @@ class Checkpoint:
         """Replace the last state by this one."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
         header = {"kind": KIND, "configuration": json.dumps(self.configuration)}
-        write_whole(self.path, lambda part: save_file(tensors, part, metadata=header))
+        write_whole(self.path, lambda part: part.write_bytes(save(tensors, metadata=header)))
 
     def load(self) -> dict[str, Tensor] | None:
         """Return the last state, on the CPU; None if there is none.

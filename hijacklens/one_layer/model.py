@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformer_lens import ActivationCache, HookedRootModule
 from transformer_lens.hook_points import HookPoint
@@ -265,7 +265,7 @@ class OneLayerTransformer(HookedRootModule):
         def write_weights(path: Path) -> None:
             tensors = {name: w.detach().cpu().contiguous() for name, w in self.weights().items()}
             # One entry: the order of several is not fixed, and equal models must give equal files.
-            save_file(tensors, path, metadata={"kind": KIND})
+            path.write_bytes(save(tensors, metadata={"kind": KIND}))
 
         def write_config(path: Path) -> None:
             write_json(path, {"kind": KIND, **asdict(self.config)})

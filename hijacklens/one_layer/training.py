@@ -21,16 +21,14 @@ import pandas as pd
 import torch
 
 from hijacklens.errors import InputError, number, one_of_type, unknown
-from hijacklens.files import RECORD, claim_folder
+from hijacklens.files import claim_folder
 from hijacklens.models.devices import choose_device
 from hijacklens.one_layer.checkpoint import Checkpoint
-from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE
 from hijacklens.one_layer.recipe import RENAMED, Recipe
 from hijacklens.one_layer.stacked_runs import StackedRuns, train_runs
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.one_layer.trained import MODELS, TrainingResult
+from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.renamed import renamed
-from hijacklens.results.result import remove_result
 
 OPTIONS = ("out", "device", "overwrite", "checkpoint_seconds", "quiet")
 """Arguments of `train` besides the settings of the recipe."""
@@ -60,7 +58,8 @@ def train(
         out: Folder for the result, and for the state of the training until it is finished.
         device: Where to train; None for the GPU if there is one. Starts and evaluation contexts
             are the same on every device, training contexts on every device of a kind.
-        overwrite: Replace a finished result in `out`, or the unfinished run of another call.
+        overwrite: Replace a finished result in `out` when the new one is complete, or at once the
+            unfinished run of another call.
         checkpoint_seconds: Least time between two saved states.
         quiet: Draw no progress bar.
         changes: Settings that replace those of the recipe, by the names of `Recipe`'s fields;
@@ -90,7 +89,7 @@ def train(
         task, recipe, stacked.models(), curves=_curves(stacked), device=str(where)
     )
     if out is not None and checkpoint is not None:
-        result.save(out)
+        result.save(out, overwrite=overwrite)
         checkpoint.remove()
     return result
 
@@ -113,28 +112,18 @@ def _with_changes(recipe: Recipe | None, changes: Mapping[str, Any]) -> Recipe:
 def _open_checkpoint(
     folder: Path, configuration: Mapping[str, Any], *, overwrite: bool
 ) -> Checkpoint:
-    """Return the checkpoint in the folder of a result, after deleting what may be overwritten.
+    """Return the checkpoint in the folder of a result; with `overwrite`, delete another call's.
 
     Even with `overwrite`, an unfinished run of the same call is kept, so that the call can resume.
     """
     folder = claim_folder(folder, overwrite=overwrite)
     checkpoint = Checkpoint(folder, configuration)
-    if not overwrite:
-        return checkpoint
-    if (folder / RECORD).exists():
-        remove_result(folder)
-        checkpoint.remove()
     try:
         checkpoint.load()
     except InputError:
+        if not overwrite:
+            raise
         checkpoint.remove()
-    if not checkpoint.path.exists():
-        # Models of other seeds or learning rates would otherwise remain next to the new ones.
-        for model in (folder / MODELS).glob("seed*-lr*"):
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
-                (model / name).unlink(missing_ok=True)
-            if not any(model.iterdir()):
-                model.rmdir()
     return checkpoint
 
 

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError
-from hijacklens.files import RECORD, json_text, named_path, write_text
+from hijacklens.files import RECORD, check_folder, json_text, named_path, write_text
 from hijacklens.report.tables import links, pack, table_part
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Views
 from hijacklens.results.result import Result, load_result
@@ -69,7 +69,8 @@ def write_report(
 
     Raises:
         InputError: There is no result, a folder holds none, the file exists already, or its
-            folder does not.
+            folder does not exist or is not writable.
+        OSError: There is no room for the file.
 
     Note:
         The file holds all rows of all tables, compressed: about 45 bytes for an item of a hijack
@@ -88,6 +89,7 @@ def write_report(
             f"{str(out)!r} already exists. Choose another name, or pass overwrite=True "
             "(--overwrite on the command line) to replace it."
         )
+    check_folder(path.parent, overwrite=True)
     entries = [
         Entry(one) if isinstance(one, Result) else Entry(load_result(one), str(one))
         for source in sources
@@ -102,7 +104,7 @@ def _results_in(source: Result | str | Path) -> Sequence[Result | str | Path]:
     if isinstance(source, Result):
         return [source]
     folder = named_path(source, "folder")
-    records = [] if (folder / RECORD).exists() else sorted(folder.glob(f"*/{RECORD}"))
+    records = [] if (folder / RECORD).exists() else sorted(folder.glob(f"[!.]*/{RECORD}"))
     return [path.parent for path in records] or [source]
 
 

@@ -2,9 +2,9 @@
 
 A result is a frozen dataclass that derives from `Result`. `save` writes every field by its type
 (`hijacklens.results.stored`), the tables and figures that the class declares, and `result.json`
-last, each file completely or not at all: a folder with a `result.json` is complete. `load_result`
-reads any such folder back as the type that wrote it. `result.json` lists the files, so that a
-result that replaces another leaves none of its files behind.
+last: a folder with a `result.json` is complete. `load_result` reads any such folder back as the
+type that wrote it. A result that replaces another is first written completely next to it.
+`result.json` lists the files, so that the new result leaves none of the old files behind.
 """
 
 from __future__ import annotations
@@ -14,24 +14,34 @@ import json
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from importlib import metadata
 from inspect import isabstract
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens.errors import InputError
-from hijacklens.files import RECORD, claim_folder, named_path, write_json, write_whole
+from hijacklens.files import (
+    RECORD,
+    check_folder,
+    make_folder,
+    named_path,
+    remove_empty,
+    write_json,
+    write_whole,
+)
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.results.older_forms import FORM, MOVED, upgraded
@@ -40,6 +50,8 @@ from hijacklens.results.stored import read_fields, to_record, write_table, write
 PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
 FILES = "files"
 """Key of the names of the files in `result.json`."""
+PART = ".part-"
+"""Beginning of the name of a folder with a result that is being written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +169,13 @@ class Result(Shown, ABC):
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write all files of the result into `folder` and return its path.
 
+        A result that the folder contains is replaced when the new one is complete.
+
         Raises:
-            InputError: The folder already contains a result and `overwrite` is False.
+            InputError: The folder already contains a result and `overwrite` is False, or the
+                folder cannot be made.
+            OSError: There is no room for the files. Nothing has changed in the folder.
         """
-        target = claim_folder(folder, overwrite=overwrite)
         files = self.files()
         for stem, options in self.figures.items():
             from hijacklens import plots
@@ -174,15 +189,12 @@ class Result(Shown, ABC):
             FILES: list(files),
             "provenance": to_record(self)["provenance"],
         }
-        remove_result(target)
-        for place in {(target / name).parent for name in files}:
-            place.mkdir(parents=True, exist_ok=True)
-            for part in place.glob(".part*-*"):  # from a save that was killed
-                part.unlink(missing_ok=True)
-        for name, write in files.items():
-            write_whole(target / name, write)
-        write_json(target / RECORD, record)
-        return target
+        with staged(folder, overwrite=overwrite) as place:
+            for name, write in files.items():
+                (place / name).parent.mkdir(parents=True, exist_ok=True)
+                write_whole(place / name, write)
+            write_json(place / RECORD, record)
+        return named_path(folder, "folder")
 
 
 def load_result(folder: str | Path) -> Result:
@@ -239,7 +251,45 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def remove_result(folder: Path) -> None:
+@contextmanager
+def staged(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Make results in a folder next to their place, and move them there when they are complete.
+
+    The body writes into the folder that it gets. After it, results that are replaced are removed,
+    and the new files are moved, records last. If the body fails, nothing in `folder` has changed.
+
+    Args:
+        folder: The place of the result; it may contain other files, which stay.
+        overwrite: Replace a result in the folder.
+
+    Raises:
+        InputError: As `claim_folder`.
+    """
+    target = check_folder(folder, overwrite=overwrite)
+    made = make_folder(target, folder)
+    for rest in target.glob(f"{PART}*"):  # of a process that was killed
+        shutil.rmtree(rest, ignore_errors=True)
+    try:
+        with TemporaryDirectory(dir=target, prefix=PART, ignore_cleanup_errors=True) as scratch:
+            yield (place := Path(scratch))
+            new = [path.relative_to(place) for path in place.rglob("*") if path.is_file()]
+            # Outer records last: where there is one, everything below it is complete.
+            new.sort(key=lambda path: (path.name == RECORD, -len(path.parts)))
+            for path in reversed(new):
+                if path.name == RECORD:
+                    _remove_result((target / path).parent)
+            for path in new:
+                (target / path).parent.mkdir(parents=True, exist_ok=True)
+                (place / path).replace(target / path)
+    except BaseException as error:
+        remove_empty(made)
+        if isinstance(error, OSError) and error.filename:
+            name = Path(error.filename)
+            error.filename = str(Path(*(p for p in name.parts if not p.startswith(PART))))
+        raise
+
+
+def _remove_result(folder: Path) -> None:
     """Remove the result in a folder: the record first, then the files that it lists.
 
     Files that the record does not list stay, and so do files outside the folder, even if the

@@ -13,7 +13,9 @@ an array, or of a table where the default does not fit:
 
 from __future__ import annotations
 
+import csv
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
@@ -22,6 +24,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pandas as pd
+from pyarrow.parquet import ParquetFile
 from pydantic import TypeAdapter
 from pydantic_core import to_json
 
@@ -47,6 +50,12 @@ class Stored:
 
 EXACT: dict[str, Any] = {} if pd.__version__ >= "3" else {"float_precision": "round_trip"}
 """The parser of earlier versions of pandas may be off by the last bit."""
+FORMULA = re.compile(r"^'*[=+\-@\t\r]")
+"""The beginning of a text that a spreadsheet may run, or of one that looks like it in our files."""
+MOST_PER_BYTE = 1
+"""Rows of a large Parquet file per byte. Tables of results have less than a tenth of a row."""
+LARGE = 1_000_000
+"""Rows above which a Parquet file is checked."""
 NOT_STORED = Stored("")
 """For a field that is not saved; it needs a default."""
 
@@ -62,8 +71,31 @@ class _Field:
 
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a table as Parquet or CSV, whichever the file name says, without its index."""
-    (table.to_csv if path.suffix == ".csv" else table.to_parquet)(path, index=False)
+    """Write a table as Parquet or CSV, whichever the file name says, without its index.
+
+    In a CSV file, a text that a spreadsheet would take for a formula follows an apostrophe.
+    """
+    if path.suffix == ".csv":
+        safe = _in_texts(table, FORMULA, r"'\g<0>")
+        # Readers take a bare carriage return for the end of a row.
+        returns = any(
+            c.map(lambda x: isinstance(x, str) and "\r" in x).any() for _, c in safe.items()
+        )
+        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+        safe.to_csv(path, index=False, quoting=quoting)
+    else:
+        table.to_parquet(path, index=False)
+
+
+def _in_texts(table: pd.DataFrame, pattern: re.Pattern[str], new: str) -> pd.DataFrame:
+    """Return a table with a pattern replaced in the cells that are text."""
+    texts = table.select_dtypes(include=["object", "string"])
+    changed = {
+        name: column.map(lambda cell: pattern.sub(new, cell) if isinstance(cell, str) else cell)
+        for name, column in texts.items()
+        if column.map(lambda cell: isinstance(cell, str) and bool(pattern.match(cell))).any()
+    }
+    return table.assign(**changed) if changed else table
 
 
 def writers(result: Any) -> dict[str, Callable[[Path], None]]:
@@ -148,6 +180,12 @@ def _read_file(path: Path, name: str, stored: Stored) -> Any:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[name]
     if path.suffix == ".parquet":
+        rows, size = ParquetFile(path).metadata.num_rows, path.stat().st_size
+        if rows > max(LARGE, MOST_PER_BYTE * size):
+            raise InputError(
+                f"{path} has {rows:,} rows in {size:,} bytes, which no result has; they could use "
+                "up the memory. Run it again with --overwrite."
+            )
         table = pd.read_parquet(path)
     else:
         others = [column for column, dtype in stored.dtypes.items() if dtype is not str]
@@ -159,6 +197,7 @@ def _read_file(path: Path, name: str, stored: Stored) -> Any:
             na_values={column: [""] for column in others} if has_text else None,
             **EXACT,
         )
+        table = _in_texts(table, re.compile(f"^'(?={FORMULA.pattern[1:]})"), "")
     if missing := set(stored.columns) - set(table.columns):
         raise InputError(f"{path} lacks columns: {sorted(missing)}.")
     return table

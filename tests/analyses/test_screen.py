@@ -10,65 +10,15 @@ import sys
 
 import pandas as pd
 import pytest
-from click import Context
-from sample_facts import sample_facts
-from tiny_models import tiny_model, tiny_tokenizer
+from command_calls import CALLS, commands, make_places, run, words_of
 
-from analyses.commands.group import COMMANDS, group, main
 from analyses.reproduction import check, reproduction
 from hijacklens import progress
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    root = tmp_path_factory.mktemp("screen")
-    tiny_model("llama").save_pretrained(root / "tiny-llama")
-    tiny_tokenizer("llama").save_pretrained(root / "tiny-llama")
-    table = sample_facts().to_dataframe().drop(columns="prompt")
-    table.to_json(root / "facts.jsonl", orient="records", lines=True)
-    (root / "sweep.toml").write_text(
-        f'[scoring]\nmodels = ["{root}/tiny-llama"]\nfacts = ["{root}/facts.jsonl"]\n'
-        'schemes = ["think"]\ndoses = "0-1"\n'
-    )
-    return root
-
-
-def run(*arguments):
-    try:
-        main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def commands():
-    """Name -> command, those of groups too."""
-    context = Context(group)
-    for name in COMMANDS:
-        found = group.get_command(context, name)
-        for inner, command in getattr(found, "commands", {name: found}).items():
-            yield (name if inner == name else f"{name} {inner}"), command
-
-
-CALLS = {
-    "hijack": "hijack --model {m} --facts {f} --limit 3 --doses 1 --out {o}",
-    "ask": "ask Rome --model {m} --true Italy --tokens 2 --probe knock-out:source=last,target=at:0",
-    "models": "models",
-    "schemes": "schemes",
-    "probes": "probes",
-    "facts": "facts --facts {f} --show",
-    "plan": "plan --tokenizer {m} --facts {f} --doses 0-2",
-    "train": "train --bits 3 --d-model 4 --length 8 --seeds 1 --lr 0.01 --steps 2 --evaluation 8 "
-    "--out {o}",
-    "cache info": "cache info",
-    "cache clear": "cache clear --yes",
-    "heads": "heads --model {m} --facts {f} --size 1 --candidates 2 --random-sets 1 --out {o}",
-    "trace": "trace --model {m} --facts {f} --case 0 --out {o}",
-    "report": "report {h} --out {o}.html",
-    "sweep": "sweep {s} --out {o}",
-    "reproduce": "reproduce lemma5 --out {o}",
-    "completion": "completion bash",
-}
+def places(tmp_path_factory):
+    return make_places(tmp_path_factory.mktemp("screen"))
 
 
 def test_every_command_has_a_call_here():
@@ -77,23 +27,16 @@ def test_every_command_has_a_call_here():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_json_is_one_document_with_the_keys_of_the_help(
-    name, folders, tmp_path, capsys, monkeypatch
+    name, places, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setenv("HIJACKLENS_STORE", str(tmp_path / "store.sqlite"))
     (option,) = [p for n, c in commands() if n == name for p in c.params if p.name == "as_json"]
     promised = option.help.split("Its keys: ")[1].rstrip(".").split(", ")
-    places = {
-        "m": folders / "tiny-llama",
-        "f": folders / "facts.jsonl",
-        "s": folders / "sweep.toml",
-        "o": tmp_path / "out",
-        "h": tmp_path / "hijack",
-    }
+    places = {**places, "o": tmp_path / "out", "h": tmp_path / "hijack"}
     if name == "report":
-        made = CALLS["hijack"].replace("{o}", "{h}").format(**places)
-        assert run(*made.split(), "--quiet") == 0
+        assert run(*words_of("hijack", {**places, "o": places["h"]}), "--quiet") == 0
     capsys.readouterr()
-    assert run(*CALLS[name].format(**places).split(), "--json", "--quiet") == 0
+    assert run(*words_of(name, places), "--json", "--quiet") == 0
     printed = capsys.readouterr()
 
     def strict(text):
@@ -106,14 +49,12 @@ def test_json_is_one_document_with_the_keys_of_the_help(
         assert found["seed"] == 0
 
 
-def test_the_document_has_the_numbers_of_the_table(folders, tmp_path, capsys):
-    call = CALLS["hijack"].format(
-        m=folders / "tiny-llama", f=folders / "facts.jsonl", o=tmp_path / "out"
-    )
-    assert run(*call.split(), "--json") == 0
+def test_the_document_has_the_numbers_of_the_table(places, tmp_path, capsys):
+    call = words_of("hijack", {**places, "o": tmp_path / "out"})
+    assert run(*call, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [row["dose"] for row in found["summary"]] == [0, 1]
-    assert run(*call.split(), "--overwrite") == 0
+    assert run(*call, "--overwrite") == 0
     printed = capsys.readouterr().out
     for row in found["summary"]:
         assert f"{row['efficacy']:.3f} [".removeprefix("0") in printed
@@ -128,14 +69,11 @@ def test_a_list_that_is_quiet_gives_no_hints(capsys):
         assert len(capsys.readouterr().out) < len(whole)
 
 
-def test_known_facts_are_counted_once_whatever_a_scheme_skips(folders, tmp_path, capsys):
+def test_known_facts_are_counted_once_whatever_a_scheme_skips(places, tmp_path, capsys):
     """near-word has no word for some facts; they are known or not all the same."""
-    call = (
-        CALLS["hijack"]
-        .format(m=folders / "tiny-llama", f=folders / "facts.jsonl", o=tmp_path / "out")
-        .replace("--limit 3", "--scheme near-word --scheme think")
-    )
-    assert run(*call.split(), "--json") == 0
+    model, facts = places["m"], places["f"]
+    call = ["hijack", "--model", model, "--facts", facts, "--doses", "1", "--out", tmp_path / "out"]
+    assert run(*call, "--scheme", "near-word", "--scheme", "think", "--json") == 0
     found = json.loads(capsys.readouterr().out)
     counts = {row["scheme"]: row["n"] for row in found["summary"]}
     assert counts["near-word"] < counts["think"] == 10

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -15,6 +16,8 @@ from typing import Annotated, Any, ClassVar
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from jaxtyping import Float
 
@@ -132,15 +135,38 @@ def test_a_folder_with_a_result_is_not_overwritten_unasked(counts, tmp_path):
     assert load_result(tmp_path) == other
 
 
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_save_that_fails_leaves_no_result(overwrite, counts, tmp_path):
-    if overwrite:
-        counts.save(tmp_path)
-    with pytest.raises(OSError, match="disk full"):
-        Unfinished((1,), counts.provenance).save(tmp_path, overwrite=overwrite)
-    assert not names(tmp_path) & {RECORD, "more.csv"}
-    assert not [name for name in names(tmp_path) if name.startswith(".part")]
-    with pytest.raises(InputError, match="a run that was cut short has no such file"):
+def test_a_save_that_fails_changes_nothing(counts, tmp_path):
+    """A good result stays until the new one is complete; a new folder is not left behind."""
+    counts.save(tmp_path / "good")
+    for folder in (tmp_path / "good", tmp_path / "a" / "b"):
+        with pytest.raises(OSError, match="disk full") as caught:
+            Unfinished((1,), counts.provenance).save(folder, overwrite=True)
+        assert caught.value.filename == str(folder / "more.csv")
+    assert names(tmp_path) == {"good"}
+    assert names(tmp_path / "good") == {"items.csv", "curve.svg", "curve.png", RECORD}
+    assert load_result(tmp_path / "good") == counts
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@A1", "\tx", "\rx", "'=1", "''-1", "'x", "x=1", "", "日本", "NA"]
+
+
+def test_no_text_of_a_csv_file_is_a_formula(many, tmp_path):
+    """A cell of a spreadsheet that begins so is run; our own reader gives back the text."""
+    texts = pd.DataFrame({"name": FORMULAS, "count": range(-1, len(FORMULAS) - 1)})
+    result = replace(many, texts=texts.astype({"count": "Int64"}))
+    result.save(tmp_path)
+    with (tmp_path / "texts.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert not [row["name"] for row in rows if row["name"][:1] in tuple("=+-@\t\r")]
+    assert rows[0]["count"] == "-1"  # a number is not a text
+    pd.testing.assert_frame_equal(load_result(tmp_path).texts, result.texts)
+
+
+def test_a_small_file_with_millions_of_rows_is_refused(many, tmp_path):
+    many.save(tmp_path)
+    columns = {"x": pa.array([0.0]).take(pa.array(np.zeros(2_000_000, int)))}
+    pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    with pytest.raises(InputError, match="2,000,000 rows"):
         load_result(tmp_path)
 
 

@@ -236,7 +236,6 @@ class TestResuming:
                 watch_steps(patch, killed_at=step)
                 train(TASK, **settings)
             assert (tmp_path / FILE).exists()
-            assert not (tmp_path / "result.json").exists()
             return settings
 
         return train_until
@@ -245,6 +244,7 @@ class TestResuming:
         self, trained: TrainingResult, tmp_path, kill_at, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kill_at(150)
+        assert not (tmp_path / "result.json").exists()
         settings = kill_at(199)
         steps = watch_steps(monkeypatch)
         result = train(TASK, **settings)
@@ -265,11 +265,13 @@ class TestResuming:
     def test_with_overwrite_a_run_resumes_itself(
         self, tmp_path, kill_at, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        train(TASK, **{**QUICK, "steps": 3}, out=tmp_path)
+        earlier = train(TASK, **{**QUICK, "steps": 3}, out=tmp_path).table
         settings = kill_at(130, overwrite=True)
+        pd.testing.assert_frame_equal(load_result(tmp_path).to_dataframe(), earlier)
         steps = watch_steps(monkeypatch)
-        train(TASK, **settings)
+        result = train(TASK, **settings)
         assert steps[0] == 128
+        pd.testing.assert_frame_equal(load_result(tmp_path).to_dataframe(), result.table)
 
 
 @pytest.mark.slow

@@ -201,9 +201,9 @@ def printable_streams() -> Iterator[None]:
     """Run the body with standard output and standard error as `Printable`."""
     before = sys.stdout, sys.stderr
     if sys.stdout is not None:
-        sys.stdout = Printable(sys.stdout, name="standard output")  # pyright: ignore
+        sys.stdout = Printable(sys.stdout, name="standard output")
     if sys.stderr is not None:
-        sys.stderr = Printable(sys.stderr)  # pyright: ignore
+        sys.stderr = Printable(sys.stderr)
     try:
         yield
     finally:

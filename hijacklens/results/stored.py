@@ -16,7 +16,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, partial
 from pathlib import Path
@@ -75,27 +75,29 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
 
     In a CSV file, a text that a spreadsheet would take for a formula follows an apostrophe.
     """
-    if path.suffix == ".csv":
-        safe = _in_texts(table, FORMULA, r"'\g<0>")
-        # Readers take a bare carriage return for the end of a row.
-        returns = any(
-            c.map(lambda x: isinstance(x, str) and "\r" in x).any() for _, c in safe.items()
-        )
-        quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-        safe.to_csv(path, index=False, quoting=quoting)
-    else:
+    if path.suffix != ".csv":
         table.to_parquet(path, index=False)
+        return
+    # Unquoted, a carriage return inside a text would end the row.
+    returns = next(_matching(table, re.compile("\r")), None) is not None
+    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
+    _in_texts(table, FORMULA, r"'\g<0>").to_csv(path, index=False, quoting=quoting)
 
 
 def _in_texts(table: pd.DataFrame, pattern: re.Pattern[str], new: str) -> pd.DataFrame:
     """Return a table with a pattern replaced in the cells that are text."""
-    texts = table.select_dtypes(include=["object", "string"])
     changed = {
         name: column.map(lambda cell: pattern.sub(new, cell) if isinstance(cell, str) else cell)
-        for name, column in texts.items()
-        if column.map(lambda cell: isinstance(cell, str) and bool(pattern.match(cell))).any()
+        for name, column in _matching(table, pattern)
     }
-    return table.assign(**changed) if changed else table
+    return table.assign(**changed)
+
+
+def _matching(table: pd.DataFrame, pattern: re.Pattern[str]) -> Iterator[tuple[str, pd.Series]]:
+    """Yield the columns in which the pattern is found in a text."""
+    for name, column in table.select_dtypes(include=["object", "string"]).items():
+        if any(isinstance(cell, str) and pattern.search(cell) for cell in column):
+            yield str(name), column
 
 
 def writers(result: Any) -> dict[str, Callable[[Path], None]]:

@@ -215,7 +215,7 @@ def test_any_result_has_its_figure_its_table_and_its_record(tmp_path):
         ([], "at least one result"),
         (["nowhere"], "no result in 'nowhere'"),
         (["."], "it has no result.json"),
-        ([""], "named by a text or a Path"),
+        ([""], "named by a text"),
     ],
 )
 def test_invalid_results_are_refused_before_anything_is_written(given, message, tmp_path):

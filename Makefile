@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
 .PHONY: help env demo test test-models test-slow test-use test-long test-ray test-old \
-	reproduce reproduce-models reproduce-theory notebooks docs check format bench fuzz dist clean
+	reproduce reproduce-models reproduce-theory families notebooks docs check format bench fuzz dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,14 +46,14 @@ test-models: $(READY)  ## The tests on the packaged real models
 	$(PYTEST) -m packaged tests/hijacklens tests/probes tests/analyses
 
 test-slow: $(READY)  ## The long tests: training to the end, sabotages, kills
-	$(PYTEST) -m slow tests/hijacklens tests/probes tests/analyses tests/fuzz
+	$(PYTEST) -m slow tests/hijacklens tests/probes tests/analyses tests/families tests/fuzz
 
 test-use: $(READY)  ## Documentation, examples and wheel as users have them: real models, long runs
 	$(PYTEST) --dist worksteal -m "packaged or slow" tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
 test-long: $(READY)  ## test-models, test-slow and test-use in one session, as CI runs them
 	$(PYTEST) --dist worksteal -m "packaged or slow" \
-		tests/hijacklens tests/probes tests/analyses tests/fuzz \
+		tests/hijacklens tests/probes tests/analyses tests/families tests/fuzz \
 		tests/test_docs.py tests/test_examples.py tests/test_packaging.py
 
 test-ray: $(READY)  ## The tests that start a real Ray
@@ -78,6 +78,10 @@ reproduce-models reproduce-theory: reproduce-%: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/hijacklens reproduce --scale quick --quiet --out runs/reproduction-$* \
 		$$($(BIN)/python -c "from analyses.reproduction.catalogue import CATALOGUE; \
 		print(*(e.id for e in CATALOGUE.values() if e.uses_models == ('$*' == 'models')))")
+
+families: $(READY)  ## Compare tiny models of all families with plain ones; write docs/reference/families.md
+	PYTHONPATH=tests/standins HF_HUB_OFFLINE=1 HIJACKLENS_STORE=off PIP_NO_INDEX=1 \
+		OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/families/run.py
 
 notebooks: $(READY)  ## Run the notebooks of examples/ and render what they show
 	$(BIN)/python examples/render.py

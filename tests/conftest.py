@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
+os.environ["PIP_NO_INDEX"] = "1"  # no library may install another
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HIJACKLENS_STORE"] = "off"  # no test may read scores of an earlier run
 # Tiny models are fastest on one thread, and far slower on two when the machine is shared. Processes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from click.shell_completion import get_completion_class
 
 from analyses.commands import names as known
 from analyses.commands.declarations import argument, declared, option
-from analyses.commands.options import FactsChoice
+from analyses.commands.options import FactsChoice, model_option
 from analyses.commands.screen import Output
 from hijacklens.errors import unknown
 from hijacklens.files import cache_folder
@@ -34,11 +35,28 @@ def _records(values: Iterable[Any], *fields: str, **renamed: str) -> list[dict[s
 
 
 @click.command("models")
-@declared("models", "cache")
-def models(*, output: Output) -> None:
-    """List the models that come as packages, and how to name others."""
+@declared("models", "cache", "check")
+def models(
+    *,
+    check: Annotated[
+        str | None,
+        model_option(
+            "Compare everything that is computed with this model (a folder, a hub id) with plain "
+            "Hugging Face forward passes."
+        ),
+    ] = None,
+    output: Output,
+) -> None:
+    """List the models that come as packages, and how to name others; or check a model.
+
+    The check takes minutes on a small model and needs memory for two copies of it in float32.
+    It ends with status 1 if a number is wrong.
+    """
     from hijacklens.models.packaged import PACKAGED
 
+    if check is not None:
+        _check_model(check, output)
+        return
     packaged = _records(
         PACKAGED.values(),
         "name", "title", "licence", "installed", "megabytes",
@@ -64,7 +82,25 @@ def models(*, output: Output) -> None:
         *([] if output.quiet else hints),
         models=packaged,
         cache=str(cache_folder()),
+        check=None,
     )
+
+
+def _check_model(name: str, output: Output) -> None:
+    """Print the outcome of every cell of `analyses.conformance` for a model."""
+    from analyses.conformance.cells import CELLS, OF_NAMED, Check, Subject
+
+    output.loading(name)
+    outcomes = Check(Subject.named(name)).run(OF_NAMED)
+    rows = [
+        {"cell": cell, "what": CELLS[cell], "outcome": outcome.text, **asdict(outcome)}
+        for cell, outcome in outcomes.items()
+    ]
+    columns = {"cell": "{cell}", "outcome": "{outcome}", "nats": "{nats:.0e}", "what": "{what}"}
+    notes = [f"{row['cell']}: {row['detail']}" for row in rows if row["detail"]]
+    output.show(Grid.of(rows, columns), *notes, models=[], cache=str(cache_folder()), check=rows)
+    if any(row["state"] in ("wrong", "obscure") for row in rows):
+        sys.exit(1)
 
 
 @click.command("schemes")

@@ -1,0 +1,1 @@
+"""Compare everything that is computed with a model with plain Hugging Face forward passes."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import FactSet
+    from hijacklens.facts.joining import Joining
 
 
 def choose_facts(
@@ -17,6 +19,7 @@ def choose_facts(
     cases: tuple[int, ...],
     limit: int | None,
     seed: int,
+    joining: Joining = "auto",
 ) -> FactSet:
     """Load facts and choose among them.
 
@@ -26,6 +29,7 @@ def choose_facts(
         cases: Only facts with these case ids; all by default.
         limit: Maximum number of facts to draw.
         seed: Seeds the draw.
+        joining: How targets join their prompts (`hijacklens.facts.joining`).
 
     Raises:
         InputError: The facts cannot be read, or a relation, case or limit does not fit them.
@@ -34,9 +38,9 @@ def choose_facts(
     from hijacklens.facts.counterfact import counterfact
 
     if source == "atlas":
-        facts = atlas()
+        facts = replace(atlas(), joining=joining)
     else:
-        facts = counterfact(None if source == "counterfact" else source)
+        facts = counterfact(None if source == "counterfact" else source, joining=joining)
     facts = facts.where(relation=relations or None, case_ids=cases or None)
     return facts.limit(limit, seed=seed)
 

@@ -240,7 +240,7 @@ def trace(
     on both runs, in their order.
 
     Raises:
-        InputError: Several pairs, or a fact without a pair.
+        InputError: Several pairs, a fact without a pair, or as `Item.first_tokens`.
     """
     pair, active = only(pairs, operation="logit_lens.trace"), check_probes(probes)
     spans = spans_of(active)
@@ -250,7 +250,8 @@ def trace(
     tables = []
     for item, of_prompt in sides:
         layout = Layout.of_symbols(torch.tensor([item.ids], device=device_of(model)), spans)
-        depths = through(model, layout, [item.false[0][1]], [item.true[0][1]], probes=active)
+        true, false = item.first_tokens
+        depths = through(model, layout, [false], [true], probes=active)
         tables.append(_table(item.prompt.dose, depths, of_prompt))
     return LogitLens(
         table=pd.concat(tables, ignore_index=True),

@@ -59,7 +59,9 @@ def command(
     targets = [target for target in (written.target_true, written.target_false) if target]
     from hijacklens.scoring.answers import answer
 
-    prompts = _prompts(prompt, written.subject, sentence, dose, targets)
+    if prompt.endswith(" "):
+        output.note("the prompt ends in a space, which tokenizers usually join to the next word")
+    prompts = _prompts(prompt, written, sentence, dose)
     rows = []
     for name in models:
         output.loading(name)
@@ -76,18 +78,24 @@ def command(
     output.show(*(["", f"probes: {', '.join(keys)}"] if keys else []), answers=rows, probes=keys)
 
 
-def _prompts(
-    text: str, subject: str | None, sentence: str | None, dose: int, targets: Sequence[str]
-) -> list[Prompt]:
+def _prompts(query: str, written: WrittenFact, sentence: str | None, dose: int) -> list[Prompt]:
     """Return the bare prompt, and the hijacked one if there is a sentence, with their spans."""
     from hijacklens.prompts.prompt import compose
 
-    query = text.rstrip()
+    subject = written.subject
     start = query.find(subject) if subject else -1
     span = (start, start + len(subject)) if subject and start >= 0 else None
     doses = (0, dose) if sentence else (0,)
     return [
-        compose(query, subject=span, sentence=sentence or "", dose=k, named=targets) for k in doses
+        compose(
+            query,
+            subject=span,
+            sentence=sentence or "",
+            dose=k,
+            named=(written.target_true, written.target_false),
+            joining=written.joining,
+        )
+        for k in doses
     ]
 
 

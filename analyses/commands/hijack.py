@@ -80,8 +80,6 @@ def command(
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
 
-    if scored.note:
-        output.note(f"{scored.name}: {scored.note}")
     result: HijackResult | None = None
     for i, name in enumerate(models, start=1):
         with _resumable(store=not execution.no_cache):

@@ -38,6 +38,12 @@ def _check_out(context: Any, parameter: Any, folder: Path | None) -> Path | None
 out_option = partial(option, callback=_check_out)
 
 
+JoiningChoice: TypeAlias = Annotated[
+    Literal["auto", "space", "none"],
+    option("How a target joins its prompt: auto decides by the end of the prompt."),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsChoice:
     """A set of facts: where it comes from, which of its facts, and a seed."""
@@ -58,10 +64,13 @@ class FactsChoice:
     seed: Annotated[
         int, option("Seed for the sample of --limit and for the random sentences of some schemes.")
     ] = 0
+    joining: JoiningChoice = "auto"
 
     def load(self) -> FactSet:
         """Read the facts and draw the sample."""
-        return choose_facts(self.source, self.relations, self.cases, self.limit, self.seed)
+        return choose_facts(
+            self.source, self.relations, self.cases, self.limit, self.seed, self.joining
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +88,7 @@ class WrittenFact:
         str,
         relation_option("The relation id, for the scheme `relation`."),
     ] = ""
+    joining: JoiningChoice = "auto"
 
     def require(self, what: str, needed: Iterable[str], **more: str | None) -> None:
         """Refuse a fact that lacks some of its parts.

@@ -77,6 +77,8 @@ def command(
           --prompt "The Eiffel Tower is in the city of" --dose 2
     """  # noqa: D301
     facts = _fact(prompt, written, source, case)
+    if facts.note:
+        output.note(f"{facts.name}: {facts.note}")
 
     from hijacklens.prompts.schemes import get_scheme
 
@@ -132,10 +134,10 @@ def _fact(
                 "give either a fact of your own (--prompt, ...) or --facts and --case."
             )
         written.require("a fact of your own also", parts, prompt=prompt)
-        return FactSet((written.fact(prompt or ""),), name="own")
+        return FactSet((written.fact(prompt or ""),), name="own", joining=written.joining)
     if case is None:
         raise InputError(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
             "`hijacklens facts` lists case ids."
         )
-    return choose_facts(source or "atlas", (), (case,), None, 0)
+    return choose_facts(source or "atlas", (), (case,), None, 0, written.joining)

@@ -31,6 +31,7 @@ from pydantic import (
 
 from analyses.texts import read_doses
 from hijacklens.errors import InputError, choice, shown, unknown, whole_number
+from hijacklens.facts.joining import Joining
 from hijacklens.files import named_path
 from hijacklens.models.loading import DTYPES
 from hijacklens.one_layer.recipe import MOST_SEEDS, RENAMED, Recipe
@@ -59,6 +60,7 @@ FORMS = {
     "greater_than": "a whole number of at least 1",
     "greater_than_equal": "a whole number of at least 0",
     "bool_type": "true or false",
+    "literal_error": "auto, space or none",
 }
 """Type of a pydantic error -> what to give."""
 
@@ -149,6 +151,7 @@ class FactsEntry(Table):
     relations: Several[str] = ()
     cases: Several[NonNegativeInt] = ()
     limit: PositiveInt | None = None
+    joining: Joining = "auto"
     name: str = ""
     """The name in the table; by default the source."""
 

@@ -250,7 +250,9 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         return []
     templates = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
     facts_of = {
-        (i, seed): choose_facts(entry.source, entry.relations, entry.cases, entry.limit, seed)
+        (i, seed): choose_facts(
+            entry.source, entry.relations, entry.cases, entry.limit, seed, entry.joining
+        )
         for i, entry in enumerate(plan.facts)
         for seed in plan.seeds
     }
@@ -271,6 +273,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         key = {
             "model": model.model_dump(),
             "facts": facts.content_hash(),
+            **({} if facts.joining == "auto" else {"joining": facts.joining}),
             "scheme": [name, texts],
             "seed": seed,
             "doses": list(plan.doses),

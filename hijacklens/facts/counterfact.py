@@ -20,6 +20,7 @@ from typing import Any, cast
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
+from hijacklens.facts.joining import Joining
 from hijacklens.facts.layouts import Record, facts_from_records
 from hijacklens.files import named_path, variable
 
@@ -30,19 +31,26 @@ ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz", ".csv
 
 
 def counterfact(
-    source: str | Path | None = None, *, split: str | None = None, revision: str | None = None
+    source: str | Path | None = None,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    joining: Joining = "auto",
 ) -> FactSet:
     """Read facts from a file or from a data set on the hub.
 
     Files may be JSON (an array, or one record per line), CSV or parquet, the first two also
-    gzipped, in any layout of `hijacklens.facts.layouts`. White space around targets is dropped.
-    In language relations, the near word of a language is filled in: its country.
+    gzipped, in any layout of `hijacklens.facts.layouts`. White space around subjects and targets
+    is dropped, with a note where scoring does not put it back. In language relations, the near
+    word of a language is filled in: its country.
 
     Args:
         source: A file, or a hub id `owner/name`. By default the file in the environment variable
             HIJACKLENS_COUNTERFACT, else the hub's NeelNanda/counterfact-tracing.
         split: The split of a hub data set; by default the only one, or `train`.
         revision: The revision of a hub data set.
+        joining: How targets join their prompts: with a space (`space`), directly (`none`), or by
+            the end of the prompt (`auto`, see `hijacklens.facts.joining`).
 
     Raises:
         InputError: The file is missing, empty, of an unknown format or layout, or the hub cannot
@@ -52,7 +60,7 @@ def counterfact(
     path, name = named_path(place, "facts file or data set"), str(place)
     if path.is_file():
         try:
-            return facts_from_records(_file_records(path), name=path.name)
+            return facts_from_records(_file_records(path), name=path.name, joining=joining)
         except OSError as error:
             raise InputError(f"facts file {name!r} cannot be read: {error}.") from error
     hub_id = name.count("/") == 1 and not name.endswith(ENDINGS) and name[0] not in ".~"
@@ -63,7 +71,7 @@ def counterfact(
             f"facts file {name!r} {state}. Give a file that ends in "
             f"{', '.join(ENDINGS)}, a hub id such as {HUB_ID}, or use the embedded atlas."
         )
-    return facts_from_records(_hub_records(name, split, revision), name=name)
+    return facts_from_records(_hub_records(name, split, revision), name=name, joining=joining)
 
 
 def _file_records(path: Path) -> Iterable[Any]:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from hijacklens.errors import (
     InputError,
+    choice,
     is_text,
     is_whole,
     one_of_type,
@@ -29,6 +30,7 @@ from hijacklens.errors import (
     utf8,
     whole_number,
 )
+from hijacklens.facts.joining import JOININGS, Joining
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,9 +50,9 @@ class Fact:
     """Wikidata property, such as `P190`; empty if the source names none."""
     subject: str
     template: str
-    """The prompt with `{}` for the subject; it ends where the target begins."""
+    """The prompt with `{}` for the subject. White space at its end is part of the prompt."""
     target_true: str
-    """Without a leading space."""
+    """Usually without a leading space; `FactSet.joining` says how it joins the prompt."""
     target_false: str
     near_true: str | None = None
     """A word close in meaning to the true target (France for French), or None."""
@@ -78,8 +80,8 @@ class Fact:
 
     @property
     def prompt(self) -> str:
-        """The bare query, without trailing space."""
-        return self.template.replace("{}", self.subject).rstrip()
+        """The bare query."""
+        return self.template.replace("{}", self.subject)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,8 @@ class FactsRecord:
     hash: str
     """Their `content_hash`."""
     note: str = ""
+    joining: Joining = "space"
+    """As in `FactSet`. Results of earlier versions put a space after every prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +122,8 @@ class FactSet(Sequence[Fact]):
     """A warning about the source."""
     skipped: tuple[Skipped, ...] = ()
     """Records of the source that could not be read as facts."""
+    joining: Joining = "auto"
+    """How targets join their prompts (`hijacklens.facts.joining`)."""
 
     def __post_init__(self) -> None:
         facts = several("facts", self.facts, "(fact, other_fact)")
@@ -125,6 +131,7 @@ class FactSet(Sequence[Fact]):
             one_of_type("one of the facts", fact, Fact, "hl.atlas()[0]")
         object.__setattr__(self, "facts", facts)
         utf8("the name of the facts", self.name, "'mine'")
+        choice("joining", self.joining, JOININGS)
         repeated = [case for case, n in Counter(f.case_id for f in self.facts).items() if n > 1]
         if repeated:
             raise InputError(
@@ -251,7 +258,13 @@ class FactSet(Sequence[Fact]):
 
     def record(self) -> FactsRecord:
         """Return what a result records of these facts."""
-        return FactsRecord(name=self.name, n=len(self), hash=self.content_hash(), note=self.note)
+        return FactsRecord(
+            name=self.name,
+            n=len(self),
+            hash=self.content_hash(),
+            note=self.note,
+            joining=self.joining,
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per fact: its fields and the filled-in prompt."""

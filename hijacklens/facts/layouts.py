@@ -18,6 +18,7 @@ from typing import Any
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.facts.joining import Joining, joined
 from hijacklens.facts.relations import LANGUAGE_RELATIONS, country_of_language, relations
 
 Record = Mapping[str, Any]
@@ -35,17 +36,15 @@ RECONSTRUCTED = (
     "CounterFact, their relation ids are reconstructed too, and the original counterfact.json "
     "replaces them."
 )
-PROMPTS_DIFFER = (
-    "in {n} records the template filled in is not the prompt; the prompt is used. The first: case "
-    "{case}."
-)
+PROMPT_DIFFERS = "the template filled in is not the prompt, and the prompt is used"
+SPACE_DROPPED = "white space around a text other than the template was dropped"
 
 
 class _UnknownLayout(InputError):
     """A record that has none of the layouts."""
 
 
-def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
+def facts_from_records(records: Iterable[Any], *, name: str, joining: Joining = "auto") -> FactSet:
     """Read records of any one layout; an `InputError` among them says why a record is missing.
 
     Records that cannot be read (an empty target, a duplicate case id) are listed in `skipped`
@@ -57,7 +56,7 @@ def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
     facts: dict[int, Fact] = {}
     skipped: list[Skipped] = []
     count, has_ids, is_counterfact = 0, False, False
-    prompts_differ: list[int] = []
+    remarks: dict[str, list[int]] = {PROMPT_DIFFERS: [], SPACE_DROPPED: []}
     for position, record in enumerate(records):
         count += 1
         fields: Any = record
@@ -83,15 +82,38 @@ def facts_from_records(records: Iterable[Any], *, name: str) -> FactSet:
             skipped.append(Skipped(fact.case_id, fact.relation_id, fact.subject, reason))
             continue
         facts[fact.case_id] = fact
-        prompts_differ += [fact.case_id] * differs
+        remarks[PROMPT_DIFFERS] += [fact.case_id] * differs
+        remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
     if count == 0:
         raise InputError(f"{name} holds no record. {ALLOWED}")
     if not facts:
         raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
     notes = [RECONSTRUCTED] if is_counterfact and not has_ids else []
-    if prompts_differ:
-        notes.append(PROMPTS_DIFFER.format(n=len(prompts_differ), case=prompts_differ[0]))
-    return FactSet(tuple(facts.values()), name=name, note=" ".join(notes), skipped=tuple(skipped))
+    notes += [
+        f"in {len(cases)} records {remark} (the first: case {cases[0]})."
+        for remark, cases in remarks.items()
+        if cases
+    ]
+    return FactSet(
+        tuple(facts.values()),
+        name=name,
+        note=" ".join(notes),
+        skipped=tuple(skipped),
+        joining=joining,
+    )
+
+
+def _lost_space(fields: Mapping[str, Any], fact: Fact, joining: Joining) -> bool:
+    """Return whether a text of a fact lost white space that scoring does not put back."""
+    return any(
+        fields[name]
+        and fields[name] != (kept := getattr(fact, name))
+        and not (
+            name.startswith("target_")
+            and fact.prompt + fields[name] == joined(fact.prompt, kept, joining)
+        )
+        for name in (*TEXTS, *OPTIONAL)
+    )
 
 
 def _unusable(fields: Any, position: int, error: InputError) -> Skipped:
@@ -178,7 +200,7 @@ def _asked(record: Record, template: Any) -> dict[str, Any]:
 
 
 def _checked(fields: dict[str, Any], position: int) -> dict[str, Any]:
-    """Check the types of the fields, strip texts and fill in near words."""
+    """Check the types of the fields, strip texts but the template, and fill in near words."""
     case_id = position if fields["case_id"] is None else fields["case_id"]
     if isinstance(case_id, str) and re.fullmatch(r"\s*\d{1,19}\s*", case_id):
         case_id = int(case_id)  # every cell of a CSV file is text
@@ -190,7 +212,7 @@ def _checked(fields: dict[str, Any], position: int) -> dict[str, Any]:
         if not isinstance(value, str):
             kind = "text or empty" if name in OPTIONAL else "text"
             raise InputError(f"{name} must be {kind}, not {value!r}.")
-        checked[name] = value.strip()
+        checked[name] = value if name == "template" else value.strip()
     for side in ("true", "false"):
         near = checked[f"near_{side}"] or None
         if near is None and checked["relation_id"] in LANGUAGE_RELATIONS:

@@ -22,6 +22,7 @@ from typing import TypeAlias
 
 from hijacklens.errors import whole_number
 from hijacklens.facts.fact import Fact
+from hijacklens.facts.joining import Joining, joined
 
 DOSE = "a dose, which counts sentences,"
 """The argument's name in errors."""
@@ -44,9 +45,17 @@ class Prompt:
     scheme: str
     dose: int
     spans: Mapping[str, tuple[CharacterSpan, ...]]
+    joining: Joining = "space"
+    """How a target joins the text; results of earlier versions put a space there."""
+
+    def followed_by(self, target: str) -> str:
+        """Return the text with a target after it."""
+        return joined(self.text, target, self.joining)
 
 
-def make_prompt(fact: Fact, *, sentence: str, dose: int, scheme: str) -> Prompt:
+def make_prompt(
+    fact: Fact, *, sentence: str, dose: int, scheme: str, joining: Joining = "auto"
+) -> Prompt:
     """Make the prompt of a fact, with `dose` copies of a sentence before its query.
 
     Raises:
@@ -58,8 +67,9 @@ def make_prompt(fact: Fact, *, sentence: str, dose: int, scheme: str) -> Prompt:
         sentence=sentence,
         dose=dose,
         scheme=scheme,
-        subject=(subject, min(subject + len(fact.subject), len(fact.prompt))),
+        subject=(subject, subject + len(fact.subject)),
         named=(fact.target_true, fact.target_false, fact.near_true, fact.near_false),
+        joining=joining,
     )
 
 
@@ -71,11 +81,13 @@ def compose(
     scheme: str = "",
     subject: CharacterSpan | None = None,
     named: Iterable[str | None] = (),
+    joining: Joining = "auto",
 ) -> Prompt:
     """Make the prompt of any query, whether a fact's or not.
 
     `subject` are the characters of the subject in the query, if there is one. `named` are words
-    whose occurrences in the sentence, as complete words, form `mention`.
+    whose occurrences in the sentence, as complete words, form `mention`. `joining` says how a
+    target joins the query (`hijacklens.facts.joining`).
 
     Raises:
         InputError: The dose is negative.
@@ -99,6 +111,7 @@ def compose(
                 "subject": ((start + subject[0], start + subject[1]),) if subject else (),
             }
         ),
+        joining=joining,
     )
 
 

@@ -2,8 +2,8 @@
 
 Contract 2: a prompt is tokenised as the model's own tokenizer does by default, so GPT-2 gets no
 beginning-of-sequence token and Gemma and LLaMA get one. A target starts at the first token where
-the tokenisations of `prompt` and `prompt + " " + target` differ. So a BOS never enters a target,
-and spaces are right whatever the tokenizer does to them.
+the tokenisations of the prompt, and of the prompt joined with the target, differ. So a BOS never
+enters a target, and spaces are right whatever the tokenizer does to them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ class Continuation:
         """Each token of the target with the ids that precede it."""
         ids, n = self.context + self.target, len(self.context)
         return [(ids[: n + i], token) for i, token in enumerate(self.target)]
+
+    def after(self, length: int) -> Continuation:
+        """Return the continuation after the first `length` tokens of the context."""
+        return Continuation(self.context[:length], self.context[length:] + self.target)
 
 
 def continuation(prompt: TokenIds, prompt_and_target: TokenIds) -> Continuation:

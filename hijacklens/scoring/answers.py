@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hijacklens.engine.forward import Pass
-from hijacklens.errors import InputError, several, utf8, whole_number
+from hijacklens.errors import InputError, choice, several, utf8, whole_number
+from hijacklens.facts.joining import JOININGS, Joining
 from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.prompts.prompt import Prompt, compose
@@ -52,19 +53,20 @@ def answer(
     top: int = 5,
     tokens: int = 12,
     probes: Sequence[Probe] = (),
+    joining: Joining = "auto",
 ) -> Answer:
     """Ask a model to continue a text.
 
     Args:
         model: A hooked language model.
-        text: The prompt. Trailing spaces are dropped, since the next token brings its own. For
-            probes, a text is one `query`; a `Prompt` (`hijacklens.prompts.prompt.compose`) has
-            spans.
+        text: The prompt as the model reads it; a space at its end counts. For probes, a text is one
+            `query`; a `Prompt` (`hijacklens.prompts.prompt.compose`) has spans.
         targets: Words whose first token is looked up, read in context.
         top: How many of the likeliest next tokens to return.
         tokens: Length of the greedy continuation, in tokens; it stops early at an end token.
         probes: Act on every forward pass, in their order. Tokens of the continuation belong to
             the spans `query`, `last` and `target`, like those of a target when it is scored.
+        joining: How targets join a text (`hijacklens.facts.joining`); a `Prompt` says so itself.
 
     Raises:
         InputError: The text is empty, leaves no room in the context window, or a count is
@@ -81,9 +83,10 @@ def answer(
         if not utf8("a target", target, "'Paris'").strip():
             raise InputError("a target is empty; give a word.")
     require_text(model, operation="asking")
-    prompt = compose(text.rstrip()) if isinstance(text, str) else text
-    text = prompt.text.rstrip()
-    if not text:
+    choice("joining", joining, JOININGS)
+    prompt = compose(text, joining=joining) if isinstance(text, str) else text
+    text = prompt.text
+    if not text.strip():
         raise InputError("the prompt is empty; give the beginning of a sentence.")
     tokenizer = model.tokenizer
     (ids,) = encode(tokenizer, [text])
@@ -108,7 +111,7 @@ def answer(
 
     next_logprobs = logprobs_after(ids)
     candidates = []
-    for prompt_and_target in encode(tokenizer, [f"{text} {target.strip()}" for target in targets]):
+    for prompt_and_target in encode(tokenizer, [prompt.followed_by(target) for target in targets]):
         # Rarely the prompt's last token merges with the target, which is then read before it.
         side = continuation(ids, prompt_and_target)
         logprobs = next_logprobs if side.context == ids else logprobs_after(side.context)

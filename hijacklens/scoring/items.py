@@ -64,11 +64,29 @@ class Item:
     ids: TokenIds
     true: tuple[Step, ...]
     false: tuple[Step, ...]
+    prompt_ends: tuple[int, int] = (0, 0)
+    """How many steps of each target are the end of the prompt, which the other target's first token
+    includes: both targets are read after the same context."""
 
     @property
     def reads(self) -> Iterable[tuple[TokenIds, int | None]]:
         """Prefixes with the token to read after each; None where only the top token is needed."""
         yield from ((self.ids, None), *self.true, *self.false)
+
+    @property
+    def first_tokens(self) -> tuple[int, int]:
+        """The tokens after the prompt with which the true and the false target start.
+
+        Raises:
+            InputError: The tokenizer joins a target with the end of the prompt.
+        """
+        steps = (self.true[0], self.false[0])
+        if any(before != self.ids for before, _ in steps):
+            raise InputError(
+                "a target does not start with a separate token, since the tokenizer joins it with "
+                "the end of the prompt, such as a space there"
+            )
+        return steps[0][1], steps[1][1]
 
     @property
     def key(self) -> tuple[int, str]:
@@ -114,7 +132,16 @@ def make_prompts(
                 unscored.append(Unscored(fact, scheme.name, str(reason)))
                 continue
             prompts.extend(
-                (fact, make_prompt(fact, sentence=sentence, dose=dose, scheme=scheme.name))
+                (
+                    fact,
+                    make_prompt(
+                        fact,
+                        sentence=sentence,
+                        dose=dose,
+                        scheme=scheme.name,
+                        joining=facts.joining,
+                    ),
+                )
                 for dose in doses
             )
     return prompts, unscored
@@ -140,9 +167,9 @@ def make_items(
         context window, the fact is left out at all doses, so that doses compare the same facts.
     """
     texts = dict.fromkeys(
-        prompt.text + ending
+        text
         for fact, prompt in prompts
-        for ending in ("", f" {fact.target_true}", f" {fact.target_false}")
+        for text in (prompt.text, *map(prompt.followed_by, (fact.target_true, fact.target_false)))
     )
     ids = dict(zip(texts, encode(tokenizer, list(texts)), strict=True))
     items: list[Item] = []
@@ -151,7 +178,7 @@ def make_items(
         prompt_ids = ids[prompt.text]
         try:
             true, false = (
-                continuation(prompt_ids, ids[f"{prompt.text} {target}"])
+                continuation(prompt_ids, ids[prompt.followed_by(target)])
                 for target in (fact.target_true, fact.target_false)
             )
             # The model predicts the last token of a target but is not given it.
@@ -168,8 +195,12 @@ def make_items(
             continue
         located = locate(tokenizer, prompt) if spans else None
         symbols = mark(prompt_ids, [located.positions(s) for s in spans]) if located else prompt_ids
-        true_steps, false_steps = (steps_in_context(side, located, spans) for side in (true, false))
-        items.append(Item(fact, prompt, symbols, true_steps, false_steps))
+        start = min(len(true.context), len(false.context))
+        true_steps, false_steps = (
+            steps_in_context(side.after(start), located, spans) for side in (true, false)
+        )
+        ends = len(true.context) - start, len(false.context) - start
+        items.append(Item(fact, prompt, symbols, true_steps, false_steps, ends))
     return [item for item in items if item.key not in unscored], list(unscored.values())
 
 
@@ -249,6 +280,7 @@ def score_items(
             unscored.setdefault(item.key, Unscored(item.fact, item.prompt.scheme, reason))
             continue
         reading = readings[item.ids]
+        ends = item.prompt_ends
         if reading.top_token not in token_texts:
             token_texts[reading.top_token] = tokenizer.decode([reading.top_token])
         rows.append(
@@ -259,12 +291,12 @@ def score_items(
                 "subject": item.fact.subject,
                 "scheme": item.prompt.scheme,
                 "dose": item.prompt.dose,
-                "first_true": true[0],
-                "first_false": false[0],
+                "first_true": math.fsum(true[: ends[0] + 1]),
+                "first_false": math.fsum(false[: ends[1] + 1]),
                 "sum_true": math.fsum(true),
                 "sum_false": math.fsum(false),
-                "n_tokens_true": len(true),
-                "n_tokens_false": len(false),
+                "n_tokens_true": len(true) - ends[0],
+                "n_tokens_false": len(false) - ends[1],
                 "top_token": token_texts[reading.top_token],
                 "top_logprob": reading.top_logprob,
                 "same_first_token": item.true[0] == item.false[0],

@@ -41,6 +41,7 @@ Direction: TypeAlias = Literal["denoise", "noise"]
 """From the clean (bare) prompt into the hijacked one, or from the hijacked into the clean one."""
 DIRECTIONS: tuple[Direction, ...] = ("denoise", "noise")
 SAME_FIRST_TOKEN = "both targets start with the same token, so that there is no shift"
+UNEVEN = "the tokenizer joins the end of the prompt with one of the targets only"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -98,15 +99,10 @@ class Pair:
         """Return the first tokens of the true and of the false target, which both prompts share.
 
         Raises:
-            InputError: A target does not start after a prompt (the tokenizer joins its first
-                letters to the last word), or its first token differs between the prompts.
+            InputError: As `Item.first_tokens`, or the first token of a target differs between the
+                prompts.
         """
-        first_tokens = set()
-        for item in self.items:
-            steps = (item.true[0], item.false[0])
-            if any(before != item.ids for before, _ in steps):
-                raise InputError("a target does not start with a separate token")
-            first_tokens.add((steps[0][1], steps[1][1]))
+        first_tokens = {item.first_tokens for item in self.items}
         if len(first_tokens) > 1:
             raise InputError("the first token of a target differs after the hijacked prompt")
         return first_tokens.pop()
@@ -198,12 +194,15 @@ def pairs(
     prompts, unscored = make_prompts(facts, rule, (0, dose), seed=seed)
     items, too_long = make_items(prompts, model.tokenizer, context_length=int(model.cfg.n_ctx))
     name = str(model.cfg.model_name)
-    skipped = skipped_table([*unscored, *too_long], name, facts.skipped)
     # Items come in the order of the facts, dose 0 before the other one.
-    made = []
+    made, uneven = [], []
     for both in zip(items[::2], items[1::2], strict=True):
+        if any(any(item.prompt_ends) for item in both):
+            uneven.append(Unscored(both[0].fact, rule.name, UNEVEN))
+            continue
         bare, hijacked = (locate(model.tokenizer, item.prompt) for item in both)
         made.append(Pair(bare, hijacked, both, units(bare, hijacked, model.tokenizer), rule, seed))
+    skipped = skipped_table([*unscored, *too_long, *uneven], name, facts.skipped)
     return Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
 
 

@@ -317,6 +317,8 @@ class HijackResult(Result):
         """Probes, seed, the cost of each model, facts known, disagreement, facts skipped."""
         yield from (f"probe: {key}" for key in self.settings.probes)
         yield "[low, high]: 95% Wilson interval over facts; mean shift in nats"
+        if self.settings.facts.note:
+            yield f"{self.settings.facts.name}: {self.settings.facts.note}"
         yield f"seed {self.settings.seed}, for the sample of facts and random sentences"
         known = {row["model"]: row for row in self.known_facts()}
         for model in self.settings.models:

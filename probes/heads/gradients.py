@@ -26,6 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.engine.batches import TokenBatch, batches
+from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedLanguageModel, HookFunction, NamedHook, device_of, hooked
 from hijacklens.models.verification import require_agreement
 from hijacklens.prompts.tokens import TokenIds
@@ -74,12 +75,18 @@ def gradient_attribution(
     carried = np.zeros((len(pairs), n_layers, n_heads))
     rows = [row for i, pair in enumerate(pairs) for row in _rows(i, pair)]
     limit = min(GRADIENT_TOKENS, batch_tokens or GRADIENT_TOKENS)
-    for batch in batches([row.ids for row in rows], device=device_of(model), limit=limit):
-        members = [rows[i] for i in batch.members]
-        effects = _effects(model, batch, members, means)
-        for row, effect in zip(members, effects, strict=True):
-            carried[row.fact] += row.weight * effect
-        advance(len(members) / len(rows))
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError(
+            "attribution needs gradients, and this model was loaded inside torch.inference_mode(). "
+            "Load it outside; the search itself may run inside."
+        )
+    with torch.inference_mode(False):  # batches, too, must be tensors that autograd can save
+        for batch in batches([row.ids for row in rows], device=device_of(model), limit=limit):
+            members = [rows[i] for i in batch.members]
+            effects = _effects(model, batch, members, means)
+            for row, effect in zip(members, effects, strict=True):
+                carried[row.fact] += row.weight * effect
+            advance(len(members) / len(rows))
     return carried
 
 
@@ -119,7 +126,7 @@ def _effects(
     hooks: list[NamedHook] = [("unembed.hook_in", keep_last)]
     hooks += [(f"blocks.{layer}.attn.hook_z", watch(layer)) for layer in range(n_layers)]
     forward = {"use_cache": False} if isinstance(model, TransformerBridge) else {}
-    with torch.inference_mode(False), torch.enable_grad(), hooked(model, hooks):
+    with torch.enable_grad(), hooked(model, hooks):
         logprobs = model(batch.symbols, **forward)[0].float().log_softmax(-1)  # [batch, vocab]
         reads = [(i, token, sign) for i, row in enumerate(rows) for token, sign in row.reads]
         at_row, token, sign = torch.tensor(reads, device=logprobs.device).T

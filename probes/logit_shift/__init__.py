@@ -169,14 +169,9 @@ def _both(
 ) -> list[tuple[Account, Account]]:
     """Account for the bare and the hijacked prompt of each pair."""
     spans = spans_of(probes)
-    by_prompt = [_questions(item) for pair in pairs for item in pair.marked(spans)]
-    flat = [question for questions in by_prompt for question in questions]
-    run = iter(accounts(model, flat, probes=probes, spans=spans, batch_tokens=batch_tokens))
-    differences = []
-    for questions in by_prompt:
-        first, *second = [next(run) for _ in questions]
-        account = first - second[0] if second else first
-        differences.append(account)
+    questions = [_question(item) for pair in pairs for item in pair.marked(spans)]
+    differences = accounts(model, questions, probes=probes, spans=spans, batch_tokens=batch_tokens)
+    for account in differences:
         # Under some probes the parts do not sum to the difference.
         if probes and abs(account.residual) > UNBALANCED * max(1.0, abs(account.whole)):
             raise InputError(
@@ -189,17 +184,10 @@ def _both(
     return list(zip(differences[::2], differences[1::2], strict=True))
 
 
-def _questions(item: Item) -> list[Question]:
-    """Return one question if both targets are read at one position, otherwise one per target.
-
-    In rare cases the last token of the prompt merges with the start of a target, which is then read
-    before it. Logits of two positions are not comparable, so these two are log-probabilities.
-    """
-    (before_true, true), (before_false, false) = item.true[0], item.false[0]
-    at_false, at_true = len(before_false) - 1, len(before_true) - 1
-    if at_false == at_true:
-        return [Question(item.ids, at_false, plus=false, minus=true)]
-    return [Question(item.ids, at_false, false, None), Question(item.ids, at_true, true, None)]
+def _question(item: Item) -> Question:
+    """Return the question at the position where both targets start."""
+    (before, true), (_, false) = item.true[0], item.false[0]
+    return Question(item.ids, len(before) - 1, plus=false, minus=true)
 
 
 def _by_span(pair: Pair, bare: Account, hijacked: Account) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from hijacklens.errors import InputError, choice
 from hijacklens.facts.fact import Fact, FactSet, Skipped
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.prompts.prompt import make_prompt
+from hijacklens.prompts.prompt import Prompt, make_prompt
 from hijacklens.prompts.tokens import continuation, encode, locate
 
 Cue: TypeAlias = Literal["subject", "near"]
@@ -116,19 +116,19 @@ def of_facts(
     skipped: list[Skipped] = []
     for fact in facts:
         try:
-            listed.append(_pair(fact, tokenizer, cue, answer))
+            prompt = make_prompt(fact, sentence="", dose=0, scheme="bare", joining=facts.joining)
+            listed.append(_pair(fact, prompt, tokenizer, cue, answer))
         except ValueError as reason:
             names = (fact.case_id, fact.relation_id, fact.subject)
             skipped.append(Skipped(*names, reason=str(reason)))
     return pairs(listed, label=f"{facts.name}: {cue} to {answer} target", skipped=skipped)
 
 
-def _pair(fact: Fact, tokenizer: Any, cue: Cue, answer: Answer) -> tuple[int, int]:
-    prompt = make_prompt(fact, sentence="", dose=0, scheme="bare")
+def _pair(fact: Fact, prompt: Prompt, tokenizer: Any, cue: Cue, answer: Answer) -> tuple[int, int]:
     located = locate(tokenizer, prompt)
 
     def tokens_after_prompt(word: str) -> tuple[int, ...]:
-        (ids,) = encode(tokenizer, [f"{prompt.text} {word}"])
+        (ids,) = encode(tokenizer, [prompt.followed_by(word)])
         return continuation(located.ids, ids).target
 
     target = tokens_after_prompt(fact.target_true if answer == "true" else fact.target_false)[0]

@@ -173,6 +173,16 @@ def test_attribution_does_not_depend_on_the_batch_or_on_frozen_weights(planted, 
     assert not any(point.fwd_hooks for point in planted.hook_dict.values())
 
 
+def test_a_search_may_run_in_inference_mode(planted, found):
+    with torch.inference_mode():
+        inside = search(planted, planted_facts())
+        late = boot(planted_model(), "llama")
+    np.testing.assert_allclose(inside.attribution, found.attribution, atol=1e-6)
+    some = pairs(planted, planted_facts())
+    with pytest.raises(InputError, match="this model was loaded inside"):
+        gradient_attribution(late, some, means=None)
+
+
 def test_greedy_adds_the_head_that_increases_the_effect_most():
     model = boot(tiny_model("llama", seed=1), "llama")
     facts = sample_facts().where(case_ids=CASES)

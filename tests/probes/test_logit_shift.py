@@ -23,7 +23,6 @@ from hijacklens.scoring.pairs import pairs
 from hijacklens.sites import head_count
 from probes import logit_shift
 from probes.ablation import ablate
-from probes.account import Question, accounts
 from probes.logit_shift.average import averages
 from probes.logit_shift.page import save_attention_page
 
@@ -139,25 +138,6 @@ def test_any_batch_gives_the_same_averages(gpt2):
     )
     np.testing.assert_allclose(one.attention, many.attention, atol=2e-6)
     np.testing.assert_allclose(one.mlp, many.mlp, atol=2e-6)
-
-
-def test_targets_read_after_different_tokens(gpt2):
-    """Logits of two positions are not comparable: both sides are log-probabilities then."""
-    (pair,) = pairs(gpt2, FACTS[:1])
-    sides = []
-    for item in pair.items:
-        ((context, token),) = item.true[:1]
-        sides.append(replace(item, true=((context[:-1], token),)))
-    account = logit_shift.trace(gpt2, replace(pair, items=tuple(sides)))
-    ids = pair.hijacked.ids
-    with torch.no_grad():
-        logprobs = gpt2(torch.tensor([ids]))[0].double().log_softmax(-1)
-    false, true = sides[1].false[0][1], sides[1].true[0][1]
-    expected = float(logprobs[-1, false] - logprobs[-2, true])
-    assert account.hijacked == pytest.approx(expected, abs=1e-5)
-    assert abs(account.residual) < 1e-5
-    usual = accounts(gpt2, [Question(ids, len(ids) - 1, false, true)])[0]
-    assert usual.whole != pytest.approx(account.hijacked, abs=1e-3)
 
 
 @pytest.mark.parametrize("by", [("token", "layer"), ("layer", "head"), ("layer", "span")])

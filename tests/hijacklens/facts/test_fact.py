@@ -40,7 +40,7 @@ def make_set(n: int = 6) -> FactSet:
         ("{} is in the city of", "Eiffel Tower", "Eiffel Tower is in the city of"),
         ("Where is {}? It is in", "Lyon", "Where is Lyon? It is in"),
         ("The twin city of {}", "Lyon", "The twin city of Lyon"),
-        ("The twin city of {} ", "Lyon", "The twin city of Lyon"),
+        ("The twin city of {} ", "Lyon", "The twin city of Lyon "),
         ("{} is in", "{}", "{} is in"),
         ("{} is in", "{0} {name}", "{0} {name} is in"),
         ("{} is in {city}", "Lyon", "Lyon is in {city}"),

@@ -26,6 +26,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError, several
+from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel, NamedHook, hooked
 from hijacklens.models.verification import require_one_side
 from hijacklens.prompts.layout import Layout
@@ -166,16 +167,17 @@ def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Itera
         InputError: A probe needs something that the model or the layout does not have.
     """
     hooks: list[NamedHook] = []
-    for probe in probes:
-        try:
-            hooks += probe.hooks(model, layout)
-        except InputError as error:
-            # Prefix the probe's key, since several probes may be active.
-            if probe.key in str(error):
-                raise
-            raise InputError(f"the probe {probe.key}: {error}") from error
-    with hooked(model, hooks):
-        yield model
+    with held(model):
+        for probe in probes:
+            try:
+                hooks += probe.hooks(model, layout)
+            except InputError as error:
+                # Prefix the probe's key, since several probes may be active.
+                if probe.key in str(error):
+                    raise
+                raise InputError(f"the probe {probe.key}: {error}") from error
+        with hooked(model, hooks):
+            yield model
 
 
 def logits_at(

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from hijacklens.engine.batches import TokenBatch, batch_size, batches
 from hijacklens.errors import InputError
+from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedModel, NamedHook, device_of
 from hijacklens.models.verification import require_agreement
 from hijacklens.one_layer.model import OneLayerTransformer
@@ -126,6 +127,7 @@ class Account(Shown):
         return Account(*parts, whole=self.whole - other.whole)
 
 
+@exclusively
 def accounts(
     model: HookedModel,
     questions: Sequence[Question],

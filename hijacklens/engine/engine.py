@@ -40,12 +40,14 @@ from hijacklens.engine.rows import Row, apart, write_out
 from hijacklens.engine.support import disagreement, support_of
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import is_out_of_memory, peak_bytes
+from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedModel, device_of, unnamed_hooks
 from hijacklens.models.verification import agreement_of
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
 
 
+@exclusively
 def read(
     model: HookedModel,
     requests: Requests,
@@ -53,6 +55,8 @@ def read(
     finished: Finished = ignore,
 ) -> Readings:
     """Read next-token log-probabilities after every requested prefix.
+
+    Other threads that read from the model wait until this call returns.
 
     Args:
         model: A hooked causal model. If hooks that are not probes are on it, it runs with `plain`

@@ -32,6 +32,8 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PreTrainedTokenizerBase
 
+from hijacklens.models.exclusive import held
+
 Described: TypeAlias = Any
 """A value that JSON can write, the same in every process."""
 
@@ -86,7 +88,8 @@ def computation_of(model: Any) -> Computation:
     Note:
         Costs some 25 ms for 30 layers; no tensor is read.
     """
-    walk = _walk(model)
+    with held(model):
+        walk = _walk(model)
     text = json.dumps(walk.lines, sort_keys=True)
     return Computation(hashlib.sha256(text.encode()).hexdigest(), tuple(sorted(walk.unkeyed)))
 
@@ -263,11 +266,12 @@ def _walk(model: Any) -> _Walk:
 
 def hooks_on(model: Any) -> tuple[str, ...]:
     """Return the hooks that the user has put on a model, one phrase each."""
-    return tuple(
-        f"a {kind} ({_name(hook)}) {where}"
-        for where, module in _places(model)
-        for kind, hook in users_hooks(module)
-    )
+    with held(model):  # the hooks of another thread's probes are not the user's
+        return tuple(
+            f"a {kind} ({_name(hook)}) {where}"
+            for where, module in _places(model)
+            for kind, hook in users_hooks(module)
+        )
 
 
 def users_hooks(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:

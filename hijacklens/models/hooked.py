@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.models.computation import hooks_on
+from hijacklens.models.exclusive import held
 
 HookFunction: TypeAlias = Callable[..., Any]
 """Called with the activation and `hook=` (the hook point); returns the new activation or None."""
@@ -106,6 +107,7 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
     """Run the body with forward hooks on the model, and remove them whatever happens in it.
 
     Other hooks on the model stay. No weight changes, so the model stays bit for bit the same.
+    Other threads that put hooks on the model wait until the body ends.
 
     Raises:
         InputError: The model has no hook of that name (TransformerLens 3.9 would ignore it).
@@ -115,18 +117,19 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
         if name not in points:
             raise unknown("hook", name, points, "See model.hook_dict for what this model has.")
     handles = []
-    try:
-        for name, function in hooks:
-            point = points[name]
-            before = len(point.fwd_hooks)
-            point.add_hook(_plain(function))
-            handles.extend((point, handle) for handle in point.fwd_hooks[before:])
-        yield model
-    finally:
-        for point, handle in handles:
-            handle.hook.remove()
-            if handle in point.fwd_hooks:  # the body may have reset all hooks itself
-                point.fwd_hooks.remove(handle)
+    with held(model):
+        try:
+            for name, function in hooks:
+                point = points[name]
+                before = len(point.fwd_hooks)
+                point.add_hook(_plain(function))
+                handles.extend((point, handle) for handle in point.fwd_hooks[before:])
+            yield model
+        finally:
+            for point, handle in handles:
+                handle.hook.remove()
+                if handle in point.fwd_hooks:  # the body may have reset all hooks itself
+                    point.fwd_hooks.remove(handle)
 
 
 def _plain(function: HookFunction) -> HookFunction:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from hijacklens.models.computation import tensors_of
 from hijacklens.models.hooked import HookedLanguageModel, device_of, require_text
+
+BLOCK = 2**25
+"""Bytes of a tensor that are hashed at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +32,8 @@ class ModelIdentity:
     dtype: str
     device: str
     weights_hash: str
-    """SHA-256 over the names, shapes and up to 256 evenly spaced values of every parameter."""
+    """SHA-256 over the names, shapes and values of all tensors that the model computes with; in
+    results of version 0.1.0, over up to 256 values of every parameter."""
     tokenizer_hash: str
     """SHA-256 of the tokenizer's vocabulary and of its tokens for a sample text."""
     adds_bos: bool
@@ -33,24 +42,19 @@ class ModelIdentity:
 
 
 def identify(model: HookedLanguageModel) -> ModelIdentity:
-    """Identify a loaded model by a few values of each parameter.
+    """Identify a loaded model by the present values of its tensors.
 
     Raises:
         InputError: The model has no tokenizer.
+
+    Note:
+        Costs a hash of every tensor (`hash_of_tensors`).
     """
     require_text(model, operation="scoring facts")
     plain = getattr(model, "original_model", model)
     config = getattr(plain, "config", None)
     architectures = getattr(config, "architectures", None) or [type(plain).__name__]
-    digest, count, dtype = hashlib.sha256(), 0, "float32"
-    for label, parameter in _own_parameters(model):
-        flat = parameter.detach().reshape(-1)
-        positions = torch.linspace(0, flat.numel() - 1, min(256, flat.numel()), dtype=torch.float64)
-        values = flat[positions.round().long().to(flat.device)]
-        digest.update(f"{label} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(values.float().cpu().numpy().tobytes())
-        count += flat.numel()
-        dtype = str(parameter.dtype).removeprefix("torch.")
+    own = dict(_own_parameters(model))
     tokenizer = model.tokenizer
     sample = tokenizer("Do not think of Guam. Zürich is").input_ids
     vocabulary = sorted(tokenizer.get_vocab().items())
@@ -58,14 +62,52 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
         name=str(model.cfg.model_name),
         revision=getattr(config, "_commit_hash", None),
         architecture=architectures[0],
-        parameters=count,
-        dtype=dtype,
+        parameters=sum(parameter.numel() for parameter in own.values()),
+        dtype=str([*own.values()][-1].dtype).removeprefix("torch."),
         device=str(device_of(model)),
-        weights_hash=digest.hexdigest(),
+        weights_hash=hash_of_tensors(tensors_of(model)),
         tokenizer_hash=hashlib.sha256(repr((vocabulary, sample)).encode()).hexdigest(),
         adds_bos=bool(sample) and sample[0] == tokenizer.bos_token_id,
         context_length=int(model.cfg.n_ctx),
     )
+
+
+def hash_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of named tensors, the same on every device.
+
+    Note:
+        Costs about 1 s per GB and core, on up to 8 cores. A tensor is hashed in blocks of 32 MiB,
+        so at most that much is copied per core; a tensor that is not contiguous is copied.
+    """
+    parts: dict[tuple[Any, ...], list[Tensor]] = {}
+    names: dict[str, tuple[Any, ...]] = {}
+    for name, tensor in sorted(tensors.items()):
+        same = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        names[name] = same = same if tensor.device.type != "meta" else (name,)
+        if same not in parts:  # tied weights are hashed once
+            parts[same] = _blocks(tensor)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing runs in parallel
+        blocks = pool.map(_hash_of_block, (block for blocks in parts.values() for block in blocks))
+        hashes = {same: [next(blocks) for _ in own] for same, own in parts.items()}
+    digest = hashlib.sha256()
+    for name, same in names.items():
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}\n".encode())
+        digest.update(b"".join(hashes[same]))
+    return digest.hexdigest()
+
+
+def _blocks(tensor: Tensor) -> list[Tensor]:
+    """Return the bytes of a tensor in blocks; none if its values are not in memory."""
+    if tensor.device.type == "meta":
+        return []
+    dense = tensor.detach().contiguous()
+    flat = dense.as_strided((dense.numel(),), (1,))  # a single value may have any stride
+    return list(flat.view(torch.uint8).split(BLOCK))
+
+
+def _hash_of_block(block: Tensor) -> bytes:
+    octets: Any = block.cpu().numpy()
+    return hashlib.sha256(octets).digest()
 
 
 def _own_parameters(model: HookedLanguageModel) -> Iterator[tuple[str, torch.Tensor]]:

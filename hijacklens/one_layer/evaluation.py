@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from hijacklens.errors import InputError, whole_number
+from hijacklens.models.exclusive import exclusive
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.spans import layout
 from hijacklens.one_layer.task import ConceptTask, Contexts, token_counts
@@ -195,11 +196,12 @@ def answers(
         if not pointed:
             return model.last_logits(tokens).cpu()
         blocks = []
-        for block in tokens.split(HOOKED_BLOCK):
-            rows = torch.arange(len(block), device=block.device)
-            last = torch.full_like(rows, block.shape[1] - 1)
-            context_layout = layout(task, block, spans=spans)
-            blocks.append(logits_at(model, context_layout, rows, last, probes=pointed).cpu())
+        with exclusive(model):
+            for block in tokens.split(HOOKED_BLOCK):
+                rows = torch.arange(len(block), device=block.device)
+                last = torch.full_like(rows, block.shape[1] - 1)
+                context_layout = layout(task, block, spans=spans)
+                blocks.append(logits_at(model, context_layout, rows, last, probes=pointed).cpu())
         return torch.cat(blocks)
 
     return scores

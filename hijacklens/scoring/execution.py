@@ -12,7 +12,7 @@ from hijacklens.engine.engine import read
 from hijacklens.engine.plan import SHARINGS, Sharing
 from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests
 from hijacklens.errors import choice, whole_number
-from hijacklens.models.hooked import HookedLanguageModel, unnamed_hooks
+from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
 from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
@@ -86,10 +86,8 @@ class LocalModel:
         """The model's tokenizer."""
         return self.model.tokenizer
 
-    def fingerprint(self, probes: Sequence[Probe], spans: Sequence[str]) -> Fingerprint | None:
-        """Return the fingerprint with probes on; None if other hooks are on the model."""
-        if unnamed_hooks(self.model):
-            return None
+    def fingerprint(self, probes: Sequence[Probe], spans: Sequence[str]) -> Fingerprint:
+        """Return the fingerprint with probes on."""
         return fingerprint_of(self.model, self.identity, probes=probes, spans=spans)
 
     def read(self, requests: Requests, options: ReadOptions, finished: Finished) -> Readings:

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hijacklens.engine.reading import Reading, ReadOptions
+from hijacklens.engine.reading import Reading, ReadOptions, ignore
 from hijacklens.engine.trie import Trie, naive_tokens
 from hijacklens.errors import InputError, one_of_type, several, whole_number
 from hijacklens.facts.fact import FactSet
@@ -152,7 +152,7 @@ def _read(
         open_store(store, lambda: run.fingerprint(options.probes, options.spans)) as readings,
         bar(total=n_facts, unit="facts", label=run.identity.name, quiet=quiet) as progress,
     ):
-        stored = readings.find(requests)
+        stored = readings.find_checked(requests, lambda few: run.read(few, options, ignore))
         missing = {prefix: requests[prefix] for prefix in requests if prefix not in stored}
         missing_facts = n_facts * len(missing) / max(1, len(requests))
         progress.update(n_facts - missing_facts)

@@ -25,7 +25,7 @@ T = TypeVar("T")
 APPLICATION_ID = 0x686A6C73
 """Identifies our files in the SQLite header: "hjls"."""
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the tables and their content; raise it when older readings must not be used."""
 
 BUSY_SECONDS = 60.0
@@ -41,7 +41,7 @@ TABLES = (
         parameters INTEGER NOT NULL,
         arithmetic TEXT NOT NULL,
         weights TEXT NOT NULL,
-        configuration TEXT NOT NULL,
+        computation TEXT NOT NULL,
         tokenizer TEXT NOT NULL,
         probes TEXT NOT NULL,
         spans TEXT NOT NULL,

@@ -3,11 +3,12 @@
 Every batch is written as soon as it is finished (contract 5). A run that was killed therefore
 resumes where it stopped, a run with more doses or other facts computes only what is missing, and
 two processes share their readings. Readings are keyed by a fingerprint of the model
-(`hijacklens.store.fingerprint`: weights, settings, tokenizer, arithmetic, probes) and a hash of the
-symbols of their prefix; texts are not stored. A damaged or unusable file never stops a run
-(`hijacklens.store.database`).
+(`hijacklens.store.fingerprint`: tensors, computation, tokenizer, arithmetic, probes) and a hash of
+the symbols of their prefix; texts are not stored. A run that finds readings computes a few of them
+again, and deletes those of the fingerprint if they differ. A damaged or unusable file never stops a
+run (`hijacklens.store.database`).
 
-The file is `readings-v2.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves the folder), or the
+The file is `readings-v3.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves the folder), or the
 file that `HIJACKLENS_STORE` names; `HIJACKLENS_STORE=off` turns the store off. A reading takes
 some 95 bytes.
 """
@@ -46,6 +47,13 @@ from hijacklens.store.fingerprint import Fingerprint
 
 VARIABLE = "HIJACKLENS_STORE"
 """Environment variable: the file of the store, or `off`."""
+CHECKED = 3
+"""Number of stored readings that every run computes again."""
+TOLERANCE = 2e-4
+"""Largest difference of a stored and a computed log-probability in full float32 or float64, nats:
+both are within 1e-4 of a plain forward pass (contract 1)."""
+ROUNDED_TOLERANCE = 1.0
+"""The same for arithmetic of lower precision, where batches of other sizes round differently."""
 LOOKED_UP = 500
 """Prefixes in one query; every SQLite accepts that many values."""
 T = TypeVar("T")
@@ -84,6 +92,36 @@ class OpenStore:
             if reading.logprobs.keys() >= set(requests[prefix])
         }
 
+    def find_checked(
+        self, requests: Requests, read: Callable[[Requests], Mapping[TokenIds, Reading]]
+    ) -> dict[TokenIds, Reading]:
+        """Return stored readings as `find` does, if the shortest of them are computed equal.
+
+        Otherwise the stored readings of this fingerprint are deleted, with a `StoreWarning`.
+
+        Args:
+            requests: What is needed.
+            read: Computes readings in the way of this run.
+        """
+        stored = self.find(requests)
+        sample = sorted(stored, key=len)[:CHECKED]
+        if self._fingerprint is None or self._database is None or not sample:
+            return stored
+        computed = read({prefix: requests[prefix] for prefix in sample})
+        difference = max(_difference(stored[prefix], computed[prefix]) for prefix in sample)
+        full = self._fingerprint.arithmetic in ("float32", "float64")
+        if difference <= (TOLERANCE if full else ROUNDED_TOLERANCE):
+            return stored
+        self._database.attempt(self._drop, None)
+        warnings.warn(
+            f"{len(sample)} stored readings of {self._fingerprint.model!r} were computed again "
+            f"and differ by up to {difference:.2g} nats, so something changed that the store "
+            "cannot see. Its readings of this model are deleted, and all are computed again.",
+            StoreWarning,
+            stacklevel=4,
+        )
+        return {}
+
     def keep(self, readings: Mapping[TokenIds, Reading]) -> None:
         """Write readings in one transaction, leaving out those that are not finite.
 
@@ -96,6 +134,9 @@ class OpenStore:
         }
         if self._database is not None and prefixes:
             self._database.attempt(lambda file: self._keep(file, prefixes, readings), None)
+
+    def _drop(self, connection: sqlite3.Connection) -> None:
+        connection.execute("DELETE FROM readings WHERE fingerprint = ?", (self._id(connection),))
 
     def _find(
         self, connection: sqlite3.Connection, prefixes: Mapping[bytes, TokenIds]
@@ -110,7 +151,7 @@ class OpenStore:
                 (fingerprint, *batch),
             )
             for name, top_token, top_logprob, logprobs, checksum in rows:
-                if checksum != _checksum(name, top_token, top_logprob, logprobs):
+                if checksum != self._checksum(name, top_token, top_logprob, logprobs):
                     raise DamagedError("the checksum of a reading is wrong")
                 values = {int(token): value for token, value in json.loads(logprobs).items()}
                 readings[prefixes[name]] = Reading(values, top_token, top_logprob)
@@ -133,7 +174,7 @@ class OpenStore:
                     continue
                 # Adding 0.0 turns -0.0 into 0.0, since SQLite does not keep the sign.
                 row = (name, reading.top_token, reading.top_logprob + 0.0, json.dumps(logprobs))
-                rows.append((fingerprint, *row, _checksum(*row)))
+                rows.append((fingerprint, *row, self._checksum(*row)))
             connection.executemany(
                 "INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?, ?, ?)", rows
             )
@@ -143,6 +184,7 @@ class OpenStore:
         assert self._fingerprint is not None
         if create:
             columns = {**asdict(self._fingerprint), "key": self._fingerprint.key}
+            del columns["unkeyed"]
             columns |= {name: json.dumps(columns[name]) for name in ("probes", "spans")}
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
             connection.execute(
@@ -153,6 +195,11 @@ class OpenStore:
         row = connection.execute(query, (self._fingerprint.key,)).fetchone()
         return None if row is None else row[0]
 
+    def _checksum(self, *row: Any) -> int:
+        """Return a checksum of a reading and of the fingerprint that it belongs to."""
+        assert self._fingerprint is not None
+        return zlib.crc32(repr((self._fingerprint.key, *row)).encode())
+
 
 def name_of(prefix: TokenIds) -> bytes:
     """Return 16 bytes that identify the symbols of a prefix."""
@@ -160,8 +207,11 @@ def name_of(prefix: TokenIds) -> bytes:
     return hashlib.blake2b(symbols, digest_size=16).digest()
 
 
-def _checksum(*row: Any) -> int:
-    return zlib.crc32(repr(row).encode())
+def _difference(stored: Reading, computed: Reading) -> float:
+    """Return the largest difference of log-probabilities that both readings have."""
+    pairs = [(stored.top_logprob, computed.top_logprob)]
+    pairs += [(stored.logprobs[token], value) for token, value in computed.logprobs.items()]
+    return max(abs(before - now) for before, now in pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,15 +309,14 @@ def chosen_store(store: Store | str | Path | bool) -> Store | None:
 
 @contextmanager
 def open_store(
-    store: Store | str | Path | bool, fingerprint: Callable[[], Fingerprint | None]
+    store: Store | str | Path | bool, fingerprint: Callable[[], Fingerprint]
 ) -> Iterator[OpenStore]:
     """Open the stored readings of a fingerprint for the length of a run.
 
     Args:
         store: As `chosen_store` takes it. A named store must be usable; the run continues without
             the usual one if it is not.
-        fingerprint: Returns the fingerprint of the model, or None if other hooks than probes are on
-            it. It is called only if there is a store, since it costs a pass over the weights.
+        fingerprint: Returns the fingerprint of the model. It is called only if there is a store.
 
     Raises:
         InputError: The named store cannot be used.
@@ -277,11 +326,13 @@ def open_store(
         yield OpenStore(None, None)
         return
     key = fingerprint()
-    if key is None:
-        off = "is not used: hooks that are not probes are on the model"
+    if key.unkeyed:
+        first, *others = key.unkeyed
+        more = f" and {len(others)} more" if others else ""
+        off = f"is not used: no key covers {first}{more}"
         warnings.warn(
-            f"the store of finished readings {off}, and such hooks have no key. Nothing is taken "
-            "from the store or kept; pass probes=[HookProbe(name, hooks)] to use it.",
+            f"the store of finished readings {off}. Nothing is taken from the store or kept. "
+            "Remove it; or for hooks, pass probes=[HookProbe(name, hooks)].",
             StoreWarning,
             stacklevel=6,
         )

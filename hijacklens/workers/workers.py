@@ -42,7 +42,7 @@ from hijacklens.engine.reading import (
 )
 from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedLanguageModel, unnamed_hooks
+from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
@@ -326,13 +326,14 @@ class Replicas:
 
 
 def _local_fingerprint(model: HookedLanguageModel) -> Fingerprint:
-    """Return the fingerprint of a model in this process; refuse hooks that workers lack."""
-    if unnamed_hooks(model):
+    """Return the fingerprint of a model in this process; refuse what workers may lack."""
+    fingerprint = fingerprint_of(model, identify(model))
+    if fingerprint.unkeyed:
         raise InputError(
-            "hooks that are not probes are on the model, and workers do not have them. Remove "
-            "them, or pass probes=[HookProbe(name, hooks)]."
+            f"workers load the model by themselves and may lack {fingerprint.unkeyed[0]}. Remove "
+            "it; or for hooks, pass probes=[HookProbe(name, hooks)]."
         )
-    return fingerprint_of(model, identify(model))
+    return fingerprint
 
 
 def _require_same(fingerprint: Fingerprint, first: Description, where: str) -> None:

@@ -19,7 +19,7 @@ Replacing a W_V equals editing the weights, but nothing in the model is written 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -32,7 +32,6 @@ from hijacklens.renamed import old_names, renamed
 from hijacklens.sites import Heads, Layers, canonical, choose
 from probes.values.hooks import circuit_hooks, inner_hooks, value_hooks
 from probes.values.replacements import (
-    MatrixCache,
     MatrixKind,
     Replacement,
     associations,
@@ -41,6 +40,7 @@ from probes.values.replacements import (
     identity,
     low_rank,
     matched,
+    matrices,
     memory,
     random,
     scaled,
@@ -82,7 +82,6 @@ class ValueReplacement:
     heads: Heads
     """Key/value heads, or query heads for a `CircuitReplacement`."""
     keep_bias: bool
-    cache: MatrixCache = field(default_factory=MatrixCache, repr=False)
 
     @property
     def key(self) -> str:
@@ -116,11 +115,11 @@ class ValueReplacement:
     ) -> Sequence[NamedHook]:
         axis = "kv_head" if kind == "value" else "head"
         sites = choose(model, layers=self.layers, heads=self.heads, axis=axis)
-        new = self.cache.matrices(self.replacement, model, kind, sites)
+        new = matrices(self.replacement, model, kind, sites)
         return [
             hook
-            for layer, matrices in new.items()
-            for hook in hooks_of(model, layer, matrices, keep_bias=self.keep_bias)
+            for layer, by_head in new.items()
+            for hook in hooks_of(model, layer, by_head, keep_bias=self.keep_bias)
         ]
 
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, TypeAlias
-from weakref import WeakKeyDictionary
 
 import torch
 from einops import rearrange, reduce
@@ -24,6 +23,7 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens.errors import InputError, number, whole_number
+from hijacklens.models.exclusive import made_for_run
 from hijacklens.models.hooked import HookedModel
 from hijacklens.one_layer import memory as concept_memory
 from hijacklens.one_layer.model import OneLayerTransformer
@@ -108,41 +108,25 @@ class Replacement:
         return new.detach()
 
 
-class MatrixCache:
-    """Keeps the matrices of a probe until the weights of their model change.
+def matrices(
+    replacement: Replacement, model: HookedModel, kind: MatrixKind, sites: Sites
+) -> dict[int, dict[int, Tensor]]:
+    """Return layer -> head -> matrix.
 
-    Without it, every batch would repeat the singular value decompositions. Copies start empty.
+    Each matrix is made once in a run (`hijacklens.models.exclusive`), since otherwise every batch
+    would repeat the singular value decompositions.
+
+    Raises:
+        InputError: There is no matrix that fits.
     """
-
-    def __init__(self) -> None:
-        self._of_model: WeakKeyDictionary[Any, tuple[Any, dict[tuple[int, int], Tensor]]]
-        self._of_model = WeakKeyDictionary()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return MatrixCache, ()
-
-    def matrices(
-        self, replacement: Replacement, model: HookedModel, kind: MatrixKind, sites: Sites
-    ) -> dict[int, dict[int, Tensor]]:
-        """Return layer -> head -> matrix; all but the model and sites is the same in every call.
-
-        Raises:
-            InputError: There is no matrix that fits.
-        """
-        weights = [
-            (p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters()
-        ]
-        if self._of_model.get(model, (None,))[0] != weights:
-            self._of_model[model] = (weights, {})
-        matrices = self._of_model[model][1]
-        for layer, head in sites.pairs:
-            if (layer, head) not in matrices:
-                site = MatrixSite(model, layer, head, kind)
-                matrices[layer, head] = replacement.matrix(site)
-        return {
-            layer: {head: matrices[layer, head] for head in heads}
-            for layer, heads in sites.by_layer.items()
-        }
+    made = made_for_run(model)
+    result: dict[int, dict[int, Tensor]] = {layer: {} for layer in sites.by_layer}
+    for layer, head in sites.pairs:
+        name = (replacement.key, kind, layer, head)
+        if name not in made:
+            made[name] = replacement.matrix(MatrixSite(model, layer, head, kind))
+        result[layer][head] = made[name]
+    return result
 
 
 def zero() -> Replacement:
@@ -288,8 +272,8 @@ def computed(function: Callable[[HookedModel, int, int], Tensor], *, name: str) 
     """The result of a function (model, layer, head) -> matrix.
 
     Args:
-        function: Called once for each site, and again after the model's weights have changed. It
-            receives key/value heads for W_V, query heads for OV circuits.
+        function: Called once for each site in every run. It receives key/value heads for W_V, query
+            heads for OV circuits.
         name: Identifies the function in keys and stored readings; change it with the function.
     """
     return Replacement(f"computed({name})", partial(_computed, function))

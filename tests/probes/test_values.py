@@ -24,8 +24,11 @@ from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 from type_checks import unchecked
 
+from hijacklens.engine.engine import read
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
+from hijacklens.models.exclusive import exclusive
 from hijacklens.models.hooked import hooked
 from hijacklens.models.identity import identify
 from hijacklens.models.loading import load_model
@@ -216,7 +219,7 @@ def test_nothing_is_left_behind(pair, ids):
     assert torch.equal(run(model, ids), before)
 
 
-def test_matrices_are_made_once_until_the_weights_change():
+def test_matrices_are_made_once_in_a_run_and_again_in_the_next():
     model, ids = load(tiny_model("llama"), "llama"), ids_of("llama")
     calls = []
 
@@ -224,13 +227,21 @@ def test_matrices_are_made_once_until_the_weights_change():
         calls.append((layer, head))
         return torch.zeros(32, 8)
 
-    probe = values.replace(values.computed(make, name="counted"), heads=[(0, 1), (1, 1)])
-    run(model, ids, probe)
-    run(model, ids, probe)
+    counted = values.replace(values.computed(make, name="counted"), heads=[(0, 1), (1, 1)])
+    with exclusive(model):
+        run(model, ids, counted)
+        run(model, ids, counted)
     assert calls == [(0, 1), (1, 1)]
-    with torch.no_grad():
-        next(iter(model.parameters())).mul_(1.5)
-    run(model, ids, probe)
+    # An edit that torch does not notice, between two runs of the same probe.
+    probe, requests = values.replace(values.low_rank(2)), {(1, 2, 3): {4}}
+    options = ReadOptions(probes=[probe])
+    before = read(model, requests, options)
+    for parameter in model.parameters():
+        parameter.data.mul_(-1.5)
+    fresh = ReadOptions(probes=[values.replace(values.low_rank(2))])
+    after = read(model, requests, options)
+    assert dict(after) == dict(read(model, requests, fresh)) != dict(before)
+    assert not torch.equal(run(model, ids, counted), run(model, ids))
     assert calls == [(0, 1), (1, 1)] * 2
 
 

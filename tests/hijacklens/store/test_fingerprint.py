@@ -11,11 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
-from hijacklens.models.hooked import unnamed_hooks
-from hijacklens.models.identity import identify
+from hijacklens.models import identity
+from hijacklens.models.computation import tensors_of
+from hijacklens.models.identity import hash_of_tensors, identify
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
-from hijacklens.store.fingerprint import fingerprint_of, weights_checksum
+from hijacklens.store.fingerprint import fingerprint_of
 
 
 def load(family="gpt2", **options):
@@ -28,7 +29,7 @@ def fingerprint(model, **options):
 
 
 def checksum(model):
-    return weights_checksum(model.named_parameters())
+    return hash_of_tensors(tensors_of(model))
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,14 @@ def test_the_key_has_all_that_readings_depend_on_and_no_more(gpt2):
         "parameters": 1,
         "arithmetic": "float16",
         "weights": "",
-        "configuration": "",
+        "computation": "",
         "tokenizer": "",
         "probes": ("p",),
         "spans": ("hijack",),
     }
     for name, value in other.items():
         assert replace(base, **{name: value}).key != base.key, name
-    about = {"model": "renamed", "revision": "main", "versions": "torch 9"}
+    about = {"model": "renamed", "revision": "main", "versions": "torch 9", "unkeyed": ("a hook",)}
     assert replace(base, **about).key == base.key
     assert {field.name for field in fields(base)} == {*other, *about}
     # Values do not run into each other.
@@ -64,7 +65,7 @@ def test_a_model_loaded_again_and_used_is_the_same_fingerprint(family):
     before = fingerprint(one)
     one(torch.tensor([[1, 2, 3]]))
     assert fingerprint(one) == before == fingerprint(two)
-    assert not unnamed_hooks(one)
+    assert before.unkeyed == ()
 
 
 def test_a_folder_under_another_name_is_the_same_fingerprint(tmp_path):
@@ -84,16 +85,21 @@ def test_any_change_of_any_weight_shows(gpt2, data):
     before = checksum(gpt2)
     parameters = dict(gpt2.named_parameters())
     parameter = parameters[data.draw(st.sampled_from(sorted(parameters)))]
-    flat = parameter.detach().reshape(-1)
-    flat = flat if flat.data_ptr() == parameter.data_ptr() else None
-    if flat is None:  # not stored in one piece, so this would change a copy
-        return
-    place = data.draw(st.integers(0, len(flat) - 1))
-    value = flat[place].clone()
-    with torch.no_grad():
-        flat[place] = torch.nextafter(value, value + 1)
+    place = tuple(data.draw(st.integers(0, size - 1)) for size in parameter.shape)
+    value = parameter.data[place].clone()
+    for changed in (torch.nextafter(value, value + 1), -value):
+        parameter.data[place] = changed
         assert checksum(gpt2) != before
-        flat[place] = value
+    parameter.data[place] = value
+    assert checksum(gpt2) == before
+
+
+def test_signs_of_many_weights_show(gpt2):
+    before = checksum(gpt2)
+    weight = gpt2.original_model.transformer.h[1].mlp.c_proj.weight
+    weight.data[:, 1::2] *= -1
+    assert checksum(gpt2) != before
+    weight.data[:, 1::2] *= -1
     assert checksum(gpt2) == before
 
 
@@ -110,19 +116,33 @@ def test_two_weights_that_trade_places_show(gpt2):
     assert checksum(edited) != before
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("length", [0, 1, 3, 4, 7])
-def test_weights_of_any_length_and_dtype(dtype, length):
-    values = torch.arange(length, dtype=dtype)
-    before = weights_checksum([("w", values)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.complex64])
+@pytest.mark.parametrize("length", [0, 1, 3, 7])
+def test_tensors_of_any_length_dtype_and_layout(dtype, length):
+    values = torch.arange(length).to(dtype)
+    before = hash_of_tensors({"w": values})
     for place in range(length):
         changed = values.clone()
         changed[place] += 1
-        assert weights_checksum([("w", changed)]) != before
-    # A view that starts where no word can.
+        assert hash_of_tensors({"w": changed}) != before
     shifted = torch.cat([torch.ones(1, dtype=dtype), values])[1:]
-    assert weights_checksum([("w", shifted)]) == before
-    assert weights_checksum([("w", values.reshape(1, length))]) != before
+    spread = torch.stack([values, values], 1)[:, 1]
+    assert hash_of_tensors({"w": shifted}) == hash_of_tensors({"w": spread}) == before
+    assert hash_of_tensors({"w": values.reshape(1, length)}) != before
+    assert hash_of_tensors({"v": values}) != before
+    tied = hash_of_tensors({"v": values, "w": values})
+    assert tied == hash_of_tensors({"w": values.clone(), "v": values}) != before
+
+
+def test_tensors_of_several_blocks(monkeypatch):
+    values = torch.arange(100.0)
+    monkeypatch.setattr(identity, "BLOCK", 64)
+    before = hash_of_tensors({"w": values})
+    for place in (0, 15, 16, 99):
+        changed = values.clone()
+        changed[place] *= -1
+        changed[place] += 1
+        assert hash_of_tensors({"w": changed}) != before
 
 
 def test_what_a_model_computes_with_its_weights_is_part_of_it():
@@ -170,14 +190,3 @@ def test_probes_are_part_of_it_in_their_order(gpt2):
         ]
     }
     assert len(keys) == 5
-
-
-def test_hooks_that_no_probe_names_are_seen(gpt2):
-    assert not unnamed_hooks(gpt2)
-    with gpt2.hooks(fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: value)]):
-        assert unnamed_hooks(gpt2)
-    assert not unnamed_hooks(gpt2)
-    handle = gpt2.original_model.register_forward_hook(lambda *given: None)
-    assert unnamed_hooks(gpt2)
-    handle.remove()
-    assert not unnamed_hooks(gpt2)

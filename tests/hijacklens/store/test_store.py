@@ -33,7 +33,7 @@ FINGERPRINT = Fingerprint(
     parameters=7,
     arithmetic="float32",
     weights="w",
-    configuration="c",
+    computation="c",
     tokenizer="t",
     probes=(),
     spans=(),
@@ -437,7 +437,7 @@ def test_contents_and_clear(tmp_path):
 def test_which_store_is_meant(tmp_path, monkeypatch):
     monkeypatch.setenv("HIJACKLENS_CACHE", str(tmp_path))
     monkeypatch.delenv("HIJACKLENS_STORE")
-    usual = Store(tmp_path / "readings-v2.sqlite")
+    usual = Store(tmp_path / "readings-v3.sqlite")
     assert chosen_store(True) == usual
     assert chosen_store(False) is None
     assert chosen_store(usual) is usual

@@ -266,7 +266,7 @@ def test_a_replacement_with_another_model_is_refused(folder, tmp_path):
 def test_hooks_that_are_no_probes_are_refused(folder):
     model = load_model(folder, device="cpu")
     model.hook_dict["blocks.0.hook_resid_pre"].add_hook(lambda value, hook: None)
-    with pytest.raises(InputError, match="workers do not have them"):
+    with pytest.raises(InputError, match="may lack a hook"):
         score(model, replicas(folder))
 
 

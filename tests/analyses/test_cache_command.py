@@ -37,7 +37,7 @@ def cache(tmp_path, monkeypatch):
     """The store of these tests: the usual one in a cache folder of their own."""
     monkeypatch.setenv("HIJACKLENS_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("HIJACKLENS_STORE")
-    return tmp_path / "cache" / "readings-v2.sqlite"
+    return tmp_path / "cache" / "readings-v3.sqlite"
 
 
 def run(*arguments):
@@ -178,14 +178,14 @@ def test_a_broken_store_is_told_in_one_line(folders, cache, tmp_path, capsys):
     cache.write_bytes(b"this is no database")
     assert run("cache", "info") == 0
     printed = capsys.readouterr()
-    assert "readings-v2.sqlite.aside-1" in printed.out
+    assert "readings-v3.sqlite.aside-1" in printed.out
     (told,) = printed.err.splitlines()
     assert "file is not a database" in told
     cache.write_bytes(b"nor is this")
     assert run(*command(folders, tmp_path / "out")) == 0
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith(f"note: the store of finished readings '{cache}' is broken")
-    assert "set aside as 'readings-v2.sqlite.aside-2'" in told
+    assert "set aside as 'readings-v3.sqlite.aside-2'" in told
     assert cache.with_name(cache.name + ".aside-2").read_bytes() == b"nor is this"
     assert run("cache", "info") == 0
     assert capsys.readouterr().out.count("set aside as broken: ") == 2

@@ -1,8 +1,8 @@
 """A replica: a copy of a model in another process, and how that process loads it.
 
 A hooked model cannot be sent to another process, so a `ModelLoader` is sent: the arguments of
-`load_model`. Every replica loads the model by itself and describes it, down to a checksum of every
-weight.
+`load_model`. Every replica loads the model by itself and describes it, down to a hash of all
+weights.
 
 >>> ModelLoader("gpt2", dtype="bfloat16")
 ModelLoader(source='gpt2', dtype='bfloat16', device=None, devices=1, revision=None,

@@ -7,7 +7,7 @@ A worker is a Ray actor that loads the model by itself. Idle workers take the ne
 expensive first. When a worker dies (killed, out of memory, its machine gone), another one takes its
 place and its part is read again; finished parts are kept. `ray.util.ActorPool` cannot do this: it
 does not report which actor and which part an error belongs to. Every replica reports a fingerprint
-with a checksum of all weights, which must equal that of the first replica.
+with a hash of all weights, which must equal that of the first replica.
 
     engine = RayEngine(workers=2)
     hijack(model, facts, execution=Execution(engine=engine))    # a model that is loaded here, too

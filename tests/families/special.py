@@ -18,6 +18,7 @@ import transformers
 from tiny_models import tiny_tokenizer
 from torch import nn
 from torch.nn.utils import parametrize
+from transformers.pytorch_utils import Conv1D
 
 from analyses.conformance.cells import Subject
 
@@ -31,7 +32,7 @@ class Adapted(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         rows, columns = base_layer.weight.shape
-        if isinstance(base_layer, transformers.pytorch_utils.Conv1D):
+        if isinstance(base_layer, Conv1D):
             rows, columns = columns, rows
         draw = partial(torch.randn, generator=torch.Generator().manual_seed(seed))
         self.lora_A = nn.Parameter(draw(2, columns) * 0.3)
@@ -71,7 +72,7 @@ def modules(model: Any, ending: str) -> list[tuple[Any, str]]:
     ]
 
 
-def each(ending: str, change: Callable[[Any], Any]) -> Change:
+def every(ending: str, change: Callable[[Any], Any]) -> Change:
     """Replace every module whose path ends so by what `change` returns, if that is a module."""
 
     def apply(model: Any) -> Any:
@@ -85,14 +86,14 @@ def each(ending: str, change: Callable[[Any], Any]) -> Change:
 
 
 def adapter(ending: str) -> Change:
-    return each(ending, Adapted)
+    return every(ending, Adapted)
 
 
 def parametrised(ending: str) -> Change:
     def change(module: Any) -> None:
         parametrize.register_parametrization(module, "weight", LowRank(module.weight))
 
-    return each(ending, change)
+    return every(ending, change)
 
 
 def _scaled(output: Any, factor: float = 1.7) -> Any:
@@ -103,7 +104,7 @@ def _scaled(output: Any, factor: float = 1.7) -> Any:
 
 def hook(ending: str) -> Change:
     """A forward hook of the user's that scales the output."""
-    return each(
+    return every(
         ending, lambda m: m.register_forward_hook(lambda m, args, output: _scaled(output)) and None
     )
 
@@ -116,7 +117,7 @@ def pre_hook(ending: str) -> Change:
             return (args[0] * 0.6, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * 0.6}
 
-    return each(ending, lambda m: m.register_forward_pre_hook(before, with_kwargs=True) and None)
+    return every(ending, lambda m: m.register_forward_pre_hook(before, with_kwargs=True) and None)
 
 
 def replaced(ending: str) -> Change:
@@ -128,7 +129,7 @@ def replaced(ending: str) -> Change:
             lambda self, *args, **kwargs: _scaled(forward(*args, **kwargs)), module
         )
 
-    return each(ending, change)
+    return every(ending, change)
 
 
 def attribute(ending: str, name: str, value: Any) -> Change:
@@ -136,12 +137,12 @@ def attribute(ending: str, name: str, value: Any) -> Change:
         assert hasattr(module, name)
         setattr(module, name, value)
 
-    return each(ending, change)
+    return every(ending, change)
 
 
 def times(ending: str, name: str, factor: float) -> Change:
     """Multiply a tensor of modules in place, without autograd's notice."""
-    return each(ending, lambda module: getattr(module, name).data.mul_(factor) and None)
+    return every(ending, lambda module: getattr(module, name).data.mul_(factor) and None)
 
 
 def subclass(ending: str) -> Change:
@@ -155,7 +156,7 @@ def subclass(ending: str) -> Change:
 
         module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
 
-    return each(ending, change)
+    return every(ending, change)
 
 
 def both(*changes: Change) -> Change:
@@ -200,9 +201,9 @@ def _shorter(model: Any) -> Any:
     return model
 
 
-def _used_once(model: Any) -> Any:
+def run_once(model: Any, **options: Any) -> Any:
     with torch.no_grad():
-        model(torch.arange(5, 12)[None], output_hidden_states=True, output_attentions=False)
+        model(torch.arange(5, 12)[None], **options)
     return model
 
 
@@ -266,14 +267,14 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "attention scale of gpt2 changed": ("gpt2", attribute("attn", "scaling", 0.9)),
     "norm epsilon of llama changed": ("llama", attribute("norm", "variance_epsilon", 0.5)),
     "activation of llama replaced": ("llama", attribute("mlp", "act_fn", nn.Tanh())),
-    "last norm of llama removed": ("llama", each("norm", lambda module: nn.Identity())),
+    "last norm of llama removed": ("llama", every("norm", lambda module: nn.Identity())),
     "norm of llama replaced by a layer norm": (
         "llama",
-        each("input_layernorm", lambda module: nn.LayerNorm(32)),
+        every("input_layernorm", lambda module: nn.LayerNorm(32)),
     ),
     "frequencies of llama's rope changed": ("llama", times("rotary_emb", "inv_freq", 0.5)),
-    "unembedding of llama with a bias": ("llama", each("lm_head", _set_bias)),
-    "unembedding of llama not linear": ("llama", each("lm_head", Bent)),
+    "unembedding of llama with a bias": ("llama", every("lm_head", _set_bias)),
+    "unembedding of llama not linear": ("llama", every("lm_head", Bent)),
     "one layer of llama used twice": ("llama", _shared_layer),
     "one layer of llama deleted": ("llama", _shorter),
     # How the model was used before
@@ -284,8 +285,8 @@ CHANGES: dict[str, tuple[str, Change]] = {
         "llama",
         lambda model: model.gradient_checkpointing_enable() or model,
     ),
-    "llama after output_hidden_states": ("llama", _used_once),
-    "opt after output_hidden_states": ("opt", _used_once),
+    "llama after output_hidden_states": ("llama", partial(run_once, output_hidden_states=True)),
+    "opt after output_hidden_states": ("opt", partial(run_once, output_hidden_states=True)),
     "llama without architectures": ("llama", _unnamed),
     "gemma3 without architectures": ("gemma3", _unnamed),
     "gpt_oss without architectures": ("gpt_oss", _unnamed),

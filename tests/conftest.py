@@ -13,10 +13,27 @@ os.environ["HIJACKLENS_STORE"] = "off"  # no test may read scores of an earlier 
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path
+from types import FunctionType
+from typing import Any
 
+import jaxtyping
 import pytest
 from hypothesis import settings
 from shared_data import SHARED
+
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _checked_once(function: Any = None, **options: Any) -> Any:
+    """Leave functions inside functions unchecked: each call would build their checker again."""
+    if isinstance(function, FunctionType) and "<locals>" in function.__qualname__:
+        return function
+    if function is None:
+        return lambda function: _checked_once(function, **options)
+    return _jaxtyped(function, **options)
+
+
+jaxtyping.jaxtyped = _checked_once
 
 # A busy machine is no reason for a test to fail.
 settings.register_profile("default", deadline=None)

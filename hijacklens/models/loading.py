@@ -13,6 +13,7 @@ get one.
 
 from __future__ import annotations
 
+import copy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,10 @@ def load_model(
             if not isinstance(model, PreTrainedModel):
                 _refuse_adapter(name, revision)
             # The tokenizer first: it is small, and it shows whether the name is right.
-            tokenizer = tokenizer or AutoTokenizer.from_pretrained(name, **origin)
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(name, **origin)
+            else:
+                tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it is
             if isinstance(model, PreTrainedModel):
                 plain: Any = model
                 plain.to(device=torch_device, dtype=torch_dtype)

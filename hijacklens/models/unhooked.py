@@ -84,7 +84,9 @@ def _without_bridges(
     """Copy a tree of modules and its configs, sharing the weights and leaving out hook points."""
     while isinstance(module, GeneralizedComponent):
         module = module.original_component  # type: ignore[assignment]
-    plain = copy.copy(module)
+    # Not copy.copy, which refuses parametrised modules.
+    plain = type(module).__new__(type(module))
+    vars(plain).update(vars(module))
     plain._modules = {
         name: None if child is None else _without_bridges(child, configs)
         for name, child in module._modules.items()

@@ -22,6 +22,8 @@ def wrap(
 ) -> TransformerBridge:
     """Put hooks on a model in place; its tokenizer keeps its own default about special tokens.
 
+    Both belong to the result: TransformerLens changes settings of the tokenizer.
+
     `TransformerBridge.boot_transformers` is not used: for a multimodal model it also loads an image
     processor, and runs pip to install torchvision if that fails. Text needs neither.
 
@@ -34,7 +36,6 @@ def wrap(
     architecture = _architecture(plain, name)
     plain.eval()
     expected = Expected.of(plain, tokenizer)
-    tokenizer = copy.deepcopy(tokenizer)
     # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless this
     # entry says that the tokenizer has it already.
     tokenizer.init_kwargs = {"name_or_path": name, **tokenizer.init_kwargs, "add_bos_token": True}

@@ -6,16 +6,21 @@ Functions return the matplotlib figure and show nothing. The colours are the eig
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.container import Container
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from hijacklens.statistics import Interval
 
@@ -51,6 +56,14 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hijacklens",  # equal figures give equal files
 }
+NO_GLYPH = (
+    "no installed font has some letters of a figure, which are boxes in its PNG file; the SVG file "
+    "has the text. Install a font with them, such as Noto Sans CJK"
+)
+
+
+class FigureWarning(UserWarning):
+    """A figure does not look as it should."""
 
 
 def series(i: int) -> tuple[str, str]:
@@ -101,6 +114,7 @@ def canvas(
         )
         try:
             yield figure, list(axes.flat)
+            add_fonts(figure)
         finally:
             plt.close(figure)
 
@@ -207,8 +221,65 @@ def whiskers(intervals: Sequence[Interval]) -> list[list[float]]:
     ]
 
 
+def add_fonts(figure: Figure) -> bool:
+    """Let texts use installed fonts for letters that the usual one lacks.
+
+    Returns:
+        Whether every letter has a font. The others appear as boxes, except in SVG files.
+    """
+    complete = True
+    for text in figure.findobj(Text):
+        if not isinstance(text, Text) or text.get_text().isascii():
+            continue
+        usual = font_manager.findfont(text.get_fontproperties())
+        lacking = set(map(ord, text.get_text())) - _letters(usual) - {ord("\n")}
+        families = list(text.get_fontfamily())
+        for name in _fonts_with(lacking):
+            families += [name] * (name not in families)
+        text.set_fontfamily(families)
+        complete &= not lacking
+    return complete
+
+
+def _fonts_with(letters: set[int]) -> Iterator[str]:
+    """Yield the fonts that together have these letters, and remove the letters that they have."""
+    while letters:
+        found = {entry.name: _letters(entry.fname) & letters for entry in _installed_fonts()}
+        name = max(found, key=lambda name: len(found[name]), default="")
+        if not found.get(name):
+            return
+        letters -= found[name]
+        yield name
+
+
+def _installed_fonts() -> list[font_manager.FontEntry]:
+    """Return upright fonts of normal weight, without those of matplotlib for mathematics."""
+    own = matplotlib.get_data_path()
+    return [
+        entry
+        for entry in font_manager.fontManager.ttflist
+        if entry.style == "normal" and entry.weight == 400 and not entry.fname.startswith(own)
+    ]
+
+
+@cache
+def _letters(font: str) -> frozenset[int]:
+    """Return the code points of the letters in a font file; none if it cannot be drawn."""
+    try:
+        return frozenset(font_manager.get_font(font).get_charmap())
+    except (OSError, RuntimeError):  # damaged, or of coloured pictures
+        return frozenset()
+
+
 def write(figure: Figure, path: Path) -> None:
-    """Save a figure in the format of its file ending; equal figures give equal files."""
+    """Save a figure in the format of its file ending; equal figures give equal files.
+
+    Warns:
+        FigureWarning: No installed font has some of the letters.
+    """
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    with plt.rc_context(STYLE):
+    if not add_fonts(figure) and path.suffix != ".svg":
+        warnings.warn(NO_GLYPH, FigureWarning, stacklevel=2)
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # one warning for each letter
         figure.savefig(path, metadata=metadata)

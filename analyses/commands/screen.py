@@ -109,6 +109,10 @@ def warnings_as_notes() -> Iterator[None]:
 
         def note(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
             ours = category.__module__.startswith("hijacklens")
+            context = click.get_current_context(silent=True)
+            quiet = context and (context.params.get("quiet") or context.params.get("as_json"))
+            if quiet and category.__name__ == "FigureWarning":
+                return
             if ours or "the next release drops the old name" in str(message):
                 say(f"note: {message}")
             else:

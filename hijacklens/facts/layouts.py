@@ -202,7 +202,7 @@ def _asked(record: Record, template: Any) -> dict[str, Any]:
 def _checked(fields: dict[str, Any], position: int) -> dict[str, Any]:
     """Check the types of the fields, strip texts but the template, and fill in near words."""
     case_id = position if fields["case_id"] is None else fields["case_id"]
-    if isinstance(case_id, str) and re.fullmatch(r"\s*\d{1,19}\s*", case_id):
+    if isinstance(case_id, str) and re.fullmatch(r"\s*-?\d{1,19}\s*", case_id):
         case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
         raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")

@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from hijacklens.models.computation import tensors_of
 from hijacklens.models.hooked import HookedLanguageModel, device_of, require_text
+from hijacklens.models.packaged import quiet_transformers
+
+OWN_TOKENIZER = "_hijacklens_own_tokenizer"
+"""Attribute of a bridge whose tokenizer keeps the defaults that it was given with."""
+SAMPLE = "Do not think of Guam. Zürich is"
 
 BLOCK = 2**25
 """Bytes of a tensor that are hashed at once."""
@@ -39,6 +45,8 @@ class ModelIdentity:
     adds_bos: bool
     """Whether prompts start with a beginning-of-sequence token."""
     context_length: int
+    tokenizer_note: str = ""
+    """How the tokenizer differs from the model's own; empty if it does not, or that is unknown."""
 
 
 def identify(model: HookedLanguageModel) -> ModelIdentity:
@@ -56,7 +64,7 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
     architectures = getattr(config, "architectures", None) or [type(plain).__name__]
     own = dict(_own_parameters(model))
     tokenizer = model.tokenizer
-    sample = tokenizer("Do not think of Guam. Zürich is").input_ids
+    sample = tokenizer(SAMPLE).input_ids
     vocabulary = sorted(tokenizer.get_vocab().items())
     return ModelIdentity(
         name=str(model.cfg.model_name),
@@ -69,6 +77,24 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
         tokenizer_hash=hashlib.sha256(repr((vocabulary, sample)).encode()).hexdigest(),
         adds_bos=bool(sample) and sample[0] == tokenizer.bos_token_id,
         context_length=int(model.cfg.n_ctx),
+        tokenizer_note="" if vars(model).get(OWN_TOKENIZER) else _tokenizer_note(tokenizer, sample),
+    )
+
+
+def _tokenizer_note(tokenizer: Any, sample: Sequence[int]) -> str:
+    """Compare the first token of a text with that of the model's own tokenizer, read again."""
+    if not sample or sample[0] != tokenizer.bos_token_id:
+        return ""
+    try:
+        with quiet_transformers():
+            own = AutoTokenizer.from_pretrained(tokenizer.name_or_path, local_files_only=True)
+        if own(SAMPLE).input_ids[0] == sample[0]:
+            return ""
+    except Exception:  # a model in memory has no files; each library fails in its own way
+        return ""
+    return (
+        "its tokenizer starts prompts with a BOS, which the model's own tokenizer does not by "
+        "default; hl.load_model keeps that default"
     )
 
 

@@ -14,6 +14,7 @@ from transformer_lens.model_bridge.sources.transformers import determine_archite
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hijacklens.errors import InputError
+from hijacklens.models.identity import OWN_TOKENIZER
 from hijacklens.models.verification import Expected, check
 
 
@@ -64,6 +65,7 @@ def wrap(
     bridge.cfg.n_devices = len(set(getattr(plain, "hf_device_map", {"": 0}).values()))
     # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
+    vars(bridge)[OWN_TOKENIZER] = True
     bridge.eval()
     check(bridge, expected)
     return bridge

@@ -284,7 +284,7 @@ class OneLayerTransformer(HookedRootModule):
         """
         path = Path(folder) / CONFIG_FILE
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = json.loads(path.read_text(encoding="utf-8-sig"))
             path = path.with_name(WEIGHTS_FILE)
             weights = load_file(path)
         except (OSError, ValueError, SafetensorError) as error:

@@ -244,7 +244,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     if not path.is_file():  # reading a pipe of that name would never end
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8-sig"))
         record["type"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not the record of a result: {error}.") from error

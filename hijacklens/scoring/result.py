@@ -329,6 +329,8 @@ class HijackResult(Result):
                     f"{counts.computed:,} were computed (--no-cache computes all)"
                 )
             yield f"{name}: {model.engine.summary()}"
+            if model.tokenizer_note:
+                yield f"{name}: {model.tokenizer_note}"
             if name in known:
                 by_rule = ", ".join(f"{known[name][rule]} ({rule})" for rule in RULES)
                 yield f"{name} knows {by_rule} of {known[name]['n']} facts on the bare query"

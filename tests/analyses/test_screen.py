@@ -7,13 +7,18 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pandas as pd
 import pytest
+from click import Context
 from command_calls import CALLS, commands, make_places, run, words_of
 
+from analyses.commands.group import group
+from analyses.commands.screen import warnings_as_notes
 from analyses.reproduction import check, reproduction
 from hijacklens import progress
+from hijacklens.plots import FigureWarning
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +226,11 @@ def test_a_reader_that_stops_reading_is_no_error():
         assert done.stdout is not None and done.stderr is not None
         done.stdout.close()
         assert b"Traceback" not in done.stderr.read()
+
+
+@pytest.mark.parametrize("option", ["", "quiet", "as_json"])
+def test_quiet_commands_do_not_speak_of_figures(option, capsys):
+    with warnings_as_notes(), Context(group) as context:
+        context.params[option] = True
+        warnings.warn("some letters are boxes", FigureWarning, stacklevel=1)
+    assert capsys.readouterr().err == ("" if option else "note: some letters are boxes\n")

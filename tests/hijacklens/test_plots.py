@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 
 from hijacklens import plots
 
@@ -18,3 +24,44 @@ def test_lines_of_one_colour_differ_in_marker_and_dash():
     first, again = plots.line(1), plots.line(1 + len(plots.COLOURS))
     assert first["color"] == again["color"]
     assert first["marker"] != again["marker"] and first["linestyle"] != again["linestyle"]
+
+
+def drawn(name: str, path: Path, font: str = "") -> list[warnings.WarningMessage]:
+    with plots.canvas() as (figure, (ax,)):
+        ax.plot([0, 1], label=name)
+        (label,) = ax.legend().get_texts()
+    assert not font or font in label.get_fontfamily()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        plots.write(figure, path)
+    return shown
+
+
+def test_letters_without_a_glyph_give_one_note(tmp_path):
+    (shown,) = drawn("\U000f1234\U000f1235", tmp_path / "a.png")  # of private use
+    assert shown.category is plots.FigureWarning
+    assert "no installed font has some letters" in str(shown.message)
+    assert drawn("\U000f1234", tmp_path / "a.svg") == []
+    assert "\U000f1234" in (tmp_path / "a.svg").read_text()
+    assert drawn("Île-de-France", tmp_path / "b.png") == []
+
+
+def test_an_installed_font_is_used_where_the_usual_one_lacks_a_letter(tmp_path, monkeypatch):
+    builder = FontBuilder(unitsPerEm=1000)
+    builder.setupGlyphOrder([".notdef", "north"])
+    builder.setupCharacterMap({ord("北"): "north"})
+    pen = TTGlyphPen(None)
+    for point in ((0, 0), (800, 0), (800, 800)):
+        (pen.lineTo if point != (0, 0) else pen.moveTo)(point)
+    pen.closePath()
+    builder.setupGlyf({".notdef": TTGlyphPen(None).glyph(), "north": pen.glyph()})
+    builder.setupHorizontalMetrics({".notdef": (500, 0), "north": (900, 0)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "Tiny North", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "north.ttf")
+    fonts = font_manager.fontManager
+    monkeypatch.setattr(fonts, "ttflist", list(fonts.ttflist))
+    fonts.addfont(tmp_path / "north.ttf")
+    assert drawn("To 北", tmp_path / "a.png", "Tiny North") == []

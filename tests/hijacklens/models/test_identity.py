@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from tiny_models import CONTEXT, tiny_model, tiny_tokenizer
+from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.models.loading import load_model
@@ -35,6 +36,14 @@ def test_what_an_identity_says(bridge, plain, family):
         context_length=CONTEXT,
     )
     assert len(found.weights_hash) == len(found.tokenizer_hash) == 64
+
+
+def test_a_tokenizer_with_a_bos_of_transformer_lens_is_noted(folder, family):
+    """`boot_transformers` adds a BOS even where the model's own tokenizer has none."""
+    booted = identify(TransformerBridge.boot_transformers(str(folder), device="cpu"))
+    assert booted.adds_bos
+    assert ("own tokenizer does not" in booted.tokenizer_note) is (family == "gpt2")
+    assert identify(load_model(folder)).tokenizer_note == ""
 
 
 def test_one_changed_weight_is_another_model(bridge, plain):

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 from hijacklens.errors import InputError, is_whole, several, shown
 from hijacklens.models.hooked import HookedModel
+from hijacklens.models.wrapping import require_split_heads
 
 HeadAxis: TypeAlias = Literal["head", "kv_head"]
 Layers: TypeAlias = int | Iterable[int] | None
@@ -52,6 +53,7 @@ def choose(
         InputError: The model has no such layer or head, the choice is empty, or both pairs and
             layers are given.
     """
+    require_split_heads(model)
     counts = int(model.cfg.n_layers), head_count(model, axis)
     return Sites(tuple(sorted(set(pairs(*counts, layers=layers, heads=heads, axis=axis)))))
 

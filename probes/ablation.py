@@ -108,7 +108,8 @@ class Ablation:
         """Return one hook per ablated layer.
 
         Raises:
-            InputError: As for every probe, or the means are those of a model of another shape.
+            InputError: As for every probe; in the forward pass, if the means are those of a model
+                of another shape.
         """
         tokens = layout.query(self.span)  # [batch, pos]
         named: list[NamedHook] = []
@@ -117,21 +118,9 @@ class Ablation:
             mask = None
             if self.site == "z":
                 mask = torch.isin(torch.arange(int(model.cfg.n_heads)), torch.tensor(heads))
-            named.append((name, _replace(tokens, mask, self._mean(model, layer))))
+            mean = self.means and (self.means, layer, int(model.cfg.n_layers))
+            named.append((name, _replace(tokens, mask, mean)))
         return named
-
-    def _mean(self, model: HookedModel, layer: int) -> Tensor | None:
-        if self.means is None:
-            return None
-        config: Any = model.cfg
-        widths = (config.n_heads, config.d_head) if self.site == "z" else (config.d_model,)
-        needed, shape = (config.n_layers, *widths), tuple(self.means.values.shape)
-        if needed != shape:
-            raise InputError(
-                f"the means are those of another model: their shape is {shape}, and this model's "
-                f"{self.site} needs {needed}. Make them with mean_outputs(model, ...)."
-            )
-        return self.means.values[layer]
 
 
 def ablate(
@@ -234,16 +223,31 @@ def mean_outputs(
         raise InputError(
             f"there is nothing to take the mean of: no token of the reference is in {span!r}."
         )
+    if len({total.shape for total in totals.values()}) > 1:
+        raise InputError(f"{site} is of another size in each layer of this model; it has no means.")
     values = torch.stack([totals[layer] for layer in range(n_layers)]) / count
     return MeanOutputs(site, span, count, values.float())
 
 
-def _replace(tokens: Tensor, heads: Tensor | None, mean: Tensor | None) -> HookFunction:
+def _replace(
+    tokens: Tensor, heads: Tensor | None, mean: tuple[MeanOutputs, int, int] | None
+) -> HookFunction:
+    """Return a hook that puts zero, or the mean of a layer among so many, in place of outputs."""
+
     def hook_function(output: Tensor, hook: Any) -> Tensor:  # [batch, pos, (head,) width]
         where = tokens.to(output.device)[..., None]
         if heads is not None:
             where = (where & heads.to(output.device))[..., None]
-        new = output.new_zeros(()) if mean is None else mean.to(output)
+        new = output.new_zeros(())
+        if mean is not None:
+            means, layer, n_layers = mean
+            needed, shape = (n_layers, *output.shape[2:]), tuple(means.values.shape)
+            if needed != shape:
+                raise InputError(
+                    f"the means are those of another model: their shape is {shape}, and this "
+                    f"model's {means.site} needs {needed}. Make them with mean_outputs(model, ...)."
+                )
+            new = means.values[layer].to(output)
         return torch.where(where, new, output)
 
     return hook_function

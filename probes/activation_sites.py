@@ -108,6 +108,7 @@ def writing(
     before: list[Tensor] = []
 
     def keep_stream(stream: Tensor, hook: Any) -> None:
+        _same_width(values, stream, hook)
         before[:] = [stream[rows.to(stream.device), positions.to(stream.device)]]
 
     def complete(output: Tensor, hook: Any) -> Tensor:
@@ -122,8 +123,17 @@ def writing(
 
 def _put(index: tuple[Tensor, ...], values: Tensor) -> HookFunction:
     def hook_function(value: Tensor, hook: Any) -> Tensor:
+        _same_width(values, value, hook)
         value = value.clone()
         value[tuple(part.to(value.device) for part in index)] = values.to(value)
         return value
 
     return hook_function
+
+
+def _same_width(new: Tensor, activation: Tensor, hook: Any) -> None:
+    if new.shape[-1] != activation.shape[-1]:
+        raise InputError(
+            f"the patch holds activations of width {new.shape[-1]}, and {hook.name} of this model "
+            f"has {activation.shape[-1]}: they come from another model."
+        )

@@ -77,7 +77,8 @@ class Patch:
         """Return one hook per layer (two for `resid_mid`); none if no row is a target prompt.
 
         Raises:
-            InputError: The model has no such layer, head or site, or activations of another width.
+            InputError: The model has no such layer, head or site; in the forward pass, if its
+                activations have another width.
         """
         sites = choose_sites(model, self.site, layers=self.layers, heads=self.heads)
         rows, positions, slots = self._tokens(layout)
@@ -85,7 +86,6 @@ class Patch:
         for layer, of_layer in sites.by_layer.items():
             if layer not in self.values:  # no tokens correspond
                 continue
-            self._check(model, self.values[layer])
             if not len(rows):
                 continue
             new = self.values[layer][slots]
@@ -95,16 +95,6 @@ class Patch:
             else:
                 named += writing(model, self.site, layer, rows, positions, new)
         return named
-
-    def _check(self, model: HookedModel, stored: Tensor) -> None:
-        width = int(model.cfg.d_head if self.site in HEAD_AXES else model.cfg.d_model)
-        if self.site in ("q", "k"):
-            width = int(getattr(model.cfg, "d_attn", width))  # the one-layer model's d_a
-        if stored.shape[-1] != width:
-            raise InputError(
-                f"the patch holds activations of width {stored.shape[-1]}, and {self.site} of this "
-                f"model has {width}: they come from another model."
-            )
 
     def _tokens(self, layout: Layout) -> Int[Tensor, "3 token"]:
         """Return row, position and slot of every patched token of a layout."""

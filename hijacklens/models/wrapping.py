@@ -7,8 +7,10 @@ import logging
 from typing import Any
 
 import torch
+from transformer_lens.conversion_utils.conversion_steps import RearrangeTensorConversion
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,6 +64,7 @@ def wrap(
         ) from error
     finally:
         logger.setLevel(level)
+    _split_latent_heads(bridge)
     bridge.cfg.n_devices = len(set(getattr(plain, "hf_device_map", {"": 0}).values()))
     # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
@@ -69,6 +72,38 @@ def wrap(
     bridge.eval()
     check(bridge, expected)
     return bridge
+
+
+def _split_latent_heads(bridge: TransformerBridge) -> None:
+    """Give latent attention hooks of the usual shape, [batch, pos, head, width].
+
+    TransformerLens cuts z into heads of another width than its values have, so that a head of the
+    hook would be parts of two, and it puts heads before positions in q, k and v.
+    """
+    for block in bridge.blocks:
+        attn: Any = getattr(block, "attn", None)
+        if isinstance(attn, MLAAttentionBridge):
+            plain: Any = attn.original_component
+            z = "b p (h e) -> b p h e"
+            attn.o.hook_in.hook_conversion = RearrangeTensorConversion(z, h=plain.num_heads)
+            for hook in (attn.hook_q, attn.hook_k, attn.hook_v):
+                hook.hook_conversion = RearrangeTensorConversion("b h p e -> b p h e")
+                hook.pos_dim = None
+
+
+def require_split_heads(model: Any) -> None:
+    """Refuse a bridge with latent attention that `load_model` did not make, whose heads are mixed.
+
+    Raises:
+        InputError: As above.
+    """
+    for block in getattr(model, "blocks", ()):
+        attn = getattr(block, "attn", None)
+        if isinstance(attn, MLAAttentionBridge) and attn.hook_v.hook_conversion is None:
+            raise InputError(
+                "TransformerLens splits the latent attention of this model into heads of the wrong "
+                "width; load the model with hijacklens.load_model, which mends that."
+            )
 
 
 def _architecture(plain: PreTrainedModel, name: str) -> str:

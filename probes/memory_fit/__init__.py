@@ -47,7 +47,7 @@ from probes.memory_fit.associations import Associations
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length
 from probes.memory_fit.result import COLUMNS, MemoryFit, MemoryFitSettings
 from probes.named_models import Models
-from probes.values.matrices import ov_circuit
+from probes.values.matrices import is_latent, ov_circuit
 
 Scaling: TypeAlias = Literal["model", "unit"]
 """Vectors with their lengths in the model, or each scaled to length 1."""
@@ -328,6 +328,11 @@ class DirectPath:
         Raises:
             InputError: The model has no such head, or no matrices per head.
         """
+        if is_latent(self.model, layer):
+            raise InputError(
+                f"layer {layer} of {self.model.cfg.model_name!r} makes values from a latent, so "
+                "its OV circuit does not read the residual stream; the fit needs one that does."
+            )
         circuit = ov_circuit(self.model, layer, head)
         A, B = _double(circuit.A), _double(circuit.B)
         if (norm := self.before[layer]) is not None:

@@ -79,7 +79,7 @@ def circuit_hooks(
     def leave_biases(z: Tensor, hook: Any) -> Tensor:  # [batch, pos, head, d_head]
         x, values, pattern = (_take(passed, name, hook) for name in (INPUT, VALUES, PATTERN))
         z = z.clone()
-        written = torch.zeros_like(x)  # [batch, pos, d_model]
+        written = torch.zeros((), dtype=x.dtype, device=x.device)  # becomes [batch, pos, d_model]
         for head, matrix in new.items():
             rows = pattern[:, head].to(x)  # [batch, query, key]
             _check_output(z[:, :, head], rows @ values[:, :, kv_heads[head]].to(x), layer, head)
@@ -113,9 +113,10 @@ def _value_input(model: HookedModel, layer: int, passed: dict[str, Tensor]) -> N
                 f"value probes need a model with its usual computation, and this one has "
                 f"{option} on; call model.set_{option}(False) first."
             )
-    direct = f"blocks.{layer}.attn.v.hook_in"
-    if direct in model.hook_dict:
-        return direct, _keep(passed, INPUT)
+    for part in ("v", "kv_b_proj"):
+        direct = f"blocks.{layer}.attn.{part}.hook_in"
+        if direct in model.hook_dict:
+            return direct, _keep(passed, INPUT)
     if getattr(config, "original_architecture", None) in NORM_AFTER:
         raise InputError(
             "value probes do not support the HookedTransformer of OLMo 2 and 3, whose first norm "

@@ -16,47 +16,58 @@ embeddings, multiply that weight in. The one-layer model has no norm.
 
 Under grouped-query attention a W_V belongs to a `kv_head` and serves `n_heads / n_kv_heads` query
 heads; an OV circuit belongs to a (query) `head`.
+
+Under latent attention (DeepSeek) keys and values are made from a latent, the norm of a compressed
+x. W_V is then the map from the latent to the values of a head, [d_latent, d_head], x is the latent,
+and an OV circuit is [d_latent, d_model].
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
 from transformer_lens.model_bridge import TransformerBridge
+from transformers.pytorch_utils import Conv1D
 
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel
 from hijacklens.sites import choose, head_count
 
+NEARLY = 0.02
+"""Largest relative difference between a linear module and its measured matrix (bfloat16)."""
+
 
 def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, "d_model d_head"]:
     """Return W_V of one key/value head; do not write to it, it may be the model's own tensor.
+
+    Under latent attention it is [d_latent, d_head].
 
     Raises:
         InputError: The model has no such layer or key/value head, or its values do not come from
             one matrix per head.
     """
     choose(model, heads=[(layer, kv_head)], axis="kv_head")  # refuses sites that do not exist
-    weights = _weights(model, layer, "W_V")
+    weights, _ = head_matrices(model, layer, "V")
     # A HookedTransformer repeats the matrix of a kv head for each query head that reads it.
     repeats = len(weights) // head_count(model, "kv_head")
-    return weights[kv_head * repeats].detach()
+    return weights[kv_head * repeats]
 
 
 def value_bias(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, " d_head"]:
-    """Return b_V of one key/value head; zeros if the model has none (only GPT-2's family has).
+    """Return b_V of one key/value head; zeros if the model has none.
 
     Raises:
         InputError: As for `value_matrix`.
     """
     W_V = value_matrix(model, layer, kv_head)
-    bias = getattr(_block(model, layer).attn, "b_V", None)
+    bias = head_matrices(model, layer, "V")[1]
     if bias is None:
         return W_V.new_zeros(W_V.shape[1])
-    by_head = bias.detach().reshape(-1, W_V.shape[1])
+    by_head = bias.reshape(-1, W_V.shape[1])
     return by_head[kv_head * (len(by_head) // head_count(model, "kv_head"))]
 
 
@@ -67,7 +78,7 @@ def output_matrix(model: HookedModel, layer: int, head: int) -> Float[Tensor, "d
         InputError: The model has no such layer or head, or no output matrix per head.
     """
     choose(model, heads=[(layer, head)], axis="head")
-    return _weights(model, layer, "W_O")[head].detach()
+    return head_matrices(model, layer, "O")[0][head]
 
 
 def kv_head_of(model: HookedModel, head: int) -> int:
@@ -129,11 +140,61 @@ def _block(model: HookedModel, layer: int) -> Any:
     return blocks[layer]
 
 
-def _weights(model: HookedModel, layer: int, name: str) -> Float[Tensor, "head rows columns"]:
-    weights = getattr(getattr(_block(model, layer), "attn", None), name, None)
+def is_latent(model: HookedModel, layer: int) -> bool:
+    """Return whether the values of a layer are made from a latent (DeepSeek)."""
+    return f"blocks.{layer}.attn.kv_b_proj.hook_in" in model.hook_dict
+
+
+def head_matrices(
+    model: HookedModel, layer: int, name: Literal["V", "O"]
+) -> tuple[Float[Tensor, "head rows columns"], Tensor | None]:
+    """Return W_V or W_O of all heads of a layer, and b_V or b_O, as the layer computes with them.
+
+    Linear modules that do more than multiply by their weight, such as those with an adapter
+    (LoRA), are measured on unit vectors.
+
+    Raises:
+        InputError: The layer has no such matrix for each head, or it is not a linear map.
+    """
+    attn: Any = getattr(_block(model, layer), "attn", None)
+    if is_latent(model, layer):
+        heads, width = attn.original_component.num_heads, attn.original_component.v_head_dim
+        if name == "O":
+            weight, bias = _linear(attn.o, f"W_O of layer {layer}")
+            return weight.reshape(heads, width, -1), bias
+        weight, _ = _linear(attn.kv_b_proj, f"W_V of layer {layer}")  # [latent, head * (k + v)]
+        return weight.unflatten(1, (heads, -1))[:, :, -width:].transpose(0, 1), None
+    weights, bias = getattr(attn, f"W_{name}", None), getattr(attn, f"b_{name}", None)
     if not isinstance(weights, Tensor) or weights.ndim != 3:
         raise InputError(
-            f"layer {layer} of {model.cfg.model_name!r} has no attention with one {name} per head "
-            "(latent attention, or a layer of another kind); value probes cannot act on it."
+            f"layer {layer} of {model.cfg.model_name!r} has no attention with one W_{name} per "
+            "head (it is a layer of another kind); value probes cannot act on it."
         )
-    return weights
+    part = getattr(attn, name.lower(), None)
+    module = getattr(part, "original_component", None)
+    if module is not None and type(module) not in (torch.nn.Linear, Conv1D):
+        flat, bias = _linear(part, f"W_{name} of layer {layer}")  # [in, out]
+        heads = len(weights)
+        weights = flat.unflatten(0, (heads, -1))
+        if name == "V":
+            weights = flat.unflatten(1, (heads, -1)).transpose(0, 1)
+    return weights.detach(), None if bias is None else bias.detach()
+
+
+def _linear(part: Any, name: str) -> tuple[Float[Tensor, "rows columns"], Tensor | None]:
+    """Return matrix and bias of a linear module of a bridge, on row vectors."""
+    module, weight = part.original_component, part.weight
+    bias = getattr(module, "bias", None)
+    if type(module) is torch.nn.Linear:
+        return weight.detach().T, None if bias is None else bias.detach()
+    with torch.no_grad():
+        rows = torch.eye(module.in_features, dtype=weight.dtype, device=weight.device)
+        bias = module(torch.zeros_like(rows[:1]))[0]
+        matrix = module(rows) - bias
+        tried = torch.linspace(-1, 1, 3 * len(rows), device=rows.device).sin().reshape(3, -1)
+        got = module(tried.to(rows)).float() - bias.float()
+        if (got - tried @ matrix.float()).norm() > NEARLY * got.norm() + 1e-6:
+            raise InputError(
+                f"{name} cannot be read: its {type(module).__name__} is not a linear map."
+            )
+    return matrix, bias

@@ -32,6 +32,7 @@ from hijacklens.probe import hash_of
 from hijacklens.renamed import renamed
 from hijacklens.sites import HeadAxis, Sites, choose, head_count
 from probes.values.matrices import (
+    is_latent,
     kv_head_of,
     norm_affine,
     output_matrix,
@@ -98,9 +99,7 @@ class Replacement:
             shape = list(site.current.shape)
         if not isinstance(new, Tensor) or list(new.shape) != shape:
             got = f"the shape {list(new.shape)}" if isinstance(new, Tensor) else repr(new)
-            what = "a value matrix [d_model, d_head]"
-            if site.kind == "circuit":
-                what = "an OV circuit [d_model, d_model]"
+            what = "a value matrix" if site.kind == "value" else "an OV circuit"
             raise InputError(
                 f"{self.key} gives {got} for layer {site.layer}, {site.axis} {site.head}; "
                 f"{what} that acts on row vectors has the shape {shape} there."
@@ -415,7 +414,13 @@ def _cues(site: MatrixSite, tokens: Tensor) -> Tensor:
     if kind.startswith(("LN", "RMS")):
         x = x / (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
     weight, bias = norm_affine(model, getattr(model.blocks[site.layer], "ln1", None))
-    return x * weight.to(x) + bias.to(x)
+    x = x * weight.to(x) + bias.to(x)
+    if not is_latent(model, site.layer):
+        return x
+    attn = model.blocks[site.layer].attn
+    norm = attn.kv_a_layernorm.original_component
+    compressed = attn.kv_a_proj_with_mqa.original_component(x.to(norm.weight.dtype))
+    return norm(compressed[..., : len(norm.weight)]).float()
 
 
 def _answers(site: MatrixSite, tokens: Tensor) -> Tensor:

@@ -206,8 +206,9 @@ def test_what_the_model_lacks_shows_when_the_probe_is_put_on(gpt2):
         ablate(layers=2).hooks(gpt2, layout)
     with pytest.raises(InputError, match="unknown span 'subject'"):
         ablate(span="subject").hooks(gpt2, layout)
-    with pytest.raises(InputError, match="means are those of another model"):
-        ablate(kind="mean", means=MEANS).hooks(gpt2, layout)
+    means = [ablate(kind="mean", means=MEANS)]
+    with pytest.raises(InputError, match="means are those of another"), probed(gpt2, means, layout):
+        gpt2(layout.tokens)
     with pytest.raises(InputError, match="no token of the reference"):
         mean_outputs(gpt2, sample_facts(), span="token:419")
     with pytest.raises(InputError, match="unknown site 'q'"), unchecked():

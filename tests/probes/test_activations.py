@@ -391,8 +391,10 @@ def test_bad_input(gpt2):
     with pytest.raises(InputError, match=r"fact 0 cannot be patched: .*span 'hijack'"):
         patch_between(gpt2, pairs(gpt2, sample_facts()), span="hijack")
     gemma = load_model(tiny_model("gemma"), tokenizer=tiny_tokenizer("gemma"), device="cpu")
-    with pytest.raises(InputError, match="of width 8, and z of this model has 16"):
-        patch(gpt2, where, site="z").hooks(gemma, Layout(torch.tensor([ids]), {}))
+    of_gpt2, layout = [patch(gpt2, where, site="z")], Layout(torch.tensor([ids]), {})
+    message = "of width 8, and .*hook_in of this model has 16"
+    with pytest.raises(InputError, match=message), probed(gemma, of_gpt2, layout):
+        gemma(layout.tokens)
     gpt2.train()
     with pytest.raises(InputError, match="training mode"):
         patch(gpt2, where)

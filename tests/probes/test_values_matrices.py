@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from edited_values import PlainValues
+from edited_values import PlainValues, draw, ids_of, load, run, same, with_values
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from type_checks import unchecked
 
@@ -213,3 +213,51 @@ def test_replacements_without_content(name):
     make, message = WRONG[name]
     with unchecked(), pytest.raises(InputError, match=message):
         make()
+
+
+class Adapted(torch.nn.Module):
+    """A linear module with a low-rank adapter, as peft makes it: `weight` is that of the base."""
+
+    def __init__(self, base: torch.nn.Linear, seed: int) -> None:
+        super().__init__()
+        self.base, self.bias = base, base.bias
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.down = torch.nn.Parameter(draw(base.in_features, 2, seed=seed))
+        self.up = torch.nn.Parameter(draw(2, base.out_features, seed=seed + 1))
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + x @ self.down @ self.up
+
+
+def adapted_and_merged():
+    """A hooked model with adapters on values and outputs, and a plain one with both merged."""
+    plain = tiny_model("llama")
+    merged = copy.deepcopy(plain)
+    for layer, of_merged in zip(plain.model.layers, merged.model.layers, strict=True):
+        for name in ("v_proj", "o_proj"):
+            adapted = Adapted(getattr(layer.self_attn, name), seed=len(name))
+            setattr(layer.self_attn, name, adapted)
+            delta = (adapted.down @ adapted.up).T.detach()
+            getattr(of_merged.self_attn, name).weight.data += delta
+    return load(plain, "llama"), merged
+
+
+def test_matrices_are_those_that_modules_with_an_adapter_compute_with():
+    model, merged = adapted_and_merged()
+    edited = {(1, head): -1.5 * PlainValues(merged).value(1, head) for head in range(2)}
+    got = run(model, ids_of("llama"), values.replace(values.scaled(-1.5), layers=1))
+    with torch.no_grad():
+        same(got, with_values(merged, edited)(ids_of("llama")).logits)
+    close(output_matrix(model, 1, 3), PlainValues(merged).output(1, 3))
+
+
+def test_a_module_that_is_not_linear_has_no_matrix():
+    model, _ = adapted_and_merged()
+    module = model.blocks[1].attn.v.original_component
+    module.forward = lambda x: Adapted.forward(module, x).square()
+    with pytest.raises(InputError, match="W_V of layer 1 cannot be read"):
+        value_matrix(model, 1, 0)

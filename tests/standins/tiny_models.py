@@ -122,8 +122,13 @@ def tiny_model(family: str, *, seed: int = 0, layers: int = 2) -> PreTrainedMode
         else:
             config, kind = Gemma3TextConfig(**shape, **window), Gemma3ForCausalLM
     config.architectures = [kind.__name__]
+    return rough(kind(config), seed=seed)
+
+
+def rough(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
+    """A model in evaluation mode with weights so large that every part of it matters."""
     generator = torch.Generator().manual_seed(seed)
-    model = kind(config).eval()
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)

@@ -29,7 +29,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -42,18 +41,18 @@ from hijacklens.errors import InputError
 from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedModel, NamedHook, device_of
 from hijacklens.models.verification import require_agreement
-from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.results.glance import Glance, Grid, Shown
+from probes.anatomy import Anatomy, Norm, anatomy_of
+from probes.values.matrices import head_matrices
 
 READ_VALUES = 2**26
 """At most this many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
-PROBE_SIZE = 16.0
-"""Large enough that a norm's epsilon is negligible (1e-5 of 256), small enough for float16."""
-SINGLE = ("embedding", "position", "norm_bias", "unembed_bias", "soft_cap", "normaliser")
-"""The parts outside the layers."""
+SINGLE = ("embedding", "position", "norm_bias", "unembed_bias", "soft_cap", "normaliser", "other")
+"""The parts that belong to no layer, and `other`: what layers add to the stream that is neither a
+head nor an MLP, such as state-space mixers."""
 PARTS = ("attention", "value_bias", "output_bias", "mlp", "single")
 """The fields of an `Account` that sum to the difference."""
 
@@ -139,16 +138,15 @@ def accounts(
 ) -> list[Account]:
     """Account for many questions, in their order.
 
-    The model is any hooked model whose blocks add to a residual stream (GPT-2, LLaMA, Gemma, NeoX,
-    OLMo-2, ...), or the one-layer model. If a model scales its stream or its logits by constants
-    (Granite, Cohere), the parts do not balance and the residual shows it. Probes act in their
-    order; any change of values and patterns is accounted for, changes after them show in the
-    residual. `spans` are those that the bits of the symbols mark, `batch_tokens` counts padding,
-    and `advance` is called after each batch with its fraction of the work.
+    The model is the one-layer model or any hooked model whose layers add to a residual stream; how
+    they do is measured first (`probes.anatomy`). Probes act in their order. Changes of values and
+    patterns are accounted for; changes after them show in the residual. `spans` are those that the
+    bits of the symbols mark, `batch_tokens` counts padding, and `advance` is called after each
+    batch with its fraction of the work.
 
     Raises:
-        InputError: The model has no attention hooks or is in training mode, a question has no
-            tokens, or a position outside its prompt.
+        InputError: The model's logits are no sum that its hooks show, or it is in training mode; a
+            question has no tokens, or a position outside its prompt.
     """
     require_agreement(model, operation="an account of logits")
     for question in questions:
@@ -157,13 +155,11 @@ def accounts(
                 f"position {question.position} is not one of the {len(question.symbols)} tokens "
                 "of its prompt; give one from 0."
             )
-    for i, hook in product(range(int(model.cfg.n_layers)), ("hook_v", "hook_pattern")):
-        if (name := f"blocks.{i}.attn.{hook}") not in model.hook_dict:
-            raise InputError(
-                f"the model {model.cfg.model_name!r} has no hook {name!r}; an account needs "
-                "values and attention patterns in every layer."
-            )
-    active, device, frame = check_probes(probes), device_of(model), _Frame(model)
+    active, device = check_probes(probes), device_of(model)
+    if not questions:
+        return []
+    tokens = Layout.of_symbols(torch.tensor([questions[0].symbols]), spans).tokens[0]
+    anatomy = anatomy_of(model, tokens.tolist())
     limit = batch_size(device, batch_tokens)
     max_rows = max(1, READ_VALUES // int(model.cfg.d_vocab))
     total = sum(len(question.symbols) for question in questions)
@@ -177,77 +173,10 @@ def accounts(
         for batch in batches(rows, device=device, limit=limit, most_rows=max_rows):
             members = [group[i] for i in batch.members]
             in_batch = [questions[i] for i in members]
-            parts = _run(model, frame, in_batch, batch, active, spans)
+            parts = _run(model, anatomy, in_batch, batch, active, spans)
             results.update(zip(members, parts, strict=True))
             advance(sum(len(question.symbols) for question in in_batch) / total)
     return [results[i] for i in range(len(questions))]
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """A layer norm or RMS norm without its scale: `norm(x) = weight * (C x) / scale + bias`.
-
-    C subtracts the mean for a layer norm and is the identity for an RMS norm.
-
-    >>> norm = Norm(weight=torch.tensor([1.0, 2.0]), bias=torch.zeros(2), centred=True)
-    >>> norm.pull(torch.tensor([[3.0, 2.0]]))     # (3, 4) without its mean
-    tensor([[-0.5000,  0.5000]])
-    """
-
-    weight: Float[Tensor, " d_model"]
-    """The effective weight: 1 + w for Gemma, ones if the weight is folded into the next matrix."""
-    bias: Float[Tensor, " d_model"]
-    centred: bool
-
-    @classmethod
-    def of(cls, module: Any, width: int, like: Tensor) -> Norm:
-        """Measure what a norm module does by applying it to three vectors [1, 1, width].
-
-        This works whatever the name, offset or folding of the weight. The vectors have the dtype of
-        `like`, a tensor of the model.
-        """
-        device = next(iter(module.parameters()), like).device
-        signs = torch.ones(width, dtype=like.dtype, device=device)
-        signs[1::2] = -1
-        if width % 2:
-            signs[-3:] = signs.new_tensor([2, -1, -1])  # the mean stays zero
-        rows = torch.stack([torch.zeros_like(signs), signs, torch.ones_like(signs)]) * PROBE_SIZE
-        with torch.inference_mode():
-            bias, along, flat = (module(row[None, None])[0, 0].float() for row in rows)
-        signs = signs.float()
-        weight = (along - bias) * signs.pow(2).mean().sqrt() / signs
-        centred = bool((flat - bias).abs().max() < 0.1 * weight.abs().max())
-        return cls(weight.clone(), bias.clone(), centred)
-
-    def pull(self, direction: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_model"]:
-        """Map a direction on the output to the one on the input that reads the same times scale.
-
-        The norm's bias is left out.
-        """
-        weighted = direction * self.weight.to(direction.device)
-        return weighted - weighted.mean(-1, keepdim=True) if self.centred else weighted
-
-
-class _Frame:
-    """What the readout needs of a model besides its activations; made once per model."""
-
-    def __init__(self, model: HookedModel) -> None:
-        like = next(iter(model.parameters())).new_empty(0, device=device_of(model))
-
-        def norm(owner: Any, path: str) -> Norm | None:
-            if f"{path}.hook_scale" not in model.hook_dict:
-                return None
-            return Norm.of(getattr(owner, path.split(".")[-1]), int(model.cfg.d_model), like)
-
-        untyped: Any = model
-        blocks = range(int(model.cfg.n_layers))
-        self.final = norm(model, "ln_final")
-        self.after_attention = [norm(untyped.blocks[i], f"blocks.{i}.ln1_post") for i in blocks]
-        """Layer -> the norm on the output of attention (Gemma-2 and -3)."""
-        self.soft_cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
-        """Logits become `soft_cap * tanh(logits / soft_cap)`, if it is above 0."""
-        self.residual = not isinstance(model, OneLayerTransformer)
-        """Whether the embedding reaches the output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +190,17 @@ class _Readout:
     columns: Float[Tensor, "2 read d_model"]
     """Columns of W_U for plus and minus, zeros without minus."""
     biases: Float[Tensor, "2 read"]
-    pulled: Float[Tensor, "read d_model"]
+    at_end: Float[Tensor, "read d_model"]
+    """The direction of the stream after the last layer that is read."""
+    before: Sequence[Float[Tensor, "read d_model"]]
+    """Layer -> the direction of the stream that is read where attention is added to it."""
+    middle: Sequence[Float[Tensor, "read d_model"]]
+    """Layer -> the same where the MLP is added."""
     norm_bias: Float[Tensor, " read"]
     """What the final norm's bias adds to the difference."""
 
     @classmethod
-    def of(cls, model: HookedModel, frame: _Frame, questions: Sequence[Question]) -> _Readout:
+    def of(cls, model: HookedModel, anatomy: Anatomy, questions: Sequence[Question]) -> _Readout:
         untyped: Any = model
         device, W_U, b_U = device_of(model), untyped.W_U, untyped.b_U
         tokens = torch.tensor([[q.plus for q in questions], [q.minus or 0 for q in questions]])
@@ -274,16 +208,27 @@ class _Readout:
         with torch.inference_mode():
             dtype = torch.promote_types(W_U.dtype, torch.float32)
             counts = torch.stack([torch.ones_like(minus_counts), minus_counts]).to(dtype)
+            counts = counts * anatomy.logit_scale
             columns = W_U.T[tokens.to(W_U.device)].to(device, dtype) * counts[..., None]
             biases = torch.zeros_like(counts)
             if b_U is not None:
                 biases = b_U[tokens.to(b_U.device)].to(device, dtype) * counts
             pulled = columns[0] - columns[1]
+            if anatomy.projection is not None:
+                pulled = pulled @ anatomy.projection.to(pulled).T
             norm_bias = torch.zeros_like(biases[0])
-            if frame.final is not None:
-                norm_bias = pulled @ frame.final.bias.to(device, dtype)
-                pulled = frame.final.pull(pulled)
-            return cls(columns, biases, pulled, norm_bias)
+            if anatomy.final is not None:
+                norm_bias = pulled @ anatomy.final.bias.to(device, dtype)
+                pulled = anatomy.final.pull(pulled)
+            at_end, before, middle = pulled, [], []
+            for form in reversed(anatomy.layers):
+                if form.post is not None:
+                    middle.append(form.post[1].pull(pulled))
+                    pulled = form.post[0].pull(middle[-1])
+                else:
+                    middle.append(pulled)
+                before.append(pulled)
+            return cls(columns, biases, at_end, before[::-1], middle[::-1], norm_bias)
 
 
 class _Tally:
@@ -293,31 +238,53 @@ class _Tally:
     """
 
     def __init__(
-        self, model: HookedModel, frame: _Frame, readout: _Readout, positions: Tensor
+        self, model: HookedModel, anatomy: Anatomy, readout: _Readout, positions: Tensor
     ) -> None:
         self.model: Any = model
-        self.frame, self.readout, self.positions = frame, readout, positions
+        self.anatomy, self.readout, self.positions = anatomy, readout, positions
         self.values: dict[int, Tensor] = {}
-        """Values of the running layer, until its attention pattern is known."""
+        """Layer -> values, as long as a layer still reads them."""
+        self.waiting: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        """Layer -> pattern and, for gated heads, z, until both are known."""
         self.notes: dict[str, dict[int, Tensor]] = defaultdict(dict)
 
     def hooks(self) -> list[NamedHook]:
         """Return the hooks that record the numbers, as far as this model has them."""
+        layers, before = self.anatomy.layers, self.readout.before
         hooks: list[NamedHook] = [
-            ("hook_pos_embed", partial(self._project, "position", 0)),
-            ("blocks.0.hook_resid_pre", partial(self._project, "embedding", 0)),
-            ("ln_final.hook_scale", partial(self._scale, "final_scale", 0)),
+            ("hook_pos_embed", partial(self._project, "position", 0, before[0])),
+            ("blocks.0.hook_resid_pre", partial(self._project, "embedding", 0, before[0])),
+            *self._scales("ln_final", self.anatomy.final, "final_scale", 0),
             ("unembed.hook_in", self._normed),
         ]
-        for layer in range(int(self.model.cfg.n_layers)):
-            block = f"blocks.{layer}"
-            hooks += [
-                (f"{block}.attn.hook_v", partial(self._values, layer)),
-                (f"{block}.attn.hook_pattern", partial(self._pattern, layer)),
-                (f"{block}.ln1_post.hook_scale", partial(self._scale, "attention_scale", layer)),
-                (f"{block}.hook_mlp_out", partial(self._project, "mlp", layer)),
-            ]
-        return [hook for hook in hooks if hook[0] in self.model.hook_dict]
+        if any(form.other for form in layers):
+            end = partial(self._project, "stream", len(layers), self.readout.at_end)
+            hooks.append((self.anatomy.stream_end, end))
+        for layer, form in enumerate(layers):
+            block, direction = f"blocks.{layer}", before[layer]
+            if layer in {other.values_of for other in layers if other.attends}:
+                hooks.append((f"{block}.attn.{form.values}", partial(self._values, layer)))
+            if form.attends:
+                needed = ("pattern", "z") if form.gated else ("pattern",)
+                hooks += [
+                    (f"{block}.attn.hook_{name}", partial(self._heads, layer, name))
+                    for name in needed
+                ]
+                norm = form.after_attention
+                hooks += self._scales(f"{block}.ln1_post", norm, "attention_scale", layer)
+            for i, name in enumerate(form.mlps):
+                mlp = partial(self._project, f"mlp {i}", layer, self.readout.middle[layer])
+                hooks.append((name, mlp))
+            if form.post is not None:
+                for name, norm in zip(("ln1", "ln2"), form.post, strict=True):
+                    hooks += self._scales(f"{block}.{name}", norm, name, layer)
+            if form.other:
+                stream = partial(self._project, "stream", layer, direction)
+                hooks.append((f"{block}.hook_in", stream))
+                if layer + 1 < len(layers):
+                    stream = partial(self._project, "stream", layer + 1, before[layer + 1])
+                    hooks.append((f"blocks.{layer + 1}.hook_in", stream))
+        return [hook for hook in hooks if hook[0] in self.anatomy.hook_names]
 
     def _at_reads(self, value: Tensor) -> Tensor:
         positions = self.positions.to(value.device)
@@ -325,16 +292,35 @@ class _Tally:
             return value[0, positions]
         return value[torch.arange(len(positions), device=value.device), positions]
 
-    def _project(self, name: str, layer: int, value: Tensor, hook: Any) -> None:
-        pulled = self.readout.pulled.to(value.device)
+    def _project(self, name: str, layer: int, pulled: Tensor, value: Tensor, hook: Any) -> None:
+        pulled = pulled.to(value.device)
         self.notes[name][layer] = (self._at_reads(value).to(pulled.dtype) * pulled).sum(-1)
+
+    def _scales(self, path: str, norm: Norm | None, name: str, layer: int) -> list[NamedHook]:
+        """Return the hooks that note the scale of a norm, from its input and output if need be."""
+        if norm is None:
+            return []
+        if f"{path}.hook_scale" in self.anatomy.hook_names:
+            return [(f"{path}.hook_scale", partial(self._scale, name, layer))]
+        seen: list[Tensor] = []
+
+        def keep_input(value: Tensor, hook: Any) -> None:
+            seen[:] = [self._at_reads(value).float()]
+
+        def note_scale(value: Tensor, hook: Any) -> None:
+            unscaled = norm.apply(seen.pop())
+            output = self._at_reads(value).float() - norm.bias.to(value.device)
+            square = (unscaled * unscaled).sum(-1)
+            self.notes[name][layer] = square / (unscaled * output).sum(-1)
+
+        return [(f"{path}.hook_in", keep_input), (f"{path}.hook_out", note_scale)]
 
     def _scale(self, name: str, layer: int, value: Tensor, hook: Any) -> None:
         self.notes[name][layer] = self._at_reads(value)[..., 0]
 
     def _normed(self, value: Tensor, hook: Any) -> None:
         """Note what the final soft-cap, which is not linear, adds to the difference."""
-        cap = self.frame.soft_cap
+        cap = self.anatomy.soft_cap
         if cap > 0:
             columns = self.readout.columns
             logits = (self._at_reads(value).to(columns) * columns).sum(-1) + self.readout.biases
@@ -342,27 +328,39 @@ class _Tally:
             self.notes["soft_cap"][0] = plus - minus
 
     def _values(self, layer: int, value: Tensor, hook: Any) -> None:
-        self.values[layer] = value
+        clip = self.anatomy.layers[layer].clip
+        self.values[layer] = value if clip is None else value.clamp(-clip, clip)
 
-    def _pattern(self, layer: int, pattern: Tensor, hook: Any) -> None:
-        """Project what each head reads from each attended token.
+    def _heads(self, layer: int, name: str, value: Tensor, hook: Any) -> None:
+        """Project what each head reads from each attended token, once all of it is known.
 
         values  [row, pos, kv_head, d_head]
         pattern [row, head, query, key], read at one query of a row: weight [read, head, pos]
         """
-        attn = self.model.blocks[layer].attn
-        v = self.values.pop(layer)
-        norm = self.frame.after_attention[layer]
-        pulled = self.readout.pulled.to(v.device)
-        pulled = pulled if norm is None else norm.pull(pulled)
-        W_O = attn.W_O.to(v.device, pulled.dtype)  # [head, d_head, d_model]
+        form, waiting = self.anatomy.layers[layer], self.waiting[layer]
+        if name == "pattern":
+            value = value[torch.arange(len(value)), :, self.positions.to(value.device)]
+        waiting[name] = value if name == "pattern" else self._at_reads(value)
+        if "pattern" not in waiting or (form.gated and "z" not in waiting):
+            return
+        v = self.values[form.values_of]
+        if not any(other.values_of == form.values_of for other in self.anatomy.layers[layer + 1 :]):
+            del self.values[form.values_of]
+        pulled = self.readout.before[layer].to(v.device)
+        weight = waiting["pattern"].to(pulled)
+        pulled = pulled if form.after_attention is None else form.after_attention.pull(pulled)
+        W_O, b_O = head_matrices(self.model, layer, "O")
+        b_V = head_matrices(self.model, layer, "V")[1] if form.values == "hook_v" else None
+        W_O = W_O.to(v.device, pulled.dtype)  # [head, d_head, d_model]
         through_head = torch.einsum("hed,rd->rhe", W_O, pulled)
         n_heads, n_kv = W_O.shape[0], v.shape[2]
+        if form.gated:
+            every = v.to(pulled.dtype).repeat_interleave(n_heads // n_kv, 2)
+            ungated = torch.einsum("rhj,rjhe->rhe", weight, every)
+            gate = waiting["z"].to(pulled) / ungated
+            through_head = through_head * torch.where(ungated == 0, 0.0, gate)
         grouped = through_head.unflatten(1, (n_kv, n_heads // n_kv))
         read = torch.einsum("rjke,rkge->rkgj", v.to(pulled.dtype), grouped).flatten(1, 2)
-        rows = torch.arange(len(v), device=v.device)
-        weight = pattern[rows, :, self.positions.to(v.device)].to(pulled)
-        b_V, b_O = getattr(attn, "b_V", None), getattr(attn, "b_O", None)
         per_head = torch.zeros_like(through_head[..., 0])
         if b_V is not None:
             bias = b_V.to(pulled).reshape(-1, W_O.shape[1])
@@ -372,36 +370,60 @@ class _Tally:
         self.notes["value_bias"][layer] = weight.sum(-1) * per_head
         if b_O is not None:
             self.notes["output_bias"][layer] = pulled @ b_O.to(pulled)
+        del self.waiting[layer]
 
     def parts(self, normaliser: Float[Tensor, " read"]) -> dict[str, np.ndarray]:
         """Return the parts of `Account` [read, ...] in float64, divided by the norms' scales."""
-        readout = self.readout
+        readout, layers = self.readout, self.anatomy.layers
 
-        def note(name: str, layer: int = 0, missing: float = 0.0) -> np.ndarray:
+        def note(name: str, layer: int = 0, missing: float = 0.0, shape: Any = ()) -> np.ndarray:
             value = self.notes[name].get(layer)
-            return np.full(len(self.positions), missing) if value is None else _float64(value)
+            empty = np.full((len(self.positions), *shape), missing)
+            return empty if value is None else _float64(value)
 
-        final = note("final_scale", missing=1.0)
+        def bias(norm: Norm, direction: Tensor) -> np.ndarray:
+            return _float64(direction @ norm.bias.to(direction))
+
+        down = note("final_scale", missing=1.0)  # what numbers of the present stream are divided by
+        other = np.zeros(len(self.positions))
+        n_heads, length = next(iter(self.notes["attention"].values())).shape[1:]
+        shapes = {"attention": (n_heads, length), "value_bias": (n_heads,), "output_bias": ()}
         stacks: dict[str, list[np.ndarray]] = defaultdict(list)
-        for layer, norm in enumerate(self.frame.after_attention):
-            down = note("attention_scale", layer, missing=1.0) * final
-            for name in ("attention", "value_bias", "output_bias"):
-                stacks[name].append((note(name, layer).T / down).T)
-            if norm is not None:  # its bias is added after its scale
-                shift = _float64(readout.pulled @ norm.bias.to(readout.pulled))
-                stacks["output_bias"][-1] += shift / final
-            stacks["mlp"].append(note("mlp", layer) / final)
-        position, embedding = note("position") / final, note("embedding") / final
+        for layer, form in reversed(list(enumerate(layers))):
+            after, middle, shift = down, down / form.stream, 0.0
+            down = middle
+            if form.post is not None:
+                ends = (readout.middle[layer], readout.at_end)
+                if layer + 1 < len(layers):
+                    ends = (readout.middle[layer], readout.before[layer + 1])
+                middle = after * note("ln2", layer)
+                down = middle * note("ln1", layer)
+                shift = bias(form.post[0], ends[0]) / middle + bias(form.post[1], ends[1]) / after
+            scale = down * note("attention_scale", layer, missing=1.0) / form.attention
+            for name, shape in shapes.items():
+                stacks[name].append((note(name, layer, shape=shape).T / scale).T)
+            if form.after_attention is not None:  # its bias is added after its scale
+                shift = bias(form.after_attention, readout.before[layer]) * form.attention / down
+            stacks["output_bias"][-1] += shift
+            mlp = sum(note(f"mlp {i}", layer) * x for i, x in enumerate(form.mlps.values()))
+            stacks["mlp"].append(mlp / middle)
+            if form.other:
+                added = note("stream", layer + 1) / after - note("stream", layer) / down
+                for name in (*shapes, "mlp"):
+                    added = added - stacks[name][-1].reshape(len(added), -1).sum(1)
+                other = other + added
+        position, embedding = note("position") / down, note("embedding") / down
         single = [
-            (embedding - position) * self.frame.residual,
-            position * self.frame.residual,
+            (embedding - position) * self.anatomy.residual,
+            position * self.anatomy.residual,
             _float64(readout.norm_bias),
             _float64(readout.biases[0] - readout.biases[1]),
             note("soft_cap"),
             _float64(normaliser),
+            other,
         ]
-        stacks["single"] = single
-        return {name: np.stack(arrays, 1) for name, arrays in stacks.items()}
+        by_layer = {name: arrays[::-1] for name, arrays in stacks.items()}
+        return {name: np.stack(a, 1) for name, a in {**by_layer, "single": single}.items()}
 
 
 def _float64(value: Tensor) -> np.ndarray:
@@ -410,7 +432,7 @@ def _float64(value: Tensor) -> np.ndarray:
 
 def _run(
     model: HookedModel,
-    frame: _Frame,
+    anatomy: Anatomy,
     questions: Sequence[Question],
     batch: TokenBatch,
     probes: Sequence[Probe],
@@ -419,7 +441,7 @@ def _run(
     """Account for one batch, a row for each question."""
     rows = torch.arange(len(questions), device=batch.symbols.device)
     positions = torch.tensor([question.position for question in questions], device=rows.device)
-    tally = _Tally(model, frame, _Readout.of(model, frame, questions), positions)
+    tally = _Tally(model, anatomy, _Readout.of(model, anatomy, questions), positions)
     reader = HookProbe("account", tally.hooks(), packs=True)
     layout = Layout.of_symbols(batch.symbols, spans)
     logits = logits_at(model, layout, rows, positions, probes=[*probes, reader])

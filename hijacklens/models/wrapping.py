@@ -80,7 +80,7 @@ def _split_latent_heads(bridge: TransformerBridge) -> None:
     TransformerLens cuts z into heads of another width than its values have, so that a head of the
     hook would be parts of two, and it puts heads before positions in q, k and v.
     """
-    for block in bridge.blocks:
+    for block in getattr(bridge, "blocks", ()):
         attn: Any = getattr(block, "attn", None)
         if isinstance(attn, MLAAttentionBridge):
             plain: Any = attn.original_component

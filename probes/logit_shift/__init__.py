@@ -172,14 +172,19 @@ def _both(
     questions = [_question(item) for pair in pairs for item in pair.marked(spans)]
     differences = accounts(model, questions, probes=probes, spans=spans, batch_tokens=batch_tokens)
     for account in differences:
-        # Under some probes the parts do not sum to the difference.
-        if probes and abs(account.residual) > UNBALANCED * max(1.0, abs(account.whole)):
+        if abs(account.residual) > UNBALANCED * max(1.0, abs(account.whole)):
+            missed = f"miss {account.residual:+.3g} of {account.whole:+.3g} logits"
+            if not probes:
+                raise InputError(
+                    f"the parts of the account of {model.cfg.model_name!r} {missed}: it computes "
+                    "something between its layers and its logits that no hook shows. Ablate heads "
+                    "(probes.ablation) or patch activations (probes.patching) instead."
+                )
             raise InputError(
-                f"under {', '.join(probe.key for probe in probes)} the parts of the account miss "
-                f"{account.residual:+.3g} of {account.whole:+.3g} logits: the probe changes the "
-                "output of heads or layers after the account has read it. Account for probes of "
-                "values or attention patterns, and use hijacklens.hijack(..., probes=[...]) for "
-                "the others."
+                f"under {', '.join(probe.key for probe in probes)} the parts of the account "
+                f"{missed}: the probe changes the output of heads or layers after the account has "
+                "read it. Account for probes of values or attention patterns, and use "
+                "hijacklens.hijack(..., probes=[...]) for the others."
             )
     return list(zip(differences[::2], differences[1::2], strict=True))
 

@@ -62,7 +62,8 @@ class AverageShift(Result):
     output_bias: Annotated[Float[np.ndarray, "fact layer"], PARTS_FILE]
     mlp: Annotated[Float[np.ndarray, "fact layer"], PARTS_FILE]
     single: Annotated[Float[np.ndarray, "fact part"], PARTS_FILE]
-    """Parts outside the layers, in the order of `probes.account.SINGLE`."""
+    """The parts of `probes.account.SINGLE`, in its order; folders of earlier versions lack the
+    last, `other`."""
     facts: pd.DataFrame
     """A row per fact: case_id, relation_id, subject, bare, hijacked, shift, residual."""
     skipped: SkippedTable
@@ -99,7 +100,7 @@ class AverageShift(Result):
             *product(["attention"], SPANS, range(layers), range(heads)),
             *product(["value_bias"], none, range(layers), range(heads)),
             *product(["output_bias", "mlp"], none, range(layers), none),
-            *product(SINGLE, none, none, none),
+            *product(SINGLE[: self.single.shape[1]], none, none, none),
         ]
         types = {"kind": "string", "span": "string", "layer": "Int64", "head": "Int64"}
         labels = pd.DataFrame(rows, columns=list(types)).astype(types)
@@ -109,7 +110,7 @@ class AverageShift(Result):
     def summary(self) -> pd.DataFrame:
         """The parts by kind, and attention by span: kind, span, shift, stderr, low, high, n."""
         rows = [("attention", span) for span in SPANS]
-        rows += [(kind, "") for kind in (*PARTS[1:-1], *SINGLE)]
+        rows += [(kind, "") for kind in (*PARTS[1:-1], *SINGLE[: self.single.shape[1]])]
         sums = [
             self.attention.sum((2, 3)),
             self.value_bias.sum((1, 2))[:, None],

@@ -14,6 +14,8 @@ A part is a row of `to_dataframe()`: what an attended token, layer, head, MLP or
     soft_cap      what the final soft-cap adds to the difference (Gemma-2)
     normaliser    zero, unless the two targets are read after different tokens; then both are
                   log-probabilities, and this is the difference of the logs of their softmax sums
+    other         what layers add that is no head and no MLP, such as a state-space mixer (Jamba)
+                  or per-layer embeddings (Gemma 4)
 """
 
 from __future__ import annotations

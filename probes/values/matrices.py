@@ -53,8 +53,13 @@ def value_matrix(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, 
     choose(model, heads=[(layer, kv_head)], axis="kv_head")  # refuses sites that do not exist
     weights, _ = head_matrices(model, layer, "V")
     # A HookedTransformer repeats the matrix of a kv head for each query head that reads it.
-    repeats = len(weights) // head_count(model, "kv_head")
-    return weights[kv_head * repeats]
+    repeats = len(weights) / head_count(model, "kv_head")
+    if not repeats.is_integer():
+        raise InputError(
+            f"layer {layer} has {len(weights)} key/value heads, and {model.cfg.model_name!r} has "
+            f"{head_count(model, 'kv_head')} by its configuration; value probes need one number."
+        )
+    return weights[kv_head * int(repeats)]
 
 
 def value_bias(model: HookedModel, layer: int, kv_head: int) -> Float[Tensor, " d_head"]:
@@ -164,20 +169,25 @@ def head_matrices(
             return weight.reshape(heads, width, -1), bias
         weight, _ = _linear(attn.kv_b_proj, f"W_V of layer {layer}")  # [latent, head * (k + v)]
         return weight.unflatten(1, (heads, -1))[:, :, -width:].transpose(0, 1), None
-    weights, bias = getattr(attn, f"W_{name}", None), getattr(attn, f"b_{name}", None)
+    part = getattr(attn, name.lower(), None)
+    module = getattr(part, "original_component", None)
+    try:
+        weights, bias = getattr(attn, f"W_{name}", None), getattr(attn, f"b_{name}", None)
+    except ValueError:  # a layer whose heads have another width than the configuration says
+        weights = bias = None
+    if isinstance(module, torch.nn.Module) and (
+        weights is None or type(module) not in (torch.nn.Linear, Conv1D)
+    ):
+        flat, bias = _linear(part, f"W_{name} of layer {layer}")  # [in, out]
+        shape = (-1, int(getattr(attn.original_component, "head_dim", model.cfg.d_head)))
+        if name == "V":
+            return flat.unflatten(1, shape).transpose(0, 1), bias
+        return flat.unflatten(0, shape), bias
     if not isinstance(weights, Tensor) or weights.ndim != 3:
         raise InputError(
             f"layer {layer} of {model.cfg.model_name!r} has no attention with one W_{name} per "
             "head (it is a layer of another kind); value probes cannot act on it."
         )
-    part = getattr(attn, name.lower(), None)
-    module = getattr(part, "original_component", None)
-    if module is not None and type(module) not in (torch.nn.Linear, Conv1D):
-        flat, bias = _linear(part, f"W_{name} of layer {layer}")  # [in, out]
-        heads = len(weights)
-        weights = flat.unflatten(0, (heads, -1))
-        if name == "V":
-            weights = flat.unflatten(1, (heads, -1)).transpose(0, 1)
     return weights.detach(), None if bias is None else bias.detach()
 
 

@@ -1,0 +1,346 @@
+"""How a model makes logits from what its parts write, measured by one pass over a short prompt.
+
+    stream after a layer = stream * (stream before + attention * heads + sum of factors * MLPs)
+
+Families differ in multipliers, norms, gates and the clipping of values. Which of these a bridge
+has is found by comparing what its hooks see in this pass, not by its name, and what fits none of
+the known forms is refused. A layer may also hold parts that are no heads and no MLP, such as
+state-space mixers; what these write is the rest of what the layer adds to the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from hijacklens.errors import InputError
+from hijacklens.models.hooked import HookedModel, device_of, hooked
+from hijacklens.one_layer.model import OneLayerTransformer
+from probes.values.matrices import head_matrices
+
+PROBE_SIZE = 16.0
+"""Large enough that a norm's epsilon is negligible (1e-5 of 256), small enough for float16."""
+TRIED_TOKENS = 8
+"""The length of the short prompt."""
+MLPS = ("mlp", "moe", "shared_mlp")
+"""Parts of a block that are MLPs."""
+EQUAL, NEARLY_EQUAL = 1e-4, 0.03
+"""Relative differences up to which vectors count as equal, in float32 and in 16-bit dtypes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """A layer norm or RMS norm without its scale: `norm(x) = weight * (C x) / scale + bias`.
+
+    C subtracts the mean for a layer norm and is the identity for an RMS norm.
+
+    >>> norm = Norm(weight=torch.tensor([1.0, 2.0]), bias=torch.zeros(2), centred=True)
+    >>> norm.pull(torch.tensor([[3.0, 2.0]]))     # (3, 4) without its mean
+    tensor([[-0.5000,  0.5000]])
+    """
+
+    weight: Float[Tensor, " d_model"]
+    """The effective weight: 1 + w for Gemma, ones if the weight is folded into the next matrix."""
+    bias: Float[Tensor, " d_model"]
+    centred: bool
+
+    @classmethod
+    def of(cls, module: Any, width: int, like: Tensor) -> Norm:
+        """Measure what a norm module does by applying it to three vectors [1, 1, width].
+
+        This works whatever the name, offset or folding of the weight. The vectors have the dtype of
+        `like`, a tensor of the model.
+        """
+        device = next(iter(module.parameters()), like).device
+        signs = torch.ones(width, dtype=like.dtype, device=device)
+        signs[1::2] = -1
+        if width % 2:
+            signs[-3:] = signs.new_tensor([2, -1, -1])  # the mean stays zero
+        rows = torch.stack([torch.zeros_like(signs), signs, torch.ones_like(signs)]) * PROBE_SIZE
+        with torch.inference_mode():
+            bias, along, flat = (module(row[None, None])[0, 0].float() for row in rows)
+        signs = signs.float()
+        weight = (along - bias) * signs.pow(2).mean().sqrt() / signs
+        centred = bool((flat - bias).abs().max() < 0.1 * weight.abs().max())
+        return cls(weight.clone(), bias.clone(), centred)
+
+    def apply(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
+        """Return `weight * (C x)`: the output times the scale, without the bias."""
+        centred = x - x.mean(-1, keepdim=True) if self.centred else x
+        return centred * self.weight.to(x.device)
+
+    def pull(self, direction: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_model"]:
+        """Map a direction on the output to the one on the input that reads the same times scale.
+
+        The norm's bias is left out.
+        """
+        weighted = direction * self.weight.to(direction.device)
+        return weighted - weighted.mean(-1, keepdim=True) if self.centred else weighted
+
+
+@dataclass(slots=True)
+class LayerForm:
+    """How a layer adds to the residual stream."""
+
+    attends: bool = True
+    """Whether it has heads."""
+    values: str = "hook_v"
+    """The hook of the attention at which values are read."""
+    values_of: int = -1
+    """The layer whose values the heads read: its own, or an earlier one that shares them."""
+    clip: float | None = None
+    """Largest absolute value of a coordinate of the values."""
+    gated: bool = False
+    """Whether each coordinate of a head's output is multiplied by a gate, or divided by a norm."""
+    after_attention: Norm | None = None
+    """The norm on the output of attention (Gemma-2 and -3)."""
+    attention: float = 1.0
+    mlps: dict[str, float] = field(default_factory=dict)
+    """Hook of an MLP's output -> its factor."""
+    stream: float = 1.0
+    post: tuple[Norm, Norm] | None = None
+    """Norms of the stream itself, after attention and after the MLP (GPT, OPT-350m)."""
+    other: bool = False
+    """Whether further parts write to the stream."""
+
+
+@dataclass(slots=True)
+class Anatomy:
+    """How a model makes logits."""
+
+    layers: list[LayerForm]
+    final: Norm | None
+    stream_end: str
+    """The hook of the stream after the last layer."""
+    projection: Tensor | None = None
+    """A matrix [d_model, width] between the stream and the unembedding (OPT-350m)."""
+    logit_scale: float = 1.0
+    soft_cap: float = 0.0
+    """Logits become `soft_cap * tanh(logits / soft_cap)`, if it is above 0."""
+    residual: bool = True
+    """Whether the embedding reaches the output."""
+    hook_names: frozenset[str] = frozenset()
+
+
+def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
+    """Measure a model on the first of these tokens.
+
+    Raises:
+        InputError: The logits cannot be written as a sum over heads, MLPs and further parts.
+
+    Note:
+        Costs a forward pass over at most eight tokens.
+    """
+    like = next(iter(model.parameters())).new_empty(0, device=device_of(model))
+    names, n_layers = frozenset(model.hook_dict), int(model.cfg.n_layers)
+
+    def norm(path: str) -> Norm | None:
+        if not {f"{path}.hook_scale", f"{path}.hook_out"} & names:
+            return None
+        part: Any = model
+        for name in path.split("."):
+            part = part[int(name)] if name.isdigit() else getattr(part, name)
+        return Norm.of(part, int(model.cfg.d_model), like)
+
+    soft_cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
+    layers = [
+        LayerForm(
+            values_of=i,
+            after_attention=norm(f"blocks.{i}.ln1_post"),
+            mlps={f"blocks.{i}.hook_mlp_out": 1.0},
+        )
+        for i in range(n_layers)
+    ]
+    result = Anatomy(layers, norm("ln_final"), "", soft_cap=soft_cap, hook_names=names)
+    if not isinstance(model, TransformerBridge):
+        for i, name in ((i, name) for i in range(n_layers) for name in ("hook_v", "hook_pattern")):
+            if f"blocks.{i}.attn.{name}" not in names:
+                raise _refused(model, f"layer {i} has no hook {name!r}")
+        result.residual = not isinstance(model, OneLayerTransformer)
+        return result
+    seen = _Seen(model, tokens[:TRIED_TOKENS])
+    streams = [seen.only(f"blocks.{i}.hook_in") for i in range(n_layers)]
+    ends = [f"blocks.{n_layers - 1}.hook_out"]
+    ends += ["ln_final.hook_in", "project_out.hook_in", "unembed.hook_in"]
+    result.stream_end = next(name for name in ends if name in seen.values)
+    streams.append(seen.only(result.stream_end))
+    if not seen.close(seen.values.get("ln_final.hook_in", streams[-1]), streams[-1]):
+        raise _refused(model, "its last norm does not read what the last layer gives")
+    for i, form in enumerate(layers):
+        if f"blocks.{i}.attn.hook_pattern" in seen.values:
+            heads = [_measure_heads(seen, layers, i)]
+            if form.after_attention:
+                if not seen.close(seen.only(f"blocks.{i}.ln1_post.hook_in"), heads[0]):
+                    raise _refused(model, f"the heads of layer {i} do not enter its norm alone")
+                heads = [seen.only(f"blocks.{i}.ln1_post.hook_out")]
+        else:
+            heads, form.attends = [], False
+        _measure_layer(seen, form, i, (streams[i], streams[i + 1]), heads, norm)
+    heads = {len(v) for name, v in seen.values.items() if name.endswith("attn.hook_pattern")}
+    if len(heads) != 1:
+        raise _refused(model, "its layers have no heads, or different numbers of them")
+    _measure_head(seen, result, streams[-1])
+    return result
+
+
+class _Seen:
+    """What the hooks of a bridge saw in a pass over one prompt, in float64."""
+
+    def __init__(self, model: TransformerBridge, tokens: Sequence[int]) -> None:
+        self.model: Any = model
+        self.values: dict[str, Tensor] = {}
+        self.repeated: set[str] = set()
+        wanted = ("hook_in", "hook_out", "hook_v", "hook_pattern", "hook_z", "hook_mlp_out")
+
+        def keep(name: str) -> Any:
+            def hook_function(value: Any, hook: Any) -> None:
+                if isinstance(value, Tensor) and value.shape[:1] == (1,):
+                    if name in self.values:
+                        self.repeated.add(name)
+                    self.values[name] = value[0].detach().cpu().double()
+
+            return hook_function
+
+        names = [name for name in model.hook_dict if name.split(".")[-1] in wanted]
+        dtype = next(iter(model.parameters())).dtype
+        self.tolerance = EQUAL if dtype in (torch.float32, torch.float64) else NEARLY_EQUAL
+        row = torch.tensor([list(tokens)], device=device_of(model))
+        with torch.inference_mode(), hooked(model, [(name, keep(name)) for name in names]):
+            self.logits = model(row, use_cache=False)[0].cpu().double()
+
+    def only(self, name: str) -> Tensor:
+        """Return what a hook saw, if it ran once."""
+        if name not in self.values or name in self.repeated:
+            raise _refused(self.model, f"its hook {name} does not run once in a forward pass")
+        return self.values[name]
+
+    def close(self, got: Tensor, expected: Tensor) -> bool:
+        """Return whether two tensors are equal up to rounding."""
+        same = got.shape == expected.shape
+        return same and bool((got - expected).norm() <= self.tolerance * expected.norm() + 1e-9)
+
+    def factors(self, parts: Sequence[Tensor], whole: Tensor) -> list[float] | None:
+        """Return the numbers by which parts sum to the whole, or None if there are none."""
+        columns = torch.stack([part.flatten() for part in parts], 1)
+        found = torch.linalg.lstsq(columns, whole.flatten()[:, None]).solution[:, 0]
+        if not self.close((columns @ found).reshape(whole.shape), whole):
+            return None
+        return [1.0 if abs(x - 1) < self.tolerance else x for x in found.tolist()]
+
+
+def _refused(model: Any, reason: str) -> InputError:
+    return InputError(
+        f"the logits of {model.cfg.model_name!r} cannot be accounted for: {reason}. Ablate heads "
+        "(probes.ablation) or patch activations (probes.patching) instead."
+    )
+
+
+def _measure_heads(seen: _Seen, layers: list[LayerForm], layer: int) -> Tensor:
+    """Find which values the heads of a layer read, and whether their output is gated.
+
+    Return what the heads and the output bias give together [pos, d_model].
+    """
+    form, attn = layers[layer], f"blocks.{layer}.attn"
+    pattern, z = seen.only(f"{attn}.hook_pattern"), seen.only(f"{attn}.hook_z")
+    W_O, b_O = head_matrices(seen.model, layer, "O")
+    written = torch.einsum("phe,hed->pd", z, W_O.cpu().double())
+    written = written if b_O is None else written + b_O.cpu().double()
+
+    def read(name: str, clip: float | None) -> Tensor | None:
+        values = seen.values.get(name)
+        if values is None or z.shape[1] % values.shape[1]:
+            return None
+        values = values if clip is None else values.clamp(-clip, clip)
+        values = values.repeat_interleave(z.shape[1] // values.shape[1], dim=1)
+        return torch.einsum("hpj,jhe->phe", pattern, values)
+
+    config: Any = seen.model.original_model.config.get_text_config()
+    clips = [
+        getattr(part, "clip_qkv", None) for part in (config, getattr(config, "attn_config", 0))
+    ]
+    for source in range(layer, -1, -1):
+        for hook in ("v_norm.hook_out", "hook_v"):
+            for clip in (None, *filter(None, clips)):
+                got = read(f"blocks.{source}.attn.{hook}", clip)
+                if got is not None and seen.close(got, z):
+                    form.values, form.values_of, form.clip = hook, source, clip
+                    return written
+    if read(f"{attn}.hook_v", None) is None:
+        raise _refused(
+            seen.model, f"the hooks of layer {layer} do not show the values of its heads"
+        )
+    form.gated = True
+    return written
+
+
+def _measure_layer(
+    seen: _Seen,
+    form: LayerForm,
+    layer: int,
+    streams: tuple[Tensor, Tensor],
+    heads: list[Tensor],
+    norm: Callable[[str], Norm | None],
+) -> None:
+    """Find how the outputs of attention and MLPs enter the stream."""
+    block, (before, after) = f"blocks.{layer}", streams
+    children = {
+        name: value
+        for name, value in seen.values.items()
+        if name.startswith(f"{block}.") and name.count(".") == 3 and name.endswith(".hook_out")
+        if not name.split(".")[2].startswith(("ln", "attn")) and value.shape == before.shape
+    }
+    mlps = {name: v for name, v in children.items() if name.split(".")[2] in MLPS}
+    mixers = [value for name, value in children.items() if name not in mlps]
+    if (total := f"{block}.hook_mlp_out") in seen.values:
+        mlps = {total: seen.values[total]}
+    parts = [*heads, *mlps.values()]
+    form.mlps, form.other = dict.fromkeys(mlps, 1.0), bool(mixers)
+    if seen.close(sum([*parts, *mixers], before), after):
+        return
+    if found := seen.factors([before, *parts, *mixers], after):
+        form.stream = found[0]
+        form.attention = found[1] / found[0] if heads else 1.0
+        for i, name in enumerate(mlps, start=1 + len(heads)):
+            form.mlps[name] = found[i] / found[0]
+        return
+    first, second = (f"{block}.ln{i}" for i in (1, 2))
+    inside = seen.values.get(f"{first}.hook_out")
+    if heads and inside is not None and seen.close(seen.only(f"{second}.hook_out"), after):
+        entered = before + heads[0], sum(mlps.values(), inside)
+        if all(
+            seen.close(seen.only(f"{path}.hook_in"), value)
+            for path, value in zip((first, second), entered, strict=True)
+        ):
+            norms = norm(first), norm(second)
+            assert norms[0] and norms[1]
+            form.post = norms[0], norms[1]
+            return
+    if not mixers:
+        raise _refused(seen.model, f"no hooks of layer {layer} show all that it adds")
+    scalar = getattr(seen.model.blocks[layer].original_component, "layer_scalar", None)
+    form.stream = 1.0 if scalar is None else float(scalar)  # Gemma 4 scales the stream itself
+
+
+def _measure_head(seen: _Seen, result: Anatomy, stream: Tensor) -> None:
+    """Find how the stream after the last layer becomes logits."""
+    model, final = seen.model, seen.values.get("ln_final.hook_out", stream)
+    if "project_out.hook_out" in seen.values:
+        if not seen.close(seen.only("project_out.hook_in"), final):
+            raise _refused(model, "its last norm has no hook")
+        result.projection = model.project_out.weight.detach().T
+        final = seen.values["project_out.hook_out"]
+    if not seen.close(seen.only("unembed.hook_in"), final):
+        raise _refused(model, "its last norm is not followed by the unembedding alone")
+    raw = seen.only("unembed.hook_out")
+    capped = result.soft_cap * torch.tanh(raw / result.soft_cap) if result.soft_cap else raw
+    if seen.close(seen.logits, capped):
+        return
+    if not (scale := seen.factors([raw], seen.logits)):
+        raise _refused(model, "its logits are no multiple of what the unembedding gives")
+    result.logit_scale, result.soft_cap = scale[0], 0.0

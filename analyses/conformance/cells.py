@@ -253,9 +253,8 @@ class Check:
     # ------------------------------------------------------------ the cells
 
     def _load(self) -> Outcome:
-        _ = self.model, self.expected
         _ = self._scores(self.model)
-        _ = self.state_before
+        _ = self.state_before, self.expected
         return Outcome("equal")
 
     def _parity(self) -> Outcome:
@@ -302,10 +301,10 @@ class Check:
 
     def _patch(self) -> Outcome:
         # Under a window both prompts may have the same stream in early layers.
-        for layer in range(int(self.model.cfg.n_layers)):
-            outcome = self._patched(layer)
-            if outcome.state != "equal" or (outcome.moved or 0) > MOVED:
-                return outcome
+        outcome = self._patched(0)
+        for layer in range(1, int(self.model.cfg.n_layers)):
+            if outcome.state == "equal" and (outcome.moved or 0) <= MOVED:
+                outcome = self._patched(layer)
         return outcome
 
     def _patched(self, layer: int) -> Outcome:

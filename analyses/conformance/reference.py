@@ -22,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 
 ATTENDED = torch.nn.functional.scaled_dot_product_attention
 SOFTMAXES = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
-OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "Wo")
-"""Names of the output matrix of attention."""
+OUTPUTS = ("o_proj", "out_proj", "c_proj", "dense", "Wo", "output.dense")
+"""Paths of the output matrix of attention."""
 NORMS = ("attn_sub_norm",)
-"""Names of a norm over the outputs of all heads, before that matrix (BitNet)."""
-VALUES = ("v_proj", "kv_b_proj", "value")
-"""Names of a projection that makes the values; others are found by their gradient."""
+"""Paths of a norm over the outputs of all heads, before that matrix (BitNet)."""
+VALUES = ("v_proj", "kv_b_proj", "self.value")
+"""Paths of a projection that makes the values; others are found by their gradient."""
 
 
 class Reference:
@@ -37,7 +37,7 @@ class Reference:
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
-        self.model = model.eval()
+        self.model = model.eval().requires_grad_(True)
         self.tokenizer = tokenizer
 
     def ids(self, prompt: str) -> list[int]:
@@ -135,7 +135,7 @@ class Reference:
             for name, module in self.model.named_modules()
             if isinstance(module, torch.nn.ModuleList)
             and len(module) == count
-            and not any(word in name for word in ("vision", "encoder."))
+            and "vision" not in name
         ]
         if not lists:
             raise LookupError("the decoder layers were not found")
@@ -155,13 +155,12 @@ class Reference:
 
     def _reading(self, layer: int, names: Sequence[str]) -> Any:
         """Return the module of these names that reads the outputs of all heads."""
-        attention = self._attention(layer)
-        return next(getattr(attention, name) for name in names if hasattr(attention, name))
+        return _inside(self._attention(layer), names)[0]
 
     def _values_of(self, layer: int, head: int, heads: int) -> tuple[Any, Tensor]:
         """Return the projection that makes values, and the channels that a query head reads."""
         attention = self._attention(layer)
-        named = [getattr(attention, name) for name in VALUES if hasattr(attention, name)]
+        named = _inside(attention, VALUES)
         matrices = [
             module
             for module in attention.children()
@@ -193,6 +192,12 @@ class Reference:
                 size = output.grad.reshape(-1, output.shape[-1])[0].abs()
                 return module, (size > 1e-3 * size.max()).nonzero()[:, 0]  # more than rounding
         raise LookupError(f"the value matrix of layer {layer} was not found")
+
+
+def _inside(module: torch.nn.Module, paths: Sequence[str]) -> list[Any]:
+    """Return the modules at these paths, as far as they exist."""
+    found = dict(module.named_modules())
+    return [found[path] for path in paths if path in found]
 
 
 class _AddedToScores(TorchFunctionMode):

@@ -78,7 +78,7 @@ def every(ending: str, change: Callable[[Any], Any]) -> Change:
     def apply(model: Any) -> Any:
         for parent, name in modules(model, ending):
             new = change(getattr(parent, name))
-            if isinstance(new, nn.Module):
+            if isinstance(new, nn.Module):  # not a handle or a tensor
                 setattr(parent, name, new)
         return model
 
@@ -117,7 +117,7 @@ def pre_hook(ending: str) -> Change:
             return (args[0] * 0.6, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * 0.6}
 
-    return every(ending, lambda m: m.register_forward_pre_hook(before, with_kwargs=True) and None)
+    return every(ending, lambda m: m.register_forward_pre_hook(before, with_kwargs=True))
 
 
 def replaced(ending: str) -> Change:
@@ -142,7 +142,7 @@ def attribute(ending: str, name: str, value: Any) -> Change:
 
 def times(ending: str, name: str, factor: float) -> Change:
     """Multiply a tensor of modules in place, without autograd's notice."""
-    return every(ending, lambda module: getattr(module, name).data.mul_(factor) and None)
+    return every(ending, lambda module: getattr(module, name).data.mul_(factor))
 
 
 def subclass(ending: str) -> Change:
@@ -193,6 +193,7 @@ def _set_bias(head: Any) -> nn.Module:
 
 def _shared_layer(model: Any) -> Any:
     model.model.layers[1] = model.model.layers[0]
+    model.config.use_cache = False  # both would write to one place of the cache
     return model
 
 

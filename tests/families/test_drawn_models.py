@@ -69,7 +69,7 @@ KINDS = (special.hook, special.pre_hook, special.replaced, special.subclass)
 
 def drawn(examples: int) -> Any:
     return settings(
-        max_examples=40 * examples if LONG else examples,
+        max_examples=10 * examples if LONG else examples,
         deadline=None,
         database=None,
         derandomize=not LONG,

@@ -20,26 +20,14 @@ from typing import Any
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING as CAUSAL,
-)
-from transformers import (
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING as IMAGE_TEXT,
-)
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.files import named_path
 from hijacklens.models.devices import choose_device
 from hijacklens.models.packaged import PACKAGED, quiet_transformers
+from hijacklens.models.weights import load_weights
 from hijacklens.models.wrapping import wrap
 from hijacklens.renamed import renamed
 
@@ -120,7 +108,7 @@ def load_model(
                 if devices > 1:
                     free = {i: torch.cuda.mem_get_info(i)[0] for i in range(devices)}
                     origin |= {"device_map": "balanced", "max_memory": free}
-                plain = _load_weights(name, dtype=torch_dtype, **origin)
+                plain = load_weights(name, dtype=torch_dtype, **origin)
                 plain = plain if devices > 1 else plain.to(torch_device)
             bridge = wrap(plain, tokenizer, name=name, dtype=torch_dtype)
     except InputError:
@@ -135,27 +123,6 @@ def load_model(
         config: Any = bridge.original_model.config
         config._commit_hash = PACKAGED[label].revision
     return bridge
-
-
-def _load_weights(name: str, *, dtype: torch.dtype, **origin: Any) -> PreTrainedModel:
-    """Load the plain model; refuse a file that lacks weights, which would be drawn at random."""
-    config = AutoConfig.from_pretrained(
-        name, revision=origin["revision"], trust_remote_code=origin["trust_remote_code"]
-    )
-    # Models of text and images are listed under another class of transformers.
-    images = type(config) in IMAGE_TEXT and type(config) not in CAUSAL
-    loaded: Any = (AutoModelForImageTextToText if images else AutoModelForCausalLM).from_pretrained(
-        name, dtype=dtype, output_loading_info=True, **origin
-    )
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InputError(
-            f"the model {name!r} lacks {len(missing)} weights that its architecture has, such as "
-            f"{missing[0]}; they would be random. The file is incomplete, or is not a causal "
-            "language model."
-        )
-    return model
 
 
 def _not_plain(model: torch.nn.Module) -> str:

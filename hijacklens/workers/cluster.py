@@ -9,6 +9,7 @@ import importlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,12 @@ from typing import Any
 
 from hijacklens.errors import InputError
 
+SECONDS = 8
+"""Time for a cluster to answer."""
+SETTINGS = b"\x04"
+"""Type of the first frame that an HTTP/2 server sends; the type is a frame's fourth byte."""
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
+"""What an HTTP/2 client, such as one of gRPC, sends first (RFC 9113)."""
 USUAL_CPUS = 4
 """Default number of cores of a worker without a GPU."""
 
@@ -55,19 +62,41 @@ def connected(address: str | None = None) -> Iterator[Any]:
     if address is None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
         quiet["include_dashboard"] = False
+    named = address or os.environ.get("RAY_ADDRESS")
     try:
+        if named and ":" in named:
+            _require_grpc(named)
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"at {address!r}" if address else "on this machine"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if named:
+            raise InputError(
+                f"no Ray cluster at {named!r} could be joined: {reason}. Start one with `ray start "
+                "--head`, or leave out the address (and RAY_ADDRESS) for workers on this machine."
+            ) from error
         raise InputError(
-            f"no Ray cluster {where} could be joined: {reason} Start one with `ray start --head`, "
-            "or leave the address out for workers on this machine."
+            f"Ray cannot be started on this machine: {reason}. Its files are in RAY_TMPDIR, or "
+            "else in TMPDIR: name a folder with a short path that this user may write to, such as "
+            "RAY_TMPDIR=/tmp."
         ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_grpc(address: str) -> None:
+    """Refuse an address where no gRPC server answers; Ray itself would wait for minutes.
+
+    Raises:
+        OSError, ValueError: Nothing listens there, or something else does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS) as connection:
+        if os.environ.get("RAY_USE_TLS", "0") == "0":
+            connection.sendall(GREETING)
+            if connection.recv(4)[3:] != SETTINGS:
+                raise ConnectionError("another service than Ray listens there")
 
 
 def allocate(

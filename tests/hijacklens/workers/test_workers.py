@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -23,6 +28,7 @@ from hijacklens.probe import HookProbe
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.store.store import Store
+from hijacklens.workers import cluster
 from hijacklens.workers.cluster import Allocation, allocate, connected
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas, count_parts, cut_parts
@@ -144,6 +150,68 @@ def test_no_room(options, message):
 def test_without_ray_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'hijacklens\[ray\]'"), connected():
+        pass
+
+
+@pytest.fixture
+def unstarted(monkeypatch):
+    """A Ray that fails to start with the error in its list."""
+    errors: list[Exception] = []
+
+    def init(**options):
+        raise errors[0]
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [(None, "refused"), (b"SSH-2.0-x\r\n", "another service"), (b"", "timed out")],
+)
+@pytest.mark.parametrize("variable", [False, True])
+def test_an_address_without_a_cluster_is_refused_in_seconds(
+    answer, reason, variable, unstarted, monkeypatch
+):
+    """Ray itself waits for minutes, whether nothing listens there or something else does."""
+    monkeypatch.setattr(cluster, "SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        if answer is None:
+            server.close()
+        else:
+            threading.Thread(target=_answering, args=(server, answer), daemon=True).start()
+        if variable:
+            monkeypatch.setenv("RAY_ADDRESS", address)
+        refused = f"no Ray cluster at '{address}' could be joined: .*{reason}.*ray start --head"
+        with (
+            pytest.raises(InputError, match=refused),
+            connected(None if variable else address),
+        ):
+            pass
+
+
+def _answering(server, answer):
+    with suppress(OSError):
+        connection, _ = server.accept()
+        connection.sendall(answer)
+        time.sleep(1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory"),
+        NotADirectoryError(20, "Not a directory"),
+        OSError("AF_UNIX path length cannot exceed 107 bytes"),
+    ],
+)
+def test_a_folder_that_ray_cannot_use_is_refused(error, unstarted):
+    """RAY_TMPDIR or TMPDIR is missing, a file, or too long for a socket."""
+    unstarted.append(error)
+    with pytest.raises(InputError, match="cannot be started.*RAY_TMPDIR=/tmp"), connected():
         pass
 
 

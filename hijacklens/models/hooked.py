@@ -71,6 +71,14 @@ def device_of(model: HookedModel) -> torch.device:
     return next(iter(model.parameters())).device
 
 
+def vocabulary_of(model: HookedModel) -> int:
+    """Return the number of token ids that a model reads and predicts: rows of its embeddings."""
+    plain = getattr(model, "original_model", None)
+    finders = (getattr(plain, f"get_{side}_embeddings", None) for side in ("input", "output"))
+    weights = [getattr(find(), "weight", None) for find in finders if find]
+    return min([len(w) for w in weights if w is not None] or [int(model.cfg.d_vocab)])
+
+
 def require_eval(model: HookedModel, *, operation: str) -> None:
     """Refuse a model in training mode, whose dropout would make every number random.
 

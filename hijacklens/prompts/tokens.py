@@ -41,6 +41,24 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[TokenIds]:
     return token_ids
 
 
+def require_known(ids: TokenIds, vocabulary: int | None) -> None:
+    """Refuse token ids that a model has no embedding for.
+
+    Args:
+        ids: The tokens of a text.
+        vocabulary: Number of token ids that the model knows; None if unknown.
+
+    Raises:
+        InputError: An id is too large.
+    """
+    if vocabulary is not None and max(ids, default=0) >= vocabulary:
+        raise InputError(
+            f"the text has the token id {max(ids)}, and the model knows {vocabulary:,} tokens: the "
+            "tokenizer is that of another model, or got tokens for which the model was "
+            "not resized (resize_token_embeddings)"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Continuation:
     """The token ids of a target in context, and the ids that precede it."""

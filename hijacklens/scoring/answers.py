@@ -11,10 +11,17 @@ from torch import Tensor
 from hijacklens.engine.forward import Pass
 from hijacklens.errors import InputError, choice, several, utf8, whole_number
 from hijacklens.facts.joining import JOININGS, Joining
-from hijacklens.models.hooked import HookedLanguageModel, require_text
+from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.prompts.prompt import Prompt, compose
-from hijacklens.prompts.tokens import Continuation, TokenIds, continuation, encode, locate
+from hijacklens.prompts.tokens import (
+    Continuation,
+    TokenIds,
+    continuation,
+    encode,
+    locate,
+    require_known,
+)
 from hijacklens.scoring.items import steps_in_context
 
 
@@ -89,7 +96,9 @@ def answer(
     if not text.strip():
         raise InputError("the prompt is empty; give the beginning of a sentence.")
     tokenizer = model.tokenizer
-    (ids,) = encode(tokenizer, [text])
+    ids, *followed = encode(tokenizer, [text, *map(prompt.followed_by, targets)])
+    for ids_of_text in (ids, *followed):
+        require_known(ids_of_text, vocabulary_of(model))
     if len(ids) + tokens > model.cfg.n_ctx:
         raise InputError(
             f"the prompt has {len(ids)} tokens and the continuation {tokens}, together more than "
@@ -111,7 +120,7 @@ def answer(
 
     next_logprobs = logprobs_after(ids)
     candidates = []
-    for prompt_and_target in encode(tokenizer, [prompt.followed_by(target) for target in targets]):
+    for prompt_and_target in followed:
         # Rarely the prompt's last token merges with the target, which is then read before it.
         side = continuation(ids, prompt_and_target)
         logprobs = next_logprobs if side.context == ids else logprobs_after(side.context)

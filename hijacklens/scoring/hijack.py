@@ -104,6 +104,7 @@ def hijack(
             prompts,
             run.tokenizer,
             context_length=identity.context_length,
+            vocabulary=identity.vocabulary,
             spans=spans,
         )
         require_found(items, spans)

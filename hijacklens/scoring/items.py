@@ -26,6 +26,7 @@ from hijacklens.prompts.tokens import (
     continuation,
     encode,
     locate,
+    require_known,
 )
 from hijacklens.results.stored import Stored
 
@@ -152,6 +153,7 @@ def make_items(
     tokenizer: Any,
     *,
     context_length: int,
+    vocabulary: int | None = None,
     spans: Sequence[str] = (),
 ) -> tuple[list[Item], list[Unscored]]:
     """Tokenise prompts, with both targets read in context.
@@ -160,6 +162,7 @@ def make_items(
         prompts: Facts with their prompts.
         tokenizer: The model's tokenizer.
         context_length: The model's context window, in tokens.
+        vocabulary: Number of token ids that the model knows; None if unknown.
         spans: Spans to mark in the symbols, as `hijacklens.probe.spans_of` returns them.
 
     Returns:
@@ -181,6 +184,8 @@ def make_items(
                 continuation(prompt_ids, ids[prompt.followed_by(target)])
                 for target in (fact.target_true, fact.target_false)
             )
+            for ids_of_text in (prompt_ids, true.target, false.target):
+                require_known(ids_of_text, vocabulary)
             # The model predicts the last token of a target but is not given it.
             lengths = [len(side.context + side.target) - 1 for side in (true, false)]
             longest = max(len(prompt_ids), *lengths)

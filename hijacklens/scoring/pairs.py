@@ -21,7 +21,7 @@ import pandas as pd
 
 from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.models.hooked import HookedLanguageModel, require_text
+from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
 from hijacklens.prompts.correspondence import Correspondence, Unit, align, units
 from hijacklens.prompts.layout import mark
 from hijacklens.prompts.prompt import MOST_SENTENCES
@@ -192,7 +192,12 @@ def pairs(
         most=MOST_SENTENCES,
     )  # fmt: skip
     prompts, unscored = make_prompts(facts, rule, (0, dose), seed=seed)
-    items, too_long = make_items(prompts, model.tokenizer, context_length=int(model.cfg.n_ctx))
+    items, too_long = make_items(
+        prompts,
+        model.tokenizer,
+        context_length=int(model.cfg.n_ctx),
+        vocabulary=vocabulary_of(model),
+    )
     name = str(model.cfg.model_name)
     # Items come in the order of the facts, dose 0 before the other one.
     made, uneven = [], []

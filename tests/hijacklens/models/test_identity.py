@@ -34,6 +34,7 @@ def test_what_an_identity_says(bridge, plain, family):
         tokenizer_hash=found.tokenizer_hash,
         adds_bos=family != "gpt2",
         context_length=CONTEXT,
+        vocabulary=plain.config.vocab_size,
     )
     assert len(found.weights_hash) == len(found.tokenizer_hash) == 64
 

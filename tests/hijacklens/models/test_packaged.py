@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from hijacklens.errors import InputError
@@ -115,6 +116,19 @@ def test_a_package_without_its_file_is_refused(toy, cache):
     assert list((cache / "models").iterdir()) == []
 
 
+@pytest.mark.parametrize("where", ["/etc/hostname", "/proc/nowhere", "no room", "no room there"])
+def test_a_cache_folder_that_cannot_be_made_is_named(where, toy, cache, monkeypatch):
+    def unpack(model, file, folder):
+        full = "No space left on device"
+        raise SafetensorError(full) if where == "no room there" else OSError(28, full)
+
+    if where.startswith("/"):
+        monkeypatch.setenv(CACHE_VARIABLE, where)
+    with pytest.raises(InputError, match=f"'toy' cannot be unpacked into .*{CACHE_VARIABLE}"):
+        toy.folder(unpack=unpack)
+    assert not list(cache.glob("models/*"))
+
+
 def unpack(model, file, folder):
     """Replace the half minute of unpacking."""
     assert file.read_bytes() == b"GGUF"
@@ -138,7 +152,7 @@ def test_an_incomplete_folder_is_made_again(toy, cache):
     assert not (broken / "half.safetensors").exists()
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_interrupted_unpacking_leaves_nothing(error, toy, cache):
     def interrupted(*args):
         unpack(*args)

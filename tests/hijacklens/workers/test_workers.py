@@ -211,7 +211,7 @@ def _answering(server, answer):
 def test_a_folder_that_ray_cannot_use_is_refused(error, unstarted):
     """RAY_TMPDIR or TMPDIR is missing, a file, or too long for a socket."""
     unstarted.append(error)
-    with pytest.raises(InputError, match="cannot be started.*RAY_TMPDIR=/tmp"), connected():
+    with pytest.raises(InputError, match=r"cannot be started.*RAY_TMPDIR=/tmp"), connected():
         pass
 
 

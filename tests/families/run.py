@@ -17,7 +17,7 @@ from pathlib import Path
 
 import transformers
 from rows import ROWS, subject
-from special import subjects
+from special import AFTER, subjects
 
 from analyses.conformance.cells import CELLS, Check, Outcome
 
@@ -79,7 +79,7 @@ def row(name: str) -> tuple[str, Row, float]:
 
 def main() -> None:
     cases = list(subjects())
-    chosen = {"": [*ROWS, *cases], "special": cases, "families": list(ROWS)}
+    chosen = {"": [*ROWS, *cases], "special": cases, "families": list(ROWS), "after": list(AFTER)}
     names = chosen.get(" ".join(sys.argv[1:]), sys.argv[1:])
     done: dict[str, Row] = {}
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:

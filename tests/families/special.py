@@ -20,7 +20,10 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from analyses.conformance.cells import Subject
+from analyses.conformance.cells import FACTS, Subject
+from hijacklens.models.loading import load_model
+from hijacklens.scoring.execution import Execution
+from hijacklens.scoring.hijack import hijack
 
 Change = Callable[[Any], Any]
 
@@ -302,6 +305,34 @@ CHANGES: dict[str, tuple[str, Change]] = {
 }
 """Name -> the row, and what is done to its model before it is loaded."""
 
+PLACES = {
+    "weight": "gpt2 c_attn, gpt2 ln_1, gpt_neox query_key_value, bloom query_key_value, "
+    "falcon query_key_value, codegen qkv_proj, mpt Wqkv, phi3 qkv_proj, llama v_proj, "
+    "llama lm_head, llama embed_tokens, phi3 gate_up_proj",
+    "parameter": "gpt2 c_attn, llama v_proj, llama input_layernorm, mixtral o_proj",
+    "output": "gpt2 attn, gpt2 c_attn, llama self_attn, llama v_proj, phi3 qkv_proj",
+    "method": "llama mlp, llama q_proj, gpt2 c_attn",
+    "scale": "llama self_attn, gpt2 attn",
+}
+"""What is changed after loading -> rows and modules."""
+EDITS: dict[str, Callable[[Any], Any]] = {
+    "weight": lambda module: module.weight.data.mul_(-1.3),
+    "parameter": lambda module: setattr(
+        module, "weight", nn.Parameter(module.weight.detach() * -1.3)
+    ),
+    "output": lambda module: module.register_forward_hook(lambda m, args, out: _scaled(out)),
+    "method": lambda module: setattr(
+        module, "forward", lambda x: 1.5 * type(module).forward(module, x)
+    ),
+    "scale": lambda module: setattr(module, "scaling", 0.9),
+}
+AFTER: dict[str, tuple[str, str, Callable[[Any], Any]]] = {
+    f"{what} of {row}'s {ending} changed after loading": (row, ending, EDITS[what])
+    for what, places in PLACES.items()
+    for row, ending in map(str.split, places.split(", "))
+}
+"""Name -> the row, the modules, and what is done to each after a first run."""
+
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "short context": ("llama", {"max_position_embeddings": 48}),
     "short context, learned positions": ("gpt2", {"n_positions": 48}),
@@ -415,6 +446,24 @@ def _configured(row: str, settings: dict[str, Any]) -> Any:
     return rows.make(row, **settings)
 
 
+def _after(row: str, ending: str, change: Callable[[Any], Any]) -> Subject:
+    """The subject whose modules are changed after loading and scoring."""
+
+    def make() -> Any:
+        return every(ending, change)(rows.make(row))
+
+    def load(dtype: str = "float32") -> Any:
+        plain = rows.make(row)
+        parts = [getattr(parent, name) for parent, name in modules(plain, ending)]
+        model = load_model(plain, tokenizer=rows.tokenizer_of(row), dtype=dtype, device="cpu")
+        hijack(model, FACTS, doses=(1,), execution=Execution(store=False), quiet=True)
+        for part in parts:
+            change(part)
+        return model
+
+    return Subject(make, rows.tokenizer_of(row), load)
+
+
 def subjects() -> dict[str, Subject]:
     """All special cases."""
     tokenizer = tiny_tokenizer("llama")
@@ -426,6 +475,7 @@ def subjects() -> dict[str, Subject]:
         made[name] = Subject.in_memory(partial(_configured, *case), tokenizer)
         if name.startswith("short"):
             made[name] = replace(made[name], doses=(0, 1))
+    made |= {name: _after(*case) for name, case in AFTER.items()}
     for name, (row, tokens) in TOKENIZERS.items():
         made[name] = Subject.in_memory(partial(rows.make, row, vocab_size=len(tokens())), tokens())
     for name, make in OTHERS.items():

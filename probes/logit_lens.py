@@ -240,7 +240,8 @@ def trace(
     on both runs, in their order.
 
     Raises:
-        InputError: Several pairs, a fact without a pair, or as `Item.first_tokens`.
+        InputError: Several pairs, a fact without a pair, two targets that start with the same
+            token, or as `Item.first_tokens`.
     """
     pair, active = only(pairs, operation="logit_lens.trace"), check_probes(probes)
     spans = spans_of(active)

@@ -212,23 +212,29 @@ def pairs(
 
 
 def only(pairs: Pair | Pairs, *, operation: str) -> Pair:
-    """Return the pair that a probe of one fact works on.
+    """Return the pair that a probe of the shift of one fact works on.
 
     Raises:
-        InputError: There are several pairs, none, or something else.
+        InputError: There are several pairs, none, or something else, or both targets start with the
+            same token.
     """
-    if isinstance(pairs, Pair):
-        return pairs
-    one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)[0]")
-    if len(pairs) == 0:
-        row = pairs.skipped.iloc[-1]
-        raise InputError(f"case {row['case_id']} has no prompt pair: {row['reason']}.")
-    if len(pairs) > 1:
+    if not isinstance(pairs, Pair):
+        one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)[0]")
+        if len(pairs) == 0:
+            row = pairs.skipped.iloc[-1]
+            raise InputError(f"case {row['case_id']} has no prompt pair: {row['reason']}.")
+        if len(pairs) > 1:
+            raise InputError(
+                f"{operation} takes one pair of prompts, and these are {len(pairs)}; give one of "
+                "them, such as pairs[0]."
+            )
+        pairs = pairs[0]
+    if pairs.same_first_token:
         raise InputError(
-            f"{operation} takes one pair of prompts, and these are {len(pairs)}; give one of "
-            "them, such as pairs[0]."
+            f"{operation} cannot take case {pairs.fact.case_id}: {SAME_FIRST_TOKEN}. Choose "
+            "targets that begin differently, or score the fact under the rule sum."
         )
-    return pairs[0]
+    return pairs
 
 
 def takes_facts(function: Function) -> Function:

@@ -38,7 +38,7 @@ from hijacklens.progress import bar
 from hijacklens.prompts.correspondence import SPANS
 from hijacklens.results.result import Provenance
 from hijacklens.scoring.items import Item
-from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, Pair, Pairs, only, takes_facts
+from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
 from hijacklens.scoring.result import PairSettings
 from probes.account import PARTS, Account, Question, accounts
 from probes.logit_shift.average import AverageShift
@@ -65,11 +65,6 @@ def trace(
             that they would not sum to the shift.
     """
     pair, active = only(pairs, operation="trace"), check_probes(probes)
-    if pair.same_first_token:
-        raise InputError(
-            f"case {pair.fact.case_id} cannot be traced: {SAME_FIRST_TOKEN}. Choose targets that "
-            "begin differently, or score the fact under the rule sum."
-        )
     ((bare, hijacked),) = _both(model, [pair], active)
     return ShiftAccount(
         table=parts_table(pair.units, bare, hijacked),

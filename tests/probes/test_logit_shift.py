@@ -43,7 +43,7 @@ def averaged(model):
 def test_targets_with_one_first_token_are_refused(model):
     years = replace(FACTS[0], target_true="New York", target_false="New Delhi")
     twins = pairs(model, replace(FACTS, facts=(years,)))
-    with pytest.raises(InputError, match="case 0 cannot be traced: both targets start with"):
+    with pytest.raises(InputError, match="trace cannot take case 0: both targets start with"):
         logit_shift.trace(model, twins)
 
 

@@ -10,12 +10,14 @@ from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
+from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.loading import load_model
 from hijacklens.scoring.answers import answer
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.pairs import pairs
+from probes import logit_lens, logit_shift
 
 OPEN = (" ", "\n", "\n\n", ":\t", ' "', " (", " “", "「", "の首都は", "的首都是“", "คือ")
 TARGETS = (("Paris", "Rome"), ("東京", "パリ"), ("French", "Français"))
@@ -97,6 +99,27 @@ def test_answers_read_the_text_as_it_is_written(pair):
         for target, candidate in zip(targets, found.targets, strict=True):
             ((first, _, _), _) = expected(scorer, prompt, gap, (target, target))
             assert candidate.logprob == pytest.approx(first, abs=1e-4)
+
+
+def test_probes_read_what_is_scored_or_refuse(pair):
+    scorer, model = pair
+    few = FactSet(FACTS[1::9], name="few")
+    for each in pairs(model, few):
+        fact, gap = each.fact, PAIRS[each.fact.case_id][1]
+        true, false = expected(scorer, fact.prompt, gap, (fact.target_true, fact.target_false))
+        for trace, bare in (
+            (logit_shift.trace, lambda found: found.bare),
+            (
+                logit_lens.trace,
+                lambda found: found.at_last().query("dose == 0").difference.iloc[-1],
+            ),
+        ):
+            try:
+                found = bare(trace(model, each))
+            except InputError as error:
+                assert each.same_first_token or "separate token" in str(error)
+            else:
+                assert found == pytest.approx(false[0] - true[0], abs=1e-4)
 
 
 def test_targets_are_compared_after_one_context():

@@ -65,9 +65,9 @@ def facts_from_records(records: Iterable[Any], *, name: str, joining: Joining = 
                 raise record
             fields = _fields(record)
             has_ids = has_ids or bool(fields.pop("target_true_id"))
-            is_counterfact |= "template" not in record and fields["relation_id"] in relations()
             differs = fields.pop("prompt_differs", False)
             fact = Fact(**_checked(fields, position))
+            is_counterfact |= "template" not in record and fact.relation_id in relations()
         except _UnknownLayout as error:
             if position == 0:
                 raise InputError(f"{name}: {error} {ALLOWED}") from None
@@ -161,7 +161,7 @@ def _fields(record: Any) -> dict[str, Any]:
     ):
         # In other data sets `relation` is a name, such as "capital".
         relation = record.get("relation")
-        template = relation if "{}" in str(relation) else None
+        template = relation if isinstance(relation, str) and "{}" in relation else None
         if "ground_truth" in record:
             true, false = record["ground_truth"], record.get("target_new")
     else:

@@ -16,6 +16,7 @@ from transformer_lens.hook_points import HookPoint
 
 from hijacklens.errors import InputError, unknown
 from hijacklens.models.computation import hooks_on
+from hijacklens.models.delegated import delegated_attention, edited
 from hijacklens.models.exclusive import held
 
 HookFunction: TypeAlias = Callable[..., Any]
@@ -115,7 +116,8 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
     """Run the body with forward hooks on the model, and remove them whatever happens in it.
 
     Other hooks on the model stay. No weight changes, so the model stays bit for bit the same.
-    Other threads that put hooks on the model wait until the body ends.
+    Other threads that put hooks on the model wait until the body ends. Hooks on attention scores
+    and patterns change them in every family (`hijacklens.models.delegated`).
 
     Raises:
         InputError: The model has no hook of that name (TransformerLens 3.9 would ignore it).
@@ -124,10 +126,16 @@ def hooked(model: HookedModel, hooks: Sequence[NamedHook]) -> Iterator[HookedMod
     for name, _ in hooks:
         if name not in points:
             raise unknown("hook", name, points, "See model.hook_dict for what this model has.")
-    handles = []
-    with held(model):
+    handles, delegated = [], []
+    for name, function in hooks:
+        if attention := delegated_attention(model, name):
+            delegated.append((name, function, attention))
+    apart = {name for name, *_ in delegated}
+    with held(model), edited(points, delegated):
         try:
             for name, function in hooks:
+                if name in apart:
+                    continue
                 point = points[name]
                 before = len(point.fwd_hooks)
                 point.add_hook(_plain(function))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -54,6 +56,7 @@ def wrap(
             tokenizer=tokenizer,
             dtype=dtype,
             model_name=name,
+            post_adapter_hook=partial(_leave_out, plain),
         )
     except Exception as error:  # each architecture of TransformerLens fails in its own way
         detail = str(error).strip().split(". ")[0].splitlines() or [type(error).__name__]
@@ -72,6 +75,15 @@ def wrap(
     bridge.eval()
     check(bridge, expected)
     return bridge
+
+
+def _leave_out(plain: PreTrainedModel, adapter: Any) -> None:
+    """Leave out parts that an architecture may have and this model has not (rotary positions)."""
+    for key, part in list(adapter.component_mapping.items()):
+        if part.name and attrgetter(part.name)(plain) is None:
+            del adapter.component_mapping[key]
+            if key == "rotary_emb":
+                adapter.cfg.positional_embedding_type = "none"
 
 
 def _split_latent_heads(bridge: TransformerBridge) -> None:

@@ -7,7 +7,7 @@ as one tensor, before the softmax (scores) or after it (weights), and return it 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -82,8 +82,7 @@ class AttentionProbe:
 
         Raises:
             InputError: The model has no such layer or head, or the layout has no such span. In
-                the forward pass: the layout is of other tokens, or TransformerLens cannot edit
-                the attention of this architecture.
+                the forward pass: the layout is of other tokens, or the attention is not eager.
         """
         sites = choose(model, layers=self.layers, heads=self.heads).by_layer
         prompts, queries = layout.query(self.source).nonzero(as_tuple=True)
@@ -92,7 +91,7 @@ class AttentionProbe:
             return []
         hooks: list[NamedHook] = []
         names = model.hook_dict  # a bridge builds this mapping on every access
-        for layer, heads in sites.items():
+        for layer, heads in _with_heads(model, sites, names, every=self._every_layer).items():
             acts = torch.isin(torch.arange(int(model.cfg.n_heads)), torch.tensor(heads))[:, None]
             edited = _Layer(self, layer, acts, prompts, queries, targets, layout)
             hooks += [
@@ -103,11 +102,31 @@ class AttentionProbe:
                 hooks.append((output, edited.on_output))
         return hooks
 
+    @property
+    def _every_layer(self) -> bool:
+        """Whether no layer was named."""
+        named = isinstance(self.heads, tuple) and any(isinstance(h, tuple) for h in self.heads)
+        return self.layers is None and not named
+
     def _at_scores(self, rows: Rows) -> Tensor | None:
         """Return new scores [row, head, key]; None leaves them as they are."""
 
     def _at_pattern(self, rows: Rows) -> Tensor | None:
         """Return new weights [row, head, key]; None leaves them as they are."""
+
+
+def _with_heads(
+    model: HookedModel, sites: Mapping[int, Sequence[int]], names: Container[str], *, every: bool
+) -> Mapping[int, Sequence[int]]:
+    """Return the layers that attend, since hybrids (Jamba) have others; refuse those if named."""
+    attend = {i: h for i, h in sites.items() if f"blocks.{i}.attn.hook_pattern" in names}
+    if attend and (every or len(attend) == len(sites)):
+        return attend
+    without = sorted(set(sites) - set(attend))
+    raise InputError(
+        f"layer {without[0]} of {model.cfg.model_name!r} has no attention heads whose pattern "
+        f"TransformerLens shows; layers that have are {sorted(attend) or 'none'}."
+    )
 
 
 def located(
@@ -206,7 +225,7 @@ class _Layer:
 
 def _not_editable(hook: Any) -> InputError:
     return InputError(
-        f"attention probes do nothing here: TransformerLens runs this architecture's attention in "
-        f"one piece and its hooks only watch it (at {hook.name}). It can be edited in the families "
-        "whose attention TransformerLens rebuilds, such as GPT-2, GPT-NeoX, LLaMA, Qwen, Gemma."
+        f"attention probes do nothing here: the scores at {hook.name} are not those from which "
+        "the output is computed. The attention must be eager: model.original_model."
+        'set_attn_implementation("eager").'
     )

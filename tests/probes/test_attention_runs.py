@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from tiny_models import tiny_tokenizer
+from masked_huggingface import everywhere_masked
+from tiny_models import rough, tiny_tokenizer
 from torch.testing import assert_close
 from transformers import (
+    GPTJConfig,
+    GPTJForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    JambaConfig,
+    JambaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    XGLMConfig,
+    XGLMForCausalLM,
 )
 from type_checks import unchecked
 
@@ -257,42 +266,71 @@ def test_what_the_model_or_the_layout_lacks(gpt2):
         gpt2(torch.tensor([[7, 8, 9, 10]]))
 
 
-def watched(family: str):
-    """Models whose attention TransformerLens runs as a whole, with hooks that only watch it."""
-    vocab = len(tiny_tokenizer("gpt2"))
-    if family == "gpt-neo":
-        return GPTNeoForCausalLM(
-            GPTNeoConfig(
-                vocab_size=vocab,
-                hidden_size=16,
-                num_layers=2,
-                num_heads=2,
-                attention_types=[[["global"], 2]],
-            )
+SHAPE = {"vocab_size": 400, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+DELEGATED = {
+    "gpt_neo": lambda: GPTNeoForCausalLM(
+        GPTNeoConfig(
+            vocab_size=400,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global"], 2]],
         )
-    return OPTForCausalLM(
-        OPTConfig(
-            vocab_size=vocab,
-            hidden_size=16,
-            ffn_dim=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            word_embed_proj_dim=16,
-        )
-    )
+    ),
+    "gptj": lambda: GPTJForCausalLM(
+        GPTJConfig(vocab_size=400, n_embd=32, n_layer=2, n_head=4, rotary_dim=4)
+    ),
+    "opt": lambda: OPTForCausalLM(OPTConfig(**SHAPE, ffn_dim=64, word_embed_proj_dim=32)),
+    "xglm": lambda: XGLMForCausalLM(
+        XGLMConfig(vocab_size=400, d_model=32, ffn_dim=64, num_layers=2, attention_heads=4)
+    ),
+}
+"""Families whose attention TransformerLens leaves to transformers."""
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("family", ["gpt-neo", "opt"])
-@pytest.mark.parametrize("probe", [knock_out("all", "token:8"), redirect("all", "token:8")])
-def test_an_architecture_whose_attention_cannot_be_edited_is_refused(family, probe):
-    plain = watched(family)
-    plain.config.architectures = [type(plain).__name__]
-    model = load_model(plain, tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+@pytest.mark.parametrize("family", DELEGATED)
+def test_attention_that_transformers_computes_is_edited(family):
+    plain = rough(DELEGATED[family]())
+    model = load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+    ids, target, late = [7, 8, 9, 10, 11, 8, 12], 3, range(4, 7)
+    masks = spans({"late": [(0, i) for i in late], "target": [(0, target)]}, (1, len(ids)))
+    removed = torch.zeros(len(ids), len(ids), dtype=torch.bool)
+    removed[late.start :, target] = True
+    others = torch.zeros_like(removed)
+    others[late.start :] = True
+    others[:, target] = False
     before = {name: list(point.fwd_hooks) for name, point in model.hook_dict.items()}
-    with pytest.raises(InputError, match="attention probes do nothing here"):
-        run(model, [[7, 8, 9]], [probe])
+    for probe, hidden in (
+        (knock_out("late", "target"), removed),
+        (redirect("late", "target"), others),
+    ):
+        logits, cache = run(model, [ids], [probe], masks)
+        assert_close(logits[0], everywhere_masked(plain, ids, hidden), atol=1e-5, rtol=0)
+        assert (cache["pattern", 1][0, :, -1, target] == hidden[-1, 0]).all()
+    with (
+        pytest.raises(ZeroDivisionError),
+        probed(model, [probe], Layout(torch.tensor([ids]), masks)),
+    ):
+        raise ZeroDivisionError
+    with torch.no_grad():
+        expected = plain(torch.tensor([ids])).logits
+        assert_close(model(torch.tensor([ids])), expected, atol=1e-5, rtol=0)
     assert {name: list(point.fwd_hooks) for name, point in model.hook_dict.items()} == before
+
+
+def test_layers_without_heads():
+    """Jamba attends in some layers only."""
+    size = {"hidden_size": 32, "intermediate_size": 64, "mamba_d_state": 8, "mamba_dt_rank": 4}
+    layers = {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
+    config = JambaConfig(**{**SHAPE, **size, **layers}, num_key_value_heads=2, num_experts=2)
+    model = load_model(
+        rough(JambaForCausalLM(config)), tokenizer=tiny_tokenizer("gpt2"), device="cpu"
+    )
+    masks = spans({"last": [(0, 3)], "far": [(0, 1)]}, (1, 4))
+    _, cache = run(model, [[7, 8, 9, 10]], [knock_out("last", "far")], masks)
+    assert not cache["pattern", 1][0, :, 3, 1].any() and cache["pattern", 1][0, :, 2, 1].all()
+    with pytest.raises(InputError, match=r"layer 0 of .* has no attention heads.* are \[1\]"):
+        knock_out("last", "far", layers=[0, 1]).hooks(model, Layout(torch.ones(1, 4).long(), masks))
 
 
 def test_a_hooked_transformer_of_transformer_lens_3():

@@ -37,8 +37,9 @@ def everywhere_masked(plain: Any, ids: list[int], removed: Tensor) -> Tensor:
     kinds = ("full_attention", "sliding_attention")
     windowed = kinds[1] in layer_kinds(plain)
     mask = {kind: masked(kind) for kind in kinds} if windowed else masked(kinds[0])
+    at = torch.arange(len(ids))[None]  # OPT would count positions by its mask
     with torch.no_grad():
-        return plain(torch.tensor([ids]), attention_mask=mask).logits[0]
+        return plain(torch.tensor([ids]), attention_mask=mask, position_ids=at).logits[0]
 
 
 def added(plain: Any, ids: list[int], bias: Mapping[int, Tensor]) -> Tensor:

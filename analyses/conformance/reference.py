@@ -147,7 +147,7 @@ class Reference:
         found = [
             module
             for _, module in named
-            if "Att" in type(module).__name__ and any(hasattr(module, name) for name in OUTPUTS)
+            if "Att" in type(module).__name__ and _inside(module, OUTPUTS)
         ]
         if not found:
             raise LookupError(f"the attention of layer {layer} was not found")

@@ -1,16 +1,20 @@
 """Run the matrix and write the page of the documentation: the script of `make families`.
 
-Names of rows or special cases, `families` or `special` as arguments run these and print them.
+Names of rows or special cases, `families`, `special` or `after` as arguments run these only. The
+page is written whenever every row and case has been run, now or earlier.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
@@ -22,7 +26,10 @@ from special import AFTER, subjects
 from analyses.conformance.cells import CELLS, Check, Outcome
 
 Row = Mapping[str, Outcome]
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "families.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reference" / "families.md"
+EARLIER = ROOT / "build" / "families.json"
+"""The outcomes of earlier runs, so that some rows can be run again."""
 PROCESSES = int(os.environ.get("FAMILIES_PROCESSES", "2"))
 SPECIAL = [cell for cell in CELLS if cell != "folder"]
 """Cells of the special cases, which cannot be saved with what was changed."""
@@ -82,6 +89,9 @@ def main() -> None:
     chosen = {"": [*ROWS, *cases], "special": cases, "families": list(ROWS), "after": list(AFTER)}
     names = chosen.get(" ".join(sys.argv[1:]), sys.argv[1:])
     done: dict[str, Row] = {}
+    if EARLIER.exists():
+        earlier = json.loads(EARLIER.read_text(encoding="utf-8"))
+        done = {name: {c: Outcome(**o) for c, o in row.items()} for name, row in earlier.items()}
     with ProcessPoolExecutor(PROCESSES, mp_context=get_context("spawn")) as pool:
         for name, outcomes, seconds in pool.map(row, names):
             done[name] = outcomes
@@ -90,7 +100,10 @@ def main() -> None:
             for cell, outcome in outcomes.items():
                 if outcome.detail:
                     print(f"    {cell}: {outcome.detail}", flush=True)
-    if len(sys.argv) == 1:
+    EARLIER.parent.mkdir(exist_ok=True)
+    record = {name: {c: asdict(o) for c, o in row.items()} for name, row in done.items()}
+    EARLIER.write_text(json.dumps(record), encoding="utf-8")
+    if {*ROWS, *cases} <= done.keys():
         PAGE.write_text(page(done), encoding="utf-8")
         print(f"written to {PAGE}")
 
@@ -125,7 +138,10 @@ def _cell(outcome: Outcome | None, notes: dict[str, int]) -> str:
         return ""
     if not outcome.detail:
         return outcome.text
-    text = " ".join(outcome.detail.replace("|", "\\|").split())
+    # One note for all models that are refused for one reason.
+    text = re.sub(r" by up to [\d.e-]+ nats| \(log-probabilities differ\)", "", outcome.detail)
+    text = re.sub(r"'\w+(ForCausalLM|LMHeadModel|ForConditionalGeneration)'", "'...'", text)
+    text = " ".join(text.replace("|", "\\|").split())
     return f"{outcome.text}[^{notes.setdefault(text, len(notes) + 1)}]"
 
 
@@ -141,7 +157,7 @@ def _counts(done: Mapping[str, Row]) -> str:
     )
     return (
         f"Of {len(done)} rows, {fine} have parity, knock-out, W_V, head and account all equal or "
-        f"balanced up to a residual; {faults} have a fault."
+        f"balanced\nup to a residual; {faults} have a fault."
     )
 
 

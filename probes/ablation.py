@@ -266,7 +266,7 @@ def _layouts(
     if not isinstance(model, HookedLanguageModel) or model.tokenizer is None:
         raise InputError("without a tokenizer a model cannot read prompts; give a layout.")
     prompts: Sequence[Prompt | LocatedPrompt] = (
-        [make_prompt(fact, sentence="", dose=0, scheme="bare") for fact in reference]
+        [make_prompt(fact, opening=reference.opening) for fact in reference]
         if isinstance(reference, FactSet)
         else reference
     )

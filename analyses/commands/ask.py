@@ -94,6 +94,7 @@ def _prompts(query: str, written: WrittenFact, sentence: str | None, dose: int) 
             dose=k,
             named=(written.target_true, written.target_false),
             joining=written.joining,
+            opening=written.opening,
         )
         for k in doses
     ]

@@ -20,7 +20,8 @@ from hijacklens.results.glance import Grid, Title
 
 SPANS = """\
 Spans (source=, target=, span=) select tokens:
-  bos hijack mention query subject last target   named parts of the prompt
+  bos opening hijack query                       parts; every token of a prompt is in exactly one
+  mention subject last target                    named words in these parts
   text:Eiffel Tower                              every occurrence of a text
   at:0  at:-1  at:2..5                           positions, from the start or from the end
   token:17                                       every occurrence of a token id

@@ -44,6 +44,14 @@ JoiningChoice: TypeAlias = Annotated[
 ]
 
 
+OpeningChoice: TypeAlias = Annotated[
+    str,
+    option(
+        "A neutral text before every prompt, such as 'Well.', or a special token.", metavar="TEXT"
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsChoice:
     """A set of facts: where it comes from, which of its facts, and a seed."""
@@ -65,12 +73,13 @@ class FactsChoice:
         int, option("Seed for the sample of --limit and for the random sentences of some schemes.")
     ] = 0
     joining: JoiningChoice = "auto"
+    opening: OpeningChoice = ""
 
     def load(self) -> FactSet:
         """Read the facts and draw the sample."""
         return choose_facts(
             self.source, self.relations, self.cases, self.limit, self.seed, self.joining
-        )
+        ).with_opening(self.opening)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +98,7 @@ class WrittenFact:
         relation_option("The relation id, for the scheme `relation`."),
     ] = ""
     joining: JoiningChoice = "auto"
+    opening: OpeningChoice = ""
 
     def require(self, what: str, needed: Iterable[str], **more: str | None) -> None:
         """Refuse a fact that lacks some of its parts.

@@ -134,10 +134,16 @@ def _fact(
                 "give either a fact of your own (--prompt, ...) or --facts and --case."
             )
         written.require("a fact of your own also", parts, prompt=prompt)
-        return FactSet((written.fact(prompt or ""),), name="own", joining=written.joining)
+        return FactSet(
+            (written.fact(prompt or ""),),
+            name="own",
+            joining=written.joining,
+            opening=written.opening,
+        )
     if case is None:
         raise InputError(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
             "`hijacklens facts` lists case ids."
         )
-    return choose_facts(source or "atlas", (), (case,), None, 0, written.joining)
+    facts = choose_facts(source or "atlas", (), (case,), None, 0, written.joining)
+    return facts.with_opening(written.opening)

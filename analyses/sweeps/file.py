@@ -152,6 +152,7 @@ class FactsEntry(Table):
     cases: Several[NonNegativeInt] = ()
     limit: PositiveInt | None = None
     joining: Joining = "auto"
+    opening: str = ""
     name: str = ""
     """The name in the table; by default the source."""
 

@@ -252,7 +252,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
     facts_of = {
         (i, seed): choose_facts(
             entry.source, entry.relations, entry.cases, entry.limit, seed, entry.joining
-        )
+        ).with_opening(entry.opening)
         for i, entry in enumerate(plan.facts)
         for seed in plan.seeds
     }
@@ -274,6 +274,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
             "model": model.model_dump(),
             "facts": facts.content_hash(),
             **({} if facts.joining == "auto" else {"joining": facts.joining}),
+            **({"opening": facts.opening} if facts.opening else {}),
             "scheme": [name, texts],
             "seed": seed,
             "doses": list(plan.doses),

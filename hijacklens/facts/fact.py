@@ -106,6 +106,12 @@ class FactsRecord:
     note: str = ""
     joining: Joining = "space"
     """As in `FactSet`. Results of earlier versions put a space after every prompt."""
+    opening: str = ""
+
+    @property
+    def title(self) -> str:
+        """The name, with the opening if there is one."""
+        return f"{self.name} after {self.opening!r}" if self.opening else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ class FactSet(Sequence[Fact]):
     """Records of the source that could not be read as facts."""
     joining: Joining = "auto"
     """How targets join their prompts (`hijacklens.facts.joining`)."""
+    opening: str = ""
+    """A neutral text before every prompt, bare or hijacked (`with_opening`)."""
 
     def __post_init__(self) -> None:
         facts = several("facts", self.facts, "(fact, other_fact)")
@@ -132,6 +140,12 @@ class FactSet(Sequence[Fact]):
         object.__setattr__(self, "facts", facts)
         utf8("the name of the facts", self.name, "'mine'")
         choice("joining", self.joining, JOININGS)
+        utf8("the opening", self.opening, "'Well.'")
+        if self.opening != self.opening.lstrip() or len(self.opening.splitlines()) > 1:
+            raise InputError(
+                f"the opening {self.opening!r} must be text on one line that does not begin with "
+                "white space, such as 'Well.'; '' is none."
+            )
         repeated = [case for case, n in Counter(f.case_id for f in self.facts).items() if n > 1]
         if repeated:
             raise InputError(
@@ -222,6 +236,18 @@ class FactSet(Sequence[Fact]):
             return self
         return self.sample(n, seed=seed)
 
+    def with_opening(self, opening: str) -> FactSet:
+        """Put a neutral text before every prompt, bare or hijacked, such as "Well.".
+
+        If a tokenizer adds no BOS, heads rest their attention on the first word of a prompt (an
+        attention sink). The opening takes that role, so that it falls neither to the sentence nor
+        to the subject. A special token of the tokenizer, such as "<|endoftext|>", also works.
+
+        Raises:
+            InputError: The opening is not text on one line, or begins with white space.
+        """
+        return replace(self, opening=opening)
+
     def without_leaks(self) -> FactSet:
         """Remove the facts whose prompt already names one of the two targets."""
         return self._only(
@@ -264,6 +290,7 @@ class FactSet(Sequence[Fact]):
             hash=self.content_hash(),
             note=self.note,
             joining=self.joining,
+            opening=self.opening,
         )
 
     def to_dataframe(self) -> pd.DataFrame:

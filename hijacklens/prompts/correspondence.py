@@ -8,15 +8,17 @@ one to one, counted from the right. Tokens of the sentences have no counterpart.
     hijacked    <bos>  Do not think of Guam .        The   Eiffel  Tower  is  in
 
 The first word of a query may be tokenised differently after a sentence ("Dan", "ielle" instead of
-" Danielle"). `align` pairs tokens for patching: two tokens correspond if they end at the same
-character of the query, since both have then read the same text. `units` groups the tokens of both
-prompts for an account of a shift.
+" Danielle"). `align` pairs tokens for patching: two tokens correspond if they are the same token at
+the same characters of the query, and neither or both open their prompt, since the first token of a
+prompt is an attention sink. So all tokens correspond if the facts have an opening ("Well."), whose
+tokens both prompts share. `units` groups the tokens of both prompts for an account of a shift.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 from hijacklens.errors import InputError
@@ -25,13 +27,19 @@ from hijacklens.prompts.spans import EVERYWHERE, atoms
 from hijacklens.prompts.tokens import LocatedPrompt, TokenIds
 
 Positions: TypeAlias = tuple[int, ...]
-SPANS = ("bos", "hijack", "mention", "separator", "query", "subject", "last")
+SPANS = ("bos", "hijack", "mention", "separator", "query", "subject", "last", "opening")
 """Spans that share no token, so that sums over spans are sums over tokens.
 
 `mention` holds the targets (or related words) named in a hijacking sentence and `hijack` the rest
-of the sentence; `separator` holds spaces that are separate tokens; `last` is the last token, where
-the answer is read, `subject` the subject, and `query` the rest of the bare query.
+of the sentence; `last` is the last token, where the answer is read, `subject` the subject, and
+`query` the rest of the bare query. `separator` has no tokens: in results of earlier versions it
+held the spaces before a query that are separate tokens.
 """
+OPENS = (
+    "the subject opens the bare prompt, where its first token is an attention sink or is written "
+    "without a space, so no token of the hijacked prompt corresponds to it; put a neutral text "
+    "before both prompts: facts.with_opening('Well.')"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +53,7 @@ class Unit:
     span: str
     """One of `SPANS`."""
     token: str
-    """The text without surrounding spaces; for a special token its name."""
+    """The text without surrounding spaces; for a token without text its name."""
     bare: Positions
     hijacked: Positions
 
@@ -65,7 +73,8 @@ class Correspondence:
     pairs: tuple[tuple[int, int], ...]
     """Source position and target position of each pair, in order."""
     unmatched: int = 0
-    """How many tokens of the query's first word, in either prompt, have no counterpart."""
+    """How many tokens of the query's first word, in either prompt, have no counterpart; these are
+    not patched."""
 
     def __post_init__(self) -> None:
         for side, (name, ids) in enumerate((("source", self.source), ("target", self.target))):
@@ -80,13 +89,19 @@ class Correspondence:
 def align(source: LocatedPrompt, target: LocatedPrompt, *, span: str = "query") -> Correspondence:
     """Pair the tokens of a span in two prompts of one query.
 
-    `query` includes `subject` and `last`; `all` also includes `bos`.
+    `query` includes `subject` and `last`; `all` also includes `bos` and `opening`.
 
     Raises:
-        InputError: The queries differ, they are tokenised differently after their first word, or
-            no token of the span has a counterpart.
+        InputError: The queries differ, they are tokenised differently after their first word, no
+            token of the span has a counterpart, or the span is `subject` and a token of it has
+            none.
     """
     pairs, unmatched = _corresponding(source, target)
+    if "subject" in atoms(span):
+        paired = zip(*pairs, strict=True) if pairs else ((), ())
+        for prompt, positions in zip((source, target), paired, strict=True):
+            if not set(prompt.positions("subject")) <= set(positions):
+                raise InputError(OPENS)
     from_span, to_span = (
         {position for atom in atoms(span) for position in prompt.positions(atom)}
         for prompt in (source, target)
@@ -95,7 +110,7 @@ def align(source: LocatedPrompt, target: LocatedPrompt, *, span: str = "query") 
     if not in_span:
         raise InputError(
             f"no token of the span {span!r} of {source.text!r} has a counterpart in "
-            f"{target.text!r}; only tokens of the query and a BOS have one."
+            f"{target.text!r}; only tokens of the query, of an opening and a BOS have one."
         )
     return Correspondence(source.ids, target.ids, in_span, unmatched)
 
@@ -161,7 +176,7 @@ def _corresponding(
 ) -> tuple[list[tuple[int, int]], int]:
     """Return all pairs of tokens that correspond, and how many others the first word has."""
     prompts = (source, target)
-    text, other = (x.text[x.offsets[x.spans["query"][0]][0] :].lstrip() for x in prompts)
+    text, other = (x.text[x.offsets[_from_query(x)[0]][0] :].lstrip() for x in prompts)
     if text != other:
         raise InputError(
             f"the queries {text!r} and {other!r} differ, so their tokens do not correspond; "
@@ -169,26 +184,23 @@ def _corresponding(
         )
     # Characters after the first word, where both prompts must have the same tokens.
     rest = len(text) - len(text.split(maxsplit=1)[0])
-    pairs = list(zip(source.spans["bos"], target.spans["bos"], strict=True))
-    unmatched = 0
+    pairs: list[tuple[int, int]] = []
     for group in _groups(source, target):
-        cuts: list[list[tuple[int, int]]] = []
-        last: list[list[int]] = []
-        for prompt, positions in zip(prompts, group, strict=True):
-            ends = {i: _to_end(prompt, i) for i in positions if i in prompt.spans["query"]}
-            unmatched += len(ends)
-            cuts.append([(end, prompt.ids[i]) for i, end in ends.items() if end < rest])
-            last.append([i for i, end in reversed(ends.items()) if end == min(ends.values())])
+        cuts = [
+            [(prompt.ids[i], end) for i in positions if (end := _to_end(prompt, i)) < rest]
+            for prompt, positions in zip(prompts, group, strict=True)
+        ]
         if cuts[0] != cuts[1]:
             raise InputError(
                 f"the query {text!r} is tokenised differently in {target.text!r} and in "
                 f"{source.text!r}, beyond its first word; it cannot be aligned."
             )
-        # Pair the tokens that end where the group does: several only if they are bytes of a letter.
-        joined = list(zip(*last, strict=False))
-        pairs += joined
-        unmatched -= 2 * len(joined)
-    return sorted(pairs), unmatched
+        # Of tokens for the same characters, pair those that are the same, from the right.
+        from_right = zip(*map(reversed, group), strict=False)
+        same = takewhile(lambda pair: source.ids[pair[0]] == target.ids[pair[1]], from_right)
+        pairs += [(i, j) for i, j in same if (i == 0) == (j == 0)]
+    paired = sum(i >= _from_query(source)[0] for i, _ in pairs)
+    return sorted(pairs), sum(len(_from_query(x)) for x in prompts) - 2 * paired
 
 
 def _from_query(prompt: LocatedPrompt) -> range:
@@ -207,30 +219,26 @@ def _by_key(
 
     Characters are counted from the end of the text, since the sentences precede the query.
     """
-    bos, hijack = set(prompt.spans["bos"]), set(prompt.spans.get("hijack", ()))
+    bos, opening = set(prompt.spans["bos"]), set(prompt.spans.get("opening", ()))
     query = _from_query(prompt)
     positions: dict[tuple[str, int, int], list[int]] = {}
-    separators = 0
     for i in range(len(prompt.ids)):
         if i in query:
             to_end = _to_end(prompt, i)
             key = ("query", max(end for end in ends if end <= to_end), 0)
-        elif i in hijack:
-            key = ("hijack", i, side)  # of this prompt alone
         elif i in bos:
             key = ("bos", i, 0)
+        elif i in opening:
+            key = ("opening", prompt.offsets[i][1], 0)
         else:
-            key = ("separator", separators, 0)
-            separators += 1
+            key = ("hijack", i, side)  # of this prompt alone
         positions.setdefault(key, []).append(i)
     return {key: tuple(listed) for key, listed in positions.items()}
 
 
 def _span(prompt: LocatedPrompt, positions: Sequence[int]) -> str:
-    for span in ("last", "subject", "query", "mention", "hijack", "bos"):
-        if set(positions) & set(prompt.spans[span]):
-            return span
-    return "separator"
+    spans = ("last", "subject", "query", "mention", "opening", "bos")
+    return next((x for x in spans if set(positions) & set(prompt.spans.get(x, ()))), "hijack")
 
 
 def _text(prompt: LocatedPrompt, positions: Sequence[int], tokenizer: Any) -> str:

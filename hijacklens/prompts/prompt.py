@@ -1,7 +1,7 @@
 """Prompts with named spans: hijacking sentences, then the query of a fact.
 
-The text at dose k is `" ".join([sentence] * k + [query])`. A prompt has its spans in characters;
-`hijacklens.prompts.tokens.locate` converts them to token positions.
+The text at dose k is `" ".join([sentence] * k + [query])`, after the opening if there is one. A
+prompt has its spans in characters; `hijacklens.prompts.tokens.locate` converts them to positions.
 
 >>> from hijacklens.facts.fact import Fact
 >>> fact = Fact(case_id=0, relation_id="P131", subject="Eiffel Tower", template="The {} is in",
@@ -15,6 +15,7 @@ The text at dose k is `" ".join([sentence] * k + [query])`. A prompt has its spa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -36,9 +37,9 @@ CharacterSpan: TypeAlias = tuple[int, int]
 class Prompt:
     """A text for the model, with the character spans of its parts.
 
-    `spans` has `hijack` (one piece per sentence), `mention` (the words in the sentences that name a
-    target or a near word), `query`, and `subject` (in the query, not in the sentences). The spans
-    `bos` and `last` exist only in tokens.
+    `spans` has `opening`, `hijack` (one piece per sentence), `mention` (the words in the sentences
+    that name a target or a near word), `query`, and `subject` (in the query, not in the sentences).
+    The spans `bos` and `last` exist only in tokens.
     """
 
     text: str
@@ -54,9 +55,17 @@ class Prompt:
 
 
 def make_prompt(
-    fact: Fact, *, sentence: str, dose: int, scheme: str, joining: Joining = "auto"
+    fact: Fact,
+    *,
+    sentence: str = "",
+    dose: int = 0,
+    scheme: str = "bare",
+    joining: Joining = "auto",
+    opening: str = "",
 ) -> Prompt:
     """Make the prompt of a fact, with `dose` copies of a sentence before its query.
+
+    The prompt is the bare query by default; `opening` is a neutral text before all else.
 
     Raises:
         InputError: The dose is negative.
@@ -70,6 +79,7 @@ def make_prompt(
         subject=(subject, subject + len(fact.subject)),
         named=(fact.target_true, fact.target_false, fact.near_true, fact.near_false),
         joining=joining,
+        opening=opening,
     )
 
 
@@ -82,31 +92,35 @@ def compose(
     subject: CharacterSpan | None = None,
     named: Iterable[str | None] = (),
     joining: Joining = "auto",
+    opening: str = "",
 ) -> Prompt:
     """Make the prompt of any query, whether a fact's or not.
 
     `subject` are the characters of the subject in the query, if there is one. `named` are words
     whose occurrences in the sentence, as complete words, form `mention`. `joining` says how a
-    target joins the query (`hijacklens.facts.joining`).
+    target joins the query (`hijacklens.facts.joining`). `opening` is a neutral text before the
+    sentences and the query; a space follows it, but not a special token such as `<|endoftext|>`.
 
     Raises:
         InputError: The dose is negative.
     """
     dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
     step = len(sentence) + 1  # the sentence and the space after it
-    start = dose * step
-    text = " ".join([sentence] * dose + [query])
+    gap = "" if not opening or re.search(r"\s$|<[^<>\s]+>$", opening) else " "
+    first = len(opening + gap)
+    start = first + dose * step
+    text = opening + gap + " ".join([sentence] * dose + [query])
     mentions = _mentions(sentence, named) if dose else []
+    firsts = range(first, start, step)
     return Prompt(
         text=text,
         scheme=scheme,
         dose=dose,
         spans=MappingProxyType(
             {
-                "hijack": tuple((i * step, i * step + len(sentence)) for i in range(dose)),
-                "mention": tuple(
-                    (i * step + a, i * step + b) for i in range(dose) for a, b in mentions
-                ),
+                "opening": ((0, len(opening)),) if opening else (),
+                "hijack": tuple((i, i + len(sentence)) for i in firsts),
+                "mention": tuple((i + a, i + b) for i in firsts for a, b in mentions),
                 "query": ((start, len(text)),),
                 "subject": ((start + subject[0], start + subject[1]),) if subject else (),
             }

@@ -10,13 +10,17 @@
 Prompts have the names below; contexts of the concept task have those of
 `hijacklens.one_layer.spans`.
 
-    bos       the beginning-of-sequence token, if the model has one
+    bos       the special tokens that the tokenizer adds at the start, if any
+    opening   the neutral text before everything else, if there is one
     hijack    the hijacking sentences
     mention   the words in the sentences that name a target of the fact, or a near word
     query     the bare query
     subject   the subject of the fact, in the query
     last      the last token, at which the answer is read
     target    the first tokens of a longer target, when the next ones are scored
+
+`bos`, `opening`, `hijack` and `query` partition the tokens of a prompt; the others are parts of
+them (`hijacklens.prompts.tokens.locate` states the rule).
 
 >>> atoms("hijack+at:-1")
 ('hijack', 'at:-1')

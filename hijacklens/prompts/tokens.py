@@ -11,13 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 from hijacklens.errors import InputError, unknown
-from hijacklens.prompts.prompt import Prompt
+from hijacklens.prompts.prompt import CharacterSpan, Prompt
 from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 
 TokenIds: TypeAlias = tuple[int, ...]
+WITHIN = {"mention": "hijack", "subject": "query"}
+"""A span of words -> the part of the prompt that holds it."""
 AT_A_TIME = 1_024
 """Texts per call: a tokenizer's output takes ten times the memory of the token ids."""
 
@@ -125,29 +128,60 @@ class LocatedPrompt:
             return tuple(i for i, token in enumerate(self.ids) if token == token_id)
         if atom.startswith(TEXT):
             matches = re.finditer(re.escape(atom.removeprefix(TEXT)), self.text)
-            return touched(self.text, self.offsets, [match.span() for match in matches])
+            covers = _covers(self.text, self.offsets, start=len(self.spans.get("bos", ())))
+            return _touched(self.text, covers, [match.span() for match in matches])
         if atom not in self.spans:
             hint = "Other forms: text:, at:, token:."
             raise unknown("span", atom, [*self.spans, EVERYWHERE], hint)
         return self.spans[atom]
 
 
-def touched(
-    text: str, offsets: Sequence[tuple[int, int]], pieces: Sequence[tuple[int, int]]
+def _covers(text: str, offsets: Sequence[CharacterSpan], *, start: int) -> dict[int, CharacterSpan]:
+    """Return the characters that decide on the spans of each token, from position `start` on.
+
+    They are the token's own characters. A token of white space or of no characters counts as part
+    of the next token that has others; if there is none, as part of the one before.
+    """
+    covers = dict(enumerate(offsets[start:], start))
+    for order in (reversed(covers), iter(covers)):
+        near = None
+        for position in order:
+            a, b = covers[position]
+            if text[a:b].strip():
+                near = a, b
+            else:
+                covers[position] = near or (a, b)
+    return covers
+
+
+def _touched(
+    text: str, covers: Mapping[int, CharacterSpan], pieces: Sequence[CharacterSpan]
 ) -> tuple[int, ...]:
-    """Return the positions of tokens with a non-space character in one of the pieces of a text."""
+    """Return the tokens with a character other than white space in one of the pieces of a text."""
     return tuple(
         position
-        for position, (start, end) in enumerate(offsets)
-        if any(text[max(start, a) : min(end, b)].strip() for a, b in pieces if start < end)
+        for position, (start, end) in covers.items()
+        if any(text[max(start, a) : min(end, b)].strip() for a, b in pieces)
     )
+
+
+def _ending(
+    text: str, covers: Mapping[int, CharacterSpan], pieces: Sequence[CharacterSpan]
+) -> tuple[int, ...]:
+    """Return the tokens whose last character other than white space is in one of the pieces."""
+    last = {i: start + max(len(text[start:end].rstrip()), 1) for i, (start, end) in covers.items()}
+    return tuple(i for i, end in last.items() if any(a < end <= b for a, b in pieces))
 
 
 def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
     """Convert the spans of a prompt to token positions.
 
-    A token belongs to a span if one of its characters other than a space does: the token " Guam"
-    belongs to the span of "Guam", not to the span before it.
+    `bos`, `opening`, `hijack` and `query` partition the tokens: `bos` has the special tokens that
+    the tokenizer adds at the start, and every other token belongs to the part of the prompt that
+    has its last character other than white space. A token of white space or of no characters
+    belongs to the token that follows it, as the space of " Guam" belongs to "Guam"; at the end of
+    the prompt it belongs to the token before. `mention` and `subject` have the tokens of `hijack`
+    and of `query` with at least one of their characters.
 
     Raises:
         InputError: The tokenizer gives no character offsets (a "slow" one).
@@ -157,10 +191,21 @@ def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
             f"the tokenizer {type(tokenizer).__name__} gives no character offsets, so spans cannot "
             "be located. Use the fast tokenizer of this model (use_fast=True)."
         )
-    encoded = tokenizer(prompt.text, return_offsets_mapping=True)
-    (ids,) = encode(tokenizer, [prompt.text])
-    offsets = encoded["offset_mapping"][: len(ids)]
-    spans = {name: touched(prompt.text, offsets, pieces) for name, pieces in prompt.spans.items()}
-    first = next((i for i, (start, end) in enumerate(offsets) if start < end), 0)
-    spans |= {"bos": tuple(range(first)), "last": (len(ids) - 1,), "target": ()}
-    return LocatedPrompt(ids, spans, prompt.text, tuple(map(tuple, offsets)))
+    text = prompt.text
+    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    (ids,) = encode(tokenizer, [text])
+    offsets = tuple(map(tuple, encoded["offset_mapping"][: len(ids)]))
+    added = zip(encoded["special_tokens_mask"], offsets, strict=False)
+    bos = len(list(takewhile(lambda token: token[0] and token[1][0] == token[1][1], added)))
+    covers = _covers(text, offsets, start=bos)
+    spans = {
+        name: _ending(text, covers, pieces)
+        for name, pieces in prompt.spans.items()
+        if name not in WITHIN
+    }
+    for name in WITHIN.keys() & prompt.spans.keys():
+        outer = spans.get(WITHIN[name], ())
+        inner = {i: cover for i, cover in covers.items() if i in outer}
+        spans[name] = _touched(text, inner, prompt.spans[name])
+    spans |= {"bos": tuple(range(bos)), "last": (len(ids) - 1,), "target": ()}
+    return LocatedPrompt(ids, spans, text, offsets)

@@ -141,6 +141,7 @@ def make_prompts(
                         dose=dose,
                         scheme=scheme.name,
                         joining=facts.joining,
+                        opening=facts.opening,
                     ),
                 )
                 for dose in doses
@@ -254,8 +255,8 @@ def requests_of(items: Iterable[Item]) -> dict[TokenIds, set[int]]:
 def prompt_table(items: Iterable[Item]) -> pd.DataFrame:
     """Return the texts of the items: one row per fact and scheme, with the hijacking sentence.
 
-    The prompt at dose k is `" ".join([sentence] * k + [query])`. The sentence is empty if only
-    the bare query was scored.
+    The prompt at dose k is `" ".join([sentence] * k + [query])`, after the opening of the facts.
+    The sentence is empty if only the bare query was scored.
     """
     rows: dict[tuple[int, str], tuple[Any, ...]] = {}
     for item in items:

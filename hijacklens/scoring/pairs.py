@@ -137,7 +137,7 @@ class Pairs(Shown):
     def glance(self) -> Glance:
         """How many pairs, how they were made, and how many facts were skipped."""
         return Glance(
-            f"{self.model} · {self.facts.name}, {len(self)} pairs · {self.scheme.name}, "
+            f"{self.model} · {self.facts.record().title}, {len(self)} pairs · {self.scheme.name}, "
             f"dose {self.dose} · {len(self.skipped)} skipped · seed {self.seed}",
             steps=("skipped", "facts"),
         )

@@ -307,7 +307,7 @@ class HijackResult(Result):
         }
         counts = table["n"].max() if len(table) else 0
         return Glance(
-            f"{named(models)} · {settings.facts.name}, {counts} facts · "
+            f"{named(models)} · {settings.facts.title}, {counts} facts · "
             f"{named(schemes)} · rule {rule}",
             (Grid.of(table, columns),),
             tuple(self._notes()),
@@ -353,7 +353,7 @@ def _in_words(result: HijackResult) -> Text:
     models = ", ".join(model.name for model in settings.models)
     doses = ", ".join(str(dose) for dose in settings.doses if dose)
     paragraphs = [
-        f"{models} completed {result.items['case_id'].nunique()} facts of {settings.facts.name}, "
+        f"{models} completed {result.items['case_id'].nunique()} facts of {settings.facts.title}, "
         f"bare (dose 0) and after {doses} hijacking sentences (the dose)."
     ]
     if settings.probes:

@@ -254,7 +254,7 @@ def _prompt(
 ) -> Prompt:
     if isinstance(subject, Fact):
         if scheme is None:
-            return make_prompt(subject, sentence="", dose=0, scheme="")
+            return make_prompt(subject)
         rule = get_scheme(scheme)
         try:
             sentence = rule.sentence(subject, seed=seed)

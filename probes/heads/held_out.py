@@ -146,7 +146,7 @@ class HeadTest(Result):
         choice("rule", rule, efficacy.RULES)
         settings = self.settings
         title = (
-            f"{settings.models[0].name} · {settings.facts.name}, "
+            f"{settings.models[0].name} · {settings.facts.title}, "
             f"{self.items['case_id'].nunique()} facts · without heads {settings.heads}"
         )
         margin = efficacy.margin(self.items, rule)
@@ -191,7 +191,7 @@ class HeadTest(Result):
             reason = self.skipped["reason"].iloc[0]
             notes.append(f"skipped: {len(self.skipped)} (skipped.csv); first: {reason}")
         return Glance(
-            f"held out: {settings.facts.name}, {self.items['case_id'].nunique()} facts · "
+            f"held out: {settings.facts.title}, {self.items['case_id'].nunique()} facts · "
             f"{settings.models[0].name} without heads {settings.heads} · rule {rule}",
             (
                 _effects(self.summary(rule=rule), title="the hijack"),

@@ -213,7 +213,7 @@ class HeadSearch(Result):
         """Draw attribution by layer and head, and the largest exact effects with intervals."""
         settings = self.settings
         title = (
-            f"{settings.model.name} · {settings.facts.name}, {len(self.facts)} facts · "
+            f"{settings.model.name} · {settings.facts.title}, {len(self.facts)} facts · "
             f"{settings.scheme.name}, dose {settings.dose} · mean shift {self.shift.mean():+.2f}"
         )
         axis, table, values = AXES[settings.attribution], self.table, self.attribution.mean(0)
@@ -377,7 +377,7 @@ class HeadSearch(Result):
         columns = {"head": head, "attribution": "{attribution:+.3f}", **carried}
         columns |= {"p_holm": "{p_holm:.2g}", "p_bh": "{p_bh:.2g}", "chosen": "{chosen}"}
         return Glance(
-            f"{settings.model.name} · {settings.facts.name}, search on "
+            f"{settings.model.name} · {settings.facts.title}, search on "
             f"{len(self.facts)} facts · {settings.scheme.name}, dose {settings.dose}",
             (
                 Grid.of(table.assign(chosen=chosen), columns),

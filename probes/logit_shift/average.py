@@ -57,7 +57,8 @@ class AverageShift(Result):
     """What wrote the logit shift of many facts; made by `logit_shift.average`. Units: logits."""
 
     attention: Annotated[Float[np.ndarray, "fact span layer head"], PARTS_FILE]
-    """Attended tokens summed by span, in the order of `SPANS`; without value biases."""
+    """Attended tokens summed by span, in the order of `SPANS` (results of earlier versions have no
+    `opening`); without value biases."""
     value_bias: Annotated[Float[np.ndarray, "fact layer head"], PARTS_FILE]
     output_bias: Annotated[Float[np.ndarray, "fact layer"], PARTS_FILE]
     mlp: Annotated[Float[np.ndarray, "fact layer"], PARTS_FILE]
@@ -94,10 +95,10 @@ class AverageShift(Result):
 
     def to_dataframe(self) -> pd.DataFrame:
         """A row per part: kind, span, layer, head, shift (mean), stderr, low, high, n."""
-        n, _, layers, heads = self.attention.shape
+        n, spans, layers, heads = self.attention.shape
         none = [pd.NA]
         rows = [
-            *product(["attention"], SPANS, range(layers), range(heads)),
+            *product(["attention"], SPANS[:spans], range(layers), range(heads)),
             *product(["value_bias"], none, range(layers), range(heads)),
             *product(["output_bias", "mlp"], none, range(layers), none),
             *product(SINGLE[: self.single.shape[1]], none, none, none),
@@ -109,7 +110,7 @@ class AverageShift(Result):
 
     def summary(self) -> pd.DataFrame:
         """The parts by kind, and attention by span: kind, span, shift, stderr, low, high, n."""
-        rows = [("attention", span) for span in SPANS]
+        rows = [("attention", span) for span in SPANS[: self.attention.shape[1]]]
         rows += [(kind, "") for kind in (*PARTS[1:-1], *SINGLE[: self.single.shape[1]])]
         sums = [
             self.attention.sum((2, 3)),
@@ -140,7 +141,7 @@ class AverageShift(Result):
             by,
             label="mean part of the shift\n(logits; red: towards the false target)",
             title=(
-                f"{self.settings.model.name} · {self.settings.facts.name}, "
+                f"{self.settings.model.name} · {self.settings.facts.title}, "
                 f"{len(self.facts)} facts\n{self.settings.scheme.name}, dose "
                 f"{self.settings.dose}: mean shift {self.shift.value:+.2f}"
             ),
@@ -201,7 +202,7 @@ class AverageShift(Result):
             "95% interval": "[{low:signed}, {high:signed}]",
         }
         return Glance(
-            f"{settings.model.name} · {settings.facts.name}, {len(self.facts)} facts, "
+            f"{settings.model.name} · {settings.facts.title}, {len(self.facts)} facts, "
             f"{len(self.skipped)} skipped · {settings.scheme.name}, dose {settings.dose} · "
             f"largest residual {self.residual:.1e} logits",
             (Grid.of(rows, columns),),

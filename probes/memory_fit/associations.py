@@ -116,7 +116,7 @@ def of_facts(
     skipped: list[Skipped] = []
     for fact in facts:
         try:
-            prompt = make_prompt(fact, sentence="", dose=0, scheme="bare", joining=facts.joining)
+            prompt = make_prompt(fact, joining=facts.joining, opening=facts.opening)
             listed.append(_pair(fact, prompt, tokenizer, cue, answer))
         except ValueError as reason:
             names = (fact.case_id, fact.relation_id, fact.subject)

@@ -12,9 +12,11 @@ such as those of the hijacking sentences, are never patched (`hijacklens.prompts
 Spans may overlap: `query` includes `subject` and `last`. Effects of patches in several layers do
 not add up, and patches of `resid_pre` and `resid_post` contain each other: after the stream is
 patched at all tokens of the query, later layers continue from clean values there, but still attend
-to the sentences. In the first layer the prompts differ only in how the first word is written
-(" The", "The") and in positions where these are embedded (GPT-2), and so does a patch of
-`resid_pre` there.
+to the sentences. Corresponding tokens are equal, so a patch of `resid_pre` in the first layer
+changes nothing unless positions are embedded (GPT-2). The first word of a query that is written
+differently after a sentence ("The", " The"), or opens its prompt, is not patched. Facts whose
+subject has such a token are skipped for the span `subject`; an opening before all prompts
+(`facts.with_opening("Well.")`) keeps them.
 
 Cost: one forward pass of the target prompts for each patch. A batch of facts is run on its source
 prompts, on its target prompts, and on as many copies of these as fit, one for each patch.

@@ -186,7 +186,7 @@ def test_results_are_saved_and_loaded(gpt2, tmp_path):
     pd.testing.assert_frame_equal(found.to_dataframe(), averaged.to_dataframe())
     pd.testing.assert_frame_equal(found.facts, averaged.facts)
     pd.testing.assert_frame_equal(found.skipped, averaged.skipped)
-    np.testing.assert_array_equal(found.by_head, averaged.by_head)
+    np.testing.assert_allclose(found.by_head, averaged.by_head, rtol=1e-9)
     assert repr(found) == repr(averaged)
     for folder, file in (("one", "account.parquet"), ("many", "parts.npz")):
         (tmp_path / folder / file).write_bytes(b"no")

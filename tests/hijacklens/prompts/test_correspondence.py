@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from hypothesis import given
@@ -20,8 +22,9 @@ from hijacklens.prompts.prompt import make_prompt
 from hijacklens.prompts.tokens import LocatedPrompt, locate
 
 
-def located(tokenizer, fact, dose, sentence="Do not think of Guam."):
-    return locate(tokenizer, make_prompt(fact, sentence=sentence, dose=dose, scheme="x"))
+def located(tokenizer, fact, dose, sentence="Do not think of Guam.", opening=""):
+    prompt = make_prompt(fact, sentence=sentence, dose=dose, scheme="x", opening=opening)
+    return locate(tokenizer, prompt)
 
 
 def fact_of(subject, template="{} is in"):
@@ -54,24 +57,30 @@ def test_a_first_word_that_is_tokenised_differently_after_a_sentence():
     bare = hand_made("Danielle is", [(3, "Dan"), (4, "ielle"), (5, " is")], 0)
     hijacked = hand_made("No. Danielle is", [(6, "No."), (7, " Danielle"), (5, " is")], 4)
     found = align(bare, hijacked)
-    assert found == Correspondence(bare.ids, hijacked.ids, ((1, 1), (2, 2)), 1)
-    assert align(hijacked, bare).pairs == ((1, 1), (2, 2))
+    assert found == Correspondence(bare.ids, hijacked.ids, ((2, 2),), 3)
+    assert align(hijacked, bare).pairs == ((2, 2),)
     assert align(bare, hijacked, span="last").pairs == ((2, 2),)
-    assert align(bare, hijacked, span="at:-2").pairs == ((1, 1),)
-    with pytest.raises(InputError, match="no token of the span 'at:0'"):
-        align(bare, hijacked, span="at:0")
+    with pytest.raises(InputError, match="no token of the span 'at:-2'"):
+        align(bare, hijacked, span="at:-2")
 
 
 def test_bytes_of_a_letter_are_aligned_from_the_right():
-    bare = hand_made("北 is", [(1, "北"), (5, " is")], 0)
+    bare = hand_made("北 is", [(1, "北"), (5, " is")], 0, bos=True)
     hijacked = LocatedPrompt(
-        (6, 2, 1, 5),
-        {"bos": (), "query": (1, 2, 3), "last": (3,)},
+        (1, 6, 2, 1, 5),
+        {"bos": (0,), "query": (2, 3, 4), "last": (4,)},
         "No. 北 is",
-        ((0, 3), (3, 5), (3, 5), (5, 8)),
+        ((0, 0), (0, 3), (3, 5), (3, 5), (5, 8)),
     )
-    found = align(bare, hijacked)
-    assert (found.pairs, found.unmatched) == (((0, 2), (1, 3)), 1)
+    found = align(bare, hijacked, span="all")
+    assert (found.pairs, found.unmatched) == (((0, 0), (1, 3), (2, 4)), 1)
+
+
+def test_the_first_token_of_a_prompt_has_no_counterpart_inside_another():
+    # Both prompts write it alike, but in the bare one it is the attention sink.
+    bare = hand_made("北 is", [(1, "北"), (5, " is")], 0)
+    hijacked = hand_made("不。北 is", [(6, "不。"), (1, "北"), (5, " is")], 2)
+    assert align(bare, hijacked).pairs == ((1, 2),)
 
 
 def test_other_tokens_after_the_first_word_are_refused():
@@ -105,13 +114,21 @@ def test_the_tokens_of_real_prompts(family):
             assert not hijack & {j for _, j in found.pairs}
             rest = fact.prompt[len(fact.prompt.split()[0]) :]
             for i, j in found.pairs:
+                assert bare.ids[i] == hijacked.ids[j]
                 ends = [len(p.text) - p.offsets[k][1] for p, k in ((bare, i), (hijacked, j))]
-                assert ends[0] == ends[1] or (i, j) == (0, 0)
-                if ends[0] < len(rest):
-                    assert bare.ids[i] == hijacked.ids[j]
-            subject = align(bare, hijacked, span="subject").pairs
-            assert set(subject) <= set(found.pairs)
-            assert subject[-1] == (bare.spans["subject"][-1], hijacked.spans["subject"][-1])
+                assert ends[0] == ends[1] or ends[0] >= len(rest)
+            opened = [located(tokenizer, fact, k, opening="Well.") for k in (0, dose)]
+            complete = align(*opened, span="all")
+            assert complete.unmatched == 0
+            assert len(complete.pairs) == len(opened[0].ids)
+            assert all(opened[0].ids[i] == opened[1].ids[j] for i, j in complete.pairs)
+            if not fact.template.startswith("{}"):
+                subject = align(bare, hijacked, span="subject").pairs
+                assert set(subject) <= set(found.pairs)
+                assert subject[-1] == (bare.spans["subject"][-1], hijacked.spans["subject"][-1])
+            elif family != "llama":  # it writes the first word alike, after its BOS
+                with pytest.raises(InputError, match="the subject opens the bare prompt"):
+                    align(bare, hijacked, span="subject")
         with pytest.raises(InputError, match="no token of the span 'hijack'"):
             align(bare, hijacked, span="hijack")
 
@@ -133,11 +150,13 @@ def test_every_token_is_in_one_unit(family, fact):
                 for prompt, at in ((bare, unit.bare), (hijacked, unit.hijacked))
             ]
             # LLaMA's prefix, a separate token before a rare first word, has that word's text.
-            assert texts[0].strip() == texts[1].strip() == unit.token
+            assert texts[0].strip() == texts[1].strip()
+            names = tokenizer.convert_ids_to_tokens([bare.ids[i] for i in unit.bare])
+            assert unit.token in (texts[0].strip(), *names[:1])
         if unit.span in ("hijack", "mention"):
             assert unit.bare == () and len(unit.hijacked) == 1
     named = "".join(unit.token for unit in found if unit.span == "mention")
-    assert named.replace(".", "") == 2 * fact.target_false.replace(" ", "")
+    assert re.sub("[.Ġ▁]", "", named) == 2 * fact.target_false.replace(" ", "")
     assert found[-1].span == "last"
 
 
@@ -156,6 +175,7 @@ def test_any_subject_is_aligned_one_to_one_or_refused(family, subject, dose):
     assert sides[0][-1] == len(bare.ids) - 1
     queries = len(bare.spans["query"]) + len(hijacked.spans["query"])
     assert queries == 2 * len(found.pairs) + found.unmatched
+    assert all(bare.ids[i] == hijacked.ids[j] and i and j for i, j in found.pairs)
 
 
 def test_positions_outside_a_prompt_are_refused():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -14,9 +15,10 @@ from transformers import AutoTokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.prompts.prompt import Prompt, make_prompt
-from hijacklens.prompts.tokens import Continuation, continuation, encode, locate
+from hijacklens.prompts.prompt import Prompt, compose, make_prompt
+from hijacklens.prompts.tokens import WITHIN, Continuation, continuation, encode, locate
 
+DISJOINT = ("bos", "opening", "hijack", "query")
 PROMPT = "The Eiffel Tower is in the city of"
 
 
@@ -232,7 +234,7 @@ def test_spans_hold_exactly_their_words(template, subject, sentence, dose, famil
     assert spans["last"] == (len(ids) - 1,)
     assert spans["last"][0] in spans["query"]
     assert spans["bos"] == (() if family == "gpt2" else (0,))
-    assert set(spans) == {"bos", "hijack", "mention", "query", "subject", "last", "target"}
+    assert spans["opening"] == ()
     # A token may include the full stop after the word.
     named = words(tokenizer, ids, spans["mention"]).replace(".", "").replace("。", "")
     assert named == "Guam" * sentence.count("Guam") * dose
@@ -254,6 +256,7 @@ def test_spans_with_the_real_gpt2_tokenizer(gpt2):
         "ĠThe", "ĠE", "iff", "el", "ĠTower", "Ġis", "Ġin", "Ġthe", "Ġcity", "Ġof",
     ]  # fmt: skip
     assert dict(located.spans) == {
+        "opening": (),
         "hijack": (0, 1, 2, 3, 4, 5),
         "mention": (4,),
         "query": tuple(range(6, 16)),
@@ -264,28 +267,76 @@ def test_spans_with_the_real_gpt2_tokenizer(gpt2):
     }
 
 
+@pytest.mark.parametrize(
+    ("query", "subject", "tokens", "spans"),
+    [
+        # A space before a digit is a separate token in both packaged tokenizers.
+        ("2005 Games", "2005", ["So", ".", " ", "2005", " Games"], {"query": 2, "subject": 2}),
+        ("Rome is ", "Rome", ["So", ".", " Rome", " is", " "], {"query": 2, "subject": 2}),
+        ("Rome is", "Rome", ["So", ". Ro", "me is"], {"query": 1, "subject": 1}),
+        ("é is", "é", ["So.", " \u00e9", "", " is"], {"query": 1, "subject": 1}),
+    ],
+)
+def test_tokens_without_letters_belong_to_what_follows(query, subject, tokens, spans):
+    prompt = compose(query, sentence="So.", dose=1, subject=(0, len(subject)))
+    ends = list(accumulate(map(len, tokens)))
+    found = locate(hand_made([*zip([0, *ends], ends, strict=False)]), prompt)
+    assert found.spans["query"] == tuple(range(spans["query"], len(tokens)))
+    assert found.spans["hijack"] == tuple(range(spans["query"]))
+    assert found.spans["subject"][0] == spans["subject"]
+
+
+def hand_made(offsets):
+    """A tokenizer that cuts every text at given characters."""
+
+    class HandMade:
+        is_fast, eos_token_id = True, None
+
+        def __call__(self, text, **options):
+            rows = [list(range(len(offsets)))] * (len(text) if isinstance(text, list) else 1)
+            ids = rows if isinstance(text, list) else rows[0]
+            added = [0] * len(offsets)
+            return {"input_ids": ids, "offset_mapping": offsets, "special_tokens_mask": added}
+
+    return HandMade()
+
+
 WORD = st.text(
-    st.sampled_from("abcGuam .,{}'\"-éüß北京🗼\u0627\u0301"), min_size=1, max_size=8
+    st.sampled_from("abGuam 19 .,{}'\"-éü北京。🗼\u0627\u0301\u3000\u200b"), min_size=1, max_size=8
 ).filter(str.strip)
+PIECE = WORD | st.sampled_from(["<s>", "<bos>", "<|endoftext|>", "2005 Games", "New  York"])
+LINE = st.lists(PIECE, min_size=1, max_size=3).map(" ".join)
+"""Accents, CJK, emoji, digits, quotes, runs of spaces, characters of no width, special tokens."""
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-@settings(max_examples=40)
-@given(subject=WORD, sentence=WORD, dose=st.integers(0, 2))
-def test_every_token_of_a_span_shares_a_letter_with_it(name, subject, sentence, dose):
-    tokenizer = tiny_tokenizer(name)
-    prompt = make_prompt(make(subject=subject), sentence=sentence, dose=dose, scheme="x")
+@settings(max_examples=150)
+@given(
+    name=st.sampled_from([*FAMILIES, "real gpt2"]),
+    subject=LINE,
+    sentence=LINE,
+    dose=st.integers(0, 2),
+    opening=st.just("") | LINE.map(str.lstrip),
+)
+def test_the_disjoint_spans_partition_every_prompt(name, subject, sentence, dose, opening, gpt2):
+    tokenizer = gpt2 if name == "real gpt2" else tiny_tokenizer(name)
+    prompt = make_prompt(
+        make(subject=subject), sentence=sentence, dose=dose, scheme="x", opening=opening
+    )
     located = locate(tokenizer, prompt)
     assert located.ids == encode(tokenizer, [prompt.text])[0]
-    offsets = tokenizer(prompt.text, return_offsets_mapping=True)["offset_mapping"]
-    for span, stretches in prompt.spans.items():
-        letters = {
-            place for a, b in stretches for place in range(a, b) if prompt.text[place].strip()
-        }
-        expected = tuple(i for i, (a, b) in enumerate(offsets) if letters & set(range(a, b)))
-        assert located.spans[span] == expected
-        covered = {place for i in expected for place in range(*offsets[i])}
-        assert letters <= covered
+    spans = located.spans
+    parts = [position for span in DISJOINT for position in spans[span]]
+    assert sorted(parts) == list(range(len(located.ids)))
+    assert spans["bos"] == (() if "gpt2" in name else (0,))
+    assert located.positions("all") == tuple(sorted(parts))
+    text, offsets = prompt.text, located.offsets
+    for span, outer in (*zip(DISJOINT[1:], DISJOINT[1:], strict=True), *WITHIN.items()):
+        inside = {c for a, b in prompt.spans[span] for c in range(a, b) if text[c].strip()}
+        tokens = {i: {c for c in range(*offsets[i]) if text[c].strip()} for i in spans[span]}
+        assert set(spans[span]) <= set(spans[outer])
+        assert all(letters & inside for letters in tokens.values() if letters)
+        for letters in tokens.values() if span == outer else ():
+            assert not letters or max(letters) in inside
 
 
 def test_a_slow_tokenizer_is_refused():

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from hijacklens.errors import InputError, several
+from hijacklens.errors import InputError, several, utf8
 from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel, NamedHook, hooked
 from hijacklens.models.verification import require_one_side
@@ -142,7 +142,7 @@ def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
     """Return the probes as a tuple.
 
     Raises:
-        InputError: An item is not a probe.
+        InputError: An item is not a probe, or its key is not text.
     """
     listed: tuple[Any, ...] = (probes,)
     if isinstance(probes, Iterable) and not isinstance(probes, str):
@@ -156,6 +156,7 @@ def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
                 f"probes takes a list of probes, such as those of probes.attention or "
                 f"probes.values; got {received}.{f' {hint}' if written else ''}"
             )
+        utf8("the key of a probe", probe.key, "'my-probe'")
     return listed
 
 

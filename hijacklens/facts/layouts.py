@@ -168,6 +168,8 @@ def _fields(record: Any) -> dict[str, Any]:
         columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
         lists = [name for name, value in record.items() if _holds_objects(value)]
         cure = f" The list {lists[0]!r} may hold records; save it alone." if lists else ""
+        if len(record) == 1 and re.search("[;\t]", columns):
+            cure = " Separate the columns by commas."
         raise _UnknownLayout(f"the fields ({columns}) match no known layout.{cure}")
     fields |= {"target_true": true, "target_false": false}
     return fields | _asked(record, template)

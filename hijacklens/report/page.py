@@ -25,7 +25,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, utf8
 from hijacklens.files import RECORD, check_folder, json_text, named_path, write_text
 from hijacklens.report.tables import links, pack, table_part
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Views
@@ -76,6 +76,7 @@ def write_report(
         The file holds all rows of all tables, compressed: about 45 bytes for an item of a hijack
         run, and 1.3 MB of script if there are views.
     """
+    utf8("the title", title, "'My runs'")
     sources = [results] if isinstance(results, (Result, str, Path)) else list(results)
     if not sources:
         raise InputError("a report needs at least one result; name the folders that runs wrote.")

@@ -52,9 +52,10 @@ def test_two_columns_or_fields_of_one_name_are_refused(tmp_path):
         read(tmp_path, twice, "facts.jsonl")
 
 
-def test_tabs_for_commas_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no known layout"):
-        read(tmp_path, f"{HEADER}\n{WALES}\n".replace(",", "\t"))
+@pytest.mark.parametrize("separator", ["\t", ";"])
+def test_other_separators_are_refused(separator, tmp_path):
+    with pytest.raises(InputError, match="Separate the columns by commas"):
+        read(tmp_path, f"{HEADER}\n{WALES}\n".replace(",", separator))
 
 
 MASSIF = {

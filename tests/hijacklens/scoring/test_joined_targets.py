@@ -6,16 +6,22 @@ import copy
 from dataclasses import replace
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
+from hijacklens.facts.joining import JOININGS, joined
 from hijacklens.models.loading import load_model
+from hijacklens.prompts.schemes import get_scheme
+from hijacklens.prompts.tokens import encode
 from hijacklens.scoring.answers import answer
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
+from hijacklens.scoring.items import make_items, make_prompts
 from hijacklens.scoring.pairs import pairs
 from probes import logit_lens, logit_shift
 
@@ -101,9 +107,38 @@ def test_answers_read_the_text_as_it_is_written(pair):
             assert candidate.logprob == pytest.approx(first, abs=1e-4)
 
 
+ENDS = st.text(max_size=3) | st.sampled_from([*OPEN, "'", "»", "—", "\u3000", "é", "北"])
+WORDS = st.text(min_size=1, max_size=4) | st.sampled_from(["Paris", " Paris", "東京", "パリ"])
+
+
+@settings(max_examples=80)
+@given(end=ENDS, true=WORDS, false=WORDS, joining=st.sampled_from(JOININGS))
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma"])
+def test_both_targets_are_the_rest_of_their_texts_after_one_context(
+    family, end, true, false, joining
+):
+    assume("{}" not in end and true.strip() and false.strip() and true.strip() != false.strip())
+    template = "The city of {} is" + end
+    fact = replace(FACTS[0], template=template, target_true=true, target_false=false)
+    tokenizer = tiny_tokenizer(family)
+    prompts, _ = make_prompts(
+        FactSet((fact,), name="x", joining=joining), get_scheme("think"), (0, 1), seed=0
+    )
+    items, unscored = make_items(prompts, tokenizer, context_length=999)
+    assert {len(items), len(unscored)} in ({2, 0}, {0, 1})
+    for item in items:
+        (context, _), steps = item.true[0], (item.true, item.false)
+        assert item.false[0][0] == context
+        for target, side, end_of_prompt in zip((true, false), steps, item.prompt_ends, strict=True):
+            ids = context + tuple(token for _, token in side)
+            (expected_ids,) = encode(tokenizer, [joined(item.prompt.text, target, joining)])
+            assert ids == expected_ids
+            assert side[end_of_prompt:]
+
+
 def test_probes_read_what_is_scored_or_refuse(pair):
     scorer, model = pair
-    few = FactSet(FACTS[1::9], name="few")
+    few = FactSet(FACTS[1::18], name="few")
     for each in pairs(model, few):
         fact, gap = each.fact, PAIRS[each.fact.case_id][1]
         true, false = expected(scorer, fact.prompt, gap, (fact.target_true, fact.target_false))

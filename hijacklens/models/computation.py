@@ -37,7 +37,7 @@ from hijacklens.models.exclusive import held
 Described: TypeAlias = Any
 """A value that JSON can write, the same in every process."""
 
-LIBRARIES = {"transformer_lens", "transformers", "accelerate"}
+LIBRARIES = {"hijacklens", "transformer_lens", "transformers", "accelerate"}
 """Packages whose own hooks do not change what a model computes."""
 
 FRAMEWORK = ("torch.nn.modules.module", "transformers.modeling_utils", "transformers.generation")

@@ -12,7 +12,10 @@ import torch
 from transformer_lens.conversion_utils.conversion_steps import RearrangeTensorConversion
 from transformer_lens.factories.architecture_adapter_factory import SUPPORTED_ARCHITECTURES
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.model_bridge.generalized_components import MLAAttentionBridge
+from transformer_lens.model_bridge.generalized_components import (
+    MLAAttentionBridge,
+    PositionEmbeddingsAttentionBridge,
+)
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,6 +71,7 @@ def wrap(
     finally:
         logger.setLevel(level)
     _split_latent_heads(bridge)
+    _round_rotations(bridge, dtype)
     bridge.cfg.n_devices = len(set(getattr(plain, "hf_device_map", {"": 0}).values()))
     # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
@@ -101,6 +105,22 @@ def _split_latent_heads(bridge: TransformerBridge) -> None:
             for hook in (attn.hook_q, attn.hook_k, attn.hook_v):
                 hook.hook_conversion = RearrangeTensorConversion("b h p e -> b p h e")
                 hook.pos_dim = None
+
+
+def _round_rotations(bridge: TransformerBridge, dtype: torch.dtype) -> None:
+    """Give rotated queries and keys the dtype of the values, as transformers does.
+
+    Some families (OLMo) rotate in float32, which TransformerLens does not undo in 16-bit models.
+    """
+
+    def rounded(value: torch.Tensor, hook: Any) -> torch.Tensor | None:
+        return None if value.dtype == dtype else value.to(dtype)
+
+    for block in getattr(bridge, "blocks", ()):
+        attn: Any = getattr(block, "attn", None)
+        if dtype != torch.float32 and isinstance(attn, PositionEmbeddingsAttentionBridge):
+            for point in (attn.hook_rot_q, attn.hook_rot_k):
+                point.add_hook(rounded, is_permanent=True)
 
 
 def require_split_heads(model: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import rough, tiny_model, tiny_tokenizer
 from transformers import (
     AutoTokenizer,
     ConvBertConfig,
@@ -26,6 +26,8 @@ from transformers import (
     HeliumForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    OlmoConfig,
+    OlmoForCausalLM,
     PhiConfig,
     PhiForCausalLM,
     PreTrainedTokenizerFast,
@@ -35,6 +37,7 @@ from transformers import (
 )
 
 from hijacklens.errors import InputError
+from hijacklens.models.hooked import unnamed_hooks
 from hijacklens.models.loading import load_model
 
 TEXTS = [
@@ -43,6 +46,8 @@ TEXTS = [
     "Rome",
     "Zürich 北京",
 ]
+
+SHAPE = {"vocab_size": 420, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def save(family: str, path: Path) -> Path:
@@ -153,6 +158,19 @@ def test_the_dtype(dtype, expected, tmp_path):
     ):
         assert {parameter.dtype for parameter in loaded.parameters()} == {expected}
         assert loaded(torch.tensor([[1, 2]])).dtype == expected
+
+
+def test_a_family_that_rotates_in_float32_runs_in_bfloat16():
+    config = OlmoConfig(**SHAPE, intermediate_size=32, pad_token_id=None)
+    plain = rough(OlmoForCausalLM(config)).to(torch.bfloat16)
+    plain.set_attn_implementation("eager")
+    loaded = load_model(
+        copy.deepcopy(plain), tokenizer=tiny_tokenizer("gpt2"), dtype="bfloat16", device="cpu"
+    )
+    ids = torch.tensor([tiny_tokenizer("gpt2")(TEXTS[1]).input_ids])
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(ids), plain(ids).logits, atol=0.02, rtol=0)
+    assert not unnamed_hooks(loaded)
 
 
 def test_a_model_saved_in_half_precision_is_cast_to_the_dtype(tmp_path):
@@ -276,9 +294,6 @@ def test_weights_that_lack_a_parameter_are_refused(name, tmp_path):
     del weights[name]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     has(refused(folder), str(folder), name)
-
-
-SHAPE = {"vocab_size": 420, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def in_memory(plain, where: str, tmp_path: Path) -> dict:

@@ -187,7 +187,7 @@ class _Readout:
     x is the residual stream at the position that is read.
     """
 
-    columns: Float[Tensor, "2 read d_model"]
+    columns: Float[Tensor, "2 read width"]
     """Columns of W_U for plus and minus, zeros without minus."""
     biases: Float[Tensor, "2 read"]
     at_end: Float[Tensor, "read d_model"]

@@ -23,6 +23,8 @@ CACHE_VARIABLE = "HIJACKLENS_CACHE"
 ON = ("on", "1", "yes", "true")
 OFF = ("off", "0", "no", "false", "none")
 """Spellings of a switch, in capitals too."""
+MOST_ROWS = 1_000_000
+"""Up to this number, rows and bytes of text are not compared with the size of their file."""
 RECORD = "result.json"
 """The file that makes a folder a result."""
 
@@ -156,6 +158,20 @@ def _unwritable(folder: str | Path, error: OSError) -> InputError:
         f"cannot write results to {str(folder)!r}: {reason}. Name another folder, in which this "
         "user may write."
     )
+
+
+def check_size(path: Path, count: int, unit: str, *, most_per_byte: int = 1) -> None:
+    """Refuse a small file with so much content that reading it could use up the memory.
+
+    Raises:
+        InputError: There are more than `MOST_ROWS` units, and `most_per_byte` of them per byte.
+    """
+    size = path.stat().st_size
+    if count > max(MOST_ROWS, most_per_byte * size):
+        raise InputError(
+            f"{str(path)!r} has at least {count:,} {unit} in {size:,} bytes, which could use up "
+            "the memory: it is damaged, or was made for that. Get it again from its source."
+        )
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -69,7 +69,7 @@ def test_the_wheel_says_what_it_is(wheel):
         assert line in text
     assert re.search(r"^Requires-Dist: transformer-lens<5,>=3\.9$", text, re.MULTILINE)
     assert (ROOT / "README.md").read_text(encoding="utf-8") in text
-    assert b"hijacklens = analyses.commands.group:main" in found[f"{info}/entry_points.txt"]
+    assert b"hijacklens = analyses.commands:main" in found[f"{info}/entry_points.txt"]
 
 
 def test_the_source_archive_holds_what_the_readme_shows_and_the_tests(built):

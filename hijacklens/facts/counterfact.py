@@ -22,8 +22,10 @@ from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.joining import Joining
 from hijacklens.facts.layouts import Record, facts_from_records
-from hijacklens.files import named_path, variable
+from hijacklens.files import MOST_ROWS, check_size, named_path, variable
 
+EXPANDED = 100
+"""A gzipped text is at most this many times as large as its file; texts of facts reach 20 times."""
 HUB_ID = "NeelNanda/counterfact-tracing"
 PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"
 """Environment variable with the file that `counterfact()` reads by default."""
@@ -99,8 +101,10 @@ def _reading(path: Path, problem: str, *errors: type[Exception], hint: str = "")
 def _text(path: Path) -> str:
     data = path.read_bytes()
     if path.suffix == ".gz":
-        with _reading(path, " is not a complete gzip file", OSError, EOFError, zlib.error):
-            data = gzip.decompress(data)
+        decoding = _reading(path, " is not a complete gzip file", OSError, EOFError, zlib.error)
+        with decoding, gzip.open(path) as stream:
+            data = stream.read(max(MOST_ROWS, EXPANDED * len(data)) + 1)
+        check_size(path, len(data), "bytes of text", most_per_byte=EXPANDED)
     with _reading(path, " is not UTF-8 text", UnicodeDecodeError, hint=" Save it as UTF-8."):
         return data.decode("utf-8-sig")
 
@@ -172,7 +176,9 @@ def _parquet_records(path: Path) -> Iterable[Record]:
     import pyarrow.parquet
 
     with _reading(path, " is not a complete parquet file", OSError, pyarrow.ArrowException):
-        return pyarrow.parquet.read_table(path).to_pylist()
+        file = pyarrow.parquet.ParquetFile(path)
+        check_size(path, file.metadata.num_rows, "rows")
+        return file.read().to_pylist()
 
 
 def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable[Record]:

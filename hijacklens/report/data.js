@@ -70,7 +70,9 @@ function make(tag, properties = {}, ...children) {
 
 function csv(table, order = null) {
   const quoted = (value) => {
-    const text = value === null ? "" : String(value);
+    // A spreadsheet must not take a text for a formula (see `FORMULA` of results/stored.py).
+    const formula = typeof value === "string" && /^'*[=+\-@\t\r]/.test(value);
+    const text = value === null ? "" : `${formula ? "'" : ""}${value}`;
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = [table.columns.map((column) => quoted(column.name)).join(",")];

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from hijacklens.errors import InputError
+from hijacklens.files import check_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +53,6 @@ EXACT: dict[str, Any] = {} if pd.__version__ >= "3" else {"float_precision": "ro
 """The parser of earlier versions of pandas may be off by the last bit."""
 FORMULA = re.compile(r"^'*[=+\-@\t\r]")
 """The beginning of a text that a spreadsheet may run, or of one that looks like it in our files."""
-MOST_PER_BYTE = 1
-"""Rows of a large Parquet file per byte. Tables of results have less than a tenth of a row."""
-LARGE = 1_000_000
-"""Rows above which a Parquet file is checked."""
 NOT_STORED = Stored("")
 """For a field that is not saved; it needs a default."""
 
@@ -182,12 +179,7 @@ def _read_file(path: Path, name: str, stored: Stored) -> Any:
         with np.load(path, allow_pickle=False) as arrays:
             return arrays[name]
     if path.suffix == ".parquet":
-        rows, size = ParquetFile(path).metadata.num_rows, path.stat().st_size
-        if rows > max(LARGE, MOST_PER_BYTE * size):
-            raise InputError(
-                f"{path} has {rows:,} rows in {size:,} bytes, which no result has; they could use "
-                "up the memory. Run it again with --overwrite."
-            )
+        check_size(path, ParquetFile(path).metadata.num_rows, "rows")
         table = pd.read_parquet(path)
     else:
         others = [column for column, dtype in stored.dtypes.items() if dtype is not str]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow
+import pyarrow.parquet
 import pytest
 from campaign import campaign, holds, writing_only_below
 from hostile import HOSTILE, words
@@ -213,6 +214,22 @@ def test_a_cell_of_megabytes(tmp_path):
     path = tmp_path / "wide.csv"
     path.write_text(f"subject,template,target_true,target_false\n{'x' * 500_000},{{}} is,a,b\n")
     holds("facts: huge", lambda: counterfact(path), says="wide.csv")
+
+
+@pytest.mark.parametrize("ending", [".json.gz", ".csv.gz", ".parquet"])
+def test_a_small_file_with_far_too_much_is_refused(ending, tmp_path):
+    """Ten thousand times the size of the file, and millions of equal rows."""
+    path = tmp_path / f"bomb{ending}"
+    if ending == ".parquet":
+        rows = pyarrow.array(["x"]).take(pyarrow.array([0] * 2_000_000))
+        pyarrow.parquet.write_table(pyarrow.table({"subject": rows}), path)
+    else:
+        with gzip.open(path, "wb") as stream:
+            for _ in range(30):
+                stream.write(b" " * 1_000_000)
+    assert holds("facts: bombs", lambda: counterfact(path), says="could use up the memory") == (
+        "refused"
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read all")

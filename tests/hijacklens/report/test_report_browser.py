@@ -367,4 +367,5 @@ def test_hostile_texts_are_text(browser, tmp_path):
         assert visit.said == [] and visit.asked == []
     # The data keeps what the page writes out.
     rows = list(csv.DictReader(io.StringIO(items, newline="")))
-    assert [row["subject"] for row in rows] == list(run.items["subject"])
+    safe = [re.sub(r"^'*[=+@\t\r-]", r"'\g<0>", text) for text in run.items["subject"]]
+    assert [row["subject"] for row in rows] == safe

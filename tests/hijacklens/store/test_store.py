@@ -292,6 +292,48 @@ def test_garbage_in_the_file_never_becomes_a_reading(tmp_path, seed):
         is_true_or_missing(path, readings)
 
 
+def truncated(draw, content):
+    del content[draw.randrange(len(content)) :]
+
+
+def with_bits_flipped(draw, content):
+    for _ in range(draw.choice([1, 3, 40])):
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+
+
+def with_a_page_smashed(draw, content):
+    start = 4096 * draw.randrange(len(content) // 4096)
+    content[start : start + 4096] = draw.randbytes(4096)
+
+
+def with_pages_swapped(draw, content):
+    one, two = (4096 * draw.randrange(len(content) // 4096) for _ in range(2))
+    first, second = content[one : one + 4096], content[two : two + 4096]
+    content[one : one + 4096], content[two : two + 4096] = second, first
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::hijacklens.store.database.StoreWarning")
+@pytest.mark.parametrize(
+    "damage", [truncated, with_bits_flipped, with_a_page_smashed, with_pages_swapped]
+)
+def test_look_ups_in_damaged_files_are_true_or_missing(tmp_path, damage):
+    """60 files of each kind, four look-ups in each. What is kept meanwhile may be missing too."""
+    draw = random.Random(0)
+    readings = full_store(tmp_path / "whole.sqlite")
+    whole = (tmp_path / "whole.sqlite").read_bytes()
+    for i in range(60):
+        path = tmp_path / f"{i}.sqlite"
+        content = bytearray(whole)
+        damage(draw, content)
+        path.write_bytes(content)
+        with opened(path) as store:
+            for _ in range(4):
+                some = dict(draw.sample(sorted(readings.items()), 100))
+                assert store.find(wanted(some)).items() <= readings.items()
+                store.keep(dict(list(some.items())[:10]))
+
+
 def test_a_file_that_breaks_while_it_is_open_is_set_aside(tmp_path):
     path = tmp_path / "s.sqlite"
     readings = full_store(path)

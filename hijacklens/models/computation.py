@@ -26,11 +26,13 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PreTrainedTokenizerBase
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hijacklens.models.exclusive import held
 
@@ -59,6 +61,9 @@ UNUSED = {
     *("hf_device_map", "_hf_hook", "_old_forward", "warnings_issued", "_compiled_call_impl"),
 }
 """Attributes and settings that do not change logits."""
+
+CACHED = ("_cached", "long_inv_freq", "_state", "_states")
+"""Endings of the names of attributes that a forward pass fills."""
 
 STATELESS = (
     *(weakref.ref, logging.Logger, logging.LoggerAdapter, types.ModuleType),
@@ -120,8 +125,9 @@ class _Walk:
             # A subclass, such as an Enum, equals its plain value.
             return value.value if isinstance(value, enum.Enum) else value
         if isinstance(value, Tensor):
-            self.tensors[where] = value
-            return "tensor"
+            return self.tensor(value, where)
+        if isinstance(value, (np.ndarray, np.generic)):
+            return [str(value.dtype), value.shape, value.tobytes().hex()]
         if isinstance(value, (list, tuple)):
             return [self.describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
         if isinstance(value, Mapping):
@@ -136,6 +142,18 @@ class _Walk:
             self.known[id(value)] = (value, "itself")  # ends a cycle
             self.known[id(value)] = (value, self._describe_object(value, where))
         return self.known[id(value)][1]
+
+    def tensor(self, value: Tensor, where: str) -> Described:
+        """Note a tensor, or the parts of one that is packed; describe what is attached to it."""
+        if value.device.type == "meta":
+            self.unkeyed.add(f"the weights {where}, which are not in memory")
+        elif flatten := getattr(value, "__tensor_flatten__", None):
+            names, context = flatten()
+            parts = {name: self.describe(getattr(value, name), f"{where}.{name}") for name in names}
+            return [parts, self.describe(context, f"{where}.context")]
+        else:
+            self.tensors[where] = value
+        return self.fields(vars(value), where)
 
     def fields(self, values: Mapping[str, Any], where: str) -> dict[str, Described]:
         """Describe attributes or the items of a mapping, without those that are not used."""
@@ -156,16 +174,18 @@ class _Walk:
         if isinstance(value, types.MethodType):
             return [self.describe(value.__func__, where), self.describe(value.__self__, where)]
         if isinstance(value, types.FunctionType):
-            for name, cell in _captured(value):
-                self.describe(cell, f"{where}({name})")
-            return self.function(value)
-        if isinstance(value, types.BuiltinFunctionType) or not hasattr(value, "__dict__"):
-            if not callable(value):
+            captured = {
+                name: self.describe(cell, f"{where}.{name}") for name, cell in _captured(value)
+            }
+            return [self.function(value), captured]
+        builtin = isinstance(value, types.BuiltinFunctionType)
+        if builtin or not (attributes := _attributes(value)):
+            if not callable(value) and not hasattr(value, "__dict__"):
                 self.unkeyed.add(f"the attribute {where}, a {type(value).__name__}")
             return [value.__module__, getattr(value, "__qualname__", type(value).__qualname__)]
-        settings = value.to_dict() if hasattr(value, "to_dict") else vars(value)
-        chosen = {name: getattr(value, name, None) for name in _IMPLEMENTATIONS}
-        chosen = {name: choice for name, choice in chosen.items() if choice is not None}
+        to_dict = getattr(value, "to_dict", None)
+        settings = to_dict() if to_dict else attributes
+        chosen = {name: getattr(value, name) for name in _IMPLEMENTATIONS if hasattr(value, name)}
         return [self.kind(type(value)), self.fields({**settings, **chosen}, where)]
 
     def kind(self, cls: type) -> Described:
@@ -177,13 +197,13 @@ class _Walk:
                 module = base.__module__
                 names = CALLS if module.startswith(FRAMEWORK) else tuple(vars(base))
                 own = {name: vars(base)[name] for name in names if name in vars(base)}
-                described = {name: self._member(value) for name, value in own.items()}
+                described = {name: self.member(value) for name, value in own.items()}
                 kept = {name: value for name, value in described.items() if value is not None}
                 parts.append([_module_name(base), base.__qualname__, kept])
             self.known[id(cls)] = (cls, _digest(parts))
         return self.known[id(cls)][1]
 
-    def _member(self, value: Any) -> Described:
+    def member(self, value: Any) -> Described:
         """Describe a function or number that a class or a function refers to, or return None."""
         if isinstance(value, (bool, int, float)):
             return value
@@ -207,7 +227,7 @@ class _Walk:
                 if isinstance(other, types.FunctionType):
                     torch_own = str(other.__module__).startswith("torch.") and package != "torch"
                     called[name] = other.__qualname__ if torch_own else self.function(other)
-            captured = {name: self._member(value) for name, value in _captured(function)}
+            captured = {name: self.member(value) for name, value in _captured(function)}
             defaults = [
                 repr(value) if isinstance(value, (bool, int, float, str)) else None
                 for value in (
@@ -229,18 +249,15 @@ class _Walk:
             self.lines.append([path, self.known[id(module)][1]])  # shared with another parent
             return
         self.known[id(module)] = (module, f"module {path}")
-        passing = _passing_state(module)
-        own = {
-            name: value
-            for name, value in vars(module).items()
-            if name not in _MODULE_FIELDS and name not in passing and name != "forward"
-        }
+        passing, tensors = _passing_state(module), {**module._parameters, **module._buffers}
+        self.known |= {id(tensor): (tensor, "tensor") for tensor in tensors.values()}
+        own = {name: value for name, value in vars(module).items() if name not in _MODULE_FIELDS}
+        if "_hf_hook" in own:  # of accelerate, which replaces `forward` to move tensors
+            own.pop("forward", None)
+        own = {name: value for name, value in own.items() if not name.endswith(CACHED)}
+        own |= {name: passing.get(name, tensor) for name, tensor in tensors.items()}
         self.lines.append([path, self.kind(type(module)), self.fields(own, path)])
         prefix = f"{path}." if path else ""
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                self.tensors[prefix + name] = passing.get(name, tensor)
-                self.known[id(tensor)] = (tensor, "tensor")
         for name, child in module._modules.items():
             if child is not None:
                 self.module(child, prefix + name)
@@ -254,9 +271,16 @@ def _walk(model: Any) -> _Walk:
     walk = _Walk()
     plain = getattr(model, "original_model", model)
     walk.module(plain, "")
+    for name in ("sdpa", "eager"):  # the attention of the plain modules, and of the hooked ones
+        walk.lines.append([name, walk.member(ALL_ATTENTION_FUNCTIONS.get(name))])
     if plain is not model:
         walk.lines.append(walk.fields({"cfg": vars(model.cfg)}, "bridge"))
         walk.lines.append(getattr(model, "compatibility_mode", None))
+        for path, module in plain.named_modules():  # parts that TransformerLens has split off
+            if id(module) not in walk.known and not isinstance(
+                module, (GeneralizedComponent, HookPoint)
+            ):
+                walk.module(module, f"bridge.{path}")
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if id(tensor) not in walk.known:
                 walk.tensors[f"bridge.{name}"] = tensor
@@ -303,11 +327,13 @@ def _hooks_on_all_modules() -> list[str]:
 def _replaced_methods(model: Any) -> Iterator[str]:
     """Iterate over the methods that were replaced on one module, one phrase each."""
     for where, module in _places(model):
-        for attribute, value in vars(module).items():
-            function = isinstance(value, (types.FunctionType, types.MethodType, partial))
-            # accelerate, which leaves `_hf_hook`, replaces `forward` to move tensors.
-            known = hasattr(module, "_hf_hook") or is_of_library(value)
-            if function and not known and callable(getattr(type(module), attribute, None)):
+        for attribute, value in () if isinstance(module, HookPoint) else vars(module).items():
+            if (
+                isinstance(value, (types.FunctionType, types.MethodType, partial))
+                and callable(getattr(type(module), attribute, None))
+                and not is_of_library(value)
+                and "_hf_hook" not in vars(module)
+            ):
                 yield f"the replaced method {attribute} ({_name(value)}) {where}"
 
 
@@ -332,26 +358,27 @@ def _name(function: Any) -> str:
 
 
 def _passing_state(module: torch.nn.Module) -> dict[str, Any]:
-    """Return what a forward pass replaces in a rotary embedding, with the values for short inputs.
+    """Return the frequencies that a rotary embedding replaces in a forward pass, for short inputs.
 
-    With dynamic scaling and longrope the frequencies depend on the longest input so far.
+    With dynamic scaling and longrope they depend on the longest input so far.
     """
-    kinds = getattr(module, "rope_type", None)
-    if kinds is None:
-        return {}
-    kinds = (
-        {f"{name}_": kind for name, kind in kinds.items()}
-        if isinstance(kinds, dict)
-        else {"": kinds}
-    )
-    state: dict[str, Any] = {"max_seq_len_cached": None}
-    for prefix, kind in kinds.items():
-        state |= {f"{prefix}max_seq_len_cached": None, f"{prefix}long_inv_freq": None}
-        cached = getattr(module, f"{prefix}max_seq_len_cached", module.max_seq_len_cached)
-        grown = "dynamic" in kind and cached != module.original_max_seq_len
-        if kind == "longrope" or grown:
+    kinds: Any = getattr(module, "rope_type", "")
+    kinds = kinds if isinstance(kinds, Mapping) else {"": kinds}
+    state: dict[str, Any] = {}
+    for layers, kind in kinds.items():
+        prefix = f"{layers}_" if layers else ""
+        longest: Any = getattr(module, "original_max_seq_len", None)
+        cached = getattr(module, f"{prefix}max_seq_len_cached", longest)
+        if kind == "longrope" or ("dynamic" in str(kind) and cached != longest):
             state[f"{prefix}inv_freq"] = getattr(module, f"{prefix}original_inv_freq")
     return state
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Return the attributes of an object, also of one with `__slots__`."""
+    slots = (name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ()))
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    return {**held, **getattr(value, "__dict__", {})}
 
 
 def _captured(function: types.FunctionType) -> list[tuple[str, Any]]:

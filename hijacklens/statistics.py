@@ -23,6 +23,9 @@ from jaxtyping import Bool, Float
 
 RESAMPLES = 2000
 """Bootstrap resamples: another seed moves an interval's ends by a fiftieth of its width."""
+LEAST_WHOLE = 0.05
+"""A ratio is undefined if its denominator is smaller: a mean shift in logits, or a change of a
+fraction of facts."""
 Correction = Literal["holm", "benjamini-hochberg"]
 
 
@@ -121,6 +124,11 @@ def paired_mean(
     return paired_ratio(differences, ones, seed=seed, confidence=confidence, resamples=resamples)
 
 
+def ratio(part: float, whole: float) -> float:
+    """Return a part of a change as a fraction of it: `nan` if the change is near zero."""
+    return part / whole if abs(whole) >= LEAST_WHOLE else math.nan
+
+
 def paired_ratio(
     parts: Float[np.ndarray, " fact"],
     wholes: Float[np.ndarray, " fact"],
@@ -133,11 +141,11 @@ def paired_ratio(
 
     An example is the fraction of a rise that goes away: `parts` are the numerator's values for each
     fact, `wholes` the denominator's. The ends are infinite if the denominator may be 0; if its mean
-    is not positive, the ratio is undefined: all are `nan`.
+    is below `LEAST_WHOLE`, the ratio is undefined: all are `nan`.
     """
     if parts.shape != wholes.shape:
         raise ValueError(f"paired_ratio: {len(parts)} values cannot be paired with {len(wholes)}")
-    if len(parts) == 0 or wholes.mean() <= 0:
+    if len(parts) == 0 or wholes.mean() < LEAST_WHOLE:
         return Interval(math.nan, math.nan, math.nan)
     value, n = float(parts.mean() / wholes.mean()), len(parts)
     if n == 1:  # a single fact has no spread

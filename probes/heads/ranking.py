@@ -36,7 +36,7 @@ from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import HijackResult, PairSettings, ScoredModel
 from hijacklens.sites import numbers
-from hijacklens.statistics import adjust, paired_mean, signed_rank
+from hijacklens.statistics import adjust, paired_mean, ratio, signed_rank
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, CORRECTED, NONE
 from probes.heads.held_out import KINDS, FoundOn, Head, HeadTest, HeadTestSettings, draw
@@ -186,7 +186,7 @@ class HeadSearch(Result):
     def _effect(self, values: Float[np.ndarray, " fact"]) -> dict[str, float]:
         """Return the mean effect with its interval, and its fraction of the mean shift."""
         mean = paired_mean(values, seed=self.settings.seed)
-        fraction = mean.value / self.shift.mean()
+        fraction = ratio(mean.value, float(self.shift.mean()))
         return {"carried": mean.value, "low": mean.low, "high": mean.high, "share": fraction}
 
     @cached_property

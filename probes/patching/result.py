@@ -4,8 +4,9 @@
     share, noise      (patched - clean) / (hijacked - clean)       1: the patch alone hijacks
 
 Both are ratios of means over the facts, so that facts with a small shift do not dominate; they
-can lie outside 0..1. Logit differences are (logit o_ - logit o*) of the targets' first tokens, as
-the model gives them (after a final soft-cap, if it has one).
+can lie outside 0..1, and are undefined if the mean shift is below 0.05 logits. Logit differences
+are (logit o_ - logit o*) of the targets' first tokens, as the model gives them (after a final
+soft-cap, if it has one).
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ class PatchingSweep(Result):
 
         `layer, span, head, n`; `clean, hijacked, patched` (means, logits); `share, share_low,
         share_high`, the fraction of the shift that the patch undoes (denoise) or causes (noise),
-        with its 95% bootstrap interval over facts. NaN if hijacking does not raise the difference.
+        with its 95% bootstrap interval over facts. NaN if hijacking raises the mean difference by
+        less than 0.05 logits (`hijacklens.statistics.LEAST_WHOLE`).
         """
         return self._summary.copy()
 

@@ -179,6 +179,9 @@ def test_bootstrap_edges():
     assert (alone.value, alone.low, alone.high) == (2.0, -math.inf, math.inf)
     # No rise on average: nothing to take a fraction of.
     assert math.isnan(paired_ratio(np.ones(2), np.array([1.0, -1.0]), seed=0).value)
+    # A denominator near zero makes any number of it; .05 is the least.
+    assert math.isnan(paired_ratio(np.ones(2), np.full(2, 0.049), seed=0).value)
+    assert paired_ratio(np.ones(2), np.full(2, 0.05), seed=0).value == pytest.approx(20)
     # A rise on one fact in ten: a third of the samples miss it, and the fraction could be anything.
     rare = paired_ratio(np.eye(10)[0] / 2, np.eye(10)[0], seed=0)
     assert (rare.value, rare.low, rare.high) == (0.5, -math.inf, math.inf)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 import torch
 from masked_huggingface import everywhere_masked
 from sample_facts import sample_facts
-from transformers import (
-    AutoModelForCausalLM,
-)
+from shared_data import SHARED
+from transformers import AutoModelForCausalLM
 
 from hijacklens.engine.plan import SHARINGS
 from hijacklens.facts.atlas import atlas
+from hijacklens.facts.counterfact import counterfact
+from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.facts.joining import joined
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
 from hijacklens.one_layer.task import ConceptTask
@@ -125,6 +129,74 @@ def test_a_data_set_equals_masked_plain_passes_prompt_by_prompt(pair):
     assert moved > 0.1
     for run in runs[1:]:
         pd.testing.assert_frame_equal(run.items, runs[0].items, atol=1e-4, rtol=0)
+
+
+RELAYS = [
+    ("2005 Southeast Asian Games", "{} took place in", "Manila", "Guam"),
+    ("Boeing 747", "{} is made by", "Boeing", "Airbus"),
+    ("1984", "The author of  {}  is", "Orwell", "Rome"),
+    ("3M", "The seat of {} is in", "Saint Paul", "New Delhi"),
+    ("🗼 東京 7", "{} is in ", "Japan", "Guam"),
+    ("«Été 42»", '{} "is" a film by', "Mulligan", "Paris"),
+]
+"""Queries with tokens of white space alone, in the subject, around it and at the end."""
+
+
+def blind(plain, tokenizer, sentence: str, fact: Fact) -> list[float]:
+    """Log-probabilities of both targets if all tokens that end after the sentence are blind to it.
+
+    Both are read after the same context, as scores are.
+    """
+    prompt = f"{sentence} {fact.prompt}"
+    targets = [joined(prompt, target) for target in (fact.target_true, fact.target_false)]
+    before, *after = encode(tokenizer, [prompt, *targets])
+    n = min(len(continuation(before, ids).context) for ids in after)
+    offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"][:n]
+    sums = []
+    for ids in after:
+        ends = torch.tensor([end for _, end in offsets] + [len(prompt)] * (len(ids) - 1 - n))
+        inside = (ends > 0) & (ends <= len(sentence))
+        removed = (ends > len(sentence))[:, None] & inside[None, :]
+        logprobs = everywhere_masked(plain, list(ids[:-1]), removed).double().log_softmax(-1)
+        sums.append(sum(float(logprobs[i - 1, ids[i]]) for i in range(n, len(ids))))
+    return sums
+
+
+def check_blind_queries(plain, model, facts: FactSet) -> None:
+    """Compare runs whose query is blind to the hijack in all layers with masked plain passes."""
+    probe = knock_out("query", "hijack")
+    items = hijack(model, facts, doses=[1], probes=[probe], quiet=True).items
+    items = items[items["dose"] == 1].set_index("case_id")
+    for fact in facts:
+        sentence = get_scheme("do-not-think").sentence(fact)
+        expected = blind(plain, model.tokenizer, sentence, fact)
+        found = items.loc[fact.case_id, ["sum_true", "sum_false"]].tolist()
+        assert found == pytest.approx(expected, abs=1e-4), fact
+
+
+def test_no_token_of_the_query_relays_a_hijack_that_it_is_blind_to(pair):
+    plain, model = pair
+    facts = [
+        Fact(case_id=i, relation_id="", subject=s, template=t, target_true=a, target_false=b)
+        for i, (s, t, a, b) in enumerate(RELAYS)
+    ]
+    check_blind_queries(plain, model, FactSet(tuple(facts), name="relays"))
+
+
+@pytest.mark.packaged
+@pytest.mark.parametrize("name", sorted(PACKAGED))
+def test_no_token_relays_in_packaged_models(name):
+    """Forty facts: case 2373 and others with a digit after a space in the query, and others."""
+    plain = AutoModelForCausalLM.from_pretrained(PACKAGED[name].folder()).eval()
+    plain.set_attn_implementation("eager")
+    path = SHARED / "counterfact" / "counterfact_21919.parquet"
+    facts = counterfact(path) if path.exists() else atlas()
+    digits = [f.case_id for f in facts if re.search(r"(^| )\d", f.prompt) and f.case_id != 2373]
+    cases = [2373, *digits[:24]] if path.exists() else digits[:25]
+    cases += [f.case_id for f in facts if f.case_id not in digits][-(40 - len(cases)) :]
+    facts = facts.where(case_ids=cases)
+    assert len(facts) == 40
+    check_blind_queries(plain, load_model(name, device="cpu"), facts)
 
 
 @pytest.mark.packaged

@@ -230,6 +230,22 @@ def test_without_a_shift_there_is_no_share(tmp_path):
     flat.save(tmp_path / "flat")  # the figure is drawn all the same
 
 
+def test_at_the_input_a_patch_changes_nothing(model, family):
+    """Corresponding tokens are equal; facts whose subject opens the prompt are skipped."""
+    facts = sample_facts()
+    options = {"site": "resid_pre", "layers": 0, "spans": ["query", "subject"]}
+    for chosen in (facts, facts.with_opening("Well.")):
+        result = sweep(model, chosen, **options)
+        skipped = result.skipped.loc[result.skipped["reason"].str.contains("opens"), "case_id"]
+        first = {f.case_id for f in chosen if f.template.startswith("{}")}
+        # LLaMA writes a first word as later ones, after its BOS.
+        assert set(skipped) == (first if not chosen.opening and family != "llama" else set())
+        if family != "gpt2":  # whose positions are embedded
+            table = result.to_dataframe()
+            np.testing.assert_allclose(table["patched"], table["hijacked"], atol=5e-5)
+        assert not (chosen.opening and result.to_dataframe()["unmatched"].any())
+
+
 def test_saved_and_loaded(llama, tmp_path):
     result = sweep(llama, FACTS[:3], patching.ByHead)
     result.save(tmp_path / "sweep")

@@ -52,11 +52,8 @@ def rows(name: str, facts: hl.FactSet, out: Path):
 
 def main(source: str, out: str, limit: str = "300") -> None:
     facts = hl.counterfact(source).limit(int(limit), seed=0)
-    sides = ("plain", "opened", "change [95%]")
-    table = [
-        ("model", "scheme", "n", "bare", "bare, opened")
-        + tuple(f"{measure}, {side}" for measure in ("efficacy", "shift") for side in sides)
-    ]
+    header = "model scheme n bare bare-opened efficacy opened change shift opened change"
+    table = [tuple(header.split())]
     table += [row for name in MODELS for row in rows(name, facts, Path(out))]
     table.insert(1, ("---",) * len(table[0]))
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in table]

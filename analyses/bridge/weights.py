@@ -130,7 +130,7 @@ def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             groups[f"one-layer $W_V$\n{label}"] = fits
         else:
             for name, rows in fits.groupby("model", sort=False):
-                groups[f"{name}\n{label}, n = {rows['pairs'].max()}"] = rows
+                groups[f"{plots.escape(name)}\n{label}, n = {rows['pairs'].max()}"] = rows
     return groups
 
 

@@ -166,7 +166,7 @@ def _draw_points(ax: Axes, rows: pd.DataFrame) -> None:
     labels = first["model"].astype(str)
     if not labels.is_unique:
         labels += " " + first["layer"].astype(str) + "." + first["head"].astype(str)
-    ax.set_yticks(y, list(labels), fontsize=9)
+    ax.set_yticks(y, list(map(plots.escape, labels)), fontsize=9)
     ax.set_ylim(-0.7, len(first) - 0.3)
     ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3,
               handletextpad=0.3, columnspacing=0.8)  # fmt: skip

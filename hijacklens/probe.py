@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError, several, utf8
 from hijacklens.models.exclusive import held
-from hijacklens.models.hooked import HookedModel, NamedHook, hooked
+from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook, hooked
 from hijacklens.models.verification import require_one_side
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import placed_atoms
@@ -165,9 +165,11 @@ def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Itera
     """Run the body with probes on the model, in their order; always remove them afterwards.
 
     Raises:
-        InputError: A probe needs something that the model or the layout does not have.
+        InputError: A probe needs something that the model or the layout does not have, or the
+            forward pass does not reach one of its hook points.
     """
     hooks: list[NamedHook] = []
+    ran: set[str] = set()
     with held(model):
         for probe in probes:
             try:
@@ -177,8 +179,21 @@ def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Itera
                 if probe.key in str(error):
                     raise
                 raise InputError(f"the probe {probe.key}: {error}") from error
-        with hooked(model, hooks):
+        with hooked(model, [(name, _recorded(function, name, ran)) for name, function in hooks]):
             yield model
+    if ran and (idle := next((name for name, _ in hooks if name not in ran), None)):
+        raise InputError(
+            f"the forward pass of this model does not reach its hook point {idle!r}, so a probe "
+            "there does nothing. Use another hook point."
+        )
+
+
+def _recorded(function: HookFunction, name: str, ran: set[str]) -> HookFunction:
+    def call(value: Any, hook: Any) -> Any:
+        ran.add(name)
+        return function(value, hook=hook)
+
+    return call
 
 
 def logits_at(
@@ -208,6 +223,6 @@ def logits_at(
         forward.setdefault("use_cache", False)
         if "position_ids" not in forward:
             require_one_side(model, layout.tokens.shape[1], at_position)
-    reading = [("unembed.hook_in", keep_read)]
-    with torch.inference_mode(), probed(model, probes, layout), hooked(model, reading):
+    reader = HookProbe("read", [("unembed.hook_in", keep_read)])
+    with torch.inference_mode(), probed(model, [*probes, reader], layout):
         return model(layout.tokens, **forward)[0].to(layout.tokens.device)

@@ -339,7 +339,8 @@ class _Tally:
         """
         form, waiting = self.anatomy.layers[layer], self.waiting[layer]
         if name == "pattern":
-            value = value[torch.arange(len(value)), :, self.positions.to(value.device)]
+            rows = torch.arange(len(value), device=value.device)
+            value = value[rows, :, self.positions.to(value.device)]
         waiting[name] = value if name == "pattern" else self._at_reads(value)
         if "pattern" not in waiting or (form.gated and "z" not in waiting):
             return

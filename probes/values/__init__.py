@@ -212,7 +212,8 @@ def replace_circuit(
         key/value cache; with any other matrix each prompt is run separately.
 
     Raises:
-        InputError: As for `replace`. During a run with a matrix that does not pack: another probe
+        InputError: As for `replace`. During a run, unless the new circuit is a multiple of the
+            old one: the model gates, clips or norms what its heads put out, or another probe
             changes the pattern or the values of the head after this one, or its output z.
 
     Note:

@@ -47,13 +47,23 @@ def value_hooks(
 def inner_hooks(
     model: HookedModel, layer: int, new: Mapping[int, Tensor], *, keep_bias: bool
 ) -> Sequence[NamedHook]:
-    """Return hooks that give query heads of a layer OV circuits W_V T W_O, T [d_head, d_head]."""
+    """Return hooks that give query heads of a layer OV circuits W_V T W_O, T [d_head, d_head].
+
+    Unless T is a number times the identity, W_V W_O has to be the circuit of the model: nothing
+    may come between values and z but the pattern.
+    """
     passed: dict[str, Tensor] = {}
     biases = {head: value_bias(model, layer, kv_head_of(model, head)) for head in new}
     biases = {head: bias for head, bias in biases.items() if bias.any()}
+    mixing = [h for h, T in new.items() if not torch.equal(T, T[0, 0] * torch.eye(len(T)).to(T))]
 
     def map_output(z: Tensor, hook: Any) -> Tensor:  # [batch, pos, head, d_head]
-        pattern = _take(passed, PATTERN, hook) if biases else z
+        pattern = _take(passed, PATTERN, hook) if biases or mixing else z
+        values = _take(passed, VALUES, hook) if mixing else z
+        for head in mixing:
+            rows, v = pattern[:, head].to(z), values[:, :, kv_head_of(model, head)].to(z)
+            if rows.shape[-1] == v.shape[1]:  # values of the past are not here
+                _check_output(z[:, :, head], rows @ v, layer, head)
         z = z.clone()
         for head, matrix in new.items():
             bias = torch.zeros((), dtype=z.dtype, device=z.device)
@@ -64,7 +74,9 @@ def inner_hooks(
         return z
 
     attn = f"blocks.{layer}.attn"
-    reading = [(f"{attn}.hook_pattern", _keep(passed, PATTERN))] if biases else []
+    reading: list[NamedHook] = [(f"{attn}.hook_v", _keep(passed, VALUES))] if mixing else []
+    if biases or mixing:
+        reading.append((f"{attn}.hook_pattern", _keep(passed, PATTERN)))
     return [*reading, (f"{attn}.hook_z", map_output)]
 
 
@@ -158,8 +170,9 @@ def _check_output(z: Tensor, expected: Tensor, layer: int, head: int) -> None:
     if (expected - z).norm() > AGREEMENT * expected.norm() + 1e-6:
         raise InputError(
             f"replace_circuit: what head {head} of layer {layer} puts out is not its pattern times "
-            "its values. List probes that change attention or values before replace_circuit, and "
-            "none that changes z of this head."
+            "its values. Either the model gates, clips or norms them, and W_V W_O is not its "
+            "circuit (use values.replace), or a probe changes them: list probes that change "
+            "attention or values before replace_circuit, and none that changes z of this head."
         )
 
 

@@ -162,7 +162,7 @@ def test_after_a_probe_of_attention(pair, ids):
     expected = with_circuits(edited, {p: m * (0.5 if p[0] else 1) for p, m in new.items()})
     probe = values.replace_circuit(new)
     same(run(model, ids, half, probe), expected(ids).logits)
-    with pytest.raises(InputError, match="List probes that change attention or values before"):
+    with pytest.raises(InputError, match="list probes that change attention or values before"):
         run(model, ids, probe, half)
     shrunk = values.replace_circuit(values.scaled(0.3), layers=1)
     after = {(1, head): 0.3 * circuit(read, 1, head) for head in range(read.heads)}

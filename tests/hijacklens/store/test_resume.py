@@ -8,6 +8,7 @@ import resource
 import sqlite3
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -425,3 +426,38 @@ def test_progress_counts_what_the_store_had(model, tmp_path, monkeypatch):
         steps.clear()
         score(model, tmp_path / "s.sqlite", **options)
         assert sum(steps) == pytest.approx(len(options.get("facts", sample_facts())))
+
+
+def test_stored_readings_that_a_run_does_not_confirm_are_deleted(model, unbroken, tmp_path):
+    path = tmp_path / "s.sqlite"
+    wrong = {"probes": [HookProbe("kept", [("blocks.0.hook_mlp_out", lambda value, hook: -value)])]}
+    right = {"probes": [HookProbe("kept", [])]}  # another probe that has the same name
+    score(model, path, **wrong)
+    score(model, path)
+    with pytest.warns(StoreWarning, match=r"3 stored readings .* differ by up to"):
+        result = score(model, path, **right)
+    check(result, unbroken)
+    assert counts(result) == counts(unbroken)
+    for options in (right, {}):  # what replaces them, and those of other fingerprints, are found
+        assert counts(score(model, path, **options)) == counts(unbroken)[::-1]
+
+
+def test_threads_with_different_probes_wait_for_each_other(model, tmp_path):
+    path, facts = tmp_path / "s.sqlite", sample_facts()[:4]
+    probes = [
+        [],
+        [HookProbe("double", [("blocks.0.hook_mlp_out", lambda value, hook: 2 * value)])],
+        [HookProbe("half", [("blocks.1.hook_attn_out", lambda value, hook: value / 2)])],
+    ]
+
+    def run(active, store=path):
+        return score(model, store, facts=facts, doses=[0, 2], probes=active, batch_tokens=20)
+
+    expected = [run(active, store=False) for active in probes]
+    for _ in range(2):  # computed, and then read
+        with ThreadPoolExecutor(len(probes)) as pool, warnings.catch_warnings():
+            warnings.simplefilter("error", StoreWarning)
+            results = list(pool.map(run, probes))
+        for result, alone in zip(results, expected, strict=True):
+            check(result, alone)
+    assert all(counts(result)[1] == 0 for result in results)

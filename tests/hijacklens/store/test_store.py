@@ -138,6 +138,17 @@ def test_a_value_that_was_not_written_is_never_read(tmp_path, change):
     assert len(aside_from(path)) == damaged
 
 
+def test_readings_that_change_their_fingerprint_are_never_read(tmp_path):
+    path, other = tmp_path / "s.sqlite", replace(FINGERPRINT, weights="other")
+    for fingerprint in (FINGERPRINT, other):
+        with opened(path, fingerprint) as store:
+            store.keep({(1, 2): ONE})
+    execute(path, "UPDATE fingerprints SET key = 'x' WHERE id = 1")
+    execute(path, "UPDATE fingerprints SET key = ? WHERE id = 2", FINGERPRINT.key)
+    with opened(path) as store, pytest.warns(StoreWarning, match="the checksum of a reading"):
+        assert store.find({(1, 2): {7}}) == {}
+
+
 def test_prefixes_have_different_names():
     symbols = [(1,), (1, 0), (0, 1), (1 | 1 << 32,), (2**62,), (256,), (1, 1)]
     assert len({name_of(prefix) for prefix in symbols}) == len(symbols)

@@ -192,7 +192,7 @@ def variants(model):
             )
             parent, _, name = path.rpartition(".")
             owner = parts(model)[parent]
-            if name in owner._modules:
+            if name in owner._modules and not isinstance(module, nn.Embedding):
                 yield f"{path} is no more", child(owner, name, nn.Identity())
     config = model.original_model.config
     for name, value in config.to_dict().items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 from torch import nn
 from transformers import LlamaForCausalLM, OPTConfig, OPTForCausalLM
@@ -79,6 +80,31 @@ def test_a_change_of_one_module_shows(change):
     after = computation_of(changed)
     assert after.digest != before.digest
     assert after.unkeyed == before.unkeyed == ()
+
+
+def adapted(**settings):
+    model = tiny_model("llama")
+    torch.manual_seed(0)
+    model.add_adapter(LoraConfig(target_modules=["q_proj"], init_lora_weights=False, **settings))
+    return model.eval()
+
+
+def test_adapters_show():
+    model = load(model=adapted())
+    before = computation_of(model)
+    assert before.unkeyed == ()
+    model(IDS)
+    assert computation_of(model) == computation_of(load(model=adapted())) == before
+    assert any("lora_A" in name for name in tensors_of(model))
+    inner = model.original_model
+    inner.disable_adapters()
+    off = computation_of(model)
+    inner.enable_adapters()
+    assert computation_of(model) == before != off
+    layer = inner.model.layers[1].self_attn.q_proj
+    layer.scaling["default"] *= 1.5
+    assert computation_of(model).digest not in (before.digest, off.digest)
+    assert computation_of(adapted(lora_alpha=9)) != computation_of(adapted())
 
 
 def test_code_that_was_replaced_shows(monkeypatch):

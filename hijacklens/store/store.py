@@ -151,6 +151,8 @@ class OpenStore:
                 (fingerprint, *batch),
             )
             for name, top_token, top_logprob, logprobs, checksum in rows:
+                if name not in prefixes:  # an index that belongs to other pages
+                    raise DamagedError("the file gives a reading that was not looked up")
                 if checksum != self._checksum(name, top_token, top_logprob, logprobs):
                     raise DamagedError("the checksum of a reading is wrong")
                 values = {int(token): value for token, value in json.loads(logprobs).items()}

@@ -122,10 +122,15 @@ def _unusable(fields: Any, position: int, error: InputError) -> Skipped:
     case_id = known.get("case_id")
     return Skipped(
         case_id=case_id if type(case_id) is int else None,
-        relation_id=str(known.get("relation_id") or ""),
-        subject=str(known.get("subject") or ""),
+        relation_id=_encodable(known.get("relation_id")),
+        subject=_encodable(known.get("subject")),
         reason=f"record {position + 1}: {error}",
     )
+
+
+def _encodable(value: Any) -> str:
+    """Return the text of a value that tables can hold: halves of surrogate pairs are escaped."""
+    return str(value or "").encode(errors="backslashreplace").decode()
 
 
 def _fields(record: Any) -> dict[str, Any]:

@@ -181,6 +181,12 @@ def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str
                 f"the folder {name!r} holds no model: it has no config.json. Give a folder "
                 "that save_pretrained wrote."
             )
+        for file in path.iterdir():
+            if file.exists() and not file.is_file() and not file.is_dir():
+                raise InputError(  # reading a pipe would wait forever
+                    f"the model folder {name!r} contains {file.name}, which is a pipe or a device. "
+                    "Give a folder of files."
+                )
         return str(path), path.resolve().name, None
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         state, cure = "does not exist", ""

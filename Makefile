@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
 .PHONY: help env demo test test-models test-slow test-use test-long test-ray test-old \
-	reproduce reproduce-models reproduce-theory families notebooks docs check format bench fuzz dist clean
+	reproduce reproduce-models reproduce-theory families coverage-table notebooks docs check format bench fuzz dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -82,6 +82,9 @@ reproduce-models reproduce-theory: reproduce-%: $(READY)
 families: $(READY)  ## Compare tiny models of all families with plain ones; write docs/reference/families.md
 	PYTHONPATH=tests/standins HF_HUB_OFFLINE=1 HIJACKLENS_STORE=off PIP_NO_INDEX=1 \
 		OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/families/run.py
+
+coverage-table: $(READY)  ## Simulate the coverage of all intervals; write docs/reference/numbers.md
+	OMP_NUM_THREADS=1 $(BIN)/python docs/site/coverage.py
 
 notebooks: $(READY)  ## Run the notebooks of examples/ and render what they show
 	$(BIN)/python examples/render.py

@@ -20,9 +20,11 @@ from .prompts.schemes import schemes as schemes
 from .report.page import write_report as write_report
 from .results.result import load_result as load_result
 from .scoring.answers import answer as answer
+from .scoring.comparison import Comparison as Comparison
+from .scoring.comparison import compare as compare
 from .scoring.execution import Execution as Execution
 from .scoring.hijack import hijack as hijack
 from .scoring.pairs import pairs as pairs
-from .scoring.parity import compare as compare
+from .scoring.power import power as power
 from .scoring.result import HijackResult as HijackResult
 from .workers.workers import RayEngine as RayEngine

@@ -41,6 +41,7 @@ COMMANDS = {
     "cache": "Show or clear the store of finished readings.",
     "heads": "Find the heads that carry a hijack, and test them on held-out facts.",
     "trace": "Split the logit shift of one fact by token, layer, head and MLP.",
+    "compare": "Compare two runs, or two schemes, doses, rules or models of one, fact by fact.",
     "report": "Put saved results on one page that needs no network.",
     "sweep": "Run models, schemes, facts and one-layer recipes from one file.",
     "reproduce": "Reproduce the paper's figures and statements, with checks.",

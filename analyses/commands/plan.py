@@ -1,40 +1,82 @@
-"""`hijacklens plan`: count the tokens of a run with the tokenizer alone."""
+"""`hijacklens plan`: count the tokens of a run, or the facts that find a change."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import click
 
-from analyses.commands.declarations import declared
+from analyses.commands.declarations import declared, option
 from analyses.commands.options import FactsChoice, SchemesChoice, Sharing, model_option
-from analyses.commands.screen import Output
+from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerChoice:
+    """What a number of facts must be enough for."""
+
+    power: Annotated[
+        bool, option("Print how many facts and relations find a change, with power .8.")
+    ] = False
+    change: Annotated[float, option("The change of efficacy, for --power.", metavar="X")] = 0.05
+    icc: Annotated[
+        float | None,
+        option("Correlation of changes in a relation.  [default: .119, the atlas]", metavar="X"),
+    ] = None
+    discordance: Annotated[
+        float | None,
+        option("Fraction of verdicts that change.  [default: .3, the atlas]", metavar="X"),
+    ] = None
+    like: Annotated[
+        Path | None,
+        option("Take both from a comparison that `compare --out` saved.", metavar="DIR"),
+    ] = None
+
+    def load(self) -> Any:
+        """Return the numbers of facts and relations.
+
+        Raises:
+            InputError: A number is out of its range, or the folder holds no comparison.
+        """
+        from hijacklens.results.result import load_result
+        from hijacklens.scoring.comparison import Comparison
+        from hijacklens.scoring.power import power
+
+        pilot: Any = None if self.like is None else load_result(self.like)
+        if not isinstance(pilot, Comparison | None):
+            raise InputError(f"--like {self.like} is no comparison; save one with compare --out.")
+        return power(self.change, icc=self.icc, discordance=self.discordance, like=pilot)
 
 
 @click.command("plan")
 @declared(
     "tokenizer", "facts", "schemes", "doses", "seed", "prompts", "naive_tokens", "planned_tokens",
-    "trie_tokens", "sharing", "why", "skipped",
+    "trie_tokens", "sharing", "why", "skipped", "power",
 )  # fmt: skip
 def command(
     *,
     tokenizer: Annotated[
-        str,
+        str | None,
         model_option(
             "A packaged model (`hijacklens models`), a folder with a tokenizer, or a hub id.",
             "--tokenizer",
             "--model",
             metavar="DIR|ID",
         ),
-    ],
+    ] = None,
+    power: PowerChoice,
     prompts: SchemesChoice,
     facts: FactsChoice,
     sharing: Sharing = "auto",
     output: Output,
 ) -> None:
-    """Count the tokens that a run would compute, without a model.
+    """Count the tokens that a run would compute, without a model, or the facts that it needs.
+
+    With --power it prints how many facts and relations find a change of efficacy.
 
     Costs are those of GPT-2 small on a CPU; for another model or machine the tree of prompts may
     be divided slightly differently.
@@ -42,7 +84,29 @@ def command(
     \b
     Example:
       hijacklens plan --tokenizer gpt2 --facts counterfact --scheme do-not-think --doses 0-5
+      hijacklens plan --power --change 0.05
     """  # noqa: D301
+    if power.power:
+        found = power.load()
+        numbers = {**asdict(found), "relations": records(found.relations)}
+        keys = (
+            "doses",
+            "facts",
+            "naive_tokens",
+            "planned_tokens",
+            "prompts",
+            "schemes",
+            "seed",
+            "sharing",
+            "skipped",
+            "tokenizer",
+            "trie_tokens",
+            "why",
+        )
+        output.show(found.glance(), **dict.fromkeys(keys), power=numbers)
+        return
+    if tokenizer is None:
+        raise InputError("plan needs --tokenizer, or --power for the number of facts.")
     from hijacklens.scoring.forecast import forecast
 
     doses, schemes, scored = prompts.counts, prompts.load(), facts.load()
@@ -83,6 +147,7 @@ def command(
         sharing=plan.sharing,
         why=plan.why,
         skipped=cost.skipped,
+        power=None,
     )
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-FRACTIONS = ("efficacy", "efficacy_low", "efficacy_high", "retention")
+FRACTIONS = (
+    *("efficacy", "efficacy_low", "efficacy_high", "clustered_low", "clustered_high", "retention"),
+)
 MOST_DIGITS = 6
 
 

@@ -14,6 +14,7 @@ FORM = 2
 MOVED = {
     "hijacklens.concepts.trained:TrainingResult": "hijacklens.one_layer.trained:TrainingResult",
     "analyses.sweep_result:SweepResult": "analyses.sweeps.run:SweepResult",
+    "hijacklens.scoring.parity:Parity": "hijacklens.scoring.comparison:Comparison",
     "analyses.reproduction:Reproduction": "analyses.reproduction.reproduction:Reproduction",
 }
 """Type in the record of a result folder -> where that type is now, if it has moved."""

@@ -18,12 +18,16 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from hijacklens.statistics import wilson
+from hijacklens.statistics import clustered_fraction, wilson
 
 Rule = Literal["first", "sum", "mean"]
 RULES: tuple[Rule, ...] = ("first", "sum", "mean")
 KEYS = ("model", "scheme", "dose", "rule", "relation", "facts")
-NUMBERS = ("n", "efficacy", "efficacy_low", "efficacy_high", "retention", "ties", "mean_shift")
+CLUSTERED = ("clusters", "clustered_low", "clustered_high", "design_effect")
+NUMBERS = (
+    *("n", "efficacy", "efficacy_low", "efficacy_high", *CLUSTERED),
+    *("retention", "ties", "mean_shift"),
+)
 SUMMARY_COLUMNS = (*KEYS, *NUMBERS)
 ALL = "all"
 """The value of `relation` and of `facts` in rows over all of them."""
@@ -55,6 +59,7 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
     long = pd.concat([_long(items, rule) for rule in RULES], ignore_index=True)
     known = long[long["known"]].assign(facts="known")
     sets = pd.concat([long.assign(facts=ALL), known], ignore_index=True)
+    sets["cluster"] = pd.factorize(sets["relation"])[0]
     both = pd.concat([sets.assign(relation=ALL), sets], ignore_index=True)
     table = (
         both.groupby(list(KEYS), sort=False, observed=True)
@@ -63,9 +68,19 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
             false_wins=("false_wins", "sum"),
             true_wins=("true_wins", "sum"),
             mean_shift=("shift", "mean"),
+            clusters=("cluster", "nunique"),
         )
         .reset_index()
     )
+    pooled: Any = both[both["relation"] == ALL].groupby(list(KEYS), sort=False, observed=True)
+    ends = {}
+    for key, rows in pooled:
+        found = clustered_fraction(rows["false_wins"].to_numpy(), rows["cluster"].to_numpy())
+        if found.clusters > 1:
+            ends[key] = (found.low, found.high, found.design_effect)
+    table[list(CLUSTERED[1:])] = [
+        ends.get(key, (np.nan,) * 3) for key in table[list(KEYS)].itertuples(index=False, name=None)
+    ]
     table["efficacy"] = table["false_wins"] / table["n"]
     table["retention"] = table["true_wins"] / table["n"]
     table["ties"] = table["n"] - table["false_wins"] - table["true_wins"]

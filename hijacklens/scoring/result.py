@@ -21,9 +21,11 @@ from hijacklens.results.glance import Glance, Grid, named
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
+from hijacklens.scoring.comparison import Comparison, compare_within
 from hijacklens.scoring.curves import curves, relation_curves
 from hijacklens.scoring.efficacy import ALL, RULES, Rule
 from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SkippedTable
+from hijacklens.scoring.trends import trends
 
 MODELS_PER_FIGURE = 2
 """Models in one figure of a report if each has a panel; more panels would be too small."""
@@ -33,8 +35,9 @@ MEANING = {
     "Some summaries of the paper say that hijacking lowers ES: they mean retention.",
     "retention": "the fraction of facts with score(true) > score(false). Ties are counted "
     "separately.",
-    "95% interval": "the Wilson interval over the facts: the band around a curve, and the two "
-    "columns after efficacy.",
+    "95% interval": "for these facts, the Wilson interval: the band around a curve, and the two "
+    "columns after efficacy. For relations like these, the clustered one: relations are the "
+    "sample, since facts of one relation behave alike (by the design effect).",
     "rule": "how a target is scored: by its first token, the sum over its tokens, or their mean.",
     "known": "the facts whose true target wins on the bare query, under the same rule.",
     "shift": "score(false) - score(true), hijacked minus bare, in nats.",
@@ -48,6 +51,7 @@ DIFFER = {
 }
 
 EACH = ("model", "scheme")
+RELATIONS_LIKE_THESE = "[{clustered_low:fraction}, {clustered_high:fraction}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +188,48 @@ class HijackResult(Result):
         groups = self.disagreement()
         return float((groups["any"] * groups["n"]).sum() / groups["n"].sum())
 
+    def compare(
+        self,
+        first: str | int,
+        second: str | int,
+        *,
+        model: str | None = None,
+        scheme: str | None = None,
+        dose: int | None = None,
+        rule: Rule | None = None,
+    ) -> Comparison:
+        """Compare two schemes, doses, rules or models of this run, fact by fact.
+
+        `result.compare("do-not-think", "think", dose=1)`, `result.compare(1, 5)`. Changes are
+        `second` minus `first`.
+
+        Args:
+            first: A scheme, a dose, a rule or a model.
+            second: Another one.
+            model: Only this model; by default every model.
+            scheme: Only this scheme.
+            dose: Only this dose.
+            rule: Only this rule; by default all three, each with a family of p-values.
+
+        Raises:
+            InputError: The run lacks one of the names.
+        """
+        chosen = {"model": model, "scheme": scheme, "dose": dose, "rule": rule}
+        return compare_within(self, first, second, chosen)
+
+    def trends(self, *, rule: Rule = "first") -> pd.DataFrame:
+        """Return how efficacy and the shift grow with the dose: a row per model and scheme.
+
+        `slope` is the mean over facts of the least-squares slope, per sentence, with `facts_low`,
+        `facts_high` and `facts_p` about these facts (t), and `clustered_low`, `clustered_high` and
+        `clustered_p` about relations like these. `half_dose` is the dose at which the mean curve
+        has made half of its change, with the bootstrap interval over relations.
+
+        Raises:
+            InputError: An unknown rule, or the run has only one dose.
+        """
+        return trends(self.items, rule=rule, seed=self.settings.seed)
+
     def plot(self, *, rule: Rule = "first") -> Figure:
         """Draw efficacy against dose with 95% intervals: a line per scheme, a panel per model.
 
@@ -224,6 +270,8 @@ class HijackResult(Result):
                 labels={
                     "efficacy_low": "low",
                     "efficacy_high": "high",
+                    "clustered_low": "low, relations",
+                    "clustered_high": "high, relations",
                     "mean_shift": "shift (nats)",
                 },
             ),
@@ -296,11 +344,13 @@ class HijackResult(Result):
         """Efficacy and retention by dose under a rule, the facts known, and how the run went."""
         table, settings = self.summary(rule=rule), self.settings
         models, schemes = (list(table[name].unique()) for name in EACH)
+        many = bool((table["clusters"] > 1).any())
         columns = {
             **({"model": "{model}"} if len(models) > 1 else {}),
             **({"scheme": "{scheme}", "facts": "{n:d}"} if len(schemes) > 1 else {}),
             "dose": "{dose:d}",
             "efficacy": "{efficacy:fraction} [{efficacy_low:fraction}, {efficacy_high:fraction}]",
+            **({"relations like these": RELATIONS_LIKE_THESE} if many else {}),
             "retention": "{retention:fraction}",
             "ties": "{ties:d}",
             "mean shift": "{mean_shift:signed}",
@@ -316,7 +366,16 @@ class HijackResult(Result):
     def _notes(self) -> Iterator[str]:
         """Probes, seed, the cost of each model, facts known, disagreement, facts skipped."""
         yield from (f"probe: {key}" for key in self.settings.probes)
-        yield "[low, high]: 95% Wilson interval over facts; mean shift in nats"
+        yield "efficacy [low, high]: 95% Wilson interval, about these facts; mean shift in nats"
+        pooled = self.full_summary
+        pooled = pooled[(pooled["relation"] == ALL) & (pooled["facts"] == ALL)]
+        if (count := pooled["clusters"].max()) > 1:
+            yield (
+                f"relations like these: 95% interval clustered over {count} relations (design "
+                f"effect up to {pooled['design_effect'].max():.1f}); changes: .compare(...)"
+            )
+        else:
+            yield "one relation: these facts say nothing about relations like these"
         if self.settings.facts.note:
             yield f"{self.settings.facts.name}: {self.settings.facts.note}"
         yield f"seed {self.settings.seed}, for the sample of facts and random sentences"

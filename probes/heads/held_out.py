@@ -186,7 +186,8 @@ class HeadTest(Result):
         notes = []
         if self.kinds:
             sets = "; ".join(f"{kind}: {counts[kind]} {KINDS[kind]}" for kind in KINDS)
-            notes.append(f"sets: {sets}; p: fraction of them that do as much")
+            least = ", ".join(f"{kind} {1 / (counts[kind] + 1):.2g}" for kind in KINDS)
+            notes.append(f"sets: {sets}; p: fraction of them that do as much, at least: {least}")
         if len(self.skipped):
             reason = self.skipped["reason"].iloc[0]
             notes.append(f"skipped: {len(self.skipped)} (skipped.csv); first: {reason}")

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from statsmodels.regression.linear_model import OLS
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from type_checks import unchecked
@@ -18,8 +19,14 @@ from hijacklens.statistics import (
     Interval,
     McNemar,
     adjust,
+    clustered,
+    clustered_fraction,
+    clustered_ratio,
+    detection,
     fraction,
+    half_effect,
     mcnemar,
+    needed,
     paired_mean,
     paired_ratio,
     rank_p,
@@ -242,3 +249,155 @@ def test_rank_among_controls():
     assert rank_p(0.3, controls) == 3 / 5
     assert rank_p(0.0, controls) == 1.0
     assert rank_p(0.5, np.zeros(0)) == 1.0
+
+
+def drawn_clusters(sizes, seed=0):
+    """Values with a part that their cluster shares, and the clusters."""
+    random = np.random.default_rng(seed)
+    clusters = np.repeat(np.arange(len(sizes)), sizes)
+    return random.normal(size=len(clusters)) + random.normal(size=len(sizes))[clusters], clusters
+
+
+def test_clusters_of_one_size_are_a_t_test_of_their_means():
+    values, clusters = drawn_clusters([6] * 10)
+    means = values.reshape(10, 6).mean(axis=1)
+    found = clustered(values, clusters)
+    theirs = stats.ttest_1samp(means, 0.0)
+    ends = theirs.confidence_interval()
+    assert (found.low, found.high) == pytest.approx((ends.low, ends.high))
+    assert (found.p, found.df, found.clusters) == (
+        pytest.approx(theirs.pvalue),
+        pytest.approx(9),
+        10,
+    )
+    robust = OLS(values, np.ones(60)).fit(
+        cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True
+    )
+    assert found.error == pytest.approx(robust.bse[0])
+    assert found.design_effect == pytest.approx(robust.bse[0] ** 2 / (values.var(ddof=1) / 60))
+    # Facts that are their own clusters: the paired t-test.
+    alone = clustered(values)
+    ends = stats.ttest_1samp(values, 0.0).confidence_interval()
+    assert (alone.low, alone.high) == pytest.approx((ends.low, ends.high))
+    assert math.isnan(alone.icc) and alone.design_effect == pytest.approx(1)
+
+
+def test_the_correlation_in_clusters_is_that_of_the_analysis_of_variance():
+    values, clusters = drawn_clusters([6] * 10)
+    groups = values.reshape(10, 6)
+    f = stats.f_oneway(*groups).statistic
+    assert clustered(values, clusters).icc == pytest.approx((f - 1) / (f + 5))
+
+
+def test_clusters_of_different_sizes_by_the_matrices_of_bell_and_mccaffrey():
+    n = np.array([2, 3, 5, 9, 20, 30])
+    values, clusters = drawn_clusters(n, seed=2)
+    found = clustered(values, clusters)
+    rho = min(max(found.icc, 0), 1)
+    assert 0 < rho < 1
+    assumed, weights = np.diag(rho + (1 - rho) / n), n / n.sum()
+    deviations = np.eye(6) - np.outer(np.ones(6), weights)
+    covariance = deviations @ assumed @ deviations.T
+    target = weights @ assumed @ weights
+    factors = weights**2 * np.diag(assumed) / np.diag(covariance)
+    means = np.array([values[clusters == i].mean() for i in range(6)])
+    assert found.error**2 == pytest.approx((factors * (means - values.mean()) ** 2).sum())
+    form = np.diag(factors) @ covariance
+    assert found.df == pytest.approx(target**2 / np.trace(form @ form))
+    assert np.trace(form) == pytest.approx(target)  # unbiased
+
+
+def test_crossed_clusters_add_up_as_cameron_gelbach_and_miller_say():
+    values, rows = drawn_clusters([8] * 6, seed=4)
+    columns = np.tile(np.arange(8), 6)
+    values += 2 * np.random.default_rng(1).normal(size=8)[columns]
+    first, second = clustered(values, rows), clustered(values, columns)
+    both = clustered(values, rows, columns)
+    total = first.error**2 + second.error**2 - clustered(values).error ** 2
+    assert both.error**2 == pytest.approx(max(total, first.error**2, second.error**2))
+    assert both.df == pytest.approx(5) and both.clusters == 6
+
+
+def test_p_is_exact_if_few_clusters_change():
+    """Three of twenty clusters rise: one in four sign patterns is as extreme."""
+    values = np.zeros(40)
+    values[[0, 2, 4]] = 1
+    clusters = np.repeat(np.arange(20), 2)
+    assert clustered(values, clusters).p == 2 / 2**3
+    # Facts that are their own clusters: McNemar's exact test.
+    changes = np.r_[np.ones(7), -np.ones(2), np.zeros(21)]
+    assert clustered(changes).p == pytest.approx(mcnemar(changes < 0, changes > 0).p)
+    same = clustered(np.zeros(6), np.repeat([0, 1, 2], 2))
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_one_cluster_has_no_interval():
+    found = clustered(np.array([1.0, 0.0]), np.array(["P36", "P36"]))
+    assert str(found) == "0.500 (one cluster: no interval)"
+    assert (found.low, found.high) == (-math.inf, math.inf) and math.isnan(found.p)
+    assert math.isnan(found.equivalence(0.1))
+    with pytest.raises(ValueError, match="2 values, labels"), unchecked():
+        clustered(np.ones(2), np.ones(3))
+
+
+def test_equivalence_is_two_one_sided_tests():
+    values, clusters = drawn_clusters([6] * 10)
+    found = clustered(values, clusters)
+    means = values.reshape(10, 6).mean(axis=1)
+    sides = (
+        stats.ttest_1samp(means, -1.5, alternative="greater").pvalue,
+        stats.ttest_1samp(means, 1.5, alternative="less").pvalue,
+    )
+    assert found.equivalence(1.5) == pytest.approx(max(sides))
+
+
+def test_a_clustered_fraction_is_wilsons_with_the_effective_number_of_facts():
+    hits = np.array([1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1.0])
+    clusters = np.repeat([0, 1, 2], 4)
+    found = clustered_fraction(hits, clusters)
+    plain = clustered(hits, clusters)
+    effective = found.value * (1 - found.value) / plain.error**2
+    z = stats.t.ppf(0.975, 2)
+    assert (found.low, found.high) == pytest.approx(wilson(found.value * effective, effective, z))
+    # Nothing differs between three clusters: three observations.
+    none = clustered_fraction(np.zeros(12), clusters)
+    assert (none.low, none.high) == pytest.approx(wilson(0, 3, z), abs=1e-12)
+
+
+def test_a_clustered_ratio_by_taylor():
+    wholes, clusters = drawn_clusters([6] * 10, seed=3)
+    wholes += 5
+    parts = wholes / 2 + drawn_clusters([6] * 10, seed=5)[0]
+    found = clustered_ratio(parts, wholes, clusters)
+    value = parts.sum() / wholes.sum()
+    rest = (parts - value * wholes).reshape(10, 6).mean(axis=1)
+    half = stats.t.ppf(0.975, 9) * stats.sem(rest) / wholes.mean()
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (value, value - half, value + half)
+    )
+    uncertain = clustered_ratio(parts, wholes - wholes.mean() + 0.1, clusters)
+    assert (uncertain.low, uncertain.high) == (-math.inf, math.inf)
+
+
+def test_the_dose_of_half_effect_by_hand():
+    doses = np.array([0.0, 1.0, 5.0])
+    curves = np.array([[0, 0.2, 1], [0, 0.2, 1]])
+    found = half_effect(curves, doses, np.array([0, 1]), seed=0)
+    # From .2 at dose 1 to 1 at dose 5, .5 is three eighths of the way.
+    assert found.value == pytest.approx(1 + 4 * 0.3 / 0.8)
+    assert (found.low, found.high) == pytest.approx((found.value, found.value))
+    flat = half_effect(np.zeros((2, 3)), doses, np.array([0, 1]), seed=0)
+    assert math.isnan(flat.value) and (flat.low, flat.high) == (-math.inf, math.inf)
+
+
+def test_power_is_that_of_statsmodels():
+    from statsmodels.stats.power import TTestPower
+
+    spread = math.sqrt(0.3 - 0.05**2)
+    found = detection(0.05, icc=0.0, discordance=0.3, relations=500, facts=1)
+    assert found == pytest.approx(TTestPower().power(0.05 / spread, 500, 0.05))
+    count = TTestPower().solve_power(0.05 / spread, power=0.8, alpha=0.05)
+    assert needed(0.05, icc=0.0, discordance=0.3, facts=1) == math.ceil(count)
+    # Facts of a relation that all change alike are one observation.
+    alike = detection(0.05, icc=1.0, discordance=0.3, relations=500, facts=40)
+    assert alike == pytest.approx(found)

@@ -27,6 +27,7 @@ CALLS = {
     "cache clear": "cache clear --yes",
     "heads": "heads --model {m} --facts {f} --size 1 --candidates 2 --random-sets 1 --out {o}",
     "trace": "trace --model {m} --facts {f} --case 0 --out {o}",
+    "compare": "compare {h} {h}",
     "report": "report {h} --out {o}.html",
     "sweep": "sweep {s} --out {o}",
     "reproduce": "reproduce lemma5 --out {o}",

@@ -1,10 +1,11 @@
-"""The confidence intervals and tests of all results, from scipy and statsmodels.
+"""Intervals and tests about *these facts*: each fact counts as an independent observation.
 
 >>> fraction(40, 50).value, round(fraction(40, 50).low, 3), round(fraction(40, 50).high, 3)
 (0.8, 0.67, 0.888)
 
 Two runs over the same facts are compared in pairs: verdicts by McNemar's test, means by the
-bootstrap over facts, single heads with p-values corrected for the number of heads.
+bootstrap over facts, single heads with p-values corrected for the number of heads. Claims about
+*relations like these* need `hijacklens.statistics.clustered`.
 
 >>> before, after = [True, True, True, False], [False, False, True, False]
 >>> mcnemar(np.array(before), np.array(after))
@@ -14,7 +15,6 @@ McNemar(lost=2, gained=0, p=0.5)
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,14 +59,6 @@ def fraction(count: float | int, total: int, *, confidence: float = 0.95) -> Int
         return Interval(math.nan, 0.0, 1.0)
     low, high = wilson(np.array([count]), np.array([total]), confidence=confidence)
     return Interval(count / total, float(low[0]), float(high[0]))
-
-
-def __getattr__(name: str) -> Any:
-    if name != "share":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    text = "share is now called fraction; the next release drops the old name."
-    warnings.warn(text, FutureWarning, stacklevel=2)
-    return fraction
 
 
 def wilson(

@@ -1,0 +1,89 @@
+"""`hijacklens compare`: compare two saved runs, or two parts of one, fact by fact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import click
+
+from analyses.commands.declarations import argument, declared, option
+from analyses.commands.options import Overwrite, Rule, out_option
+from analyses.commands.screen import Output, records
+from hijacklens.errors import InputError
+
+
+@click.command("compare")
+@declared("changes", "clusters", "correction", "first", "folder", "second", "unmatched")
+def command(
+    *,
+    sides: Annotated[
+        tuple[str, ...],
+        argument(required=True, type=str, metavar="DIR [DIR | FIRST SECOND]"),
+    ],
+    dose: Annotated[int | None, option("Only this dose.", metavar="N")] = None,
+    scheme: Annotated[str | None, option("Only this scheme.", metavar="S")] = None,
+    model: Annotated[str | None, option("Only this model.", metavar="M")] = None,
+    rule: Rule = "first",
+    clusters: Annotated[
+        tuple[str, ...],
+        option(
+            "What is a sample of its kind: relation, subject, target_false or template. Give it "
+            "twice to cross two.  [default: relation]",
+            "--by",
+        ),
+    ] = (),
+    correction: Annotated[
+        Literal["holm", "benjamini-hochberg"], option("Corrects p for the number of tests.")
+    ] = "holm",
+    equivalence: Annotated[
+        float | None,
+        option("Also test that fractions change by less than this.", metavar="X"),
+    ] = None,
+    out: Annotated[Path | None, out_option("Save the comparison in this folder.")] = None,
+    overwrite: Overwrite = False,
+    output: Output,
+) -> None:
+    """Compare two saved runs, or two schemes, doses, rules or models of one, fact by fact.
+
+    A DIR is a folder that `hijacklens hijack` wrote. Changes are the second side minus the first,
+    with two intervals: one about these facts, one about relations like these.
+
+    \b
+    Examples:
+      hijacklens compare runs/plain runs/probed --dose 1
+      hijacklens compare runs/first do-not-think think --dose 1
+      hijacklens compare runs/first 1 5
+    """  # noqa: D301
+    from hijacklens.results.result import load_result
+    from hijacklens.scoring.comparison import compare, compare_within
+
+    chosen = {"dose": dose, "scheme": scheme, "model": model, "rule": rule}
+    if len(sides) not in (2, 3):
+        raise InputError(
+            f"compare takes two folders, or a folder and two names; given: {len(sides)} words."
+        )
+    if len(sides) == 2:
+        only = {name: value for name, value in chosen.items() if value is not None}
+        found = compare(*sides, first=only, second=only)
+    else:
+        first, second = (int(side) if side.isdecimal() else side for side in sides[1:])
+        if first in ("first", "sum", "mean"):
+            chosen["rule"] = None
+        found = compare_within(load_result(sides[0]), first, second, chosen)
+    options = {"by": clusters or ("relation",), "correction": correction}
+    options |= {} if equivalence is None else {"equivalence": equivalence}
+    document = {
+        "changes": records(found.changes(**options)),
+        "clusters": list(options["by"]),
+        "correction": correction,
+        "first": found.labels["reference"],
+        "second": found.labels["other"],
+        "unmatched": records(found.unmatched),
+    }
+    glance = found.glance(**options)
+    if out is None:
+        output.show(glance, folder=None, **document)
+    else:
+        folder = found.save(out, overwrite=overwrite)
+        output.show(glance, f"written to {folder}/", folder=str(folder), **document)

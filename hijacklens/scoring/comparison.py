@@ -1,0 +1,547 @@
+"""Paired comparison of two schemes, doses, rules, models, probes or saved runs.
+
+Both sides score the same facts, so each fact is compared with itself. A change is the second side
+minus the first, for two claims: about *these facts*, and about *relations like these*, for which
+relations are the sample (`hijacklens.statistics`).
+
+    result.compare("do-not-think", "think", dose=1)     # two schemes; also doses, rules, models
+    hl.compare("runs/plain", "runs/probed")             # two runs: probes, models, dtypes
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from hijacklens import plots
+from hijacklens.errors import InputError, choice, shown, unknown
+from hijacklens.results.exhibits import Drawing, Exhibit, Table
+from hijacklens.results.glance import Glance, Grid
+from hijacklens.results.result import Provenance, Result, load_result
+from hijacklens.results.stored import Stored
+from hijacklens.scoring.efficacy import RULES, Rule, margin
+from hijacklens.statistics import Correction, Estimate, adjust, clustered, mcnemar
+
+AXES = ("model", "scheme", "dose", "rule")
+FACT = ("case_id", "relation", "subject", "target_true", "target_false", "template")
+ENDS = ("facts_low", "facts_high", "clustered_low", "clustered_high")
+MEASURES = ("efficacy", "retention", "margin", "shift")
+Cluster = Literal["relation", "subject", "target_false", "template"]
+CLUSTERS: tuple[Cluster, ...] = ("relation", "subject", "target_false", "template")
+UNMATCHED = ("only_in", "model", "case_id", "scheme", "reason")
+_UNMATCHED: dict[str, Any] = {**dict.fromkeys(UNMATCHED, str), "case_id": "Int64"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedModel:
+    """A model in one of the two runs."""
+
+    name: str
+    dtype: str
+    device: str
+    revision: str | None
+    weights_hash: str
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Result):
+    """Two sides, fact by fact: `reference` is the first, `other` the second."""
+
+    verdicts: pd.DataFrame
+    """A row per model, fact, scheme, dose and rule, with the margins `reference` and `other` and
+    their `difference` in nats, and whether the verdict `flipped`."""
+    runs: Mapping[str, tuple[ComparedModel, ...]]
+    """The models of both sides, under `reference` and `other`."""
+    provenance: Provenance
+    labels: Mapping[str, str] = field(
+        default_factory=lambda: {"reference": "first", "other": "second"}
+    )
+    """What distinguishes each side: a scheme, dose, rule, model, probe, dtype or folder."""
+    unmatched: Annotated[pd.DataFrame, Stored("unmatched.csv", dtypes=_UNMATCHED)] = field(
+        default_factory=lambda: pd.DataFrame(columns=[*UNMATCHED])
+    )
+    """What only one side has (`only_in`), with the reason."""
+    figures: ClassVar = {"forest": {}}
+    derived: ClassVar = {"summary.csv": "summary", "changes.csv": "changes"}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return all rows."""
+        return self.verdicts.copy()
+
+    @property
+    def flips(self) -> pd.DataFrame:
+        """The rows whose verdict differs, sorted by margin in the reference, widest first."""
+        rows = self.verdicts.loc[self.verdicts["flipped"]]
+        widest = np.argsort(-np.abs(rows["reference"].to_numpy(dtype=float)), kind="stable")
+        return rows.iloc[widest].reset_index(drop=True)
+
+    def summary(self) -> pd.DataFrame:
+        """Return a row per model, scheme, dose and rule.
+
+        Columns: `n`; how many verdicts `flipped`, and their `share` of `n`; the `median` and the
+        `largest` absolute difference of the margins, in nats.
+        """
+        table = self.verdicts.assign(size=self.verdicts["difference"].abs())
+        groups = table.groupby(list(AXES), sort=False)
+        summary = groups.agg(
+            n=("flipped", "size"),
+            flipped=("flipped", "sum"),
+            median=("size", "median"),
+            largest=("size", "max"),
+        ).reset_index()
+        summary.insert(6, "share", summary["flipped"] / summary["n"])
+        return summary
+
+    def estimate(self, rows: pd.DataFrame, measure: str, by: Sequence[Cluster] = ()) -> Estimate:
+        """Return the mean change of a measure over some rows of `verdicts`.
+
+        Without `by` the estimate is about these facts, with `("relation",)` about relations like
+        these. A saved comparison that lacks a clustering counts as one cluster.
+        """
+        missing = np.full(len(rows), "")
+        labels = [np.asarray(rows.get(name, missing), dtype=str) for name in by]
+        return clustered(_values(rows, measure, "other") - _values(rows, measure), *labels)
+
+    def changes(
+        self,
+        *,
+        by: Cluster | Sequence[Cluster] = "relation",
+        correction: Correction = "holm",
+        equivalence: float | None = None,
+    ) -> pd.DataFrame:
+        """Return a row per model, scheme, dose, rule and measure: the change and its tests.
+
+        Measures: `efficacy` and `retention` (fractions), `margin` and `shift` (nats; the shift is
+        the margin minus that of the bare query, so it is left out if both bare queries are equal).
+
+        Args:
+            by: The clusters of the second claim: `relation`, `subject`, `target_false` or
+                `template`, or two of them, crossed.
+            correction: Corrects p-values over the rows of a rule: `holm`, or `benjamini-hochberg`.
+            equivalence: The largest change of a fraction that counts as none. It adds the column
+                `equivalent_p` of two one-sided t-tests over clusters; a small value shows that
+                the change is smaller than that.
+
+        Returns:
+            `n`, the value on the `first` and the `second` side, and their `change`.
+            These facts: `facts_low`, `facts_high` (t over facts), `facts_p` (McNemar's exact test;
+            for nats t), with the verdicts `gained` and `lost`.
+            Relations like these: `clusters`, their `icc` and `design_effect`, `clustered_low`,
+            `clustered_high`, `clustered_p`. `..._corrected` are corrected over the `tests` of a
+            rule; retention is no further test where it mirrors efficacy, as without ties.
+        """
+        names: tuple[Cluster, ...] = (by,) if isinstance(by, str) else tuple(by)
+        for name in names:
+            choice("by", name, CLUSTERS)
+        if len(set(names)) != len(names) or not 1 <= len(names) <= 2:
+            raise InputError(f"by is {shown(by)}; name one clustering, or two to cross.")
+        choice("correction", correction, ("holm", "benjamini-hochberg"))
+        rows: list[dict[str, Any]] = []
+        before = (0, 0)
+        cells: Any = self.verdicts.groupby(list(AXES), sort=False)
+        for key, cell in cells:
+            for measure in _measures(cell):
+                first, second = (_values(cell, measure, side) for side in ("reference", "other"))
+                facts = self.estimate(cell, measure)
+                row = {
+                    **dict(zip(AXES, key, strict=True)),
+                    "measure": measure,
+                    "n": len(cell),
+                    "first": first.mean(),
+                    "second": second.mean(),
+                    **facts.columns("change"),
+                }
+                row["facts_low"], row["facts_high"] = row.pop("change_low"), row.pop("change_high")
+                row |= {"gained": pd.NA, "lost": pd.NA, "facts_p": facts.p}
+                if measure in ("efficacy", "retention"):
+                    verdicts = mcnemar(first > 0, second > 0)
+                    turned = (verdicts.gained, verdicts.lost)
+                    row |= {"gained": turned[0], "lost": turned[1], "facts_p": verdicts.p}
+                    # Without ties, retention is the same test as efficacy, which precedes it.
+                    row["same"] = measure == "retention" and turned == before[::-1]
+                    before = turned
+                found = self.estimate(cell, measure, names)
+                row |= {name: getattr(found, name) for name in ("clusters", "icc", "design_effect")}
+                row |= {"clustered_low": found.low, "clustered_high": found.high}
+                row["clustered_p"] = found.p
+                if equivalence is not None and measure in ("efficacy", "retention"):
+                    row["equivalent_p"] = found.equivalence(equivalence)
+                rows.append(row)
+        table = pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"})
+        same = table.pop("same").eq(True)
+        for name in ("facts_p", "clustered_p"):
+            for _, family in table.loc[~same].groupby("rule")[name]:
+                corrected = adjust(family.fillna(1).to_numpy(float), correction=correction)
+                table.loc[family.index, f"{name}_corrected"] = corrected
+            filled = table[f"{name}_corrected"].ffill()
+            table[f"{name}_corrected"] = filled.where(table[name].notna())
+        table["tests"] = (~same).groupby(table["rule"]).transform("sum")
+        return table
+
+    def plot(self, *, rule: Rule | None = None, measure: str = "efficacy") -> Figure:
+        """Draw a forest plot: the change in each relation, or in each model, scheme and dose.
+
+        The thick line is the 95% interval over facts, the thin one that over relations.
+        """
+        rows = self._of_rule(rule)
+        choice("measure", measure, _measures(rows))
+        cells: Any = list(rows.groupby(list(AXES[:3]), sort=False))
+        bars: list[tuple[str, Estimate, Estimate | None]] = []
+        if len(cells) == 1 and "relation" in rows:
+            for name, part in rows.groupby("relation"):
+                bars.append((f"{name} ({len(part)})", self.estimate(part, measure), None))
+        for key, cell in cells:
+            pooled = self.estimate(cell, measure, ("relation",))
+            label = "all" if len(cells) == 1 else ", ".join(map(str, key))
+            bars.append((f"{label} ({len(cell)})", self.estimate(cell, measure), pooled))
+        with plots.canvas(height=1.2 + 0.25 * len(bars)) as (figure, (ax,)):
+            for i, (_, facts, pooled) in enumerate(bars):
+                colour = plots.COLOURS[1 if pooled else 0]
+                for found, width in ((facts, 4), (pooled, 1.2)):
+                    if found is not None and found.clusters > 1:
+                        ax.plot([found.low, found.high], [i, i], color=colour, linewidth=width)
+                ax.plot(facts.value, i, "o", color="black", markersize=4)
+            ax.axvline(0, color="#888888", linewidth=0.8, linestyle=":")
+            ax.set_yticks(range(len(bars)), [plots.escape(label) for label, *_ in bars])
+            ax.invert_yaxis()
+            unit = "fraction of facts" if measure in ("efficacy", "retention") else "nats"
+            ax.set_xlabel(f"change of {measure} ({unit})\nthick: these facts; thin: relations")
+            ax.set_title(plots.escape(" -> ".join(self.labels.values())), fontsize=9)
+        return figure
+
+    def _of_rule(self, rule: Rule | None) -> Any:
+        """Return the verdicts by one rule; by default by the first one there is."""
+        rules = list(self.verdicts["rule"].unique())
+        return self.verdicts[self.verdicts["rule"] == choice("rule", rule or rules[0], rules)]
+
+    def exhibits(self) -> list[Exhibit]:
+        """The forest plot, all changes, and the facts whose verdict differs."""
+        filters = ("model", "scheme", "rule", "measure")
+        exhibits: list[Exhibit] = [
+            Drawing("Change of efficacy", self.plot()),
+            Table("Changes", self.changes(), file="changes.csv", filters=filters),
+            Table("Verdicts that differ", self.flips, file="flips.csv", folded=True),
+        ]
+        if len(self.unmatched):
+            exhibits.append(Table("What only one side has", self.unmatched, folded=True))
+        return exhibits
+
+    def glance(self, rule: Rule | None = None, **options: Any) -> Glance:
+        """The changes under one rule, with both claims; `options` are those of `changes`."""
+        rows = self._of_rule(rule)
+        rule = rows["rule"].iloc[0]
+        table: Any = self.changes(**options)
+        table = table[table["rule"] == rule]
+        one = {name: table[name].iloc[0] for name in AXES[:3] if table[name].nunique() == 1}
+        counts = int(table["clusters"].iloc[0])
+        columns = {
+            **{name: f"{{{name}}}" for name in AXES[:3] if name not in one},
+            "measure": "{measure}",
+            "first": "{first:>}",
+            "second": "{second:>}",
+            "change": "{change:>}",
+            "these facts": "[{facts_low}, {facts_high}] p {facts_p_corrected:.2g}",
+            "relations like these": "[{clustered_low}, {clustered_high}] "
+            "p {clustered_p_corrected:.2g}",
+            "equivalent": "p {equivalent_p:.2g}",
+        }
+        if counts < 2:
+            del columns["relations like these"]
+        if "equivalent_p" not in table:
+            del columns["equivalent"]
+        by = options.get("by", "relation")
+        words = [
+            f"dose {value}" if axis == "dose" else str(value)
+            for axis, value in one.items()
+            if "->" not in str(value)  # the labels say it
+        ]
+        where = " · ".join([" -> ".join(self.labels.values()), *words])
+        return Glance(
+            f"{where} · {rows['case_id'].nunique()} facts · rule {rule}",
+            (Grid.of(map(_texts, table.to_dict("records")), columns),),
+            tuple(self._notes(table, counts, by if isinstance(by, str) else " x ".join(by))),
+            steps=("changes()", "flips", "plot()", "save(folder)"),
+        )
+
+    def _notes(self, table: pd.DataFrame, counts: int, by: str) -> Iterator[str]:
+        turned = table[table["measure"] == "efficacy"]
+        yield (
+            f"verdicts for the false target: {int(turned['gained'].sum())} gained, "
+            f"{int(turned['lost'].sum())} lost; change = second - first; margin and shift in nats"
+        )
+        yield (
+            "these facts: 95% t interval over facts, p of McNemar's exact test (nats: t); all p "
+            f"corrected over {table['tests'].iloc[0]} tests"
+        )
+        if counts < 2:
+            yield "these facts are one cluster: they say nothing about relations like these"
+        else:
+            effect = table["design_effect"].max()
+            yield (
+                f"relations like these: 95% t interval over {counts} clusters (by {by}); design "
+                f"effect up to {effect:.1f}"
+            )
+        if len(self.unmatched):
+            first = self.unmatched.iloc[0]
+            yield (
+                f"only in one side: {len(self.unmatched)} (unmatched.csv); first: {first['reason']}"
+            )
+
+    def findings(self) -> dict[str, Any]:
+        """Return the number of items, and how many verdicts differ under each rule."""
+        rules = self.verdicts["rule"].to_numpy()
+        flipped = self.verdicts["flipped"].to_numpy()
+        names = list(dict.fromkeys(rules))
+        return {
+            "items": len(self.verdicts) // len(names),
+            "flipped": {rule: int((flipped & (rules == rule)).sum()) for rule in names},
+        }
+
+
+def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the numbers of a row of `changes`: fractions with three digits, nats with two."""
+    digits = 3 if row["measure"] in ("efficacy", "retention") else 2
+    texts = {name: f"{row[name]:.{digits}f}" for name in ("first", "second")}
+    texts |= {name: f"{row[name]:+.{digits}f}" for name in ("change", *ENDS)}
+    if digits == 3:
+        texts = {name: re.sub(r"^([+-]?)0\.", r"\1.", text) for name, text in texts.items()}
+    return {**row, **texts}
+
+
+def _values(rows: pd.DataFrame, measure: str, side: str = "reference") -> np.ndarray:
+    """Return a measure of each row on one side: 0 or 1 for fractions, nats otherwise."""
+    margins = rows[side].to_numpy(dtype=float)
+    if measure == "efficacy":
+        return (margins > 0).astype(float)
+    if measure == "retention":
+        return (margins < 0).astype(float)
+    if measure == "shift":
+        return margins - rows[f"bare_{side}"].to_numpy(dtype=float)
+    return margins
+
+
+def _measures(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Return the measures; the shift only where it differs from the margin and is not 0."""
+    if "bare_other" in rows:
+        margins, other, bare, bare_other = (
+            rows[name].to_numpy() for name in ("reference", "other", "bare_reference", "bare_other")
+        )
+        if (bare != bare_other).any() and ((margins != bare) | (other != bare_other)).any():
+            return MEASURES
+    return MEASURES[:3]
+
+
+def compare(
+    reference: Result | str | Path,
+    other: Result | str | Path,
+    *,
+    first: Mapping[str, Any] | None = None,
+    second: Mapping[str, Any] | None = None,
+) -> Comparison:
+    """Compare two hijack runs on the facts that both have.
+
+    Models, schemes and doses that both runs have are compared with themselves. If the runs share
+    none and each has one, these two are compared: two models, say, or doses 1 and 5.
+
+    Args:
+        reference: The first run, or its folder.
+        other: The second run, or its folder; it may be the same one.
+        first: Restricts the first run, such as `{"scheme": "think", "dose": 1, "rule": "sum"}`.
+        second: Restricts the second run.
+
+    Raises:
+        InputError: A result is not one of a hijack run, a name is unknown, the runs share no
+            model, scheme or dose although one has several, or they share no fact.
+    """
+    results = [_hijack_run(one) for one in (reference, other)]
+    tables: list[Any] = [
+        _long(result, chosen or {}) for result, chosen in zip(results, (first, second), strict=True)
+    ]
+    missing: list[dict[str, Any]] = []
+    pairs: dict[str, tuple[str, str]] = {}
+    for axis in AXES:
+        _match(axis, tables, missing, pairs)
+    facts = [name for name in FACT if all(name in table for table in tables)]
+    keys = [*AXES, *facts]
+    joined = tables[0].merge(tables[1], on=keys, how="outer", indicator=True, sort=False)
+    # The order of the reference, which an outer join loses.
+    joined = joined.sort_values("order_x", kind="stable").reset_index(drop=True)
+    both: Any = joined[joined["_merge"] == "both"]
+    missing += _missing_facts(joined[joined["_merge"] != "both"], results)
+    if "scheme" in pairs:  # all schemes have the same bare query
+        both = both[both["dose"] != 0]
+    if both.empty:
+        raise InputError(
+            "the two sides have no fact in common. Score the same facts in both; facts are the "
+            f"same if {', '.join(facts)} are equal."
+        )
+    table = both[keys].copy()
+    table["reference"], table["other"] = both["margin_x"], both["margin_y"]
+    table["difference"] = table["other"] - table["reference"]
+    table["bare_reference"], table["bare_other"] = both["bare_x"], both["bare_y"]
+    table["flipped"] = np.sign(table["reference"]) != np.sign(table["other"])
+    names = [item.name for item in fields(ComparedModel)]
+    models = [
+        tuple(
+            ComparedModel(**{name: getattr(model, name) for name in names})
+            for model in result.settings.models
+            if not chosen or model.name == chosen.get("model", model.name)
+        )
+        for result, chosen in zip(results, (first, second), strict=True)
+    ]
+    sides = ("reference", "other")
+    return Comparison(
+        table.reset_index(drop=True),
+        dict(zip(sides, models, strict=True)),
+        Provenance.now(),
+        labels=dict(zip(sides, _labels(pairs, results, (reference, other)), strict=True)),
+        unmatched=pd.DataFrame(missing, columns=[*UNMATCHED]).astype({"case_id": "Int64"}),
+    )
+
+
+def compare_within(result: Any, first: Any, second: Any, chosen: Mapping[str, Any]) -> Comparison:
+    """Compare two schemes, doses, rules or models of one run (`HijackResult.compare`)."""
+    values = {axis: list(result.items[axis].unique()) for axis in AXES[:3]} | {"rule": [*RULES]}
+    axes = [axis for axis in AXES if first in values[axis] and second in values[axis]]
+    if not axes or first == second:
+        have = "; ".join(f"{axis}: {', '.join(map(str, values[axis]))}" for axis in AXES)
+        raise InputError(
+            f"cannot compare {shown(first)} with {shown(second)}: name two schemes, doses, rules "
+            f"or models of this run. It has {have}."
+        )
+    restricted = {axis: value for axis, value in chosen.items() if value is not None}
+    return compare(
+        result,
+        result,
+        first={**restricted, axes[0]: first},
+        second={**restricted, axes[0]: second},
+    )
+
+
+def _hijack_run(result: Result | str | Path) -> Any:
+    found: Any = result if isinstance(result, Result) else load_result(result)
+    if not hasattr(found, "full_summary"):
+        raise InputError(
+            f"a {type(found).__name__} cannot be compared; give two results of hl.hijack, or the "
+            "folders that `hijacklens hijack` wrote."
+        )
+    return found
+
+
+def _long(result: Any, chosen: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a row per item and rule, restricted to some models, schemes, doses or rules."""
+    items = result.items
+    table = items[["model", "case_id", "scheme", "dose", "subject"]].assign(
+        relation=items["relation_id"], order=np.arange(len(items))
+    )
+    if len(result.prompts):
+        subjects = items.drop_duplicates("case_id")[["case_id", "subject"]]
+        facts = subjects.merge(result.prompts.drop_duplicates("case_id"), on="case_id")
+        texts = zip(facts["query"], facts["subject"], strict=True)
+        facts["template"] = [query.replace(subject, "{}") for query, subject in texts]
+        columns = ["case_id", "target_true", "target_false", "template"]
+        table = table.merge(facts[columns], on="case_id", how="left")
+    for axis, value in chosen.items():
+        if axis not in AXES:
+            raise unknown("restriction", axis, AXES)
+        known = RULES if axis == "rule" else list(items[axis].unique())
+        if value not in known:
+            raise unknown(axis, value, map(str, known))
+    parts = []
+    for rule in RULES:
+        if chosen.get("rule", rule) == rule:
+            part = table.assign(rule=rule, margin=margin(items, rule).to_numpy())
+            bare = part.loc[part["dose"] == 0, ["model", "scheme", "case_id", "margin"]]
+            parts.append(
+                part.merge(
+                    bare.rename(columns={"margin": "bare"}),
+                    on=["model", "scheme", "case_id"],
+                    how="left",
+                )
+            )
+    long: Any = pd.concat(parts, ignore_index=True)
+    for axis, value in chosen.items():
+        long = long[long[axis] == value]
+    long["order"] += len(items) * long["rule"].map(RULES.index)
+    return long
+
+
+def _match(
+    axis: str,
+    tables: list[Any],
+    missing: list[dict[str, Any]],
+    pairs: dict[str, tuple[str, str]],
+) -> None:
+    """Keep the values of an axis that both tables have, or pair the only value of each.
+
+    Changes `tables`; adds the values of one side only to `missing`, and a pair to `pairs`.
+    """
+    values = [list(table[axis].unique()) for table in tables]
+    # All runs have dose 0, and its bare query is in `bare`.
+    real = [[x for x in of if axis != "dose" or x != 0] or of for of in values]
+    if not set(real[0]) & set(real[1]):
+        if [len(of) for of in real] != [1, 1]:
+            listed = ["; ".join(map(str, of)) for of in real]
+            raise InputError(
+                f"the two sides have no {axis} in common: the first has {listed[0]}, the second "
+                f"{listed[1]}. Name one of each, such as first={{{axis!r}: {real[0][0]!r}}}."
+            )
+        pairs[axis] = (str(real[0][0]), str(real[1][0]))
+        label = " -> ".join(pairs[axis])
+        for i, (only,) in enumerate(real):
+            tables[i] = tables[i][tables[i][axis] == only].assign(**{axis: label})
+        return
+    common = set(values[0]) & set(values[1])
+    for i, side in enumerate(("first", "second")):
+        for value in values[i]:
+            if value not in common:
+                reason = f"only the {side} side has the {axis} {value}"
+                missing.append({"only_in": side, "reason": reason})
+        tables[i] = tables[i][tables[i][axis].isin(common)]
+
+
+def _missing_facts(rows: Any, results: Sequence[Any]) -> list[dict[str, Any]]:
+    """Say for each fact that only one side has why the other lacks it."""
+    found = []
+    once = rows.drop_duplicates(["_merge", "model", "scheme", "case_id"])
+    for row in once.to_dict("records"):
+        i = int(row["_merge"] == "left_only")  # the side that lacks it
+        skipped = results[i].skipped
+        said = skipped.loc[skipped["case_id"] == row["case_id"], "reason"]
+        reason = said.iloc[0] if len(said) else "the other run has another fact of this case id"
+        if not len(said) and row["case_id"] not in set(results[i].items["case_id"]):
+            reason = "the other run did not include this fact"
+        only_in = ("second", "first")[i]
+        found.append(
+            {name: row[name] for name in ("model", "case_id", "scheme")}
+            | {"only_in": only_in, "reason": reason}
+        )
+    return found
+
+
+def _labels(
+    pairs: Mapping[str, tuple[str, str]], results: Sequence[Any], given: Sequence[Any]
+) -> Iterator[str]:
+    """Say what distinguishes each of the two sides."""
+    settings = [result.settings for result in results]
+    probed = settings[0].probes != settings[1].probes
+    for i, side in enumerate(settings):
+        parts = [("dose " if axis == "dose" else "") + pair[i] for axis, pair in pairs.items()]
+        if probed:
+            parts.append(" + ".join(side.probes) or "no probe")
+        for name in ("dtype", "device", "revision"):
+            mine, others = (
+                {str(getattr(model, name)) for model in one.models}
+                for one in (side, settings[1 - i])
+            )
+            if not parts and mine != others:
+                parts = [", ".join(sorted(mine))]
+        name = "" if isinstance(given[i], Result) else str(given[i])
+        yield ", ".join(parts) or name or ("first", "second")[i]

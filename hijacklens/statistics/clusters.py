@@ -1,0 +1,243 @@
+"""Intervals and tests about *relations like these*: clusters of facts are the sample.
+
+Facts of one relation share a template and often an answer, so they say less about a new relation
+than as many independent facts. The variance of a mean is estimated between clusters, with Student's
+t for their small number.
+
+>>> change = clustered(np.array([1.0, 0, 1, 1, 0, 0]), np.array(["P36"] * 3 + ["P103"] * 3))
+>>> change.clusters, round(change.value, 3), round(change.error, 3)
+(2, 0.5, 0.167)
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from scipy.special import stdtr, stdtrit
+
+from hijacklens.statistics.single_facts import LEAST_WHOLE, RESAMPLES, Interval
+
+FEW = 12
+"""If at most this many clusters changed, and at most half of all, p is exact."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate(Interval):
+    """A mean with its interval over clusters. With one cluster the interval is infinite."""
+
+    clusters: int
+    """Number of clusters; with two clusterings, the smaller number."""
+    error: float
+    """Standard error."""
+    df: float
+    """Degrees of freedom of Student's t."""
+    icc: float
+    """Intra-cluster correlation (analysis of variance); `nan` if every cluster has one fact."""
+    design_effect: float
+    """Variance of the mean over that of as many independent facts."""
+    p: float
+    """Two-sided p-value of a mean of 0; `nan` for one cluster."""
+
+    def __str__(self) -> str:
+        if self.clusters < 2:
+            return f"{self.value:.3f} (one cluster: no interval)"
+        return Interval.__str__(self)
+
+    def equivalence(self, largest: float) -> float:
+        """Return the p-value of a mean outside -largest..largest: two one-sided t-tests.
+
+        A small value shows that the mean differs from 0 by less than `largest` (Schuirmann 1987).
+        """
+        if self.clusters < 2:
+            return math.nan
+        room = largest - abs(self.value)
+        return float(stdtr(self.df, -room / self.error)) if self.error else float(room <= 0)
+
+
+def clustered(
+    values: Shaped[np.ndarray, " fact"],
+    *clusters: Shaped[np.ndarray, " fact"],
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return the mean over facts with its t interval over clusters.
+
+    The variance is unbiased if facts of a cluster have the measured correlation, and the degrees of
+    freedom are Satterthwaite's (Bell and McCaffrey 2002), so that clusters may differ in size. With
+    equal sizes this is Student's t of the cluster means, and without `clusters` that of the facts.
+
+    Args:
+        values: One number per fact, such as differences of paired verdicts.
+        clusters: The cluster of each fact, such as its relation. A second clustering, such as the
+            false target, is crossed with the first (Cameron, Gelbach and Miller 2011).
+        confidence: The level of the interval.
+
+    Raises:
+        ValueError: No value, a different number of labels, or more than two clusterings.
+
+    Note:
+        p is that of t. If at most `FEW` clusters, and at most half of all, have a sum other than 0,
+        it is the exact p of flipping the signs of their sums, as in McNemar's test.
+    """
+    labels = clusters or (np.arange(len(values)),)
+    if not len(values) or len(labels) > 2 or any(len(of) != len(values) for of in labels):
+        raise ValueError(f"clustered: {len(values)} values, labels {[len(of) for of in labels]}")
+    values = np.asarray(values, dtype=float)
+    codes = [np.unique(of, return_inverse=True)[1].astype(int) for of in labels]
+    parts = [_variance(values, code) for code in codes]
+    variance, df, icc = parts[0]
+    if len(codes) == 2:
+        cells = np.unique(codes[0] * (codes[1].max() + 1) + codes[1], return_inverse=True)[1]
+        sides = [part[0] for part in parts]
+        variance = max(*sides, sum(sides) - _variance(values, cells)[0])
+        df = min(part[1] for part in parts)
+    count, value = min(int(code.max()) + 1 for code in codes), float(values.mean())
+    if count < 2:
+        return Estimate(value, -math.inf, math.inf, count, math.inf, 0.0, icc, math.nan, math.nan)
+    error = math.sqrt(variance)
+    half = float(stdtrit(df, (1 + confidence) / 2)) * error
+    independent = float(values.var(ddof=1)) / len(values)
+    return Estimate(
+        value,
+        value - half,
+        value + half,
+        clusters=count,
+        error=error,
+        df=df,
+        icc=icc,
+        design_effect=variance / independent if independent else 1.0,
+        p=_p_value(np.bincount(codes[0], values), value, error, df),
+    )
+
+
+def _variance(values: np.ndarray, codes: np.ndarray) -> tuple[float, float, float]:
+    """Return the variance of the mean over clusters, its degrees of freedom, and the ICC."""
+    n = np.bincount(codes).astype(float)
+    if len(n) < 2:
+        return math.inf, 0.0, math.nan
+    means, value = np.bincount(codes, values) / n, values.mean()
+    total, squares = n.sum(), (means - value) ** 2
+    icc = math.nan
+    if total > len(n):
+        between = (n * squares).sum() / (len(n) - 1)
+        within = ((values - means[codes]) ** 2).sum() / (total - len(n))
+        size = (total - (n**2).sum() / total) / (len(n) - 1)
+        whole = between + (size - 1) * within
+        icc = float((between - within) / whole) if whole else 0.0
+    # Variances of the cluster means, up to a factor, if facts have this correlation.
+    alike = min(max(icc, 0.0), 1.0) if total > len(n) else 0.0
+    assumed, weights = alike + (1 - alike) / n, n / total
+    expected = (weights**2 * assumed).sum()
+    factors = weights**2 * assumed / (assumed * (1 - 2 * weights) + expected)
+    # Satterthwaite: the sum over g, h of factors times the squared covariance of two deviations.
+    shared = weights * assumed
+    f0, f1, f2 = (float((factors * shared**k).sum()) for k in range(3))
+    spread = (expected * f0) ** 2 + 2 * f0 * f2 + 2 * f1**2 - 4 * expected * f0 * f1
+    spread += (factors**2 * (assumed**2 + 2 * assumed * (expected - 2 * shared))).sum()
+    return float((factors * squares).sum()), float(expected**2 / spread), icc
+
+
+def _p_value(sums: np.ndarray, value: float, error: float, df: float) -> float:
+    changed = sums[sums != 0]
+    if len(changed) <= FEW and 2 * len(changed) <= len(sums):
+        signs = np.array(list(itertools.product((-1, 1), repeat=len(changed))))
+        flipped = np.abs(signs @ changed) if len(changed) else np.zeros(1)
+        return float((flipped >= abs(changed.sum()) * (1 - 1e-12)).mean())
+    return float(2 * stdtr(df, -abs(value) / error)) if error else float(value == 0)
+
+
+def clustered_fraction(
+    hits: Shaped[np.ndarray, " fact"],
+    *clusters: Shaped[np.ndarray, " fact"],
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return a fraction with its Wilson interval for clustered facts (Dean and Pagano 2015).
+
+    It is Wilson's interval with the effective number of facts, n over the design effect, and the
+    quantile of Student's t. If no cluster differs from another, each counts as one fact.
+
+    Args:
+        hits: For each fact, whether it has the property.
+        clusters: As in `clustered`.
+        confidence: The level of the interval.
+    """
+    found = clustered(hits, *clusters, confidence=confidence)
+    if found.clusters < 2:
+        return found
+    p, quantile = found.value, float(stdtrit(found.df, (1 + confidence) / 2))
+    effective = p * (1 - p) / found.error**2 if found.error else found.clusters
+    share = quantile**2 / effective
+    centre = (p + share / 2) / (1 + share)
+    half = math.sqrt(share * (p * (1 - p) + share / 4)) / (1 + share)
+    # At 0 and 1 an end can miss the fraction by a rounding error.
+    return replace(found, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)))
+
+
+def clustered_ratio(
+    parts: Float[np.ndarray, " fact"],
+    wholes: Float[np.ndarray, " fact"],
+    *clusters: Shaped[np.ndarray, " fact"],
+    confidence: float = 0.95,
+) -> Interval:
+    """Return the ratio of two means over the same facts, with its interval over clusters.
+
+    The variance is that of the linearised ratio (Taylor). The ends are infinite if the interval of
+    the denominator contains 0; if its mean is below `LEAST_WHOLE`, all are `nan`.
+    """
+    whole = clustered(wholes, *clusters, confidence=confidence)
+    if whole.value < LEAST_WHOLE:
+        return Interval(math.nan, math.nan, math.nan)
+    value = float(parts.mean() / whole.value)
+    if whole.low <= 0:
+        return Interval(value, -math.inf, math.inf)
+    found = clustered(parts - value * wholes, *clusters, confidence=confidence)
+    half = (found.high - found.low) / 2 / whole.value
+    return Interval(value, value - half, value + half)
+
+
+def half_effect(
+    curves: Float[np.ndarray, "fact dose"],
+    doses: Float[np.ndarray, " dose"],
+    clusters: Shaped[np.ndarray, " fact"],
+    *,
+    seed: int,
+    confidence: float = 0.95,
+) -> Interval:
+    """Return the dose of half effect, with its percentile bootstrap interval over clusters.
+
+    This is the first dose, interpolated between two doses, at which the mean curve has made half of
+    its change between the first and the last dose.
+
+    Args:
+        curves: A value for each fact at each dose.
+        doses: The doses, in increasing order.
+        clusters: The cluster of each fact; clusters are resampled.
+        seed: Seeds the resamples. One without any change counts on both sides.
+        confidence: The level of the interval.
+    """
+    codes = np.unique(clusters, return_inverse=True)[1]
+    count = int(codes.max()) + 1
+    sums = np.zeros((count, curves.shape[1]))
+    np.add.at(sums, codes, curves)
+    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+    value = _half(sums.sum(0), doses)
+    found = np.array([_half(row, doses) for row in draws @ sums])
+    tail = (1 - confidence) / 2
+    ends = [
+        float(np.quantile(np.nan_to_num(found, nan=gap), level, method="nearest"))
+        for gap, level in ((-math.inf, tail), (math.inf, 1 - tail))
+    ]
+    return Interval(value, *(ends if count > 1 else (-math.inf, math.inf)))
+
+
+def _half(curve: np.ndarray, doses: np.ndarray) -> float:
+    whole = curve[-1] - curve[0]
+    if whole == 0:
+        return math.nan
+    done = (curve - curve[0]) / whole
+    after = int(np.argmax(done >= 0.5))
+    step = (0.5 - done[after - 1]) / (done[after] - done[after - 1])
+    return float(doses[after - 1] + step * (doses[after] - doses[after - 1]))

@@ -91,7 +91,7 @@ def computation_of(model: Any) -> Computation:
         model: A hooked model, or the plain model before it is wrapped.
 
     Note:
-        Costs some 25 ms for 30 layers; no tensor is read.
+        Costs some 40 ms for 30 layers; no tensor is read.
     """
     with held(model):
         walk = _walk(model)

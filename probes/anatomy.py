@@ -126,6 +126,7 @@ class Anatomy:
     residual: bool = True
     """Whether the embedding reaches the output."""
     hook_names: frozenset[str] = frozenset()
+    """The hooks that run in a forward pass."""
 
 
 def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
@@ -165,6 +166,7 @@ def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
         result.residual = not isinstance(model, OneLayerTransformer)
         return result
     seen = _Seen(model, tokens[:TRIED_TOKENS])
+    result.hook_names = frozenset(seen.ran)
     streams = [seen.only(f"blocks.{i}.hook_in") for i in range(n_layers)]
     ends = [f"blocks.{n_layers - 1}.hook_out"]
     ends += ["ln_final.hook_in", "project_out.hook_in", "unembed.hook_in"]
@@ -196,10 +198,13 @@ class _Seen:
         self.model: Any = model
         self.values: dict[str, Tensor] = {}
         self.repeated: set[str] = set()
+        self.ran: set[str] = set()
         wanted = ("hook_in", "hook_out", "hook_v", "hook_pattern", "hook_z", "hook_mlp_out")
+        wanted += ("hook_scale", "hook_pos_embed", "hook_resid_pre")
 
         def keep(name: str) -> Any:
             def hook_function(value: Any, hook: Any) -> None:
+                self.ran.add(name)
                 if isinstance(value, Tensor) and value.shape[:1] == (1,):
                     if name in self.values:
                         self.repeated.add(name)

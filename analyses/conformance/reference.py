@@ -180,8 +180,8 @@ class Reference:
         handles += [module.register_forward_hook(keep) for module in candidates]
         try:
             with torch.enable_grad():
-                token = torch.tensor([[5]], device=self.model.device)
-                self.model(token)
+                # Rows of one token; several, as values that are clipped have no gradient.
+                self.model(torch.arange(5, 37, device=self.model.device)[:, None])
                 read[0].unflatten(-1, (heads, -1))[..., head, :].sum().backward()
         finally:
             for handle in handles:
@@ -189,7 +189,7 @@ class Reference:
             self.model.zero_grad(set_to_none=True)
         for module, output in reversed(outputs):  # the last one is closest to the values
             if output.grad is not None and output.grad.any():
-                size = output.grad.reshape(-1, output.shape[-1])[0].abs()
+                size = output.grad.reshape(-1, output.shape[-1]).abs().amax(0)
                 return module, (size > 1e-3 * size.max()).nonzero()[:, 0]  # more than rounding
         raise LookupError(f"the value matrix of layer {layer} was not found")
 

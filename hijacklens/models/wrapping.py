@@ -42,6 +42,7 @@ def wrap(
             architecture, or it cannot put hooks on this configuration of it.
     """
     architecture = _architecture(plain, name)
+    _refuse_shared_layers(plain, name)
     plain.eval()
     expected = Expected.of(plain, tokenizer)
     # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless this
@@ -135,6 +136,16 @@ def require_split_heads(model: Any) -> None:
             raise InputError(
                 "TransformerLens splits the latent attention of this model into heads of the wrong "
                 "width; load the model with hijacklens.load_model, which mends that."
+            )
+
+
+def _refuse_shared_layers(plain: PreTrainedModel, name: str) -> None:
+    """Refuse a model with one module in several places, whose hooks would be those of all."""
+    for module in plain.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(set(module)) < len(module):
+            raise InputError(
+                f"cannot load the model {name!r}: it uses one layer in several places, so the "
+                "layers cannot have separate hooks. Put copies there (copy.deepcopy)."
             )
 
 

@@ -175,9 +175,7 @@ def head_matrices(
         weights, bias = getattr(attn, f"W_{name}", None), getattr(attn, f"b_{name}", None)
     except ValueError:  # a layer whose heads have another width than the configuration says
         weights = bias = None
-    if isinstance(module, torch.nn.Module) and (
-        weights is None or type(module) not in (torch.nn.Linear, Conv1D)
-    ):
+    if isinstance(module, torch.nn.Module) and (weights is None or not _is_plain(module)):
         flat, bias = _linear(part, f"W_{name} of layer {layer}")  # [in, out]
         shape = (-1, int(getattr(attn.original_component, "head_dim", model.cfg.d_head)))
         if name == "V":
@@ -191,14 +189,26 @@ def head_matrices(
     return weights.detach(), None if bias is None else bias.detach()
 
 
+def _is_plain(module: torch.nn.Module) -> bool:
+    """Return whether a module multiplies by its weight and does nothing else."""
+    changed = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) in (torch.nn.Linear, Conv1D) and not changed
+
+
 def _linear(part: Any, name: str) -> tuple[Float[Tensor, "rows columns"], Tensor | None]:
     """Return matrix and bias of a linear module of a bridge, on row vectors."""
     module, weight = part.original_component, part.weight
     bias = getattr(module, "bias", None)
-    if type(module) is torch.nn.Linear:
+    if type(module) is torch.nn.Linear and _is_plain(module):
         return weight.detach().T, None if bias is None else bias.detach()
     with torch.no_grad():
-        rows = torch.eye(module.in_features, dtype=weight.dtype, device=weight.device)
+        layers = [part for part in module.modules() if isinstance(part, (torch.nn.Linear, Conv1D))]
+        width = next(
+            (part.weight.shape[isinstance(part, torch.nn.Linear)] for part in layers), None
+        )
+        if width is None:
+            raise InputError(f"{name} cannot be read: its {type(module).__name__} has no matrix.")
+        rows = torch.eye(width, dtype=weight.dtype, device=weight.device)
         bias = module(torch.zeros_like(rows[:1]))[0]
         matrix = module(rows) - bias
         tried = torch.linspace(-1, 1, 3 * len(rows), device=rows.device).sin().reshape(3, -1)

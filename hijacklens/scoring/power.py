@@ -73,7 +73,7 @@ def power(
         discordance: The fraction of facts whose verdict changes, in either direction; by default
             .3, as in the atlas. It is at least the change.
         like: A comparison on a pilot, from which both are taken, under its first rule, as means
-            over its models, schemes and doses.
+            over its models, schemes and doses; the discordance is at least the change.
         alpha: Level of the two-sided test.
 
     Raises:
@@ -84,7 +84,8 @@ def power(
         table = table[(table["rule"] == table["rule"].iloc[0]) & (table["measure"] == "efficacy")]
         turned = (table["gained"] + table["lost"]) / table["n"]
         icc = table["icc"].clip(0, 1).mean() if icc is None else icc
-        discordance = float(turned.mean()) if discordance is None else discordance
+        if discordance is None:
+            discordance = max(abs(change), float(turned.mean()))
     icc = ICC if icc is None or math.isnan(icc) else float(icc)
     discordance = DISCORDANCE if discordance is None else float(discordance)
     allowed = {
@@ -93,7 +94,7 @@ def power(
         "alpha": (0 < alpha < 1, alpha, "a number between 0 and 1, such as 0.05"),
         "icc": (0 <= icc <= 1, icc, "a number from 0 to 1"),
         "discordance": (
-            abs(change) < discordance <= 1,
+            abs(change) <= discordance <= 1,
             discordance,
             f"a number from the change, {abs(change)}, to 1",
         ),

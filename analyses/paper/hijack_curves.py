@@ -26,7 +26,7 @@ from matplotlib.ticker import NullLocator
 
 from analyses.paper.example_answers import size_of
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import Check, above, below, every, highest, lowest, mean, paired
+from analyses.reproduction.check import Check, above, below, highest, lowest, mean, paired
 from analyses.reproduction.drawing import WILSON, draw_intervals, sideways
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
@@ -34,7 +34,7 @@ from hijacklens import plots
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.hijack import hijack
-from hijacklens.statistics import Interval, fraction
+from hijacklens.statistics import Interval, clustered, fraction
 
 RULE: Rule = "first"
 """The scoring rule of the figures."""
@@ -49,6 +49,7 @@ COLUMNS = (
     *SIZE,
     "scheme",
     "relation",
+    "relation_id",
     "case_id",
     "dose",
     *MARGINS.values(),
@@ -100,10 +101,12 @@ def curves(settings: CurveSettings, bench: Workbench) -> pd.DataFrame:
                 quiet=bench.quiet,
             )
             items = result.to_dataframe()
-            scored = items[["scheme", "case_id", "dose"]].assign(
+            scored = items[["scheme", "relation_id", "case_id", "dose"]].assign(
                 kind="item", **{name: margin(items, rule) for rule, name in MARGINS.items()}
             )
-            skipped = result.skipped[["scheme", "case_id", "reason"]].assign(kind="skipped")
+            skipped = result.skipped[["scheme", "relation_id", "case_id", "reason"]].assign(
+                kind="skipped"
+            )
             parts += [
                 rows.assign(model=name, relation=relation, **size)
                 for rows in (scored, skipped)
@@ -283,6 +286,10 @@ def _count(weights: int) -> str:
 def dose_change(verdicts: Any, start: int, end: int) -> list[Interval]:
     """Return the change of efficacy between two doses, paired over facts, per model and scheme.
 
+    Facts of the panel `all` stand for relations like these: the interval is clustered by relation.
+    Relations with panels are the ones that the claim names, so the interval is about these facts:
+    Student's t, extended to 0 if McNemar's exact test finds no change at .05.
+
     Args:
         verdicts: A row per `model`, `scheme`, `relation`, `case_id` and `dose`, with `wins`, 0 or
             1. Facts of all relations are pooled.
@@ -290,11 +297,23 @@ def dose_change(verdicts: Any, start: int, end: int) -> list[Interval]:
         end: The dose from whose efficacy it is subtracted.
 
     Returns:
-        Mean differences in -1..1 with their 95% Student intervals; NaN if one of the doses was not
-        run.
+        Mean differences in -1..1 with their 95% intervals; NaN if one of the doses was not run.
     """
-    keys = ["model", "scheme", "relation", "case_id"]
-    return every(paired(verdicts, "wins", keys, dose=(end, start)), ["model", "scheme"])
+    keys = ["model", "scheme", "relation", "relation_id", "case_id"]
+    ids = verdicts["relation_id"]
+    named = verdicts.assign(relation_id=ids.where(ids.notna(), verdicts["relation"]))
+    changes = paired(named, "wins", keys, dose=(end, start))
+    return [_change(of_run) for _, of_run in changes.groupby(["model", "scheme"])]
+
+
+def _change(changes: Any) -> Interval:
+    values = changes.to_numpy(dtype=float)
+    if set(changes.index.get_level_values("relation")) == {"all"}:
+        return clustered(values, changes.index.get_level_values("relation_id").to_numpy(str))
+    found = mean(values)
+    if clustered(values).p < 0.05:
+        return found
+    return Interval(found.value, min(found.low, 0.0), max(found.high, 0.0))
 
 
 def moves(
@@ -304,6 +323,7 @@ def moves(
     up: bool,
     rules: Sequence[Rule] = (RULE,),
     only: Mapping[str, str] | None = None,
+    about: str = "these facts",
     **more: Any,
 ) -> Check:
     """Claim that efficacy rises (`up`) or falls between two doses, in every model.
@@ -314,6 +334,7 @@ def moves(
         up: Whether efficacy rises.
         rules: Scoring rules; the claim must hold by each.
         only: Entries to which the claim is restricted, such as `{"relation": "P190"}`.
+        about: The estimand: `these facts`, or `relations like these` for the panel `all`.
         **more: `scales` and `remark` of a `Check`.
     """
 
@@ -325,7 +346,7 @@ def moves(
         return (lowest if up else highest)(changes or [mean([])])
 
     make = above if up else below
-    return make(f"{claim}, in every model (paired)", measure, 0.0, **more)
+    return make(f"{claim}, in every model (paired; {about})", measure, 0.0, **more)
 
 
 RELATIONS = ("P103", "P131", "P190", "P641")
@@ -363,10 +384,11 @@ def _curve(
     up = not scheme.endswith("-true")
     one, five = (RISES, GROWS) if up else (FALLS, SINKS)
     pooled, each = (", relations pooled", relations) if len(relations) > 1 else ("", ())
+    about = "relations like these" if relations == ("all",) else "these facts"
     checks = (
-        moves(one + pooled, (0, 1), up=up),
-        moves(f"{one} {BY_RULES}{pooled}", (0, 1), up=up, rules=RULES),
-        moves(five + pooled, (1, 5), up=up, **_left_open(open_because)),
+        moves(one + pooled, (0, 1), up=up, about=about),
+        moves(f"{one} {BY_RULES}{pooled}", (0, 1), up=up, rules=RULES, about=about),
+        moves(five + pooled, (1, 5), up=up, about=about, **_left_open(open_because)),
         *(
             moves(
                 f"{relation}: {one}", (0, 1), up=up, only={"relation": relation}, **_left_open(EACH)

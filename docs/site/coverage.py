@@ -26,7 +26,7 @@ GAINED, LOST, FRACTION = 0.42, 0.02, 0.7
 """The changes of dose 0 to 1 in SmolLM2, and its efficacy at dose 1."""
 DISCORDANCE, CHANGE = 0.3, 0.05
 """Of the tests: a change of .05, with three facts in ten that change."""
-MORE = 2
+MORE = 5
 """Draws of a test, for one of an interval: its rates are compared with .05."""
 Draw = tuple[np.ndarray, np.ndarray]
 """A value per fact, and the relation of each."""

@@ -84,6 +84,22 @@ def test_a_change_is_paired_over_facts():
     assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
 
 
+def test_a_change_of_all_facts_is_clustered_by_relation():
+    """Facts 0 and 1 are of one relation, 2 and 3 of another: mean changes of 1/2 each."""
+    pooled = rows(FOUR, relation="all").assign(relation_id=["P1", "P1", "P2", "P2"] * 2)
+    (found,) = dose_change(verdicts(pooled), 0, 1)
+    assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
+    (one,) = dose_change(verdicts(pooled.assign(relation_id="P1")), 0, 1)
+    assert (one.low, one.high) == (-math.inf, math.inf)
+
+
+def test_a_change_of_few_facts_needs_the_exact_test():
+    """Four of 54 verdicts fall: Student's interval lies below 0, McNemar's p is .125."""
+    (found,) = dose_change(verdicts(rows({0: [1.0] * 54, 1: [-1.0] * 4 + [1.0] * 50})), 0, 1)
+    assert found.value == pytest.approx(-4 / 54)
+    assert found.low == pytest.approx(-0.146, abs=1e-3) and found.high == 0
+
+
 def test_a_change_back_is_the_same_with_the_other_sign():
     (up,), (down,) = (dose_change(verdicts(rows(FOUR)), *ends) for ends in ((0, 1), (1, 0)))
     assert (down.value, down.low, down.high) == (-up.value, -up.high, -up.low)

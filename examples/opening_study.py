@@ -4,8 +4,7 @@
 
 Scores a sample of facts at dose 1 under all ten schemes, as they are and after a neutral opening,
 and writes both results per model and `opening.md`. Changes are those of the opening, on the same
-facts, with intervals about relations like these (Student's t over relations). If it is interrupted,
-the same command resumes.
+facts, with intervals about relations like these. If it is interrupted, the same command resumes.
 """
 
 from __future__ import annotations
@@ -13,21 +12,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import numpy as np
-from scipy import stats
-
 import hijacklens as hl
 from hijacklens.prompts.schemes import schemes
+from hijacklens.statistics import clustered
 
 MODELS, OPENING = ("smollm2-135m", "gemma3-270m"), "Well."
-
-
-def interval(values: np.ndarray, relations: np.ndarray) -> str:
-    """The mean of paired differences with its 95% interval, clustered by relation."""
-    sums = np.bincount(np.unique(relations, return_inverse=True)[1], values - values.mean())
-    n = len(sums)
-    half = stats.t.ppf(0.975, n - 1) * (n / (n - 1) * (sums**2).sum()) ** 0.5 / len(values)
-    return f"{values.mean():+.3f} [{values.mean() - half:+.3f}, {values.mean() + half:+.3f}]"
 
 
 def rows(name: str, facts: hl.FactSet, out: Path):
@@ -46,7 +35,7 @@ def rows(name: str, facts: hl.FactSet, out: Path):
         for signs, values in (("", lambda x: (x[1] > 0) * 1.0), ("+", lambda x: x[1] - x[0])):
             both = values(plain), values(opened)
             cells += [f"{side.mean():{signs}.3f}" for side in both]
-            cells.append(interval((both[1] - both[0]).to_numpy(), groups))
+            cells.append(str(clustered((both[1] - both[0]).to_numpy(), groups)))
         yield name, scheme, len(plain), *cells
 
 

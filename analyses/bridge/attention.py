@@ -206,7 +206,7 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             rank = _spearman(rows["mass"], rows["moves"])
             sample = f"contexts, {settings.seeds} seeds" if one else "facts"
             upper[i].set_title(
-                f"{plots.escape(name)}, {len(rows)} {sample}\nrank correlation "
+                f"{plots.escape(str(name))}, {len(rows)} {sample}\nrank correlation "
                 f"{rank.value:.2f} [{rank.low:.2f}, {rank.high:.2f}]",
                 fontsize=8,
             )

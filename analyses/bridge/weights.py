@@ -130,7 +130,7 @@ def _groups(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
             groups[f"one-layer $W_V$\n{label}"] = fits
         else:
             for name, rows in fits.groupby("model", sort=False):
-                groups[f"{plots.escape(name)}\n{label}, n = {rows['pairs'].max()}"] = rows
+                groups[f"{plots.escape(str(name))}\n{label}, n = {rows['pairs'].max()}"] = rows
     return groups
 
 
@@ -190,7 +190,7 @@ def draw_spectra(table: pd.DataFrame, settings: SpectrumSides) -> Figure:
                 solid, dashed = (rows[rows["matrix"] == each] for each in (MEASURED, PERMUTED))
                 style = {"color": colour, "ms": 3.5, "lw": 1.2}
                 marker = marker if side == ONE_LAYER else None
-                label = plots.escape(name)
+                label = plots.escape(str(name))
                 panel.plot(solid["index"], solid["value"], marker=marker, label=label, **style)
                 panel.plot(dashed["index"], dashed["value"], "--", **style)
             panel.set_yscale("log")

@@ -103,10 +103,8 @@ def load_model(
             if not isinstance(model, PreTrainedModel):
                 _refuse_adapter(name, revision)
             # The tokenizer first: it is small, and it shows whether the name is right.
-            if tokenizer is None:
-                tokenizer = AutoTokenizer.from_pretrained(name, **origin)
-            else:
-                tokenizer = copy.deepcopy(tokenizer)  # the caller's stays as it is
+            # The caller's own tokenizer stays as it is.
+            own: Any = copy.deepcopy(tokenizer) or AutoTokenizer.from_pretrained(name, **origin)
             if isinstance(model, PreTrainedModel):
                 plain: Any = model
                 plain.to(device=torch_device, dtype=torch_dtype)
@@ -116,7 +114,7 @@ def load_model(
                     origin |= {"device_map": "balanced", "max_memory": free}
                 plain = load_weights(name, dtype=torch_dtype, **origin)
                 plain = plain if devices > 1 else plain.to(torch_device)
-            bridge = wrap(plain, tokenizer, name=name, dtype=torch_dtype)
+            bridge = wrap(plain, own, name=name, dtype=torch_dtype)
     except InputError:
         raise
     except Exception as error:  # one message for the dozen types that the libraries raise
@@ -124,7 +122,7 @@ def load_model(
             _explain(label if isinstance(model, PreTrainedModel) else str(model), error)
         ) from error
     bridge.cfg.model_name = label
-    base, known = getattr(tokenizer, "vocab_size", 0), vocabulary_of(bridge)
+    base, known = getattr(own, "vocab_size", 0), vocabulary_of(bridge)
     if base > known:
         warnings.warn(
             f"the tokenizer of {label!r} has {base:,} tokens and the model knows {known:,}; texts "

@@ -114,8 +114,8 @@ def _round_rotations(bridge: TransformerBridge, dtype: torch.dtype) -> None:
     Some families (OLMo) rotate in float32, which TransformerLens does not undo in 16-bit models.
     """
 
-    def rounded(value: torch.Tensor, hook: Any) -> torch.Tensor | None:
-        return None if value.dtype == dtype else value.to(dtype)
+    def rounded(tensor: torch.Tensor, *, hook: Any) -> torch.Tensor | None:
+        return None if tensor.dtype == dtype else tensor.to(dtype)
 
     for block in getattr(bridge, "blocks", ()):
         attn: Any = getattr(block, "attn", None)

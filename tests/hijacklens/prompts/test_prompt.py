@@ -22,6 +22,21 @@ def make(template: str = "The {} is in", subject: str = "Eiffel Tower") -> Fact:
     )
 
 
+@pytest.mark.parametrize(
+    ("opening", "before"),
+    [("Well.", "Well. "), ("Okay, ", "Okay, "), ("<|endoftext|>", "<|endoftext|>"), ("", "")],
+)
+@pytest.mark.parametrize("dose", [0, 2])
+def test_an_opening_precedes_bare_and_hijacked_prompts(opening, before, dose):
+    fact = make()
+    options = {"sentence": "Not Guam.", "dose": dose}
+    plain, opened = (make_prompt(fact, opening=x, **options) for x in ("", opening))
+    assert opened.text == before + plain.text
+    assert cut(opened, "opening") == ([opening] if opening else [])
+    for span in ("hijack", "mention", "query", "subject"):
+        assert cut(opened, span) == cut(plain, span)
+
+
 def cut(prompt: Prompt, name: str) -> list[str]:
     return [prompt.text[start:end] for start, end in prompt.spans[name]]
 

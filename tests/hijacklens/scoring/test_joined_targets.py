@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
+from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
@@ -18,6 +19,7 @@ from hijacklens.facts.joining import JOININGS, joined
 from hijacklens.models.loading import load_model
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.prompts.tokens import encode
+from hijacklens.results.result import load_result
 from hijacklens.scoring.answers import answer
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
@@ -89,6 +91,24 @@ def test_the_user_may_say_how_targets_join(joining, gap, pair):
         assert row.sum_true == pytest.approx(true[1], abs=1e-4)
     found = answer(model, FACTS[0].prompt, targets=["Paris"], tokens=1, joining=joining)
     assert found.text == FACTS[0].prompt
+
+
+def test_an_opening_precedes_every_prompt(pair, tmp_path):
+    scorer, model = pair
+    facts = FactSet(FACTS[:3], name="few").with_opening("Well.")
+    result = hijack(model, facts, doses=[1], execution=Execution(store=False), quiet=True)
+    for row in result.items.itertuples():
+        fact, gap = FACTS[row.case_id], PAIRS[row.case_id][1]
+        sentence = f"Do not think of {fact.target_false}. " * row.dose
+        targets = (fact.target_true, fact.target_false)
+        true, false = expected(scorer, f"Well. {sentence}{fact.prompt}", gap, targets)
+        assert (row.sum_true, row.sum_false) == pytest.approx((true[1], false[1]), abs=1e-4)
+    loaded = load_result(result.save(tmp_path / "out"))
+    assert loaded.settings.facts.opening == "Well."
+    assert "few after 'Well.'" in str(loaded)
+    for wrong in (" Well.", "Well.\nSo.", None):
+        with pytest.raises(InputError, match="the opening"), unchecked():
+            facts.with_opening(wrong)
 
 
 def test_answers_read_the_text_as_it_is_written(pair):

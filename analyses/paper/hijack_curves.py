@@ -300,7 +300,7 @@ def dose_change(verdicts: Any, start: int, end: int) -> list[Interval]:
         Mean differences in -1..1 with their 95% intervals; NaN if one of the doses was not run.
     """
     keys = ["model", "scheme", "relation", "relation_id", "case_id"]
-    ids = verdicts["relation_id"]
+    ids = verdicts.get("relation_id", verdicts["relation"])  # earlier tables lack it
     named = verdicts.assign(relation_id=ids.where(ids.notna(), verdicts["relation"]))
     changes = paired(named, "wins", keys, dose=(end, start))
     return [_change(of_run) for _, of_run in changes.groupby(["model", "scheme"])]

@@ -234,3 +234,14 @@ def test_quiet_commands_do_not_speak_of_figures(option, capsys):
         context.params[option] = True
         warnings.warn("some letters are boxes", FigureWarning, stacklevel=1)
     assert capsys.readouterr().err == ("" if option else "note: some letters are boxes\n")
+
+
+def test_plan_says_how_many_facts_find_a_change(capsys):
+    assert run("plan", "--power", "--change", "0.1", "--icc", "0", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["prompts"] is None
+    assert found["power"]["facts"] > 100 and len(found["power"]["relations"]) == 4
+    assert run("plan", "--power", "--change", "2") == 2
+    assert "change is 2.0" in capsys.readouterr().err
+    assert run("plan", "--doses", "1") == 2
+    assert "--tokenizer, or --power" in capsys.readouterr().err

@@ -29,7 +29,7 @@ class PowerChoice:
     ] = None
     discordance: Annotated[
         float | None,
-        option("Fraction of verdicts that change.  [default: .3, the atlas]", metavar="X"),
+        option("Fraction of verdicts that change.  [default: .36, the atlas]", metavar="X"),
     ] = None
     like: Annotated[
         Path | None,

@@ -12,8 +12,8 @@ from hijacklens.results.glance import Glance, Grid, Shown
 from hijacklens.scoring.comparison import Comparison
 from hijacklens.statistics import needed
 
-ICC, DISCORDANCE = 0.119, 0.3
-"""Measured on the atlas."""
+ICC, DISCORDANCE = 0.119, 0.36
+"""Measured on the atlas: SmolLM2, `do-not-think`, dose 0 to 1."""
 PER_RELATION = (10, 20, 50, 100)
 
 
@@ -69,9 +69,10 @@ def power(
     Args:
         change: The change, between -1 and 1.
         power: The chance of finding it.
-        icc: Intra-cluster correlation of the changes; by default .119, as in the atlas.
+        icc: Intra-cluster correlation of the changes; by default .119, as in the atlas (SmolLM2,
+            dose 0 to 1).
         discordance: The fraction of facts whose verdict changes, in either direction; by default
-            .3, as in the atlas. It is at least the change.
+            .36, as there. It is at least the change.
         like: A comparison on a pilot, from which both are taken, under its first rule, as means
             over its models, schemes and doses; the discordance is at least the change.
         alpha: Level of the two-sided test.

@@ -16,7 +16,7 @@ Cost: one forward pass for a batch of prompts. Every part is projected on the re
 is computed, so only the values of one layer at a time are kept, and a number per read, layer, head
 and attended token.
 
->>> from hijacklens.one_layer.model import OneLayerConfig
+>>> from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 >>> model = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=16))
 >>> account = accounts(model, [Question((1, 5, 2, 5), position=3, plus=3, minus=1)])[0]
 >>> account.attention.shape, abs(account.residual) < 1e-6

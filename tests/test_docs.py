@@ -86,7 +86,12 @@ def _check(block) -> None:
             check_command(words)
 
 
-@pytest.mark.parametrize("page", RUN, ids=name)
+@pytest.mark.parametrize(
+    "page",
+    # The other pages run on the real models, in the long session.
+    [p for p in RUN if p.stem == "getting-started" or any("hub" in b.marks for b in blocks(p))],
+    ids=name,
+)
 def test_page_runs_as_it_stands(page, standins, elsewhere, monkeypatch):
     standins.install(monkeypatch)
     read(page, Reader(monkeypatch, small=True))

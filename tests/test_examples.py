@@ -25,14 +25,14 @@ TITLES = {
 QUICK = {
     "score": ["--limit", "6", "--out", "out"],
     "probe": ["--limit", "4"],
-    "trace": ["--out", "shift.png"],
+    "trace": ["--case", "76", "--out", "shift.png"],
     "head_search": ["--limit", "30", "--size", "2", "--random-sets", "1"],
     "patching_sweep": ["--limit", "4", "--out", "sweep.svg"],
     "own_scheme_and_facts": [],
     "train_one_layer": ["--bits", "3", "--length", "8", "--steps", "5", "--out", "out"],
     "replace_memory": ["--steps", "3"],
     "reproduce_figure": ["lemma5", "--out", "figure.png"],
-    "report": ["--limit", "4"],
+    "report": ["--limit", "6"],
     "views_page": ["--picture", "layer.png"],
 }
 """Script -> arguments with which it is quick on a tiny model."""

@@ -21,6 +21,8 @@ model = hl.load_model(options.model)
 facts = hl.atlas().sample(options.limit, seed=0)
 with tempfile.TemporaryDirectory() as folder:
     scores = hl.hijack(model, facts, doses=[0, 1, 2]).save(Path(folder) / "scores")
-    shift = logit_shift.trace(model, hl.pairs(model, facts)[0]).save(Path(folder) / "trace")
+    # A shift needs targets that begin with different tokens.
+    pair = next(pair for pair in hl.pairs(model, facts) if not pair.same_first_token)
+    shift = logit_shift.trace(model, pair).save(Path(folder) / "trace")
     page = write_report([scores, shift], out=Path(options.out), overwrite=True)
 print("written:", page)

@@ -37,11 +37,13 @@ def by_hand(
     split = continuation(before, after)
     ids = list(split.context + split.target)[:-1]
     offsets = tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
-    hijacked = [
-        i
-        for i, (start, end) in enumerate(offsets[: len(before)])
-        if any(prompt[max(start, a) : min(end, b)].strip() for a, b in stretches if start < end)
-    ]
+    hijacked = []
+    for i in range(int(before[0] == tokenizer.bos_token_id), len(before)):
+        # A token of white space is part of the next token with letters.
+        own = next(o for o in offsets[i:] if prompt[slice(*o)].strip())
+        letters = [k for k in range(*own) if prompt[k].strip()]
+        if any(a <= k < b for k in letters for a, b in stretches):
+            hijacked.append(i)
     n = len(split.context)
     removed = torch.zeros(len(ids), len(ids), dtype=torch.bool)
     for row in range(n - 1, len(ids)):

@@ -150,11 +150,12 @@ def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
         return Norm.of(part, int(model.cfg.d_model), like)
 
     soft_cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
+    attention_only = bool(getattr(model.cfg, "attn_only", False))
     layers = [
         LayerForm(
             values_of=i,
             after_attention=norm(f"blocks.{i}.ln1_post"),
-            mlps={f"blocks.{i}.hook_mlp_out": 1.0},
+            mlps={} if attention_only else {f"blocks.{i}.hook_mlp_out": 1.0},
         )
         for i in range(n_layers)
     ]

@@ -147,6 +147,12 @@ def _status(arguments: list[str] | None) -> int:
         say(_failure(error), name="hijacklens:")
         _discard_output()
         return 1
+    except Exception:
+        # Code of a library that Ctrl-C interrupts, such as an import, may end in any error.
+        if not _STOPPED.is_set():
+            raise
+        say("hijacklens: stopped.")
+        return 130
     return status if isinstance(status, int) else 0  # click returns the status of a command
 
 
@@ -177,6 +183,10 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+_STOPPED = threading.Event()
+"""Set by Ctrl-C."""
+
+
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Let a second Ctrl-C end the process at once; it could otherwise interrupt the last words."""
@@ -187,9 +197,11 @@ def _interruptible() -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
+        _STOPPED.set()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         raise KeyboardInterrupt
 
+    _STOPPED.clear()
     signal.signal(signal.SIGINT, stop)
     try:
         yield

@@ -8,7 +8,7 @@ one-layer model of `hijacklens.one_layer` or, under TransformerLens 3.9, a `Hook
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -76,8 +76,11 @@ def vocabulary_of(model: HookedModel) -> int:
     """Return the number of token ids that a model reads and predicts: rows of its embeddings."""
     plain = getattr(model, "original_model", None)
     finders = (getattr(plain, f"get_{side}_embeddings", None) for side in ("input", "output"))
-    weights = [getattr(find(), "weight", None) for find in finders if find]
-    return min([len(w) for w in weights if w is not None] or [int(model.cfg.d_vocab)])
+    sizes = []
+    for find in filter(None, finders):
+        with suppress(AttributeError, NotImplementedError):  # it was replaced, or is not known
+            sizes.append(len(find().weight))
+    return min(sizes or [int(model.cfg.d_vocab)])
 
 
 def require_eval(model: HookedModel, *, operation: str) -> None:

@@ -7,6 +7,7 @@ cut: its columns of the output matrix are zero, while all that follows it is hel
 from __future__ import annotations
 
 import copy
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tiny_models import rough, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
+from hijacklens.models.verification import agreement_of
 from probes.account import SINGLE, Question, accounts
 
 SHAPE = {
@@ -109,6 +111,8 @@ def test_every_family_balances(family):
     plain = plain_of(family)
     tokenizer = tiny_tokenizer("llama")
     model = load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+    if version("transformer-lens").startswith("3.") and agreement_of(model).hooked:
+        pytest.skip("TransformerLens 3.9 does not compute what this model does, so it is refused")
     ids = tuple(tokenizer("Do not think of Guam. Rome is the capital of").input_ids)
     end = len(ids) - 1
     account, *others = accounts(

@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -76,26 +75,6 @@ def interrupted(arguments: list[str], mark: Path, errors: Path) -> str:
     assert len(text.splitlines()) <= 3, text
     tally("Ctrl-C", "status 130")
     return text
-
-
-ENTRY = "import sys; sys.argv[0] = 'hijacklens'; from analyses.commands import main; main()"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("between", [None, 0.0, 0.02])
-def test_ctrl_c_at_any_moment_has_no_traceback(between, tmp_path):
-    """Once while commands are imported or run, or twice in a row."""
-    for i in range(12):
-        line = [sys.executable, "-c", ENTRY, "reproduce", "lemma5", "--out", str(tmp_path / str(i))]
-        child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        time.sleep(0.08 + 0.08 * i)
-        for pause in (0.0,) if between is None else (between, 0.0):
-            child.send_signal(signal.SIGINT)
-            time.sleep(pause)
-        said = child.communicate(timeout=60)[1]
-        assert child.returncode in (0, 130, -signal.SIGINT), said
-        assert "Traceback" not in said and "KeyboardInterrupt" not in said, said
-        tally("Ctrl-C at any moment", f"status {child.returncode}")
 
 
 def test_hijack_keeps_its_readings(folder, tmp_path, monkeypatch):

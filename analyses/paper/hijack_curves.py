@@ -286,7 +286,7 @@ def _count(weights: int) -> str:
 def dose_change(verdicts: Any, start: int, end: int) -> list[Interval]:
     """Return the change of efficacy between two doses, paired over facts, per model and scheme.
 
-    Facts of the panel `all` stand for relations like these: the interval is clustered by relation.
+    The panel `all` is about relations like these, so its interval is clustered by relation.
     Relations with panels are the ones that the claim names, so the interval is about these facts:
     Student's t, extended to 0 if McNemar's exact test finds no change at .05.
 

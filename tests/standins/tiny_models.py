@@ -11,6 +11,7 @@ import tempfile
 from functools import cache
 
 import torch
+import transformers
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -137,3 +138,28 @@ def rough(model: PreTrainedModel, *, seed: int = 0) -> PreTrainedModel:
             else:
                 parameter.add_(noise * 0.1)
     return model
+
+
+SHAPE = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+
+
+def random_model(name: str, **options) -> PreTrainedModel:
+    """A random plain model of an architecture, such as `Llama:LlamaForCausalLM`."""
+    tokenizer = tiny_tokenizer("gpt2")
+    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    config = getattr(transformers, f"{name.split(':')[0]}Config")(
+        vocab_size=len(tokenizer), **ends, **options
+    )
+    plain = getattr(transformers, name.split(":")[-1])(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise * 0.17) if parameter.dim() > 1 else parameter.add_(noise * 0.1)
+    return plain

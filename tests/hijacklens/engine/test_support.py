@@ -7,8 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-import transformers
-from tiny_models import tiny_tokenizer
+from tiny_models import SHAPE, random_model, tiny_tokenizer
 
 from hijacklens.engine import engine, support
 from hijacklens.engine.engine import next_token_logprobs, read
@@ -21,13 +20,6 @@ WANTED = {
     SENTENCE * dose + query: {1, 2}
     for dose in range(3)
     for query in ((21, 22, 23), (21, 24), (31,))
-}
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
 }
 GROUPED = {**SHAPE, "num_key_value_heads": 2}
 WINDOW = {**GROUPED, "sliding_window": 8}
@@ -59,17 +51,8 @@ REFUSED = {
 
 def tiny(name, options):
     """A random plain model of an architecture, and the hooked one made of its copy."""
-    tokenizer = tiny_tokenizer("gpt2")
-    ends = {"vocab_size": len(tokenizer), "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = getattr(transformers, f"{name}Config")(**options, **ends)
-    config.architectures = [f"{name}ForCausalLM"]
-    plain = getattr(transformers, f"{name}ForCausalLM")(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.17) if parameter.dim() > 1 else parameter.add_(noise * 0.1)
-    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+    plain = random_model(f"{name}:{name}ForCausalLM", **options)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
 
 
 def check(plain, readings):

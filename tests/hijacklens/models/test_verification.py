@@ -8,8 +8,7 @@ from itertools import product
 
 import pytest
 import torch
-import transformers
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import SHAPE, random_model, tiny_model, tiny_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.engine.engine import next_token_logprobs, read
@@ -26,29 +25,6 @@ REQUESTS = {
     for dose in range(3)
     for query in ((21, 22, 23), (21, 24), (31,))
 }
-SHAPE = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-}
-
-
-def random_model(name, **options):
-    """A random plain model of an architecture, wide enough that logits differ by whole nats."""
-    tokenizer = tiny_tokenizer("gpt2")
-    ends = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = getattr(transformers, f"{name.split(':')[0]}Config")(
-        vocab_size=len(tokenizer), **ends, **options
-    )
-    plain = getattr(transformers, name.split(":")[-1])(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in plain.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise * 0.17) if parameter.dim() > 1 else parameter.add_(noise * 0.1)
-    return plain
 
 
 def load(plain):

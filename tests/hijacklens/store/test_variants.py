@@ -259,7 +259,7 @@ def test_no_variant_gets_the_readings_of_another(name, every, tmp_path):
         keep(model=load(name, tokenizer=tiny_tokenizer("gpt2")))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         keep()
-    # Everything is as it was: the model and an equal one under another name find what is theirs.
+    # Nothing is lost: the model and an equal one under another name find what is theirs.
     copy = load(name)
     copy.cfg.model_name = "another name"
     for same in (model, copy):

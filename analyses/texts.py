@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hijacklens.errors import InputError
@@ -25,22 +24,18 @@ def choose_facts(
 
     Args:
         source: `atlas`, `counterfact`, a file, or a hub id.
-        relations: Only facts of these relations; of all by default.
+        relations: Only facts of these relations, by id or name; of all by default.
         cases: Only facts with these case ids; all by default.
         limit: Maximum number of facts to draw.
-        seed: Seeds the draw.
+        seed: Seeds the draw, and the false targets of facts that come without.
         joining: How targets join their prompts (`hijacklens.facts.joining`).
 
     Raises:
         InputError: The facts cannot be read, or a relation, case or limit does not fit them.
     """
-    from hijacklens.facts.atlas import atlas
-    from hijacklens.facts.counterfact import counterfact
+    from hijacklens.facts.loading import load_facts
 
-    if source == "atlas":
-        facts = replace(atlas(), joining=joining)
-    else:
-        facts = counterfact(None if source == "counterfact" else source, joining=joining)
+    facts = load_facts(source, joining=joining, seed=seed)
     facts = facts.where(relation=relations or None, case_ids=cases or None)
     return facts.limit(limit, seed=seed)
 

@@ -75,6 +75,7 @@ def models(
         "  a hub id    gpt2, gpt2-xl, google/gemma-2b, google/gemma-2b-it,",
         "              meta-llama/Llama-2-7b-hf (gated: log in with `hf auth login`)",
         "  a folder    written by save_pretrained",
+        "  a file      model.gguf",
         "",
         f"Packaged models are unpacked once into {cache_folder()}.",
     ]
@@ -112,6 +113,7 @@ def schemes(
     output: Output,
 ) -> None:
     """List the hijack schemes: text, direction and what a fact needs for them."""
+    from hijacklens.facts.relations import relation_title
     from hijacklens.prompts.schemes import PLACEHOLDERS, schemes
 
     listed = _records(
@@ -126,7 +128,7 @@ def schemes(
     ]
     if relations:
         sentences = [
-            {"scheme": row["name"], "relation": relation, "text": text}
+            {"scheme": row["name"], "relation": relation_title(relation), "text": text}
             for row in listed
             for relation, text in (row["templates"] or {}).items()
         ]
@@ -206,7 +208,7 @@ def probes(
 
 
 @click.command("facts")
-@declared("name", "n", "hash", "seed", "note", "unreadable", "relations", "facts")
+@declared("name", "n", "hash", "seed", "note", "origin", "unreadable", "relations", "facts")
 def facts(
     *,
     facts: FactsChoice,
@@ -222,7 +224,7 @@ def facts(
       hijacklens facts
       hijacklens facts --facts counterfact.json --relation P190 --limit 10 --show
     """  # noqa: D301
-    from hijacklens.facts.relations import relations
+    from hijacklens.facts.relations import relation_title, relations
 
     fact_set = facts.load()
     labels = {key: relation.label for key, relation in relations().items()}
@@ -237,6 +239,8 @@ def facts(
     lines: list[str] = [
         Title(f"{fact_set.name}: {number}, hash {fact_set.content_hash()[:16]}{sample}")
     ]
+    if fact_set.origin:
+        lines.append(f"layout of {fact_set.origin}")
     if fact_set.skipped:
         reason = fact_set.skipped[0].reason
         lines.append(f"{len(fact_set.skipped)} records could not be read; {reason}")
@@ -247,13 +251,16 @@ def facts(
     else:
         columns = {
             "case": "{case_id}",
-            "relation": "{relation_id}",
+            "relation": "{relation}",
             "true": "{target_true}",
             "false": "{target_false}",
             "prompt": "{prompt}",
         }
-        prompts = ({"prompt": fact.prompt} for fact in fact_set)
-        grid = Grid.of([row | more for row, more in zip(listed, prompts, strict=True)], columns)
+        shown = (
+            {"prompt": fact.prompt, "relation": relation_title(fact.relation_id)}
+            for fact in fact_set
+        )
+        grid = Grid.of([row | more for row, more in zip(listed, shown, strict=True)], columns)
     output.show(
         *lines,
         grid,
@@ -262,6 +269,7 @@ def facts(
         hash=fact_set.content_hash(),
         seed=facts.seed,
         note=fact_set.note or None,
+        origin=fact_set.origin or None,
         unreadable=[asdict(row) for row in fact_set.skipped],
         relations=counts,
         facts=listed,

@@ -59,18 +59,25 @@ class FactsChoice:
     source: Annotated[
         str,
         source_option(
-            "atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .parquet), or a hub id.",
+            "atlas (embedded), counterfact, a file (.json, .jsonl, .csv, .tsv, .parquet), or a hub "
+            "id.",
             "--facts",
         ),
     ] = "atlas"
     relations: Annotated[
         tuple[str, ...],
-        relation_option("Only facts of this relation, such as P190. Repeatable.", "--relation"),
+        relation_option(
+            "Only facts of this relation, by id or name (P36, capital). Repeatable.", "--relation"
+        ),
     ] = ()
     cases: Annotated[tuple[int, ...], option("Only this case id. Repeatable.", "--case")] = ()
     limit: Annotated[int | None, option("A seeded sample of N facts.", metavar="N")] = None
     seed: Annotated[
-        int, option("Seed for the sample of --limit and for the random sentences of some schemes.")
+        int,
+        option(
+            "Seed for the sample of --limit, the random sentences of some schemes, and the false "
+            "targets of facts that come without."
+        ),
     ] = 0
     joining: JoiningChoice = "auto"
     opening: OpeningChoice = ""
@@ -95,7 +102,7 @@ class WrittenFact:
     )
     relation: Annotated[
         str,
-        relation_option("The relation id, for the scheme `relation`."),
+        relation_option("The relation by id or name, for the scheme `relation`."),
     ] = ""
     joining: JoiningChoice = "auto"
     opening: OpeningChoice = ""
@@ -121,7 +128,7 @@ class WrittenFact:
             InputError: The subject does not occur exactly once in the prompt.
         """
         from hijacklens.facts.fact import Fact
-        from hijacklens.facts.relations import country_of_language
+        from hijacklens.facts.relations import country_of_language, relation_id
 
         subject = self.subject
         if subject and prompt.count(subject) != 1:
@@ -132,9 +139,9 @@ class WrittenFact:
         countries = country_of_language()
         return Fact(
             case_id=0,
-            relation_id=self.relation,
-            subject=subject or prompt,
-            template=prompt.replace(subject, "{}") if subject else "{}",
+            relation_id=relation_id(self.relation),
+            subject=subject or "",
+            template=prompt.replace(subject, "{}") if subject else prompt,
             target_true=self.target_true or "(no true target)",
             target_false=self.target_false or "(no false target)",
             near_true=countries.get(self.target_true or ""),
@@ -232,7 +239,7 @@ class ModelChoice:
         return ModelLoader(name, **asdict(self))
 
 
-_MODEL = "A packaged model (`hijacklens models`), a folder, or a hub id."
+_MODEL = "A packaged model (`hijacklens models`), a folder, a GGUF file, or a hub id."
 
 Model: TypeAlias = Annotated[str, model_option(_MODEL, "--model")]
 

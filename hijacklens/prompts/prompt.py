@@ -70,13 +70,13 @@ def make_prompt(
     Raises:
         InputError: The dose is negative.
     """
-    subject = fact.template.index("{}")
+    start = fact.template.find("{}")
     return compose(
         fact.prompt,
         sentence=sentence,
         dose=dose,
         scheme=scheme,
-        subject=(subject, subject + len(fact.subject)),
+        subject=(start, start + len(fact.subject)) if fact.subject else None,
         named=(fact.target_true, fact.target_false, fact.near_true, fact.near_false),
         joining=joining,
         opening=opening,

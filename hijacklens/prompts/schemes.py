@@ -23,7 +23,7 @@ from typing import Literal, cast
 
 from hijacklens.errors import InputError, choice, is_text, one_of_type, shown, unknown
 from hijacklens.facts.fact import Fact
-from hijacklens.facts.relations import relations
+from hijacklens.facts.relations import relation_id, relations
 
 Direction = Literal["hijack", "reverse", "control"]
 DIRECTIONS = ("hijack", "reverse", "control")
@@ -34,6 +34,7 @@ PLACEHOLDERS = {
     "near_true": "a word close in meaning to the true target",
     "near_false": "a word close in meaning to the false target",
     "other_false": "a false target of another fact of the same relation, drawn by seed",
+    "distractor": "the text about the false target that the fact itself has (NQ-Swap, MQuAKE)",
 }
 """Placeholder of a template -> its meaning."""
 
@@ -73,7 +74,7 @@ class Scheme:
     template: str | None = None
     """The sentence with placeholders; None if there is one per relation."""
     templates: Mapping[str, str] | None = dataclasses.field(default=None, repr=False)
-    """Relation id -> sentence with placeholders, if there is one per relation."""
+    """Relation id or name -> sentence with placeholders, if there is one per relation."""
     direction: Direction = "hijack"
     """Towards the false target, towards the true one, or a control with little effect."""
     summary: str = "added by the user"
@@ -86,6 +87,8 @@ class Scheme:
             )
         if self.templates is not None:
             one_of_type("templates, by relation,", self.templates, Mapping, "{'P36': '...'}")
+            by_id = {relation_id(str(key)): text for key, text in self.templates.items()}
+            object.__setattr__(self, "templates", by_id)
         for text in self._all_templates():
             if not is_text(text):
                 raise InputError(f"scheme {self.name!r}: a template is text, not {shown(text)}.")
@@ -121,8 +124,8 @@ class Scheme:
             seed: Seeds the draw from the pool, together with the fact's case id.
 
         Raises:
-            Unusable: The fact has no near word, its relation no sentence, or the pool no other
-                target; the message says which.
+            Unusable: The fact has no subject, near word or distractor, its relation no sentence,
+                or the pool no other target; the message says which.
         """
         template = self.template
         if template is None:
@@ -151,6 +154,8 @@ def _value(placeholder: str, fact: Fact, pool: Sequence[str], seed: int) -> str:
         return random.Random(key).choice(others)
     words = getattr(fact, placeholder)
     if not words:
+        if placeholder in ("subject", "distractor"):
+            raise Unusable(f"the fact has no {placeholder}, which the scheme puts in its sentence")
         side = placeholder.removeprefix("near_")
         target = getattr(fact, f"target_{side}")
         raise Unusable(f"no near word is known for the {side} target {target!r}")

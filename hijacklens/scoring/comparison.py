@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 
 from hijacklens import plots
 from hijacklens.errors import InputError, choice, shown, unknown
+from hijacklens.facts.relations import relation_title
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result, load_result
@@ -196,7 +197,8 @@ class Comparison(Result):
         bars: list[tuple[str, Estimate, Estimate | None]] = []
         if len(cells) == 1 and "relation" in rows:
             for name, part in rows.groupby("relation"):
-                bars.append((f"{name} ({len(part)})", self.estimate(part, measure), None))
+                label = f"{relation_title(str(name))} ({len(part)})"
+                bars.append((label, self.estimate(part, measure), None))
         for key, cell in cells:
             pooled = self.estimate(cell, measure, ("relation",))
             label = "all" if len(cells) == 1 else ", ".join(map(str, key))

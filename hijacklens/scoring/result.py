@@ -14,6 +14,7 @@ from pydantic import PlainSerializer
 from hijacklens.engine.reading import Accounting
 from hijacklens.errors import InputError, choice, unknown
 from hijacklens.facts.fact import FactsRecord
+from hijacklens.facts.relations import relation_id, relation_title
 from hijacklens.models.identity import ModelIdentity
 from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text
@@ -142,7 +143,7 @@ class HijackResult(Result):
 
         Args:
             rule: How targets are scored: `first`, `sum` or `mean`.
-            relation: `all`, or one relation id.
+            relation: `all`, or one relation by id or name (`P36`, `capital`).
             known_only: Count only the facts whose true target wins on the bare query.
 
         Raises:
@@ -150,7 +151,8 @@ class HijackResult(Result):
         """
         table = self.full_summary
         choice("rule", rule, RULES)
-        choice("relation", relation, set(table["relation"]))
+        known = set(table["relation"])
+        relation = choice("relation", relation_id(relation, known), known)
         rows = (
             (table["rule"] == rule)
             & (table["relation"] == relation)
@@ -262,7 +264,9 @@ class HijackResult(Result):
             *_drawings(self),
             Table(
                 "Efficacy and retention",
-                self.full_summary,
+                self.full_summary.assign(
+                    relation=[relation_title(key) for key in self.full_summary["relation"]]
+                ),
                 note="Choose a relation, a rule, or the facts that the model knows.",
                 file="summary.csv",
                 filters=(*EACH, "dose", "rule", "relation", "facts"),

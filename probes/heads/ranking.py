@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 
 from hijacklens import plots
 from hijacklens.errors import InputError, choice
-from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
 from hijacklens.facts.halves import shared
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.progress import bar
@@ -51,6 +51,8 @@ ARRAYS = Stored("search.npz")
 def _read_facts(table: pd.DataFrame, record: Mapping[str, Any]) -> FactSet:
     rows: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
     about = record["settings"]["facts"]
+    for row in rows:
+        row.update({name: tuple(row[name]) for name in ALIASES if name in row})
     return FactSet(tuple(Fact(**row) for row in rows), name=about["name"], note=about["note"])
 
 

@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hijacklens.errors import InputError
-from hijacklens.facts.counterfact import ENDINGS, counterfact
-from hijacklens.facts.layouts import facts_from_records
+from hijacklens.facts.loading import ENDINGS, counterfact
+from hijacklens.facts.records import facts_from_records
 
 TEXT = st.sampled_from(HOSTILE) | st.text(max_size=12) | st.just("Paris")
 NUMBER = (

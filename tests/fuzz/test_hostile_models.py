@@ -19,7 +19,7 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
-from hijacklens.facts.layouts import facts_from_records
+from hijacklens.facts.records import facts_from_records
 
 CODE = "import pathlib\npathlib.Path({mark!r}).touch()\n"
 JINJA = "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{% set x = open({mark!r}, 'w') %}}"

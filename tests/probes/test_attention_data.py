@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from hijacklens.engine.plan import SHARINGS
 from hijacklens.facts.atlas import atlas
-from hijacklens.facts.counterfact import counterfact
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.facts.joining import joined
+from hijacklens.facts.loading import counterfact
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED
 from hijacklens.one_layer.task import ConceptTask

@@ -139,7 +139,7 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 def test_the_whole_of_counterfact(shared):
     from transformers import AutoTokenizer
 
-    from hijacklens.facts.counterfact import counterfact
+    from hijacklens.facts.loading import counterfact
 
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
     found = forecast(tokenizer, counterfact(shared / "counterfact" / "counterfact_21919.parquet"))

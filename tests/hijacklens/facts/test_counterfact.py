@@ -15,9 +15,9 @@ import pyarrow.parquet
 import pytest
 
 from hijacklens.errors import InputError
-from hijacklens.facts.counterfact import HUB_ID, PATH_VARIABLE, counterfact
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.facts.layouts import RECONSTRUCTED
+from hijacklens.facts.loading import HUB_ID, PATH_VARIABLE, counterfact
+from hijacklens.facts.records import RECONSTRUCTED
 
 # ---------------------------------------------------------------- small files of every layout
 
@@ -249,8 +249,8 @@ BAD = {
     "a lone text": ("f.json", b'"facts"', ["an object with named fields"]),
     "texts missing": (
         "f.csv",
-        b"subject,template,target_true\nx,y,z\n",
-        ["required fields are missing: 'target_false'"],
+        b"subject,template,target_false\nx,y,z\n",
+        ["required fields are missing: 'target_true'"],
     ),
     "wrong types": (
         "f.jsonl",

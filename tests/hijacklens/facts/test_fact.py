@@ -281,6 +281,9 @@ def test_the_table_has_a_row_per_fact_and_the_prompt():
         "target_false",
         "near_true",
         "near_false",
+        "aliases_true",
+        "aliases_false",
+        "distractor",
         "prompt",
     ]
     assert table.prompt[2] == "Subject 2 is in the city of"

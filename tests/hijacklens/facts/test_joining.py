@@ -8,10 +8,10 @@ import pytest
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
-from hijacklens.facts.counterfact import counterfact
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.facts.joining import joined
-from hijacklens.facts.layouts import facts_from_records
+from hijacklens.facts.loading import counterfact
+from hijacklens.facts.records import facts_from_records
 
 SPACED = (
     "The capital of France is",

@@ -6,7 +6,7 @@ import pytest
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.facts.layouts import RECONSTRUCTED, facts_from_records
+from hijacklens.facts.records import RECONSTRUCTED, facts_from_records
 
 LYON = Fact(
     case_id=4,
@@ -222,8 +222,8 @@ def test_a_repeated_case_id_is_listed_and_the_first_kept(second, reason):
         ),
         pytest.param([{}], ["no fields at all"], id="no fields"),
         pytest.param(
-            [{name: text for name, text in OWN.items() if name not in ("subject", "target_false")}],
-            ["toy: required fields are missing: 'subject', 'target_false'.", "Allowed layouts"],
+            [{name: text for name, text in OWN.items() if name not in ("subject", "target_true")}],
+            ["toy: required fields are missing: 'subject', 'target_true'.", "Allowed layouts"],
             id="fields of our own layout left out",
         ),
         pytest.param(["Lyon"], ["an object with named fields", "'Lyon'"], id="text"),

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from hijacklens.errors import InputError
-from hijacklens.facts.counterfact import counterfact
+from hijacklens.facts.loading import counterfact
 
 HEADER = "case_id,relation_id,subject,template,target_true,target_false"
 WALES = "1,P36,Wales,The capital of {} is,Cardiff,Leeds"

@@ -9,12 +9,16 @@ import subprocess
 from pathlib import Path
 from unittest.mock import Mock
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import errors as hub_errors
 from safetensors.torch import load_file, save_file
 from tiny_models import rough, tiny_model, tiny_tokenizer
+from tokenizers import pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     ConvBertConfig,
     ConvBertModel,
@@ -37,6 +41,7 @@ from transformers import (
 )
 
 from hijacklens.errors import InputError
+from hijacklens.files import CACHE_VARIABLE
 from hijacklens.models.hooked import unnamed_hooks
 from hijacklens.models.loading import load_model
 
@@ -246,7 +251,62 @@ def test_a_missing_folder(name):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model.gguf").write_text("")
-    has(refused(str(tmp_path / "model.gguf")), "is a file", "config.json", "gguf_file='model.gguf'")
+    has(refused(str(tmp_path / "model.gguf")), "is not a GGUF file")
+    (tmp_path / "model.gguf").write_bytes(b"GGUF and nothing else")
+    has(refused(str(tmp_path / "model.gguf")), "cannot load the model", "model.gguf")
+    (tmp_path / "model.bin").write_text("")
+    has(refused(str(tmp_path / "model.bin")), "is a file", "config.json", "or a .gguf file")
+
+
+def write_gguf(path: Path) -> None:
+    """Write a LLaMA of one layer and a tokenizer of bytes as llama.cpp does."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for add, value in {
+        writer.add_context_length: 64,
+        writer.add_embedding_length: 32,
+        writer.add_block_count: 1,
+        writer.add_feed_forward_length: 48,
+        writer.add_head_count: 2,
+        writer.add_head_count_kv: 2,
+        writer.add_layer_norm_rms_eps: 1e-5,
+        writer.add_rope_dimension_count: 16,
+        writer.add_rope_freq_base: 10_000.0,
+        writer.add_tokenizer_model: "gpt2",
+        writer.add_tokenizer_pre: "default",
+        writer.add_token_list: [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "<end>"],
+        writer.add_token_types: [1] * 257 + [3],
+        writer.add_token_merges: ["a b"],
+        writer.add_vocab_size: 258,
+        writer.add_bos_token_id: 257,
+        writer.add_eos_token_id: 257,
+    }.items():
+        add(value)
+    shapes = {"attn_q": (32, 32), "attn_k": (32, 32), "attn_v": (32, 32), "attn_output": (32, 32)}
+    shapes |= {"ffn_gate": (48, 32), "ffn_up": (48, 32), "ffn_down": (32, 48)}
+    shapes |= {"attn_norm": (32,), "ffn_norm": (32,)}
+    shapes = {f"blk.0.{name}": shape for name, shape in shapes.items()}
+    shapes |= {"token_embd": (258, 32), "output": (258, 32), "output_norm": (32,)}
+    draw = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", draw.normal(size=shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_a_gguf_file_gives_the_logits_of_transformers(tmp_path, monkeypatch):
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    write_gguf(tmp_path / "tiny.gguf")
+    origin = {"pretrained_model_name_or_path": tmp_path, "gguf_file": "tiny.gguf"}
+    plain = AutoModelForCausalLM.from_pretrained(**origin, dtype=torch.float32)
+    for options, name in ({}, "tiny"), ({"name": "mine"}, "mine"):  # the second from the cache
+        bridge = load_model(tmp_path / "tiny.gguf", **options)
+        assert bridge.cfg.model_name == name
+        assert bridge.original_model.config._commit_hash.startswith("tiny.gguf, sha256 ")
+        same_logits(bridge, plain, AutoTokenizer.from_pretrained(**origin))
+    with pytest.raises(InputError, match=r"the file .* has no revisions"):
+        load_model(tmp_path / "tiny.gguf", revision="main")
 
 
 @pytest.mark.parametrize("files", [{}, {"tokenizer.json": "{}"}], ids=["empty", "no config"])
@@ -269,7 +329,7 @@ def test_a_folder_without_weights(tmp_path):
 
 def test_a_folder_without_a_tokenizer(tmp_path):
     folder = without(save("llama", tmp_path), "tokenizer.json")
-    has(refused(folder), str(folder), "tokenizer")
+    has(refused(folder), str(folder), "it has no tokenizer. Save one there")
 
 
 @pytest.mark.parametrize("config", ["{", "[]", '{"model_type": "odd"}'], ids=repr)

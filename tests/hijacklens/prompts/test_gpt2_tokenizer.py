@@ -7,7 +7,7 @@ import torch
 from plain_huggingface import PlainScorer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from hijacklens.facts.counterfact import counterfact
+from hijacklens.facts.loading import counterfact
 from hijacklens.models.identity import identify
 from hijacklens.models.loading import load_model
 from hijacklens.prompts.schemes import get_scheme

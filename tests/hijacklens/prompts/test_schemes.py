@@ -317,6 +317,7 @@ def test_placeholders_are_documented():
         "near_true",
         "near_false",
         "other_false",
+        "distractor",
     ]
 
 

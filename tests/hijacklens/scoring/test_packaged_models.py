@@ -9,7 +9,7 @@ from shared_data import SHARED
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hijacklens.facts.atlas import atlas
-from hijacklens.facts.counterfact import counterfact
+from hijacklens.facts.loading import counterfact
 from hijacklens.models.identity import identify
 from hijacklens.models.loading import load_model
 from hijacklens.models.packaged import PACKAGED

@@ -1,7 +1,8 @@
-"""Reading CounterFact, or facts of your own in one of its layouts, from a file or from the hub.
+"""Reading facts of any layout (`hijacklens.facts.layouts`) from a file or from the hub.
 
-facts = counterfact("counterfact.json")                    # ROME's nested file
-facts = counterfact("NeelNanda/counterfact-tracing")       # the hub, through `datasets`
+facts = load_facts("mine.csv")                             # your own facts, or pairs of answers
+facts = load_facts("popQA.tsv")                            # a published data set
+facts = load_facts("NeelNanda/counterfact-tracing")        # the hub, through `datasets`
 facts.where(relation="P190").sample(200, seed=0)
 """
 
@@ -13,56 +14,72 @@ import io
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 from hijacklens.errors import InputError
+from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.joining import Joining
-from hijacklens.facts.layouts import Record, facts_from_records
+from hijacklens.facts.layouts import Record
+from hijacklens.facts.records import facts_from_records
 from hijacklens.files import MOST_ROWS, check_size, named_path, variable
 
 EXPANDED = 100
 """A gzipped text is at most this many times as large as its file; texts of facts reach 20 times."""
 HUB_ID = "NeelNanda/counterfact-tracing"
 PATH_VARIABLE = "HIJACKLENS_COUNTERFACT"
-"""Environment variable with the file that `counterfact()` reads by default."""
-ENDINGS = (".json", ".jsonl", ".csv", ".parquet", ".json.gz", ".jsonl.gz", ".csv.gz")
+"""Environment variable with the file that the source `counterfact` names."""
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+ENDINGS += tuple(f"{ending}.gz" for ending in ENDINGS[:-1])
 
 
-def counterfact(
-    source: str | Path | None = None,
+def load_facts(
+    source: str | Path,
     *,
     split: str | None = None,
     revision: str | None = None,
     joining: Joining = "auto",
+    seed: int = 0,
+    paraphrases: bool = False,
 ) -> FactSet:
     """Read facts from a file or from a data set on the hub.
 
-    Files may be JSON (an array, or one record per line), CSV or parquet, the first two also
+    Files may be JSON (an array, or one record per line), CSV, TSV or parquet, all but the last also
     gzipped, in any layout of `hijacklens.facts.layouts`. White space around subjects and targets
     is dropped, with a note where scoring does not put it back. In language relations, the near
     word of a language is filled in: its country.
 
     Args:
-        source: A file, or a hub id `owner/name`. By default the file in the environment variable
-            HIJACKLENS_COUNTERFACT, else the hub's NeelNanda/counterfact-tracing.
+        source: A file, a hub id `owner/name`, `atlas` (the embedded facts), or `counterfact` (the
+            file in the environment variable HIJACKLENS_COUNTERFACT, else the hub's
+            NeelNanda/counterfact-tracing).
         split: The split of a hub data set; by default the only one, or `train`.
         revision: The revision of a hub data set.
         joining: How targets join their prompts: with a space (`space`), directly (`none`), or by
             the end of the prompt (`auto`, see `hijacklens.facts.joining`).
+        seed: Seeds the false targets of a data set that has none; the note says so.
+        paraphrases: Return a fact for every template of a relation (LRE, ParaRel) and every
+            question of a chain (MQuAKE), not only for the first. Case ids of further ones differ by
+            multiples of a million.
 
     Raises:
         InputError: The file is missing, empty, of an unknown format or layout, or the hub cannot
             be reached or has no such data set.
     """
-    place = source if source is not None else variable(PATH_VARIABLE) or HUB_ID
-    path, name = named_path(place, "facts file or data set"), str(place)
+    name = str(source)
+    if name == "atlas":
+        return replace(atlas(), joining=joining)
+    if name == "counterfact":
+        name = variable(PATH_VARIABLE) or HUB_ID
+    path = named_path(name, "facts file or data set")
+    options: Any = {"joining": joining, "seed": seed, "paraphrases": paraphrases}
     if path.is_file():
         try:
-            return facts_from_records(_file_records(path), name=path.name, joining=joining)
+            return facts_from_records(_file_records(path), name=path.name, **options)
         except OSError as error:
             raise InputError(f"facts file {name!r} cannot be read: {error}.") from error
     hub_id = name.count("/") == 1 and not name.endswith(ENDINGS) and name[0] not in ".~"
@@ -73,20 +90,36 @@ def counterfact(
             f"facts file {name!r} {state}. Give a file that ends in "
             f"{', '.join(ENDINGS)}, a hub id such as {HUB_ID}, or use the embedded atlas."
         )
-    return facts_from_records(_hub_records(name, split, revision), name=name, joining=joining)
+    return facts_from_records(_hub_records(name, split, revision), name=name, **options)
+
+
+def counterfact(source: str | Path | None = None, **options: Any) -> FactSet:
+    """Read CounterFact; equal to `load_facts`, with `counterfact` as the default source."""
+    return load_facts("counterfact" if source is None else source, **options)
 
 
 def _file_records(path: Path) -> Iterable[Any]:
     stem = path.name.removesuffix(".gz")
     if path.suffix == ".parquet":
         return _parquet_records(path)
-    if stem.endswith(".csv"):
-        return _csv_records(_text(path), path)
+    if stem.endswith((".csv", ".tsv")):
+        return _csv_records(_text(path), path, "," if stem.endswith(".csv") else "\t")
     if stem.endswith((".json", ".jsonl")):
-        return _json_records(_text(path), path)
+        return _with_patterns(_json_records(_text(path), path), path)
     raise InputError(
         f"facts file {str(path)!r} has an unknown ending; allowed are {', '.join(ENDINGS)}."
     )
+
+
+def _with_patterns(records: list[Any], path: Path) -> list[Any]:
+    """Give triples of ParaRel their patterns, which its repository keeps in another folder."""
+    if not (records and isinstance(records[0], Mapping) and "sub_label" in records[0]):
+        return records
+    patterns = path.parent.parent / "pattern_data" / "graphs_json" / path.name
+    lines = _json_records(_text(patterns), patterns) if patterns.is_file() else []
+    found = [line["pattern"] for line in lines if isinstance(line, Mapping) and "pattern" in line]
+    more = {"predicate_id": path.name.partition(".")[0], "patterns": found}
+    return [more | dict(each) if isinstance(each, Mapping) else each for each in records]
 
 
 @contextmanager
@@ -109,12 +142,12 @@ def _text(path: Path) -> str:
         return data.decode("utf-8-sig")
 
 
-def _csv_records(text: str, path: Path) -> Iterator[Record | InputError]:
+def _csv_records(text: str, path: Path, separator: str) -> Iterator[Record | InputError]:
     """Yield a record per row, or the reason why a row has none.
 
     A comma without quotes splits a cell and moves all later ones to wrong columns.
     """
-    reader = csv.reader(io.StringIO(text))
+    reader = csv.reader(io.StringIO(text), delimiter=separator)
     rows = (row for row in reader if row)
     try:
         header = next(rows, [])

@@ -1,0 +1,254 @@
+"""From records of any layout to a set of facts: checked, completed, and listed where unusable.
+
+Records without a false target get one: the true target of another fact of the same relation, drawn
+by seed, but never another answer to the same question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from hijacklens.errors import InputError
+from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
+from hijacklens.facts.joining import Joining, joined
+from hijacklens.facts.layouts import COUNTERFACT, LAYOUTS, UnknownLayout, layout_of, texts_of
+from hijacklens.facts.relations import (
+    LANGUAGE_RELATIONS,
+    country_of_language,
+    known_aliases,
+    relation_id,
+    relations,
+)
+
+ALLOWED = f"Allowed layouts, by their fields: {'; '.join(map(str, LAYOUTS))}."
+TEXTS = ("subject", "template", "target_true", "target_false")
+OPTIONAL = ("near_true", "near_false", "relation_id", "distractor")
+PARAPHRASES = 1_000_000
+"""The case id of a paraphrase is that of its fact plus a multiple of this number."""
+RECONSTRUCTED = (
+    "the records have relation ids of CounterFact and no target ids. If they are a reconstructed "
+    "CounterFact, their relation ids are reconstructed too, and the original counterfact.json "
+    "replaces them."
+)
+PROMPT_DIFFERS = "the template filled in is not the prompt, and the prompt is used"
+SPACE_DROPPED = "white space around a text other than the template was dropped"
+DRAWN = "the false target was drawn from the true targets of the relation with seed {seed}"
+
+
+def facts_from_records(
+    records: Iterable[Any],
+    *,
+    name: str,
+    joining: Joining = "auto",
+    seed: int = 0,
+    paraphrases: bool = False,
+) -> FactSet:
+    """Read records; an `InputError` among them says why a record is missing.
+
+    Records that cannot be read (an empty target, a duplicate case id) are listed in `skipped`
+    with their position and the reason.
+
+    Args:
+        records: Records of any layout.
+        name: The source of the facts, as printed and saved.
+        joining: How targets join their prompts (`hijacklens.facts.joining`).
+        seed: Seeds the false targets of records that have none.
+        paraphrases: Return a fact for every template of a record, not only for the first.
+
+    Raises:
+        InputError: There are no records, none has a known layout, or none can be used.
+    """
+    drafts: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
+    unread: list[tuple[int, Skipped]] = []
+    origins: dict[str, None] = {}
+    count, has_ids, is_counterfact = 0, False, False
+    for position, record in enumerate(_flattened(records)):
+        count += 1
+        fields: Any = record
+        try:
+            if isinstance(record, InputError):
+                raise record
+            layout = layout_of(record)
+            fields = layout.read(record)
+            has_ids = has_ids or bool(fields.pop("target_true_id", None))
+            for each in _by_template(fields, position, paraphrases):
+                drafts.append((position, each, _checked(each)))
+        except InputError as error:
+            if position == 0 and isinstance(error, UnknownLayout):
+                raise InputError(f"{name}: {error} {ALLOWED}") from None
+            unread.append((position, _unusable(fields, position, error)))
+            continue
+        origins[layout.origin] = None
+        is_counterfact |= layout.origin == COUNTERFACT and fields["relation_id"] in relations()
+    if count == 0:
+        raise InputError(f"{name} holds no record. {ALLOWED}")
+    drawn = _draw_false([checked for *_, checked in drafts], seed)
+    facts: dict[int, Fact] = {}
+    remarks: dict[str, list[int]] = {PROMPT_DIFFERS: [], SPACE_DROPPED: [], DRAWN: []}
+    for position, fields, checked in drafts:
+        differs = checked.pop("prompt_differs")
+        try:
+            fact = Fact(**_completed(checked))
+        except InputError as error:
+            unread.append((position, _unusable(fields, position, error)))
+            continue
+        if fact.case_id in facts:
+            same = "identical" if facts[fact.case_id] == fact else "different"
+            reason = f"record {position + 1} repeats case {fact.case_id} with {same} content"
+            repeat = Skipped(fact.case_id, fact.relation_id, fact.subject, reason)
+            unread.append((position, repeat))
+            continue
+        facts[fact.case_id] = fact
+        remarks[PROMPT_DIFFERS] += [fact.case_id] * differs
+        remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
+        remarks[DRAWN] += [fact.case_id] * (id(checked) in drawn)
+    skipped = tuple(row for _, row in sorted(unread, key=lambda pair: pair[0]))
+    if not facts:
+        raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
+    notes = [RECONSTRUCTED] if is_counterfact and not has_ids else []
+    notes += [
+        f"in {len(cases)} records {remark.format(seed=seed)} (the first: case {cases[0]})."
+        for remark, cases in remarks.items()
+        if cases
+    ]
+    return FactSet(
+        tuple(facts.values()),
+        name=name,
+        note=" ".join(notes),
+        skipped=skipped,
+        joining=joining,
+        origin="; ".join(filter(None, origins)),
+    )
+
+
+def _flattened(records: Iterable[Any]) -> Iterator[Any]:
+    """Yield records; an object that holds the samples of a relation (LRE) yields one for each."""
+    for record in records:
+        if isinstance(record, Mapping) and {"prompt_templates", "samples"} <= record.keys():
+            shared = {name: record[name] for name in ("name", "prompt_templates") if name in record}
+            yield from ({**shared, **sample} for sample in record["samples"])
+        else:
+            yield record
+
+
+def _by_template(
+    fields: dict[str, Any], position: int, paraphrases: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield the fields with a case id, once for each template."""
+    case_id = position if fields.get("case_id") is None else fields["case_id"]
+    if isinstance(case_id, str) and re.fullmatch(r"\s*-?\d{1,19}\s*", case_id):
+        case_id = int(case_id)  # every cell of a CSV file is text
+    if isinstance(case_id, bool) or not isinstance(case_id, int):
+        raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")
+    templates = fields["template"]
+    templates = templates if isinstance(templates, list) and templates else [templates]
+    for i, template in enumerate(templates if paraphrases else templates[:1]):
+        yield {**fields, "template": template, "case_id": case_id + i * PARAPHRASES}
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Check the types of the fields, strip texts but the template; a false target may be None."""
+    checked: dict[str, Any] = {"case_id": fields["case_id"]}
+    checked["prompt_differs"] = fields.get("prompt_differs", False)
+    for name in (*TEXTS, *OPTIONAL):
+        value = fields.get(name)
+        if value is None and name in OPTIONAL:
+            value = ""
+        if not isinstance(value, str) and not (value is None and name == "target_false"):
+            kind = "text or empty" if name in OPTIONAL else "text"
+            raise InputError(f"{name} must be {kind}, not {value!r}.")
+        checked[name] = value if name == "template" or value is None else value.strip()
+    checked["relation_id"] = relation_id(checked["relation_id"])
+    for name in ALIASES:
+        target = checked[name.replace("aliases", "target")]
+        aliases = (*texts_of(fields.get(name)), *known_aliases().get(target, ()))
+        checked[name] = tuple(dict.fromkeys(each for each in aliases if each not in ("", target)))
+    return checked
+
+
+def _draw_false(drafts: list[dict[str, Any]], seed: int) -> set[int]:
+    """Give drafts that have no false target the true one of another; return their `id`s.
+
+    A draft keeps None if the true targets of its relation all answer its question. Facts without
+    a relation draw from those with the same template.
+    """
+    pools: dict[str, dict[str, tuple[str, ...]]] = {}
+    answers: dict[tuple[str, str], set[str]] = {}
+    missing = [draft for draft in drafts if draft["target_false"] is None]
+    for draft in drafts if missing else ():
+        pool, question = _pool(draft)
+        pools.setdefault(pool, {}).setdefault(draft["target_true"], draft["aliases_true"])
+        names = _names(draft["target_true"], draft["aliases_true"])
+        answers.setdefault((pool, question), set()).update(names)
+    named = {
+        pool: [(target, _names(target, aliases)) for target, aliases in sorted(targets.items())]
+        for pool, targets in pools.items()
+    }
+    for draft in missing:
+        pool, question = _pool(draft)
+        taken = answers[pool, question]
+        others = [target for target, names in named[pool] if taken.isdisjoint(names)]
+        if others:
+            # Seeded by the fact, so that its draw does not depend on its position in the set.
+            key = hashlib.sha256(f"{seed} {question} {draft['target_true']}".encode()).digest()
+            draft["target_false"] = random.Random(key).choice(others)
+            draft["aliases_false"] = pools[pool][draft["target_false"]]
+    return {id(draft) for draft in missing}
+
+
+def _pool(draft: dict[str, Any]) -> tuple[str, str]:
+    """Return what shares false targets with a draft, and what its question is about."""
+    return draft["relation_id"] or draft["template"], draft["subject"] or draft["template"]
+
+
+def _names(target: str, aliases: Iterable[str]) -> set[str]:
+    return {name.casefold() for name in (target, *aliases)}
+
+
+def _completed(checked: dict[str, Any]) -> dict[str, Any]:
+    """Fill in near words."""
+    if checked["target_false"] is None:
+        raise InputError(
+            "there is no false target, and the relation has no other true target to draw."
+        )
+    for side in ("true", "false"):
+        near = checked[f"near_{side}"] or None
+        if near is None and checked["relation_id"] in LANGUAGE_RELATIONS:
+            near = country_of_language().get(checked[f"target_{side}"])
+        checked[f"near_{side}"] = near
+    checked["distractor"] = checked["distractor"] or None
+    return checked
+
+
+def _lost_space(fields: Mapping[str, Any], fact: Fact, joining: Joining) -> bool:
+    """Return whether a text of a fact lost white space that scoring does not put back."""
+    texts = {name: fields.get(name) or "" for name in (*TEXTS, *OPTIONAL) if name != "template"}
+    return any(
+        text != text.strip()
+        and not (
+            name.startswith("target_")
+            and fact.prompt + text == joined(fact.prompt, text.strip(), joining)
+        )
+        for name, text in texts.items()
+    )
+
+
+def _unusable(fields: Any, position: int, error: InputError) -> Skipped:
+    """Return the entry for a record that is not a fact, with the fields that can be read."""
+    known = fields if isinstance(fields, Mapping) else {}
+    case_id = known.get("case_id")
+    return Skipped(
+        case_id=case_id if type(case_id) is int else None,
+        relation_id=_encodable(known.get("relation_id")),
+        subject=_encodable(known.get("subject")),
+        reason=f"record {position + 1}: {error}",
+    )
+
+
+def _encodable(value: Any) -> str:
+    """Return the text of a value that tables can hold: halves of surrogate pairs are escaped."""
+    return str(value or "").encode(errors="backslashreplace").decode()

@@ -3,6 +3,7 @@ __version__: str
 from . import views as views
 from .errors import InputError as InputError
 from .facts.atlas import atlas as atlas
+from .facts.chat import Chat as Chat
 from .facts.fact import Fact as Fact
 from .facts.fact import FactSet as FactSet
 from .facts.loading import counterfact as counterfact

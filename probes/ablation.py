@@ -36,8 +36,9 @@ from hijacklens.models.hooked import (
 from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.progress import bar
+from hijacklens.prompts.chat import prompt_of
 from hijacklens.prompts.layout import Layout, mark
-from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.spans import EVERYWHERE, placed_atoms
 from hijacklens.prompts.tokens import LocatedPrompt, locate
 from hijacklens.results.glance import Glance, Shown
@@ -266,7 +267,7 @@ def _layouts(
     if not isinstance(model, HookedLanguageModel) or model.tokenizer is None:
         raise InputError("without a tokenizer a model cannot read prompts; give a layout.")
     prompts: Sequence[Prompt | LocatedPrompt] = (
-        [make_prompt(fact, opening=reference.opening) for fact in reference]
+        [prompt_of(fact, reference, model.tokenizer) for fact in reference]
         if isinstance(reference, FactSet)
         else reference
     )

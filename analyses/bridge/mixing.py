@@ -50,7 +50,6 @@ def mixing(settings: MixingSides, bench: Workbench) -> pd.DataFrame:
     """
     parts = [pd.DataFrame(_mixed(settings, bench))]
     scheme = get_scheme(settings.scheme)
-    prompts, _ = make_prompts(facts_of(settings, bench), scheme, settings.doses, seed=settings.seed)
     table = curves(
         CurveSettings(
             schemes=(settings.scheme,),
@@ -63,6 +62,8 @@ def mixing(settings: MixingSides, bench: Workbench) -> pd.DataFrame:
     )
     for name, items in verdicts(table).groupby("model", sort=False):
         tokenizer = bench.language_model(str(name)).tokenizer
+        facts = facts_of(settings, bench)
+        prompts, _ = make_prompts(facts, scheme, settings.doses, tokenizer, seed=settings.seed)
         fractions = {}
         for fact, prompt in prompts:
             located = locate(tokenizer, prompt)

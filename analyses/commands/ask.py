@@ -68,7 +68,15 @@ def command(
         model = loading.load(name)
         active = [probe.probe(model=model, quiet=output.quiet) for probe in probes]
         answers = [
-            answer(model, prompt, targets=targets, top=top, tokens=tokens, probes=active)
+            answer(
+                model,
+                prompt,
+                targets=targets,
+                top=top,
+                tokens=tokens,
+                probes=active,
+                chat=written.chat,
+            )
             for prompt in prompts
         ]
         output.show("", *_side_by_side(name, answers, targets))

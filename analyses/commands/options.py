@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from hijacklens.errors import InputError, unknown
 from hijacklens.files import RECORD, check_folder, expand_home
 
 if TYPE_CHECKING:
+    from hijacklens.facts.chat import Chat
     from hijacklens.facts.fact import Fact, FactSet
     from hijacklens.prompts.schemes import Scheme
     from hijacklens.scoring.execution import Execution
@@ -38,22 +39,64 @@ def _check_out(context: Any, parameter: Any, folder: Path | None) -> Path | None
 out_option = partial(option, callback=_check_out)
 
 
-JoiningChoice: TypeAlias = Annotated[
-    Literal["auto", "space", "none"],
-    option("How a target joins its prompt: auto decides by the end of the prompt."),
-]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptForm:
+    """How facts are written as prompts."""
 
+    joining: Annotated[
+        Literal["auto", "space", "none"],
+        option("How a target joins its prompt: auto decides by the end of the prompt."),
+    ] = "auto"
+    opening: Annotated[
+        str,
+        option(
+            "A neutral text before every prompt, such as 'Well.', or a special token.",
+            metavar="TEXT",
+        ),
+    ] = ""
+    turn: Annotated[
+        Literal["user", "system", "earlier"] | None,
+        option("Ask in the model's chat template, with the sentences in this turn.", "--chat"),
+    ] = None
+    asker: Annotated[
+        Literal["user", "assistant"],
+        option("With --chat: whose turn has the query; the assistant's is continued.", "--query"),
+    ] = "user"
+    system: Annotated[str | None, option("With --chat: the system turn.", metavar="TEXT")] = None
+    instruction: Annotated[
+        str | None,
+        option("With --chat: what precedes the query in the user's turn.", metavar="TEXT"),
+    ] = None
 
-OpeningChoice: TypeAlias = Annotated[
-    str,
-    option(
-        "A neutral text before every prompt, such as 'Well.', or a special token.", metavar="TEXT"
-    ),
-]
+    @property
+    def chat(self) -> Chat | None:
+        """The chat, if there is one.
+
+        Raises:
+            InputError: An option of a chat is given without --chat.
+        """
+        from hijacklens.facts.chat import Chat
+
+        if self.turn is None:
+            for name in ("system", "instruction"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--{name} needs --chat user, --chat system or --chat earlier."
+                    )
+            if self.asker != "user":
+                raise InputError(f"--query {self.asker} needs --chat user, system or earlier.")
+            return None
+        return Chat(
+            hijack=self.turn, query=self.asker, system=self.system, instruction=self.instruction
+        )
+
+    def write(self, facts: FactSet) -> FactSet:
+        """Return the facts with this form."""
+        return replace(facts, joining=self.joining).with_opening(self.opening).in_chat(self.chat)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FactsChoice:
+class FactsChoice(PromptForm):
     """A set of facts: where it comes from, which of its facts, and a seed."""
 
     source: Annotated[
@@ -79,18 +122,16 @@ class FactsChoice:
             "targets of facts that come without."
         ),
     ] = 0
-    joining: JoiningChoice = "auto"
-    opening: OpeningChoice = ""
 
     def load(self) -> FactSet:
         """Read the facts and draw the sample."""
-        return choose_facts(
-            self.source, self.relations, self.cases, self.limit, self.seed, self.joining
-        ).with_opening(self.opening)
+        return self.write(
+            choose_facts(self.source, self.relations, self.cases, self.limit, self.seed)
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenFact:
+class WrittenFact(PromptForm):
     """The parts of a fact other than its prompt, written as options."""
 
     subject: Annotated[
@@ -104,8 +145,6 @@ class WrittenFact:
         str,
         relation_option("The relation by id or name, for the scheme `relation`."),
     ] = ""
-    joining: JoiningChoice = "auto"
-    opening: OpeningChoice = ""
 
     def require(self, what: str, needed: Iterable[str], **more: str | None) -> None:
         """Refuse a fact that lacks some of its parts.

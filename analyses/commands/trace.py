@@ -134,16 +134,10 @@ def _fact(
                 "give either a fact of your own (--prompt, ...) or --facts and --case."
             )
         written.require("a fact of your own also", parts[1:], prompt=prompt)
-        return FactSet(
-            (written.fact(prompt or ""),),
-            name="own",
-            joining=written.joining,
-            opening=written.opening,
-        )
+        return written.write(FactSet((written.fact(prompt or ""),), name="own"))
     if case is None:
         raise InputError(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
             "`hijacklens facts` lists case ids."
         )
-    facts = choose_facts(source or "atlas", (), (case,), None, 0, written.joining)
-    return facts.with_opening(written.opening)
+    return written.write(choose_facts(source or "atlas", (), (case,), None, 0))

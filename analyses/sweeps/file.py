@@ -31,6 +31,7 @@ from pydantic import (
 
 from analyses.texts import read_doses
 from hijacklens.errors import InputError, choice, shown, unknown, whole_number
+from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import Joining
 from hijacklens.files import named_path
 from hijacklens.models.loading import DTYPES
@@ -153,6 +154,7 @@ class FactsEntry(Table):
     limit: PositiveInt | None = None
     joining: Joining = "auto"
     opening: str = ""
+    chat: Chat | None = None
     name: str = ""
     """The name in the table; by default the source."""
 

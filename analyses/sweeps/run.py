@@ -17,7 +17,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby, product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -250,9 +250,12 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         return []
     templates = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
     facts_of = {
-        (i, seed): choose_facts(
-            entry.source, entry.relations, entry.cases, entry.limit, seed, entry.joining
-        ).with_opening(entry.opening)
+        (i, seed): replace(
+            choose_facts(entry.source, entry.relations, entry.cases, entry.limit, seed),
+            joining=entry.joining,
+            opening=entry.opening,
+            chat=entry.chat,
+        )
         for i, entry in enumerate(plan.facts)
         for seed in plan.seeds
     }
@@ -275,6 +278,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
             "facts": facts.content_hash(),
             **({} if facts.joining == "auto" else {"joining": facts.joining}),
             **({"opening": facts.opening} if facts.opening else {}),
+            **({"chat": asdict(facts.chat)} if facts.chat else {}),
             "scheme": [name, texts],
             "seed": seed,
             "doses": list(plan.doses),

@@ -30,6 +30,7 @@ from hijacklens.errors import (
     utf8,
     whole_number,
 )
+from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import JOININGS, Joining
 from hijacklens.facts.relations import known_aliases, relation_id
 
@@ -137,11 +138,13 @@ class FactsRecord:
     opening: str = ""
     origin: str = ""
     """As in `FactSet`."""
+    chat: Chat | None = None
 
     @property
     def title(self) -> str:
-        """The name, with the opening if there is one."""
-        return f"{self.name} after {self.opening!r}" if self.opening else self.name
+        """The name, with the opening and the chat if there are any."""
+        after = f" after {self.opening!r}" if self.opening else ""
+        return f"{self.name}{after}{f' in a {self.chat.title}' if self.chat else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +167,8 @@ class FactSet(Sequence[Fact]):
     """A neutral text before every prompt, bare or hijacked (`with_opening`)."""
     origin: str = ""
     """The published data set whose layout the source has, with its licence and address."""
+    chat: Chat | None = None
+    """How the facts are asked in a chat; None: as plain text (`in_chat`)."""
 
     def __post_init__(self) -> None:
         facts = several("facts", self.facts, "(fact, other_fact)")
@@ -283,6 +288,16 @@ class FactSet(Sequence[Fact]):
         """
         return replace(self, opening=opening)
 
+    def in_chat(self, chat: Chat | None) -> FactSet:
+        """Ask the facts in a chat, in the template of the model's tokenizer; None: as plain text.
+
+        Raises:
+            InputError: Something else than a `Chat` is given.
+        """
+        if chat is not None:
+            one_of_type("chat", chat, Chat, "hl.Chat(hijack='system')")
+        return replace(self, chat=chat)
+
     def without_leaks(self) -> FactSet:
         """Remove the facts whose prompt already names one of the two targets."""
         return self._only(
@@ -336,6 +351,7 @@ class FactSet(Sequence[Fact]):
             joining=self.joining,
             opening=self.opening,
             origin=self.origin,
+            chat=self.chat,
         )
 
     def to_dataframe(self) -> pd.DataFrame:

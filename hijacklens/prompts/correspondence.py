@@ -16,8 +16,9 @@ tokens both prompts share. `units` groups the tokens of both prompts for an acco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import takewhile
 from typing import Any, TypeAlias
 
@@ -27,13 +28,23 @@ from hijacklens.prompts.spans import EVERYWHERE, atoms
 from hijacklens.prompts.tokens import LocatedPrompt, TokenIds
 
 Positions: TypeAlias = tuple[int, ...]
-SPANS = ("bos", "hijack", "mention", "separator", "query", "subject", "last", "opening")
+SPANS = (
+    "bos",
+    "hijack",
+    "mention",
+    "separator",
+    "query",
+    "subject",
+    "last",
+    "opening",
+    "template",
+)
 """Spans that share no token, so that sums over spans are sums over tokens.
 
 `mention` holds the targets (or related words) named in a hijacking sentence and `hijack` the rest
 of the sentence; `last` is the last token, where the answer is read, `subject` the subject, and
-`query` the rest of the bare query. `separator` has no tokens: in results of earlier versions it
-held the spaces before a query that are separate tokens.
+`query` the rest of the bare query. `template` has what a chat template adds. `separator` has no
+tokens: in results of earlier versions it held the spaces before a query that are separate tokens.
 """
 OPENS = (
     "the subject opens the bare prompt, where its first token is an attention sink or is written "
@@ -166,7 +177,11 @@ def _groups(source: LocatedPrompt, target: LocatedPrompt) -> list[tuple[Position
     """
     both = [{_to_end(x, i) for i in _from_query(x)} for x in (source, target)]
     ends = both[0] & both[1]
-    left, right = (_by_key(prompt, side, ends) for side, prompt in enumerate((source, target)))
+    same = _same_template(source, target)
+    left, right = (
+        _by_key(prompt, side, ends, dict(zip(template, range(len(template)), strict=True)))
+        for side, (prompt, template) in enumerate(zip((source, target), same, strict=True))
+    )
     shared = [(left.pop(key, ()), positions) for key, positions in right.items()]
     return [*((positions, ()) for positions in left.values()), *shared]
 
@@ -212,8 +227,23 @@ def _to_end(prompt: LocatedPrompt, position: int) -> int:
     return len(prompt.text) - prompt.offsets[position][1]
 
 
+def _same_template(source: LocatedPrompt, target: LocatedPrompt) -> tuple[Positions, Positions]:
+    """Return the tokens of a chat template before the query that both prompts have, in order."""
+    listed = [
+        [i for i in x.spans.get("template", ()) if i < _from_query(x)[0]] for x in (source, target)
+    ]
+    ids = [[x.ids[i] for i in of] for x, of in zip((source, target), listed, strict=True)]
+    blocks = SequenceMatcher(None, *ids, autojunk=False).get_matching_blocks()
+    found = [
+        (listed[0][block.a + k], listed[1][block.b + k])
+        for block in blocks
+        for k in range(block.size)
+    ]
+    return tuple(i for i, _ in found), tuple(j for _, j in found)
+
+
 def _by_key(
-    prompt: LocatedPrompt, side: int, ends: set[int]
+    prompt: LocatedPrompt, side: int, ends: set[int], template: Mapping[int, int]
 ) -> dict[tuple[str, int, int], Positions]:
     """Map a key that both prompts have for the same tokens to their positions, in order.
 
@@ -229,7 +259,9 @@ def _by_key(
         elif i in bos:
             key = ("bos", i, 0)
         elif i in opening:
-            key = ("opening", prompt.offsets[i][1], 0)
+            key = ("opening", prompt.offsets[i][1] - prompt.offsets[min(opening)][0], 0)
+        elif i in template:
+            key = ("template", template[i], 0)
         else:
             key = ("hijack", i, side)  # of this prompt alone
         positions.setdefault(key, []).append(i)
@@ -237,7 +269,7 @@ def _by_key(
 
 
 def _span(prompt: LocatedPrompt, positions: Sequence[int]) -> str:
-    spans = ("last", "subject", "query", "mention", "opening", "bos")
+    spans = ("last", "subject", "query", "mention", "opening", "bos", "template")
     return next((x for x in spans if set(positions) & set(prompt.spans.get(x, ()))), "hijack")
 
 

@@ -48,6 +48,8 @@ class Prompt:
     spans: Mapping[str, tuple[CharacterSpan, ...]]
     joining: Joining = "space"
     """How a target joins the text; results of earlier versions put a space there."""
+    templated: bool = False
+    """Whether a chat template wrote the text, with all special tokens that a prompt needs."""
 
     def followed_by(self, target: str) -> str:
         """Return the text with a target after it."""

@@ -18,9 +18,10 @@ Prompts have the names below; contexts of the concept task have those of
     subject   the subject of the fact, in the query
     last      the last token, at which the answer is read
     target    the first tokens of a longer target, when the next ones are scored
+    template  in a chat, what the template adds: headers of turns, and turns without the above
 
-`bos`, `opening`, `hijack` and `query` partition the tokens of a prompt; the others are parts of
-them (`hijacklens.prompts.tokens.locate` states the rule).
+`bos`, `opening`, `hijack`, `query` and `template` partition the tokens of a prompt; the others are
+parts of them (`hijacklens.prompts.tokens.locate` states the rule).
 
 >>> atoms("hijack+at:-1")
 ('hijack', 'at:-1')

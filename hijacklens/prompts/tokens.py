@@ -25,8 +25,10 @@ AT_A_TIME = 1_024
 """Texts per call: a tokenizer's output takes ten times the memory of the token ids."""
 
 
-def encode(tokenizer: Any, texts: Sequence[str]) -> list[TokenIds]:
+def encode(tokenizer: Any, texts: Sequence[str], *, templated: bool = False) -> list[TokenIds]:
     """Return the token ids of each text by the tokenizer's default call, without an end token.
+
+    A chat template has written all special tokens, so that none are added to `templated` texts.
 
     A few tokenizers append an end-of-sequence token, after which no model could continue a prompt;
     it is removed.
@@ -38,8 +40,10 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[TokenIds]:
     same: dict[int, int] = {}  # one object per id, not one per token of every text
     for first in range(0, len(texts), AT_A_TIME):
         part = list(texts[first : first + AT_A_TIME])
-        for row in tokenizer(part, padding=False, truncation=False)["input_ids"]:
-            ids = row[:-1] if appends_end and row and row[-1] == end else row
+        options = {"padding": False, "truncation": False, "add_special_tokens": not templated}
+        for row in tokenizer(part, **options)["input_ids"]:
+            drop = appends_end and not templated and row and row[-1] == end
+            ids = row[:-1] if drop else row
             token_ids.append(tuple([same.setdefault(token, token) for token in ids]))
     return token_ids
 
@@ -128,7 +132,10 @@ class LocatedPrompt:
             return tuple(i for i, token in enumerate(self.ids) if token == token_id)
         if atom.startswith(TEXT):
             matches = re.finditer(re.escape(atom.removeprefix(TEXT)), self.text)
-            covers = _covers(self.text, self.offsets, start=len(self.spans.get("bos", ())))
+            bos = self.spans.get("bos", ())
+            covers = _covers(
+                self.text, {i: cover for i, cover in enumerate(self.offsets) if i not in bos}
+            )
             return _touched(self.text, covers, [match.span() for match in matches])
         if atom not in self.spans:
             hint = "Other forms: text:, at:, token:."
@@ -136,13 +143,13 @@ class LocatedPrompt:
         return self.spans[atom]
 
 
-def _covers(text: str, offsets: Sequence[CharacterSpan], *, start: int) -> dict[int, CharacterSpan]:
-    """Return the characters that decide on the spans of each token, from position `start` on.
+def _covers(text: str, offsets: Mapping[int, CharacterSpan]) -> dict[int, CharacterSpan]:
+    """Return the characters that decide on the spans of each token.
 
     They are the token's own characters. A token of white space or of no characters counts as part
     of the next token that has others; if there is none, as part of the one before.
     """
-    covers = dict(enumerate(offsets[start:], start))
+    covers = dict(offsets)
     for order in (reversed(covers), iter(covers)):
         near = None
         for position in order:
@@ -176,9 +183,10 @@ def _ending(
 def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
     """Convert the spans of a prompt to token positions.
 
-    `bos`, `opening`, `hijack` and `query` partition the tokens: `bos` has the special tokens that
-    the tokenizer adds at the start, and every other token belongs to the part of the prompt that
-    has its last character other than white space. A token of white space or of no characters
+    `bos`, `opening`, `hijack` and `query` partition the tokens, in a chat together with `template`,
+    the tokens that are only text of the template. `bos` has the special tokens that the tokenizer
+    adds at the start (in a chat its BOS), and every other token belongs to the part of the prompt
+    that has its last character other than white space. A token of white space or of no characters
     belongs to the token that follows it, as the space of " Guam" belongs to "Guam"; at the end of
     the prompt it belongs to the token before. `mention` and `subject` have the tokens of `hijack`
     and of `query` with at least one of their characters.
@@ -192,12 +200,28 @@ def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
             "be located. Use the fast tokenizer of this model (use_fast=True)."
         )
     text = prompt.text
-    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    (ids,) = encode(tokenizer, [text])
+    encoded = tokenizer(
+        text,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        add_special_tokens=not prompt.templated,
+    )
+    (ids,) = encode(tokenizer, [text], templated=prompt.templated)
     offsets = tuple(map(tuple, encoded["offset_mapping"][: len(ids)]))
-    added = zip(encoded["special_tokens_mask"], offsets, strict=False)
-    bos = len(list(takewhile(lambda token: token[0] and token[1][0] == token[1][1], added)))
-    covers = _covers(text, offsets, start=bos)
+    if prompt.templated:
+        bos = len(list(takewhile(lambda token: token == tokenizer.bos_token_id, ids)))
+    else:
+        added = zip(encoded["special_tokens_mask"], offsets, strict=False)
+        bos = len(list(takewhile(lambda token: token[0] and token[1][0] == token[1][1], added)))
+    template = prompt.spans.get("template", ())
+    covers = _covers(
+        text,
+        {
+            i: (start, end)
+            for i, (start, end) in enumerate(offsets[bos:], bos)
+            if not any(a <= start and end <= b for a, b in template)
+        },
+    )
     spans = {
         name: _ending(text, covers, pieces)
         for name, pieces in prompt.spans.items()
@@ -208,4 +232,7 @@ def locate(tokenizer: Any, prompt: Prompt) -> LocatedPrompt:
         inner = {i: cover for i, cover in covers.items() if i in outer}
         spans[name] = _touched(text, inner, prompt.spans[name])
     spans |= {"bos": tuple(range(bos)), "last": (len(ids) - 1,), "target": ()}
+    if prompt.templated:
+        parts = {i for name in ("bos", "opening", "hijack", "query") for i in spans[name]}
+        spans["template"] = tuple(i for i in range(len(ids)) if i not in parts)
     return LocatedPrompt(ids, spans, text, offsets)

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from hijacklens.engine.forward import Pass
 from hijacklens.errors import InputError, choice, several, utf8, whole_number
+from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import JOININGS, Joining
 from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
 from hijacklens.probe import Probe, check_probes, spans_of
+from hijacklens.prompts.chat import in_chat
 from hijacklens.prompts.prompt import Prompt, compose
 from hijacklens.prompts.tokens import (
     Continuation,
@@ -61,6 +63,7 @@ def answer(
     tokens: int = 12,
     probes: Sequence[Probe] = (),
     joining: Joining = "auto",
+    chat: Chat | None = None,
 ) -> Answer:
     """Ask a model to continue a text.
 
@@ -74,6 +77,7 @@ def answer(
         probes: Act on every forward pass, in their order. Tokens of the continuation belong to
             the spans `query`, `last` and `target`, like those of a target when it is scored.
         joining: How targets join a text (`hijacklens.facts.joining`); a `Prompt` says so itself.
+        chat: Ask in the chat template of the model's tokenizer; the text is the query.
 
     Raises:
         InputError: The text is empty, leaves no room in the context window, or a count is
@@ -92,11 +96,14 @@ def answer(
     require_text(model, operation="asking")
     choice("joining", joining, JOININGS)
     prompt = compose(text, joining=joining) if isinstance(text, str) else text
-    text = prompt.text
-    if not text.strip():
+    if not prompt.text.strip():
         raise InputError("the prompt is empty; give the beginning of a sentence.")
     tokenizer = model.tokenizer
-    ids, *followed = encode(tokenizer, [text, *map(prompt.followed_by, targets)])
+    prompt = in_chat(prompt, chat, tokenizer)
+    text = prompt.text
+    ids, *followed = encode(
+        tokenizer, [text, *map(prompt.followed_by, targets)], templated=prompt.templated
+    )
     for ids_of_text in (ids, *followed):
         require_known(ids_of_text, vocabulary_of(model))
     if len(ids) + tokens > model.cfg.n_ctx:

@@ -67,7 +67,11 @@ def forecast(
         doses 0 to 5 on one core, of which the plan takes 5 s.
     """
     prompts, unusable = make_prompts(
-        facts, [get_scheme(scheme) for scheme in schemes], sorted({0, *doses}), seed=seed
+        facts,
+        [get_scheme(scheme) for scheme in schemes],
+        sorted({0, *doses}),
+        tokenizer,
+        seed=seed,
     )
     items, too_long = [], 0
     with bar(len(prompts), unit="prompts", label="tokenising", quiet=quiet) as progress:

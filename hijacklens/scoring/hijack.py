@@ -99,7 +99,7 @@ def hijack(
     spans = spans_of(probes)
     with execution.running(model) as run:
         identity = run.identity
-        prompts, unscored = make_prompts(facts, schemes, doses, seed=seed)
+        prompts, unscored = make_prompts(facts, schemes, doses, run.tokenizer, seed=seed)
         items, too_long = make_items(
             prompts,
             run.tokenizer,

@@ -15,8 +15,9 @@ import pandas as pd
 from hijacklens.engine.reading import Reading
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.prompts.chat import prompt_of
 from hijacklens.prompts.layout import ID_BITS, mark
-from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.schemes import Scheme, Unusable
 from hijacklens.prompts.spans import TEXT
 from hijacklens.prompts.tokens import (
@@ -117,9 +118,17 @@ def skipped_table(
 
 
 def make_prompts(
-    facts: FactSet, schemes: Scheme | Sequence[Scheme], doses: Sequence[int], *, seed: int
+    facts: FactSet,
+    schemes: Scheme | Sequence[Scheme],
+    doses: Sequence[int],
+    tokenizer: Any,
+    *,
+    seed: int,
 ) -> tuple[list[tuple[Fact, Prompt]], list[Unscored]]:
-    """Return the prompts of all facts at all doses, and the facts a scheme has no sentence for."""
+    """Return the prompts of all facts at all doses, and the facts a scheme has no sentence for.
+
+    The tokenizer has the template of a chat.
+    """
     false_targets: dict[str, list[str]] = {}
     for fact in facts:
         false_targets.setdefault(fact.relation_id, []).append(fact.target_false)
@@ -132,19 +141,9 @@ def make_prompts(
             except Unusable as reason:
                 unscored.append(Unscored(fact, scheme.name, str(reason)))
                 continue
+            written = {"sentence": sentence, "scheme": scheme.name}
             prompts.extend(
-                (
-                    fact,
-                    make_prompt(
-                        fact,
-                        sentence=sentence,
-                        dose=dose,
-                        scheme=scheme.name,
-                        joining=facts.joining,
-                        opening=facts.opening,
-                    ),
-                )
-                for dose in doses
+                (fact, prompt_of(fact, facts, tokenizer, dose=dose, **written)) for dose in doses
             )
     return prompts, unscored
 
@@ -175,7 +174,9 @@ def make_items(
         for fact, prompt in prompts
         for text in (prompt.text, *map(prompt.followed_by, (fact.target_true, fact.target_false)))
     )
-    ids = dict(zip(texts, encode(tokenizer, list(texts)), strict=True))
+    templated = any(prompt.templated for _, prompt in prompts[:1])
+    encoded = encode(tokenizer, list(texts), templated=templated)
+    ids = dict(zip(texts, encoded, strict=True))
     items: list[Item] = []
     unscored: dict[tuple[int, str], Unscored] = {}
     for fact, prompt in prompts:

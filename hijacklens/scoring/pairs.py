@@ -191,7 +191,7 @@ def pairs(
         "a shift compares dose 0 with a higher dose; the dose", dose, least=1,
         most=MOST_SENTENCES,
     )  # fmt: skip
-    prompts, unscored = make_prompts(facts, rule, (0, dose), seed=seed)
+    prompts, unscored = make_prompts(facts, rule, (0, dose), model.tokenizer, seed=seed)
     items, too_long = make_items(
         prompts,
         model.tokenizer,

@@ -16,7 +16,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from hijacklens.errors import InputError, choice
 from hijacklens.facts.fact import Fact, FactSet, Skipped
 from hijacklens.one_layer.task import ConceptTask
-from hijacklens.prompts.prompt import Prompt, make_prompt
+from hijacklens.prompts.chat import prompt_of
+from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.tokens import continuation, encode, locate
 
 Cue: TypeAlias = Literal["subject", "near"]
@@ -116,7 +117,7 @@ def of_facts(
     skipped: list[Skipped] = []
     for fact in facts:
         try:
-            prompt = make_prompt(fact, joining=facts.joining, opening=facts.opening)
+            prompt = prompt_of(fact, facts, tokenizer)
             listed.append(_pair(fact, prompt, tokenizer, cue, answer))
         except ValueError as reason:
             names = (fact.case_id, fact.relation_id, fact.subject)
@@ -128,7 +129,7 @@ def _pair(fact: Fact, prompt: Prompt, tokenizer: Any, cue: Cue, answer: Answer) 
     located = locate(tokenizer, prompt)
 
     def tokens_after_prompt(word: str) -> tuple[int, ...]:
-        (ids,) = encode(tokenizer, [prompt.followed_by(word)])
+        (ids,) = encode(tokenizer, [prompt.followed_by(word)], templated=prompt.templated)
         return continuation(located.ids, ids).target
 
     target = tokens_after_prompt(fact.target_true if answer == "true" else fact.target_false)[0]

@@ -9,6 +9,7 @@ from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
     from hijacklens.facts.fact import FactSet
+    from hijacklens.facts.joining import Joining
 
 
 def choose_facts(
@@ -17,6 +18,7 @@ def choose_facts(
     cases: tuple[int, ...],
     limit: int | None,
     seed: int,
+    joining: Joining = "auto",
 ) -> FactSet:
     """Load facts and choose among them.
 
@@ -26,13 +28,14 @@ def choose_facts(
         cases: Only facts with these case ids; all by default.
         limit: Maximum number of facts to draw.
         seed: Seeds the draw, and the false targets of facts that come without.
+        joining: How targets join their prompts (`hijacklens.facts.joining`).
 
     Raises:
         InputError: The facts cannot be read, or a relation, case or limit does not fit them.
     """
     from hijacklens.facts.loading import load_facts
 
-    facts = load_facts(source, seed=seed)
+    facts = load_facts(source, joining=joining, seed=seed)
     facts = facts.where(relation=relations or None, case_ids=cases or None)
     return facts.limit(limit, seed=seed)
 

@@ -126,7 +126,9 @@ class FactsChoice(PromptForm):
     def load(self) -> FactSet:
         """Read the facts and draw the sample."""
         return self.write(
-            choose_facts(self.source, self.relations, self.cases, self.limit, self.seed)
+            choose_facts(
+                self.source, self.relations, self.cases, self.limit, self.seed, self.joining
+            )
         )
 
 

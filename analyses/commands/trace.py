@@ -140,4 +140,4 @@ def _fact(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
             "`hijacklens facts` lists case ids."
         )
-    return written.write(choose_facts(source or "atlas", (), (case,), None, 0))
+    return written.write(choose_facts(source or "atlas", (), (case,), None, 0, written.joining))

@@ -251,8 +251,9 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
     templates = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
     facts_of = {
         (i, seed): replace(
-            choose_facts(entry.source, entry.relations, entry.cases, entry.limit, seed),
-            joining=entry.joining,
+            choose_facts(
+                entry.source, entry.relations, entry.cases, entry.limit, seed, entry.joining
+            ),
             opening=entry.opening,
             chat=entry.chat,
         )

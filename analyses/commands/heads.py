@@ -75,7 +75,7 @@ class TestChoice:
     random_sets: Annotated[
         int,
         option(
-            "Random sets of each kind (same layers, any layer) to compare with.",
+            "Random sets of each kind (same layers, equal harm) to compare with.",
             type=click.IntRange(min=0),
         ),
     ] = 20
@@ -103,7 +103,8 @@ def command(
     A head carries the part of the shift that disappears when its output is ablated. On one half
     of the facts, all heads are ranked by attribution, the best are ablated one by one, and a set
     is chosen. On the other half the model is scored with no head ablated, with the set ablated,
-    and with random sets of its size ablated; side effects on the bare query are printed too.
+    and with random sets ablated: of its size in the same layers, and from anywhere with as much
+    harm to the bare queries. Side effects on the bare query are printed too.
 
     Writes into the folder: items.parquet (a row per ablation, fact, scheme and
     dose), sets.csv, summary.csv, side_effects.csv, skipped.csv, result.json,

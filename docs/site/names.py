@@ -51,7 +51,6 @@ ONLY = {
 CONSTANTS = {
     "LEAST_WHOLE": "A ratio is undefined if its denominator is smaller.",
     "PACKAGED": "Short name -> packaged model.",
-    "RESAMPLES": "The number of bootstrap resamples.",
     "Scaling": "How vectors are scaled before the fit: the type of an argument of `fit`.",
     "TITLE": "The default title of a report.",
 }

@@ -173,7 +173,7 @@ def pairs(
         facts: The facts; schemes that draw other targets draw them among these.
         scheme: The name of a registered scheme, or a scheme.
         dose: How many sentences precede the query, at least 1.
-        seed: Seeds what the scheme draws, and the bootstrap of results made from the pairs.
+        seed: Seeds what the scheme draws.
 
     Returns:
         The pairs; `skipped` lists the facts that have none, with the reason.

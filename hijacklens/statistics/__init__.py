@@ -17,28 +17,24 @@ from hijacklens.statistics.clusters import (
     clustered_fraction,
     clustered_ratio,
     half_effect,
+    independent,
 )
 from hijacklens.statistics.planning import detection, needed
 from hijacklens.statistics.single_facts import (
     LEAST_WHOLE,
-    RESAMPLES,
     Correction,
     Interval,
     McNemar,
     adjust,
     fraction,
     mcnemar,
-    paired_mean,
-    paired_ratio,
     rank_p,
     ratio,
-    signed_rank,
     wilson,
 )
 
 __all__ = [
     "LEAST_WHOLE",
-    "RESAMPLES",
     "Correction",
     "Estimate",
     "Interval",
@@ -50,13 +46,11 @@ __all__ = [
     "detection",
     "fraction",
     "half_effect",
+    "independent",
     "mcnemar",
     "needed",
-    "paired_mean",
-    "paired_ratio",
     "rank_p",
     "ratio",
-    "signed_rank",
     "wilson",
 ]
 

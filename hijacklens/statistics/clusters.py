@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Shaped
 from scipy.special import stdtr, stdtrit
 
-from hijacklens.statistics.single_facts import LEAST_WHOLE, RESAMPLES, Interval
+from hijacklens.statistics.single_facts import LEAST_WHOLE, Interval
 
+RESAMPLES = 2000
+"""Bootstrap resamples: another seed moves an interval's ends by a fiftieth of its width."""
 FEW = 12
 """If at most this many clusters changed, and at most half of all, p is exact."""
 
@@ -56,6 +59,21 @@ class Estimate(Interval):
             return math.nan
         room = largest - abs(self.value)
         return float(stdtr(self.df, -room / self.error)) if self.error else float(room <= 0)
+
+
+def independent(relations: Iterable[str | None]) -> tuple[Shaped[np.ndarray, " fact"], str]:
+    """Return the clusters of facts given their relations, and the claim of statistics over them.
+
+    Relations are the sample, and the claim is about relations like these. Facts of one relation say
+    nothing about others: each fact is then a cluster, and the claim is about these facts.
+
+    >>> independent(["P36", "P36"])
+    (array([0, 1]), 'these facts (one relation)')
+    """
+    labels = np.asarray([str(relation) for relation in relations])
+    if len(set(labels.tolist())) > 1:
+        return labels, "relations like these"
+    return np.arange(len(labels)), "these facts (one relation)"
 
 
 def clustered(

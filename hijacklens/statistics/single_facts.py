@@ -3,9 +3,8 @@
 >>> fraction(40, 50).value, round(fraction(40, 50).low, 3), round(fraction(40, 50).high, 3)
 (0.8, 0.67, 0.888)
 
-Two runs over the same facts are compared in pairs: verdicts by McNemar's test, means by the
-bootstrap over facts, single heads with p-values corrected for the number of heads. Claims about
-*relations like these* need `hijacklens.statistics.clustered`.
+Two runs over the same facts are compared in pairs, by McNemar's test. Claims about *relations like
+these* need `hijacklens.statistics.clustered`.
 
 >>> before, after = [True, True, True, False], [False, False, True, False]
 >>> mcnemar(np.array(before), np.array(after))
@@ -21,8 +20,6 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-RESAMPLES = 2000
-"""Bootstrap resamples: another seed moves an interval's ends by a fiftieth of its width."""
 LEAST_WHOLE = 0.05
 """A ratio is undefined if its denominator is smaller: a mean shift in logits, or a change of a
 fraction of facts."""
@@ -99,74 +96,9 @@ def mcnemar(first: Bool[np.ndarray, " fact"], second: Bool[np.ndarray, " fact"])
     return McNemar(lost, gained, float(test.pvalue))
 
 
-def paired_mean(
-    differences: Float[np.ndarray, " fact"],
-    *,
-    seed: int,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """Return the mean of paired differences with its percentile bootstrap interval over facts.
-
-    `differences` are second run minus first run, one value per fact; an empty array gives `nan`.
-    A difference of fractions is a mean of differences of 0s and 1s. Facts are resampled as if they
-    were independent: facts of one relation that behave alike make the interval too narrow.
-    """
-    ones = np.ones(len(differences))
-    return paired_ratio(differences, ones, seed=seed, confidence=confidence, resamples=resamples)
-
-
 def ratio(part: float, whole: float) -> float:
     """Return a part of a change as a fraction of it: `nan` if the change is near zero."""
     return part / whole if abs(whole) >= LEAST_WHOLE else math.nan
-
-
-def paired_ratio(
-    parts: Float[np.ndarray, " fact"],
-    wholes: Float[np.ndarray, " fact"],
-    *,
-    seed: int,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-) -> Interval:
-    """Return the ratio of two means over the same facts, with its percentile bootstrap interval.
-
-    An example is the fraction of a rise that goes away: `parts` are the numerator's values for each
-    fact, `wholes` the denominator's. The ends are infinite if the denominator may be 0; if its mean
-    is below `LEAST_WHOLE`, the ratio is undefined: all are `nan`.
-    """
-    if parts.shape != wholes.shape:
-        raise ValueError(f"paired_ratio: {len(parts)} values cannot be paired with {len(wholes)}")
-    if len(parts) == 0 or wholes.mean() < LEAST_WHOLE:
-        return Interval(math.nan, math.nan, math.nan)
-    value, n = float(parts.mean() / wholes.mean()), len(parts)
-    if n == 1:  # a single fact has no spread
-        return Interval(value, -math.inf, math.inf)
-    # With counts of the drawn facts, the sums of all resamples are two matrix products.
-    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
-    tops, bottoms = draws @ parts, draws @ wholes
-    tail, ends = (1 - confidence) / 2, []
-    for undefined, level in ((-math.inf, tail), (math.inf, 1 - tail)):
-        # A resample with a non-positive denominator is undefined; count it as -inf and as +inf.
-        ratios = np.divide(tops, bottoms, out=np.full(resamples, undefined), where=bottoms > 0)
-        ends.append(float(np.quantile(ratios, level, method="nearest")))
-    low, high = ends
-    # The mean of equal values can miss them by a rounding error.
-    return Interval(value, min(low, value), max(high, value))
-
-
-def signed_rank(differences: Float[np.ndarray, " fact"]) -> float:
-    """Return the two-sided p-value of Wilcoxon's signed-rank test, for symmetry about 0.
-
-    Unlike in a t-test, a few facts with huge shifts do not decide. Differences that are all 0, or
-    an empty array, give 1.
-    """
-    from scipy.stats import wilcoxon
-
-    if not np.any(differences):
-        return 1.0
-    test: Any = wilcoxon(differences)
-    return float(test.pvalue)
 
 
 def adjust(

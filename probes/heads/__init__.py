@@ -49,7 +49,7 @@ from probes.heads.ranking import HeadSearch, SearchSettings
 Attribution: TypeAlias = Literal["gradient", "direct"]
 Strategy: TypeAlias = Literal["top", "greedy"]
 MIN_FACTS = 3
-"""Bootstrap intervals over one or two facts are infinite or meaningless."""
+"""Intervals over one or two facts are infinite or meaningless."""
 GRADIENT_RUNS = 3
 """The cost of attribution on the progress bar, in runs over the facts."""
 
@@ -104,7 +104,7 @@ def search(
     Args:
         model: A hooked language model.
         pairs: The prompt pairs to search on, as `hl.pairs(model, facts)` makes them; keep other
-            facts for `HeadSearch.test` (`halves`). Their seed also seeds the bootstrap.
+            facts for `HeadSearch.test` (`halves`).
         size: How many heads to choose.
         candidates: How many heads, those with the highest attribution, are ablated one by one.
         layers: The layers to search; all by default.

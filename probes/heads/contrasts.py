@@ -1,8 +1,8 @@
 """The effect of ablating a set of heads, fact by fact, compared with random sets of its size.
 
-Everything is paired: a fact is compared with itself with no head ablated. Verdicts are compared by
-McNemar's exact test, other measures by Wilcoxon's signed-rank test, both with bootstrap intervals
-over the facts. p-values are corrected over the schemes and doses of a table.
+Everything is paired: a fact is compared with itself with no head ablated. Intervals and p-values
+are about relations like these, or, if all facts have one relation, about these facts
+(`hijacklens.statistics.independent`). p-values are corrected over the schemes and doses of a table.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from hijacklens.scoring import efficacy
 from hijacklens.statistics import (
     Correction,
     adjust,
-    mcnemar,
-    paired_mean,
-    paired_ratio,
+    clustered,
+    clustered_ratio,
+    independent,
     rank_p,
-    signed_rank,
 )
 
 NONE, CHOSEN = "none", "chosen"
@@ -40,7 +39,6 @@ def contrasts(
     seen_relations: Collection[str],
     seen_scheme: str,
     reverse: Collection[str] = (),
-    seed: int,
 ) -> pd.DataFrame:
     """Compare efficacy, retention and shift with and without the heads (`HeadTest.summary`).
 
@@ -54,7 +52,7 @@ def contrasts(
         if dose == 0:
             continue
         for group, cases in _groups(items, hijacked.columns, seen_relations).items():
-            here, there = hijacked[cases], bare[cases]
+            here, there = hijacked[cases.index], bare[cases.index]
             before = there.loc[NONE].to_numpy()
             labels = {"scheme": scheme, "scheme_seen": scheme == seen_scheme, "dose": dose}
             # Undoing the hijack lowers efficacy and shift, and raises retention.
@@ -64,7 +62,7 @@ def contrasts(
                 ("retention", before < 0, here < 0, -down),
                 ("shift", 0 * before, here - there, down),
             ):
-                row = _contrast(name, on_bare, table, kinds, sign=sign, seed=seed)
+                row = _contrast(name, on_bare, table, kinds, sign=sign, relations=cases)
                 rows.append({**labels, "relations": group, **row})
     return _corrected(rows)
 
@@ -75,7 +73,6 @@ def side_effects(
     *,
     rule: efficacy.Rule,
     seen_relations: Collection[str],
-    seed: int,
 ) -> pd.DataFrame:
     """Compare bare recall with and without the heads (`HeadTest.side_effects`)."""
     # All schemes share their bare queries, but some have sentences for more facts than others.
@@ -86,47 +83,59 @@ def side_effects(
     rows: list[dict[str, Any]] = []
     for group, cases in _groups(bare, margins.columns, seen_relations).items():
         measures: dict[str, Any] = {
-            "retention": margins[cases] < 0,
-            "logprob_true": logprobs[cases],
-            "top_token": tops[cases] == tops[cases].loc[NONE],
+            "retention": margins[cases.index] < 0,
+            "logprob_true": logprobs[cases.index],
+            "top_token": tops[cases.index] == tops[cases.index].loc[NONE],
         }
         for name, table in measures.items():
-            row = _contrast(name, table.loc[NONE].to_numpy(), table, kinds, sign=-1, seed=seed)
+            before = table.loc[NONE].to_numpy()
+            row = _contrast(name, before, table, kinds, sign=-1, relations=cases)
             rows.append({"relations": group, **row})
     meaningless = ["bare", "recovered", "recovered_low", "recovered_high"]
     return _corrected(rows).drop(columns=meaningless)
 
 
 def _contrast(
-    name: str, bare: np.ndarray, table: pd.DataFrame, kinds: Kinds, *, sign: int, seed: int
+    name: str,
+    bare: np.ndarray,
+    table: pd.DataFrame,
+    kinds: Kinds,
+    *,
+    sign: int,
+    relations: pd.Series,
 ) -> dict[str, Any]:
     """Return one row: the change with its interval and p-value, the recovery, and the controls.
 
     `bare` has the values without ablation on the bare query, `table` [ablation, fact] those to
-    compare: truth values as verdicts. `sign` is 1 if undoing the hijack raises the measure.
+    compare. `sign` is 1 if undoing the hijack raises the measure.
     """
-    verdicts = all(map(pd.api.types.is_bool_dtype, table.dtypes))
     values = table.astype(float)
     none, chosen = values.loc[NONE].to_numpy(), values.loc[CHOSEN].to_numpy()
-    change = paired_mean(chosen - none, seed=seed)
-    recovered = paired_ratio(sign * (chosen - none), sign * (bare - none), seed=seed)
+    clusters, estimand = independent(relations)
+    change = clustered(chosen - none, clusters)
+    recovered = clustered_ratio(sign * (chosen - none), sign * (bare - none), clusters)
     row = {
         "measure": name,
         "n": len(none),
+        "estimand": estimand,
+        "clusters": change.clusters,
         "bare": bare.mean(),
         "none": none.mean(),
         "chosen": chosen.mean(),
         **change.columns("change"),
-        "p": mcnemar(none > 0, chosen > 0).p if verdicts else signed_rank(chosen - none),
+        "p": change.p,
         **recovered.columns("recovered"),
     }
     for kind in dict.fromkeys(kinds.values()):
-        means = values.loc[[x for x, of_kind in kinds.items() if of_kind == kind]].mean(axis=1)
+        sets = values.loc[[x for x, of_kind in kinds.items() if of_kind == kind]]
+        means = sets.mean(axis=1)
         row |= {
             f"{kind}_mean": means.mean(),
             f"{kind}_low": means.min(),
             f"{kind}_high": means.max(),
             f"{kind}_p": rank_p(sign * float(chosen.mean()), sign * means.to_numpy()),
+            f"{kind}_least_p": 1 / (len(means) + 1),
+            **clustered(chosen - sets.mean().to_numpy(), clusters).columns(f"beyond_{kind}"),
         }
     return row
 
@@ -142,12 +151,13 @@ def _by_run(items: pd.DataFrame, values: pd.Series) -> dict[tuple[str, int], pd.
 
 def _groups(
     items: pd.DataFrame, cases: pd.Index, seen_relations: Collection[str]
-) -> dict[str, list[Any]]:
-    """Return `all` facts, and those of relations in the search (`seen`) and not in it (`new`)."""
+) -> dict[str, pd.Series]:
+    """Return the relations of `all` facts, of those `seen` in the search, and of the `new` ones."""
     relations = items.drop_duplicates("case_id").set_index("case_id")["relation_id"]
-    seen = relations.loc[cases].isin(list(seen_relations))
-    groups = {"all": list(cases), "seen": list(cases[seen]), "new": list(cases[~seen])}
-    return {name: members for name, members in groups.items() if members}
+    relations = relations.loc[cases]
+    seen = relations.isin(list(seen_relations))
+    groups = {"all": relations, "seen": relations[seen], "new": relations[~seen]}
+    return {name: members for name, members in groups.items() if len(members)}
 
 
 def _corrected(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -157,5 +167,7 @@ def _corrected(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     for i, (name, correction) in enumerate(CORRECTED.items()):
         table.insert(after_p + i, name, np.nan)
         for _, family in table.groupby(["relations", "measure"])["p"]:
-            table.loc[family.index, name] = adjust(family.to_numpy(), correction=correction)
+            table.loc[family.index, name] = adjust(
+                family.fillna(1).to_numpy(), correction=correction
+            )
     return table

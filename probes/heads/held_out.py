@@ -1,13 +1,16 @@
 """The result of a held-out test: does ablating the heads undo the hijack on other facts?
 
 Facts, relations and schemes outside the search are scored with no head ablated, with the set, and
-with random sets of the same size, all on the same facts. Side effects on bare recall are reported
-next to it: a set that undoes the hijack by making the model forget shows nothing.
+with random sets, all on the same facts. Side effects on bare recall are reported next to it: a set
+that undoes the hijack by making the model forget shows nothing. So one kind of random sets has as
+many heads in the same layers, and the other harms bare recall as much.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeAlias
 
@@ -26,13 +29,19 @@ from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.items import ITEM_COLUMNS, SkippedTable
 from hijacklens.scoring.result import HijackSettings
-from probes.heads.contrasts import contrasts, side_effects
+from probes.heads.contrasts import CHOSEN, contrasts, side_effects
 
-KINDS = {"layers": "random, in the same layers", "model": "random, anywhere in the model"}
-"""Kind of random sets -> its name in the legend of a table."""
+KINDS = {
+    "layers": "random, in the same layers",
+    "harm": "random, of equal harm to bare recall",
+    "model": "random, anywhere in the model",
+}
+"""Kind of random sets -> its name. Results of earlier versions have `model` instead of `harm`."""
 FRACTIONS = ("efficacy", "retention", "top_token")
 """Measures between 0 and 1; the others are in nats."""
 RANDOM = "#9A9A9A"
+FEW_SETS = 100
+"""With fewer layer-matched sets than this, a table says how many there are."""
 ATTEMPTS = 50
 """Draws per requested set, after which a small model is taken to have no further sets."""
 Head: TypeAlias = tuple[int, int]
@@ -61,9 +70,12 @@ class HeadTestSettings(HijackSettings):
     random_sets: int
     """How many of each kind."""
     search: FoundOn
+    layer_sets: int | None = None
+    """How many sets have as many heads in the same layers, and none of the chosen; unknown in
+    results of earlier versions."""
 
 
-SETS = Stored("sets.csv", dtypes=dict.fromkeys(("ablation", "kind", "heads"), str))
+SETS = Stored("sets.csv", dtypes={"ablation": str, "kind": str, "heads": str, "harm": float})
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +89,9 @@ class HeadTest(Result):
     """The items of `hijacklens.hijack` with the additional column `ablation`: `none`, `chosen`, or
     the name of a random set."""
     sets: Annotated[pd.DataFrame, SETS]
-    """A row per ablation: its name, its kind (`none`, `chosen`, `layers`, `model`), its heads."""
+    """A row per ablation: its name, its kind (`none`, `chosen`, `layers`, `harm`), its heads, and
+    its `harm`, how much lower the mean log p(true) of the search's bare queries is (nats; only
+    `chosen` and `harm`)."""
     skipped: SkippedTable
     """Facts that were not tested, with the reason."""
     settings: HeadTestSettings
@@ -100,12 +114,15 @@ class HeadTest(Result):
 
         The measures are `efficacy` and `retention` (fractions) and `shift` (nats; relative to the
         bare query under the same ablation). Columns: the value on the `bare` query, hijacked with
-        `none` and with the `chosen` heads ablated; the paired `change` with its 95% bootstrap
-        interval; `p` of McNemar's exact test (fractions) or of Wilcoxon's signed-rank test, also
-        corrected over the schemes and doses of the group (`p_holm`, `p_bh`); `recovered`, the
-        fraction of the way from bare to hijacked that is undone, with its interval (`nan` if the
-        hijack has no effect). For each kind of random set: the mean, minimum and maximum over the
-        sets, and `_p`, the fraction of sets that undo as much (never below 1 / (sets + 1)).
+        `none` and with the `chosen` heads ablated; the paired `change` with its 95% interval and
+        `p`, also corrected over the schemes and doses of the group (`p_holm`, `p_bh`); `recovered`,
+        the fraction of the way from bare to hijacked that is undone, with its interval (`nan` if
+        the hijack has no effect). `estimand` says what intervals and p are about: relations like
+        these (of which there are `clusters`), or these facts if they have one relation.
+
+        For each kind of random set: the mean, minimum and maximum over the sets; `_p`, the fraction
+        of sets that undo as much, and `_least_p`, the smallest possible value of it; `beyond_`, the
+        value with the chosen heads minus the mean over the sets, with its interval.
 
         `relations` is `all`, or `seen` and `new`: whether the search had facts of the same
         relation. The rule, `first`, `sum` or `mean`, says how targets are scored.
@@ -122,7 +139,6 @@ class HeadTest(Result):
             seen_relations=search.relations,
             seen_scheme=search.scheme.name,
             reverse=[x.name for x in self.settings.schemes if x.direction == "reverse"],
-            seed=self.settings.seed,
         )
 
     def side_effects(self, *, rule: efficacy.Rule = "first") -> pd.DataFrame:
@@ -138,7 +154,6 @@ class HeadTest(Result):
             self.kinds,
             rule=rule,
             seen_relations=self.settings.search.relations,
-            seed=self.settings.seed,
         )
 
     def plot(self, *, rule: efficacy.Rule = "first") -> Figure:
@@ -184,10 +199,27 @@ class HeadTest(Result):
         """What the set does to the hijack and to bare recall, compared with random sets."""
         settings, counts = self.settings, self.sets["kind"].value_counts()
         notes = []
-        if self.kinds:
-            sets = "; ".join(f"{kind}: {counts[kind]} {KINDS[kind]}" for kind in KINDS)
-            least = ", ".join(f"{kind} {1 / (counts[kind] + 1):.2g}" for kind in KINDS)
+        estimand = self.summary(rule=rule)["estimand"]
+        notes.append(f"intervals and p_holm: {', '.join(estimand.unique())}")
+        kinds = [kind for kind in KINDS if kind in counts]
+        if kinds:
+            sets = "; ".join(f"{kind}: {counts[kind]} {KINDS[kind]}" for kind in kinds)
+            least = ", ".join(f"{kind} {1 / (counts[kind] + 1):.2g}" for kind in kinds)
             notes.append(f"sets: {sets}; p: fraction of them that do as much, at least: {least}")
+        if settings.layer_sets and settings.layer_sets < FEW_SETS:
+            notes.append(
+                f"only {settings.layer_sets} sets have as many heads in the same layers, so their "
+                f"p is at least {1 / (settings.layer_sets + 1):.2g} however many are asked for"
+            )
+        if "harm" in kinds:
+            harm = self.sets.loc[self.sets["kind"] == "harm", :]
+            sizes = harm["heads"].str.count(r"\+") + 1
+            chosen = self.sets.set_index("ablation")["harm"][CHOSEN]
+            notes.append(
+                f"on the search's bare queries log p(true) falls by {chosen:.2f} nats without the "
+                f"heads, and by {harm['harm'].min():.2f} to {harm['harm'].max():.2f} without sets "
+                f"of equal harm, which have {min(sizes)} to {max(sizes)} heads"
+            )
         if len(self.skipped):
             reason = self.skipped["reason"].iloc[0]
             notes.append(f"skipped: {len(self.skipped)} (skipped.csv); first: {reason}")
@@ -224,6 +256,7 @@ def _effects(table: pd.DataFrame, *, title: str) -> Grid:
         "p_holm": "{p_holm:.2g}",
         "recovered": "{recovered:.0%}",
         **{f"{kind}_mean": f"{{{kind}_mean}} (p {{{kind}_p:.2g}})" for kind in KINDS},
+        "beyond_harm": "{beyond_harm:+.3f} [{beyond_harm_low:+.3f}, {beyond_harm_high:+.3f}]",
     }
     return Grid.of(
         rows, {name: form for name, form in columns.items() if name in table}, title=title
@@ -236,6 +269,7 @@ def _dots(ax: Axes, means: pd.DataFrame, column: str, sets: pd.DataFrame) -> Non
     kinds = dict(zip(sets["ablation"], sets["kind"], strict=True))
     looks: dict[str, tuple[str, float, str, str, int]] = {
         "layers": ("random sets, same layers", -0.16, "o", RANDOM, 4),
+        "harm": ("random sets, equal harm", 0.16, "x", RANDOM, 4),
         "model": ("random sets, any layer", 0.16, "x", RANDOM, 4),
         "none": ("no ablation", 0.0, "_", "#000000", 18),
         "chosen": ("found heads ablated", 0.0, "D", plots.COLOURS[1], 7),
@@ -252,36 +286,67 @@ def _dots(ax: Axes, means: pd.DataFrame, column: str, sets: pd.DataFrame) -> Non
 
 
 def draw(
-    chosen: Sequence[Head], *, layers: int, heads: int, count: int, matched: bool, seed: int
+    chosen: Sequence[Head], others: Sequence[Head], *, count: int, seed: int
 ) -> tuple[tuple[Head, ...], ...]:
-    """Draw distinct random sets of the size of a chosen set and without its heads.
+    """Draw distinct random sets with as many heads in each layer as a chosen set, among `others`.
 
-    The model has `layers` of `heads` query heads; a small one may have fewer than `count` sets. A
-    `matched` set has as many heads in each layer as the chosen set. If a layer has too few other
-    heads, the nearest layers with free heads provide the rest.
+    A small model may have fewer than `count` sets. If a layer has too few other heads, the nearest
+    layers with free heads provide the rest.
 
     Raises:
         InputError: Fewer heads remain than the chosen set has.
     """
-    everything = [(layer, head) for layer in range(layers) for head in range(heads)]
-    others = [head for head in everything if head not in chosen]
     if len(others) < len(chosen):
         raise InputError(
             f"a random set of {len(chosen)} heads cannot be drawn from the {len(others)} that are "
-            f"not chosen; choose fewer of the model's {len(everything)} heads, or random_sets=0."
+            f"not chosen; choose fewer of the model's {len(others) + len(chosen)} heads, or "
+            "random_sets=0."
         )
-    rng = np.random.default_rng([seed, int(matched)])
+    rng = np.random.default_rng([seed, 1])
     sets: dict[tuple[Head, ...], None] = {}
     for _ in range(ATTEMPTS * count):
         if len(sets) == count:
             break
         free = list(others)
         for i in rng.permutation(len(chosen)):
-            pool = free
-            if matched:
-                distances = [abs(layer - chosen[i][0]) for layer, _ in free]
-                nearest = min(distances)
-                pool = [x for x, far in zip(free, distances, strict=True) if far == nearest]
+            distances = [abs(layer - chosen[i][0]) for layer, _ in free]
+            nearest = min(distances)
+            pool = [x for x, far in zip(free, distances, strict=True) if far == nearest]
             free.remove(pool[rng.integers(len(pool))])
         sets.setdefault(tuple(head for head in others if head not in free))
     return tuple(sets)
+
+
+def layer_sets(chosen: Sequence[Head], others: Sequence[Head]) -> int:
+    """Return how many sets of other heads have as many in each layer as the chosen set."""
+    here, there = (Counter(layer for layer, _ in heads) for heads in (chosen, others))
+    return math.prod(math.comb(there[layer], size) for layer, size in here.items())
+
+
+def equally_harmful(
+    chosen: Sequence[Head],
+    others: Sequence[Head],
+    harm: Callable[[Sequence[Head]], float],
+    *,
+    count: int,
+    seed: int,
+) -> dict[tuple[Head, ...], float]:
+    """Return random sets of other heads whose harm is that of the chosen set, with their harm.
+
+    Each set is the start of a random order of the heads, and has at least as many heads as the
+    chosen set. Its size is found by bisection, as if each further head did harm; of the sizes that
+    were tried, the nearest in harm is used. Costs about log2(number of heads) calls for each set.
+    """
+    target, rng = harm(chosen), np.random.default_rng([seed, 2])
+    sets: dict[tuple[Head, ...], float] = {}
+    for _ in range(count):
+        order = [others[i] for i in rng.permutation(len(others))]
+        tried: dict[int, float] = {}
+        low, high = len(chosen), len(others)
+        while low <= high:
+            size = (low + high) // 2
+            tried[size] = harm(order[:size])
+            low, high = (size + 1, high) if tried[size] < target else (low, size - 1)
+        size = min(tried, key=lambda size: abs(tried[size] - target))
+        sets[tuple(sorted(order[:size]))] = tried[size]
+    return sets

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property, wraps
+from functools import cache, cached_property, wraps
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
@@ -35,11 +35,20 @@ from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import HijackResult, PairSettings, ScoredModel
+from hijacklens.sites import choose as sites
 from hijacklens.sites import numbers
-from hijacklens.statistics import adjust, paired_mean, ratio, signed_rank
+from hijacklens.statistics import adjust, clustered, independent, ratio
 from probes.ablation import MeanOutputs, ablate
 from probes.heads.contrasts import CHOSEN, CORRECTED, NONE
-from probes.heads.held_out import KINDS, FoundOn, Head, HeadTest, HeadTestSettings, draw
+from probes.heads.held_out import (
+    FoundOn,
+    Head,
+    HeadTest,
+    HeadTestSettings,
+    draw,
+    equally_harmful,
+    layer_sets,
+)
 
 AXES = {"gradient": "attribution by gradient", "direct": "direct logit attribution"}
 """Kind of attribution -> its name in a figure."""
@@ -121,8 +130,8 @@ def _takes_model_and_overlap(test: Function) -> Function:
 class HeadSearch(Result):
     """The heads that carry the hijack's logit shift, found on some facts.
 
-    p-values and intervals describe the facts of the search. Since the heads were chosen on the same
-    facts, only `test`, on new facts, shows whether they matter.
+    p-values and intervals are corrected for all heads. Since the set was chosen on the same facts,
+    what it carries is too large: only `test`, on new facts, shows whether it matters.
     """
 
     facts: Annotated[FactSet, FACTS]
@@ -164,12 +173,16 @@ class HeadSearch(Result):
         # A reverse scheme shifts towards the true target, and so do the heads that carry it.
         carrying = table["attribution"] * (-1 if self.settings.scheme.direction == "reverse" else 1)
         table["rank"] = carrying.rank(ascending=False, method="first").astype(int)
+        confidence = 1 - 0.05 / len(table)
+        found = [clustered(of, self._clusters, confidence=confidence) for of in self.carried.T]
         effects = pd.DataFrame(
-            [self._effect(values) for values in self.carried.T],
+            [
+                {**self._effect(values), "low": each.low, "high": each.high}
+                for values, each in zip(self.carried.T, found, strict=True)
+            ],
             index=pd.MultiIndex.from_tuples(self.candidates, names=index.names),
         )
-        p_values = np.array([signed_rank(values) for values in self.carried.T])
-        effects["p"] = p_values
+        p_values = np.array([each.p for each in found])
         for name, correction in CORRECTED.items():
             effects[name] = adjust(p_values, correction=correction, tests=len(table))
         table = table.join(effects)
@@ -178,7 +191,10 @@ class HeadSearch(Result):
 
     @cached_property
     def growth(self) -> pd.DataFrame:
-        """The growing set: `size`, the added head, what the set carries, and its fraction."""
+        """The growing set: `size`, the added head, what the set carries, and its fraction.
+
+        The heads were chosen on the same facts, so these numbers have no interval; see `test`.
+        """
         sets = zip(self.heads, self.carried_by_set.T, strict=True)
         return pd.DataFrame(
             {"size": size, "layer": layer, "head": head, **self._effect(values)}
@@ -186,10 +202,18 @@ class HeadSearch(Result):
         )
 
     def _effect(self, values: Float[np.ndarray, " fact"]) -> dict[str, float]:
-        """Return the mean effect with its interval, and its fraction of the mean shift."""
-        mean = paired_mean(values, seed=self.settings.seed)
-        fraction = ratio(mean.value, float(self.shift.mean()))
-        return {"carried": mean.value, "low": mean.low, "high": mean.high, "share": fraction}
+        """Return the mean effect, and its fraction of the mean shift."""
+        mean = float(values.mean())
+        return {"carried": mean, "share": ratio(mean, float(self.shift.mean()))}
+
+    @property
+    def _clusters(self) -> np.ndarray:
+        return independent([fact.relation_id for fact in self.facts])[0]
+
+    @property
+    def estimand(self) -> str:
+        """What intervals and p-values are about: relations like these, or these facts."""
+        return independent([fact.relation_id for fact in self.facts])[1]
 
     @cached_property
     def agreement(self) -> Agreement:
@@ -205,9 +229,9 @@ class HeadSearch(Result):
         """One row per layer and query head.
 
         `attribution` (mean, logits) and its `rank`; for the heads ablated one by one `carried`
-        (mean, logits) with its 95% bootstrap interval `low`, `high`, its `share` of the mean
-        shift, and `p` of Wilcoxon's signed-rank test, also corrected (`p_holm`, `p_bh`) for *all*
-        heads of the model, since attribution considers all; `chosen`.
+        (mean, logits), its `share` of the mean shift, and its interval `low`, `high` and p-values
+        `p_holm`, `p_bh`, corrected for *all* heads of the model (the interval by Bonferroni), since
+        attribution considers all; `chosen`. Intervals and p-values are about `estimand`.
         """
         return self.table.copy()
 
@@ -268,10 +292,11 @@ class HeadSearch(Result):
             facts: Facts that the search has not seen; `unseen` removes the others.
             schemes: One or several; by default the scheme of the search.
             doses: By default the dose of the search; 0 is always included.
-            random_sets: How many random sets of each kind: with as many heads in each layer as the
-                set (`layers`), and from anywhere (`model`); none has a head of the set.
-            seed: Seeds the random sets, the bootstrap, and what a scheme draws; by default the
-                seed of the search.
+            random_sets: How many random sets of each kind; none has a head of the set. Sets of the
+                kind `layers` have as many heads in each layer. Those of the kind `harm` come from
+                anywhere and have as many heads as it takes to lower log p(true) of the search's
+                bare queries as much as the set does.
+            seed: Seeds the random sets and what a scheme draws; by default that of the search.
             execution: The engine, store, sharing and batch size, as for `hijacklens.hijack`.
             quiet: Draw no progress bar.
 
@@ -281,7 +306,8 @@ class HeadSearch(Result):
                 refuses.
 
         Note:
-            Costs `2 + 2 * random_sets` runs of `hijacklens.hijack` over the facts.
+            Costs `2 + 2 * random_sets` runs of `hijacklens.hijack` over the facts, and for each
+            set of kind `harm` about log2(number of heads) runs over the search's bare queries.
         """
         model, settings = self.model, self.settings
         if model is None:
@@ -300,31 +326,48 @@ class HeadSearch(Result):
             NONE: (NONE, ()),
             CHOSEN: (CHOSEN, self.heads),
         }
-        for kind in KINDS if random_sets else ():
-            sets = draw(
-                self.heads,
-                layers=int(model.cfg.n_layers),
-                heads=int(model.cfg.n_heads),
-                count=random_sets,
-                matched=kind == "layers",
-                seed=seed,
-            )
-            ablations |= {f"{kind}-{i}": (kind, heads) for i, heads in enumerate(sets)}
+        others = [site for site in sites(model).pairs if site not in self.heads]
         results: dict[str, HijackResult] = {}
-        label = settings.model.name
-        with bar(total=len(ablations), unit="sets", label=label, quiet=quiet) as progress:
+        tested_on = (
+            facts,
+            self.scheme if schemes is None else schemes,
+            [settings.dose] if doses is None else list(doses),
+        )
+
+        def score(heads: Sequence[Head], of: FactSet, schemes: Any, doses: Any) -> HijackResult:
+            probe = ablate(heads=heads, kind="mean" if self.means else "zero", means=self.means)
+            return hijack(
+                model,
+                of,
+                schemes=schemes,
+                doses=doses,
+                probes=[probe] if heads else [],
+                seed=seed,
+                execution=execution,
+                quiet=True,
+            )
+
+        @cache
+        def recall(heads: tuple[Head, ...]) -> float:
+            return float(score(heads, self.facts, self.scheme, [0]).items["first_true"].mean())
+
+        def harm(heads: Iterable[Head]) -> float:
+            return recall(()) - recall(tuple(sorted(heads)))
+
+        measured = ("chosen", "harm") if random_sets else ()
+        total, label = 2 + 3 * random_sets, settings.model.name
+        with bar(total=total, unit="sets", label=label, quiet=quiet) as progress:
             for name, (_, heads) in ablations.items():
-                probe = ablate(heads=heads, kind="mean" if self.means else "zero", means=self.means)
-                results[name] = hijack(
-                    model,
-                    facts,
-                    schemes=self.scheme if schemes is None else schemes,
-                    doses=[settings.dose] if doses is None else doses,
-                    probes=[probe] if heads else [],
-                    seed=seed,
-                    execution=execution,
-                    quiet=True,
-                )
+                results[name] = score(heads, *tested_on)
+                progress.update(1)
+            if random_sets:
+                layered = draw(self.heads, others, count=random_sets, seed=seed)
+                ablations |= {f"layers-{i}": ("layers", heads) for i, heads in enumerate(layered)}
+                grown = equally_harmful(self.heads, others, harm, count=random_sets, seed=seed)
+                ablations |= {f"harm-{i}": ("harm", heads) for i, heads in enumerate(grown)}
+                progress.update(random_sets)
+            for name, (_, heads) in list(ablations.items())[2:]:
+                results[name] = score(heads, *tested_on)
                 progress.update(1)
         items = pd.concat(
             [result.items.assign(ablation=name) for name, result in results.items()],
@@ -337,14 +380,18 @@ class HeadSearch(Result):
         return HeadTest(
             items=items.loc[runs == len(ablations)].reset_index(drop=True),
             sets=pd.DataFrame(
-                [(name, kind, numbers(heads)) for name, (kind, heads) in ablations.items()],
-                columns=["ablation", "kind", "heads"],
+                [
+                    (name, kind, numbers(heads), harm(heads) if kind in measured else np.nan)
+                    for name, (kind, heads) in ablations.items()
+                ],
+                columns=["ablation", "kind", "heads", "harm"],
             ),
             skipped=skipped.reset_index(drop=True),
             settings=HeadTestSettings(
                 **{field.name: getattr(scored, field.name) for field in fields(scored)},
                 heads=numbers(self.heads),
                 random_sets=random_sets,
+                layer_sets=layer_sets(self.heads, others),
                 search=FoundOn(
                     model=settings.model.name,
                     weights_hash=settings.model.weights_hash,
@@ -375,17 +422,28 @@ class HeadSearch(Result):
         table = table.sort_values("carried", ascending=False, key=abs)
         chosen = table["chosen"].map({True: "yes", False: ""})
         head = "{layer:.0f}.{head:.0f}"
-        carried = {"carried": "{carried:+.3f} [{low:+.3f}, {high:+.3f}]", "of shift": "{share:.0%}"}
+        carried = {"carried": "{carried:+.3f}", "of shift": "{share:.0%}"}
         columns = {"head": head, "attribution": "{attribution:+.3f}", **carried}
-        columns |= {"p_holm": "{p_holm:.2g}", "p_bh": "{p_bh:.2g}", "chosen": "{chosen}"}
+        columns |= {
+            "interval": "[{low:+.3f}, {high:+.3f}]",
+            "p_holm": "{p_holm:.2g}",
+            "p_bh": "{p_bh:.2g}",
+            "chosen": "{chosen}",
+        }
         return Glance(
             f"{settings.model.name} · {settings.facts.title}, search on "
             f"{len(self.facts)} facts · {settings.scheme.name}, dose {settings.dose}",
             (
                 Grid.of(table.assign(chosen=chosen), columns),
-                Grid.of(self.growth, {"with head": head, **carried}, title="the set as it grows"),
+                Grid.of(
+                    self.growth,
+                    {"with head": head, **carried},
+                    title="the set as it grows, on the facts that it was chosen on",
+                ),
             ),
             (
+                f"intervals and p: {self.estimand}, corrected for all {len(self.table)} heads; "
+                "test the set on other facts",
                 f"mean shift {self.shift.mean():+.2f} logits · {settings.attribution}, "
                 f"{settings.kind} · seed {settings.seed}",
                 f"attribution and ablation correlate by {agreement.pearson:.2f} (rank "
@@ -399,6 +457,8 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
     places = np.arange(len(rows))
     colours = [plots.COLOURS[1] if chosen else "#C8C8C8" for chosen in rows["chosen"]]
     finite = rows[["low", "high"]].replace([-np.inf, np.inf], np.nan)
+    drawn = np.append(rows[["carried", "attribution"]].to_numpy(), 0.0)
+    least, most, room = drawn.min(), drawn.max(), 0.5 * float(np.ptp(drawn)) or 1.0
     ends = np.stack([rows["carried"] - finite["low"], finite["high"] - rows["carried"]])
     ax.barh(places, rows["carried"], color=colours, height=0.75)
     ax.errorbar(
@@ -410,9 +470,11 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
     ax.invert_yaxis()
     ax.axvline(0, color="#444444", linewidth=0.8)
     ax.set(
-        xlabel="shift carried by the head (logits, 95% interval)",
+        xlabel="shift carried by the head (logits)",
         ylabel="layer.head",
-        title="ablated one by one; chosen heads coloured",
+        # A corrected interval over few relations can be many times as wide as the bars.
+        xlim=(least - room, most + room),
+        title="ablated one by one, chosen heads coloured;\n95% intervals corrected for all heads",
     )
     ax.title.set_fontsize(9)
     ax.legend(fontsize=8, loc="best")

@@ -96,13 +96,13 @@ def average(
 
     Args:
         model: A hooked language model.
-        pairs: The pairs of `hl.pairs(model, facts)`; their seed also seeds the intervals.
+        pairs: The pairs of `hl.pairs(model, facts)`.
         probes: As for `trace`.
         batch_tokens: Size of a batch in tokens; by default what suits the device.
         quiet: Draw no progress bar.
 
     Returns:
-        Averages with intervals over facts, the parts of every fact by span, layer and head, and
+        Averages with intervals, the parts of every fact by span, layer and head, and
         the facts without a pair with the reason.
 
     Raises:

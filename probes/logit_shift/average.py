@@ -1,8 +1,9 @@
 """Averages of shift accounts over many facts, aligned by span, as a result.
 
-Every part is a mean over facts with its standard error and a 95% bootstrap interval over facts
-(percentiles of 2,000 seeded resamples). Each interval is for one part alone: among hundreds of
-heads some intervals exclude zero by chance. The parts of every fact are kept for other analyses.
+Every part is a mean over facts with its standard error and 95% interval, about relations like these
+or, if the facts have one relation, about these facts (`hijacklens.statistics.independent`). Each
+interval is for one part alone: among hundreds of heads some intervals exclude zero by chance. The
+parts of every fact are kept for other analyses.
 """
 
 from __future__ import annotations
@@ -24,32 +25,12 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import PairSettings
-from hijacklens.statistics import RESAMPLES, Interval, paired_mean
+from hijacklens.statistics import Estimate, clustered, independent
 from probes.account import PARTS, SINGLE
 from probes.logit_shift.figures import READING, VALUES, check_axes, heat_map
 
 MEANS = {"shift": "mean shift (logits)", "low": "95% low", "high": "95% high"}
 PARTS_FILE = Stored("parts.npz")
-
-
-def averages(
-    values: Float[np.ndarray, "fact part"], *, seed: int
-) -> Float[np.ndarray, "part statistic"]:
-    """Return mean, standard error and the ends of a 95% bootstrap interval over facts.
-
-    Standard error and interval are `nan` for a single fact.
-    """
-    n = len(values)
-    if n == 1:
-        return np.pad(values.T, ((0, 0), (0, 3)), constant_values=np.nan)
-    # A resample counts how often each fact is drawn, so its mean is a product.
-    draw = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    ends = [
-        np.percentile(draw @ block / n, [2.5, 97.5], axis=0)
-        for block in np.array_split(values, max(1, values.shape[1] // 1000), axis=1)
-    ]
-    low, high = np.concatenate(ends, axis=1)
-    return np.stack([values.mean(0), values.std(0, ddof=1) / n**0.5, low, high], 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,9 +65,13 @@ class AverageShift(Result):
         return self.attention.sum(1) + self.value_bias
 
     @property
-    def shift(self) -> Interval:
+    def shift(self) -> Estimate:
         """The mean shift as the model gives it, with its interval."""
-        return paired_mean(self.facts["shift"].to_numpy(float), seed=self.settings.seed)
+        return clustered(self.facts["shift"].to_numpy(float), self._independent[0])
+
+    @property
+    def _independent(self) -> tuple[np.ndarray, str]:
+        return independent(self.facts["relation_id"])
 
     @property
     def residual(self) -> float:
@@ -109,7 +94,10 @@ class AverageShift(Result):
         return self._table(labels, values)
 
     def summary(self) -> pd.DataFrame:
-        """The parts by kind, and attention by span: kind, span, shift, stderr, low, high, n."""
+        """The parts by kind, and attention by span, with the columns of `to_dataframe`.
+
+        `estimand` says what the intervals are about.
+        """
         rows = [("attention", span) for span in SPANS[: self.attention.shape[1]]]
         rows += [(kind, "") for kind in (*PARTS[1:-1], *SINGLE[: self.single.shape[1]])]
         sums = [
@@ -121,10 +109,14 @@ class AverageShift(Result):
         ]
         table = self._table(pd.DataFrame(rows, columns=["kind", "span"]), np.concatenate(sums, 1))
         shown = (table["shift"] != 0) | (table["stderr"] > 0)
-        return table.loc[shown].reset_index(drop=True)
+        return table.loc[shown].assign(estimand=self._independent[1]).reset_index(drop=True)
 
     def _table(self, labels: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-        labels[["shift", "stderr", "low", "high"]] = averages(values, seed=self.settings.seed)
+        found = [clustered(part, self._independent[0]) for part in values.T]
+        statistics = [(part.value, part.error, part.low, part.high) for part in found]
+        labels[["shift", "stderr", "low", "high"]] = np.where(
+            np.isfinite(statistics), statistics, np.nan
+        )
         return labels.assign(n=len(values))
 
     def plot(self, *, by: Sequence[str] = ("span", "layer")) -> Figure:
@@ -156,7 +148,7 @@ class AverageShift(Result):
         )
         axes = ("kind", "span", "layer", "head")
         return [
-            Text("How to read it", (READING, "Intervals are from a bootstrap over the facts.")),
+            Text("How to read it", (READING, f"Intervals are about {self._independent[1]}.")),
             Drawing("Mean shift by span and layer", self.plot(by=("span", "layer"))),
             Drawing("Mean shift by layer and head", self.plot(by=("layer", "head"))),
             Table("Parts by kind", self.summary(), file="average-summary.csv", labels=MEANS),
@@ -185,7 +177,7 @@ class AverageShift(Result):
             "hijacked": float(self.facts["hijacked"].mean()),
             **self.shift.columns("shift"),
             "residual": self.residual,
-            "resamples": RESAMPLES,
+            "estimand": self._independent[1],
         }
 
     def glance(self) -> Glance:
@@ -206,5 +198,6 @@ class AverageShift(Result):
             f"{len(self.skipped)} skipped · {settings.scheme.name}, dose {settings.dose} · "
             f"largest residual {self.residual:.1e} logits",
             (Grid.of(rows, columns),),
+            (f"intervals: {self._independent[1]}",),
             steps=("summary()", "to_dataframe()", "by_head", "plot()", "save(folder)"),
         )

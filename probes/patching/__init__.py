@@ -142,8 +142,7 @@ def sweep(
 
     Args:
         model: A hooked language model.
-        pairs: The prompt pairs, as `hl.pairs(model, facts)` makes them; their seed also seeds the
-            bootstrap.
+        pairs: The prompt pairs, as `hl.pairs(model, facts)` makes them.
         patches: `BySpan(...)`, the default, or `ByHead(...)`.
         direction: `denoise` puts the clean (bare) run into the hijacked prompt, `noise` the
             hijacked run into the bare one.

@@ -27,13 +27,13 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import PairSettings
-from hijacklens.statistics import paired_ratio
+from hijacklens.statistics import clustered_ratio, independent
 
 CELL, NUMBERS = ["layer", "span", "head"], ["clean", "hijacked", "patched"]
 PATCH_COLUMNS = ("case_id", "relation_id", "subject", *CELL, *NUMBERS, "unmatched")
 MOST_COLUMNS = 12
 """Up to this many columns, the number is written in each cell."""
-BOLD = "bold: the 95% interval excludes 0"
+BOLD = "bold: the corrected 95% interval excludes 0"
 COLUMN_NAMES = {"span": "span", "head": "query head", "kv_head": "key/value head"}
 
 Value = Literal["share", "logits"]
@@ -83,11 +83,13 @@ class PatchingSweep(Result):
     def _summary(self) -> pd.DataFrame:
         rows = []
         groups: Any = self.patches.groupby(CELL, sort=False, dropna=False)
+        confidence = 1 - 0.05 / len(groups)
         for cell, group in groups:
+            clusters, estimand = independent(group["relation_id"])
             clean, hijacked, patched = group[NUMBERS].to_numpy().T
             parts = hijacked - patched if self._denoise else patched - clean
-            share = paired_ratio(parts, hijacked - clean, seed=self.settings.seed)
-            means = {"n": len(group), **group[NUMBERS].mean()}
+            share = clustered_ratio(parts, hijacked - clean, clusters, confidence=confidence)
+            means = {"n": len(group), "estimand": estimand, **group[NUMBERS].mean()}
             rows.append({**dict(zip(CELL, cell, strict=True)), **means, **share.columns("share")})
         return pd.DataFrame(rows).astype({"head": "Int64"})
 
@@ -96,8 +98,9 @@ class PatchingSweep(Result):
 
         `layer, span, head, n`; `clean, hijacked, patched` (means, logits); `share, share_low,
         share_high`, the fraction of the shift that the patch undoes (denoise) or causes (noise),
-        with its 95% bootstrap interval over facts. NaN if hijacking raises the mean difference by
-        less than 0.05 logits (`hijacklens.statistics.LEAST_WHOLE`).
+        with its interval: 95% for all patches together (Bonferroni), about the `estimand`,
+        relations like these or, if the facts have one relation, these facts. NaN if hijacking
+        raises the mean difference by less than 0.05 logits (`hijacklens.statistics.LEAST_WHOLE`).
         """
         return self._summary.copy()
 
@@ -170,13 +173,15 @@ class PatchingSweep(Result):
             "span": "{span}",
             **({"head": "{head}"} if table["head"].notna().any() else {}),
             "fraction of the shift": "{share:signed}",
-            "95% interval": "[{share_low:signed}, {share_high:signed}]",
+            "corrected 95% interval": "[{share_low:signed}, {share_high:signed}]",
         }
+        estimand = ", ".join(table["estimand"].unique())
         return Glance(
             f"{settings.model.name} · {settings.site} by {settings.axis}, "
             f"{settings.direction} · {settings.scheme.name}, dose {settings.dose} · "
             f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
             (Grid.of(largest, columns, title=f"largest of {len(table)} patches"),),
+            (f"intervals: {estimand}, corrected for {len(table)} patches",),
         )
 
 

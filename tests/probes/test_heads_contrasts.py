@@ -17,9 +17,9 @@ HIJACKED = {
     "layers-0": [2, 1, 1, 3, -1, 2],
     "layers-1": [-1, 1, 1, 3, -1, 2],
     "layers-2": [-1, -1, -1, -1, -1, 2],
-    "model-0": [2, 1, 1, 3, 3, 2],
+    "harm-0": [2, 1, 1, 3, 3, 2],
 }
-KINDS = {"layers-0": "layers", "layers-1": "layers", "layers-2": "layers", "model-0": "model"}
+KINDS = {"layers-0": "layers", "layers-1": "layers", "layers-2": "layers", "harm-0": "harm"}
 RELATIONS = ["P1", "P1", "P1", "P2", "P2", "P2"]
 
 
@@ -46,7 +46,7 @@ def items(scheme="do-not-think", dose=1) -> pd.DataFrame:
 
 def table(frame, **options):
     settings = {"rule": "first", "seen_relations": ["P1"], "seen_scheme": "do-not-think"}
-    found = contrasts(frame, KINDS, **{**settings, **options}, seed=0)
+    found = contrasts(frame, KINDS, **{**settings, **options})
     return found.set_index(["scheme", "dose", "relations", "measure"])
 
 
@@ -55,16 +55,22 @@ def test_shares_by_hand():
     assert row["n"] == 6
     assert (row["bare"], row["none"], row["chosen"]) == pytest.approx((1 / 6, 5 / 6, 3 / 6))
     assert row["change"] == pytest.approx(-2 / 6)
-    assert row["change_low"] < -2 / 6 < row["change_high"]
-    # Three facts lost, one gained: 2 * (1 + 4) / 2^4, at most 1.
-    assert row["p"] == pytest.approx(2 * 5 / 16)
+    # The relations change by -1 and 1/3: Student's t of two means.
+    test = stats.ttest_1samp([-1, 1 / 3], 0)
+    assert row["p"] == pytest.approx(test.pvalue)
+    assert [row["change_low"], row["change_high"]] == pytest.approx(test.confidence_interval())
+    assert (row["estimand"], row["clusters"]) == ("relations like these", 2)
     # Up by four facts, down by two again.
     assert row["recovered"] == pytest.approx(2 / 4)
     assert row["layers_mean"] == pytest.approx((5 + 4 + 1) / 18)
     assert (row["layers_low"], row["layers_high"]) == pytest.approx((1 / 6, 5 / 6))
     # One of three random sets brings efficacy as low.
-    assert row["layers_p"] == (1 + 1) / (3 + 1)
-    assert row["model_p"] == 1 / 2
+    assert (row["layers_p"], row["layers_least_p"]) == ((1 + 1) / (3 + 1), 1 / 4)
+    assert (row["harm_p"], row["harm_least_p"]) == (1 / 2, 1 / 2)
+    # Of the six facts, three win without the heads and six without the set of equal harm; by
+    # relation the difference is -1 and 0.
+    assert row["beyond_harm"] == pytest.approx(-3 / 6)
+    assert row["beyond_harm_high"] == pytest.approx(-0.5 + stats.t.ppf(0.975, 1) / 2)
     retention = table(items()).loc["do-not-think", 1, "all", "retention"]
     assert (retention["none"], retention["chosen"]) == pytest.approx((1 / 6, 3 / 6))
     assert (retention["recovered"], retention["layers_p"]) == (0.5, 0.5)
@@ -77,13 +83,16 @@ def test_the_shift_is_against_the_bare_query_under_the_same_ablation():
     assert (row["bare"], row["none"], row["chosen"]) == pytest.approx(
         (0, without.mean(), with_set.mean())
     )
-    assert row["p"] == pytest.approx(stats.wilcoxon(with_set - without).pvalue)
+    assert row["p"] == 1  # only one of two relations changed
     assert row["recovered"] == pytest.approx(1 - with_set.sum() / without.sum())
 
 
 def test_groups_by_relation():
     found = table(items())
-    assert found.loc["do-not-think", 1, "seen", "efficacy"]["n"] == 3
+    seen = found.loc["do-not-think", 1, "seen", "efficacy"]
+    # All have one relation, so that each fact counts.
+    assert (seen["n"], seen["clusters"]) == (3, 3)
+    assert seen["estimand"] == "these facts (one relation)"
     assert found.loc["do-not-think", 1, "seen", "efficacy"]["chosen"] == 0
     assert found.loc["do-not-think", 1, "new", "efficacy"]["chosen"] == 1
     unseen = table(items(), seen_relations=["P9"])
@@ -109,23 +118,22 @@ def test_a_reverse_scheme_is_undone_the_other_way():
         "do-not-think-true", 1, "all", "efficacy"
     ]
     assert (row["bare"], row["none"], row["chosen"]) == pytest.approx((5 / 6, 1 / 6, 3 / 6))
-    assert (row["recovered"], row["layers_p"], row["model_p"]) == pytest.approx((0.5, 0.5, 0.5))
+    assert (row["recovered"], row["layers_p"], row["harm_p"]) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_side_effects_by_hand():
     # A second scheme has the same bare queries, which count once.
     frame = pd.concat([items(), items("think")], ignore_index=True)
-    found = side_effects(frame, KINDS, rule="first", seen_relations=["P1"], seed=0)
+    found = side_effects(frame, KINDS, rule="first", seen_relations=["P1"])
     found = found.set_index(["relations", "measure"])
     retention = found.loc["all", "retention"]
     assert retention["n"] == 6
     assert (retention["none"], retention["chosen"]) == pytest.approx((5 / 6, 4 / 6))
     assert retention["p"] == 1  # one fact lost
     # No random set keeps as little.
-    assert (retention["layers_p"], retention["model_p"]) == (1 / 4, 1 / 2)
+    assert (retention["layers_p"], retention["harm_p"]) == (1 / 4, 1 / 2)
     logprob = found.loc["all", "logprob_true"]
     assert (logprob["none"], logprob["chosen"], logprob["change"]) == (-4, -5, -1)
-    assert logprob["p"] == pytest.approx(2 / 2**6)
     tops = found.loc["all", "top_token"]
     assert (tops["none"], tops["chosen"]) == pytest.approx((1, 4 / 6))
     assert found.loc[("seen", "top_token"), "chosen"] == pytest.approx(1 / 3)

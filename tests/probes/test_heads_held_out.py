@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -23,7 +24,7 @@ from hijacklens.scoring.pairs import pairs
 from hijacklens.sites import numbers
 from probes import heads
 from probes.ablation import ablate
-from probes.heads.held_out import HeadTest, draw
+from probes.heads.held_out import HeadTest, draw, equally_harmful, layer_sets
 from probes.heads.ranking import HeadSearch
 
 SCHEMES = ("do-not-think", "think")
@@ -36,9 +37,11 @@ def model():
 
 @pytest.fixture(scope="module")
 def parts():
-    """Facts to search on, and facts of two other relations to test on."""
+    """Facts to search on, and facts of six other relations to test on."""
     facts = planted_facts()
-    return facts.where(relation="P131"), facts.where(relation=["P36", "P103"])
+    tested = facts.where(relation=["P36", "P103"])
+    split = [replace(fact, relation_id=f"P{i // 2}") for i, fact in enumerate(tested)]
+    return facts.where(relation="P131"), replace(tested, facts=tuple(split))
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +71,8 @@ def test_the_planted_head_undoes_the_hijack_and_random_ones_do_not(tested, schem
     assert shift["change_high"] < 0
     assert shift["p_holm"] < 0.05
     # Three other heads are in its layer, so that there are three sets of that kind.
-    assert (shift["layers_p"], shift["model_p"]) == (1 / 4, 1 / 5)
-    assert shift["model_low"] > 0.9 * shift["none"]
+    assert (shift["layers_p"], shift["layers_least_p"]) == (1 / 4, 1 / 4)
+    assert shift["layers_low"] > 0.9 * shift["none"]
     efficacy = row(tested.summary(), scheme=scheme, relations="all", measure="efficacy")
     assert efficacy["none"] > efficacy["bare"]
 
@@ -93,21 +96,58 @@ def test_scores_are_those_of_hijack(model, found, tested, parts):
         plain = hijack(model, parts[1], probes=probes, **options).items
         ours = tested.items[tested.items["ablation"] == name].drop(columns="ablation")
         pd.testing.assert_frame_equal(ours.reset_index(drop=True), plain, rtol=1e-5, atol=1e-5)
-    drawn = tested.sets.set_index("ablation").loc["model-1", "heads"]
-    pair = tuple(int(part) for part in drawn.split("."))
-    probe = ablate(heads=[pair], kind="mean", means=found.means)
+    drawn = tested.sets.set_index("ablation").loc["harm-1", "heads"]
+    drawn = [tuple(map(int, head.split("."))) for head in drawn.split("+")]
+    probe = ablate(heads=drawn, kind="mean", means=found.means)
     plain = hijack(model, parts[1], probes=[probe], **options).items
-    ours = tested.items[tested.items["ablation"] == "model-1"].drop(columns="ablation")
+    ours = tested.items[tested.items["ablation"] == "harm-1"].drop(columns="ablation")
     pd.testing.assert_frame_equal(ours.reset_index(drop=True), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_random_sets(tested):
     sets = tested.sets
-    assert sets["kind"].tolist() == ["none", "chosen", *["layers"] * 3, *["model"] * 4]
+    assert sets["kind"].tolist()[:5] == ["none", "chosen", *["layers"] * 3]
+    assert set(sets["kind"][5:]) == {"harm"}
     assert sets["heads"].tolist()[:2] == ["", "1.2"]
     drawn = sets[sets["kind"] == "layers"]["heads"]
     assert sorted(drawn) == ["1.0", "1.1", "1.3"]
-    assert "1.2" not in set(sets["heads"].iloc[2:])
+    assert not any("1.2" in heads.split("+") for heads in sets["heads"].iloc[2:])
+    assert tested.settings.layer_sets == 3
+    assert "only 3 sets have as many heads in the same layers" in str(tested)
+
+
+def test_the_harm_of_sets_is_that_to_the_search_s_bare_queries(model, found, tested, parts):
+    for name in ("chosen", "harm-0"):
+        row = tested.sets.set_index("ablation").loc[name]
+        drawn = [tuple(map(int, head.split("."))) for head in row["heads"].split("+")]
+        probe = ablate(heads=drawn, kind="mean", means=found.means)
+        options = {"schemes": "do-not-think", "doses": [0], "quiet": True}
+        bare, without = (
+            hijack(model, parts[0], probes=probes, **options).items["first_true"].mean()
+            for probes in ([], [probe])
+        )
+        assert row["harm"] == pytest.approx(bare - without, abs=1e-5)
+
+
+@pytest.mark.parametrize("target", [0.0, 2.5, 3.2, 40.0])
+def test_sets_of_equal_harm_are_the_nearest_in_their_order(target):
+    """Each head does a harm of 1; the chosen ones do as much as the target."""
+    others = [(layer, 0) for layer in range(9)]
+    chosen = [(20, 0), (20, 1)]
+    calls = []
+
+    def harm(heads):
+        calls.append(heads)
+        return target if heads is chosen else float(len(heads))
+
+    sets = equally_harmful(chosen, others, harm, count=5, seed=0)
+    nearest = {0.0: 2, 2.5: 2, 3.2: 3, 40.0: 9}[target]
+    assert {len(heads) for heads in sets} <= {nearest, round(target + 0.6)} & {*range(2, 10)} | {
+        nearest
+    }
+    assert all(set(heads) <= set(others) for heads in sets)
+    assert list(sets.values()) == [float(len(heads)) for heads in sets]
+    assert len(calls) <= 1 + 5 * 4
 
 
 def test_side_effects_agree_with_the_items(tested):
@@ -147,7 +187,7 @@ def test_facts_of_the_search_are_refused_or_left_out(model, found, parts):
     assert tested.skipped["case_id"].tolist() == [100, 101]
     assert tested.skipped["reason"].unique().tolist() == ["the heads were found on this fact"]
     # Without random sets the tables have no columns of them.
-    assert not any(column.startswith(("layers", "model_")) for column in tested.summary())
+    assert not any(column.startswith(("layers", "harm_")) for column in tested.summary())
     with unchecked(), pytest.raises(InputError, match="unknown treatment of overlap"):
         found.test(mixed, overlap="drop")
     with pytest.warns(FutureWarning, match="search.unseen"):
@@ -196,14 +236,30 @@ def test_a_test_is_saved_and_loaded(tested, tmp_path):
     assert np.allclose(written["change"], tested.summary()["change"])
 
 
+def test_a_test_of_an_earlier_version_is_loaded(tested, tmp_path):
+    folder = tested.save(tmp_path / "test")
+    renamed = tested.items["ablation"].str.replace("harm", "model")
+    tested.items.assign(ablation=renamed).to_parquet(folder / "items.parquet")
+    sets = tested.sets.drop(columns="harm").replace("harm", "model", regex=True)
+    sets.to_csv(folder / "sets.csv", index=False)
+    record = json.loads((folder / "result.json").read_text("utf-8"))
+    del record["settings"]["layer_sets"]
+    (folder / "result.json").write_text(json.dumps(record), "utf-8")
+    back = load_result(folder)
+    assert back.settings.layer_sets is None
+    assert back.summary()["model_p"].tolist() == tested.summary()["harm_p"].tolist()
+    assert "random, anywhere in the model" in str(back)
+
+
 def test_the_figure_shows_every_set(tested):
     efficacy, shift, recall = tested.plot().axes
-    assert [len(line.get_xdata()) for line in efficacy.get_lines()] == [6, 8, 2, 2]
+    count = int((tested.sets["kind"] == "harm").sum())
+    assert [len(line.get_xdata()) for line in efficacy.get_lines()] == [6, 2 * count, 2, 2]
     assert [tick.get_text() for tick in shift.get_xticklabels()] == [
         "do-not-think\ndose 1",
         "think\ndose 1",
     ]
-    assert [len(line.get_xdata()) for line in recall.get_lines()] == [3, 4, 1, 1]
+    assert [len(line.get_xdata()) for line in recall.get_lines()] == [3, count, 1, 1]
 
 
 def test_another_model_and_a_loaded_search(model, found, parts, tmp_path):
@@ -230,45 +286,47 @@ def test_wrong_input(found, parts):
 
 
 @settings(max_examples=30, deadline=None)
-@given(data=st.data(), matched=st.booleans(), seed=st.integers(0, 1000))
-def test_random_sets_are_distinct_and_hold_no_chosen_head(data, matched, seed):
+@given(data=st.data(), seed=st.integers(0, 1000))
+def test_random_sets_are_distinct_and_hold_no_chosen_head(data, seed):
     layers, heads = 5, 16  # enough sets in a layer, even if all chosen heads are in one
     everything = [(layer, head) for layer in range(layers) for head in range(heads)]
     chosen = data.draw(st.lists(st.sampled_from(everything), min_size=2, max_size=6, unique=True))
-    found = draw(chosen, layers=layers, heads=heads, count=5, matched=matched, seed=seed)
+    others = [head for head in everything if head not in chosen]
+    found = draw(chosen, others, count=5, seed=seed)
     assert len(found) == len(set(found)) == 5
     for drawn in found:
         assert len(set(drawn)) == len(chosen)
         assert set(drawn) <= set(everything) - set(chosen)
-        if matched and max(Counter(layer for layer, _ in chosen).values()) <= heads // 2:
+        if max(Counter(layer for layer, _ in chosen).values()) <= heads // 2:
             assert sorted(at for at, _ in drawn) == sorted(at for at, _ in chosen)
-    assert found == draw(chosen, layers=layers, heads=heads, count=5, matched=matched, seed=seed)
-    assert found != draw(
-        chosen, layers=layers, heads=heads, count=5, matched=matched, seed=seed + 1
-    )
+    assert found == draw(chosen, others, count=5, seed=seed)
+    assert found != draw(chosen, others, count=5, seed=seed + 1)
 
 
 def test_neighbours_of_a_full_layer_provide_heads():
     chosen = [(3, 0), (3, 1)]  # all heads of layer 3
-    for drawn in draw(chosen, layers=7, heads=2, count=6, matched=True, seed=0):
+    others = [(layer, head) for layer in range(7) for head in (0, 1) if layer != 3]
+    for drawn in draw(chosen, others, count=6, seed=0):
         assert {layer for layer, _ in drawn} <= {2, 4}
 
 
 def test_a_small_model_has_few_sets():
-    drawn = draw([(0, 0)], layers=1, heads=3, count=50, matched=True, seed=0)
+    others = [(0, 1), (0, 2)]
+    drawn = draw([(0, 0)], others, count=50, seed=0)
     assert sorted(drawn) == [((0, 1),), ((0, 2),)]
+    assert layer_sets([(0, 0)], others) == 2 and layer_sets([(0, 0), (1, 0)], others) == 0
+    # Gemma: heads 12.1, 12.2, 15.3, 17.0 and 11.2, of four in each layer.
+    gemma = [(12, 1), (12, 2), (15, 3), (17, 0), (11, 2)]
+    rest = [(layer, head) for layer in range(18) for head in range(4) if (layer, head) not in gemma]
+    assert layer_sets(gemma, rest) == 27
     with pytest.raises(InputError, match="random set of 2 heads cannot be drawn from the 1"):
-        draw([(0, 0), (0, 1)], layers=1, heads=3, count=1, matched=False, seed=0)
+        draw([(0, 0), (0, 1)], [(0, 2)], count=1, seed=0)
 
 
 def test_all_heads_are_drawn_equally_often():
-    found = draw([(0, 0)], layers=2, heads=3, count=5, matched=False, seed=1)
-    assert {drawn[0] for drawn in found} == {(0, 1), (0, 2), (1, 0), (1, 1), (1, 2)}
-    first = Counter(
-        draw([(0, 0)], layers=2, heads=3, count=1, matched=False, seed=seed)[0][0]
-        for seed in range(500)
-    )
-    assert all(70 <= first[head] <= 130 for head in first)
+    others = [(0, head) for head in range(1, 6)]
+    first = Counter(draw([(0, 0)], others, count=1, seed=seed)[0][0] for seed in range(500))
+    assert len(first) == 5 and all(70 <= first[head] <= 130 for head in first)
 
 
 def test_labels_of_sets_are_sorted():

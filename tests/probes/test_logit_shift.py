@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 import torch
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
@@ -21,9 +20,9 @@ from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.pairs import pairs
 from hijacklens.sites import head_count
+from hijacklens.statistics import clustered
 from probes import logit_shift
 from probes.ablation import ablate
-from probes.logit_shift.average import averages
 from probes.logit_shift.page import save_attention_page
 
 FACTS = sample_facts()
@@ -122,7 +121,13 @@ def test_averages_agree_with_single_traces(model, averaged):
     total = table["shift"].sum()
     assert total == pytest.approx(averaged.facts["shift"].mean(), abs=1e-5)
     assert averaged.summary()["shift"].sum() == pytest.approx(total, abs=1e-6)
-    assert averaged.shift.low <= averaged.shift.value <= averaged.shift.high
+    relations = averaged.facts["relation_id"].to_numpy()
+    assert averaged.shift == clustered(averaged.facts["shift"].to_numpy(), relations)
+    mlp = clustered(averaged.mlp[:, 0], relations)
+    row = table[(table["kind"] == "mlp") & (table["layer"] == 0)].iloc[0]
+    assert row[["shift", "stderr", "low", "high"]].tolist() == pytest.approx(
+        [mlp.value, mlp.error, mlp.low, mlp.high]
+    )
 
 
 def test_head_attribution_is_the_average_by_head(model, averaged):
@@ -229,21 +234,6 @@ def test_a_page_needs_the_probes_of_its_account(gpt2, tmp_path):
         save_attention_page(gpt2, trace, tmp_path / "page.html", probes=[other])
     with pytest.raises(InputError, match="top counts heads"):
         save_attention_page(gpt2, trace, tmp_path / "page.html", top=0)
-
-
-def test_intervals_of_averages_agree_with_scipy():
-    values = np.random.default_rng(0).normal(size=(60, 3)) * [1.0, 3.0, 0.0] + [0.0, 2.0, 5.0]
-    found = averages(values, seed=1)
-    np.testing.assert_allclose(found[:, 0], values.mean(0))
-    np.testing.assert_allclose(found[:, 1], scipy.stats.sem(values, axis=0), atol=1e-12)
-    expected = scipy.stats.bootstrap(
-        (values,), np.mean, axis=0, method="percentile", n_resamples=4000, batch=200,
-        rng=np.random.default_rng(2),
-    ).confidence_interval  # fmt: skip
-    np.testing.assert_allclose(found[:, 2], expected.low, atol=0.08)
-    np.testing.assert_allclose(found[:, 3], expected.high, atol=0.08)
-    alone = averages(values[:1], seed=1)
-    assert alone[:, 0].tolist() == values[0].tolist() and np.isnan(alone[:, 1:]).all()
 
 
 def test_a_probe_that_puts_the_account_out_of_balance_is_refused(model):

@@ -24,6 +24,7 @@ from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.results.result import Provenance, load_result
 from hijacklens.scoring.items import SKIPPED_COLUMNS
 from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, pairs
+from hijacklens.statistics import clustered_ratio
 from probes import patching
 from probes.activations import patch
 from probes.patching.result import PATCH_COLUMNS, PatchingSettings, PatchingSweep
@@ -173,9 +174,23 @@ def test_shares_by_hand(direction):
     assert table.loc[(0, "last"), "share"] == pytest.approx(-1 / 3)
     assert (table["n"] == 2).all()
     assert (table["clean"] == 0.5).all() and (table["hijacked"] == 3.5).all()
-    # One of the two facts alone has a share of 1/4 or of 1/2.
-    assert table.loc[(0, "query"), "share_low"] == pytest.approx(1 / 4)
-    assert table.loc[(0, "query"), "share_high"] == pytest.approx(1 / 2)
+    # Two facts whose shifts differ may have no shift.
+    assert table.loc[(0, "query"), "share_low"] == -np.inf
+    assert (table["estimand"] == "these facts (one relation)").all()
+
+
+def test_intervals_are_over_relations_and_corrected_for_all_patches():
+    result = made_up()
+    more = [result.patches.assign(relation_id=f"P{i}") for i in range(9)]
+    more.append(result.patches.assign(relation_id="P9", patched=0.0))
+    table = replace(result, patches=pd.concat(more)).summary()
+    parts = np.array([1.0] * 18 + [4.0, 3.0])
+    wholes = np.array([4.0, 2.0] * 10)
+    clusters = np.repeat(np.arange(10), 2)
+    expected = clustered_ratio(parts, wholes, clusters, confidence=1 - 0.05 / 4)
+    row = table.iloc[0]
+    assert [row["share_low"], row["share_high"]] == pytest.approx([expected.low, expected.high])
+    assert row["estimand"] == "relations like these"
 
 
 def test_the_heat_map_has_each_number_in_its_cell():

@@ -1,26 +1,25 @@
 """The layouts of facts: how a record of each gives the fields of a `Fact`.
 
-`LAYOUTS` is the registry: published data sets, pairs of answers to a prompt, and our own layout (of
-the embedded atlas, and of files written by users). A record has the first layout whose fields it
-has; its other fields are ignored. To add a data set, add a reader, which returns the fields of
-`Fact` unchecked. Several templates are paraphrases; a false target of None is drawn later.
+`layouts.csv` is the registry, in the order in which layouts are tried: the fields that a record has
+(`a|b` is one of them), their names in `Fact`, and the data set with its licence and address. Other
+fields are ignored. Layouts that need more than names have a function in `PREPARED`.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
+from hijacklens.facts.relations import embedded
 
 Record = Mapping[str, Any]
 QUESTION = "Q: {} A:"
 """The prompt of a question, as the authors of PopQA write it for models not tuned for chat."""
+KEPT = (*Fact.__dataclass_fields__, "prompt", "relation", "target_true_id")
 
 
 class UnknownLayout(InputError):
@@ -29,22 +28,44 @@ class UnknownLayout(InputError):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the records of a data set are recognised and read."""
+    """How the records of a data set are recognised and read: a row of `layouts.csv`."""
 
     name: str
     fields: str
-    """The fields that a record has, separated by spaces; `a|b` is one of them."""
-    read: Callable[[Record], dict[str, Any]]
-    origin: str = ""
-    """The data set, its licence and its address."""
+    renamed: str
+    origin: str
 
     def __str__(self) -> str:
-        fields = self.fields.replace(" ", ", ").replace("|", " or ")
-        return f"{self.name} ({fields})"
+        return f"{self.name} ({self.fields.replace(' ', ', ').replace('|', ' or ')})"
 
     def fits(self, record: Record) -> bool:
         """Return whether a record has the fields."""
         return all(record.keys() & field.split("|") for field in self.fields.split())
+
+    def read(self, record: Record) -> dict[str, Any]:
+        """Return the fields of a `Fact`, unchecked, perhaps with several templates.
+
+        Also `target_true_id`, and `prompt_differs` if the template filled in is not the prompt.
+
+        Raises:
+            InputError: A part is missing, or the subject does not occur once in the prompt.
+        """
+        names = (pair.split("=") for pair in self.renamed.split())
+        fields = {name: record[name] for name in KEPT if name in record}
+        fields |= {name: record[old] for name, old in names if old in record}
+        fields |= PREPARED[self.name](record) if self.name in PREPARED else {}
+        if self.name in ("own", "known facts") and "template" in record:
+            if missing := [name for name in ("subject", "target_true") if name not in fields]:
+                names = ", ".join(map(repr, missing))
+                raise UnknownLayout(f"required fields are missing: {names}.")
+        else:
+            fields["subject"] = fields.get("subject") or ""
+        relation = fields.pop("relation", None)  # a template, or a name, such as "capital"
+        if isinstance(relation, str) and "{}" in relation:
+            fields.setdefault("template", relation)
+        else:
+            fields.setdefault("relation_id", relation)
+        return fields | _slotted(fields)
 
 
 def layout_of(record: Any) -> Layout:
@@ -70,47 +91,21 @@ def _holds_objects(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and isinstance(value[0], Mapping)
 
 
-def _nested(record: Record) -> dict[str, Any]:
-    rewrite = record["requested_rewrite"]
-    if not isinstance(rewrite, Mapping):
-        cure = " Write a record for each of its entries." if isinstance(rewrite, list) else ""
-        raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.{cure}")
-    true, false = rewrite.get("target_true"), rewrite.get("target_new")
-    return {
-        "case_id": record.get("case_id"),
-        "relation_id": rewrite.get("relation_id"),
-        "subject": rewrite.get("subject"),
-        "template": rewrite.get("prompt"),
-        "target_true": true.get("str") if isinstance(true, Mapping) else true,
-        "target_false": false.get("str") if isinstance(false, Mapping) else false,
-        "target_true_id": true.get("id") if isinstance(true, Mapping) else None,
-    }
-
-
-def _flat(record: Record) -> dict[str, Any]:
-    """Read a record that has the fields of a fact, perhaps with a prompt or under other names."""
-    relation, template = record.get("relation"), record.get("template")
-    if "template" in record:
-        names = ("subject", "target_true")
-        if missing := [name for name in names if name not in record]:
-            raise UnknownLayout(f"required fields are missing: {', '.join(map(repr, missing))}.")
-    elif isinstance(relation, str) and "{}" in relation:
-        template, relation = relation, None  # in other data sets a name, such as "capital"
-    return {
-        "relation_id": relation,
-        "target_false": record.get("target_new"),
-        **{name: record[name] for name in Fact.__dataclass_fields__ if name in record},
-        "target_true_id": record.get("target_true_id"),
-        **_slotted(record, template),
-    }
-
-
-def _slotted(record: Record, template: Any = None) -> dict[str, Any]:
-    """Return the template of a record, and whether its prompt is not the template filled in.
+def _slotted(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the template, and whether the prompt is not the template filled in.
 
     The prompt then counts, as it is the complete text. A prompt may be a template itself.
     """
-    prompt, subject = record.get("prompt"), record.get("subject")
+    if "question" in fields:
+        questions = fields.pop("question")
+        questions = questions if isinstance(questions, list) else [questions]
+        slotted = [_slotted({**fields, "prompt": text})["template"] for text in questions]
+        return {"template": [QUESTION.format(text) for text in slotted]}
+    prompt, subject, template = (
+        fields.pop("prompt", None),
+        fields["subject"],
+        fields.get("template"),
+    )
     if not isinstance(prompt, str) or not isinstance(subject, str) or not subject.strip():
         return {"template": template if template is not None else prompt}
     subject = subject.strip()
@@ -123,47 +118,27 @@ def _slotted(record: Record, template: Any = None) -> dict[str, Any]:
             f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt "
             f"{prompt!r}; it must occur once."
         )
-    differs = template is not None
-    return {"template": prompt.replace(subject, "{}"), "prompt_differs": differs}
+    return {"template": prompt.replace(subject, "{}"), "prompt_differs": template is not None}
 
 
-def _pair(record: Record) -> dict[str, Any]:
-    """Read two answers to a prompt, of which the first is the true target."""
-    answers = {"target_true": record.get("answer_a"), "target_false": record.get("answer_b")}
-    return _flat({**answers, **record, "subject": record.get("subject") or ""})
-
-
-def _easyedit(record: Record) -> dict[str, Any]:
-    return _flat({**record, "target_true": record["ground_truth"]})
-
-
-def _known(record: Record) -> dict[str, Any]:
-    return _flat({**record, "case_id": record["known_id"], "target_true": record["attribute"]})
-
-
-def _popqa(record: Record) -> dict[str, Any]:
-    question = _slotted({"prompt": record["question"], "subject": record["subj"]})["template"]
+def _nested(record: Record) -> dict[str, Any]:
+    """Return the parts of CounterFact's nested record."""
+    rewrite = record["requested_rewrite"]
+    if not isinstance(rewrite, Mapping):
+        cure = " Write a record for each of its entries." if isinstance(rewrite, list) else ""
+        raise InputError(f"requested_rewrite must be an object, not {rewrite!r:.60}.{cure}")
+    true, false = rewrite.get("target_true"), rewrite.get("target_new")
     return {
-        "case_id": record.get("id"),
-        "relation_id": record["prop"],
-        "subject": record["subj"],
-        "template": QUESTION.format(question),
-        "target_true": record["obj"],
-        "aliases_true": record.get("possible_answers"),
+        **{name: rewrite.get(name) for name in ("relation_id", "subject")},
+        "template": rewrite.get("prompt"),
+        "target_true": true.get("str") if isinstance(true, Mapping) else true,
+        "target_false": false.get("str") if isinstance(false, Mapping) else false,
+        "target_true_id": true.get("id") if isinstance(true, Mapping) else None,
     }
 
 
-def _lre(record: Record) -> dict[str, Any]:
-    return {
-        "relation_id": record["name"],
-        "subject": record["subject"],
-        "template": record["prompt_templates"],
-        "target_true": record["object"],
-    }
-
-
-def _pararel(record: Record) -> dict[str, Any]:
-    """Read a triple; its patterns are templates if they end in the object."""
+def _patterns(record: Record) -> dict[str, Any]:
+    """Return the patterns of ParaRel that end in the object, as templates."""
     parts = [str(pattern).partition("[Y]") for pattern in record.get("patterns") or ()]
     templates = [
         before.rstrip().replace("[X]", "{}")
@@ -176,105 +151,26 @@ def _pararel(record: Record) -> dict[str, Any]:
             "repository: the patterns of data/trex_lms_vocab/P36.jsonl are read from "
             "data/pattern_data/graphs_json/P36.jsonl."
         )
-    return {
-        "relation_id": record.get("predicate_id"),
-        "subject": record["sub_label"],
-        "template": templates,
-        "target_true": record["obj_label"],
-    }
+    return {"template": templates}
 
 
-def _mquake(record: Record) -> dict[str, Any]:
-    """Read questions about a chain of facts; the edited facts of the chain are the distractor."""
+def _chain(record: Record) -> dict[str, Any]:
+    """Return where a chain of MQuAKE begins, and its edited facts as the distractor."""
     try:
         edits = [
             f"{edit['prompt'].replace('{}', edit['subject'])} {edit['target_new']['str']}."
             for edit in record["requested_rewrite"]
         ]
-        subject, questions = record["orig"]["triples_labeled"][0][0], list(record["questions"])
-        if any(question.count(subject) != 1 for question in questions):
-            subject = ""
-        slotted = [text.replace(subject, "{}") if subject else text for text in questions]
+        subject = record["orig"]["triples_labeled"][0][0]
+        once = all(question.count(subject) == 1 for question in record["questions"])
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"a chain of MQuAKE lacks a part: {error!r}.") from None
-    return {
-        "case_id": record.get("case_id"),
-        "subject": subject,
-        "template": [QUESTION.format(text) for text in slotted],
-        "target_true": record["answer"],
-        "target_false": record["new_answer"],
-        "aliases_true": record.get("answer_alias"),
-        "aliases_false": record.get("new_answer_alias"),
-        "distractor": " ".join(edits),
-    }
+    return {"subject": subject if once else "", "distractor": " ".join(edits)}
 
 
-def _nq_swap(record: Record) -> dict[str, Any]:
-    """Read a question with a context that names a substituted answer: the distractor."""
-    true, false = (texts_of(record[name]) or ("",) for name in ("org_answer", "sub_answer"))
-    return {
-        "subject": "",
-        "template": QUESTION.format(record["question"]),
-        "target_true": true[0],
-        "target_false": false[0],
-        "aliases_true": true,
-        "aliases_false": false,
-        "distractor": record["sub_context"],
-    }
-
-
-def texts_of(value: Any) -> tuple[Any, ...]:
-    """Return the texts of a list, of the text of a JSON list, or of `one|another`."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        with suppress(ValueError):
-            value = json.loads(value)
-    if isinstance(value, str):
-        value = value.split("|")
-    return tuple(value) if isinstance(value, Iterable) else () if value is None else (value,)
-
-
-COUNTERFACT = "CounterFact (MIT, https://rome.baulab.info/data/dsets/counterfact.json)"
-LAYOUTS = (
-    Layout(
-        "MQuAKE",
-        "requested_rewrite questions answer new_answer orig",
-        _mquake,
-        "MQuAKE (licence not stated, https://github.com/princeton-nlp/MQuAKE)",
-    ),
-    Layout("nested", "requested_rewrite", _nested, COUNTERFACT),
-    Layout(
-        "known facts",
-        "known_id subject template attribute",
-        _known,
-        "ROME's known facts (MIT, https://rome.baulab.info/data/dsets/known_1000.json)",
-    ),
-    Layout(
-        "PopQA",
-        "subj prop obj question",
-        _popqa,
-        "PopQA (MIT, https://huggingface.co/datasets/akariasai/PopQA)",
-    ),
-    Layout(
-        "LRE",
-        "name prompt_templates subject object",
-        _lre,
-        "LRE relations (licence not stated, https://github.com/evandez/relations)",
-    ),
-    Layout(
-        "ParaRel",
-        "sub_label obj_label",
-        _pararel,
-        "ParaRel (MIT, https://github.com/yanaiela/pararel)",
-    ),
-    Layout(
-        "NQ-Swap",
-        "question org_answer sub_context sub_answer",
-        _nq_swap,
-        "NQ-Swap (MIT, https://huggingface.co/datasets/pminervini/NQ-Swap)",
-    ),
-    Layout("own", "template", _flat),
-    Layout("EasyEdit", "prompt subject ground_truth", _easyedit, COUNTERFACT),
-    Layout("tracing", "prompt|relation subject target_true", _flat, COUNTERFACT),
-    Layout("pair", "prompt answer_a|target_true answer_b|target_false", _pair),
-)
-"""The registry, in the order in which layouts are tried."""
+PREPARED: dict[str, Callable[[Record], dict[str, Any]]] = {
+    "nested": _nested,
+    "ParaRel": _patterns,
+    "MQuAKE": _chain,
+}
+LAYOUTS = tuple(Layout(**row) for row in embedded("layouts.csv"))

@@ -7,15 +7,17 @@ by seed, but never another answer to the same question.
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
 from hijacklens.facts.joining import Joining, joined
-from hijacklens.facts.layouts import COUNTERFACT, LAYOUTS, UnknownLayout, layout_of, texts_of
+from hijacklens.facts.layouts import LAYOUTS, UnknownLayout, layout_of
 from hijacklens.facts.relations import (
     LANGUAGE_RELATIONS,
     country_of_language,
@@ -62,37 +64,34 @@ def facts_from_records(
     Raises:
         InputError: There are no records, none has a known layout, or none can be used.
     """
-    drafts: list[tuple[int, dict[str, Any], dict[str, Any]]] = []
+    drafts: list[tuple[int, dict[str, Any]]] = []
     unread: list[tuple[int, Skipped]] = []
     origins: dict[str, None] = {}
-    count, has_ids, is_counterfact = 0, False, False
+    position, has_ids, is_counterfact = -1, False, False
     for position, record in enumerate(_flattened(records)):
-        count += 1
         fields: Any = record
         try:
             if isinstance(record, InputError):
                 raise record
             layout = layout_of(record)
             fields = layout.read(record)
-            has_ids = has_ids or bool(fields.pop("target_true_id", None))
-            for each in _by_template(fields, position, paraphrases):
-                drafts.append((position, each, _checked(each)))
+            drafts += [(position, each) for each in _drafts(fields, position, paraphrases)]
+            origins[layout.origin] = None
+            has_ids |= bool(fields.get("target_true_id"))
+            is_counterfact |= "Counter" in layout.origin and fields["relation_id"] in relations()
         except InputError as error:
             if position == 0 and isinstance(error, UnknownLayout):
                 raise InputError(f"{name}: {error} {ALLOWED}") from None
             unread.append((position, _unusable(fields, position, error)))
-            continue
-        origins[layout.origin] = None
-        is_counterfact |= layout.origin == COUNTERFACT and fields["relation_id"] in relations()
-    if count == 0:
+    if position < 0:
         raise InputError(f"{name} holds no record. {ALLOWED}")
-    drawn = _draw_false([checked for *_, checked in drafts], seed)
+    count = position + 1
+    _draw_false([fields for _, fields in drafts], seed)
     facts: dict[int, Fact] = {}
     remarks: dict[str, list[int]] = {PROMPT_DIFFERS: [], SPACE_DROPPED: [], DRAWN: []}
-    for position, fields, checked in drafts:
-        differs = checked.pop("prompt_differs")
+    for position, fields in drafts:
         try:
-            fact = Fact(**_completed(checked))
+            fact = Fact(**_checked(fields))
         except InputError as error:
             unread.append((position, _unusable(fields, position, error)))
             continue
@@ -103,9 +102,9 @@ def facts_from_records(
             unread.append((position, repeat))
             continue
         facts[fact.case_id] = fact
-        remarks[PROMPT_DIFFERS] += [fact.case_id] * differs
+        remarks[PROMPT_DIFFERS] += [fact.case_id] * fields.get("prompt_differs", False)
         remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
-        remarks[DRAWN] += [fact.case_id] * (id(checked) in drawn)
+        remarks[DRAWN] += [fact.case_id] * fields.get("drawn", False)
     skipped = tuple(row for _, row in sorted(unread, key=lambda pair: pair[0]))
     if not facts:
         raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
@@ -135,93 +134,99 @@ def _flattened(records: Iterable[Any]) -> Iterator[Any]:
             yield record
 
 
-def _by_template(
-    fields: dict[str, Any], position: int, paraphrases: bool
-) -> Iterator[dict[str, Any]]:
-    """Yield the fields with a case id, once for each template."""
+def _drafts(fields: dict[str, Any], position: int, paraphrases: bool) -> Iterator[dict[str, Any]]:
+    """Yield the fields with a case id and all aliases, once for each template.
+
+    Of a list of targets, the first is the target and the others are its aliases.
+    """
     case_id = position if fields.get("case_id") is None else fields["case_id"]
     if isinstance(case_id, str) and re.fullmatch(r"\s*-?\d{1,19}\s*", case_id):
         case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
         raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")
-    templates = fields["template"]
-    templates = templates if isinstance(templates, list) and templates else [templates]
+    fields["relation_id"] = relation_id(fields.get("relation_id") or "")
+    for name in ALIASES:
+        side = name.replace("aliases", "target")
+        target, *more = fields[side] if isinstance(fields.get(side), list) else [fields.get(side)]
+        usual = known_aliases().get(target.strip(), ()) if isinstance(target, str) else ()
+        every = dict.fromkeys((*more, *_texts(fields.get(name)), *usual))
+        fields[side], fields[name] = target, tuple(x for x in every if x not in ("", target))
+    templates = fields["template"] if isinstance(fields["template"], list) else [fields["template"]]
     for i, template in enumerate(templates if paraphrases else templates[:1]):
         yield {**fields, "template": template, "case_id": case_id + i * PARAPHRASES}
 
 
-def _checked(fields: dict[str, Any]) -> dict[str, Any]:
-    """Check the types of the fields, strip texts but the template; a false target may be None."""
-    checked: dict[str, Any] = {"case_id": fields["case_id"]}
-    checked["prompt_differs"] = fields.get("prompt_differs", False)
-    for name in (*TEXTS, *OPTIONAL):
-        value = fields.get(name)
-        if value is None and name in OPTIONAL:
-            value = ""
-        if not isinstance(value, str) and not (value is None and name == "target_false"):
-            kind = "text or empty" if name in OPTIONAL else "text"
-            raise InputError(f"{name} must be {kind}, not {value!r}.")
-        checked[name] = value if name == "template" or value is None else value.strip()
-    checked["relation_id"] = relation_id(checked["relation_id"])
-    for name in ALIASES:
-        target = checked[name.replace("aliases", "target")]
-        aliases = (*texts_of(fields.get(name)), *known_aliases().get(target, ()))
-        checked[name] = tuple(dict.fromkeys(each for each in aliases if each not in ("", target)))
-    return checked
+def _texts(value: Any) -> list[Any]:
+    """Return the texts of a list, of the text of a JSON list, or of `one|another`."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            value = json.loads(value)
+    if isinstance(value, str):
+        return value.split("|")
+    return list(value) if isinstance(value, Iterable) else [] if value is None else [value]
 
 
-def _draw_false(drafts: list[dict[str, Any]], seed: int) -> set[int]:
-    """Give drafts that have no false target the true one of another; return their `id`s.
+def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
+    """Give drafts without a false target the true one of another, if one does not answer theirs.
 
-    A draft keeps None if the true targets of its relation all answer its question. Facts without
-    a relation draw from those with the same template.
+    Facts without a relation draw from those with the same template.
     """
-    pools: dict[str, dict[str, tuple[str, ...]]] = {}
-    answers: dict[tuple[str, str], set[str]] = {}
     missing = [draft for draft in drafts if draft["target_false"] is None]
+    pools: dict[Any, dict[str, tuple[str, ...]]] = {}
+    answers: dict[Any, set[str]] = {}
     for draft in drafts if missing else ():
-        pool, question = _pool(draft)
-        pools.setdefault(pool, {}).setdefault(draft["target_true"], draft["aliases_true"])
-        names = _names(draft["target_true"], draft["aliases_true"])
-        answers.setdefault((pool, question), set()).update(names)
+        if isinstance(draft["target_true"], str):
+            pool, question = _question(draft)
+            target = draft["target_true"].strip()
+            pools.setdefault(pool, {}).setdefault(target, draft["aliases_true"])
+            answers.setdefault((pool, question), set()).update(
+                _names(target, draft["aliases_true"])
+            )
     named = {
         pool: [(target, _names(target, aliases)) for target, aliases in sorted(targets.items())]
         for pool, targets in pools.items()
     }
     for draft in missing:
-        pool, question = _pool(draft)
-        taken = answers[pool, question]
-        others = [target for target, names in named[pool] if taken.isdisjoint(names)]
+        pool, question = _question(draft)
+        taken = answers.get((pool, question), set())
+        others = [target for target, names in named.get(pool, ()) if taken.isdisjoint(names)]
         if others:
             # Seeded by the fact, so that its draw does not depend on its position in the set.
             key = hashlib.sha256(f"{seed} {question} {draft['target_true']}".encode()).digest()
-            draft["target_false"] = random.Random(key).choice(others)
-            draft["aliases_false"] = pools[pool][draft["target_false"]]
-    return {id(draft) for draft in missing}
+            false = random.Random(key).choice(others)
+            draft |= {"target_false": false, "aliases_false": pools[pool][false], "drawn": True}
 
 
-def _pool(draft: dict[str, Any]) -> tuple[str, str]:
+def _question(draft: dict[str, Any]) -> tuple[str, str]:
     """Return what shares false targets with a draft, and what its question is about."""
-    return draft["relation_id"] or draft["template"], draft["subject"] or draft["template"]
+    return str(draft["relation_id"] or draft["template"]), str(
+        draft["subject"] or draft["template"]
+    )
 
 
 def _names(target: str, aliases: Iterable[str]) -> set[str]:
-    return {name.casefold() for name in (target, *aliases)}
+    return {str(name).casefold() for name in (target, *aliases)}
 
 
-def _completed(checked: dict[str, Any]) -> dict[str, Any]:
-    """Fill in near words."""
-    if checked["target_false"] is None:
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Check the types of the fields, strip texts but the template, and fill in near words."""
+    if fields["target_false"] is None:
         raise InputError(
             "there is no false target, and the relation has no other true target to draw."
         )
+    checked = {name: fields[name] for name in ("case_id", *ALIASES)}
+    for name in (*TEXTS, *OPTIONAL):
+        value = "" if fields.get(name) is None and name in OPTIONAL else fields.get(name)
+        if not isinstance(value, str):
+            kind = "text or empty" if name in OPTIONAL else "text"
+            raise InputError(f"{name} must be {kind}, not {value!r}.")
+        checked[name] = value if name == "template" else value.strip()
     for side in ("true", "false"):
         near = checked[f"near_{side}"] or None
         if near is None and checked["relation_id"] in LANGUAGE_RELATIONS:
             near = country_of_language().get(checked[f"target_{side}"])
         checked[f"near_{side}"] = near
-    checked["distractor"] = checked["distractor"] or None
-    return checked
+    return {**checked, "distractor": checked["distractor"] or None}
 
 
 def _lost_space(fields: Mapping[str, Any], fact: Fact, joining: Joining) -> bool:

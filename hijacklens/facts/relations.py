@@ -44,8 +44,13 @@ def relation_id(name: str, known: Container[str] = ()) -> str:
     >>> relation_id("capital"), relation_id("P36"), relation_id("father")
     ('P36', 'P36', 'father')
     """
-    ids = {relation.label.lower(): key for key, relation in relations().items()}
-    return name if name in known or not isinstance(name, str) else ids.get(name.lower(), name)
+    is_id = name in known or not isinstance(name, str)
+    return name if is_id else _ids().get(name.strip().lower(), name)
+
+
+@cache
+def _ids() -> dict[str, str]:
+    return {relation.label.lower(): key for key, relation in relations().items()}
 
 
 def relation_title(relation: str) -> str:

@@ -129,21 +129,9 @@ class PackagedModel:
         return path
 
 
-def gguf_folder(file: Path, *, unpack: Unpack = unpack) -> tuple[Path, str]:
-    """Return a folder that `from_pretrained` loads, made of a GGUF file, and the file's hash.
-
-    Raises:
-        InputError: It is not a GGUF file, or the cache folder cannot be made or has no room.
-    """
-    try:
-        with file.open("rb") as stream:
-            starts = stream.read(4)
-        digest = _sha256(file)
-    except OSError as error:
-        raise InputError(f"the model file {str(file)!r} cannot be read: {error}.") from error
-    if starts != b"GGUF":
-        raise InputError(f"{str(file)!r} is not a GGUF file: it does not begin with GGUF.")
-    megabytes = file.stat().st_size // 1_000_000
+def gguf_folder(file: Path) -> tuple[Path, str]:
+    """Return a folder that `from_pretrained` loads, made of a GGUF file, and the file's hash."""
+    digest, megabytes = _sha256(file), file.stat().st_size // 1_000_000
     return _cached(file.stem, digest, megabytes, lambda scratch: file, unpack), digest
 
 

@@ -19,7 +19,7 @@ from .prompts.prompt import Prompt as Prompt
 from .prompts.schemes import Scheme as Scheme
 from .prompts.schemes import add_scheme as add_scheme
 from .prompts.schemes import schemes as schemes
-from .report.page import write_report as write_report
+from .report.writing import write_report as write_report
 from .results.result import load_result as load_result
 from .scoring.answers import answer as answer
 from .scoring.comparison import Comparison as Comparison

@@ -12,19 +12,34 @@ def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tq
     """Return a progress bar for a terminal or a notebook; use it as a context manager.
 
     It shows the rate in `unit` per second and the time left. It writes to standard error, so that
-    standard output holds only results. In a log or a pipe nothing is drawn. `unit` is a plural,
-    such as `"facts"`; `update` takes fractions of a unit.
+    standard output holds only results. In a log or a pipe it writes a line every minute. `unit` is
+    a plural, such as `"facts"`; `update` takes fractions of a unit.
     """
+    rarely = {"mininterval": 60, "delay": 60, "leave": False, "file": Lines()}
+    drawing: Any = {"mininterval": 0.2} if watched() else rarely
     # Not `total_fmt`: whole units are easier to read than "37.25/412".
     count = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} "
     return tqdm(
         total=total,
         unit=f" {unit}",
         desc=label,
-        disable=quiet or not watched(),
+        disable=quiet,
         bar_format=f"{count}{unit} [{{elapsed}}<{{remaining}}, {{rate_noinv_fmt}}{{postfix}}]",
-        mininterval=0.2,
+        **drawing,
     )
+
+
+class Lines:
+    """Standard error for a progress bar in a log: every state of the bar is a line."""
+
+    def write(self, text: str) -> None:
+        """Write a state of the bar, without the codes that move a cursor."""
+        if state := text.replace("\x1b[A", "").strip():
+            sys.stderr.write(f"{state}\n")
+
+    def flush(self) -> None:
+        """Write what is buffered."""
+        sys.stderr.flush()
 
 
 def watched() -> bool:

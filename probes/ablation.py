@@ -43,7 +43,8 @@ from hijacklens.prompts.spans import EVERYWHERE, placed_atoms
 from hijacklens.prompts.tokens import LocatedPrompt, locate
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.sites import Heads, Layers, canonical, choose
-from probes.activation_sites import check_heads, hook_name
+from probes.activation_sites import hook_name
+from probes.checks import check_heads
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]
 Kind: TypeAlias = Literal["zero", "mean"]

@@ -15,21 +15,17 @@ itself, to which the MLP's output is added.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Iterable
+from typing import Any, get_args
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from hijacklens.errors import InputError, choice
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
-from hijacklens.sites import HeadAxis, Heads, Layers, Sites, choose
+from hijacklens.sites import Heads, Layers, Sites, choose
+from probes.checks import HEAD_AXES, Site, check_heads
 
-Site: TypeAlias = Literal[
-    "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v"
-]
-HEAD_AXES: Mapping[str, HeadAxis] = {"z": "head", "q": "head", "k": "kv_head", "v": "kv_head"}
-"""The sites that are split into heads, and which heads these are."""
 _HOOKS = {
     name: f"blocks.{{}}.{'attn.' if name in HEAD_AXES else ''}hook_{name}"
     for name in get_args(Site)
@@ -60,14 +56,6 @@ def choose_sites(model: HookedModel, site: Site, *, layers: Layers, heads: Heads
     """
     check_heads(site, heads)
     return choose(model, layers=layers, heads=heads, axis=HEAD_AXES.get(site, "head"))
-
-
-def check_heads(site: str, heads: Any) -> None:
-    """Raise an `InputError` if heads are given for a site that is not split into heads."""
-    if heads is not None and site in _HOOKS and site not in HEAD_AXES:
-        raise InputError(
-            f"{site} is not split into heads; leave heads out, or use {', '.join(HEAD_AXES)}."
-        )
 
 
 def reading(

@@ -25,11 +25,11 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from hijacklens.errors import InputError, choice, number, one_of_type, unknown
+from hijacklens.errors import InputError, choice, number, one_of_type, unknown, whole_number
 from hijacklens.prompts.spans import FORMS, atoms
+from probes.checks import check_factor, check_heads, check_when
 
 if TYPE_CHECKING:  # the names of the kinds, which shells complete, need no torch
     from hijacklens.facts.fact import FactSet
@@ -72,11 +72,15 @@ class Kind:
     """The function in `probes` whose arguments are the options; one that makes a replacement of
     matrices also has those of `values.replace`."""
     example: str
+    arguments: str
+    """The arguments of the function that a text can carry, each with its default if it has one."""
 
     @property
     def options(self) -> tuple[Option, ...]:
-        """The options, read from the signature of the function."""
-        return _options(self.function)
+        """The options; a test compares them with the signature of the function."""
+        made = self.function.startswith("values.")
+        words = (self.arguments + (VALUE_ARGUMENTS if made else "")).split()
+        return tuple(_option(*word.partition("=")[::2], of_values=made) for word in words)
 
     def make(self, options: Mapping[str, Any]) -> Probe:
         """Return the probe with these options, named as in Python."""
@@ -99,38 +103,50 @@ KINDS: Mapping[str, Kind] = {
             "Remove attention from some tokens to others.",
             "attention.knock_out",
             "knock-out:source=last,target=hijack,layers=8-11",
+            "source target layers=all heads=all when=before renormalise=yes",
         ),
         "rescale": (
             "Multiply attention weights (after the softmax) or scores (before it).",
             "attention.rescale",
             "rescale:factor=2,source=last,target=subject,heads=8.3+9.1",
+            "factor source target layers=all heads=all when=after renormalise=yes",
         ),
         "redirect": (
             "Move all attention of some tokens onto others.",
             "attention.redirect",
             "redirect:source=last,target=subject,layers=8-11",
+            "source target split=uniform layers=all heads=all",
         ),
-        "zero-value": ("Replace W_V by zero.", "values.zero", "zero-value:layers=3,heads=0"),
+        "zero-value": ("Replace W_V by zero.", "values.zero", "zero-value:layers=3,heads=0", ""),
         "identity-value": (
             "Replace W_V by ones on the diagonal.",
             "values.identity",
             "identity-value:layers=3",
+            "",
         ),
         "low-rank-value": (
             "Replace W_V by its best approximation of a rank.",
             "values.low_rank",
             "low-rank-value:rank=4",
+            "rank",
         ),
-        "scale-value": ("Multiply W_V.", "values.scaled", "scale-value:factor=0.5,layers=8-11"),
+        "scale-value": (
+            "Multiply W_V.",
+            "values.scaled",
+            "scale-value:factor=0.5,layers=8-11",
+            "factor",
+        ),
         "random-value": (
             "Replace W_V by a random matrix of its norm.",
             "values.random",
             "random-value:seed=0,layers=3",
+            "seed",
         ),
         "ablate": (
             "Replace outputs of heads, attention layers or MLPs by zero or their mean.",
             "ablation.ablate",
             "ablate:heads=8.3+9.1,kind=mean",
+            "heads=all layers=all site=z kind=zero span=all",
         ),
     }.items()
 }
@@ -230,10 +246,14 @@ def parse(text: str) -> Specification:
         note = f"--probe {text!r}: {new}; the next release drops the old name."
         warnings.warn(note, FutureWarning, stacklevel=2)
     values = {option.replace("-", "_"): value for option, value in values.items()}
-    specification = Specification(text, kind, values)
-    if not specification.needs_model:
-        specification.probe()  # refuse options that contradict each other before a model is loaded
-    return specification
+    try:  # refuse options that contradict each other, without the imports that a probe needs
+        given: dict[str, Any] = {name: one.default for name, one in allowed.items()} | values
+        check_when(given.get("when", "after"), values.get("renormalise", True))
+        check_factor(given.get("factor", 1), given.get("when"))
+        check_heads(given.get("site", "z"), values.get("heads"))
+    except InputError as error:
+        raise InputError(f"--probe {text!r}: {error}") from error
+    return Specification(text, kind, values)
 
 
 def _parts(rest: str) -> Iterator[str]:
@@ -253,55 +273,7 @@ def _function(name: str) -> Callable[..., Any]:
     return getattr(modules[module], function)
 
 
-@cache
-def _options(function: str) -> tuple[Option, ...]:
-    """Return the options of a kind: the arguments of its function that a text can carry."""
-    parameters = dict(inspect.signature(_function(function), eval_str=True).parameters)
-    if function.startswith("values."):
-        parameters |= inspect.signature(_function("values.replace"), eval_str=True).parameters
-    options = [
-        _option(parameter, function)
-        for name, parameter in parameters.items()
-        if name not in ("replacement", "means")
-    ]
-    if function.startswith("values."):
-        form = "value (W_V) or circuit (W_V W_O)"
-        options.append(Option("of", _choice("value", "circuit"), form, "value"))
-    return tuple(options)
-
-
-def _option(parameter: inspect.Parameter, function: str) -> Option:
-    name, default = parameter.name.replace("_", "-"), parameter.default
-    if names := [value for value in get_args(parameter.annotation) if isinstance(value, str)]:
-        read, form = _choice(*names), " or ".join([", ".join(names[:-1]), names[-1]])
-    elif name == "layers":
-        read, form = _numbers, NUMBERS
-    elif name == "heads":
-        query = "key/value heads, or query heads with of=circuit"
-        query = query if function.startswith("values.") else "query heads"
-        read, form = _heads, f"{query}: {NUMBERS}; or layer.head pairs: 8.3+9.1"
-    else:
-        read, form = {
-            str: (_span, FORMS),
-            bool: (_yes, "yes or no"),
-            int: (int, "a whole number"),
-        }.get(parameter.annotation, (_finite, "a number"))
-    empty = inspect.Parameter.empty
-    words = {empty: None, None: "all", True: "yes", False: "no"}.get(default, default)
-    return Option(name, read, form + NOTES.get(name, ""), words)
-
-
 NUMBERS = "a number, a range 8-11, or several joined by +"
-NOTES = {
-    "keep-bias": ": whether b_V stays",
-    "kind": " (mean: over the bare queries of the facts)",
-    "rank": " from 1",
-    "renormalise": "; no needs when=after",
-    "site": " (z: heads)",
-    "split": " (to what the model gives there)",
-    "when": " (the softmax)",
-}
-"""Option -> an addition to its form."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -328,6 +300,10 @@ def _two(text: str, mark: str) -> tuple[int, int]:
 # An InputError is a ValueError, which `parse` reports with the allowed forms.
 
 
+def _count(least: int) -> Callable[[str], int]:
+    return lambda text: whole_number("option", int(text), least=least)
+
+
 def _span(text: str) -> str:
     atoms(text)
     return text
@@ -343,3 +319,37 @@ def _finite(text: str) -> float:
 
 def _yes(text: str) -> bool:
     return choice("option", text, ("yes", "no")) == "yes"
+
+
+HEADS = f"{NUMBERS}; or layer.head pairs: 8.3+9.1"
+VALUE_ARGUMENTS = " layers=all heads=all keep-bias=yes of=value"
+"""The arguments of `values.replace`."""
+READERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    **dict.fromkeys(("source", "target", "span"), (_span, FORMS)),
+    "layers": (_numbers, NUMBERS),
+    "heads": (_heads, f"query heads: {HEADS}"),
+    "factor": (_finite, "a number"),
+    "rank": (_count(1), "a whole number from 1"),
+    "seed": (_count(0), "a whole number"),
+    "renormalise": (_yes, "yes or no; no needs when=after"),
+    "keep-bias": (_yes, "yes or no: whether b_V stays"),
+    "when": (_choice("before", "after"), "before or after (the softmax)"),
+    "split": (
+        _choice("uniform", "proportional"),
+        "uniform or proportional (to what the model gives there)",
+    ),
+    "of": (_choice("value", "circuit"), "value (W_V) or circuit (W_V W_O)"),
+    "site": (_choice("z", "attn_out", "mlp_out"), "z, attn_out or mlp_out (z: heads)"),
+    "kind": (
+        _choice("zero", "mean"),
+        "zero or mean (mean: over the bare queries of the facts)",
+    ),
+}
+"""Option -> how its text is read, and the allowed values in words."""
+
+
+def _option(name: str, default: str, *, of_values: bool) -> Option:
+    read, form = READERS[name]
+    if name == "heads" and of_values:
+        form = f"key/value heads, or query heads with of=circuit: {HEADS}"
+    return Option(name, read, form, default or None)

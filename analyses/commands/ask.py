@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
-from analyses.commands.declarations import argument, declared, option
+from analyses.commands.declarations import Whole, argument, declared, option
 from analyses.commands.options import ModelChoice, Models, Probes, WrittenFact, scheme_option
 from analyses.commands.screen import Output
 from hijacklens.errors import InputError
@@ -32,10 +32,10 @@ def command(
     sentence: Annotated[
         str | None, option("Your own hijacking sentence, in place of --scheme.", metavar="TEXT")
     ] = None,
-    dose: Annotated[int, option("How many times the sentence is repeated.")] = 1,
+    dose: Annotated[int, option("How many times the sentence is repeated.", type=Whole(1))] = 1,
     written: WrittenFact,
-    top: Annotated[int, option("How many next tokens.")] = 5,
-    tokens: Annotated[int, option("Length of the completion.")] = 12,
+    top: Annotated[int, option("How many next tokens.", type=Whole(0))] = 5,
+    tokens: Annotated[int, option("Length of the completion.", type=Whole(0))] = 12,
     probes: Probes,
     loading: ModelChoice,
     output: Output,
@@ -54,8 +54,7 @@ def command(
         raise InputError("give either --scheme or --sentence, not both.")
     if scheme:
         sentence = _sentence(scheme, prompt, written)
-    if dose < 1:
-        raise InputError(f"--dose counts sentences and must be at least 1, not {dose}.")
+    loading.check(*models)
     targets = [target for target in (written.target_true, written.target_false) if target]
     from hijacklens.scoring.answers import answer
 

@@ -69,13 +69,13 @@ def clear(
     output: Output,
 ) -> None:
     """Delete the stored readings, or those of one model, after asking."""
+    if output.as_json and not yes:
+        raise InputError("--json does not ask; add --yes to delete the stored readings.")
     from hijacklens.store.store import usual_store
 
     store = usual_store()
     count = store.count(model=model)
     readings = f"{count:,} readings{f' of {model}' if model else ''}"
-    if output.as_json and not yes:
-        raise InputError("--json does not ask; add --yes to delete the stored readings.")
     if count and not yes and not click.confirm(f"Delete {readings} from {store.path}?"):
         click.echo("nothing was deleted")
         return

@@ -11,6 +11,7 @@ from analyses.commands.declarations import argument, declared, option
 from analyses.commands.options import Overwrite, Rule, out_option
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError
+from hijacklens.files import check_folder
 
 
 @click.command("compare")
@@ -55,14 +56,17 @@ def command(
       hijacklens compare runs/first do-not-think think --dose 1
       hijacklens compare runs/first 1 5
     """  # noqa: D301
-    from hijacklens.results.result import load_result
-    from hijacklens.scoring.comparison import compare, compare_within
-
     chosen = {"dose": dose, "scheme": scheme, "model": model, "rule": rule}
     if len(sides) not in (2, 3):
         raise InputError(
             f"compare takes two folders, or a folder and two names; given: {len(sides)} words."
         )
+    if out is not None:
+        check_folder(out, overwrite=overwrite)
+
+    from hijacklens.results.result import load_result
+    from hijacklens.scoring.comparison import compare, compare_within
+
     if len(sides) == 2:
         only = {name: value for name, value in chosen.items() if value is not None}
         found = compare(*sides, first=only, second=only)

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import click
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, choice, whole_number
 
 
 class Declaration(NamedTuple):
@@ -130,6 +130,29 @@ class FilePath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class OneOf(click.Choice):
+    """One of several names; another one is refused with the nearest."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Refuse a name that is not allowed."""
+        return choice(param.opts[0] if param else "name", value, self.choices)
+
+
+class Whole(click.ParamType):
+    """A whole number of at least `least`."""
+
+    name = "integer"
+
+    def __init__(self, least: int) -> None:
+        """Take the smallest number that is allowed."""
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Refuse a text that is no whole number, or a number that is too small."""
+        number = click.INT.convert(value, param, ctx)
+        return whole_number(param.opts[0] if param else self.name, number, least=self.least)
+
+
 def _settings_of(kind: Any) -> dict[str, Any]:
     """Return the settings of click for values of a type."""
     inner = [part for part in get_args(kind) if part is not NoneType]
@@ -138,7 +161,7 @@ def _settings_of(kind: Any) -> dict[str, Any]:
     if kind is Path:
         return {"type": FilePath(path_type=Path)}
     if get_origin(kind) is Literal:
-        return {"type": click.Choice(inner)}
+        return {"type": OneOf(inner)}
     if get_origin(kind) in (tuple, list):
         return {**_settings_of(inner[0]), "multiple": True}
     return _settings_of(inner[0]) if inner else {"type": None if kind is Any else kind}

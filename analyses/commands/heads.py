@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import click
 
-from analyses.commands.declarations import declared, option
+from analyses.commands.declarations import Whole, declared, option
 from analyses.commands.options import (
     ExecutionChoice,
     FactsChoice,
@@ -20,6 +20,7 @@ from analyses.commands.options import (
 )
 from analyses.commands.screen import Output, records
 from analyses.texts import read_doses
+from probes.checks import check_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +28,14 @@ class SearchChoice:
     """What is searched, and how; see `probes.heads.search`."""
 
     scheme: Annotated[str, scheme_option("Scheme of the search.")] = "do-not-think"
-    dose: Annotated[int, option("Sentences before the query.")] = 1
-    size: Annotated[int, option("How many heads to choose.")] = 5
+    dose: Annotated[int, option("Sentences before the query.", type=Whole(1))] = 1
+    size: Annotated[int, option("How many heads to choose.", type=Whole(1))] = 5
     candidates: Annotated[
-        int, option("How many of the heads with the highest attribution to ablate one by one.")
+        int,
+        option(
+            "How many of the heads with the highest attribution to ablate one by one.",
+            type=Whole(1),
+        ),
     ] = 20
     attribution: Annotated[
         Literal["gradient", "direct"],
@@ -76,7 +81,7 @@ class TestChoice:
         int,
         option(
             "Random sets of each kind (same layers, equal harm) to compare with.",
-            type=click.IntRange(min=0),
+            type=Whole(0),
         ),
     ] = 20
 
@@ -117,20 +122,23 @@ def command(
       hijacklens heads --model gpt2 --facts counterfact --limit 600 --size 8 \\
           --test-scheme do-not-think --test-scheme relation --random-sets 100
     """  # noqa: D301
+    from hijacklens.facts.halves import halves
     from hijacklens.prompts.schemes import get_scheme
 
     scheme = get_scheme(search.scheme)
     test_schemes = [get_scheme(name) for name in test.schemes] or [scheme]
     doses = [search.dose] if test.doses is None else read_doses(test.doses)
-    all_facts = facts.load()
     path = folder.check(f"heads-{Path(name).name}")
+    check_size(search.size, search.candidates)
+    loading.check(name)
+    all_facts = facts.load()
+    searched, held_out = halves(all_facts, by=test.split, seed=facts.seed)
 
     from hijacklens.files import RECORD
     from hijacklens.results.result import staged
     from hijacklens.scoring.pairs import pairs
     from probes import heads
 
-    searched, held_out = heads.halves(all_facts, by=test.split, seed=facts.seed)
     output.loading(name)
     model = loading.load(name)
     if all_facts.note:

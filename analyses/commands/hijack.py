@@ -62,7 +62,6 @@ def command(
       hijacklens hijack --model gpt2 --probe knock-out:source=last,target=hijack,layers=8-11
     """  # noqa: D301
     doses, schemes = prompts.counts, prompts.load()
-    scored = facts.load()
     labels = [Path(name).name for name in models]
     if len(set(labels)) < len(labels):
         raise InputError(
@@ -74,8 +73,11 @@ def command(
         raise InputError(
             f"--probe {model_probes[0].text!r} is made for one model; score one model at a time."
         )
-    computed = execution.load()
     path = folder.check("-".join(labels), models=models)
+    if execution.engine == "local":  # workers may have other folders and devices
+        loading.check(*models)
+    scored = facts.load()
+    computed = execution.load()
 
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult

@@ -90,6 +90,10 @@ def models(
 
 def _check_model(name: str, output: Output) -> None:
     """Print the outcome of every cell of `analyses.conformance` for a model."""
+    from hijacklens.models.naming import check_model
+
+    check_model(name)
+
     from analyses.conformance.cells import CELLS, OF_NAMED, Check, Subject
 
     output.loading(name)

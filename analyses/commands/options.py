@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from analyses.commands import names
-from analyses.commands.declarations import RenamedOption, option
+from analyses.commands.declarations import RenamedOption, Whole, option
 from analyses.texts import choose_facts, read_doses
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError
 from hijacklens.files import RECORD, check_folder, expand_home
 
 if TYPE_CHECKING:
@@ -114,12 +114,15 @@ class FactsChoice(PromptForm):
         ),
     ] = ()
     cases: Annotated[tuple[int, ...], option("Only this case id. Repeatable.", "--case")] = ()
-    limit: Annotated[int | None, option("A seeded sample of N facts.", metavar="N")] = None
+    limit: Annotated[
+        int | None, option("A seeded sample of N facts.", metavar="N", type=Whole(1))
+    ] = None
     seed: Annotated[
         int,
         option(
             "Seed for the sample of --limit, the random sentences of some schemes, and the false "
-            "targets of facts that come without."
+            "targets of facts that come without.",
+            type=Whole(0),
         ),
     ] = 0
 
@@ -254,18 +257,33 @@ class ModelChoice:
     """How a model is loaded."""
 
     dtype: Annotated[
-        str, option("float32, bfloat16 or float16. The softmax is always float32.")
+        Literal["float32", "bfloat16", "float16"], option("The softmax is always float32.")
     ] = "float32"
     device: Annotated[
         str | None, option("cpu, cuda, cuda:1, ...  [default: a GPU if there is one]")
     ] = None
-    devices: Annotated[int, option("Spread the layers over this many GPUs.")] = 1
+    devices: Annotated[int, option("Spread the layers over this many GPUs.", type=Whole(1))] = 1
     revision: Annotated[
         str | None, option("Branch, tag or commit of a hub model.", metavar="REV")
     ] = None
     trust_remote_code: Annotated[
         bool, option("Run code that comes with the model. Read it first.")
     ] = False
+
+    def check(self, *names: str) -> None:
+        """Refuse missing models and devices; imports nothing larger than torch, for a device.
+
+        Raises:
+            InputError: As for `load_model`.
+        """
+        from hijacklens.models.naming import check_model
+
+        for name in names:
+            check_model(name, self.revision)
+        if self.device is not None or self.devices > 1:
+            from hijacklens.models.devices import device_of_model
+
+            device_of_model(self.device, self.devices)
 
     def load(self, name: str) -> Any:
         """Load a model."""
@@ -334,16 +352,23 @@ class ExecutionChoice:
     batch_tokens: Annotated[
         int | None,
         option(
-            "Tokens in a batch, padding included; a smaller batch needs less memory.", metavar="N"
+            "Tokens in a batch, padding included; a smaller batch needs less memory.",
+            metavar="N",
+            type=Whole(1),
         ),
     ] = None
     sharing: Sharing = "auto"
     engine: Annotated[
-        str, option("local, or ray: many GPUs or machines (pip install 'hijacklens[ray]').")
+        Literal["local", "ray"],
+        option("ray: many GPUs or machines (pip install 'hijacklens[ray]')."),
     ] = "local"
     workers: Annotated[
         int | None,
-        option("Workers of --engine ray.  [default: one per GPU, or per four cores]", metavar="N"),
+        option(
+            "Workers of --engine ray.  [default: one per GPU, or per four cores]",
+            metavar="N",
+            type=Whole(1),
+        ),
     ] = None
     ray_address: Annotated[
         str | None,
@@ -363,10 +388,8 @@ class ExecutionChoice:
         """Return the record that the library takes.
 
         Raises:
-            InputError: The engine is unknown, or the local one is given options of Ray.
+            InputError: The local engine is given options of Ray.
         """
-        if self.engine not in ("local", "ray"):
-            raise unknown("engine", self.engine, ("local", "ray"))
         if self.engine == "local":
             for option, value in (("--workers", self.workers), ("--ray-address", self.ray_address)):
                 if value is not None:

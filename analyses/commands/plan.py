@@ -107,11 +107,14 @@ def command(
         return
     if tokenizer is None:
         raise InputError("plan needs --tokenizer, or --power for the number of facts.")
+    doses, schemes = prompts.counts, prompts.load()
+    place = _place(tokenizer)
+    scored = facts.load()
+
     from hijacklens.scoring.forecast import forecast
 
-    doses, schemes, scored = prompts.counts, prompts.load(), facts.load()
     cost = forecast(
-        _tokenizer(tokenizer),
+        _tokenizer(tokenizer, place),
         scored,
         schemes=schemes,
         doses=doses,
@@ -151,17 +154,33 @@ def command(
     )
 
 
-def _tokenizer(name: str) -> Any:
-    """Load the tokenizer of a packaged model, a folder or a hub id."""
+def _place(name: str) -> str:
+    """Return the folder or hub id of a tokenizer, which needs no model next to it.
+
+    Raises:
+        InputError: There is no such folder or hub model.
+    """
+    from hijacklens.files import expand_home
+    from hijacklens.models.naming import check_model
+    from hijacklens.models.packaged import PACKAGED
+
+    if name in PACKAGED:
+        return str(PACKAGED[name].folder())
+    if (folder := expand_home(name)).is_dir():
+        return str(folder)
+    check_model(name)
+    return name
+
+
+def _tokenizer(name: str, place: str) -> Any:
+    """Load a tokenizer."""
     from transformers import AutoTokenizer
 
-    from hijacklens.files import expand_home
-    from hijacklens.models.packaged import PACKAGED, quiet_transformers
+    from hijacklens.models.packaged import quiet_transformers
 
-    place = PACKAGED[name].folder() if name in PACKAGED else expand_home(name)
     try:
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(str(place) if place.exists() else name)
+            return AutoTokenizer.from_pretrained(place)
     except (OSError, ValueError) as error:
         raise InputError(
             f"--tokenizer {name!r}: no tokenizer can be read there. Name a folder that "

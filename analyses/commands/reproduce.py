@@ -10,8 +10,15 @@ import click
 
 from analyses.commands import names as completion
 from analyses.commands.declarations import argument, declared, option
-from analyses.commands.options import Overwrite, model_option, out_option, source_option
+from analyses.commands.options import (
+    ModelChoice,
+    Overwrite,
+    model_option,
+    out_option,
+    source_option,
+)
 from analyses.commands.screen import Output, say
+from analyses.texts import choose_facts
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
@@ -94,11 +101,12 @@ def command(
     if out is None:
         raise InputError("--out is missing: name the folder for the files.")
     ids = list(CATALOGUE if EVERYTHING in names else requested)
+    ModelChoice(device=device).check(*models)
+    facts = choose_facts(source, (), (), None, 0) if source else None
 
     from analyses.reproduction.ledger import write_ledger
     from analyses.reproduction.reproduction import Reproduction, reproduce
     from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
-    from analyses.texts import choose_facts
     from hijacklens.files import RECORD, expand_home, write_text
     from hijacklens.results.result import load_result
 
@@ -106,7 +114,7 @@ def command(
     bench = Workbench(
         folder=expand_home(work) if work else root / "work",
         models=models or DEFAULT_MODELS,
-        facts=choose_facts(source, (), (), None, 0) if source else None,
+        facts=facts,
         device=device,
         quiet=output.quiet,
     )

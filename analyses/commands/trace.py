@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from analyses.commands.declarations import declared, option
+from analyses.commands.declarations import Whole, declared, option
 from analyses.commands.options import (
     FolderChoice,
     Model,
@@ -53,9 +53,9 @@ def command(
         str,
         scheme_option("A scheme (`hijacklens schemes`)."),
     ] = "do-not-think",
-    dose: Annotated[int, option("How many times the sentence is repeated.")] = 1,
-    seed: Annotated[int, option("Seed of the scheme's random draws.")] = 0,
-    top: Annotated[int, option("How many parts to print.", type=click.IntRange(min=1))] = 12,
+    dose: Annotated[int, option("How many times the sentence is repeated.", type=Whole(1))] = 1,
+    seed: Annotated[int, option("Seed of the scheme's random draws.", type=Whole(0))] = 0,
+    top: Annotated[int, option("How many parts to print.", type=Whole(1))] = 12,
     folder: FolderChoice,
     probes: Probes,
     loading: ModelChoice,
@@ -76,14 +76,14 @@ def command(
       hijacklens trace --model gpt2 --subject "Eiffel Tower" --true Paris --false Guam \\
           --prompt "The Eiffel Tower is in the city of" --dose 2
     """  # noqa: D301
-    facts = _fact(prompt, written, source, case)
-    if facts.note:
-        output.note(f"{facts.name}: {facts.note}")
-
     from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
     path = folder.check(f"trace-{Path(name).name}-{'own' if case is None else case}")
+    loading.check(name)
+    facts = _fact(prompt, written, source, case)
+    if facts.note:
+        output.note(f"{facts.name}: {facts.note}")
 
     from hijacklens.progress import bar
     from hijacklens.results.result import staged

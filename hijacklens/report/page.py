@@ -25,16 +25,14 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, utf8
-from hijacklens.files import RECORD, check_folder, json_text, named_path, write_text
+from hijacklens.files import json_text
 from hijacklens.report.tables import links, pack, table_part
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Views
-from hijacklens.results.result import Result, load_result
+from hijacklens.results.result import Result
 from hijacklens.views.page import bundle, fragment, templates, visible
 
 FOLDER = Path(__file__).parent
 SCRIPTS = ("data.js", "tables.js", "facts.js", "start.js")
-TITLE = "Context hijacking: a report"
 PIXELS = 76
 """Pixels per figure inch, so that figure text matches page text."""
 
@@ -46,67 +44,6 @@ class Entry:
     result: Result
     folder: str = ""
     """The folder as the user named it; empty for a result that was never saved."""
-
-
-def write_report(
-    results: Result | str | Path | Sequence[Result | str | Path],
-    *,
-    out: str | Path,
-    title: str = TITLE,
-    overwrite: bool = False,
-) -> Path:
-    """Write saved results as one HTML file that opens with no network.
-
-    Args:
-        results: One or several: folders that a run wrote, or results themselves. A folder of
-            such folders, as `hijacklens reproduce` writes, means all of them.
-        out: The HTML file.
-        title: Title of the page.
-        overwrite: Replace the file if it exists.
-
-    Returns:
-        The path of the file.
-
-    Raises:
-        InputError: There is no result, a folder holds none, the file exists already, or its
-            folder does not exist or is not writable.
-        OSError: There is no room for the file.
-
-    Note:
-        The file holds all rows of all tables, compressed: about 45 bytes for an item of a hijack
-        run, and 1.3 MB of script if there are views.
-    """
-    utf8("the title", title, "'My runs'")
-    sources = [results] if isinstance(results, (Result, str, Path)) else list(results)
-    if not sources:
-        raise InputError("a report needs at least one result; name the folders that runs wrote.")
-    path = named_path(out, "file")
-    if path.is_dir():
-        raise InputError(f"{str(out)!r} is a folder; name a file for the report, such as r.html.")
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {str(out)!r}: there is no folder {str(path.parent)!r}.")
-    if path.exists() and not overwrite:
-        raise InputError(
-            f"{str(out)!r} already exists. Choose another name, or pass overwrite=True "
-            "(--overwrite on the command line) to replace it."
-        )
-    check_folder(path.parent, overwrite=True)
-    entries = [
-        Entry(one) if isinstance(one, Result) else Entry(load_result(one), str(one))
-        for source in sources
-        for one in _results_in(source)
-    ]
-    write_text(path, page(entries, title=title))
-    return path
-
-
-def _results_in(source: Result | str | Path) -> Sequence[Result | str | Path]:
-    """Return the results inside a folder that is not one itself; otherwise the source alone."""
-    if isinstance(source, Result):
-        return [source]
-    folder = named_path(source, "folder")
-    records = [] if (folder / RECORD).exists() else sorted(folder.glob(f"[!.]*/{RECORD}"))
-    return [path.parent for path in records] or [source]
 
 
 def page(entries: Sequence[Entry], *, title: str) -> str:

@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hijacklens.errors import InputError, choice, number
+from hijacklens.errors import InputError, choice
 from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.probe import hash_of, spell
 from hijacklens.prompts.layout import Layout
@@ -47,6 +47,7 @@ from probes.attention.rows import (
     located,
     with_sum_of,
 )
+from probes.checks import When, check_factor, check_when
 
 __all__ = [
     "KnockOut",
@@ -61,8 +62,6 @@ __all__ = [
 
 __getattr__ = old_names(__name__, patch="redirect", Patch="Redirect")
 
-When: TypeAlias = Literal["before", "after"]
-"""Whether a probe acts on the scores, before the softmax, or on the pattern, after it."""
 Split: TypeAlias = Literal["uniform", "proportional"]
 """How redirected attention is divided among the target tokens."""
 
@@ -96,7 +95,7 @@ def knock_out(
         InputError: A span cannot be read, `when` is unknown, or `before` comes without
             renormalisation.
     """
-    _check_when(when, renormalise)
+    check_when(when, renormalise)
     return KnockOut(*located(source, target, layers, heads), when, renormalise)
 
 
@@ -128,9 +127,8 @@ def rescale(
         InputError: As for `knock_out`; or the factor cannot be used: it must be finite, and with
             `after` at least 0.
     """
-    _check_when(when, renormalise)
-    # Weights cannot be negative; scores can.
-    factor = number("factor", factor, least=0) if when == "after" else number("factor", factor)
+    check_when(when, renormalise)
+    factor = check_factor(factor, when)
     return Rescale(*located(source, target, layers, heads), when, renormalise, factor)
 
 
@@ -314,12 +312,3 @@ def _target_or_all(rows: Rows) -> Bool[Tensor, "row head key"]:
     """Return the visible target tokens of each row, or all visible tokens if there are none."""
     targets = rows.visible & rows.target
     return torch.where(targets.any(-1, keepdim=True), targets, rows.visible)
-
-
-def _check_when(when: object, renormalise: bool) -> None:
-    choice("when", when, get_args(When), "It says on which side of the softmax.")
-    if when == "before" and not renormalise:
-        raise InputError(
-            "the softmax makes weights sum to one whatever the scores, so renormalise=False "
-            'needs when="after".'
-        )

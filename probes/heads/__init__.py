@@ -26,7 +26,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from jaxtyping import Float
 
-from hijacklens.errors import InputError, choice, one_of_type, whole_number
+from hijacklens.errors import InputError, choice, one_of_type
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.halves import halves as halves
 from hijacklens.models.hooked import HookedLanguageModel
@@ -42,6 +42,7 @@ from hijacklens.scoring.result import HijackResult
 from hijacklens.sites import Layers, choose
 from probes import logit_shift
 from probes.ablation import Kind, ablate, mean_outputs
+from probes.checks import check_size
 from probes.heads.gradients import gradient_attribution
 from probes.heads.held_out import Head
 from probes.heads.ranking import HeadSearch, SearchSettings
@@ -126,12 +127,7 @@ def search(
         `size * candidates` more.
     """
     one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)")
-    size, candidates = whole_number("size", size), whole_number("candidates", candidates)
-    if not 1 <= size <= candidates:
-        raise InputError(
-            f"cannot choose {size} heads from {candidates} candidates; give a size from 1 to the "
-            "number of candidates."
-        )
+    size, candidates = check_size(size, candidates)
     sites = choose(model, layers=layers).pairs
     if size > len(sites):
         raise InputError(f"cannot choose {size} heads: these layers have {len(sites)}.")

@@ -166,6 +166,17 @@ def test_a_bar_is_drawn_in_a_notebook(monkeypatch):
     assert not progress.watched()
 
 
+def test_a_bar_that_nobody_watches_writes_a_line_now_and_then(capsys):
+    with progress.bar(3, unit="facts", label="gpt2") as bar:
+        assert bar.delay == bar.mininterval == 60
+        bar.delay = bar.mininterval = bar.miniters = 0
+        for _ in range(3):
+            bar.update()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith("gpt2: ") and "3 facts" in line for line in lines)
+
+
 COMPLETED = [
     ("hijacklens ", "hijack", 1),
     ("hijacklens hijack --model sm", "smollm2-135m", 3),

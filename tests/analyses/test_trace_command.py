@@ -106,7 +106,7 @@ def test_a_fact_of_a_file_and_the_same_of_ones_own(folders, tmp_path, capsys):
         ((*OWN, "--case", 0), "either a fact of your own"),
         (OWN[:4], "also needs --true and --false"),
         ((*OWN[:3], "Louvre", *OWN[4:]), "occurs 0 times in the prompt"),
-        ((*OWN, "--dose", 0), "with a higher dose"),
+        ((*OWN, "--dose", 0), "--dose is 0"),
         ((*OWN, "--scheme", "do-think"), "unknown scheme 'do-think'"),
     ],
 )

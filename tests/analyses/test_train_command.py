@@ -68,9 +68,9 @@ def test_the_printed_accuracy_is_that_of_the_file(
         ("--bits 3 --lr 0.1,-1", "lr is -1.0"),
         ("--bits 3 --seeds 0", "seeds is 0"),
         ("--bits 0", "bits is 0; give a whole number of at least 1"),
-        ("--bits 3 --support near", "unknown support 'near'"),
-        ("--bits 3 --value-init zero", "unknown start of W_V 'zero'"),
-        ("--bits 3 --dtype half", "unknown dtype 'half'"),
+        ("--bits 3 --support near", "unknown --support 'near'"),
+        ("--bits 3 --value-init zero", "unknown --value-init 'zero'"),
+        ("--bits 3 --dtype half", "unknown --dtype 'half'"),
     ],
 )
 def test_bad_options_give_one_line(

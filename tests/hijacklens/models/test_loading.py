@@ -66,6 +66,13 @@ def tiny(family: str = "gpt2", **options):
     return load_model(tiny_model(family), tokenizer=tiny_tokenizer(family), **options)
 
 
+def test_a_model_prints_as_one_line():
+    model = tiny()
+    assert str(model) == repr(model)
+    assert len(str(model).splitlines()) == 1
+    assert "GPT2LMHeadModel as a TransformerBridge, 2 layers" in str(model)
+
+
 def same_logits(bridge, plain, tokenizer) -> None:
     for text in TEXTS:
         ids = torch.tensor([tokenizer(text).input_ids])

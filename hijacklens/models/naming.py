@@ -1,0 +1,133 @@
+"""What the name of a language model means, and why it cannot be loaded; needs no large library."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from hijacklens.errors import InputError
+from hijacklens.files import named_path
+from hijacklens.models.packaged import PACKAGED
+
+DTYPES = ("float32", "bfloat16", "float16")
+UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ReadTimeout"}
+UNREACHABLE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
+"""Names of the errors that libraries raise when the hub cannot be reached."""
+ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
+"""Names of the errors for a model or revision that the hub does not have."""
+
+
+def check_model(name: str, revision: str | None = None) -> None:
+    """Refuse the name of a missing model; reads only the configuration of one on the hub.
+
+    Raises:
+        InputError: As for `resolve`, or the hub cannot be reached or has no such model.
+    """
+    place, _, revision = resolve(name, revision)
+    if name in PACKAGED or Path(place).exists():
+        return
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(place, "config.json", revision=revision)
+    except Exception as error:
+        # Loading explains a repository without a configuration, such as one of an adapter.
+        if type(error).__name__ not in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
+            raise InputError(explained(name, error)) from error
+
+
+def resolve(model: str | Path, revision: str | None) -> tuple[str, str, str | None]:
+    """Return where to load a model from, its name for results, and the revision for the hub.
+
+    The first is a packaged name, a folder, a GGUF file or a hub id.
+
+    Raises:
+        InputError: A folder is missing or holds no model, a package is not installed, or a name is
+            nearly that of a packaged model.
+    """
+    name, path = str(model), named_path(model, "model")
+    packaged = PACKAGED.get(name)
+    if packaged or (path.suffix == ".gguf" and path.is_file()):
+        if revision is not None:
+            what = f"the packaged model {name!r}" if packaged else f"the file {name!r}"
+            version = f" ({packaged.package})" if packaged else ""
+            raise InputError(f"{what} has no revisions{version}. Leave revision out.")
+        if packaged:
+            packaged.require()
+            return name, name, None
+        return str(path), path.stem, None
+    if path.is_dir():
+        if not any((path / file).exists() for file in ("config.json", "adapter_config.json")):
+            raise InputError(
+                f"the folder {name!r} holds no model: it has no config.json. Give a folder "
+                "that save_pretrained wrote."
+            )
+        for file in path.iterdir():
+            if file.exists() and not file.is_file() and not file.is_dir():
+                raise InputError(  # reading a pipe would wait forever
+                    f"the model folder {name!r} contains {file.name}, which is a pipe or a device. "
+                    "Give a folder of files."
+                )
+        return str(path), path.resolve().name, None
+    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        state = "is a file" if path.is_file() else "does not exist"
+        raise InputError(
+            f"the model folder {name!r} {state}. Give a folder with a config.json, or a .gguf file."
+        )
+    # Report a misspelt packaged name at once instead of asking the hub for it.
+    if near := get_close_matches(name.lower(), PACKAGED, n=1, cutoff=0.85):
+        raise InputError(
+            f"no model is called {name!r}; did you mean the packaged {near[0]!r}? Models of the "
+            "hub are named owner/name."
+        )
+    return name, name, revision
+
+
+def explained(name: str, error: Exception) -> str:
+    """Turn an exception of the libraries into a message that says what to do."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
+        chain.append(cause)
+    kinds, text = {type(item).__name__ for item in chain}, str(error).strip()
+    detail = text.splitlines()[0] if text else type(error).__name__
+    near = get_close_matches(name, PACKAGED, n=1)
+    packaged = ", ".join(PACKAGED) + "."
+    packaged += f" Did you mean the packaged {near[0]!r}?" if near else ""
+    advice = [
+        (
+            "GatedRepoError" in kinds or "gated repo" in text,
+            "it is gated. Accept its licence on its page of the hub, then log in with "
+            "`hf auth login` or set HF_TOKEN to a token of that account.",
+        ),
+        (
+            kinds & UNREACHABLE,
+            "it is not in the local cache and the hub cannot be reached. Check the network (and "
+            "HF_HUB_OFFLINE), name a local folder, or use a packaged model, which needs no hub: "
+            f"{packaged}",
+        ),
+        (
+            kinds & ABSENT,
+            "the hub has no model, or no revision, of that name that this account may read. Hub "
+            f"ids look like owner/name; packaged models are {packaged}",
+        ),
+        (
+            "trust_remote_code" in text,
+            "it needs code that comes with it. Read that code, then pass trust_remote_code=True "
+            "(--trust-remote-code) if you trust it.",
+        ),
+        (
+            "instantiate the backend tokenizer" in detail,
+            "it has no tokenizer. Save one there (tokenizer.save_pretrained) or pass tokenizer=...",
+        ),
+        (
+            "tokenizer" in detail.lower(),
+            f"its tokenizer cannot be read. {detail} A folder needs the tokenizer's files too "
+            "(tokenizer.save_pretrained); or pass tokenizer=...",
+        ),
+        (
+            "architecture" in detail.lower() or "configuration class" in detail,
+            f"TransformerLens has no bridge for its architecture. {detail}",
+        ),
+        (True, f"{detail} ({type(error).__name__})"),
+    ]
+    return f"cannot load the model {name!r}: {next(text for fits, text in advice if fits)}"

@@ -75,10 +75,11 @@ def facts_from_records(
                 raise record
             layout = layout_of(record)
             fields = layout.read(record)
-            drafts += [(position, each) for each in _drafts(fields, position, paraphrases)]
             origins[layout.origin] = None
             has_ids |= bool(fields.get("target_true_id"))
-            is_counterfact |= "Counter" in layout.origin and fields["relation_id"] in relations()
+            is_property = str(fields.get("relation_id")) in relations()
+            is_counterfact |= is_property and layout.origin.startswith("CounterFact")
+            drafts += [(position, each) for each in _drafts(fields, position, paraphrases)]
         except InputError as error:
             if position == 0 and isinstance(error, UnknownLayout):
                 raise InputError(f"{name}: {error} {ALLOWED}") from None
@@ -144,26 +145,31 @@ def _drafts(fields: dict[str, Any], position: int, paraphrases: bool) -> Iterato
         case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
         raise InputError(f"case_id must be a whole number, not {case_id!r:.60}.")
-    fields["relation_id"] = relation_id(fields.get("relation_id") or "")
+    relation = fields.get("relation_id")
+    fields["relation_id"] = relation_id(relation) if isinstance(relation, str) else relation
     for name in ALIASES:
         side = name.replace("aliases", "target")
-        target, *more = fields[side] if isinstance(fields.get(side), list) else [fields.get(side)]
+        target, *more = _listed(fields.get(side))
         usual = known_aliases().get(target.strip(), ()) if isinstance(target, str) else ()
-        every = dict.fromkeys((*more, *_texts(fields.get(name)), *usual))
+        every = dict.fromkeys((*_texts(more), *_texts(fields.get(name)), *usual))
         fields[side], fields[name] = target, tuple(x for x in every if x not in ("", target))
-    templates = fields["template"] if isinstance(fields["template"], list) else [fields["template"]]
-    for i, template in enumerate(templates if paraphrases else templates[:1]):
+    for i, template in enumerate(_listed(fields["template"])[: None if paraphrases else 1]):
         yield {**fields, "template": template, "case_id": case_id + i * PARAPHRASES}
 
 
-def _texts(value: Any) -> list[Any]:
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) and value else [value]
+
+
+def _texts(value: Any) -> list[str]:
     """Return the texts of a list, of the text of a JSON list, or of `one|another`."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError):
             value = json.loads(value)
-    if isinstance(value, str):
-        return value.split("|")
-    return list(value) if isinstance(value, Iterable) else [] if value is None else [value]
+    texts = value.split("|") if isinstance(value, str) else [] if value is None else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"aliases must be texts, not {value!r:.60}.")
+    return [text.strip() for text in texts]
 
 
 def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
@@ -177,11 +183,9 @@ def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
     for draft in drafts if missing else ():
         if isinstance(draft["target_true"], str):
             pool, question = _question(draft)
-            target = draft["target_true"].strip()
-            pools.setdefault(pool, {}).setdefault(target, draft["aliases_true"])
-            answers.setdefault((pool, question), set()).update(
-                _names(target, draft["aliases_true"])
-            )
+            target, aliases = draft["target_true"].strip(), draft["aliases_true"]
+            pools.setdefault(pool, {}).setdefault(target, aliases)
+            answers.setdefault((pool, question), set()).update(_names(target, aliases))
     named = {
         pool: [(target, _names(target, aliases)) for target, aliases in sorted(targets.items())]
         for pool, targets in pools.items()
@@ -199,9 +203,8 @@ def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
 
 def _question(draft: dict[str, Any]) -> tuple[str, str]:
     """Return what shares false targets with a draft, and what its question is about."""
-    return str(draft["relation_id"] or draft["template"]), str(
-        draft["subject"] or draft["template"]
-    )
+    relation, subject, template = (draft[x] for x in ("relation_id", "subject", "template"))
+    return str(relation or template), str(subject or template)
 
 
 def _names(target: str, aliases: Iterable[str]) -> set[str]:

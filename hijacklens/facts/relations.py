@@ -44,8 +44,7 @@ def relation_id(name: str, known: Container[str] = ()) -> str:
     >>> relation_id("capital"), relation_id("P36"), relation_id("father")
     ('P36', 'P36', 'father')
     """
-    is_id = name in known or not isinstance(name, str)
-    return name if is_id else _ids().get(name.strip().lower(), name)
+    return name if name in known else _ids().get(name.strip().lower(), name)
 
 
 @cache

@@ -258,7 +258,7 @@ def test_a_missing_folder(name):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "model.gguf").write_text("")
-    has(refused(str(tmp_path / "model.gguf")), "cannot load the model", "magic")
+    has(refused(str(tmp_path / "model.gguf")), "cannot load the model", "model.gguf")
     (tmp_path / "model.gguf").write_bytes(b"GGUF and nothing else")
     has(refused(str(tmp_path / "model.gguf")), "cannot load the model", "model.gguf")
     (tmp_path / "model.bin").write_text("")

@@ -40,6 +40,7 @@ COMMANDS = {
     "train": "Train one-layer models on latent concept association.",
     "cache": "Show or clear the store of finished readings.",
     "heads": "Find the heads that carry a hijack, and test them on held-out facts.",
+    "law": "Predict which facts give way, by laws that are compared on new relations.",
     "trace": "Split the logit shift of one fact by token, layer, head and MLP.",
     "compare": "Compare two runs, or two schemes, doses, rules or models of one, fact by fact.",
     "report": "Put saved results on one page that needs no network.",
@@ -48,8 +49,12 @@ COMMANDS = {
     "completion": "Print the script by which a shell completes commands and names.",
 }
 """Command -> its line in the help; the command itself is `analyses.commands.<name>:command`, or
-`analyses.commands.listing:<name>` for those of `LISTING`."""
-LISTING = ("models", "schemes", "probes", "facts", "completion")
+`analyses.commands.<module>:<name>` for those of `SHARED`."""
+SHARED: dict[str, str] = {
+    **dict.fromkeys(("models", "schemes", "probes", "facts", "completion"), "listing"),
+    **dict.fromkeys(("compare", "report"), "saved"),
+}
+"""Command -> the module that it shares with others."""
 
 
 class Commands(click.Group):
@@ -63,9 +68,8 @@ class Commands(click.Group):
         """Import a command."""
         if cmd_name not in COMMANDS:
             return None
-        listing = cmd_name in LISTING
-        module = "analyses.commands." + ("listing" if listing else cmd_name)
-        return getattr(importlib.import_module(module), cmd_name if listing else "command")
+        module = importlib.import_module(f"analyses.commands.{SHARED.get(cmd_name, cmd_name)}")
+        return getattr(module, cmd_name if cmd_name in SHARED else "command")
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -41,6 +41,7 @@ DOORS = {
     "probes.memory_fit.associations": "from probes.memory_fit import associations",
     "probes.specification": "from probes import specification",
     "analyses": "import analyses",
+    "analyses.law": "from analyses import law",
 }
 """Public module -> how to import it."""
 ONLY = {
@@ -49,8 +50,10 @@ ONLY = {
 }
 """Public module -> its public names, if the other names in it are private."""
 CONSTANTS = {
+    "LAWS": "The eight laws, in the order of the tables.",
     "LEAST_WHOLE": "A ratio is undefined if its denominator is smaller.",
     "PACKAGED": "Short name -> packaged model.",
+    "PREDICTORS": "The columns that the laws may read.",
     "Scaling": "How vectors are scaled before the fit: the type of an argument of `fit`.",
     "TITLE": "The default title of a report.",
 }

@@ -1,4 +1,4 @@
-"""`hijacklens compare`: compare two saved runs, or two parts of one, fact by fact."""
+"""`hijacklens compare` and `report`: commands on saved results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hijacklens.files import check_folder
 
 @click.command("compare")
 @declared("changes", "clusters", "correction", "first", "folder", "second", "unmatched")
-def command(
+def compare(
     *,
     sides: Annotated[
         tuple[str, ...],
@@ -65,16 +65,16 @@ def command(
         check_folder(out, overwrite=overwrite)
 
     from hijacklens.results.result import load_result
-    from hijacklens.scoring.comparison import compare, compare_within
+    from hijacklens.scoring import comparison
 
     if len(sides) == 2:
         only = {name: value for name, value in chosen.items() if value is not None}
-        found = compare(*sides, first=only, second=only)
+        found = comparison.compare(*sides, first=only, second=only)
     else:
         first, second = (int(side) if side.isdecimal() else side for side in sides[1:])
         if first in ("first", "sum", "mean"):
             chosen["rule"] = None
-        found = compare_within(load_result(sides[0]), first, second, chosen)
+        found = comparison.compare_within(load_result(sides[0]), first, second, chosen)
     options = {"by": clusters or ("relation",), "correction": correction}
     options |= {} if equivalence is None else {"equivalence": equivalence}
     document = {
@@ -91,3 +91,40 @@ def command(
     else:
         folder = found.save(out, overwrite=overwrite)
         output.show(glance, f"written to {folder}/", folder=str(folder), **document)
+
+
+@click.command("report")
+@declared("file", "bytes", "results")
+def report(
+    *,
+    folders: Annotated[
+        tuple[str, ...],
+        argument(required=True, type=click.Path(path_type=str), metavar="DIR [DIR ...]"),
+    ],
+    out: Annotated[Path, option("The HTML file.")] = Path("report.html"),
+    title: Annotated[str | None, option("Title of the page.", metavar="TEXT")] = None,
+    overwrite: Annotated[bool, option("Replace an existing file.")] = False,
+    output: Output,
+) -> None:
+    """Put saved results on one page: curves, tables, facts that flip, maps, attention, data.
+
+    A DIR is a folder that a run wrote (hijack, trace, heads, train, sweep), or one that holds
+    such folders (reproduce). The page is one file that any browser opens without a network; its
+    tables can be sorted, filtered, searched and downloaded.
+
+    \b
+    Examples:
+      hijacklens report runs/first --out first.html
+      hijacklens report runs/first runs/trace runs/heads --out study.html
+    """  # noqa: D301
+    from hijacklens.report import TITLE, write_report
+
+    path = write_report(folders, out=out, title=title or TITLE, overwrite=overwrite)
+    size = path.stat().st_size
+    if not (output.quiet and not output.as_json):
+        output.show(
+            f"written to {path}  ({size / 1e6:.1f} MB)",
+            file=str(path),
+            bytes=size,
+            results=list(folders),
+        )

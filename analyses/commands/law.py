@@ -1,0 +1,137 @@
+"""`hijacklens law`: predict which facts give way, and compare laws of the shift."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import click
+
+from analyses.commands.declarations import declared, option
+from analyses.commands.options import (
+    ExecutionChoice,
+    FactsChoice,
+    FolderChoice,
+    ModelChoice,
+    Models,
+    SchemesChoice,
+)
+from analyses.commands.screen import Output, records
+from hijacklens.errors import InputError
+
+
+@click.command("law")
+@declared(
+    "folder",
+    "files",
+    "seed",
+    "laws",
+    "differences",
+    "parameters",
+    "surprises",
+    label="law-<models>",
+)
+def command(
+    *,
+    models: Models = (),
+    prompts: SchemesChoice,
+    facts: FactsChoice,
+    runs: Annotated[
+        tuple[Path, ...],
+        option(
+            "Take the shifts from this folder of `hijacklens hijack`, on the same facts, instead "
+            "of scoring them. Repeatable.",
+            "--run",
+            metavar="DIR",
+        ),
+    ] = (),
+    bits: Annotated[
+        int | None,
+        option(
+            "No language model: the exact posterior of the latent concept task over 2^N tokens.",
+            metavar="N",
+        ),
+    ] = None,
+    folds: Annotated[int, option("Folds of the cross-validation, by relation.")] = 10,
+    loading: ModelChoice,
+    execution: ExecutionChoice,
+    folder: FolderChoice,
+    output: Output,
+) -> None:
+    """Predict which facts give way, and compare eight laws of the logit shift.
+
+    The predictors are read before the hijack: from the bare query, and from the hijacking sentence
+    alone. Laws are fitted on some relations and predict others; with several schemes, models or
+    doses they also predict these. Interrupted, the same command resumes from the store.
+
+    Writes into the folder: laws.csv (a row per law and split), differences.csv, parameters.csv,
+    surprises.csv, facts.parquet (predictors and shifts), predictions.parquet, result.json, and
+    laws, predicted, calibration and residuals as .svg and .png.
+
+    \b
+    Examples:
+      hijacklens law --model smollm2-135m --limit 300 --doses 0-1 --out runs/law
+      hijacklens law --model smollm2-135m --model gemma3-270m --facts counterfact --limit 2000 \\
+          --opening Well. --scheme do-not-think --scheme relation --doses 0-1
+      hijacklens law --bits 5
+    """  # noqa: D301
+    schemes, doses = prompts.load(), prompts.counts
+    if bool(models) == (bits is not None):
+        raise InputError("law needs --model, or --bits for the exact posterior, and not both.")
+    if models and max(doses) == 0:
+        raise InputError("law needs a dose above 0, such as --doses 0-1.")
+    path = folder.check(f"law-{'-'.join(Path(name).name for name in models) or 'exact'}")
+
+    import pandas as pd
+
+    from analyses import law
+    from hijacklens.one_layer.task import ConceptTask
+    from hijacklens.results.result import load_result
+    from hijacklens.scoring.hijack import hijack
+    from hijacklens.scoring.result import HijackResult
+
+    saved: list[Any] = [load_result(run) for run in runs]
+    tables, title, chosen = [], f"latent concept task of {bits} bits", cast("Any", None)
+    if bits is not None:
+        tables.append(law.exact(ConceptTask(bits=bits, length=12), seed=facts.seed))
+    else:
+        chosen = facts.load()
+        title, record = chosen.record().title, chosen.record()
+        for run, place in zip(saved, runs, strict=True):
+            of = run.settings.facts if isinstance(run, HijackResult) else None
+            if of is None or (of.hash, of.opening) != (record.hash, record.opening):
+                raise InputError(
+                    f"--run {place} holds no scores of these facts; give the --facts, --limit, "
+                    "--seed and --opening of that run."
+                )
+    for name in models if chosen else ():
+        output.loading(name)
+        model = loading.load(name)
+        label = str(model.cfg.model_name)
+        own = [run for run in saved if label in {one.name for one in run.settings.models}]
+        if saved and not own:
+            raise InputError(f"no --run has scored {label}.")
+        if not own:
+            own.append(
+                hijack(
+                    model, chosen, schemes=schemes, doses=doses, seed=facts.seed,
+                    execution=execution.load(), quiet=output.quiet,
+                )
+            )  # fmt: skip
+        table = law.predictors(model, chosen, schemes, seed=facts.seed, quiet=output.quiet)
+        tables.append(pd.concat([law.measured(run, table) for run in own]))
+        del model  # before the next one is loaded
+    result = law.compare(
+        pd.concat(tables).drop_duplicates(["model", "scheme", "dose", "case_id"]),
+        folds=folds, seed=facts.seed, name=title, quiet=output.quiet,
+    )  # fmt: skip
+    result.save(path, overwrite=folder.overwrite)
+    output.show_saved(
+        path,
+        result.glance(),
+        seed=facts.seed,
+        laws=records(result.laws),
+        differences=records(result.differences),
+        parameters=records(result.parameters),
+        surprises=records(result.surprises()),
+    )

@@ -1,0 +1,234 @@
+"""How well laws predict shifts and flips of facts that they were not fitted on.
+
+Every law is fitted on some relations and predicts the others:
+
+    relations     same model and scheme, the first dose
+    all doses     same model and scheme, all doses above 0
+    later doses   the fact's own shift at the first dose is known; laws that say how the shift grows
+                  multiply it, and the ceiling regresses on it
+    schemes       fitted under one scheme, for another one: scheme and relation are new
+    models        fitted on one model, for another one: model and relation are new
+
+R squared is 1 - sum (shift - predicted)^2 / sum (shift - mean)^2. AUC, calibration error and Brier
+score are of flips among known facts (m_0 < 0). Each row's influence on a measure (for AUC: DeLong
+1988, Obuchowski 1997) gives its interval clustered by relation, and that of paired differences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from scipy.stats import norm, rankdata
+
+from analyses.law.laws import LAWS, Ceiling, Law, folds
+from hijacklens.errors import InputError, whole_number
+from hijacklens.progress import bar
+from hijacklens.statistics import adjust, clustered
+
+SPLITS = ("relations", "all doses", "later doses", "schemes", "models")
+CELL = ("split", "model", "scheme", "fitted_on")
+"""What was predicted: `fitted_on` is the other scheme or model, if there is one."""
+FACT = ("model", "scheme", "case_id", "relation_id", "dose", "prior", "shift")
+BINS = 10
+"""Bins of equal width of the expected calibration error."""
+
+
+def predictions(
+    table: pd.DataFrame,
+    *,
+    laws: Sequence[Law] = LAWS,
+    count: int = 10,
+    seed: int = 0,
+    splits: Sequence[str] = SPLITS,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Return a row per law, split and fact: `predicted`, and the `probability` of the false target.
+
+    Args:
+        table: The columns of `analyses.law.measured`.
+        laws: The laws.
+        count: Folds, each of whole relations.
+        seed: Seeds the folds.
+        splits: Some of `SPLITS`; those without data are left out.
+        quiet: Draw no progress bar.
+
+    Raises:
+        InputError: There are fewer than two folds or relations.
+    """
+    whole_number("folds", count, least=2)
+    if table["relation_id"].nunique() < 2:
+        raise InputError("a law is tested on relations that it has not seen; give at least two.")
+    facts = table.drop_duplicates("case_id").set_index("case_id")["relation_id"]
+    by_case = pd.Series(folds(facts.to_numpy(), count, seed=seed), index=facts.index)
+    fold = table["case_id"].map(by_case)
+    parts: list[pd.DataFrame] = []
+    sources: Any = list(table.groupby(["model", "scheme"], sort=False))
+    with bar(len(sources) * fold.nunique(), unit="folds", label="laws", quiet=quiet) as progress:
+        for source, own in sources:
+            for f in sorted(set(fold)):
+                train, test = own[fold[own.index] != f], table[fold == f]
+                for law in laws if len(train) else ():
+                    parts += _of_fold(law, train, test, (*source, int(own["dose"].min())), splits)
+                progress.update(1)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _of_fold(
+    law: Law, train: Any, test: Any, source: tuple[str, str, int], splits: Sequence[str]
+) -> Iterator[pd.DataFrame]:
+    """Yield the predictions of a law that is fitted on one model and scheme."""
+    model, scheme, first = source
+    at_first = law.fit(train[train["dose"] == first])
+    here, same, start = test["model"] == model, test["scheme"] == scheme, test["dose"] == first
+    for split, rows, other in (
+        ("relations", test[here & same & start], ""),
+        ("schemes", test[here & ~same & start], scheme),
+        ("models", test[~here & same & start], model),
+    ):
+        if split in splits and len(rows):
+            yield _predicted(law, (split, other), rows, at_first.predict(rows), at_first.deviation)
+    rows = test[here & same]
+    if not (rows["dose"] > first).any() or not {"all doses", "later doses"} & {*splits}:
+        return
+    fitted = law.fit(train)
+    if "all doses" in splits:
+        yield _predicted(law, ("all doses", ""), rows, fitted.predict(rows), fitted.deviation)
+    before, after = (_with_first(part, first) for part in (train, rows))
+    if isinstance(law, Ceiling):
+        fitted = replace(law, needs=(*law.needs, "first")).fit(before)
+        seen, new = fitted.predict(before), fitted.predict(after)
+    elif law.grows or not law.needs:
+        seen, new = (
+            part["first"] * fitted.predict(part) / fitted.predict(part.assign(dose=first))
+            for part in (before, after)
+        )
+    else:
+        return
+    if "later doses" in splits:
+        error = float(np.sqrt(np.mean((before["shift"] - seen) ** 2)))
+        yield _predicted(law, ("later doses", ""), after, new, error)
+
+
+def _with_first(rows: pd.DataFrame, first: int) -> pd.DataFrame:
+    """Return the rows of later doses, with the shift of the fact at the first dose."""
+    own = rows[rows["dose"] == first].set_index("case_id")["shift"]
+    return rows[rows["dose"] > first].assign(first=lambda later: later["case_id"].map(own))
+
+
+def _predicted(
+    law: Law, split: tuple[str, str], rows: Any, shift: Any, deviation: float
+) -> pd.DataFrame:
+    chance = norm.cdf((rows["prior"] + shift) / max(deviation, 1e-9))
+    new = {"law": law.name, "split": split[0], "fitted_on": split[1]}
+    return rows[list(FACT)].assign(**new, predicted=shift, probability=chance)
+
+
+def influences(rows: pd.DataFrame) -> dict[str, Float[np.ndarray, " row"]]:
+    """Return for `r2`, `auc` and `brier` a number per row, whose mean over the rows is the measure.
+
+    To first order, the variance of that mean over relations is that of the measure. Where known
+    facts all flip, or none does, AUC is `nan`.
+    """
+    shift, predicted, prior, chance = (
+        rows[name].to_numpy(float) for name in ("shift", "predicted", "prior", "probability")
+    )
+    total, error = (shift - shift.mean()) ** 2, (shift - predicted) ** 2
+    scale = total.mean() or np.nan
+    r2 = 1 - error.mean() / scale
+    known, flipped = prior < 0, prior + shift > 0
+    square = np.where(known, (chance - flipped) ** 2, np.nan)
+    brier = np.full(len(rows), np.nanmean(square) if known.any() else np.nan)
+    brier += np.nan_to_num(square - brier) * len(rows) / max(known.sum(), 1)
+    yes, no, score = known & flipped, known & ~flipped, prior + predicted
+    auc = np.full(len(rows), np.nan)
+    if yes.any() and no.any():
+        ranks = rankdata(np.r_[score[yes], score[no]])
+        above = (ranks[: yes.sum()] - rankdata(score[yes])) / no.sum()
+        below = 1 - (ranks[yes.sum() :] - rankdata(score[no])) / yes.sum()
+        auc[:] = above.mean()
+        auc[yes] += (above - above.mean()) * len(rows) / yes.sum()
+        auc[no] += (below - above.mean()) * len(rows) / no.sum()
+    return {"r2": r2 + (total - error - r2 * total) / scale, "auc": auc, "brier": brier}
+
+
+def calibration(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per bin of the predicted probability over known facts.
+
+    Columns: the mean `probability`, the fraction that `flipped`, and the number `n`.
+    """
+    known: Any = rows[rows["prior"] < 0]
+    bins = np.minimum((known["probability"] * BINS).astype(int), BINS - 1)
+    flipped = (known["prior"] + known["shift"] > 0).astype(float)
+    grouped: Any = known.assign(flipped=flipped).groupby(bins)[["probability", "flipped"]]
+    return grouped.mean().assign(n=grouped.size()).reset_index(drop=True)
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of laws: a row per law and cell (`CELL`).
+
+    Columns: `n` rows, their `relations`, how many are `known`; `r2` and `auc` with 95% intervals
+    clustered by relation; `ece` (expected calibration error) and `brier` of flips; `bias`, the
+    predicted minus the measured fraction of facts whose false target wins.
+    """
+    found = []
+    for key, rows in _cells(table, ("law", *CELL)):
+        influence, relation, bins = influences(rows), rows["relation_id"], calibration(rows)
+        wins = [(rows["prior"] + rows[name] > 0).mean() for name in ("predicted", "shift")]
+        off = (bins["n"] * (bins["probability"] - bins["flipped"]).abs()).sum()
+        found.append(
+            dict(zip(("law", *CELL), key, strict=True))
+            | {"n": len(rows), "relations": relation.nunique(), "known": int(bins["n"].sum())}
+            | clustered(influence["r2"], relation.to_numpy()).columns("r2")
+            | clustered(influence["auc"], relation.to_numpy()).columns("auc")
+            | {"ece": off / bins["n"].sum(), "brier": influence["brier"].mean()}
+            | {"bias": wins[0] - wins[1]}
+        )
+    return pd.DataFrame(found)
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per cell, measure and pair of laws: `other` minus `reference`.
+
+    Columns: the `difference` with its paired 95% interval clustered by relation, and `p`, corrected
+    by Holm over the pairs of a cell and measure.
+    """
+    found: list[dict[str, Any]] = []
+    for key, rows in _cells(table, CELL):
+        parts = {law: part.sort_values(["case_id", "dose"]) for law, part in rows.groupby("law")}
+        values = {law: influences(part) for law, part in parts.items()}
+        relation = next(iter(parts.values()))["relation_id"].to_numpy()
+        pairs = list(combinations(rows["law"].unique(), 2))
+        for measure in ("r2", "auc", "brier") if pairs else ():
+            paired = [
+                clustered(values[b][measure] - values[a][measure], relation) for a, b in pairs
+            ]
+            corrected = adjust(np.nan_to_num([x.p for x in paired], nan=1.0), correction="holm")
+            for (a, b), one, p in zip(pairs, paired, corrected, strict=True):
+                names = {"measure": measure, "reference": a, "other": b}
+                row = dict(zip(CELL, key, strict=True)) | names | one.columns("difference")
+                found.append(row | {"p": p})
+    return pd.DataFrame(found)
+
+
+def selected(table: pd.DataFrame, laws: Sequence[Law] = LAWS) -> str:
+    """Return the simplest law whose R squared in one cell is not significantly below the best.
+
+    Simple means few parameters, for the ceiling few predictors; significant, corrected p < .05.
+    """
+    sizes = {law.name: len(getattr(law, "start", law.needs)) for law in laws}
+    r2 = {law: influences(rows)["r2"].mean() for (law,), rows in _cells(table, ("law",))}
+    best, pairs = max(r2, key=lambda law: r2[law]), differences(table).query("measure == 'r2'")
+    with_best = pairs[(pairs[["reference", "other"]] == best).any(axis=1) & (pairs["p"] < 0.05)]
+    worse = {*with_best["reference"], *with_best["other"]} - {best}
+    return min(set(r2) - worse, key=lambda law: (sizes[law], -r2[law]))
+
+
+def _cells(table: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    grouped: Any = table.groupby(list(names), sort=False)
+    yield from grouped

@@ -1,0 +1,281 @@
+"""The comparison of laws as a result: tables, figures, the account of one fact, surprises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analyses.law import plots
+from analyses.law.evaluation import differences, predictions, scores, selected
+from analyses.law.laws import BY_NAME, LAWS, Law
+from analyses.law.predictors import PREDICTORS, TEXTS
+from hijacklens.errors import InputError, choice, unknown, whole_number
+from hijacklens.facts.fact import Fact
+from hijacklens.results.exhibits import Drawing, Exhibit, Table
+from hijacklens.results.glance import Glance, Grid, Shown
+from hijacklens.results.result import Provenance, Result
+from hijacklens.results.stored import Stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LawSettings:
+    """The settings of a comparison."""
+
+    facts: str
+    """The name of the facts."""
+    models: tuple[str, ...]
+    schemes: tuple[str, ...]
+    doses: tuple[int, ...]
+    folds: int
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation(Shown):
+    """The predicted shift of one fact, by a law that was fitted on other relations."""
+
+    fact: pd.Series
+    law: str
+    predicted: float
+    """In nats."""
+    parts: pd.Series
+    """Predictor -> what it adds compared with its mean; `mean` and `together` complete the sum."""
+    place: float
+    """The fraction of facts with a smaller predicted shift."""
+    measured_place: float
+    """The fraction of facts with a smaller measured shift."""
+
+    def glance(self) -> Glance:
+        """The prediction, the measured shift, and the parts, largest first."""
+        row, rest = self.fact, self.parts.drop("mean").sort_values(key=abs, ascending=False)
+        rows = [("mean", self.parts["mean"]), *rest.head(8).items(), ("others", rest[8:].sum())]
+        return Glance(
+            f"{row['model']} · {row['scheme']}, dose {row['dose']} · case {row['case_id']}, "
+            f"{row['subject']}: {row['target_true']} -> {row['target_false']} · law {self.law}",
+            (Grid(("part", "nats"), tuple((k, f"{v:+.2f}") for k, v in rows), "lr"),),
+            (
+                f"predicted {self.predicted:+.2f} nats, above {self.place:.0%} of the facts; "
+                f"measured {row['shift']:+.2f}, above {self.measured_place:.0%}; prior log-odds "
+                f"{row['prior']:+.2f}",
+            ),
+            steps=("parts", "fact"),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LawResult(Result):
+    """Eight laws of the shift, compared on relations, schemes, models and doses that are new.
+
+    Shifts are in nats, by the rule `first`; intervals are clustered by relation.
+    """
+
+    facts: pd.DataFrame
+    """A row per model, fact, scheme and dose: predictors and the measured shift."""
+    predictions: pd.DataFrame
+    """A row per law, split and row of `facts`: the predicted shift and probability."""
+    parameters: Annotated[pd.DataFrame, Stored("parameters.csv")]
+    """A row per model, scheme, law and parameter, fitted on all facts: value, low, high."""
+    settings: LawSettings
+    provenance: Provenance
+    figures: ClassVar = {what: {"what": what} for what in plots.TITLES}
+    derived: ClassVar = {f"{name}.csv": name for name in ("laws", "differences", "surprises")}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the predictions."""
+        return self.predictions.copy()
+
+    @cached_property
+    def laws(self) -> pd.DataFrame:
+        """The table of laws (`analyses.law.evaluation.scores`)."""
+        return scores(self.predictions)
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """The paired differences between laws (`analyses.law.evaluation.differences`)."""
+        return differences(self.predictions)
+
+    def best(self) -> str:
+        """Return the law with the highest mean R squared on new relations."""
+        rows = self.laws[self.laws["split"] == "relations"]
+        return str(rows.groupby("law")["r2"].mean().idxmax())
+
+    def selected(self, *, model: str | None = None, scheme: str | None = None) -> str:
+        """Return the simplest law that is not significantly worse than the best, on all doses."""
+        rows = self._cell(self.predictions, model, scheme)
+        doses = rows[rows["split"] == "all doses"]
+        return selected(doses if len(doses) else rows[rows["split"] == "relations"])
+
+    def explain(
+        self,
+        fact: int | Fact,
+        *,
+        law: str = "ceiling",
+        model: str | None = None,
+        scheme: str | None = None,
+        dose: int | None = None,
+    ) -> Explanation:
+        """Explain the predicted shift of a fact, by a law fitted on all other relations.
+
+        A part is the change of the prediction if one predictor has its value instead of its mean;
+        what predictors change only together is `together`.
+
+        Raises:
+            InputError: The result lacks the fact, law, model, scheme or dose.
+        """
+        cell: Any = self._cell(self.facts, model, scheme)
+        cell = cell[cell["dose"] == (cell["dose"].min() if dose is None else dose)]
+        case = fact.case_id if isinstance(fact, Fact) else fact
+        row = cell[cell["case_id"] == case]
+        if row.empty:
+            raise InputError(
+                f"case {case!r} has no shift at dose {dose or 'first'} here; the table `facts` "
+                "lists the cases and doses that have one."
+            )
+        others = cell[cell["relation_id"] != row["relation_id"].iloc[0]]
+        fitted = BY_NAME[choice("law", law, BY_NAME)].fit(others)
+        mean = row.assign(**others[list(PREDICTORS)].mean())
+        alone = {name: mean.assign(**{name: row[name]}) for name in fitted.needs}
+        parts = {"mean": float(fitted.predict(mean)[0])}
+        for name, one in alone.items():
+            parts[name] = float(fitted.predict(one)[0]) - parts["mean"]
+        everything = fitted.predict(cell)
+        predicted = float(fitted.predict(row)[0])
+        return Explanation(
+            row.iloc[0],
+            law,
+            predicted,
+            pd.Series(parts | {"together": predicted - sum(parts.values())}),
+            place=float((everything < predicted).mean()),
+            measured_place=float((cell["shift"] < row["shift"].iloc[0]).mean()),
+        )
+
+    def surprises(self, law: str | None = None, *, count: int = 20) -> pd.DataFrame:
+        """Return the facts whose shift a law predicts worst: `count` per model and scheme.
+
+        By default it is the law with the highest R squared. `surprise` is measured minus predicted.
+        """
+        rows = self._of_law(law)
+        rows = rows.assign(surprise=rows["shift"] - rows["predicted"])
+        order = np.argsort(-rows["surprise"].abs().to_numpy(), kind="stable")
+        largest = rows.iloc[order].groupby(["model", "scheme"], sort=False).head(count)
+        texts: Any = self.facts[list(TEXTS)]
+        found = largest.merge(texts.drop_duplicates(TEXTS[:3]), on=list(TEXTS[:4]))
+        return found[[*TEXTS, "prior", "shift", "predicted", "surprise"]]
+
+    def plot(self, *, what: str = "laws", law: str | None = None) -> Figure:
+        """Draw a figure with a panel per model and scheme, on new relations at the first dose.
+
+        Args:
+            what: `laws` (R squared of each with intervals), `predicted` (against measured),
+                `calibration` (probability against frequency of flips), `residuals` (by relation).
+            law: For the last three; by default the law with the highest R squared.
+        """
+        choice("what", what, plots.TITLES)
+        every: Any = self.laws[self.laws["split"] == "relations"]
+        return plots.draw(every if what == "laws" else self._of_law(law), what, law or self.best())
+
+    def exhibits(self) -> list[Exhibit]:
+        """The figures, the table of laws, their differences and parameters, and surprises."""
+        filters = ("split", "model", "scheme", "fitted_on")
+        return [
+            *(Drawing(title, self.plot(what=what)) for what, title in plots.TITLES.items()),
+            Table("Laws", self.laws, file="laws.csv", filters=("law", *filters)),
+            Table("Differences", self.differences, file="differences.csv", filters=filters),
+            Table("Parameters", self.parameters, filters=("law", "model", "scheme"), folded=True),
+            Table("Surprises", self.surprises(), file="surprises.csv", filters=("model", "scheme")),
+        ]
+
+    def findings(self) -> dict[str, Any]:
+        """Return the number of rows, and the formula and source of each law."""
+        laws = {law.name: {"formula": law.formula, "source": law.source} for law in LAWS}
+        return {"rows": len(self.facts), "laws": laws}
+
+    def glance(self) -> Glance:
+        """The laws on new relations, for each model and scheme."""
+        names = ("law", "R2", "AUC", "ECE", "Brier")
+        forms = (
+            "{law}", "{r2:fraction} [{r2_low:fraction}, {r2_high:fraction}]",
+            "{auc:fraction} [{auc_low:fraction}, {auc_high:fraction}]", "{ece:fraction}",
+            "{brier:fraction}",
+        )  # fmt: skip
+        cells: Any = self.laws[self.laws["split"] == "relations"].groupby(
+            ["model", "scheme"], sort=False
+        )
+        return Glance(
+            f"{self.settings.facts} · laws of the shift on {int(self.laws['relations'].max())} "
+            "relations that they were not fitted on",
+            tuple(
+                Grid.of(part, dict(zip(names, forms, strict=True)), title=" · ".join(key))
+                for key, part in cells
+            ),
+            ("R2 of the shift; the others of flips among known facts; intervals over relations",),
+            steps=("laws", "differences", "explain(case_id)", "surprises()", "plot(what=...)"),
+        )
+
+    def _of_law(self, law: str | None) -> Any:
+        """Return the predictions of a law on new relations at the first dose."""
+        rows = self.predictions
+        law = choice("law", law or self.best(), set(rows["law"]))
+        return rows[(rows["law"] == law) & (rows["split"] == "relations")]
+
+    def _cell(self, table: Any, model: str | None, scheme: str | None) -> Any:
+        """Return the rows of a model and a scheme; by default the first ones."""
+        for name, value in (("model", model), ("scheme", scheme)):
+            known = list(table[name].unique())
+            if value not in (None, *known):
+                raise unknown(name, value or "", known)
+            table = table[table[name] == (value or known[0])]
+        return table
+
+
+def compare(
+    table: pd.DataFrame,
+    *,
+    laws: Sequence[Law] = LAWS,
+    folds: int = 10,
+    seed: int = 0,
+    name: str = "facts",
+    quiet: bool = False,
+) -> LawResult:
+    """Fit laws of the shift and compare them on what they were not fitted on.
+
+    Args:
+        table: The columns of `analyses.law.measured`; those of several models are concatenated.
+        laws: The laws.
+        folds: Folds of the cross-validation, each of whole relations.
+        seed: Seeds the folds.
+        name: What the facts are called.
+        quiet: Draw no progress bar.
+
+    Raises:
+        InputError: There are fewer than two folds or relations.
+    """
+    seed, table = whole_number("seed", seed), table.reset_index(drop=True)
+    cells: Any = table.groupby(["model", "scheme"], sort=False)
+    rows = [
+        (*key, law.name, parameter, found.value, found.low, found.high)
+        for key, cell in cells
+        for law in laws
+        for parameter, found in law.fit(cell).parameters.items()
+    ]
+    columns = ["model", "scheme", "law", "parameter", "value", "low", "high"]
+    return LawResult(
+        facts=table,
+        predictions=predictions(table, laws=laws, count=folds, seed=seed, quiet=quiet),
+        parameters=pd.DataFrame(rows, columns=columns),
+        settings=LawSettings(
+            facts=name,
+            models=tuple(table["model"].unique()),
+            schemes=tuple(table["scheme"].unique()),
+            doses=tuple(int(dose) for dose in sorted(table["dose"].unique())),
+            folds=folds,
+            seed=seed,
+        ),
+        provenance=Provenance.now(seed=seed),
+    )

@@ -1,0 +1,264 @@
+"""Laws of the shift: formulas by hand, what predictors may read, and what the comparison finds."""
+
+from __future__ import annotations
+
+import importlib
+
+import numpy as np
+import pandas as pd
+import pytest
+from command_calls import run as run_command
+from planted_head import planted_facts, planted_model
+from tiny_models import tiny_tokenizer
+
+import hijacklens as hl
+from analyses import law
+from analyses.law.evaluation import calibration, influences, predictions, selected
+from analyses.law.laws import BY_NAME, folds
+from hijacklens.one_layer import memory
+from hijacklens.one_layer.model import OneLayerTransformer
+
+EXAMPLE = pd.DataFrame(
+    {
+        **dict.fromkeys(law.PREDICTORS, 0.0),
+        "dose": [2], "prior": -3.0, "logp_true": -2.0, "logp_false": -5.0, "sentence_true": -4.0,
+        "sentence_false": -1.0, "tokens_sentence": 2.0, "tokens_query": 4.0, "copying": 4.0,
+        "similarity_true": 0.25, "similarity_false": 0.75, "similarity_targets": 0.5,
+    }
+)  # fmt: skip
+BY_HAND = {
+    "constant": ({"c": 2.0}, 2.0),
+    "prior": ({"a": 1.0, "t": 0.5, "f": -0.25}, 1 - 1 + 1.25),
+    "additive": ({"gamma": 2.0, "alpha": -1.0}, 2 * 2**2),
+    "logistic": ({"a": 1.0, "b": 2.0}, 1 + 2 / (1 + np.exp(3)) + 3),
+    "saturation": ({"lambda": 1.0, "beta": 0.5}, 4 * (1 - 0.25)),
+    # Two sentences of half a query's length: r k = 1, evidence 1 + 0.5 * 3, mixing rate 1 / 2.
+    "posterior": ({"e0": 1.0, "e": 0.5, "c": 1.0}, (2.5 + 3) / 2),
+    "geometry": ({"a": 1.0, "b": 0.5, "c": 2.0, "d": -1.0}, 1 + 2 + 1 - 0.5),
+}
+"""Law -> parameters, and the shift that it predicts for `EXAMPLE`."""
+
+
+def drawn(facts: int = 60, doses=(1, 3), relations: int = 12, seed: int = 0) -> pd.DataFrame:
+    """Predictors without shifts."""
+    draw = np.random.default_rng(seed)
+    table = pd.DataFrame({name: draw.normal(size=facts) for name in law.PREDICTORS})
+    table["prior"] = table["logp_false"] - table["logp_true"]
+    table[["tokens_sentence", "tokens_query"]] = draw.integers(3, 9, (facts, 2)).astype(float)
+    table["case_id"] = range(facts)
+    table["relation_id"] = [f"P{i % relations}" for i in range(facts)]
+    table = table.assign(model="drawn", scheme="s")
+    return pd.concat([table.assign(dose=dose) for dose in doses], ignore_index=True)
+
+
+def by_hand(name, table):
+    """The shift of a table by a law with the parameters of `BY_HAND`."""
+    return BY_NAME[name].shift(
+        BY_HAND[name][0], {k: table[k].to_numpy(float) for k in (*law.PREDICTORS, "dose")}
+    )
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_a_law_has_its_formula_and_finds_its_parameters(name):
+    parameters, shift = BY_HAND[name]
+    assert np.ravel(by_hand(name, EXAMPLE))[0] == pytest.approx(shift)
+    table = drawn().assign(shift=lambda table: by_hand(name, table))
+    fitted = BY_NAME[name].fit(table)
+    found = {key: one.value for key, one in fitted.parameters.items()}
+    assert found == pytest.approx(parameters, abs=1e-3)
+    assert fitted.predict(EXAMPLE)[0] == pytest.approx(shift, abs=1e-2)
+    assert fitted.deviation < 1e-3
+
+
+def test_the_interval_of_a_mean_is_that_of_its_relations():
+    table = pd.DataFrame({"shift": [1.0, 3, 5, 7], "relation_id": [*"aabb"], "dose": 1})
+    found = BY_NAME["constant"].fit(table).parameters["c"]
+    # The sums of residuals are -4 and 4: variance (16 + 16) / 4^2 * 2 / 1; t(1) is 12.706.
+    assert (found.value, found.high) == pytest.approx((4, 4 + 12.7062 * 2), abs=1e-3)
+    one_dose = BY_NAME["additive"].fit(table)
+    assert one_dose.parameters["alpha"].high == np.inf  # one dose says nothing about the growth
+
+
+def test_the_ceiling_finds_products_and_chooses_its_penalty_inside():
+    table = drawn(200, doses=(1,))
+    table["shift"] = 2 + table["copying"] * table["entropy"] + 0.5 * table["prior"]
+    fitted = BY_NAME["ceiling"].fit(table[:150])
+    assert fitted.degree == 2
+    rest = table[150:]
+    assert np.corrcoef(fitted.predict(rest), rest["shift"])[0, 1] > 0.5
+    noise = np.random.default_rng(7).normal(size=len(table))
+    assert BY_NAME["ceiling"].fit(table.assign(shift=noise)).parameters["penalty"].value >= 1000
+
+
+def test_folds_keep_relations_together():
+    groups = np.array(["a"] * 5 + ["b"] * 3 + ["c"] * 2 + ["d"])
+    found = folds(groups, 2, seed=1)
+    assert all(len(set(found[groups == name])) == 1 for name in groups)
+    assert sorted(np.bincount(found)) == [5, 6]
+
+
+def test_measures_by_hand():
+    rows = pd.DataFrame(
+        {
+            "prior": [-1.0, -1, -1, -1, 2],
+            "shift": [2.0, 0, 2, 0, 1],
+            "predicted": [2.0, 0, 0, 1, 1],
+            "probability": [0.8, 0.1, 0.4, 0.5, 0.9],
+        }
+    )
+    found = {name: values.mean() for name, values in influences(rows).items()}
+    assert found["r2"] == pytest.approx(1 - 5 / 4)
+    assert found["auc"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)  # margins 1, -1 against -1, 0
+    assert found["brier"] == pytest.approx((0.04 + 0.01 + 0.36 + 0.25) / 4)
+    assert calibration(rows)["n"].tolist() == [1, 1, 1, 1]  # known facts alone
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    """A model with a planted head, its facts, and a run."""
+    folder = tmp_path_factory.mktemp("planted")
+    planted_model().save_pretrained(folder)
+    tiny_tokenizer("llama").save_pretrained(folder)
+    facts = planted_facts()
+    facts.to_dataframe().drop(columns="prompt").to_json(
+        folder / "facts.jsonl", orient="records", lines=True
+    )
+    facts = hl.counterfact(folder / "facts.jsonl")
+    model = hl.load_model(str(folder))
+    schemes = ["do-not-think", "think"]
+    return model, facts, hl.hijack(model, facts, schemes=schemes, doses=[1, 2], quiet=True), folder
+
+
+def test_predictors_never_read_the_hijacked_run(planted, monkeypatch):
+    model, facts, run, _ = planted
+    module, read = importlib.import_module("analyses.law.predictors"), []
+    forward = module.logits_at
+
+    def spy(model, layout, *arguments, **options):
+        read.extend(model.tokenizer.batch_decode(layout.tokens))
+        return forward(model, layout, *arguments, **options)
+
+    monkeypatch.setattr(module, "logits_at", spy)
+    table = law.predictors(model, facts, ["do-not-think", "think"], quiet=True)
+    queries = [fact.prompt for fact in facts]
+    assert len(table) == 2 * len(facts)
+    assert any("hink of" in text for text in read)
+    assert not [text for text in read if "hink of" in text and any(q in text for q in queries)]
+    # Whatever the hijacked readings are, the predictors stay the same.
+    items = run.items.copy()
+    hijacked = items["dose"] > 0
+    items.loc[hijacked, ["first_true", "first_false"]] = np.random.default_rng(0).normal(
+        size=(hijacked.sum(), 2)
+    )
+    changed = law.measured(hl.HijackResult(items, run.skipped, run.settings, run.provenance), table)
+    found = law.measured(run, table)
+    columns = list(law.PREDICTORS)
+    pd.testing.assert_frame_equal(found[columns], changed[columns])
+    assert not np.allclose(found["shift"], changed["shift"])
+
+
+def test_predictors_are_those_of_the_plain_model(planted):
+    model, facts, run, _ = planted
+    table = law.predictors(model, facts, quiet=True)
+    bare = run.items[(run.items["dose"] == 0) & (run.items["scheme"] == "do-not-think")]
+    margin = (bare["first_false"] - bare["first_true"]).to_numpy()
+    assert table["prior"].to_numpy() == pytest.approx(margin, abs=1e-4)
+    pair = hl.pairs(model, facts)[0]
+    sentence = model.tokenizer(f"Do not think of {facts[0].target_false}.", return_tensors="pt")
+    logits = model(sentence.input_ids)[0, -1].log_softmax(-1)
+    assert table["sentence_false"][0] == pytest.approx(
+        float(logits[pair.answers()[1]].detach()), abs=1e-4
+    )
+    # The planted head writes 5 logits to the target that it attends to, other heads little.
+    assert table["copying_all"].median() == pytest.approx(5, abs=0.2)
+    assert table["copying"].median() < 0.5 * table["copying_all"].median()
+
+
+@pytest.mark.parametrize("averages", [False, True])
+def test_where_the_posterior_is_known_its_law_wins(averages):
+    task = hl.ConceptTask(bits=4, length=12)
+    model = (
+        OneLayerTransformer.from_weights(memory.theorem_1(task), length=40) if averages else None
+    )
+    table = law.exact(task, model, facts=120, doses=(1, 3))
+    found = predictions(table, count=3, splits=["relations", "all doses"], quiet=True)
+    rows = found[found["split"] == "all doses"]
+    assert selected(rows) == "posterior"
+    error = rows[rows["law"] == "posterior"].eval("abs(predicted - shift)")
+    assert error.max() < 0.01
+    fitted = {k: v.value for k, v in BY_NAME["posterior"].fit(table).parameters.items()}
+    # Three tokens against twelve: the exact rule adds evidence, uniform attention mixes it.
+    expected = {"e0": 0, "e": 1, "c": 1} if averages else {"e0": 0, "e": 4, "c": 0}
+    assert fitted == pytest.approx(expected, abs=1e-3)
+    # With shuffled shifts no law predicts anything.
+    order = np.random.default_rng(0).permutation(len(table))
+    shuffled = table.assign(shift=table["shift"].to_numpy()[order])
+    nothing = predictions(shuffled, count=3, splits=["relations"], quiet=True)
+    for _, part in nothing.groupby("law"):
+        assert influences(part)["r2"].mean() < 0.1
+
+
+def test_later_doses_follow_from_the_first_one():
+    table = drawn(doses=(1, 2, 4)).assign(shift=lambda table: by_hand("additive", table))
+    table["shift"] *= 1 + table["case_id"] / 10  # every fact has its own evidence
+    found = predictions(table, count=3, splits=["later doses"], quiet=True)
+    r2 = {name: influences(rows)["r2"].mean() for name, rows in found.groupby("law")}
+    assert r2["additive"] == pytest.approx(1)
+    assert r2["constant"] < 0.2
+    assert set(r2) == {"constant", "additive", "saturation", "posterior", "ceiling"}
+
+
+def test_the_comparison_over_schemes_and_models_explains_facts():
+    table = drawn(40, doses=(1,), relations=5)
+    other = table.assign(scheme="t")
+    table = pd.concat([table, other, table.assign(model="second")], ignore_index=True)
+    noise = np.random.default_rng(1).normal(size=len(table)) / 10
+    table = table.assign(subject="x", target_true="a", target_false="b")
+    table["shift"] = by_hand("saturation", table) + noise
+    laws = [BY_NAME[name] for name in ("constant", "saturation")]
+    result = law.compare(table, laws=laws, folds=3, quiet=True)
+    splits = result.laws.groupby("split").size().to_dict()
+    assert splits == {"relations": 6, "schemes": 4, "models": 4}
+    assert result.selected() == "saturation"
+    rows = result.differences.query("measure == 'r2' and split == 'models'")
+    assert (rows["difference_low"] > 0).all()
+    explained = result.explain(7, law="saturation")
+    assert explained.parts.sum() == pytest.approx(explained.predicted)
+    assert abs(explained.fact["shift"] - explained.predicted) < 0.5
+    with pytest.raises(hl.InputError, match="case 999"):
+        result.explain(999)
+    assert len(result.surprises(count=3)) == 9
+    assert "saturation" in str(result)
+
+
+def test_the_command_takes_a_saved_run(planted, tmp_path, capsys):
+    *_, run, folder = planted
+    run.save(tmp_path / "run")
+    words = ["law", "--model", folder, "--facts", folder / "facts.jsonl", "--run", tmp_path / "run"]
+    words += ["--folds", 3, "--out", tmp_path / "law", "--quiet"]
+    assert run_command(*words, "--limit", 5) == 2
+    assert "holds no scores of these facts" in capsys.readouterr().err
+    assert run_command(*words) == 0
+    result = hl.load_result(tmp_path / "law")
+    assert result.settings.doses == (1, 2)
+    table = pd.read_csv(tmp_path / "law" / "laws.csv")
+    pd.testing.assert_frame_equal(table[["law", "r2"]], result.laws[["law", "r2"]])
+    names = ["split", "n", "relations", "r2_low", "r2_high", "auc", "auc_low", "ece", "brier"]
+    assert set(names) <= {*table}
+    files = {path.name for path in (tmp_path / "law").iterdir()}
+    assert files >= {"predictions.parquet", "differences.csv", "laws.svg", "calibration.png"}
+    assert run_command("law") == 2
+    assert "law needs --model" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_law_that_made_the_data_is_selected():
+    """Ten of the hundred simulations of each law in the study."""
+    for name in BY_HAND:
+        hits = 0
+        for seed in range(10):
+            table = drawn(500, doses=(1, 2, 5), relations=25, seed=seed)
+            noise = np.random.default_rng(1000 + seed).normal(size=len(table))
+            table["shift"] = by_hand(name, table) + noise
+            hits += selected(predictions(table, count=5, splits=["all doses"], quiet=True)) == name
+        assert hits >= 9, (name, hits)

@@ -66,10 +66,19 @@ $(OLD): $(READY)
 		transformer-lens==$(OLD_TRANSFORMER_LENS) better-abc
 	@touch $@
 
-test-old: $(OLD)  ## The tests of the instrument and the probes on TransformerLens 3.9
+# Rooms whose code imports no TransformerLens run once, in `make test`.
+WITHOUT_LENS := facts report results workers store/test_resume.py store/test_store.py views/test_page.py \
+	engine/test_plan.py engine/test_trie.py scoring/test_efficacy.py prompts/test_correspondence.py \
+	prompts/test_prompt.py prompts/test_schemes.py prompts/test_spans.py prompts/test_tokens.py \
+	one_layer/test_embeddings.py one_layer/test_evaluation.py one_layer/test_memory.py \
+	one_layer/test_sampling.py one_layer/test_task.py one_layer/test_training.py \
+	test_errors.py test_import.py test_plots.py test_statistics.py
+
+test-old: $(OLD)  ## The tests of what runs on TransformerLens, on its version 3.9
 	PYTHONPATH=.tl39 $(BIN)/python -c 'from importlib.metadata import version as v; \
 		assert v("transformer-lens") == "$(OLD_TRANSFORMER_LENS)", v("transformer-lens")'
-	PYTHONPATH=.tl39 $(PYTEST) tests/hijacklens tests/probes
+	PYTHONPATH=.tl39 $(PYTEST) tests/hijacklens tests/probes \
+		$(addprefix --ignore=tests/hijacklens/,$(WITHOUT_LENS))
 
 reproduce:  ## Every figure and statement of the paper at quick scale, with its checks
 	$(MAKE) -j2 --output-sync=none reproduce-models reproduce-theory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
 os.environ["PIP_NO_INDEX"] = "1"  # no library may install another
@@ -22,12 +23,18 @@ from hypothesis import settings
 from shared_data import SHARED
 
 _jaxtyped = jaxtyping.jaxtyped
+SHAPED = re.compile(r"\b(?:Float|Int|Bool|Shaped)\w*\[")
 
 
 def _checked_once(function: Any = None, **options: Any) -> Any:
-    """Leave functions inside functions unchecked: each call would build their checker again."""
-    if isinstance(function, FunctionType) and "<locals>" in function.__qualname__:
-        return function
+    """Check the functions whose arguments or results have shapes; pyright checks other types.
+
+    Functions inside functions stay unchecked: each call would build their checker again.
+    """
+    if isinstance(function, FunctionType):
+        kinds = map(str, function.__annotations__.values())
+        if "<locals>" in function.__qualname__ or not any(map(SHAPED.search, kinds)):
+            return function
     if function is None:
         return lambda function: _checked_once(function, **options)
     return _jaxtyped(function, **options)

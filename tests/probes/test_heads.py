@@ -179,7 +179,7 @@ def test_attribution_does_not_depend_on_the_batch_or_on_frozen_weights(planted, 
 
 def test_a_search_may_run_in_inference_mode(planted, found):
     with torch.inference_mode():
-        inside = search(planted, planted_facts())
+        inside = search(planted, planted_facts(), candidates=1)
         late = boot(planted_model(), "llama")
     np.testing.assert_allclose(inside.attribution, found.attribution, atol=1e-6)
     some = pairs(planted, planted_facts())

@@ -47,20 +47,6 @@ def test_a_tokenizer_with_a_bos_of_transformer_lens_is_noted(folder, family):
     assert identify(load_model(folder)).tokenizer_note == ""
 
 
-def test_one_changed_weight_is_another_model(bridge, plain):
-    before, changed = identify(bridge), 0
-    for parameter in bridge.parameters():
-        for end in (0, -1):  # the first and the last value are always among those read
-            place = (end,) * parameter.dim()
-            kept = parameter.data[place].clone()
-            parameter.data[place] += 1e-3
-            changed += identify(bridge).weights_hash != before.weights_hash
-            parameter.data[place] = kept
-    assert identify(bridge) == before
-    # The bridge may also hold copies of parameters, as of GPT-2's fused weights.
-    assert changed >= 2 * len(list(plain.parameters()))
-
-
 def test_a_scaled_matrix_is_another_model():
     one, two = tiny("llama"), tiny("llama")
     with torch.no_grad():

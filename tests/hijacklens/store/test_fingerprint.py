@@ -78,7 +78,7 @@ def test_a_folder_under_another_name_is_the_same_fingerprint(tmp_path):
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.data())
 def test_any_change_of_any_weight_shows(gpt2, data):

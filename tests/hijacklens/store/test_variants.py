@@ -221,10 +221,10 @@ def readings_of(path, model, **options):
             yield store
 
 
-ALL = [pytest.param(name, 3, marks=pytest.mark.slow) for name in MODELS]
+ALL = [pytest.param(name, 7, marks=pytest.mark.slow) for name in MODELS]
 
 
-@pytest.mark.parametrize(("name", "every"), [("llama", 7), ("deepseek", 15), *ALL])
+@pytest.mark.parametrize(("name", "every"), [("llama", 20), *ALL])
 def test_no_variant_gets_the_readings_of_another(name, every, tmp_path):
     path, model, numbers = tmp_path / "s.sqlite", load(name), count(1)
 

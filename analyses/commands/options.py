@@ -171,26 +171,20 @@ class WrittenFact(PromptForm):
         Raises:
             InputError: The subject does not occur exactly once in the prompt.
         """
-        from hijacklens.facts.fact import Fact
-        from hijacklens.facts.relations import country_of_language, relation_id
+        from hijacklens.facts.records import facts_from_records
+        from hijacklens.facts.relations import country_of_language
 
-        subject = self.subject
-        if subject and prompt.count(subject) != 1:
-            raise InputError(
-                f"the subject {subject!r} occurs {prompt.count(subject)} times in the prompt; it "
-                "must occur once."
-            )
         countries = country_of_language()
-        return Fact(
-            case_id=0,
-            relation_id=relation_id(self.relation),
-            subject=subject or "",
-            template=prompt.replace(subject, "{}") if subject else prompt,
-            target_true=self.target_true or "(no true target)",
-            target_false=self.target_false or "(no false target)",
-            near_true=countries.get(self.target_true or ""),
-            near_false=countries.get(self.target_false or ""),
-        )
+        record = {
+            "prompt": prompt,
+            "subject": self.subject,
+            "relation_id": self.relation,
+            "answer_a": self.target_true or "(no true target)",
+            "answer_b": self.target_false or "(no false target)",
+            "near_true": countries.get(self.target_true or ""),
+            "near_false": countries.get(self.target_false or ""),
+        }
+        return facts_from_records([record], name="own")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,14 +75,12 @@ class Fact:
     def __post_init__(self) -> None:
         object.__setattr__(self, "case_id", _case_id(self.case_id))
         for name, value in asdict(self).items():
+            optional = name in ("near_true", "near_false", "distractor")
+            texts = (value or "" if optional else value,)
             if name in ALIASES:
-                aliases = several(name, value, "('USA', 'U.S.')")
-                object.__setattr__(self, name, aliases)
-                good = all(is_text(alias) and alias.strip() for alias in aliases)
-            else:
-                optional = name in ("near_true", "near_false", "distractor")
-                good = name == "case_id" or is_text(value or "" if optional else value)
-            if not good:
+                texts = several(name, value, "('USA', 'U.S.')")
+                object.__setattr__(self, name, texts)
+            if name != "case_id" and not all(map(is_text, texts)):
                 raise InputError(f"case {self.case_id}: {name} must be text, not {value!r:.60}.")
         bare = not self.subject and "{}" not in self.template
         for name in ("subject", "template", "target_true", "target_false"):

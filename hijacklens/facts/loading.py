@@ -54,17 +54,15 @@ def load_facts(
     word of a language is filled in: its country.
 
     Args:
-        source: A file, a hub id `owner/name`, `atlas` (the embedded facts), or `counterfact` (the
-            file in the environment variable HIJACKLENS_COUNTERFACT, else the hub's
-            NeelNanda/counterfact-tracing).
+        source: A file, a hub id `owner/name`, `atlas`, or `counterfact` (the file in the variable
+            HIJACKLENS_COUNTERFACT, else the hub's NeelNanda/counterfact-tracing).
         split: The split of a hub data set; by default the only one, or `train`.
         revision: The revision of a hub data set.
         joining: How targets join their prompts: with a space (`space`), directly (`none`), or by
             the end of the prompt (`auto`, see `hijacklens.facts.joining`).
         seed: Seeds the false targets of a data set that has none; the note says so.
-        paraphrases: Return a fact for every template of a relation (LRE, ParaRel) and every
-            question of a chain (MQuAKE), not only for the first. Case ids of further ones differ by
-            multiples of a million.
+        paraphrases: Return a fact for every template or question of a record (LRE, ParaRel,
+            MQuAKE), not only for the first; their case ids differ by multiples of a million.
 
     Raises:
         InputError: The file is missing, empty, of an unknown format or layout, or the hub cannot

@@ -93,14 +93,11 @@ def facts_from_records(
     for position, fields in drafts:
         try:
             fact = Fact(**_checked(fields))
+            if known := facts.get(fact.case_id):
+                same = "identical" if known == fact else "different"
+                raise InputError(f"it repeats case {fact.case_id} with {same} content")
         except InputError as error:
             unread.append((position, _unusable(fields, position, error)))
-            continue
-        if fact.case_id in facts:
-            same = "identical" if facts[fact.case_id] == fact else "different"
-            reason = f"record {position + 1} repeats case {fact.case_id} with {same} content"
-            repeat = Skipped(fact.case_id, fact.relation_id, fact.subject, reason)
-            unread.append((position, repeat))
             continue
         facts[fact.case_id] = fact
         remarks[PROMPT_DIFFERS] += [fact.case_id] * fields.get("prompt_differs", False)

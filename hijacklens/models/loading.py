@@ -86,8 +86,7 @@ def load_model(
         raise InputError(_not_plain(model))
     commit = None
     if not isinstance(model, PreTrainedModel):
-        place, label, revision = resolve(model, revision)
-        found, commit = _unpacked(str(model), place)
+        found, label, revision = resolve(model, revision)
     elif tokenizer is None:
         raise InputError("a model in memory needs its tokenizer; pass tokenizer=...")
     elif devices > 1 or revision is not None:
@@ -101,6 +100,7 @@ def load_model(
     try:
         with quiet_transformers():
             if not isinstance(model, PreTrainedModel):
+                found, commit = _unpacked(str(model), found)
                 _refuse_adapter(found, revision)
             # The tokenizer first: it is small, and it shows whether the name is right.
             # The caller's own tokenizer stays as it is.
@@ -175,10 +175,5 @@ def _unpacked(name: str, place: str) -> tuple[str, str | None]:
     file = Path(place)
     if not file.is_file():
         return place, None
-    try:
-        folder, sha256 = gguf_folder(file)
-    except InputError:
-        raise
-    except Exception as error:  # transformers raises several types for what it cannot read
-        raise InputError(explained(name, error)) from error
+    folder, sha256 = gguf_folder(file)
     return str(folder), f"{file.name}, sha256 {sha256[:12]}"

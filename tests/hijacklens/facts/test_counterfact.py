@@ -321,7 +321,7 @@ def test_some_bad_records_leave_the_others(tmp_path):
     assert [fact.case_id for fact in read] == [0, 7]
     assert [row.reason for row in read.skipped] == [
         "record 2: case 4: target_true is empty.",
-        "record 4 repeats case 0 with identical content",
+        "record 4: it repeats case 0 with identical content",
     ]
 
 

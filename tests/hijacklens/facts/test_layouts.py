@@ -196,10 +196,10 @@ def test_a_later_record_of_no_layout_is_listed(record):
 @pytest.mark.parametrize(
     ("second", "reason"),
     [
-        pytest.param(OWN, "record 2 repeats case 4 with identical content", id="identical"),
+        pytest.param(OWN, "record 2: it repeats case 4 with identical content", id="identical"),
         pytest.param(
             {**OWN, "target_false": "Oslo"},
-            "record 2 repeats case 4 with different content",
+            "record 2: it repeats case 4 with different content",
             id="different",
         ),
     ],

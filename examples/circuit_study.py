@@ -1,6 +1,6 @@
 """The study of docs/circuits: which heads carry the hijack in one model.
 
-python examples/circuit_study.py MODEL FACTS OUT [--limit 300] [--opening Well.]
+python examples/circuit_study.py MODEL FACTS OUT [--limit 300] [--opening Well.] [--heads 12.1+...]
 
 Writes into OUT: account/ and account.csv (where the shift comes from), paths.csv (the same parts
 with a path of attention removed), recall.csv (log-probabilities of both targets), probes.csv
@@ -12,6 +12,7 @@ the same arguments, it reuses every stored score.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +27,18 @@ from probes import attention, heads, logit_shift, specification
 SCHEME = "do-not-think"
 KNOCK_OUTS = (
     "knock-out:source=last,target=hijack",
+    "knock-out:source=last,target=hijack,layers={late}",
     "knock-out:source=last,target=mention",
     "knock-out:source=query,target=hijack",
     "knock-out:source=subject,target=hijack",
-    "knock-out:source=last,target=hijack,layers={early}",
-    "knock-out:source=last,target=hijack,layers={late}",
-    "knock-out:source=last,target=subject",
-    # The first token is the attention sink: of the BOS, the opening or, without both, the hijack.
-    "knock-out:source=subject,target=at:0",
+    # The first token is the attention sink: the BOS, the opening or, without both, the hijack's.
     "knock-out:source=last,target=at:0",
+    "knock-out:source=last,target=subject",
 )
-PATHS = {"last": "mention", "last ": "hijack", "query": "hijack"}
-"""Tokens that attend -> tokens whose values they no longer read, in all layers."""
+PATHS = ("mention", "hijack")
+"""Spans that the last token attends to but reads no values of, in all layers."""
+SEARCHED, TESTED, SETS = 60, 100, 6
+"""Facts that heads are chosen and tested on, of different relations; random sets of each kind."""
 
 
 def parts(account) -> dict[str, np.ndarray]:
@@ -64,14 +65,14 @@ def where(model, pairs, out: Path) -> None:
     ]
     save(rows, out / "account.csv", n=len(relations), relations=len(set(relations)))
     rows = []
-    for source, target in PATHS.items():
+    for target in PATHS:
         # Without renormalisation only what the heads read from the target tokens goes away.
-        cut = attention.knock_out(source.strip(), target, when="after", renormalise=False)
+        cut = attention.knock_out("last", target, when="after", renormalise=False)
         after = logit_shift.average(model, pairs, probes=[cut])
         for name, values in parts(after).items():
             left = clustered(values, relations).columns("mean")
             gone = clustered_ratio(before[name] - values, before[name], relations).columns("falls")
-            rows.append({"path": f"{source.strip()} -> {target}", "part": name, **left, **gone})
+            rows.append({"path": f"last -> {target}", "part": name, **left, **gone})
     save(rows, out / "paths.csv")
 
 
@@ -87,7 +88,7 @@ def false_wins(items: pd.DataFrame) -> pd.Series:
 
 def under_probes(model, facts: hl.FactSet, out: Path) -> None:
     half = model.cfg.n_layers // 2
-    layers = {"early": f"0-{half - 1}", "late": f"{half}-{model.cfg.n_layers - 1}"}
+    layers = {"late": f"{half}-{model.cfg.n_layers - 1}"}
     plain = hl.hijack(model, facts, schemes=[SCHEME], doses=[0, 1])
     before = wide(plain, false_wins)
     relations = before.index.get_level_values("relation_id").to_numpy()
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--opening", default="")
+    parser.add_argument("--heads", help="such as 12.1+15.3: test these, without a search")
     given = parser.parse_args()
     source = hl.atlas() if given.facts == "atlas" else hl.counterfact(given.facts)
     facts = source.limit(given.limit, seed=0)
@@ -139,17 +141,23 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     where(model, hl.pairs(model, facts, scheme=SCHEME, dose=1), given.out)
     under_probes(model, facts, given.out)
-    chosen_on, held_out = heads.halves(facts, by="relation", seed=0)
+    # Heads that were chosen on other facts of the half are tested on the other half, by fact.
+    split = "fact" if given.heads else "relation"
+    chosen_on, held_out = heads.halves(facts, by=split, seed=0)
+    chosen_on, held_out = chosen_on.limit(SEARCHED, seed=0), held_out.limit(TESTED, seed=0)
     found = heads.search(
         model,
         hl.pairs(model, chosen_on, scheme=SCHEME, dose=1),
-        size=5,
-        candidates=12,
+        size=1 if given.heads else 5,
+        candidates=1 if given.heads else 8,
         method=heads.Method(attribution="direct"),
     )
+    if given.heads:
+        pairs = [head.split(".") for head in given.heads.split("+")]
+        found = replace(found, heads=tuple((int(layer), int(head)) for layer, head in pairs))
     found.save(given.out / "search", overwrite=True)
     print(found)
-    tested = found.test(held_out, schemes=[SCHEME, "relation"], doses=[0, 1], random_sets=16)
+    tested = found.test(held_out, schemes=[SCHEME], random_sets=SETS)
     tested.save(given.out / "test", overwrite=True)
     print(tested)
 

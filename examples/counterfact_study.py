@@ -33,7 +33,9 @@ def main(source: str, out: str, name: str = "smollm2-135m") -> None:
     result = hl.hijack(hl.load_model(name), hl.counterfact(source), schemes=[SCHEME], doses=DOSES)
     folder = Path(out)
     result.save(folder, overwrite=True)
-    heads = [f"efficacy, dose {d} [Wilson]" for d in SHOWN] + [f"shift, dose {d}" for d in SHOWN[1:]]
+    heads = [f"efficacy, dose {d} [Wilson]" for d in SHOWN] + [
+        f"shift, dose {d}" for d in SHOWN[1:]
+    ]
     lines = ["| relation | n | " + " | ".join(heads) + " |", "|---|" + "---|" * (len(heads) + 1)]
     shown = sorted(result.items.relation_id.unique(), key=lambda r: int(r[1:]))
     lines += [row("**all**", result.summary())]

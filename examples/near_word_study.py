@@ -60,10 +60,10 @@ def rows(name: str, facts: hl.FactSet, others: hl.FactSet, out: Path):
     for group, inside in groups.items():
         of, bare = language[inside], near.loc[inside, 0].to_numpy()
         after = [side.loc[inside, 1].to_numpy() for side in (near, other)]
-        cells = [clustered_fraction(side > 0, of) for side in (bare, *after)]
+        cells = [str(clustered_fraction(side > 0, of)) for side in (bare, *after)]
         for change in ((after[0] > 0) * 1.0 - (after[1] > 0), after[0] - after[1]):
-            cells += [clustered(change, of), clustered(change, relation[inside])]
-            cells.append(f"{cells[-2].p:.2g}, {cells[-1].p:.2g}")
+            found = clustered(change, of), clustered(change, relation[inside])
+            cells += [*map(str, found), ", ".join(f"{each.p:.2g}" for each in found)]
         yield name, group, inside.sum(), len(set(of)), *cells
 
 

@@ -98,8 +98,11 @@ class BatchSize:
             one_length: Whether the rows of a batch must have the same length.
             fill: Whether a row may hold several packs.
         """
-        trie_reads = level.trie.reads
-        reads = {pack: sum(map(len, trie_reads[pack.first : pack.stop])) for pack in level.packs}
+        first_read = level.trie.first_read.tolist()
+
+        def reads(pack: Pack) -> int:
+            return first_read[pack.stop] - first_read[pack.first]
+
         most_past = max((pack.past for pack in level.packs), default=0)
         waiting = sorted(level.packs, key=lambda pack: (pack.computed, pack.past))
         while waiting:
@@ -109,26 +112,26 @@ class BatchSize:
             while waiting:
                 first = waiting[-1]
                 fits = self._fits((len(batch) + 1) * width, width + max(keys, first.past))
-                fits &= n_reads + reads[first] <= self.reads
+                fits &= n_reads + reads(first) <= self.reads
                 if batch and not (fits and (first.computed == width or not one_length)):
                     break
                 row = [waiting.pop()]
                 gap, past = width - first.computed, first.past
-                n_reads += reads[first]
+                n_reads += reads(first)
                 while fill and gap and waiting:
                     end = bisect_right(waiting, gap, key=lambda pack: pack.computed)
                     fitting = (
                         i
                         for i in range(end - 1, max(end - 1 - LOOKED_AT, -1), -1)
                         if past + waiting[i].past <= max(most_past, width // 2)
-                        and n_reads + reads[waiting[i]] <= self.reads
+                        and n_reads + reads(waiting[i]) <= self.reads
                     )
                     i = next(fitting, None)
                     if i is None:
                         break
                     row.append(waiting.pop(i))
                     gap, past = gap - row[-1].computed, past + row[-1].past
-                    n_reads += reads[row[-1]]
+                    n_reads += reads(row[-1])
                 batch.append(row)
                 keys = max(keys, past)
             yield batch

@@ -15,12 +15,14 @@ Contract 1: a reading equals the one of a plain Hugging Face forward pass of tha
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hijacklens.engine.batch_size import BatchSize
@@ -30,13 +32,12 @@ from hijacklens.engine.plan import Plan, Sharing, make_plan, separate_plan
 from hijacklens.engine.reading import (
     Accounting,
     Finished,
-    Reading,
     Readings,
     ReadOptions,
     Requests,
     ignore,
 )
-from hijacklens.engine.rows import Row, apart, write_out
+from hijacklens.engine.rows import Row, apart, to_device, write_out
 from hijacklens.engine.support import disagreement, support_of
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import is_out_of_memory, peak_bytes
@@ -46,11 +47,14 @@ from hijacklens.models.verification import agreement_of
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
 
+CACHED_ROWS = 4
+"""Rows of logits that fit into the cache of a CPU core."""
+
 
 @exclusively
 def read(
     model: HookedModel,
-    requests: Requests,
+    requests: Mapping[TokenIds, Collection[int]],
     options: ReadOptions = ReadOptions(),
     finished: Finished = ignore,
 ) -> Readings:
@@ -61,7 +65,7 @@ def read(
     Args:
         model: A hooked causal model. If hooks that are not probes are on it, it runs with `plain`
             sharing, since such hooks may depend on positions in the row.
-        requests: Prefix -> tokens; every prefix has at least one symbol.
+        requests: Prefix -> tokens (`Requests` or a dict); every prefix has at least one symbol.
         options: The probes, the spans they look up, the sharing and the batch size.
         finished: Called after each batch with its readings and the fraction of the work done.
 
@@ -78,33 +82,35 @@ def read(
         of a trunk (at most an eighth of the free memory). When memory runs out, batches get
         smaller and the run continues.
     """
-    if () in requests:
+    requests = Requests.of(requests)
+    if b"" in requests.prefixes[:1]:
         raise InputError("cannot read after an empty prefix: a model needs at least one token.")
     for name, limit in (("batch", options.batch_tokens), ("pack", options.pack_tokens)):
         if limit is not None and limit < 1:
             raise InputError(f"{name} size must be at least 1 token, not {limit}.")
     run = Pass.of(model, options.probes, options.spans, operation="scoring")
     switch = agreement_of(model).switch
-    longer = {prefix for prefix in requests if switch is not None and len(prefix) > switch}
-    if not longer:
+    longer = requests.lengths > (math.inf if switch is None else switch)
+    if not longer.any():
         return _read(run, requests, options, finished)
     # Rotary frequencies depend on the longest prompt of a pass; a shorter trunk has other keys.
     start = time.perf_counter()
     packed = replace(options, sharing="plain" if options.sharing == "plain" else "packed")
-    readings: dict[TokenIds, Reading] = {}
+    readings = Readings(requests)
     accounts = []
-    for of_longer, part_options in ((False, options), (True, packed)):
-        part = {p: tokens for p, tokens in requests.items() if (p in longer) == of_longer}
+    for chosen, part_options in ((~longer, options), (longer, packed)):
+        part = requests.take(np.flatnonzero(chosen))
         fraction = len(part) / len(requests)
 
-        def partly(finished_part: Mapping[TokenIds, Reading], of_part: float) -> None:
+        def partly(finished_part: Readings, of_part: float) -> None:
             finished(finished_part, of_part * fraction)  # noqa: B023 (called in this round)
 
         part_readings = _read(run, part, part_options, partly)
-        readings |= part_readings
+        readings.put(part_readings)
         accounts.append(part_readings.accounting)
     how = f"prompts of more than {switch} tokens separately"
-    return Readings(readings, Accounting.total(accounts, how, time.perf_counter() - start))
+    readings.accounting = Accounting.total(accounts, how, time.perf_counter() - start)
+    return readings
 
 
 def _read(run: Pass, requests: Requests, options: ReadOptions, finished: Finished) -> Readings:
@@ -114,7 +120,7 @@ def _read(run: Pass, requests: Requests, options: ReadOptions, finished: Finishe
     size = BatchSize(model, options.batch_tokens)
     plan, windows = _prepare(run, requests, options, size)
     run = replace(run, windows=windows)
-    work = _Work(run, requests, size, finished, plan.forward_tokens)
+    work = _Work(run, Readings(requests), size, finished, plan.forward_tokens)
     one_length = bool(_apart(run))
     for unit in plan.units:
         pool = None if unit.trunk is None else Pool(unit.trunk.trie)
@@ -122,22 +128,21 @@ def _read(run: Pass, requests: Requests, options: ReadOptions, finished: Finishe
             for batch in size.batches(level, one_length=one_length, fill=windows is not None):
                 rows = [[write_out(level.trie, pack) for pack in row] for row in batch]
                 work.do(rows, pool, keep=level is unit.trunk)
-    return Readings(
-        work.readings,
-        Accounting(
-            sharing=plan.sharing if requests else "none",
-            why=plan.why if requests else "nothing was requested",
-            forward_tokens=work.forward_tokens,
-            padded_tokens=work.padded_tokens,
-            naive_tokens=plan.naive_tokens,
-            trie_tokens=plan.trie_tokens,
-            passes=work.passes,
-            batch_tokens=size.tokens,
-            shrunk=size.shrunk,
-            seconds=round(time.perf_counter() - start, 3),
-            peak_memory=peak_bytes(device_of(model)),
-        ),
+    work.fetch()
+    work.readings.accounting = Accounting(
+        sharing=plan.sharing if requests else "none",
+        why=plan.why if requests else "nothing was requested",
+        forward_tokens=work.forward_tokens,
+        padded_tokens=work.padded_tokens,
+        naive_tokens=plan.naive_tokens,
+        trie_tokens=plan.trie_tokens,
+        passes=work.passes,
+        batch_tokens=size.tokens,
+        shrunk=size.shrunk,
+        seconds=round(time.perf_counter() - start, 3),
+        peak_memory=peak_bytes(device_of(model)),
     )
+    return work.readings
 
 
 def next_token_logprobs(
@@ -164,11 +169,11 @@ def _prepare(
 ) -> tuple[Plan, Mapping[str, int | None] | None]:
     """Return the plan of a run, and the attention masks of its packs, if it needs any."""
     if why := _apart(run):
-        return separate_plan(requests, why=why), None
+        return separate_plan(requests.prefixes, why=why), None
 
     def plan_for(sharing: Sharing, why: str = "") -> Plan:
         limits = size.limits(options.pack_tokens)
-        return make_plan(requests, size.costs, limits, sharing=sharing, why=why)
+        return make_plan(requests.prefixes, size.costs, limits, sharing=sharing, why=why)
 
     if not requests:
         return plan_for("plain"), None
@@ -187,25 +192,31 @@ def _prepare(
 
 @dataclass(slots=True)
 class _Work:
-    """The finished part of a run."""
+    """The finished part of a run.
+
+    On a GPU the numbers of a batch are fetched after the next batch was started, so that the GPU
+    computes while this process keeps readings and prepares rows.
+    """
 
     run: Pass
-    requests: Requests
+    readings: Readings
     size: BatchSize
     finished: Finished
     planned_tokens: int
-    readings: dict[TokenIds, Reading] = field(default_factory=dict)
     forward_tokens: int = 0
     padded_tokens: int = 0
     passes: int = 0
     fraction: float = 0.0
+    started: tuple[Tensor, list[int], float] | None = None
+    """The numbers of the last batch, the ids of its prefixes, and its fraction of the work."""
 
     def do(self, rows: Sequence[Row], pool: Pool | None, *, keep: bool) -> None:
         """Run rows in one forward pass, or in several smaller ones if memory runs out."""
         lengths = [sum(len(branch.symbols) for branch in row) for row in rows]
         padded = len(rows) * max(lengths)
-        readings = self._attempt(rows, pool, keep)
-        if readings is None:
+        ids = [read for row in rows for branch in row for _, read in branch.reads]
+        numbers = self._attempt(rows, pool, keep, ids)
+        if numbers is None:
             # The error is gone by now, and with it the tensors in its traceback.
             self.size.shrink(padded)
             for part in _smaller(rows):
@@ -215,20 +226,36 @@ class _Work:
         self.forward_tokens += tokens
         self.padded_tokens += padded
         self.passes += 1
-        self.readings.update(readings)
         # Rows that had to be split compute more than was planned.
         fraction = min(tokens / max(self.planned_tokens, 1), 1 - self.fraction)
         self.fraction += fraction
-        self.finished(readings, fraction)
+        self.fetch()
+        self.started = numbers, ids, fraction
+        if numbers.device.type == "cpu":
+            self.fetch()
+
+    def fetch(self) -> None:
+        """Take over the numbers of the batch that was started last."""
+        if self.started is None:
+            return
+        (numbers, ids, fraction), self.started = self.started, None
+        rows = np.array(ids, dtype=np.int64)
+        at, _ = self.readings.requests.where(rows)
+        values = numbers.cpu().numpy()
+        self.readings.logprobs[at] = values[: len(at)]
+        self.readings.tops[rows] = values[len(at) :].reshape(2, -1).T
+        self.finished(self.readings.take(np.sort(rows)), fraction)
 
     def _attempt(
-        self, rows: Sequence[Row], pool: Pool | None, keep: bool
-    ) -> dict[TokenIds, Reading] | None:
-        """Return the readings of rows, or None if memory ran out."""
+        self, rows: Sequence[Row], pool: Pool | None, keep: bool, ids: Sequence[int]
+    ) -> Float[Tensor, " number"] | None:
+        """Return the numbers that are read in rows, or None if memory ran out."""
         try:
             logits = self.run.logits(rows, pool, keep=keep).float()
-            prefixes = [prefix for row in rows for branch in row for _, prefix in branch.reads]
-            return _readings(logits, prefixes, self.requests)
+            requests = self.readings.requests
+            at, counts = requests.where(np.array(ids, dtype=np.int64))
+            of_row = np.repeat(np.arange(len(ids)), counts)
+            return _numbers(logits, np.stack([of_row, requests.tokens[at]]))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -250,22 +277,23 @@ def _smaller(rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
     )
 
 
-def _readings(
-    logits: Float[Tensor, "read vocab"], prefixes: Sequence[TokenIds], requests: Requests
-) -> dict[TokenIds, Reading]:
-    if not prefixes:
-        return {}
-    norm = logits.logsumexp(-1)
-    top = logits.max(-1)
-    pairs = [(i, token) for i, prefix in enumerate(prefixes) for token in requests[prefix]]
-    indices = torch.tensor(pairs, dtype=torch.long, device=logits.device).reshape(-1, 2)
-    at_read, of_token = indices.T
-    requested = (logits[at_read, of_token] - norm[at_read]).tolist()
-    logprobs: list[dict[int, float]] = [{} for _ in prefixes]
-    for (i, token), logprob in zip(pairs, requested, strict=True):
-        logprobs[i][token] = logprob
-    tops = zip(top.indices.tolist(), (top.values - norm).tolist(), strict=True)
-    return {
-        prefix: Reading(values, token, logprob)
-        for prefix, values, (token, logprob) in zip(prefixes, logprobs, tops, strict=True)
-    }
+def _numbers(
+    logits: Float[Tensor, "read vocab"], requested: Int[np.ndarray, "2 token"]
+) -> Float[Tensor, " number"]:
+    """Return the log-probabilities of tokens, then the likeliest tokens and theirs, in one tensor.
+
+    Args:
+        logits: In float32, which holds every token id.
+        requested: Rows and tokens.
+    """
+    on_cpu = logits.device.type == "cpu"
+    # torch.max and torch.logsumexp take three times as long on a CPU, where rows that fit into its
+    # cache are read once.
+    top = torch.from_numpy(logits.numpy().argmax(-1)) if on_cpu else logits.argmax(-1)
+    largest = logits.gather(1, top[:, None])
+    parts = [x.split(CACHED_ROWS if on_cpu else max(1, len(x))) for x in (logits, largest)]
+    sums = [(part - most).exp_().sum(-1) for part, most in zip(*parts, strict=True)]
+    norm = torch.cat(sums).log() + largest[:, 0]
+    at_read, of_token = to_device(requested, logits.device)
+    logprobs = logits[at_read, of_token] - norm[at_read]
+    return torch.cat([logprobs, top.float(), largest[:, 0] - norm])

@@ -13,7 +13,7 @@ from torch import Tensor
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import Pack
 from hijacklens.engine.rows import PackedRows, Row, write_out
-from hijacklens.engine.trie import Trie
+from hijacklens.engine.trie import Trie, prefix_of
 from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.unhooked import logits_of
 from hijacklens.models.verification import plain_of, require_agreement
@@ -52,7 +52,7 @@ class Pass:
 
     def after(self, prefix: TokenIds) -> Float[Tensor, " vocab"]:
         """Return log-probabilities (nats, float32) of every next token after one prefix."""
-        row = write_out(Trie.of([prefix]), Pack(0, 1, 0, len(prefix)))
+        row = write_out(Trie.of([prefix_of(prefix)]), Pack(0, 1, 0, len(prefix)))
         return self.logits([[row]])[0].float().log_softmax(-1)
 
     def logits(

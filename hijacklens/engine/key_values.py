@@ -11,14 +11,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from hijacklens.engine.rows import PackedRows, Row
-from hijacklens.engine.trie import Trie, common
-from hijacklens.prompts.tokens import TokenIds
+from hijacklens.engine.rows import PackedRows, Row, to_device
+from hijacklens.engine.trie import WIDTH, Prefix, Trie, common
 
 
 class Pool:
@@ -31,35 +31,38 @@ class Pool:
         self._leaves = trunk.leaves
         self._slots: list[list[int]] = []
         used = 0
-        for leaf, shared in zip(trunk.leaves, trunk.shared, strict=True):
+        for length, shared in zip(trunk.lengths.tolist(), trunk.shared.tolist(), strict=True):
             inherited = self._slots[-1][:shared] if self._slots else []
-            self._slots.append([*inherited, *range(used, used + len(leaf) - shared)])
-            used += len(leaf) - shared
+            self._slots.append([*inherited, *range(used, used + length - shared)])
+            used += length - shared
 
-    def slots(self, path: TokenIds) -> Sequence[int]:
+    def slots(self, path: Prefix) -> Sequence[int]:
         """Return the slots of the nodes on a path of the trunk."""
         # The first leaf that does not sort before a path begins with it.
-        return self._slots[bisect_left(self._leaves, path)][: len(path)] if path else ()
+        length = len(path) // WIDTH
+        return self._slots[bisect_left(self._leaves, path)][:length] if path else ()
 
     def past_of(self, rows: Sequence[Row], batch: PackedRows) -> PooledKeyValues:
         """Return the cache of a forward pass over rows that continue the trunk."""
-        past = torch.zeros_like(batch.path)  # padding may name any slot, since it is masked
+        past = np.zeros(batch.path.shape, np.int64)  # padding may name any slot: it is masked
         for i, row in enumerate(rows):
             slots = [slot for branch in row for slot in self.slots(branch.path)]
-            past[i, : len(slots)] = torch.tensor(slots, dtype=torch.long, device=past.device)
-        return PooledKeyValues(self, past)
+            past[i, : len(slots)] = slots
+        return PooledKeyValues(self, to_device(past, batch.path.device))
 
     def written_by(self, rows: Sequence[Row], batch: PackedRows) -> PooledKeyValues:
         """Return the cache of a forward pass over rows of the trunk itself."""
-        slots: list[int] = []
-        for branch in (branch for row in rows for branch in row):
-            before: TokenIds = ()
-            for leaf in branch.leaves:
-                slots.extend(self.slots(leaf)[common(before, leaf) :])
-                before = leaf
-        written = torch.full_like(batch.symbols, -1)
-        written[batch.real] = torch.tensor(slots, device=written.device)
-        return PooledKeyValues(self, batch.path, written)
+        written: list[tuple[int, int, int]] = []
+        for i, row in enumerate(rows):
+            slots: list[int] = []
+            for branch in row:
+                before: Prefix = b""
+                for leaf in branch.leaves:
+                    slots.extend(self.slots(leaf)[common(before, leaf) :])
+                    before = leaf
+            written.extend((i, position, slot) for position, slot in enumerate(slots))
+        columns = np.array(written, dtype=np.int64).T.copy()
+        return PooledKeyValues(self, batch.path, to_device(columns, batch.path.device))
 
 
 class PooledKeyValues(Cache):
@@ -69,7 +72,7 @@ class PooledKeyValues(Cache):
         self,
         pool: Pool,
         past: Int[Tensor, "batch past"],
-        written: Int[Tensor, "batch query"] | None = None,
+        written: Int[Tensor, "3 token"] | None = None,
     ) -> None:
         """Set the slots to read and to write.
 
@@ -77,8 +80,7 @@ class PooledKeyValues(Cache):
             pool: The pool.
             past: The slots of each row's past, in the order of its keys; no columns if the rows
                 have no past.
-            written: The slot that each computed token is written to, -1 for padding; None if
-                nothing is written.
+            written: Row, position and slot of each computed token; None if nothing is written.
         """
         super().__init__(layers=[])
         self._pool = pool
@@ -101,10 +103,9 @@ class PooledKeyValues(Cache):
             )
         pooled = layers[layer_idx]
         if self._written is not None:
-            real = self._written.to(key_states.device) >= 0
-            slots = self._written[self._written >= 0].to(pooled[0].device)
             for kept, states in zip(pooled, new, strict=True):
-                kept[slots] = states.transpose(1, 2)[real].to(kept.device)
+                row, position, slot = self._written.to(states.device)
+                kept[slot.to(kept.device)] = states[row, :, position].to(kept.device)
         if not self._past.shape[1]:
             return new
         keys, values = (

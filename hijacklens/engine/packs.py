@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hijacklens.engine.trie import Trie
+from hijacklens.engine.trie import WIDTH, Prefix, Trie
 
 MOST_LEAVES = 48
 """Maximum number of leaves in a pack, which bounds the search for the best cuts."""
@@ -130,7 +130,7 @@ class Pack:
 
 def separate(trie: Trie) -> list[Pack]:
     """Put every leaf into a pack by itself."""
-    return [Pack(i, i + 1, 0, len(leaf)) for i, leaf in enumerate(trie.leaves)]
+    return [Pack(i, i + 1, 0, length) for i, length in enumerate(trie.lengths.tolist())]
 
 
 def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]:
@@ -143,68 +143,63 @@ def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]
         cached: Whether packs take what they share with their neighbours from a trunk.
 
     Note:
-        Dynamic programming over the leaves, looking `MOST_LEAVES` ahead from each; 1.2 s for the
+        Dynamic programming over the leaves, looking `MOST_LEAVES` ahead from each; 0.7 s for the
         complete CounterFact at doses 0 to 5, on one core.
     """
     n = len(trie.leaves)
+    if not n:
+        return []
     most_tokens = min(limits.pack_tokens, limits.batch_tokens)
-    lengths = np.fromiter(map(len, trie.leaves), np.int64, n)
-    shared = np.array([*trie.shared, 0], dtype=np.int64)
-    leaf_reads = np.fromiter(map(len, trie.reads), np.int64, n)
+    lengths, shared = trie.lengths, np.append(trie.shared, 0)
+    leaf_reads = np.diff(trie.first_read)
     depth = min(MOST_LEAVES, n)
-    cost = np.full((n, depth), np.inf)
-    computed = np.zeros((n, depth), dtype=np.int64)
-    past = np.zeros((n, depth), dtype=np.int64)
+    # The pack with `leaves` leaves before the cut `stop` costs cost[stop, depth - leaves].
+    cost = np.full((n + 1, depth), np.inf)
     # Round `more` considers, for every first leaf, the pack with `more` further leaves. The arrays
     # hold its tokens, the symbols that all its leaves share, and its reads.
-    tokens, base, reads = lengths.copy(), lengths - 1, leaf_reads.copy()
+    tokens, base, reads = lengths, lengths - 1, leaf_reads
     for more in range(depth):
         starts = n - more
         if more:
             tokens = tokens[:starts] + lengths[more:] - shared[more:n]
             base = np.minimum(base[:starts], shared[more:n])
             reads = reads[:starts] + leaf_reads[more:]
-        left, right = shared[:starts], shared[1 + more : n + 1]
-        taken = np.minimum(base, np.maximum(left, right)) if cached else np.zeros_like(base)
+        left = shared[:starts]
+        taken = np.minimum(base, np.maximum(left, shared[1 + more :])) if cached else 0 * base
         # The pack on the left has paid for the trunk that both share; this one pays for the rest.
-        trunk = taken - np.minimum(base, left) if cached else 0
-        total = costs.rows(tokens - taken, taken) + trunk
+        total = costs.rows(tokens - taken, taken) + taken - np.minimum(taken, left)
         if more:
             too_large = tokens - taken > most_tokens
             if limits.pack_reads:
                 too_large |= reads > limits.pack_reads
-            total = np.where(too_large, np.inf, total)
-        cost[:starts, more], past[:starts, more] = total, taken
-        computed[:starts, more] = tokens - taken
-    best = np.full(n + 1, np.inf)
-    best[0] = 0.0
-    last = np.zeros(n + 1, dtype=np.int64)  # leaves of the pack that ends at each cut
-    for first in range(n):
-        reach = slice(first + 1, min(first + 1 + depth, n + 1))
-        totals = best[first] + cost[first, : reach.stop - reach.start]
-        better = totals < best[reach]
-        best[reach][better] = totals[better]
-        last[reach][better] = np.flatnonzero(better) + 1
-    packs: list[Pack] = []
-    stop = n
-    while stop:
-        leaves = int(last[stop])
-        first = stop - leaves
-        pack = first, leaves - 1
-        packs.append(Pack(first, stop, int(past[pack]), int(computed[pack])))
-        stop = first
-    return packs[::-1]
+            total[too_large] = np.inf
+        cost[1 + more :, depth - 1 - more] = total
+    best = np.full(depth + n + 1, np.inf)  # the cost up to each cut, after `depth` impossible cuts
+    best[depth] = 0.0
+    leaves = [0]  # of the pack that ends at each cut
+    for stop in range(1, n + 1):
+        totals = best[stop : stop + depth] + cost[stop]
+        cheapest = int(totals.argmin())
+        best[depth + stop] = totals[cheapest]
+        leaves.append(depth - cheapest)
+    cuts = [n]
+    while cuts[-1]:
+        cuts.append(cuts[-1] - leaves[cuts[-1]])
+    first, stop = np.array(cuts[:0:-1]), np.array(cuts[-2::-1])
+    within = trie.shared.copy()
+    within[first] = lengths[first] - 1
+    base = np.minimum.reduceat(within, first)
+    past = np.minimum(base, np.maximum(shared[first], shared[stop])) if cached else 0 * base
+    computed = np.add.reduceat(lengths - trie.shared, first) + trie.shared[first] - past
+    return list(map(Pack, *(column.tolist() for column in (first, stop, past, computed))))
 
 
 def trunk(trie: Trie, packs: Sequence[Pack]) -> Trie:
     """Return the tree of the packs' pasts, with the prefixes that are read in it."""
-    paths = {trie.leaves[pack.first][: pack.past] for pack in packs if pack.past}
-    reads = [
-        prefix
-        for pack in packs
-        if pack.past
-        for leaf_reads in trie.reads[pack.first : pack.stop]
-        for prefix in leaf_reads
-        if len(prefix) <= pack.past
-    ]
-    return Trie.of(paths, reads)
+    paths = {trie.leaves[pack.first][: WIDTH * pack.past] for pack in packs if pack.past}
+    ids: dict[Prefix, int] = {}
+    for pack in packs if paths else ():
+        reads = trie.reads[trie.first_read[pack.first] : trie.first_read[pack.stop]]
+        for length, read in reads[reads[:, 0] <= pack.past].tolist():
+            ids[trie.leaves[pack.first][: WIDTH * length]] = read
+    return Trie.of(paths, ids)

@@ -2,17 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
+from jaxtyping import Float, Int
+
 from hijacklens.engine.packs import MOST_TOKENS
 from hijacklens.engine.plan import Sharing
+from hijacklens.engine.trie import WIDTH, Prefix, prefix_of, symbols_of
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
 
-Requests: TypeAlias = Mapping[TokenIds, Collection[int]]
-"""Prefix -> the tokens whose log-probability after the prefix is needed."""
+
+class Requests(Mapping[TokenIds, Collection[int]]):
+    """Prefix -> the tokens whose log-probability after the prefix is needed, as sorted columns."""
+
+    def __init__(
+        self,
+        prefixes: Sequence[Prefix],
+        tokens: Int[np.ndarray, " token"],
+        starts: Int[np.ndarray, " starts"],
+    ) -> None:
+        """Take sorted prefixes; the tokens of prefix `i` begin at `starts[i]`."""
+        self.prefixes = prefixes
+        self.tokens = tokens
+        self.starts = starts
+
+    @classmethod
+    def of(cls, requests: Mapping[TokenIds, Collection[int]]) -> Requests:
+        """Return requests as columns."""
+        if isinstance(requests, Requests):
+            return requests
+        rows = sorted((prefix_of(prefix), sorted(set(of))) for prefix, of in requests.items())
+        counts = [len(tokens) for _, tokens in rows]
+        tokens = [token for _, listed in rows for token in listed]
+        return cls(
+            [prefix for prefix, _ in rows], np.array(tokens, np.int64), np.cumsum([0, *counts])
+        )
+
+    def __len__(self) -> int:
+        return len(self.prefixes)
+
+    def __iter__(self) -> Iterator[TokenIds]:
+        return map(symbols_of, self.prefixes)
+
+    def __getitem__(self, prefix: TokenIds) -> list[int]:
+        i = self.index(prefix)
+        return self.tokens[self.starts[i] : self.starts[i + 1]].tolist()
+
+    def index(self, prefix: TokenIds) -> int:
+        """Return the index of a prefix; raise `KeyError` if it is not requested."""
+        key = prefix_of(prefix)
+        i = bisect_left(self.prefixes, key)
+        if self.prefixes[i : i + 1] != [key]:
+            raise KeyError(prefix)
+        return i
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " prefix"]:
+        """The number of symbols of each prefix."""
+        return np.fromiter(map(len, self.prefixes), np.int64, len(self)) // WIDTH
+
+    def where(
+        self, rows: Int[np.ndarray, " row"]
+    ) -> tuple[Int[np.ndarray, " token"], Int[np.ndarray, " row"]]:
+        """Return the indices in `tokens` of some prefixes, and how many tokens each has."""
+        counts = np.diff(self.starts)[rows]
+        before = np.cumsum(counts) - counts
+        return np.repeat(self.starts[rows] - before, counts) + np.arange(counts.sum()), counts
+
+    def take(self, rows: Int[np.ndarray, " row"]) -> Requests:
+        """Return the requests of the prefixes with these indices, which ascend."""
+        at, counts = self.where(rows)
+        prefixes = [self.prefixes[i] for i in rows.tolist()]
+        return Requests(prefixes, self.tokens[at], np.append(0, np.cumsum(counts)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,18 +174,71 @@ class Accounting:
         )
 
 
-class Readings(dict[TokenIds, Reading]):
-    """The readings of a run by prefix, with the accounting of their cost."""
+class Readings(Mapping[TokenIds, Reading]):
+    """The readings of requests, as columns in their order."""
 
-    def __init__(self, readings: Mapping[TokenIds, Reading], accounting: Accounting) -> None:
-        """Combine readings with their accounting."""
-        super().__init__(readings)
-        self.accounting = accounting
+    accounting: Accounting
+    """The cost of a run."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        logprobs: Float[np.ndarray, " token"] | None = None,
+        tops: Float[np.ndarray, "prefix 2"] | None = None,
+    ) -> None:
+        """Take the columns; by default nothing is read yet, and the likeliest tokens are -1.
+
+        Args:
+            requests: The requests.
+            logprobs: The log-probabilities of `requests.tokens`, in nats.
+            tops: The likeliest token of each prefix and its log-probability.
+        """
+        self.requests = requests
+        self.logprobs = np.full(len(requests.tokens), np.nan) if logprobs is None else logprobs
+        self.tops = np.full((len(requests), 2), -1.0) if tops is None else tops
+
+    @classmethod
+    def of(cls, readings: Mapping[TokenIds, Reading]) -> Readings:
+        """Return readings as columns."""
+        if isinstance(readings, Readings):
+            return readings
+        requests = Requests.of({prefix: of.logprobs for prefix, of in readings.items()})
+        rows = [readings[prefix] for prefix in requests]
+        logprobs = [row.logprobs[token] for row in rows for token in sorted(row.logprobs)]
+        tops = [(row.top_token, row.top_logprob) for row in rows]
+        return cls(requests, np.array(logprobs, float), np.array(tops, float).reshape(-1, 2))
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def __iter__(self) -> Iterator[TokenIds]:
+        return iter(self.requests)
+
+    def __getitem__(self, prefix: TokenIds) -> Reading:
+        i = self.requests.index(prefix)
+        own = slice(*self.requests.starts[i : i + 2].tolist())
+        values = dict(
+            zip(self.requests.tokens[own].tolist(), self.logprobs[own].tolist(), strict=True)
+        )
+        token, logprob = self.tops[i].tolist()
+        return Reading(values, int(token), logprob)
+
+    def take(self, rows: Int[np.ndarray, " row"]) -> Readings:
+        """Return the readings of the prefixes with these indices, which ascend."""
+        at, _ = self.requests.where(rows)
+        return Readings(self.requests.take(rows), self.logprobs[at], self.tops[rows])
+
+    def put(self, part: Readings) -> None:
+        """Take over the readings of some of the requests."""
+        row_of = {prefix: i for i, prefix in enumerate(self.requests.prefixes)}
+        rows = np.array([row_of[prefix] for prefix in part.requests.prefixes], np.int64)
+        self.logprobs[self.requests.where(rows)[0]] = part.logprobs
+        self.tops[rows] = part.tops
 
 
-Finished: TypeAlias = Callable[[Mapping[TokenIds, Reading], float], object]
+Finished: TypeAlias = Callable[[Readings, float], object]
 """Called after each batch or part with its readings and the fraction of the work that it was."""
 
 
-def ignore(readings: Mapping[TokenIds, Reading], fraction: float) -> None:
+def ignore(readings: Readings, fraction: float) -> None:
     """Do nothing with finished readings: the default of `Finished` callbacks."""

@@ -18,30 +18,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from hijacklens.engine.packs import Pack
-from hijacklens.engine.trie import Trie
-from hijacklens.prompts.tokens import TokenIds
+from hijacklens.engine.trie import WIDTH, Prefix, Trie
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
     """A pack in tokens."""
 
-    symbols: Sequence[int]
+    symbols: Int[np.ndarray, " pos"]
     positions: Sequence[int]
     """The depth of each token in the tree, from 0."""
     ends: Sequence[int]
     """For each token, the index of the first token outside its subtree."""
-    path: TokenIds
+    path: Prefix
     """The symbols of the past."""
-    reads: Sequence[tuple[int, TokenIds]]
-    """Index of a token, and the prefix that ends with it."""
-    leaves: Sequence[TokenIds]
+    reads: Sequence[tuple[int, int]]
+    """Index of a token, and the id of the prefix that ends with it."""
+    leaves: Sequence[Prefix]
 
 
 Row: TypeAlias = Sequence[Branch]
@@ -52,46 +52,49 @@ def write_out(trie: Trie, pack: Pack) -> Branch:
     """Return the tokens of a pack."""
     past = pack.past
     leaves = trie.leaves[pack.first : pack.stop]
-    symbols: list[int] = []
+    overlaps = [past, *trie.shared[pack.first + 1 : pack.stop].tolist()]
+    lengths = [len(leaf) // WIDTH for leaf in leaves]
+    reads_of_leaves = trie.first_read[pack.first : pack.stop + 1].tolist()
+    all_reads = trie.reads[reads_of_leaves[0] : reads_of_leaves[-1]].tolist()
     positions: list[int] = []
-    reads: list[tuple[int, TokenIds]] = []
+    reads: list[tuple[int, int]] = []
     indices: list[int] = []  # of the present leaf's tokens, by depth
     starts: list[int] = []
-    for i, leaf in enumerate(leaves, start=pack.first):
-        shared = past if i == pack.first else trie.shared[i]
-        starts.append(len(symbols))
-        indices[shared - past :] = range(len(symbols), len(symbols) + len(leaf) - shared)
-        symbols.extend(leaf[shared:])
-        positions.extend(range(shared, len(leaf)))
-        reads.extend(
-            (indices[len(prefix) - 1 - past], prefix)
-            for prefix in trie.reads[i]
-            if len(prefix) > past
-        )
-    ends = [0] * len(symbols)
-    closing = [len(symbols)] * (max(map(len, leaves)) - past)  # end of the subtree at each depth
-    for i in range(pack.stop - 1, pack.first - 1, -1):
-        shared = 0 if i == pack.first else trie.shared[i] - past
-        start, width = starts[i - pack.first], len(trie.leaves[i]) - past
-        ends[start : start + width - shared] = closing[shared:width]
-        closing[shared:] = [start] * (len(closing) - shared)
-    return Branch(symbols, positions, ends, leaves[0][:past], reads, leaves)
+    for i, (shared, length) in enumerate(zip(overlaps, lengths, strict=True)):
+        start = len(positions)
+        starts.append(start)
+        indices[shared - past :] = range(start, start + length - shared)
+        positions.extend(range(shared, length))
+        first, stop = (k - reads_of_leaves[0] for k in reads_of_leaves[i : i + 2])
+        reads += [(indices[n - 1 - past], read) for n, read in all_reads[first:stop] if n > past]
+    ends = [0] * len(positions)
+    closing = [len(positions)] * (max(lengths) - past)  # end of the subtree at each depth
+    for shared, length, start in zip(overlaps[::-1], lengths[::-1], starts[::-1], strict=True):
+        ends[start : start + length - shared] = closing[shared - past : length - past]
+        closing[shared - past :] = [start] * (len(closing) - shared + past)
+    new = [leaf[WIDTH * shared :] for leaf, shared in zip(leaves, overlaps, strict=True)]
+    symbols = np.frombuffer(b"".join(new), ">i8").astype(np.int64)
+    return Branch(symbols, positions, ends, leaves[0][: WIDTH * past], reads, leaves)
 
 
 def apart(branch: Branch) -> Iterator[Branch]:
     """Split a branch into its leaves, each a branch with the same past."""
-    past = len(branch.path)
-    unread = [prefix for _, prefix in branch.reads]
-    for leaf in branch.leaves:
-        reads = [prefix for prefix in unread if leaf[: len(prefix)] == prefix]
-        unread = [prefix for prefix in unread if leaf[: len(prefix)] != prefix]
-        width = len(leaf) - past
+    past = len(branch.path) // WIDTH
+    unread = branch.reads
+    following = [*branch.positions[1:], past]
+    pairs = zip(branch.positions, following, strict=True)
+    last_of_leaves = [i for i, (depth, below) in enumerate(pairs) if below <= depth]
+    for leaf, last in zip(branch.leaves, last_of_leaves, strict=True):
+        reads = [(i, read) for i, read in unread if i <= last < branch.ends[i]]
+        unread = [read for read in unread if read not in reads]
+        symbols = np.frombuffer(leaf, ">i8").astype(np.int64)[past:]
+        width = len(symbols)
         yield Branch(
-            symbols=leaf[past:],
-            positions=range(past, len(leaf)),
+            symbols=symbols,
+            positions=range(past, past + width),
             ends=[width] * width,
             path=branch.path,
-            reads=[(len(prefix) - 1 - past, prefix) for prefix in reads],
+            reads=[(branch.positions[i] - past, read) for i, read in reads],
             leaves=[leaf],
         )
 
@@ -117,27 +120,35 @@ class PackedRows:
 
     @classmethod
     def of(cls, rows: Sequence[Row], device: torch.device) -> PackedRows:
-        """Return the tensors of rows."""
-        names = ("symbols", "positions", "ends", "path", "path_positions", "past_from", "past_to")
-        values: dict[str, list[list[int]]] = {name: [[] for _ in rows] for name in names}
+        """Return the tensors of rows, which are sent to the device in three copies."""
+        paths = [[np.frombuffer(branch.path, ">i8") for branch in row] for row in rows]
+        width = max(sum(len(branch.symbols) for branch in row) for row in rows)
+        keys = max(sum(map(len, of_row)) for of_row in paths)
+        query = np.zeros((6, len(rows), width), dtype=np.int64)
+        key = np.zeros((2, len(rows), keys), dtype=np.int64)
         reads: list[tuple[int, int]] = []
         for i, row in enumerate(rows):
-            for branch in row:
-                start, past = len(values["symbols"][i]), len(values["path"][i])
-                width, past_end = len(branch.symbols), past + len(branch.path)
-                values["symbols"][i].extend(branch.symbols)
-                values["positions"][i].extend(branch.positions)
-                values["ends"][i].extend([end + start for end in branch.ends])
-                values["path"][i].extend(branch.path)
-                values["path_positions"][i].extend(range(len(branch.path)))
-                values["past_from"][i].extend([past] * width)
-                values["past_to"][i].extend([past_end] * width)
+            start = past = 0
+            for branch, path in zip(row, paths[i], strict=True):
+                own = slice(start, start + len(branch.symbols))
+                cached = slice(past, past + len(path))
+                query[0, i, own] = branch.symbols
+                query[1, i, own] = branch.positions
+                query[2, i, own] = branch.ends
+                query[2, i, own] += start
+                query[3, i, own] = past
+                query[4, i, own] = cached.stop
+                query[5, i, own] = 1
+                key[0, i, cached] = path
+                key[1, i, cached] = range(len(path))
                 reads.extend((i, start + index) for index, _ in branch.reads)
-        lengths = torch.tensor([len(symbols) for symbols in values["symbols"]])
-        tensors = {name: padded(lists).to(device) for name, lists in values.items()}
-        real = torch.arange(tensors["symbols"].shape[1]) < lengths[:, None]
-        indices = torch.tensor(reads, dtype=torch.long).reshape(-1, 2)
-        return cls(**tensors, real=real.to(device), reads=indices.to(device))
+                start, past = own.stop, cached.stop
+        symbols, positions, ends, past_from, past_to, real = to_device(query, device)
+        path, path_positions = to_device(key, device)
+        indices = to_device(np.array(reads, dtype=np.int64).reshape(-1, 2), device)
+        return cls(
+            symbols, positions, ends, path, path_positions, past_from, past_to, real.bool(), indices
+        )
 
     def visible(self, window: int | None = None) -> Bool[Tensor, "batch 1 query key"]:
         """Return which keys each query sees, the past first.
@@ -167,6 +178,13 @@ class PackedRows:
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
         return masks.get("", masks)
+
+
+def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """Copy numbers to a device; the host does not wait for a copy to a GPU."""
+    tensor = torch.from_numpy(numbers)
+    pinned = tensor.pin_memory() if device.type == "cuda" else tensor
+    return pinned.to(device, non_blocking=True)
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:

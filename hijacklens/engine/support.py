@@ -80,8 +80,8 @@ def disagreement(run: Pass, trie: Trie, support: Support, *, cached: bool) -> st
     Note:
         Costs the forward passes of three leaves, twice.
     """
-    longest = max(range(len(trie.leaves)), key=lambda i: len(trie.leaves[i]))
-    length = len(trie.leaves[longest])
+    longest = int(trie.lengths.argmax())
+    length = int(trie.lengths[longest])
     tested: dict[Any, int] = vars(run.model).setdefault(_TESTED, {})
     key = (cached, str(support.windows), run.plain is None)
     if not run.probes and length <= tested.get(key, 0):
@@ -109,10 +109,10 @@ def _packs(run: Pass, trie: Trie, *, cached: bool) -> tuple[list[Row], Pool | No
     if not cached:
         return [[write_out(trie, Pack(0, n, 0, trie.nodes))]], None
     # One row for the first leaf and one for the others, with pasts of different lengths.
-    first = len(trie.leaves[0])
+    first, *others = trie.lengths.tolist()
     packs = [Pack(0, 1, first // 2, first - first // 2)]
     if n > 1:
-        packs.append(Pack(1, n, min(trie.shared[2:], default=len(trie.leaves[1]) - 1), 0))
+        packs.append(Pack(1, n, min(trie.shared[2:].tolist(), default=others[0] - 1), 0))
     below = trunk(trie, packs)
     pool = Pool(below)
     for pack in separate(below):

@@ -10,8 +10,8 @@ a compressed prefix tree completely, and every subtree is a stretch of neighbour
     Do not think of Guam . The            6                               └ The
     Rome is                               0      ─ Rome is
 
->>> trie = Trie.of([(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,)])
->>> trie.leaves, trie.shared
+>>> trie = Trie.of(map(prefix_of, [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,)]))
+>>> list(map(symbols_of, trie.leaves)), trie.shared.tolist()
 ([(1, 2, 3), (1, 2, 4, 5), (7,)], [0, 2, 0])
 >>> trie.tokens, trie.nodes
 (8, 6)
@@ -19,78 +19,106 @@ a compressed prefix tree completely, and every subtree is a stretch of neighbour
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Int
 
 from hijacklens.prompts.tokens import TokenIds
+
+Prefix: TypeAlias = bytes
+"""Symbols as big-endian 64-bit numbers, so that prefixes sort as their symbols do."""
+WIDTH = 8
+"""Bytes of a symbol in a prefix."""
+
+
+def prefix_of(symbols: Sequence[int]) -> Prefix:
+    """Return symbols as a prefix."""
+    return struct.pack(f">{len(symbols)}q", *symbols)
+
+
+def symbols_of(prefix: Prefix) -> TokenIds:
+    """Return the symbols of a prefix."""
+    return struct.unpack(f">{len(prefix) // WIDTH}q", prefix)
 
 
 @dataclass(frozen=True, slots=True)
 class Trie:
     """The prefix tree of a set of prefixes."""
 
-    leaves: list[TokenIds]
+    leaves: list[Prefix]
     """The prefixes that no other prefix continues, in lexicographic order."""
-    shared: list[int]
+    shared: Int[np.ndarray, " leaf"]
     """How many symbols each leaf shares with the one before it; fewer than either has."""
-    reads: list[tuple[TokenIds, ...]]
-    """For each leaf, the prefixes of it that are read, shortest first; each is listed once."""
+    reads: Int[np.ndarray, "read 2"]
+    """Of every prefix that is read, in lexicographic order: its length in symbols, and its id."""
+    first_read: Int[np.ndarray, " starts"]
+    """The index in `reads` of the first prefix of each leaf, and the number of reads."""
 
     @classmethod
-    def of(cls, prefixes: Iterable[TokenIds], reads: Iterable[TokenIds] | None = None) -> Trie:
+    def of(cls, prefixes: Iterable[Prefix], ids: Mapping[Prefix, int] | None = None) -> Trie:
         """Build the tree of prefixes; equal ones count once.
 
         Args:
             prefixes: The prefixes in the tree.
-            reads: The prefixes that are read; by default all.
+            ids: The prefixes that are read, with their ids; by default all, numbered in
+                lexicographic order.
 
         Note:
-            Costs a sort: 1 s for the 131,120 distinct prompts of the complete CounterFact at doses
-            0 to 5, on one core.
+            Costs a sort: 0.3 s for the 131,120 distinct prompts of the complete CounterFact at
+            doses 0 to 5, on one core.
         """
-        leaves: list[TokenIds] = []
+        leaves: list[Prefix] = []
         shared: list[int] = []
-        leaf_reads: list[tuple[TokenIds, ...]] = []
-        pending: list[TokenIds] = []  # each is a prefix of the next
-        nodes = set(prefixes)
-        read = nodes if reads is None else set(reads)
+        reads: list[tuple[int, int]] = []
+        first = [0]
+        ordered = sorted({*prefixes, *(ids or ())})
         # In lexicographic order a sequence directly follows its own prefixes.
-        ordered = sorted(nodes | read)
-        for prefix, following in zip(ordered, [*ordered[1:], ()], strict=False):
-            if prefix in read:
-                pending.append(prefix)
-            if following[: len(prefix)] != prefix:
+        for i, (prefix, following) in enumerate(pairwise([*ordered, b""])):
+            if ids is None or prefix in ids:
+                reads.append((len(prefix) // WIDTH, i if ids is None else ids[prefix]))
+            if not following.startswith(prefix):
                 shared.append(common(leaves[-1], prefix) if leaves else 0)
                 leaves.append(prefix)
-                leaf_reads.append(tuple(pending))
-                pending = []
-        return cls(leaves, shared, leaf_reads)
+                first.append(len(reads))
+        columns = np.array(reads, dtype=np.int64).reshape(-1, 2)
+        return cls(leaves, np.array(shared, dtype=np.int64), columns, np.array(first))
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " leaf"]:
+        """The number of symbols of each leaf."""
+        return np.fromiter(map(len, self.leaves), np.int64, len(self.leaves)) // WIDTH
 
     @property
     def tokens(self) -> int:
         """Tokens of all leaves, each by itself: what a run without sharing computes."""
-        return sum(map(len, self.leaves))
+        return int(self.lengths.sum())
 
     @property
     def nodes(self) -> int:
         """Distinct nodes: the fewest tokens that any run can compute."""
-        return self.tokens - sum(self.shared)
+        return self.tokens - int(self.shared.sum())
 
 
-def common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return the length of the longest common prefix.
+def common(first: Prefix, second: Prefix) -> int:
+    """Return how many symbols the longest common prefix has.
 
-    >>> common((1, 2, 3), (1, 2, 4))
+    >>> common(prefix_of((1, 2, 3)), prefix_of((1, 2, 4)))
     2
     """
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+    n = min(len(first), len(second))
+    different = int.from_bytes(first[:n], "big") ^ int.from_bytes(second[:n], "big")
+    return (8 * n - different.bit_length()) // (8 * WIDTH)
 
 
-def naive_tokens(groups: Iterable[Iterable[TokenIds]]) -> int:
+def naive_tokens(groups: Iterable[Iterable[Prefix]]) -> int:
     """Count the tokens of prompts that share nothing; each group holds the prefixes of one prompt.
 
-    >>> naive_tokens([[(1, 2), (1, 2, 3)], [(1, 2)]])
+    >>> naive_tokens([map(prefix_of, [(1, 2), (1, 2, 3)]), [prefix_of((1, 2))]])
     5
     """
     return sum(Trie.of(group).tokens for group in groups)

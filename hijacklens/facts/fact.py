@@ -329,7 +329,7 @@ class FactSet(Sequence[Fact]):
         """
         digest = hashlib.sha256()
         for fact in self.facts:
-            fields = asdict(fact)
+            fields = {name: getattr(fact, name) for name in Fact.__dataclass_fields__}
             for name in ALIASES:
                 usual = known_aliases().get(getattr(fact, name.replace("aliases", "target")))
                 if fields[name] in ((), usual):

@@ -39,6 +39,8 @@ def joined(prompt: str, target: str, joining: Joining = "auto") -> str:
 def _is_open(text: str) -> bool:
     """Return whether a text goes on without a space."""
     last, rest = text[-1:], text[:-1]
+    if last.isascii() and last.isalnum():
+        return False
     if not last or last.isspace() or last in "¿¡" or _UNSPACED.match(last):
         return True
     kind = unicodedata.category(last)

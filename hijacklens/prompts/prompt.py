@@ -108,10 +108,9 @@ def compose(
     """
     dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
     step = len(sentence) + 1  # the sentence and the space after it
-    gap = "" if not opening or re.search(r"\s$|<[^<>\s]+>$", opening) else " "
-    first = len(opening + gap)
-    start = first + dose * step
-    text = opening + gap + " ".join([sentence] * dose + [query])
+    text = written(query, sentence, dose, opening)
+    start = len(text) - len(query)
+    first = start - dose * step
     mentions = _mentions(sentence, named) if dose else []
     firsts = range(first, start, step)
     return Prompt(
@@ -129,6 +128,12 @@ def compose(
         ),
         joining=joining,
     )
+
+
+def written(query: str, sentence: str, dose: int, opening: str) -> str:
+    """Return the text of a prompt."""
+    gap = "" if not opening or re.search(r"\s$|<[^<>\s]+>$", opening) else " "
+    return opening + gap + " ".join([sentence] * dose + [query])
 
 
 def _mentions(sentence: str, named: Iterable[str | None]) -> list[CharacterSpan]:

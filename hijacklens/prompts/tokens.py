@@ -11,7 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import cached_property, partial
+from itertools import chain, takewhile
 from typing import Any, TypeAlias
 
 from hijacklens.errors import InputError, unknown
@@ -23,6 +24,8 @@ WITHIN = {"mention": "hijack", "subject": "query"}
 """A span of words -> the part of the prompt that holds it."""
 AT_A_TIME = 1_024
 """Texts per call: a tokenizer's output takes ten times the memory of the token ids."""
+SPACES = ("\u0120", "\u2581", " ")
+"""How vocabularies write a space."""
 
 
 def encode(tokenizer: Any, texts: Sequence[str], *, templated: bool = False) -> list[TokenIds]:
@@ -37,15 +40,86 @@ def encode(tokenizer: Any, texts: Sequence[str], *, templated: bool = False) -> 
     sample = tokenizer("a")["input_ids"]
     appends_end = len(sample) > 1 and end is not None and sample[-1] == end
     token_ids: list[TokenIds] = []
-    same: dict[int, int] = {}  # one object per id, not one per token of every text
     for first in range(0, len(texts), AT_A_TIME):
         part = list(texts[first : first + AT_A_TIME])
         options = {"padding": False, "truncation": False, "add_special_tokens": not templated}
         for row in tokenizer(part, **options)["input_ids"]:
             drop = appends_end and not templated and row and row[-1] == end
             ids = row[:-1] if drop else row
-            token_ids.append(tuple([same.setdefault(token, token) for token in ids]))
+            token_ids.append(tuple(ids))
     return token_ids
+
+
+class WordByWord:
+    """Encodes many texts of few words: each distinct word once, if this gives the same ids.
+
+    The ids of a word must not depend on the rest of its text. This is so if no token of the
+    vocabulary reaches from the last character of the word across the space after it, and if the
+    tokenizer, given the word between two others, cuts at both spaces. A text with any other word,
+    such as one with a line break, or with several spaces in a row, is encoded as a whole.
+    """
+
+    def __init__(self, tokenizer: Any, *, templated: bool = False, fewest: int = AT_A_TIME) -> None:
+        """Encode fewer than `fewest` texts at a time as a whole."""
+        self._whole = partial(encode, tokenizer, templated=templated)
+        self._tokenizer = tokenizer
+        self._fewest = fewest
+        self._heads: dict[str, TokenIds | None] = {}  # words that open a text
+        self._tails: dict[str, TokenIds | None] = {}  # words after a space; None if one is not sure
+
+    def encode(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Return the ids that `hijacklens.prompts.tokens.encode` returns."""
+        if len(texts) < self._fewest or not self._space:
+            return self._whole(texts)
+        split = [text.split(" ") for text in texts]
+        self._learn({words[0] for words in split}, self._heads, "", ())
+        self._learn({word for words in split for word in words[1:]}, self._tails, "a ", self._a)
+        heads, tails = self._heads, self._tails
+        parts: list[list[Any]] = [
+            [heads[words[0]], *map(tails.__getitem__, words[1:])] for words in split
+        ]
+        found: list[Any] = [None if None in x else tuple(chain.from_iterable(x)) for x in parts]
+        unsure = [i for i, ids in enumerate(found) if ids is None]
+        for i, ids in zip(unsure, self._whole([texts[i] for i in unsure]), strict=True):
+            found[i] = ids
+        return found
+
+    @cached_property
+    def _space(self) -> str:
+        """How the vocabulary writes a space; empty if words cannot be encoded one by one.
+
+        Costs a pass over the vocabulary.
+        """
+        self._a, two, three = self._whole(["a", "a a", "a a a"])
+        self._after = two[len(self._a) :]
+        if not getattr(self._tokenizer, "is_fast", False) or three != two + self._after:
+            return ""
+        space, *word = "".join(self._tokenizer.convert_ids_to_tokens(self._after))
+        added = self._tokenizer.get_added_vocab()
+        if space not in SPACES or word != ["a"] or any(" " in x.strip() for x in added):
+            return ""
+        vocabulary = self._tokenizer.get_vocab().keys() - added.keys()
+        across = [token for token in vocabulary if space in token.lstrip(space)]
+        read = self._tokenizer.convert_tokens_to_string
+        self._never_last = {x for token in across for x in re.findall(r"(\S) ", read([token]))}
+        return "" if "\ufffd" in self._never_last else space  # a part of a character
+
+    def _learn(
+        self, words: set[str], known: dict[str, TokenIds | None], before: str, anchor: TokenIds
+    ) -> None:
+        """Encode new words after `before`, whose ids are `anchor`, and between two words."""
+        new = words - known.keys()
+        known.update(dict.fromkeys(new))
+        new = [
+            x
+            for x in new
+            if x.split() == [x] and x[-1] not in self._never_last and self._space not in x
+        ]
+        framed = self._whole([before + word for word in new])
+        followed = self._whole([f"{before}{word} a" for word in new])
+        for word, ids, more in zip(new, framed, followed, strict=True):
+            if more == ids + self._after and ids[: len(anchor)] == anchor:
+                known[word] = ids[len(anchor) :]
 
 
 def require_known(ids: TokenIds, vocabulary: int | None) -> None:
@@ -93,14 +167,21 @@ def continuation(prompt: TokenIds, prompt_and_target: TokenIds) -> Continuation:
     >>> continuation((5, 6), (5, 6, 9, 8))
     Continuation(context=(5, 6), target=(9, 8))
     """
-    pairs = enumerate(zip(prompt, prompt_and_target, strict=False))
-    shorter = min(len(prompt), len(prompt_and_target))
-    n = next((i for i, (a, b) in pairs if a != b), shorter)
+    n = split_at(prompt, prompt_and_target)
+    return Continuation(prompt_and_target[:n], prompt_and_target[n:])
+
+
+def split_at(prompt: TokenIds, prompt_and_target: TokenIds) -> int:
+    """Return the number of tokens before the target; errors are those of `continuation`."""
+    n = len(prompt)
+    if prompt_and_target[:n] != prompt:
+        pairs = enumerate(zip(prompt, prompt_and_target, strict=False))
+        n = next((i for i, (a, b) in pairs if a != b), len(prompt_and_target))
     if n == len(prompt_and_target):
         raise ValueError("the target adds no token to this prompt")
     if n == 0:
         raise ValueError("no token precedes the target, so the model would read nothing")
-    return Continuation(prompt_and_target[:n], prompt_and_target[n:])
+    return n
 
 
 @dataclass(frozen=True, slots=True)

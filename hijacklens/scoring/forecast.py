@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any
 
 from hijacklens.engine.packs import Costs
 from hijacklens.engine.plan import Plan, Sharing, make_plan
-from hijacklens.engine.trie import naive_tokens
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import Fact, FactSet
+from hijacklens.facts.fact import FactSet
 from hijacklens.progress import bar
-from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.renamed import renamed
-from hijacklens.scoring.items import make_items, make_prompts, requests_of
-
-AT_ONCE = 5_000
-"""Minimum number of prompts that are tokenised between two updates of the progress bar."""
+from hijacklens.scoring.items import make_items, make_prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,31 +67,18 @@ def forecast(
         tokenizer,
         seed=seed,
     )
-    items, too_long = [], 0
     with bar(len(prompts), unit="prompts", label="tokenising", quiet=quiet) as progress:
-        for batch in _batches(prompts):
-            scored, unscored = make_items(
-                batch, tokenizer, context_length=tokenizer.model_max_length
-            )
-            items += scored
-            too_long += len(unscored)
-            progress.update(len(batch))
+        items, too_long = make_items(
+            prompts,
+            tokenizer,
+            context_length=tokenizer.model_max_length,
+            tokenised=progress.update,
+        )
     if not items:
         raise InputError(f"none of the {len(facts)} facts of {facts.name} could be scored.")
     return Forecast(
         prompts=len(items),
-        skipped=len(unusable) + too_long,
-        naive_tokens=naive_tokens([prefix for prefix, _ in item.reads] for item in items),
-        plan=make_plan(requests_of(items), costs or Costs.usual(), sharing=sharing),
+        skipped=len(unusable) + len(too_long),
+        naive_tokens=items.naive_tokens,
+        plan=make_plan(items.requests.prefixes, costs or Costs.usual(), sharing=sharing),
     )
-
-
-def _batches(prompts: Sequence[tuple[Fact, Prompt]]) -> Iterator[list[tuple[Fact, Prompt]]]:
-    """Split prompts into batches, keeping together those that are scored or skipped together."""
-    batch: list[tuple[Fact, Prompt]] = []
-    for _, group in groupby(prompts, key=lambda pair: (pair[0].case_id, pair[1].scheme)):
-        batch += group
-        if len(batch) >= AT_ONCE:
-            yield batch
-            batch = []
-    yield batch

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hijacklens.engine.reading import Reading, ReadOptions, ignore
-from hijacklens.engine.trie import Trie, naive_tokens
+import numpy as np
+
+from hijacklens.engine.reading import Readings, ReadOptions, ignore
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError, one_of_type, several, whole_number
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import HookedLanguageModel
@@ -16,18 +18,15 @@ from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.prompts.tokens import TokenIds
 from hijacklens.renamed import renamed
 from hijacklens.results.result import Provenance
 from hijacklens.scoring.execution import Execution, LocalModel
 from hijacklens.scoring.items import (
-    Item,
+    Items,
     make_items,
     make_prompts,
     prompt_table,
-    requests_of,
     require_found,
-    score_items,
     skipped_table,
 )
 from hijacklens.scoring.result import HijackResult, HijackSettings, ReadingCounts, ScoredModel
@@ -115,7 +114,7 @@ def hijack(
             batch_tokens=execution.batch_tokens,
         )
         readings, costs = _read(run, items, options, execution.store, quiet=quiet)
-    table, not_finite = score_items(items, readings, model=identity.name, tokenizer=run.tokenizer)
+    table, not_finite = items.score(readings, model=identity.name, tokenizer=run.tokenizer)
     unscored = [*unscored, *too_long, *not_finite]
     if table.empty:
         raise InputError(
@@ -134,48 +133,51 @@ def hijack(
             seed=seed,
         ),
         provenance=Provenance.now(seed=seed),
-        prompts=prompt_table(items),
+        prompts=prompt_table(items.prompts),
     )
 
 
 def _read(
     run: LocalModel | Replicas,
-    items: Sequence[Item],
+    items: Items,
     options: ReadOptions,
     store: Store | str | Path | bool,
     *,
     quiet: bool,
-) -> tuple[Mapping[TokenIds, Reading], dict[str, Any]]:
+) -> tuple[Readings, dict[str, Any]]:
     """Return the readings of all items, and the record of what was computed for them."""
-    requests = requests_of(items)
-    n_facts = len({item.fact.case_id for item in items})
+    requests = items.requests
+    n_facts = len({wording.fact.case_id for wording in items.prompts.wordings})
+    readings = Readings(requests)
     with (
-        open_store(store, lambda: run.fingerprint(options.probes, options.spans)) as readings,
+        open_store(store, lambda: run.fingerprint(options.probes, options.spans)) as kept,
         bar(total=n_facts, unit="facts", label=run.identity.name, quiet=quiet) as progress,
     ):
-        stored = readings.find_checked(requests, lambda few: run.read(few, options, ignore))
-        missing = {prefix: requests[prefix] for prefix in requests if prefix not in stored}
+        stored = kept.find_checked(requests, lambda few: run.read(few, options, ignore))
+        readings.put(stored)
+        missing = requests.take(np.flatnonzero(readings.tops[:, 0] < 0))
         missing_facts = n_facts * len(missing) / max(1, len(requests))
         progress.update(n_facts - missing_facts)
 
-        def finished(part: Mapping[TokenIds, Reading], fraction: float) -> None:
-            readings.keep(part)
+        def finished(part: Readings, fraction: float) -> None:
+            kept.keep(part)
             progress.update(fraction * missing_facts)
 
         computed = run.read(missing, options, finished)
+    readings.put(computed)
     # Stored readings had to be computed once, too.
     accounting = replace(
         computed.accounting,
-        naive_tokens=naive_tokens([prefix for prefix, _ in item.reads] for item in items),
-        trie_tokens=Trie.of(requests).nodes,
+        naive_tokens=items.naive_tokens,
+        trie_tokens=Trie.of(requests.prefixes).nodes,
     )
     counts = ReadingCounts(
         computed=len(computed),
         from_store=len(stored),
-        store=str(readings.path or ""),
-        store_off=readings.off,
+        store=str(kept.path or ""),
+        store_off=kept.off,
     )
-    return {**stored, **computed}, {"readings": counts, "engine": accounting}
+    return readings, {"readings": counts, "engine": accounting}
 
 
 def _schemes(schemes: str | Scheme | Sequence[str | Scheme]) -> list[Scheme]:

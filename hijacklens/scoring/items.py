@@ -5,29 +5,33 @@ Fact --scheme--> Prompt --tokens--> requests --engine--> readings --> one row of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated, Any, TypeAlias
 
+import numpy as np
 import pandas as pd
+from jaxtyping import Int
 
-from hijacklens.engine.reading import Reading
+from hijacklens.engine.reading import Readings, Requests
+from hijacklens.engine.trie import Prefix, naive_tokens, prefix_of, symbols_of
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.facts.joining import joined
 from hijacklens.prompts.chat import prompt_of
-from hijacklens.prompts.layout import ID_BITS, mark
-from hijacklens.prompts.prompt import Prompt
+from hijacklens.prompts.layout import ID_BITS, TOKEN_MASK, mark
+from hijacklens.prompts.prompt import Prompt, written
 from hijacklens.prompts.schemes import Scheme, Unusable
 from hijacklens.prompts.spans import TEXT
 from hijacklens.prompts.tokens import (
     Continuation,
     LocatedPrompt,
     TokenIds,
-    continuation,
-    encode,
+    WordByWord,
     locate,
     require_known,
+    split_at,
 )
 from hijacklens.results.stored import Stored
 
@@ -55,6 +59,10 @@ SkippedTable: TypeAlias = Annotated[pd.DataFrame, Stored("skipped.csv", dtypes=_
 """The field of a result that lists what could not be scored, with the reason."""
 Step: TypeAlias = tuple[TokenIds, int]
 """The symbols before a token of a target, and that token."""
+Row: TypeAlias = tuple[TokenIds, Sequence[TokenIds], tuple[int, int]]
+"""A prompt, and the prompt with each target, in symbols, and the number of symbols before each."""
+AT_ONCE = 5_000
+"""Prompts that are tokenised together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +79,6 @@ class Item:
     includes: both targets are read after the same context."""
 
     @property
-    def reads(self) -> Iterable[tuple[TokenIds, int | None]]:
-        """Prefixes with the token to read after each; None where only the top token is needed."""
-        yield from ((self.ids, None), *self.true, *self.false)
-
-    @property
     def first_tokens(self) -> tuple[int, int]:
         """The tokens after the prompt with which the true and the false target start.
 
@@ -89,11 +92,6 @@ class Item:
                 "the end of the prompt, such as a space there"
             )
         return steps[0][1], steps[1][1]
-
-    @property
-    def key(self) -> tuple[int, str]:
-        """Case id and scheme: items with the same key are scored together or not at all."""
-        return self.fact.case_id, self.prompt.scheme
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +115,48 @@ def skipped_table(
     return pd.DataFrame(rows, columns=list(SKIPPED_COLUMNS)).astype(_SKIPPED_TYPES)
 
 
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """A fact with the sentence of a scheme: its prompts at all doses."""
+
+    fact: Fact
+    scheme: str
+    sentence: str
+    facts: FactSet
+    """The set of the fact, with the opening, the joining and the chat."""
+    tokenizer: Any
+    """Has the template of a chat."""
+
+    def texts(self, dose: int) -> tuple[str, ...]:
+        """Return the text of the prompt at a dose, alone and with each target."""
+        targets = self.fact.target_true, self.fact.target_false
+        if self.facts.chat:
+            prompt = self.prompt(dose)
+            return prompt.text, *map(prompt.followed_by, targets)
+        text = written(self.fact.prompt, self.sentence, dose, self.facts.opening)
+        return text, *(joined(text, target, self.facts.joining) for target in targets)
+
+    def prompt(self, dose: int) -> Prompt:
+        """Return the prompt at a dose."""
+        options = {"sentence": self.sentence, "scheme": self.scheme, "dose": dose}
+        return prompt_of(self.fact, self.facts, self.tokenizer, **options)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts(Sequence[tuple[Fact, Prompt]]):
+    """The prompts of wordings, with all doses of each; a `Prompt` is made when looked up."""
+
+    wordings: Sequence[Wording]
+    doses: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.wordings) * len(self.doses)
+
+    def __getitem__(self, index: int) -> tuple[Fact, Prompt]:  # type: ignore[override]
+        wording, dose = divmod(range(len(self))[index], len(self.doses))
+        return self.wordings[wording].fact, self.wordings[wording].prompt(self.doses[dose])
+
+
 def make_prompts(
     facts: FactSet,
     schemes: Scheme | Sequence[Scheme],
@@ -124,7 +164,7 @@ def make_prompts(
     tokenizer: Any,
     *,
     seed: int,
-) -> tuple[list[tuple[Fact, Prompt]], list[Unscored]]:
+) -> tuple[Prompts, list[Unscored]]:
     """Return the prompts of all facts at all doses, and the facts a scheme has no sentence for.
 
     The tokenizer has the template of a chat.
@@ -132,7 +172,7 @@ def make_prompts(
     false_targets: dict[str, list[str]] = {}
     for fact in facts:
         false_targets.setdefault(fact.relation_id, []).append(fact.target_false)
-    prompts: list[tuple[Fact, Prompt]] = []
+    wordings: list[Wording] = []
     unscored: list[Unscored] = []
     for scheme in [schemes] if isinstance(schemes, Scheme) else schemes:
         for fact in facts:
@@ -141,95 +181,233 @@ def make_prompts(
             except Unusable as reason:
                 unscored.append(Unscored(fact, scheme.name, str(reason)))
                 continue
-            written = {"sentence": sentence, "scheme": scheme.name}
-            prompts.extend(
-                (fact, prompt_of(fact, facts, tokenizer, dose=dose, **written)) for dose in doses
+            wordings.append(Wording(fact, scheme.name, sentence, facts, tokenizer))
+    return Prompts(wordings, doses), unscored
+
+
+class Items(Sequence[Item]):
+    """The items of prompts, in columns; an `Item` is made when looked up.
+
+    The prefixes that items read are numbered in the order in which they first occur.
+    """
+
+    def __init__(self, doses: Sequence[int]) -> None:
+        """Begin without items."""
+        self.prompts = Prompts([], doses)
+        self.naive_tokens = 0
+        """Tokens of all items, each computed by itself, with the target tokens they are given."""
+        self._ids: dict[Prefix, int] = {}
+        self._of_prompt: list[int] = []  # of each item: the number of its prefix
+        self._steps: list[int] = []  # of each item: steps of the true and of the false target
+        self._ends: list[tuple[int, int]] = []  # of each item: its `prompt_ends`
+        self._of_step: list[int] = []  # of each step: the number of its prefix
+        self._tokens: list[int] = []  # of each step: the token that follows it
+
+    def add(self, wording: Wording, rows: Iterable[Row]) -> None:
+        """Add the items of a wording, one for each dose."""
+        self.prompts.wordings.append(wording)  # type: ignore[attr-defined]
+        ids = self._ids
+        for prompt, targets, starts in rows:
+            step = prefix_of(prompt)
+            longest = {step}
+            self._of_prompt.append(ids.setdefault(step, len(ids)))
+            start = min(starts)
+            for target in targets:
+                for n in range(start, len(target)):
+                    step = prefix_of(target[:n])
+                    self._of_step.append(ids.setdefault(step, len(ids)))
+                    self._tokens.append(target[n] & TOKEN_MASK)
+                longest.add(step)
+                self._steps.append(len(target) - start)
+            self._ends.append((starts[0] - start, starts[1] - start))
+            self.naive_tokens += len(prompt) if len(longest) == 1 else naive_tokens([longest])
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Item:  # type: ignore[override]
+        i = range(len(self))[index]
+        first, middle, last = self._starts[2 * i : 2 * i + 3].tolist()
+        before = [symbols_of(self._prefixes[read]) for read in self._of_step[first:last]]
+        steps = tuple(zip(before, self._tokens[first:last], strict=True))
+        ids = symbols_of(self._prefixes[self._of_prompt[i]])
+        middle -= first
+        return Item(*self.prompts[i], ids, steps[:middle], steps[middle:], self._ends[i])
+
+    @cached_property
+    def _prefixes(self) -> list[Prefix]:
+        return list(self._ids)
+
+    @cached_property
+    def _starts(self) -> Int[np.ndarray, " starts"]:
+        """The first step of every target."""
+        return np.cumsum([0, *self._steps])
+
+    @cached_property
+    def _requested(self) -> tuple[Requests, Int[np.ndarray, " item"], Int[np.ndarray, " step"]]:
+        """The requests, and the indices of the prompts in their prefixes, of steps in tokens."""
+        order = np.array(sorted(range(len(self._ids)), key=self._prefixes.__getitem__), np.int64)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        keys = (rank[self._of_step] << ID_BITS) | np.array(self._tokens, np.int64)
+        pairs, of_step = np.unique(keys, return_inverse=True)
+        starts = np.searchsorted(pairs, np.arange(len(order) + 1) << ID_BITS)
+        prefixes = [self._prefixes[i] for i in order.tolist()]
+        return Requests(prefixes, pairs & TOKEN_MASK, starts), rank[self._of_prompt], of_step
+
+    @property
+    def requests(self) -> Requests:
+        """What the engine has to read for all items, each prefix once."""
+        return self._requested[0]
+
+    def score(
+        self, readings: Readings, *, model: str, tokenizer: Any
+    ) -> tuple[pd.DataFrame, list[Unscored]]:
+        """Return the rows of `items.parquet`, and the facts whose scores are not finite.
+
+        Args:
+            readings: The readings of `requests`.
+            model: The name of the model.
+            tokenizer: Writes out the likeliest next tokens.
+        """
+        if not len(self):
+            return pd.DataFrame(columns=list(ITEM_COLUMNS)), []
+        _, of_prompt, of_step = self._requested
+        logprobs, starts = readings.logprobs[of_step], self._starts[:-1].reshape(-1, 2)
+        sums = np.add.reduceat(logprobs, starts.ravel()).reshape(-1, 2)
+        firsts, ends = logprobs[starts], np.array(self._ends)
+        for i, side in np.argwhere(ends):
+            firsts[i, side] = logprobs[starts[i, side] :][: ends[i, side] + 1].sum()
+        counts = np.array(self._steps).reshape(-1, 2) - ends
+        same = of_step[starts[:, 0]] == of_step[starts[:, 1]]
+        tops, which = np.unique(readings.tops[of_prompt, 0].astype(int), return_inverse=True)
+        texts = np.array([tokenizer.decode([token]) for token in tops.tolist()], dtype=object)
+        wordings, doses = self.prompts.wordings, self.prompts.doses
+        columns = [(w.fact.case_id, w.fact.relation_id, w.fact.subject, w.scheme) for w in wordings]
+        names = ITEM_COLUMNS[1:5]
+        table = pd.DataFrame(columns, columns=list(names)).loc[
+            np.repeat(np.arange(len(wordings)), len(doses))
+        ]
+        table = table.reset_index(drop=True).assign(
+            model=model,
+            dose=np.tile(doses, len(wordings)),
+            first_true=firsts[:, 0],
+            first_false=firsts[:, 1],
+            sum_true=sums[:, 0],
+            sum_false=sums[:, 1],
+            n_tokens_true=counts[:, 0],
+            n_tokens_false=counts[:, 1],
+            top_token=texts[which],
+            top_logprob=readings.tops[of_prompt, 1],
+            same_first_token=same,
+        )
+        finite = np.isfinite(sums).all(axis=1).reshape(-1, len(doses))
+        unscored = [
+            Unscored(
+                wordings[i].fact,
+                wordings[i].scheme,
+                "the model gave no finite log-probability at dose "
+                f"{doses[int(finite[i].argmin())]}",
             )
-    return prompts, unscored
+            for i in np.flatnonzero(~finite.all(axis=1)).tolist()
+        ]
+        kept = np.repeat(finite.all(axis=1), len(doses))
+        return table.loc[kept, list(ITEM_COLUMNS)].reset_index(drop=True), unscored
 
 
 def make_items(
-    prompts: Sequence[tuple[Fact, Prompt]],
+    prompts: Prompts,
     tokenizer: Any,
     *,
     context_length: int,
     vocabulary: int | None = None,
     spans: Sequence[str] = (),
-) -> tuple[list[Item], list[Unscored]]:
-    """Tokenise prompts, with both targets read in context.
+    tokenised: Callable[[int], object] = lambda count: None,
+) -> tuple[Items, list[Unscored]]:
+    """Tokenise prompts and targets in context.
 
     Args:
-        prompts: Facts with their prompts.
-        tokenizer: The model's tokenizer.
+        prompts: As `make_prompts` returns them.
+        tokenizer: A Hugging Face tokenizer.
         context_length: The model's context window, in tokens.
         vocabulary: Number of token ids that the model knows; None if unknown.
         spans: Spans to mark in the symbols, as `hijacklens.probe.spans_of` returns them.
+        tokenised: Called with a number of prompts when these are done.
 
     Returns:
         The items, and the facts that cannot be scored. If the prompt of one dose exceeds the
         context window, the fact is left out at all doses, so that doses compare the same facts.
     """
-    texts = dict.fromkeys(
-        text
-        for fact, prompt in prompts
-        for text in (prompt.text, *map(prompt.followed_by, (fact.target_true, fact.target_false)))
-    )
-    templated = any(prompt.templated for _, prompt in prompts[:1])
-    encoded = encode(tokenizer, list(texts), templated=templated)
-    ids = dict(zip(texts, encoded, strict=True))
-    items: list[Item] = []
-    unscored: dict[tuple[int, str], Unscored] = {}
-    for fact, prompt in prompts:
-        prompt_ids = ids[prompt.text]
-        try:
-            true, false = (
-                continuation(prompt_ids, ids[prompt.followed_by(target)])
-                for target in (fact.target_true, fact.target_false)
-            )
-            for ids_of_text in (prompt_ids, true.target, false.target):
-                require_known(ids_of_text, vocabulary)
-            # The model predicts the last token of a target but is not given it.
-            lengths = [len(side.context + side.target) - 1 for side in (true, false)]
-            longest = max(len(prompt_ids), *lengths)
-            if longest > context_length:
-                raise ValueError(
-                    f"the prompt at dose {prompt.dose} has {longest} tokens, more than the "
-                    f"model's context window of {context_length}"
-                )
-        except ValueError as reason:
-            key = fact.case_id, prompt.scheme
-            unscored.setdefault(key, Unscored(fact, prompt.scheme, str(reason)))
-            continue
-        located = locate(tokenizer, prompt) if spans else None
-        symbols = mark(prompt_ids, [located.positions(s) for s in spans]) if located else prompt_ids
-        start = min(len(true.context), len(false.context))
-        true_steps, false_steps = (
-            steps_in_context(side.after(start), located, spans) for side in (true, false)
+    templated = any(wording.facts.chat for wording in prompts.wordings[:1])
+    words = WordByWord(tokenizer, templated=templated)
+    items, unscored = Items(prompts.doses), []
+    doses, size = prompts.doses, max(1, AT_ONCE // len(prompts.doses))
+    for first in range(0, len(prompts.wordings), size):
+        part = prompts.wordings[first : first + size]
+        ids = words.encode([text for x in part for dose in doses for text in x.texts(dose)])
+        for i, wording in enumerate(part):
+            rows = [ids[j : j + 3] for j in range(3 * len(doses) * i, 3 * len(doses) * (i + 1), 3)]
+            try:
+                starts = [
+                    _starts(row, dose, context_length, vocabulary)
+                    for row, dose in zip(rows, doses, strict=True)
+                ]
+            except ValueError as reason:
+                unscored.append(Unscored(wording.fact, wording.scheme, str(reason)))
+                continue
+            found: list[Row] = []
+            for (prompt, *targets), both, dose in zip(rows, starts, doses, strict=True):
+                if spans:
+                    located = locate(tokenizer, wording.prompt(dose))
+                    prompt = mark(prompt, [located.positions(span) for span in spans])
+                    targets = [_marked(x, min(both), located, spans) for x in targets]
+                found.append((prompt, targets, both))
+            items.add(wording, found)
+        tokenised(len(part) * len(doses))
+    return items, unscored
+
+
+def _starts(
+    ids: Sequence[TokenIds], dose: int, context_length: int, vocabulary: int | None
+) -> tuple[int, int]:
+    """Return the number of tokens before each target; raise `ValueError` if it cannot be scored."""
+    prompt, true, false = ids
+    starts = split_at(prompt, true), split_at(prompt, false)
+    for text in ids:
+        require_known(text, vocabulary)
+    # The model predicts the last token of a target but is not given it.
+    longest = max(len(prompt), len(true) - 1, len(false) - 1)
+    if longest > context_length:
+        raise ValueError(
+            f"the prompt at dose {dose} has {longest} tokens, more than the model's context "
+            f"window of {context_length}"
         )
-        ends = len(true.context) - start, len(false.context) - start
-        items.append(Item(fact, prompt, symbols, true_steps, false_steps, ends))
-    return [item for item in items if item.key not in unscored], list(unscored.values())
+    return starts
 
 
 def steps_in_context(
     target: Continuation, prompt: LocatedPrompt | None, spans: Sequence[str]
 ) -> tuple[Step, ...]:
-    """Return the steps of a target, in symbols.
+    """Return the steps of a target, in symbols, which mark spans of a prompt if there is one."""
+    if prompt is None:
+        return tuple(target.steps)
+    symbols = _marked(target.context + target.target, len(target.context), prompt, spans)
+    return tuple((symbols[: len(ids)], token) for ids, token in target.steps)
+
+
+def _marked(ids: TokenIds, start: int, prompt: LocatedPrompt, spans: Sequence[str]) -> TokenIds:
+    """Return the symbols of a prompt with a target that begins at `start`.
 
     The target tokens that the model is given continue the query, and the answer is read at them:
     they belong to the spans `query`, `last` and `target`.
     """
-    if prompt is None:
-        return tuple(target.steps)
-    n = len(target.context)
-    answer = tuple(range(n, n + len(target.target)))
-    target_positions = {"query": answer, "target": answer, "last": (n - 1, *answer)}
+    answer = tuple(range(start, len(ids)))
+    of_target = {"query": answer, "target": answer, "last": (start - 1, *answer)}
     positions = [
-        (*(i for i in prompt.positions(span) if i < n), *target_positions.get(span, ()))
+        (*(i for i in prompt.positions(span) if i < start), *of_target.get(span, ()))
         for span in spans
     ]
-    symbols = mark(target.context + target.target, positions)
-    return tuple((symbols[: len(ids)], token) for ids, token in target.steps)
+    return mark(ids, positions)
 
 
 def require_found(items: Sequence[Item], spans: Sequence[str]) -> None:
@@ -244,70 +422,15 @@ def require_found(items: Sequence[Item], spans: Sequence[str]) -> None:
             )
 
 
-def requests_of(items: Iterable[Item]) -> dict[TokenIds, set[int]]:
-    """Return what the engine has to read for all items, each prefix once."""
-    requests: dict[TokenIds, set[int]] = {}
-    for item in items:
-        for prefix, token in item.reads:
-            requests.setdefault(prefix, set()).update(() if token is None else (token,))
-    return requests
-
-
-def prompt_table(items: Iterable[Item]) -> pd.DataFrame:
-    """Return the texts of the items: one row per fact and scheme, with the hijacking sentence.
+def prompt_table(prompts: Prompts) -> pd.DataFrame:
+    """Return the texts of prompts: one row per fact and scheme, with the hijacking sentence.
 
     The prompt at dose k is `" ".join([sentence] * k + [query])`, after the opening of the facts.
     The sentence is empty if only the bare query was scored.
     """
-    rows: dict[tuple[int, str], tuple[Any, ...]] = {}
-    for item in items:
-        fact, prompt = item.fact, item.prompt
-        if item.key not in rows or (prompt.dose and not rows[item.key][2]):
-            start, end = next(iter(prompt.spans["hijack"]), (0, 0))
-            sentence = prompt.text[start:end]
-            row = (*item.key, sentence, fact.prompt, fact.target_true, fact.target_false)
-            rows[item.key] = row
-    return pd.DataFrame(list(rows.values()), columns=list(PROMPT_COLUMNS))
-
-
-def score_items(
-    items: Sequence[Item], readings: Mapping[TokenIds, Reading], *, model: str, tokenizer: Any
-) -> tuple[pd.DataFrame, list[Unscored]]:
-    """Return the rows of `items.parquet`, and the facts whose scores are not finite."""
-    token_texts: dict[int, str] = {}
-    rows: list[dict[str, Any]] = []
-    unscored: dict[tuple[int, str], Unscored] = {}
-    for item in items:
-        true, false = (
-            [readings[prefix].logprobs[token] for prefix, token in steps]
-            for steps in (item.true, item.false)
-        )
-        if not all(map(math.isfinite, true + false)):
-            reason = f"the model gave no finite log-probability at dose {item.prompt.dose}"
-            unscored.setdefault(item.key, Unscored(item.fact, item.prompt.scheme, reason))
-            continue
-        reading = readings[item.ids]
-        ends = item.prompt_ends
-        if reading.top_token not in token_texts:
-            token_texts[reading.top_token] = tokenizer.decode([reading.top_token])
-        rows.append(
-            {
-                "model": model,
-                "case_id": item.fact.case_id,
-                "relation_id": item.fact.relation_id,
-                "subject": item.fact.subject,
-                "scheme": item.prompt.scheme,
-                "dose": item.prompt.dose,
-                "first_true": math.fsum(true[: ends[0] + 1]),
-                "first_false": math.fsum(false[: ends[1] + 1]),
-                "sum_true": math.fsum(true),
-                "sum_false": math.fsum(false),
-                "n_tokens_true": len(true) - ends[0],
-                "n_tokens_false": len(false) - ends[1],
-                "top_token": token_texts[reading.top_token],
-                "top_logprob": reading.top_logprob,
-                "same_first_token": item.true[0] == item.false[0],
-            }
-        )
-    rows = [row for row in rows if (row["case_id"], row["scheme"]) not in unscored]
-    return pd.DataFrame(rows, columns=list(ITEM_COLUMNS)), list(unscored.values())
+    rows = []
+    for wording in prompts.wordings:
+        fact, sentence = wording.fact, wording.sentence if any(prompts.doses) else ""
+        texts = (sentence, fact.prompt, fact.target_true, fact.target_false)
+        rows.append((fact.case_id, wording.scheme, *texts))
+    return pd.DataFrame(rows, columns=list(PROMPT_COLUMNS))

@@ -200,8 +200,8 @@ def pairs(
     )
     name = str(model.cfg.model_name)
     # Items come in the order of the facts, dose 0 before the other one.
-    made, uneven = [], []
-    for both in zip(items[::2], items[1::2], strict=True):
+    made, uneven, listed = [], [], iter(items)
+    for both in zip(listed, listed, strict=True):
         if any(any(item.prompt_ends) for item in both):
             uneven.append(Unscored(both[0].fact, rule.name, UNEVEN))
             continue

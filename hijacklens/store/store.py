@@ -17,21 +17,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sqlite3
-import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
 import pandas as pd
 
-from hijacklens.engine.reading import Reading, Requests
+from hijacklens.engine.reading import Reading, Readings, Requests
+from hijacklens.engine.trie import Prefix
 from hijacklens.errors import unknown
 from hijacklens.files import cache_folder, expand_home, named_path, switch, variable
 from hijacklens.prompts.tokens import TokenIds
@@ -57,6 +57,8 @@ ROUNDED_TOLERANCE = 1.0
 LOOKED_UP = 500
 """Prefixes in one query; every SQLite accepts that many values."""
 T = TypeVar("T")
+StoredReading: TypeAlias = tuple[int, float, dict[int, float]]
+"""The likeliest token, its log-probability, and token -> log-probability, in nats."""
 
 
 class OpenStore:
@@ -80,21 +82,26 @@ class OpenStore:
         """Why the store is not used (any more); empty while it is used."""
         return self._why_none if self._database is None else self._database.off
 
-    def find(self, requests: Requests) -> dict[TokenIds, Reading]:
+    def find(self, requests: Mapping[TokenIds, Collection[int]]) -> Readings:
         """Return the stored readings that have every requested token; leave out the others."""
-        if self._database is None:
-            return {}
-        prefixes = {name_of(prefix): prefix for prefix in requests}
-        readings = self._database.attempt(lambda connection: self._find(connection, prefixes), {})
-        return {
-            prefix: reading
-            for prefix, reading in readings.items()
-            if reading.logprobs.keys() >= set(requests[prefix])
-        }
+        requests = Requests.of(requests)
+        stored: dict[bytes, StoredReading] = {}
+        names = names_of(requests.prefixes)
+        if self._database is not None:
+            stored = self._database.attempt(lambda file: self._find(file, names), {})
+        starts, tokens = requests.starts.tolist(), requests.tokens.tolist()
+        found: list[int] = []
+        logprobs: list[float] = []
+        for i, name in enumerate(names):
+            needed = tokens[starts[i] : starts[i + 1]]
+            if name in stored and stored[name][2].keys() >= set(needed):
+                found.append(i)
+                logprobs += map(stored[name][2].__getitem__, needed)
+        tops = [stored[names[i]][:2] for i in found]
+        part = requests.take(np.array(found, np.int64))
+        return Readings(part, np.array(logprobs, float), np.array(tops, float).reshape(-1, 2))
 
-    def find_checked(
-        self, requests: Requests, read: Callable[[Requests], Mapping[TokenIds, Reading]]
-    ) -> dict[TokenIds, Reading]:
+    def find_checked(self, requests: Requests, read: Callable[[Requests], Readings]) -> Readings:
         """Return stored readings as `find` does, if the shortest of them are computed equal.
 
         Otherwise the stored readings of this fingerprint are deleted, with a `StoreWarning`.
@@ -104,11 +111,13 @@ class OpenStore:
             read: Computes readings in the way of this run.
         """
         stored = self.find(requests)
-        sample = sorted(stored, key=len)[:CHECKED]
-        if self._fingerprint is None or self._database is None or not sample:
+        shortest = np.sort(np.argsort(stored.requests.lengths, kind="stable")[:CHECKED])
+        if self._fingerprint is None or self._database is None or not len(shortest):
             return stored
-        computed = read({prefix: requests[prefix] for prefix in sample})
-        difference = max(_difference(stored[prefix], computed[prefix]) for prefix in sample)
+        sample = stored.take(shortest)
+        computed = read(sample.requests)
+        differences = (sample.logprobs - computed.logprobs, sample.tops[:, 1] - computed.tops[:, 1])
+        difference = np.abs(np.concatenate(differences)).max()
         full = self._fingerprint.arithmetic in ("float32", "float64")
         if difference <= (TOLERANCE if full else ROUNDED_TOLERANCE):
             return stored
@@ -120,62 +129,66 @@ class OpenStore:
             StoreWarning,
             stacklevel=4,
         )
-        return {}
+        return Readings.of({})
 
     def keep(self, readings: Mapping[TokenIds, Reading]) -> None:
         """Write readings in one transaction, leaving out those that are not finite.
 
         If a prefix is stored already, new tokens are added and stored numbers do not change.
         """
-        prefixes = {
-            name_of(prefix): prefix
-            for prefix, reading in readings.items()
-            if all(map(math.isfinite, (reading.top_logprob, *reading.logprobs.values())))
-        }
-        if self._database is not None and prefixes:
-            self._database.attempt(lambda file: self._keep(file, prefixes, readings), None)
+        if self._database is None:
+            return
+        readings = Readings.of(readings)
+        finite = np.isfinite(readings.tops[:, 1])
+        counts = np.diff(readings.requests.starts)
+        of_token = np.repeat(np.arange(len(readings)), counts)
+        finite[of_token[~np.isfinite(readings.logprobs)]] = False
+        part = readings.take(np.flatnonzero(finite))
+        if len(part):
+            self._database.attempt(lambda file: self._keep(file, part), None)
 
     def _drop(self, connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM readings WHERE fingerprint = ?", (self._id(connection),))
 
     def _find(
-        self, connection: sqlite3.Connection, prefixes: Mapping[bytes, TokenIds]
-    ) -> dict[TokenIds, Reading]:
+        self, connection: sqlite3.Connection, names: Iterable[bytes]
+    ) -> dict[bytes, StoredReading]:
         fingerprint = self._id(connection)
-        readings: dict[TokenIds, Reading] = {}
-        names = iter(prefixes)
-        while batch := tuple(islice(names, LOOKED_UP)):
+        readings: dict[bytes, StoredReading] = {}
+        remaining = iter(names)
+        while batch := tuple(islice(remaining, LOOKED_UP)):
             rows = connection.execute(
                 "SELECT prefix, top_token, top_logprob, logprobs, checksum FROM readings "
                 f"WHERE fingerprint = ? AND prefix IN ({', '.join('?' * len(batch))})",
                 (fingerprint, *batch),
-            )
+            ).fetchall()
             for name, top_token, top_logprob, logprobs, checksum in rows:
-                if name not in prefixes:  # an index that belongs to other pages
+                if name not in batch:  # an index that belongs to other pages
                     raise DamagedError("the file gives a reading that was not looked up")
                 if checksum != self._checksum(name, top_token, top_logprob, logprobs):
                     raise DamagedError("the checksum of a reading is wrong")
                 values = {int(token): value for token, value in json.loads(logprobs).items()}
-                readings[prefixes[name]] = Reading(values, top_token, top_logprob)
+                readings[name] = top_token, top_logprob, values
         return readings
 
-    def _keep(
-        self,
-        connection: sqlite3.Connection,
-        prefixes: Mapping[bytes, TokenIds],
-        readings: Mapping[TokenIds, Reading],
-    ) -> None:
+    def _keep(self, connection: sqlite3.Connection, readings: Readings) -> None:
+        requests = readings.requests
+        names = names_of(requests.prefixes)
+        starts, tokens = requests.starts.tolist(), requests.tokens.tolist()
+        numbers, tops = readings.logprobs.tolist(), readings.tops.tolist()
         with transaction(connection):
             fingerprint = self._id(connection, create=True)
-            stored = self._find(connection, prefixes)
+            stored = self._find(connection, names)
             rows: list[tuple[Any, ...]] = []
-            for name, prefix in prefixes.items():
-                reading = stored.get(prefix, readings[prefix])
-                logprobs = {**readings[prefix].logprobs, **reading.logprobs}
-                if prefix in stored and logprobs == reading.logprobs:
+            for name, (token, logprob), first, stop in zip(
+                names, tops, starts[:-1], starts[1:], strict=True
+            ):
+                values = dict(zip(tokens[first:stop], numbers[first:stop], strict=True))
+                token, logprob, before = stored.get(name, (int(token), logprob, {}))
+                if name in stored and values.keys() <= before.keys():
                     continue
                 # Adding 0.0 turns -0.0 into 0.0, since SQLite does not keep the sign.
-                row = (name, reading.top_token, reading.top_logprob + 0.0, json.dumps(logprobs))
+                row = (name, token, logprob + 0.0, json.dumps({**values, **before}))
                 rows.append((fingerprint, *row, self._checksum(*row)))
             connection.executemany(
                 "INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?, ?, ?)", rows
@@ -203,17 +216,11 @@ class OpenStore:
         return zlib.crc32(repr((self._fingerprint.key, *row)).encode())
 
 
-def name_of(prefix: TokenIds) -> bytes:
-    """Return 16 bytes that identify the symbols of a prefix."""
-    symbols = struct.pack(f"<{len(prefix)}q", *prefix)
-    return hashlib.blake2b(symbols, digest_size=16).digest()
-
-
-def _difference(stored: Reading, computed: Reading) -> float:
-    """Return the largest difference of log-probabilities that both readings have."""
-    pairs = [(stored.top_logprob, computed.top_logprob)]
-    pairs += [(stored.logprobs[token], value) for token, value in computed.logprobs.items()]
-    return max(abs(before - now) for before, now in pairs)
+def names_of(prefixes: Sequence[Prefix]) -> list[bytes]:
+    """Return 16 bytes for each prefix that identify its symbols."""
+    symbols = np.frombuffer(b"".join(prefixes), ">i8").astype("<i8").tobytes()
+    stops = accumulate(map(len, prefixes), initial=0)
+    return [hashlib.blake2b(symbols[a:b], digest_size=16).digest() for a, b in pairwise(stops)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ import pickle
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -34,7 +34,6 @@ from hijacklens.engine.packs import BATCH_TOKENS
 from hijacklens.engine.reading import (
     Accounting,
     Finished,
-    Reading,
     Readings,
     ReadOptions,
     Requests,
@@ -214,7 +213,7 @@ class Replicas:
 
     def read(
         self,
-        requests: Requests,
+        requests: Mapping[TokenIds, Collection[int]],
         options: ReadOptions = ReadOptions(),
         finished: Finished = ignore,
     ) -> Readings:
@@ -229,13 +228,14 @@ class Replicas:
                 which several workers died. Finished parts are kept.
         """
         start = time.perf_counter()
+        requests = Requests.of(requests)
         size = options.batch_tokens or BATCH_TOKENS.get(self.identity.device.split(":")[0], 1_024)
         count = count_parts(requests, workers=self.allocation.workers, batch_tokens=max(1, size))
         shared = options.sharing != "plain" and all(probe.packs for probe in options.probes)
         waiting = deque(cut_parts(requests, count, shared=shared))
         total = sum(part.cost for part in waiting)
         sent = self._send(options)
-        readings: dict[TokenIds, Reading] = {}
+        readings = Readings(requests)
         accounts: list[Accounting] = []
         deaths: Counter[int] = Counter()
         replaced, unfinished = self.replaced, len(waiting)
@@ -260,14 +260,15 @@ class Replicas:
                 waiting.append(task.part)
                 continue
             unfinished -= 1
-            readings.update(answer)
+            readings.put(answer)
             accounts.append(answer.accounting)
             finished(answer, task.part.cost / total)
         how = f"{len(accounts)} parts on {self.allocation.workers} Ray workers"
         if self.replaced > replaced:
             how += f", {self.replaced - replaced} of them replaced"
         seconds = time.perf_counter() - start
-        return Readings(readings, Accounting.total(accounts, how, seconds))
+        readings.accounting = Accounting.total(accounts, how, seconds)
+        return readings
 
     def _send(self, options: ReadOptions) -> Any:
         try:
@@ -357,23 +358,23 @@ def cut_parts(requests: Requests, count: int, *, shared: bool = True) -> list[Pa
     """
     if not requests:
         return []
-    trie = Trie.of(requests)
-    overlap = np.array(trie.shared)
-    alone = np.array([sum(map(len, reads)) for reads in trie.reads])
-    costs = np.fromiter(map(len, trie.leaves), np.int64) - overlap if shared else alone
+    trie = Trie.of(requests.prefixes)
+    overlap, first_read = trie.shared, trie.first_read
+    alone = np.add.reduceat(trie.reads[:, 0], first_read[:-1])
+    costs = trie.lengths - overlap if shared else alone
     cuts = _cuts(overlap, np.cumsum(costs), count)
     parts = []
     for start, stop in zip([0, *cuts], [*cuts, len(trie.leaves)], strict=True):
-        prefixes = [prefix for reads in trie.reads[start:stop] for prefix in reads]
+        rows = np.arange(first_read[start], first_read[stop])
         computed_again = overlap[start] if shared else 0
         cost = int(costs[start:stop].sum() + computed_again)
-        parts.append(Part({prefix: requests[prefix] for prefix in prefixes}, cost))
+        parts.append(Part(requests.take(rows), cost))
     return sorted(parts, key=lambda part: -part.cost)
 
 
 def count_parts(requests: Requests, *, workers: int, batch_tokens: int) -> int:
     """Return a number of parts that balances the workers without parts smaller than a batch."""
-    tokens = Trie.of(requests).nodes
+    tokens = Trie.of(requests.prefixes).nodes
     few, many = max(workers, tokens // batch_tokens), tokens // (MOST_BATCHES * batch_tokens) + 1
     return min(few, max(PER_WORKER * workers, many))
 

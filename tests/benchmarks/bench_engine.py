@@ -78,14 +78,15 @@ class Bench:
 
         from hijacklens.models.packaged import PACKAGED
         from hijacklens.prompts.schemes import get_scheme
-        from hijacklens.scoring.items import make_items, make_prompts, requests_of
+        from hijacklens.scoring.items import make_items, make_prompts
 
         torch.set_num_threads(THREADS)
         folder = PACKAGED[MODEL].folder()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        prompts, _ = make_prompts(chosen_facts(name), get_scheme("do-not-think"), range(6), seed=0)
+        facts, scheme = chosen_facts(name), get_scheme("do-not-think")
+        prompts, _ = make_prompts(facts, scheme, range(6), self.tokenizer, seed=0)
         self.items, _ = make_items(prompts, self.tokenizer, context_length=2048)
-        self.requests = requests_of(self.items)
+        self.requests = self.items.requests
         self.steps = [side for item in self.items for side in (item.true, item.false)]
         self.load = lambda kind: AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation=kind
@@ -145,18 +146,24 @@ class Bench:
     def padded(self):
         import torch
 
-        from hijacklens.engine.trie import Trie
+        from hijacklens.engine.trie import Trie, prefix_of, symbols_of
 
-        trie = Trie.of(self.requests)
-        order = sorted(range(len(trie.leaves)), key=lambda i: -len(trie.leaves[i]))
+        trie = Trie.of(map(prefix_of, self.requests))
+        leaves = [symbols_of(leaf) for leaf in trie.leaves]
+        lengths, first = trie.reads[:, 0], trie.first_read
+        order = sorted(range(len(leaves)), key=lambda i: -len(leaves[i]))
         found = {}
         while order:
-            width = len(trie.leaves[order[0]])
+            width = len(leaves[order[0]])
             count = max(1, BATCH_TOKENS // width)
             batch, order = order[:count], order[count:]
-            rows = [trie.leaves[i] for i in batch]
+            rows = [leaves[i] for i in batch]
             ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows])
-            reads = [(row, p) for row, i in enumerate(batch) for p in trie.reads[i]]
+            reads = [
+                (row, leaves[i][:n])
+                for row, i in enumerate(batch)
+                for n in lengths[first[i] : first[i + 1]]
+            ]
             with torch.inference_mode():
                 hidden = self.plain.model(input_ids=ids, use_cache=False).last_hidden_state
                 places = [row for row, _ in reads], [len(prefix) - 1 for _, prefix in reads]

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from hijacklens.engine.plan import Plan
+from hijacklens.engine.trie import WIDTH, Prefix, Trie, symbols_of
 from hijacklens.prompts.tokens import TokenIds
+
+
+def leaf_reads(trie: Trie) -> list[tuple[TokenIds, ...]]:
+    """The prefixes that are read on each leaf, shortest first."""
+    lengths = trie.reads[:, 0].tolist()
+    return [
+        tuple(symbols_of(Prefix(leaf[: WIDTH * n])) for n in lengths[first:stop])
+        for leaf, first, stop in zip(
+            trie.leaves, trie.first_read[:-1], trie.first_read[1:], strict=True
+        )
+    ]
 
 
 def planned_reads(plan: Plan) -> list[TokenIds]:
@@ -13,7 +25,7 @@ def planned_reads(plan: Plan) -> list[TokenIds]:
         prefix
         for level in levels
         for pack in level.packs
-        for leaf_reads in level.trie.reads[pack.first : pack.stop]
-        for prefix in leaf_reads
+        for prefixes in leaf_reads(level.trie)[pack.first : pack.stop]
+        for prefix in prefixes
         if len(prefix) > pack.past
     )

@@ -10,10 +10,10 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.engine import batch_size
 from hijacklens.engine.batch_size import BatchSize
-from hijacklens.engine.packs import Pack
+from hijacklens.engine.packs import separate
 from hijacklens.engine.plan import Level
 from hijacklens.engine.reading import Accounting
-from hijacklens.engine.trie import Trie
+from hijacklens.engine.trie import Trie, prefix_of
 from hijacklens.models import device_memory
 from hijacklens.models.loading import load_model
 
@@ -28,8 +28,8 @@ def model():
 def level(lengths):
     """Packs of one leaf each that share nothing."""
     leaves = [tuple(range(i * 100, i * 100 + n)) for i, n in enumerate(lengths)]
-    trie = Trie.of(leaves)
-    return Level(trie, [Pack(i, i + 1, 0, len(leaf)) for i, leaf in enumerate(trie.leaves)])
+    trie = Trie.of(map(prefix_of, leaves))
+    return Level(trie, separate(trie))
 
 
 def padded(batch):

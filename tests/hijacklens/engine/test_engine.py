@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,7 +23,7 @@ from hijacklens.engine.forward import Pass
 from hijacklens.engine.packs import Pack, trunk
 from hijacklens.engine.plan import Level, Plan, Unit
 from hijacklens.engine.reading import ReadOptions
-from hijacklens.engine.trie import Trie
+from hijacklens.engine.trie import Trie, prefix_of
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, logits_at
@@ -132,9 +133,10 @@ def random_packs(trie, random, *, cached):
     packs, first = [], 0
     while first < len(trie.leaves):
         stop = random.randint(first + 1, min(first + 4, len(trie.leaves)))
-        base = min(trie.shared[first + 1 : stop], default=len(trie.leaves[first]) - 1)
+        lengths = trie.lengths[first:stop]
+        base = int(min(*trie.shared[first + 1 : stop], lengths[0] - 1, math.inf))
         past = random.choice([0, random.randint(0, base)]) if cached else 0
-        tokens = sum(map(len, trie.leaves[first:stop])) - sum(trie.shared[first + 1 : stop])
+        tokens = int(lengths.sum() - trie.shared[first + 1 : stop].sum())
         packs.append(Pack(first, stop, past, tokens - past))
         first = stop
     return packs
@@ -154,7 +156,7 @@ words = st.lists(st.integers(0, 4), min_size=1, max_size=20).map(tuple)
 def test_random_trees_cut_at_random(gemma3, wanted, random, batch_tokens):
     """Any cuts, pasts of any length, and windows of 8 tokens."""
     plain, model = gemma3
-    trie = Trie.of(wanted)
+    trie = Trie.of(map(prefix_of, wanted))
     leaves = Level(trie, random_packs(trie, random, cached=True))
     below = trunk(trie, leaves.packs)
     trunk_level = Level(below, random_packs(below, random, cached=False))

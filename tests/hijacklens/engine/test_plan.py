@@ -12,8 +12,9 @@ from tiny_models import tiny_tokenizer
 from type_checks import unchecked
 
 from analyses.commands.group import group
+from hijacklens.engine import plan as plans
 from hijacklens.engine.packs import Costs, Limits
-from hijacklens.engine.plan import make_plan, separate_plan
+from hijacklens.engine.trie import prefix_of
 from hijacklens.errors import InputError
 from hijacklens.scoring.forecast import forecast
 
@@ -23,6 +24,11 @@ SMALL = Costs(pair=0.05, past=0.01, row=0.1, forward_pass=0.0)
 SENTENCE = (1, 2, 3, 4, 5, 6)
 PROMPTS = [SENTENCE * dose + (7, query, 9) for dose in range(4) for query in range(10, 30)]
 DISTINCT = 3 * len(SENTENCE) + 4 * (1 + 20 * 2)
+
+
+def make_plan(prefixes, *arguments, **options):
+    return plans.make_plan(map(prefix_of, prefixes), *arguments, **options)
+
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=10).map(tuple)
 
@@ -88,7 +94,7 @@ def test_every_prefix_is_read_once(prefixes, sharing, batch, pack, trunk, reads)
 
 
 def test_prefixes_by_themselves():
-    plan = separate_plan([(1, 2), (1,), (1, 2)], why="a test")
+    plan = plans.separate_plan(map(prefix_of, [(1, 2), (1,), (1, 2)]), why="a test")
     assert [pack.computed for pack in plan.units[0].leaves.packs] == [1, 2]
     assert (plan.sharing, plan.why, plan.forward_tokens, plan.trie_tokens) == (
         "plain",

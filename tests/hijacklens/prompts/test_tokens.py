@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from itertools import accumulate
 from types import SimpleNamespace
 
@@ -16,7 +17,14 @@ from transformers import AutoTokenizer
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
 from hijacklens.prompts.prompt import Prompt, compose, make_prompt
-from hijacklens.prompts.tokens import WITHIN, Continuation, continuation, encode, locate
+from hijacklens.prompts.tokens import (
+    WITHIN,
+    Continuation,
+    WordByWord,
+    continuation,
+    encode,
+    locate,
+)
 
 DISJOINT = ("bos", "opening", "hijack", "query")
 PROMPT = "The Eiffel Tower is in the city of"
@@ -89,6 +97,54 @@ def test_an_end_token_that_the_text_spells_out_stays(family, tokenizer):
 def test_ids_do_not_depend_on_the_other_texts(tokenizer):
     texts = ["Rome", PROMPT, "Do not think of Guam. " + PROMPT]
     assert encode(tokenizer, texts) == [encode(tokenizer, [text])[0] for text in texts]
+
+
+AWKWARD = st.text(
+    st.sampled_from("abGu 19.,'\"-éü北京。🗼\u0301\u3000\u200b\u2581\u0120\n\t\u00a0"), max_size=8
+)
+AWKWARD |= st.text(max_size=5) | st.sampled_from(
+    ["<s>", "</s>", "<|endoftext|>", "it's", "x>", "</b"]
+)
+
+
+@cache
+def word_by_word(tokenizer):
+    return WordByWord(tokenizer, fewest=0)
+
+
+@settings(max_examples=100)
+@given(lines=st.lists(st.lists(AWKWARD, max_size=5).map(" ".join), min_size=1, max_size=4))
+def test_ids_word_by_word_are_those_of_the_whole_text(lines, gpt2):
+    """Accents, CJK, emoji, digits, quotes, runs of spaces, space markers and special tokens."""
+    for tokenizer in (gpt2, *map(tiny_tokenizer, FAMILIES)):
+        assert word_by_word(tokenizer).encode(lines) == encode(tokenizer, lines)
+
+
+@pytest.mark.parametrize(
+    ("across", "whole"),
+    [("x\u0120y", True), ("\u010a\u0120y", False), ("\u0120\u0120x", False)],
+)
+def test_words_are_encoded_alone_unless_a_token_reaches_across_a_space(across, whole):
+    """The tokenizer has one token more, which joins "x y"; the others cannot lie between words."""
+    tokenizer = tiny_tokenizer("gpt2")
+    calls = []
+
+    class Wider:
+        is_fast, eos_token_id = True, None
+
+        def __call__(self, texts, **options):
+            calls.extend(texts if isinstance(texts, list) else ())
+            return tokenizer(texts, **options)
+
+        def __getattr__(self, name):
+            return getattr(tokenizer, name)
+
+        def get_vocab(self):
+            return {**tokenizer.get_vocab(), across: 999}
+
+    words = WordByWord(Wider(), fewest=0)
+    assert words.encode(["in x y"]) == encode(tokenizer, ["in x y"])
+    assert calls.count("in x y") == whole
 
 
 # ---------------------------------------------------------------- targets in context

@@ -141,9 +141,8 @@ def test_both_targets_are_the_rest_of_their_texts_after_one_context(
     template = "The city of {} is" + end
     fact = replace(FACTS[0], template=template, target_true=true, target_false=false)
     tokenizer = tiny_tokenizer(family)
-    prompts, _ = make_prompts(
-        FactSet((fact,), name="x", joining=joining), get_scheme("think"), (0, 1), seed=0
-    )
+    facts = FactSet((fact,), name="x", joining=joining)
+    prompts, _ = make_prompts(facts, get_scheme("think"), (0, 1), tokenizer, seed=0)
     items, unscored = make_items(prompts, tokenizer, context_length=999)
     assert {len(items), len(unscored)} in ({2, 0}, {0, 1})
     for item in items:

@@ -11,9 +11,8 @@ import hijacklens as hl
 from hijacklens.errors import InputError
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.prompts.prompt import make_prompt
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import make_items
+from hijacklens.scoring.items import make_items, make_prompts
 from hijacklens.scoring.pairs import only
 
 FACTS = sample_facts()
@@ -36,14 +35,10 @@ def test_pairs_hold_the_items_of_scoring(model, spans):
     assert [pair.fact for pair in pairs] == list(FACTS) and len(pairs) == len(FACTS)
     scheme = get_scheme("do-not-think")
     for pair in pairs:
-        prompts = [
-            (pair.fact, make_prompt(
-                pair.fact, sentence=scheme.sentence(pair.fact), dose=dose, scheme=scheme.name
-            ))
-            for dose in (0, 2)
-        ]  # fmt: skip
+        fact = FACTS.where(case_ids=[pair.fact.case_id])
+        prompts, _ = make_prompts(fact, scheme, (0, 2), model.tokenizer, seed=0)
         items, _ = make_items(prompts, model.tokenizer, context_length=96, spans=spans)
-        assert list(pair.marked(spans)) == items
+        assert list(pair.marked(spans)) == list(items)
         assert (pair.scheme.name, pair.dose, pair.seed) == ("do-not-think", 2, 0)
     assert [pair.fact.case_id for pair in pairs if pair.same_first_token][-1:] == [5]
 

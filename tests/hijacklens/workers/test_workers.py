@@ -20,7 +20,7 @@ from pretend_ray import Died, PretendRay
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-from hijacklens.engine.reading import ReadOptions
+from hijacklens.engine.reading import ReadOptions, Requests
 from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
@@ -84,28 +84,30 @@ prefixes = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 
 @given(st.dictionaries(prefixes, st.sets(st.integers(0, 9)), max_size=40), st.integers(1, 9))
 def test_parts_hold_everything_once(wanted, count):
-    parts = cut_parts(wanted, count)
+    parts = cut_parts(Requests.of(wanted), count)
     assert len(parts) <= count
     prefixes_of_parts = [prefix for part in parts for prefix in part.requests]
     assert sorted(prefixes_of_parts) == sorted(wanted)
     assert all(
-        part.requests[prefix] == wanted[prefix] for part in parts for prefix in part.requests
+        set(part.requests[prefix]) == wanted[prefix] for part in parts for prefix in part.requests
     )
-    assert all(part.requests and part.cost == Trie.of(part.requests).nodes for part in parts)
-    apart = cut_parts(wanted, count, shared=False)
+    assert all(
+        part.requests and part.cost == Trie.of(part.requests.prefixes).nodes for part in parts
+    )
+    apart = cut_parts(Requests.of(wanted), count, shared=False)
     assert sum(part.cost for part in apart) == sum(map(len, wanted))
 
 
 def test_parts_are_even_and_cut_between_subtrees():
     wanted = {(group, *range(20), leaf): {0} for group in range(8) for leaf in range(10)}
-    parts = cut_parts(wanted, 4)
+    parts = cut_parts(Requests.of(wanted), 4)
     assert [part.cost for part in parts] == [2 * 31] * 4
     assert all(len({prefix[0] for prefix in part.requests}) == 2 for part in parts)
-    assert cut_parts({}, 3) == []
+    assert cut_parts(Requests.of({}), 3) == []
 
 
 def test_parts_are_many_enough_to_balance_and_not_too_small():
-    wanted = {(i, 0): {0} for i in range(5_000)}
+    wanted = Requests.of({(i, 0): {0} for i in range(5_000)})
     assert count_parts(wanted, workers=2, batch_tokens=10_000) == 2
     assert count_parts(wanted, workers=2, batch_tokens=1_000) == 8
     assert count_parts(wanted, workers=2, batch_tokens=2_000) == 5

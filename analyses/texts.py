@@ -1,43 +1,10 @@
-"""Read what a user writes in short: a fact source with its filters, and doses."""
+"""Read what a user writes in short: doses."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from hijacklens.errors import InputError
-
-if TYPE_CHECKING:
-    from hijacklens.facts.fact import FactSet
-    from hijacklens.facts.joining import Joining
-
-
-def choose_facts(
-    source: str,
-    relations: tuple[str, ...],
-    cases: tuple[int, ...],
-    limit: int | None,
-    seed: int,
-    joining: Joining = "auto",
-) -> FactSet:
-    """Load facts and choose among them.
-
-    Args:
-        source: `atlas`, `counterfact`, a file, or a hub id.
-        relations: Only facts of these relations, by id or name; of all by default.
-        cases: Only facts with these case ids; all by default.
-        limit: Maximum number of facts to draw.
-        seed: Seeds the draw, and the false targets of facts that come without.
-        joining: How targets join their prompts (`hijacklens.facts.joining`).
-
-    Raises:
-        InputError: The facts cannot be read, or a relation, case or limit does not fit them.
-    """
-    from hijacklens.facts.loading import load_facts
-
-    facts = load_facts(source, joining=joining, seed=seed)
-    facts = facts.where(relation=relations or None, case_ids=cases or None)
-    return facts.limit(limit, seed=seed)
 
 
 def read_doses(text: str) -> tuple[int, ...]:

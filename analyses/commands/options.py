@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from analyses.commands import names
 from analyses.commands.declarations import RenamedOption, Whole, option
-from analyses.texts import choose_facts, read_doses
+from analyses.texts import read_doses
 from hijacklens.errors import InputError
 from hijacklens.files import RECORD, check_folder, expand_home
 
@@ -128,11 +128,11 @@ class FactsChoice(PromptForm):
 
     def load(self) -> FactSet:
         """Read the facts and draw the sample."""
-        return self.write(
-            choose_facts(
-                self.source, self.relations, self.cases, self.limit, self.seed, self.joining
-            )
-        )
+        from hijacklens.facts.loading import load_facts
+
+        facts = load_facts(self.source, joining=self.joining, seed=self.seed)
+        facts = facts.where(relation=self.relations or None, case_ids=self.cases or None)
+        return self.write(facts.limit(self.limit, seed=self.seed))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,6 @@ from analyses.commands.options import (
     source_option,
 )
 from analyses.commands.screen import Output, say
-from analyses.texts import choose_facts
 from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
@@ -102,7 +101,9 @@ def command(
         raise InputError("--out is missing: name the folder for the files.")
     ids = list(CATALOGUE if EVERYTHING in names else requested)
     ModelChoice(device=device).check(*models)
-    facts = choose_facts(source, (), (), None, 0) if source else None
+    from hijacklens.facts.loading import load_facts
+
+    facts = load_facts(source) if source else None
 
     from analyses.reproduction.ledger import write_ledger
     from analyses.reproduction.reproduction import Reproduction, reproduce

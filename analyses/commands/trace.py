@@ -19,7 +19,6 @@ from analyses.commands.options import (
     source_option,
 )
 from analyses.commands.screen import Output, records
-from analyses.texts import choose_facts
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,6 +125,7 @@ def _fact(
 ) -> FactSet:
     """Return the one fact that is written as options, or has this case id."""
     from hijacklens.facts.fact import FactSet
+    from hijacklens.facts.loading import load_facts
 
     parts = ("subject", "target_true", "target_false")
     if prompt or any(getattr(written, part) for part in parts):
@@ -140,4 +140,5 @@ def _fact(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "
             "`hijacklens facts` lists case ids."
         )
-    return written.write(choose_facts(source or "atlas", (), (case,), None, 0, written.joining))
+    facts = load_facts(source or "atlas", joining=written.joining)
+    return written.write(facts.where(case_ids=[case]))

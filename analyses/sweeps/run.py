@@ -27,9 +27,9 @@ from matplotlib.figure import Figure
 
 from analyses.reproduction.check import mean
 from analyses.sweeps.file import ModelEntry, ScoringPlan, SweepPlan, TrainingPlan
-from analyses.texts import choose_facts
 from hijacklens import plots
 from hijacklens.errors import InputError
+from hijacklens.facts.loading import load_facts
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.one_layer.training import train
@@ -251,9 +251,9 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
     templates = {name: Scheme(name=name, template=text) for name, text in plan.templates.items()}
     facts_of = {
         (i, seed): replace(
-            choose_facts(
-                entry.source, entry.relations, entry.cases, entry.limit, seed, entry.joining
-            ),
+            load_facts(entry.source, joining=entry.joining, seed=seed)
+            .where(relation=entry.relations or None, case_ids=entry.cases or None)
+            .limit(entry.limit, seed=seed),
             opening=entry.opening,
             chat=entry.chat,
         )

@@ -49,17 +49,10 @@ def facts_from_records(
     seed: int = 0,
     paraphrases: bool = False,
 ) -> FactSet:
-    """Read records; an `InputError` among them says why a record is missing.
+    """Read records of any layout; an `InputError` among them says why a record is missing.
 
     Records that cannot be read (an empty target, a duplicate case id) are listed in `skipped`
-    with their position and the reason.
-
-    Args:
-        records: Records of any layout.
-        name: The source of the facts, as printed and saved.
-        joining: How targets join their prompts (`hijacklens.facts.joining`).
-        seed: Seeds the false targets of records that have none.
-        paraphrases: Return a fact for every template of a record, not only for the first.
+    with their position and the reason. The options are those of `load_facts`.
 
     Raises:
         InputError: There are no records, none has a known layout, or none can be used.
@@ -175,37 +168,31 @@ def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
     Facts without a relation draw from those with the same template.
     """
     missing = [draft for draft in drafts if draft["target_false"] is None]
-    pools: dict[Any, dict[str, tuple[str, ...]]] = {}
+    pools: dict[str, dict[str, tuple[tuple[str, ...], set[str]]]] = {}
     answers: dict[Any, set[str]] = {}
     for draft in drafts if missing else ():
         if isinstance(draft["target_true"], str):
             pool, question = _question(draft)
             target, aliases = draft["target_true"].strip(), draft["aliases_true"]
-            pools.setdefault(pool, {}).setdefault(target, aliases)
-            answers.setdefault((pool, question), set()).update(_names(target, aliases))
-    named = {
-        pool: [(target, _names(target, aliases)) for target, aliases in sorted(targets.items())]
-        for pool, targets in pools.items()
-    }
+            names = {name.casefold() for name in (target, *aliases)}
+            pools.setdefault(pool, {}).setdefault(target, (aliases, names))
+            answers.setdefault((pool, question), set()).update(names)
     for draft in missing:
         pool, question = _question(draft)
         taken = answers.get((pool, question), set())
-        others = [target for target, names in named.get(pool, ()) if taken.isdisjoint(names)]
+        targets = sorted(pools.get(pool, {}).items())
+        others = [target for target, (_, names) in targets if taken.isdisjoint(names)]
         if others:
             # Seeded by the fact, so that its draw does not depend on its position in the set.
             key = hashlib.sha256(f"{seed} {question} {draft['target_true']}".encode()).digest()
             false = random.Random(key).choice(others)
-            draft |= {"target_false": false, "aliases_false": pools[pool][false], "drawn": True}
+            draft |= {"target_false": false, "aliases_false": pools[pool][false][0], "drawn": True}
 
 
 def _question(draft: dict[str, Any]) -> tuple[str, str]:
     """Return what shares false targets with a draft, and what its question is about."""
     relation, subject, template = (draft[x] for x in ("relation_id", "subject", "template"))
     return str(relation or template), str(subject or template)
-
-
-def _names(target: str, aliases: Iterable[str]) -> set[str]:
-    return {str(name).casefold() for name in (target, *aliases)}
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ QUICK = {
     "score": ["--limit", "6", "--out", "out"],
     "probe": ["--limit", "4"],
     "trace": ["--case", "76", "--out", "shift.png"],
-    "head_search": ["--limit", "30", "--size", "2", "--random-sets", "1"],
+    "head_search": ["--limit", "16", "--size", "2", "--random-sets", "1"],
     "patching_sweep": ["--limit", "4", "--out", "sweep.svg"],
     "own_scheme_and_facts": [],
     "train_one_layer": ["--bits", "3", "--length", "8", "--steps", "5", "--out", "out"],

@@ -15,6 +15,8 @@ import pytest
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow  # two builds, in processes of their own
+
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("hijacklens", "probes", "analyses")
 
@@ -91,7 +93,6 @@ def test_the_wheel_of_the_source_archive_is_that_of_the_checkout(built, wheel, t
     assert contents(other) == contents(wheel)
 
 
-@pytest.mark.slow
 def test_the_wheel_does_the_main_job_in_an_environment_of_its_own(wheel, tmp_path):
     """The dependencies are those of this environment; the project comes from the wheel alone."""
     home = tmp_path / "venv"

@@ -52,11 +52,14 @@ class PowerChoice:
         return power(self.change, icc=self.icc, discordance=self.discordance, like=pilot)
 
 
-@click.command("plan")
-@declared(
+KEYS = (
     "tokenizer", "facts", "schemes", "doses", "seed", "prompts", "naive_tokens", "planned_tokens",
     "trie_tokens", "sharing", "why", "skipped", "power",
 )  # fmt: skip
+
+
+@click.command("plan")
+@declared(*KEYS)
 def command(
     *,
     tokenizer: Annotated[
@@ -89,21 +92,7 @@ def command(
     if power.power:
         found = power.load()
         numbers = {**asdict(found), "relations": records(found.relations)}
-        keys = (
-            "doses",
-            "facts",
-            "naive_tokens",
-            "planned_tokens",
-            "prompts",
-            "schemes",
-            "seed",
-            "sharing",
-            "skipped",
-            "tokenizer",
-            "trie_tokens",
-            "why",
-        )
-        output.show(found.glance(), **dict.fromkeys(keys), power=numbers)
+        output.show(found.glance(), **{**dict.fromkeys(KEYS), "power": numbers})
         return
     if tokenizer is None:
         raise InputError("plan needs --tokenizer, or --power for the number of facts.")

@@ -56,6 +56,8 @@ SMALL = {
     "draws": 9,
 }
 """Option or keyword -> the most of it that a run on the stand-in takes."""
+FEWER = {"limit": 20, "candidates": 4, "random_sets": 2}
+"""The same for a run on the real models."""
 MENTIONED = ("git", "cd", "pip", "pytest", "ray", "source", "hf", "xdg-open")
 """Commands of other programs, which pages may name and the tests do not run."""
 
@@ -149,8 +151,8 @@ class Reader:
 
     environ: Any
     """What sets environment variables, such as `monkeypatch`."""
-    small: bool
-    """Whether counts are kept small (`SMALL`)."""
+    most: Mapping[str, int]
+    """Option or keyword -> the most of it, such as `SMALL`."""
     space: dict[str, Any] = field(default_factory=lambda: {"__name__": "__page__"})
 
     def run(self, block: Block, expected: str | None) -> None:
@@ -177,8 +179,7 @@ class Reader:
     def _python(self, block: Block, printed: io.StringIO) -> str | None:
         # Line numbers of an error are those of the page.
         tree = ast.parse("\n" * (block.line - 1) + block.text, filename=str(block.page))
-        if self.small:
-            tree = ast.fix_missing_locations(Smaller().visit(tree))
+        tree = ast.fix_missing_locations(Smaller(self.most).visit(tree))
         with contextlib.redirect_stdout(printed):
             try:
                 exec(compile(tree, str(block.page), "exec"), self.space)
@@ -202,7 +203,7 @@ class Reader:
             status: Any = 0
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
                 try:
-                    main(smaller(words[1:]) if self.small else words[1:])
+                    main(smaller(words[1:], self.most))
                 except SystemExit as stop:
                     status = stop.code
             if status:
@@ -227,24 +228,27 @@ def refusing(error: str) -> Iterator[None]:
 
 
 class Smaller(ast.NodeTransformer):
-    """Makes the numbers of `SMALL` small where they are given as keywords."""
+    """Makes numbers small where they are given as keywords."""
+
+    def __init__(self, most: Mapping[str, int]) -> None:
+        self.most = most
 
     def visit_keyword(self, node: ast.keyword) -> ast.AST:
         """A keyword argument of a call."""
         self.generic_visit(node)
-        given = node.value
-        if node.arg in SMALL and isinstance(given, ast.Constant) and isinstance(given.value, int):
-            node.value = ast.copy_location(ast.Constant(min(given.value, SMALL[node.arg])), given)
+        given, most = node.value, self.most.get(node.arg or "")
+        if most and isinstance(given, ast.Constant) and isinstance(given.value, int):
+            node.value = ast.copy_location(ast.Constant(min(given.value, most)), given)
         return node
 
 
-def smaller(words: list[str]) -> list[str]:
-    """The words of a command with the numbers of `SMALL` made small."""
+def smaller(words: list[str], most: Mapping[str, int]) -> list[str]:
+    """The words of a command with numbers made small."""
     found = list(words)
     for i, word in enumerate(found[:-1]):
         name = word.removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in SMALL and found[i + 1].isdigit():
-            found[i + 1] = str(min(int(found[i + 1]), SMALL[name]))
+        if word.startswith("--") and name in most and found[i + 1].isdigit():
+            found[i + 1] = str(min(int(found[i + 1]), most[name]))
     return found
 
 

@@ -23,6 +23,6 @@ found = heads.search(model, pairs, size=options.size, candidates=2 * options.siz
 print("heads:", ", ".join(f"{layer}.{head}" for layer, head in found.heads))
 trial = found.test(unseen, random_sets=options.random_sets)
 table = trial.summary().query("relations == 'all'")
-columns = ["measure", "n", "bare", "none", "chosen", "recovered", "layers_mean", "model_mean"]
+columns = ["measure", "n", "bare", "none", "chosen", "recovered", "layers_mean", "harm_mean"]
 print(table[columns].round(2).to_string(index=False))
-print("none: hijacked, nothing ablated; layers_mean, model_mean: random sets instead of the chosen")
+print("none: hijacked, nothing ablated; layers_mean, harm_mean: random sets instead of the chosen")

@@ -155,8 +155,9 @@ def main() -> None:
     if given.heads:
         pairs = [head.split(".") for head in given.heads.split("+")]
         found = replace(found, heads=tuple((int(layer), int(head)) for layer, head in pairs))
-    found.save(given.out / "search", overwrite=True)
-    print(found)
+    else:
+        found.save(given.out / "search", overwrite=True)
+        print(found)
     tested = found.test(held_out, schemes=[SCHEME], random_sets=SETS)
     tested.save(given.out / "test", overwrite=True)
     print(tested)

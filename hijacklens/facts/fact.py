@@ -49,8 +49,7 @@ class Fact:
 
     Raises:
         InputError: The case id is not a 64-bit whole number, a text is empty or not a string, the
-            template does not contain `{}` exactly once although there is a subject, or both targets
-            are equal.
+            template of a subject lacks `{}` or repeats it, or both targets are equal.
     """
 
     case_id: int
@@ -322,11 +321,7 @@ class FactSet(Sequence[Fact]):
         return dict(sorted(counts.items(), key=lambda item: property_number(item[0])))
 
     def content_hash(self) -> str:
-        """Return the SHA-256 of the facts in their order; it ignores their file and layout.
-
-        Aliases are left out where they are those of the package (`known_aliases`), and an absent
-        distractor too.
-        """
+        """Return the SHA-256 of the facts in order, without the aliases in `known_aliases`."""
         digest = hashlib.sha256()
         for fact in self.facts:
             fields = {name: getattr(fact, name) for name in Fact.__dataclass_fields__}

@@ -43,9 +43,7 @@ class Layout:
         return all(record.keys() & field.split("|") for field in self.fields.split())
 
     def read(self, record: Record) -> dict[str, Any]:
-        """Return the fields of a `Fact`, unchecked, perhaps with several templates.
-
-        Also `target_true_id`, and `prompt_differs` if the template filled in is not the prompt.
+        """Return the fields of a `Fact`, unchecked, and `target_true_id` and `prompt_differs`.
 
         Raises:
             InputError: A part is missing, or the subject does not occur once in the prompt.

@@ -1,8 +1,4 @@
-"""From records of any layout to a set of facts: checked, completed, and listed where unusable.
-
-Records without a false target get one: the true target of another fact of the same relation, drawn
-by seed, but never another answer to the same question.
-"""
+"""From records of any layout to a set of facts: checked, completed, and listed where unusable."""
 
 from __future__ import annotations
 

@@ -131,8 +131,7 @@ def load_model(
             stacklevel=2,
         )
     if commit is not None:
-        # A file records its hash, and a packaged model its package, where a hub model records its
-        # commit.
+        # In place of the commit of a hub model: a file's hash, or a packaged model's package.
         config: Any = bridge.original_model.config
         config._commit_hash = commit
     return bridge

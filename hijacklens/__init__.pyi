@@ -25,6 +25,8 @@ from .scoring.answers import answer as answer
 from .scoring.comparison import Comparison as Comparison
 from .scoring.comparison import compare as compare
 from .scoring.execution import Execution as Execution
+from .scoring.generation import Generation as Generation
+from .scoring.generation import answers as answers
 from .scoring.hijack import hijack as hijack
 from .scoring.pairs import pairs as pairs
 from .scoring.power import power as power

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from analyses.commands.declarations import declared
+from analyses.commands.declarations import declared, option
 from analyses.commands.options import (
     ExecutionChoice,
     FactsChoice,
@@ -25,13 +25,43 @@ from analyses.commands.screen import Output, records, say
 from hijacklens.errors import InputError
 
 if TYPE_CHECKING:
+    from hijacklens.scoring.generation import Generation
     from hijacklens.scoring.result import HijackResult
+
+
+ANSWERS = "answers"
+"""The folder of generated answers, in that of the scores."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationChoice:
+    """Whether and how answers are generated."""
+
+    generate: Annotated[
+        bool, option("Also generate answers and judge them: true, false, other or refused.")
+    ] = False
+    answer_tokens: Annotated[int, option("With --generate: maximum length of an answer.")] = 24
+    samples: Annotated[int, option("With --generate: answers to each prompt.")] = 1
+    temperature: Annotated[
+        float, option("With --generate: 0 takes the likeliest token; above it, draw.", metavar="T")
+    ] = 0.0
+
+    def load(self, seed: int) -> Generation:
+        """Return the record that the library takes."""
+        from hijacklens.scoring.generation import Generation
+
+        return Generation(
+            tokens=self.answer_tokens,
+            samples=self.samples,
+            temperature=self.temperature,
+            seed=seed,
+        )
 
 
 @click.command("hijack")
 @declared(
     "folder", "files", "seed", "rule", "probes", "summary", "known", "disagreement", "skipped",
-    label="<models>",
+    "answers", label="<models>",
 )  # fmt: skip
 def command(
     *,
@@ -42,6 +72,7 @@ def command(
     loading: ModelChoice,
     execution: ExecutionChoice,
     rule: Rule = "first",
+    generating: GenerationChoice,
     folder: FolderChoice,
     output: Output,
 ) -> None:
@@ -52,7 +83,8 @@ def command(
 
     Writes into the folder: items.parquet (a row per fact, scheme and dose),
     prompts.parquet (the texts), summary.csv, rules.csv (how often the rules differ), skipped.csv,
-    result.json (configuration and provenance), curve.svg and curve.png.
+    result.json (configuration and provenance), curve.svg and curve.png. With --generate, its
+    folder answers/ has answers.parquet, summary.csv, agreement.csv and a figure.
 
     \b
     Examples:
@@ -73,43 +105,59 @@ def command(
         raise InputError(
             f"--probe {model_probes[0].text!r} is made for one model; score one model at a time."
         )
+    if generating.generate and execution.engine != "local":
+        raise InputError("--generate needs --engine local, since answers are generated here.")
     path = folder.check("-".join(labels), models=models)
     if execution.engine == "local":  # workers may have other folders and devices
         loading.check(*models)
     scored = facts.load()
     computed = execution.load()
+    generation = generating.load(facts.seed)
 
+    from hijacklens.scoring.generation import AnswersResult, answers
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
 
     result: HijackResult | None = None
+    said: list[AnswersResult] = []
     for i, name in enumerate(models, start=1):
         with _resumable(store=not execution.no_cache):
             model = loading.loader(name)
             if model_probes or computed.engine == "local":
                 output.loading(name)
                 model = model.load()
+            active = [
+                probe.probe(model=model, facts=scored, quiet=output.quiet) for probe in probes
+            ]
             one = hijack(
                 model,
                 scored,
                 schemes=schemes,
                 doses=doses,
-                probes=[
-                    probe.probe(model=model, facts=scored, quiet=output.quiet) for probe in probes
-                ],
+                probes=active,
                 seed=facts.seed,
                 execution=computed,
                 quiet=output.quiet,
             )
             result = one if result is None else HijackResult.join([result, one])
             _save_part(result, path, requested=models, missing=models[i:])
+            if generating.generate:
+                options = {"probes": active, "generation": generation, "quiet": output.quiet}
+                said.append(answers(model, scored, one, **options))
         del model  # before the next one is loaded
         if models[i:]:
             output.note(f"{labels[i - 1]} is scored; {len(models[i:])} to go")
     assert result is not None  # click requires at least one model
+    judged = None
+    if said:
+        judged = AnswersResult.join(said, result)
+        output.show(judged.glance(rule=rule))
+        judged.save(path / ANSWERS, overwrite=True)
     output.show_saved(
         path,
         result.glance(rule=rule),
+        more=[f"{ANSWERS}/"] if judged else [],
+        answers=records(judged.summary()) if judged else None,
         seed=facts.seed,
         rule=rule,
         probes=list(result.settings.probes),

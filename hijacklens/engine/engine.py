@@ -15,6 +15,7 @@ Contract 1: a reading equals the one of a plain Hugging Face forward pass of tha
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -39,6 +40,7 @@ from hijacklens.engine.reading import (
 )
 from hijacklens.engine.rows import Row, apart, to_device, write_out
 from hijacklens.engine.support import disagreement, support_of
+from hijacklens.engine.trie import Prefix
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import is_out_of_memory, peak_bytes
 from hijacklens.models.exclusive import exclusively
@@ -120,7 +122,7 @@ def _read(run: Pass, requests: Requests, options: ReadOptions, finished: Finishe
     size = BatchSize(model, options.batch_tokens)
     plan, windows = _prepare(run, requests, options, size)
     run = replace(run, windows=windows)
-    work = _Work(run, Readings(requests), size, finished, plan.forward_tokens)
+    work = _Work(run, Readings(requests), options, size, finished, plan.forward_tokens)
     one_length = bool(_apart(run))
     for unit in plan.units:
         pool = None if unit.trunk is None else Pool(unit.trunk.trie)
@@ -200,6 +202,7 @@ class _Work:
 
     run: Pass
     readings: Readings
+    options: ReadOptions
     size: BatchSize
     finished: Finished
     planned_tokens: int
@@ -255,7 +258,9 @@ class _Work:
             requests = self.readings.requests
             at, counts = requests.where(np.array(ids, dtype=np.int64))
             of_row = np.repeat(np.arange(len(ids)), counts)
-            return _numbers(logits, np.stack([of_row, requests.tokens[at]]))
+            prefixes = [requests.prefixes[i] for i in ids]
+            drawn = _drawn(logits, prefixes, self.options) if self.options.temperature else None
+            return _numbers(logits, np.stack([of_row, requests.tokens[at]]), drawn)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -278,13 +283,16 @@ def _smaller(rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
 
 
 def _numbers(
-    logits: Float[Tensor, "read vocab"], requested: Int[np.ndarray, "2 token"]
+    logits: Float[Tensor, "read vocab"],
+    requested: Int[np.ndarray, "2 token"],
+    drawn: Int[Tensor, " read"] | None = None,
 ) -> Float[Tensor, " number"]:
     """Return the log-probabilities of tokens, then the likeliest tokens and theirs, in one tensor.
 
     Args:
         logits: In float32, which holds every token id.
         requested: Rows and tokens.
+        drawn: The tokens to return in place of the likeliest.
     """
     on_cpu = logits.device.type == "cpu"
     # torch.max and torch.logsumexp take three times as long on a CPU, where rows that fit into its
@@ -296,4 +304,23 @@ def _numbers(
     norm = torch.cat(sums).log() + largest[:, 0]
     at_read, of_token = to_device(requested, logits.device)
     logprobs = logits[at_read, of_token] - norm[at_read]
+    if drawn is not None:
+        top, largest = drawn, logits.gather(1, drawn[:, None])
     return torch.cat([logprobs, top.float(), largest[:, 0] - norm])
+
+
+def _drawn(
+    logits: Float[Tensor, "read vocab"], prefixes: Sequence[Prefix], options: ReadOptions
+) -> Int[Tensor, " read"]:
+    """Draw a next token after each prefix, by the maximum of logits with Gumbel noise.
+
+    The noise is made on the CPU, so that a draw is the same on every device.
+    """
+    tokens = []
+    for row, prefix in zip(logits, prefixes, strict=True):
+        key = hashlib.sha256(repr(options.draw).encode() + prefix).digest()
+        source = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
+        exponential = torch.empty(len(row)).exponential_(generator=source)
+        noise = -exponential.log().to(row.device)
+        tokens.append((row / options.temperature + noise).argmax())
+    return torch.stack(tokens)

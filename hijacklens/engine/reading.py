@@ -98,6 +98,10 @@ class ReadOptions:
     device and its free memory."""
     pack_tokens: int = MOST_TOKENS
     """Maximum number of tokens in a row that holds several prompts."""
+    temperature: float = 0.0
+    """Above 0, the top token of a reading is drawn from the softmax at this temperature."""
+    draw: tuple[int, int] = (0, 0)
+    """Seed and number of the draw; with the prefix they fix it, whatever the batch."""
 
 
 @dataclass(frozen=True, slots=True)

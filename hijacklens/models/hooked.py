@@ -72,6 +72,15 @@ def device_of(model: HookedModel) -> torch.device:
     return next(iter(model.parameters())).device
 
 
+def end_tokens(model: HookedLanguageModel) -> set[int | None]:
+    """Return the tokens at which `generate` stops: a model may have several."""
+    config = getattr(getattr(model, "original_model", None), "generation_config", None)
+    ends = getattr(config, "eos_token_id", None)
+    if ends is None:
+        ends = model.tokenizer.eos_token_id
+    return set(ends) if isinstance(ends, (list, tuple)) else {ends}
+
+
 def vocabulary_of(model: HookedModel) -> int:
     """Return the number of token ids that a model reads and predicts: rows of its embeddings."""
     plain = getattr(model, "original_model", None)

@@ -12,7 +12,7 @@ from hijacklens.engine.forward import Pass
 from hijacklens.errors import InputError, choice, several, utf8, whole_number
 from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import JOININGS, Joining
-from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
+from hijacklens.models.hooked import HookedLanguageModel, end_tokens, require_text, vocabulary_of
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.prompts.chat import in_chat
 from hijacklens.prompts.prompt import Prompt, compose
@@ -133,7 +133,7 @@ def answer(
         logprobs = next_logprobs if side.context == ids else logprobs_after(side.context)
         candidates.append(candidate(side.target[0], logprobs))
     said: TokenIds = ()
-    ends = _end_tokens(model)
+    ends = end_tokens(model)
     while len(said) < tokens and ends.isdisjoint(said[-1:]):
         said = (*said, int(logprobs_after(ids, said).argmax()))
     return Answer(
@@ -144,12 +144,3 @@ def answer(
         ),
         targets=tuple(candidates),
     )
-
-
-def _end_tokens(model: HookedLanguageModel) -> set[int | None]:
-    """Return the tokens at which `generate` stops: a model may have several."""
-    config = getattr(getattr(model, "original_model", None), "generation_config", None)
-    ends = getattr(config, "eos_token_id", None)
-    if ends is None:
-        ends = model.tokenizer.eos_token_id
-    return set(ends) if isinstance(ends, (list, tuple)) else {ends}

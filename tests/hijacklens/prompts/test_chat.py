@@ -23,6 +23,7 @@ from hijacklens.scoring.answers import answer
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.pairs import pairs
+from hijacklens.scoring.result import HijackResult
 from probes import attention
 
 SENTENCE = "Do not think of Rome."
@@ -160,6 +161,7 @@ def test_a_run_with_a_probe_saves_its_chat_and_pairs_align_the_template(chatml, 
         model, facts, doses=(1,), probes=[probe], execution=Execution(store=False), quiet=True
     )
     loaded = load_result(result.save(tmp_path / "run"))
+    assert isinstance(loaded, HijackResult)
     assert loaded.settings.facts.chat == chat
     assert "in a chat (hijack: earlier, query: user)" in str(loaded)
     pair = pairs(model, facts)[0]

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hijacklens.engine.packs import BATCH_TOKENS
-from hijacklens.engine.rows import padded
 from hijacklens.errors import InputError
 from hijacklens.prompts.tokens import TokenIds
 
@@ -34,9 +34,9 @@ class TokenBatch:
         cls, rows: Sequence[TokenIds], members: Sequence[int], *, device: torch.device
     ) -> TokenBatch:
         """Return a batch of the rows with these indices, padded with 0 to the longest."""
-        symbols = [rows[i] for i in members]
+        symbols = [torch.tensor(rows[i], dtype=torch.long) for i in members]
         lengths = torch.tensor(list(map(len, symbols)), device=device)
-        return cls(tuple(members), padded(symbols).to(device), lengths)
+        return cls(tuple(members), pad_sequence(symbols, batch_first=True).to(device), lengths)
 
     @property
     def real(self) -> Bool[Tensor, "batch pos"]:

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from hijacklens.engine.packs import Pack
 from hijacklens.engine.trie import WIDTH, Prefix, Trie
@@ -185,8 +184,3 @@ def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(numbers)
     pinned = tensor.pin_memory() if device.type == "cuda" else tensor
     return pinned.to(device, non_blocking=True)
-
-
-def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "row column"]:
-    """Return rows of whole numbers as a tensor, padded on the right with zeros."""
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True)

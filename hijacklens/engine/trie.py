@@ -113,12 +113,3 @@ def common(first: Prefix, second: Prefix) -> int:
     n = min(len(first), len(second))
     different = int.from_bytes(first[:n], "big") ^ int.from_bytes(second[:n], "big")
     return (8 * n - different.bit_length()) // (8 * WIDTH)
-
-
-def naive_tokens(groups: Iterable[Iterable[Prefix]]) -> int:
-    """Count the tokens of prompts that share nothing; each group holds the prefixes of one prompt.
-
-    >>> naive_tokens([map(prefix_of, [(1, 2), (1, 2, 3)]), [prefix_of((1, 2))]])
-    5
-    """
-    return sum(Trie.of(group).tokens for group in groups)

@@ -31,9 +31,14 @@ _BEFORE_QUOTE = ":=-\u2013\u2014/"
 
 def joined(prompt: str, target: str, joining: Joining = "auto") -> str:
     """Return the text of a prompt with its target."""
+    return prompt + gap(prompt, target, joining) + target
+
+
+def gap(prompt: str, target: str, joining: Joining) -> str:
+    """Return what is written between a prompt and its target: a space or nothing."""
     if joining == "auto":
         joining = "none" if target[:1].isspace() or _is_open(prompt) else "space"
-    return prompt + (" " if joining == "space" else "") + target
+    return " " if joining == "space" else ""
 
 
 def _is_open(text: str) -> bool:

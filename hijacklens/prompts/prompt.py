@@ -108,7 +108,7 @@ def compose(
     """
     dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
     step = len(sentence) + 1  # the sentence and the space after it
-    text = written(query, sentence, dose, opening)
+    text = " ".join(pieces(query, sentence, dose, opening))
     start = len(text) - len(query)
     first = start - dose * step
     mentions = _mentions(sentence, named) if dose else []
@@ -130,10 +130,12 @@ def compose(
     )
 
 
-def written(query: str, sentence: str, dose: int, opening: str) -> str:
-    """Return the text of a prompt."""
-    gap = "" if not opening or re.search(r"\s$|<[^<>\s]+>$", opening) else " "
-    return opening + gap + " ".join([sentence] * dose + [query])
+def pieces(query: str, sentence: str, dose: int, opening: str) -> list[str]:
+    """Return the pieces of a prompt's text, which single spaces join."""
+    first, *others = [sentence] * dose + [query]
+    if opening and not re.search(r"\s$|<[^<>\s]+>$", opening):
+        return [opening, first, *others]
+    return [opening + first, *others]
 
 
 def _mentions(sentence: str, named: Iterable[str | None]) -> list[CharacterSpan]:

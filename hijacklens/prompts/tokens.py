@@ -9,7 +9,7 @@ enters a target, and spaces are right whatever the tokenizer does to them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain, takewhile
@@ -64,25 +64,32 @@ class WordByWord:
         self._whole = partial(encode, tokenizer, templated=templated)
         self._tokenizer = tokenizer
         self._fewest = fewest
-        self._heads: dict[str, TokenIds | None] = {}  # words that open a text
-        self._tails: dict[str, TokenIds | None] = {}  # words after a space; None if one is not sure
+        # Words and pieces that open a text, and others, after a space; None if one is not sure.
+        self._heads: dict[str, TokenIds | None] = {}
+        self._tails: dict[str, TokenIds | None] = {}
 
-    def encode(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Return the ids that `hijacklens.prompts.tokens.encode` returns."""
+    def encode(self, texts: Sequence[Sequence[str]]) -> list[TokenIds]:
+        """Return the ids that `encode` returns of texts, each given as pieces that spaces join."""
         if len(texts) < self._fewest or not self._space:
-            return self._whole(texts)
-        split = [text.split(" ") for text in texts]
-        self._learn({words[0] for words in split}, self._heads, "", ())
-        self._learn({word for words in split for word in words[1:]}, self._tails, "a ", self._a)
+            return self._whole([" ".join(pieces) for pieces in texts])
         heads, tails = self._heads, self._tails
-        parts: list[list[Any]] = [
-            [heads[words[0]], *map(tails.__getitem__, words[1:])] for words in split
+        openings = {pieces[0]: pieces[0].split(" ") for pieces in texts}
+        others = {piece for pieces in texts for piece in pieces[1:]} - tails.keys()
+        split = {piece: piece.split(" ") for piece in others}
+        self._learn({words[0] for words in openings.values()}, heads, "", ())
+        after = {word for words in openings.values() for word in words[1:]}
+        self._learn(after.union(*split.values()), tails, "a ", self._a)
+        for piece, words in split.items():
+            tails[piece] = _joined(tails[word] for word in words)
+        for piece, (first, *words) in openings.items():
+            heads[piece] = _joined([heads[first], *map(tails.__getitem__, words)])
+        found = [
+            _joined([heads[pieces[0]], *map(tails.__getitem__, pieces[1:])]) for pieces in texts
         ]
-        found: list[Any] = [None if None in x else tuple(chain.from_iterable(x)) for x in parts]
-        unsure = [i for i, ids in enumerate(found) if ids is None]
-        for i, ids in zip(unsure, self._whole([texts[i] for i in unsure]), strict=True):
-            found[i] = ids
-        return found
+        unsure = iter(
+            self._whole([" ".join(x) for x, y in zip(texts, found, strict=True) if y is None])
+        )
+        return [next(unsure) if ids is None else ids for ids in found]
 
     @cached_property
     def _space(self) -> str:
@@ -120,6 +127,12 @@ class WordByWord:
         for word, ids, more in zip(new, framed, followed, strict=True):
             if more == ids + self._after and ids[: len(anchor)] == anchor:
                 known[word] = ids[len(anchor) :]
+
+
+def _joined(parts: Iterable[TokenIds | None]) -> TokenIds | None:
+    """Return the ids of several pieces, or None if those of one are not sure."""
+    listed: list[Any] = list(parts)
+    return None if None in listed else tuple(chain.from_iterable(listed))
 
 
 def require_known(ids: TokenIds, vocabulary: int | None) -> None:

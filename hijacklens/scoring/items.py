@@ -5,7 +5,7 @@ Fact --scheme--> Prompt --tokens--> requests --engine--> readings --> one row of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, TypeAlias
@@ -15,13 +15,13 @@ import pandas as pd
 from jaxtyping import Int
 
 from hijacklens.engine.reading import Readings, Requests
-from hijacklens.engine.trie import Prefix, naive_tokens, prefix_of, symbols_of
+from hijacklens.engine.trie import Prefix, Trie, prefix_of, symbols_of
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet, Skipped
-from hijacklens.facts.joining import joined
+from hijacklens.facts.joining import gap
 from hijacklens.prompts.chat import prompt_of
 from hijacklens.prompts.layout import ID_BITS, TOKEN_MASK, mark
-from hijacklens.prompts.prompt import Prompt, written
+from hijacklens.prompts.prompt import Prompt, pieces
 from hijacklens.prompts.schemes import Scheme, Unusable
 from hijacklens.prompts.spans import TEXT
 from hijacklens.prompts.tokens import (
@@ -127,14 +127,19 @@ class Wording:
     tokenizer: Any
     """Has the template of a chat."""
 
-    def texts(self, dose: int) -> tuple[str, ...]:
-        """Return the text of the prompt at a dose, alone and with each target."""
-        targets = self.fact.target_true, self.fact.target_false
+    def texts(self, dose: int) -> Iterator[list[str]]:
+        """Yield the text of the prompt at a dose, alone and with each target, in pieces."""
+        joining = self.facts.joining
         if self.facts.chat:
             prompt = self.prompt(dose)
-            return prompt.text, *map(prompt.followed_by, targets)
-        text = written(self.fact.prompt, self.sentence, dose, self.facts.opening)
-        return text, *(joined(text, target, self.facts.joining) for target in targets)
+            before, last, joining = [], prompt.text, prompt.joining
+        else:
+            opening = self.facts.opening
+            *before, last = pieces(self.fact.prompt, self.sentence, dose, opening)
+        yield [*before, last]
+        for target in (self.fact.target_true, self.fact.target_false):
+            apart = gap(last, target, joining)
+            yield [*before, last, target] if apart else [*before, last + target]
 
     def prompt(self, dose: int) -> Prompt:
         """Return the prompt at a dose."""
@@ -208,19 +213,20 @@ class Items(Sequence[Item]):
         self.prompts.wordings.append(wording)  # type: ignore[attr-defined]
         ids = self._ids
         for prompt, targets, starts in rows:
-            step = prefix_of(prompt)
-            longest = {step}
-            self._of_prompt.append(ids.setdefault(step, len(ids)))
+            step = read = prefix_of(prompt)
+            longest = {read}
+            self._of_prompt.append(ids.setdefault(read, len(ids)))
             start = min(starts)
             for target in targets:
                 for n in range(start, len(target)):
-                    step = prefix_of(target[:n])
+                    before = target[:n]
+                    step = read if before == prompt else prefix_of(before)
                     self._of_step.append(ids.setdefault(step, len(ids)))
                     self._tokens.append(target[n] & TOKEN_MASK)
                 longest.add(step)
                 self._steps.append(len(target) - start)
             self._ends.append((starts[0] - start, starts[1] - start))
-            self.naive_tokens += len(prompt) if len(longest) == 1 else naive_tokens([longest])
+            self.naive_tokens += len(prompt) if len(longest) == 1 else Trie.of(longest).tokens
 
     def __len__(self) -> int:
         return len(self.prompts)

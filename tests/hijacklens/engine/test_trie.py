@@ -11,7 +11,7 @@ from planned import leaf_reads
 
 from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
 from hijacklens.engine.rows import apart, write_out
-from hijacklens.engine.trie import Trie, common, naive_tokens, prefix_of, symbols_of
+from hijacklens.engine.trie import Trie, common, prefix_of, symbols_of
 
 CHEAP = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)
 PREFIXES = [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,), (1, 2, 4, 6), (7,)]
@@ -56,10 +56,6 @@ def test_a_trie_has_a_node_for_every_distinct_beginning(prefixes):
         left, right = map(symbols_of, pair)
         assert shared == common(*pair) < min(len(left), len(right))
         assert left[:shared] == right[:shared] and left[shared] != right[shared]
-
-
-def test_naive_tokens_count_equal_prompts_twice():
-    assert naive_tokens([map(prefix_of, x) for x in ([(1, 2), (1, 2, 3)], [(1, 2)], [(1, 2)])]) == 7
 
 
 def test_a_pack_by_hand():

@@ -36,7 +36,7 @@ from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.layout import Layout, mark
 from hijacklens.scoring.pairs import Pair, pairs
-from hijacklens.statistics import Interval
+from hijacklens.statistics import Interval, clustered
 
 SPANS = ("hijack", "at:0")
 
@@ -58,7 +58,8 @@ def attention(settings: AttentionSides, bench: Workbench) -> pd.DataFrame:
     - `item`: a context or fact, with the attention to the cues as a mean over layers and heads
       (`mass`), the attention of the `strongest` head (chosen on the other half of the items),
       the fraction of tokens that are cues (`uniform`), and the movement of the answer in logits
-      (`moves`): the margin of the label over the best other token, or the logit shift;
+      (`moves`): the margin of the label over the best other token, or the logit shift; and the
+      `relation_id` of a fact;
     - `head`: the mean mass of a head, and `rank`, Spearman's correlation over items between its
       mass and the movement of the answer;
     - `skipped`: a fact that could not be read, with the reason.
@@ -95,8 +96,11 @@ def _language_rows(model: Any, settings: AttentionSides, bench: Workbench) -> pd
     bare, _, _ = _answers(model, readable, hijacked=False)
     hijacked, mass, uniform = _answers(model, readable, hijacked=True)
     items = [pair.fact.case_id for pair in readable]
+    relations = {pair.fact.case_id: pair.fact.relation_id for pair in readable}
+    rows = _rows(mass, uniform, hijacked - bare, items)
     absent = pd.DataFrame(skipped, columns=["item", "reason"]).assign(kind="skipped")
-    return pd.concat([_rows(mass, uniform, hijacked - bare, items), absent], ignore_index=True)
+    found = rows.assign(relation_id=rows["item"].map(relations))
+    return pd.concat([found, absent], ignore_index=True)
 
 
 def _answers(model: Any, pairs: list[Pair], *, hijacked: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -172,16 +176,17 @@ def _strongest(mass: Tensor) -> Tensor:
     return strongest
 
 
-def _spearman(first: Any, second: Any) -> Interval:
-    """Return Spearman's rank correlation with its 95% interval (Bonett and Wright 2000)."""
-    n = len(first)
-    if n < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
+def _spearman(first: Any, second: Any, *relations: Any) -> Interval:
+    """Return Spearman's rank correlation with its 95% interval over items, or over relations.
+
+    The interval is that of the linearised correlation of the ranks.
+    """
+    if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return Interval(math.nan, math.nan, math.nan)
-    result: Any = stats.spearmanr(first, second)
-    r = float(result.statistic)
-    half = stats.norm.ppf(0.975) * math.sqrt((1 + r * r / 2) / (n - 3))
-    z = math.atanh(max(min(r, 1 - 1e-12), -1 + 1e-12))
-    return Interval(r, math.tanh(z - half), math.tanh(z + half))
+    x, y = (stats.zscore(stats.rankdata(values)) for values in (first, second))
+    r = float((x * y).mean())
+    found = clustered(x * y - r * (x**2 + y**2) / 2, *relations)
+    return Interval(r, r + found.low, r + found.high)
 
 
 def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
@@ -203,7 +208,7 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             # Thousands of points would make a large SVG.
             style = {"color": colour, "ms": 2 if one else 4, "alpha": 0.5, "rasterized": True}
             upper[i].plot(rows["mass"], rows["moves"], marker, **style)
-            rank = _spearman(rows["mass"], rows["moves"])
+            rank = _spearman(rows["mass"], rows["moves"], *_relations(rows))
             sample = f"contexts, {settings.seeds} seeds" if one else "facts"
             upper[i].set_title(
                 f"{plots.escape(str(name))}, {len(rows)} {sample}\nrank correlation "
@@ -238,15 +243,21 @@ def _items(table: Any, side: str) -> Any:
     return table[(table.kind == "item") & (table.side == side)]
 
 
+def _relations(items: Any) -> list[Any]:
+    """Return the relations of facts, over which intervals are clustered; contexts have none."""
+    return [items["relation_id"].to_numpy(str)] if items["relation_id"].notna().all() else []
+
+
 def _beyond(table: Any, side: str, column: str) -> Interval:
     """Return the smallest over models of a column's mean excess over uniform attention."""
     rows = _items(table, side)
-    return lowest(every(rows[column] - rows.uniform, rows.model))
+    clusters = rows.relation_id if side == LANGUAGE else None
+    return lowest(every(rows[column] - rows.uniform, rows.model, clusters))
 
 
 def _follows(table: Any) -> Interval:
     groups = _items(table, LANGUAGE).groupby("model")
-    return lowest([_spearman(items.mass, items.moves) for _, items in groups])
+    return lowest([_spearman(each.mass, each.moves, *_relations(each)) for _, each in groups])
 
 
 FEW = "over the facts of the quick scale the interval is too wide"
@@ -275,17 +286,18 @@ ANALYSES = (
             ),
             above(
                 "in every language model the head that attends most to the hijack on other facts "
-                "exceeds uniform attention",
+                "exceeds uniform attention (relations like these)",
                 lambda t: _beyond(t, LANGUAGE, "strongest"),
                 0.0,
-                scales=("paper",),
+                scales=("full",),
                 remark=FEW,
             ),
             above(
-                "over facts the shift grows with attention to the hijack, in every language model",
+                "over facts the shift grows with attention to the hijack, in every language model "
+                "(relations like these)",
                 _follows,
                 0.0,
-                scales=("paper",),
+                scales=("full",),
                 remark=FEW,
             ),
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,12 +23,13 @@ from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid
 
 if TYPE_CHECKING:
+    from analyses.reproduction.check import Scale
     from analyses.reproduction.reproduction import Reproduction
     from analyses.reproduction.workbench import Workbench
 
 EVERYTHING = "all"
 TIMES = (
-    "quick on two cores, paper on one core. +: in addition to models that other analyses train;",
+    "quick on two cores, full on one core. +: in addition to models that other analyses train;",
     "shared: nothing more to train; depends: on models and facts; ~: estimated from parts",
 )
 
@@ -41,11 +43,16 @@ def command(
     ],
     listing: Annotated[bool, option("List every id with its title and cost.", "--list")] = False,
     scale: Annotated[
-        Literal["quick", "paper"],
+        Literal["quick", "full", "paper"],
         option(
-            "quick: ten minutes in all on two cores. paper: the paper's seeds and sizes, hours."
+            "quick: ten minutes in all on two cores. full: the paper's seeds and sizes, hours. "
+            "paper: former name of full."
         ),
     ] = "quick",
+    changes: Annotated[
+        tuple[str, ...],
+        option("NAME=JSON: another value of a setting. Repeatable.", "--set", metavar="NAME=JSON"),
+    ] = (),
     models: Annotated[
         tuple[str, ...],
         model_option("A language model. Repeatable.  [default: the packaged ones]", "--model"),
@@ -79,7 +86,7 @@ def command(
     Examples:
       hijacklens reproduce --list
       hijacklens reproduce fig3a --out runs/fig3a
-      hijacklens reproduce all --scale paper --out runs/paper
+      hijacklens reproduce all --scale full --out runs/full
     """  # noqa: D301
     from analyses.reproduction.catalogue import CATALOGUE, entry_of
 
@@ -87,7 +94,7 @@ def command(
         columns = {
             "id": "{id}",
             "quick": "{quick:>}",
-            "paper": "{paper:>}",
+            "full": "{full:>}",
             "what": "{reference}: {title}",
         }
         listed = [asdict(entry) for entry in CATALOGUE.values()]
@@ -105,13 +112,15 @@ def command(
 
     facts = load_facts(source) if source else None
 
+    from analyses.reproduction.check import scale_named
     from analyses.reproduction.ledger import write_ledger
     from analyses.reproduction.reproduction import Reproduction, reproduce
     from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
     from hijacklens.files import RECORD, expand_home, write_text
     from hijacklens.results.result import load_result
 
-    root = expand_home(out)
+    root, size = expand_home(out), scale_named(scale)
+    changed = dict(map(_setting, changes))
     bench = Workbench(
         folder=expand_home(work) if work else root / "work",
         models=models or DEFAULT_MODELS,
@@ -126,9 +135,9 @@ def command(
         if (root / name / RECORD).exists() and not overwrite:
             result = load_result(root / name)
             assert isinstance(result, Reproduction)
-            _check_same_run(result, root / name, scale, bench)
+            _check_same_run(result, root / name, size, changed, bench)
         else:
-            result = reproduce(name, scale=scale, workbench=bench)
+            result = reproduce(name, scale=size, changes=changed, workbench=bench)
             result.save(root / name, overwrite=overwrite)
         results.append(result)
         output.show("", result.glance())
@@ -140,19 +149,33 @@ def command(
         f"{count}, {failed} with a failed check; written to {out}/",
         analyses=[_record(result) for result in results],
         folder=str(out),
-        scale=scale,
+        scale=size,
     )
     if failed:
         click.get_current_context().exit(1)
 
 
-def _check_same_run(saved: Reproduction, folder: Path, scale: str, bench: Workbench) -> None:
+def _setting(text: str) -> tuple[str, Any]:
+    """Read NAME=JSON."""
+    name, _, value = text.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        raise InputError(
+            f"--set {text!r} is not NAME=JSON; write for example limit=200 or 'doses=[0, 1, 5]'."
+        ) from None
+
+
+def _check_same_run(
+    saved: Reproduction, folder: Path, scale: Scale, changes: dict[str, Any], bench: Workbench
+) -> None:
     """Refuse a saved result that differs from what this call would compute.
 
     Raises:
         InputError: It has another scale, other models or facts, or other checks or settings.
     """
     from analyses.reproduction.reproduction import asked_of
+    from analyses.reproduction.settings import change
 
     differences = [
         f"the {what} {_short(getattr(saved, what))}, not {_short(value)}"
@@ -162,7 +185,7 @@ def _check_same_run(saved: Reproduction, folder: Path, scale: str, bench: Workbe
     claims = [check.claim for check in saved.analysis.checks]
     if [outcome.claim for outcome in saved.outcomes] != claims:
         differences.append("other checks than it has now")
-    old, new = asdict(saved.settings), asdict(saved.analysis.settings[saved.scale])
+    old, new = map(asdict, (saved.settings, change(saved.analysis.settings[saved.scale], changes)))
     changed = [f"{name} {old[name]}, not {new[name]}" for name in new if old[name] != new[name]]
     if changed:
         differences.append(f"other settings than it has now ({'; '.join(changed)})")

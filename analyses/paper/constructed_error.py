@@ -233,13 +233,6 @@ def highest_error(rows: Any) -> Interval:
     return highest(intervals(rows)) if len(rows) else NOTHING
 
 
-def _accuracy(table: Any, bits: int, length: int) -> Interval:
-    """Return the accuracy at omega = 1."""
-    rows = table[(table.omega == 1) & (table.bits == bits) & (table.length == length)]
-    error = highest_error(rows)
-    return Interval(1 - error.value, 1 - error.high, 1 - error.low)
-
-
 def anchor_gap(table: Any) -> Interval:
     """Return the largest distance of an accuracy from its anchor, in standard errors of both."""
     gaps = []
@@ -287,11 +280,13 @@ ANALYSES = (
                 "at the longest L the error is below .001 for every omega and m",
                 lambda t: highest_error(t[t.length == t.length.max()]),
                 1e-3,
+                origin="paper",
             ),
             above(
                 "the error falls from the shortest L to the longest for every omega and m",
                 _fall,
                 0.0,
+                origin="paper",
             ),
             below(
                 "no measured error exceeds Chernoff's bound beyond chance (largest ratio of an "
@@ -319,15 +314,6 @@ ANALYSES = (
                 "the Chernoff information is at most the Kullback-Leibler divergence",
                 lambda t: exact((t.information - t.divergence).max()),
                 1e-6,
-            ),
-            *(
-                near(
-                    f"accuracy at omega = 1, m = {bits}, L = {length} (anchor 7.2)",
-                    lambda t, bits=bits, length=length: _accuracy(t, bits, length),
-                    ANCHORS[1.0, bits][length],
-                    0.008,
-                )
-                for bits, length in ((5, 32), (7, 64))
             ),
             below(
                 "every accuracy is within 4 standard errors of its anchor (all of 7.2 that the "

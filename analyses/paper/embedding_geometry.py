@@ -251,6 +251,7 @@ def _spectrum(name: str, bits: int, d_model: int) -> Analysis:
                 "the m largest directions are those of the bits, in every run (fraction)",
                 lambda t: exact(t.bit_share.min()),
                 0.9,
+                origin="own",
             ),
             near(
                 "the m largest values hold the fraction of the sum of squares that equation 5.2 "
@@ -258,6 +259,7 @@ def _spectrum(name: str, bits: int, d_model: int) -> Analysis:
                 _energy,
                 0.0,
                 0.03,
+                origin="own",
             ),
             near(
                 "the gap is as wide as equation 5.2 predicts with an even bulk (ratio s_m / "
@@ -265,8 +267,9 @@ def _spectrum(name: str, bits: int, d_model: int) -> Analysis:
                 _gap_to_prediction,
                 1.0,
                 0.25,
-                scales=("paper",),
+                scales=("full",),
                 remark="measured at the end of a full training only",
+                origin="own",
             ),
         ),
     )
@@ -309,8 +312,12 @@ ANALYSES = (
             ),
             above(
                 "at the largest d, above V, the gain is under a quarter of that, on average over m",
-                lambda t: mean(_trained_gain(t, t.dim.min()) - 4 * _trained_gain(t, t.dim.max())),
+                lambda t: mean(
+                    _trained_gain(t, t.dim.min()) - 4 * _trained_gain(t, t.dim.max()), "bits"
+                ),
                 0.0,
+                scales=("full",),
+                remark="the quick scale has one m only",
             ),
         ),
     ),

@@ -131,13 +131,13 @@ def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
 
 ONE_PROMPT = (
     "one prompt, the same at both scales, on which the packaged models differ: the claim is "
-    "decided at the scale of the paper, where a failure is kept and explained"
+    "decided at full scale, where a failure is kept and explained"
 )
 
 ANALYSES = (
     Analysis(
         id="fig1",
-        settings={"quick": AnswerSettings(), "paper": AnswerSettings()},
+        settings={"quick": AnswerSettings(), "full": AnswerSettings()},
         ours=("contexts", "tokens"),
         run=answers,
         draw=draw_answers,
@@ -154,7 +154,7 @@ ANALYSES = (
                     _shifts(t[t.context.isin(["question alone", "one sentence"])]).min()
                 ),
                 0.0,
-                scales=("paper",),
+                scales=("full",),
                 remark=ONE_PROMPT,
             ),
             above(

@@ -6,17 +6,17 @@ rule the paper scores a target of several tokens. Figures and checks use `first`
 margin by every rule, and if targets have several tokens a check tests whether the rules agree.
 
 All doses score the same facts, so changes between doses are paired. If several models are named,
-each figure shows all of them, against the dose and against their size. Checks on figures with
-several relations pool them if their claim says so.
+each figure shows all of them against the dose, and more than two against their size as well. Checks
+on figures with several relations pool them if their claim says so.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, TypeAlias
 
 import pandas as pd
@@ -128,42 +128,30 @@ def verdicts(table: pd.DataFrame, rule: Rule = RULE) -> pd.DataFrame:
 
 
 def draw_curves(table: pd.DataFrame, settings: CurveSettings) -> Figure:
-    """Draw efficacy by dose and, for several models, by their size (see `draw_doses`)."""
-    return draw_doses(
-        verdicts(table), schemes=settings.schemes, relations=settings.relations, rule=RULE
-    )
-
-
-def draw_doses(
-    verdicts: pd.DataFrame, *, schemes: Sequence[str], relations: Sequence[str], rule: str
-) -> Figure:
     """Draw efficacy against the dose with Wilson intervals over facts.
 
     There is a panel per scheme and relation. Models are side by side at a dose, so that equal
-    values stay visible. With several models, a second panel per scheme and relation shows efficacy
-    against the number of weights, at the smallest dose above 0 (hollow) and at the largest
+    values stay visible. With more than two models, a second panel per scheme and relation shows
+    efficacy against the number of weights, at the smallest dose above 0 (hollow) and at the largest
     (filled), with the number of layers below each size.
-
-    Args:
-        verdicts: A row per model, scheme, relation, fact and dose, with `wins` and `ties` (0 or 1)
-            and the `layers` and `parameters` of the model.
-        schemes: Names of schemes, with a panel for each relation.
-        relations: Ids of relations; `all` pools them.
-        rule: The rule by which targets were scored, for the label of the axis.
     """
-    cells = [(scheme, relation) for scheme in schemes for relation in relations]
+    items = verdicts(table)
+    cells = list(product(settings.schemes, settings.relations))
     keys = ["scheme", "relation", "model", "dose"]
-    groups: Any = verdicts.groupby(keys)["wins"]
+    groups: Any = items.groupby(keys)["wins"]
     efficacy: Any = {key: fraction(int(wins.sum()), len(wins)) for key, wins in groups}
-    models = verdicts.drop_duplicates("model")
-    doses = sorted(int(dose) for dose in verdicts["dose"].unique())
-    by_size = len(models) > 1 and max(doses) > 0
-    label = f"efficacy score, rule {rule}\n(fraction with false > true)"
-    with _axes(len(cells), by_size=by_size) as (figure, axes):
-        curves, sizes = axes[: len(cells)], axes[len(cells) :]
+    models = items.drop_duplicates("model")
+    doses = sorted(int(dose) for dose in items["dose"].unique())
+    by_size = len(models) > 2 and max(doses) > 0
+    label = f"efficacy score, rule {RULE}\n(fraction with false > true)"
+    grid = plots.panels(len(cells), height=2.9, share_y=True)
+    if by_size:  # a row per cell, with its sizes on the right
+        grid = plots.canvas(len(cells), 2, width=plots.PAGE / 2, height=2.4, share_y=True)
+    with grid as (figure, axes):
+        curves, sizes = (axes[::2], axes[1::2]) if by_size else (axes, [])
         for panel, cell in zip(curves, cells, strict=True):
             _draw_curves(panel, efficacy, cell, models, doses)
-            panel.set_title(_title(verdicts, *cell), fontsize=8.5)
+            panel.set_title(_title(items, *cell), fontsize=8.5)
         plots.label_outer(curves, x="dose (sentences)", y=label)
         if by_size:
             ends = sorted({next(dose for dose in doses if dose > 0), doses[-1]})
@@ -178,22 +166,6 @@ def draw_doses(
         axes[0].set_ylim(-0.05 * top, 1.05 * top)
         plots.legend_below(figure, axes, bars=f"{WILSON} over facts", columns=4)
         return figure
-
-
-@contextmanager
-def _axes(count: int, *, by_size: bool) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Yield the panels of the curves, then as many panels for sizes, next to or below them."""
-    if not by_size or count == 1:
-        with plots.panels(count + by_size, height=2.9, share_y=True) as panels:
-            yield panels
-        return
-    rows = -(-count // 2)
-    options = {"width": plots.PAGE / 2, "height": 2.2}
-    with plots.canvas(2 * rows, 2, share_y=True, **options) as (figure, axes):
-        for start in (0, 2 * rows):
-            for blank in axes[start + count : start + 2 * rows]:
-                blank.set_axis_off()
-        yield figure, axes[:count] + axes[2 * rows : 2 * rows + count]
 
 
 def _draw_curves(
@@ -369,8 +341,8 @@ BY_RULES = "by each of the three rules"
 
 
 def _left_open(remark: str) -> dict[str, Any]:
-    """Return the options of a check that is decided at the scale of the paper only."""
-    return {"scales": ("paper",), "remark": remark}
+    """Return the options of a check that is decided at full scale only."""
+    return {"scales": ("full",), "remark": remark}
 
 
 def _curve(
@@ -382,9 +354,10 @@ def _curve(
     panel at quick scale; `open_because` says why the claim about five sentences is open there.
     """
     up = not scheme.endswith("-true")
-    one, five = (RISES, GROWS) if up else (FALLS, SINKS)
     pooled, each = (", relations pooled", relations) if len(relations) > 1 else ("", ())
     about = "relations like these" if relations == ("all",) else "these facts"
+    named = "".join(f"{name}: " for name in relations if name != "all" and not each)
+    one, five = (named + claim for claim in ((RISES, GROWS) if up else (FALLS, SINKS)))
     checks = (
         moves(one + pooled, (0, 1), up=up, about=about),
         moves(f"{one} {BY_RULES}{pooled}", (0, 1), up=up, rules=RULES, about=about),

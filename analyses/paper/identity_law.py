@@ -241,7 +241,7 @@ ANALYSES = (
             ),
             near(
                 "among absent labels the slope is L / beta: the mean ratio is 1",
-                lambda t: mean(_runs(t, "absent").ratio),
+                lambda t: mean(_runs(t, "absent").ratio, "bits"),
                 1.0,
                 0.05,
             ),
@@ -254,7 +254,7 @@ ANALYSES = (
                 "with all labels the linear law explains .95 of the variance for every m and seed",
                 lambda t: exact(_runs(t, "all").r_squared.min()),
                 0.95,
-                scales=("paper",),
+                scales=("full",),
                 remark="at m = 3 the slope under the usual loss is a fiftieth of L / beta; with "
                 "the fewer steps of this scale the noise in the inner products is as large",
             ),

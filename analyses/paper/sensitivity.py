@@ -57,26 +57,17 @@ CHANGES: dict[str, dict[str, float]] = {
 """Name of a variant -> factors on settings."""
 
 
-@dataclass(frozen=True, slots=True)
-class Conclusion:
-    """One of the four conclusions."""
-
-    label: str
-    """Label of its axis."""
-    claim: str
-    """What the check of every variant claims."""
-    threshold: float = 0.0
-    """The value that it must exceed."""
-
-
 CONCLUSIONS = {
-    "gain": Conclusion("trained minus\nidentity, accuracy", "a trained W_V beats the identity"),
-    "recall": Conclusion(
-        "eq. 5.1 over\ntrained, accuracy", "equation 5.1 keeps .7 of the trained accuracy", 0.7
+    "gain": ("trained minus\nidentity, accuracy", "a trained W_V beats the identity", 0.0),
+    "recall": (
+        "eq. 5.1 over\ntrained, accuracy",
+        "equation 5.1 keeps .7 of the trained accuracy",
+        0.7,
     ),
-    "slope": Conclusion("slope a of eq. 5.2", "inner products fall with the Hamming distance"),
-    "inside": Conclusion("attention inside\nbeyond uniform", "attention selects the cluster"),
+    "slope": ("slope a of eq. 5.2", "inner products fall with the Hamming distance", 0.0),
+    "inside": ("attention inside\nbeyond uniform", "attention selects the cluster", 0.0),
 }
+"""Column -> label of its axis, claim of every variant, and the value that it must exceed."""
 SIZES = ("batch", "steps", "length", "d_model", "omega", "beta")
 """Settings that are multiplied before the recipe is derived from them."""
 
@@ -154,13 +145,13 @@ def draw_variants(table: pd.DataFrame, settings: SensitivitySettings) -> Figure:
     options = {"width": width, "height": height, "share_y": True}
     with plots.canvas(1, len(CONCLUSIONS), **options) as (figure, axes):
         colour, marker = plots.series(0)
-        for panel, (column, conclusion) in zip(axes, CONCLUSIONS.items(), strict=True):
+        for panel, (column, (label, _, least)) in zip(axes, CONCLUSIONS.items(), strict=True):
             by: Any = table.groupby("variant")[column]
             style = {"color": colour, "marker": marker, "linestyle": "none", "capsize": 2}
             means, errors = by.mean().loc[names], by.sem().loc[names]
             panel.errorbar(means, range(len(names)), xerr=errors, **style)
-            panel.axvline(conclusion.threshold, color="black", **BOUND)
-            panel.set_xlabel(conclusion.label, fontsize=8)
+            panel.axvline(least, color="black", **BOUND)
+            panel.set_xlabel(label, fontsize=8)
             panel.tick_params(axis="x", labelsize=8)
         axes[0].set_yticks(range(len(names)), names, fontsize=8)
         axes[0].invert_yaxis()
@@ -188,11 +179,11 @@ ANALYSES = (
         draw=draw_variants,
         checks=tuple(
             above(
-                f"{conclusion.claim} under every variant",
+                f"{claim} under every variant",
                 lambda t, column=column: lowest(every(t[column], t.variant)),
-                conclusion.threshold,
+                least,
             )
-            for column, conclusion in CONCLUSIONS.items()
+            for column, (_, claim, least) in CONCLUSIONS.items()
         ),
     ),
 )

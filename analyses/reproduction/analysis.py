@@ -6,9 +6,11 @@ and how its table is drawn. Its question and cost are in `analyses.reproduction.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +18,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from analyses.reproduction.catalogue import CATALOGUE, Entry, entry_of
-from analyses.reproduction.check import Check, Scale
+from analyses.reproduction.check import Check, Outcome, Scale
 from analyses.reproduction.workbench import Workbench
 
 
@@ -40,6 +42,20 @@ class Analysis:
     def entry(self) -> Entry:
         """Reference, title, question and cost."""
         return CATALOGUE[self.id]
+
+    def judge(self, table: pd.DataFrame, scale: Scale) -> tuple[Outcome, ...]:
+        """Judge all checks on a table."""
+        return tuple(
+            replace(check.judge(table, scale), origin=check.origin or self.entry.origin)
+            for check in self.checks
+        )
+
+    def digest(self, settings: Any) -> str:
+        """Return the SHA-256 of the checks and of settings as text, to be taken before a run."""
+        names = ("claim", "kind", "bound", "tolerance", "scales", "origin")
+        checks = [[getattr(check, name) for name in names] for check in self.checks]
+        text = json.dumps([self.id, checks, asdict(settings)])
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 @cache

@@ -13,6 +13,7 @@ import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from hijacklens.errors import unknown
 
@@ -33,9 +34,13 @@ class Entry:
     quick: str
     """Time at quick scale on two CPU cores, as measured, e.g. `40 s`. `+ 40 s` excludes models that
     other analyses have trained; with `shared` there is nothing more to train."""
-    paper: str
-    """Time at the scale of the paper on one core. `depends` means that it depends on the models and
+    full: str
+    """Time at full scale on one core. `depends` means that it depends on the models and
     facts; `~` marks a sum of parts that were run at different times."""
+    origin: Any
+    """Where its claims come from, unless a check says otherwise (`check.Origin`)."""
+    objection: str
+    """What a reader of the paper may object to in our version, one sentence."""
     uses_models: bool
     """Whether it runs language models, so that --model has an effect."""
     uses_facts: bool
@@ -44,7 +49,7 @@ class Entry:
     @property
     def cost(self) -> Mapping[str, str]:
         """Time by scale."""
-        return {"quick": self.quick, "paper": self.paper}
+        return {"quick": self.quick, "full": self.full}
 
 
 def _read() -> dict[str, Entry]:

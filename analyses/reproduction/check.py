@@ -22,14 +22,30 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from hijacklens.statistics import Interval
+from hijacklens.errors import unknown
+from hijacklens.statistics import Interval, clustered
 
-Scale: TypeAlias = Literal["quick", "paper"]
-SCALES: tuple[Scale, ...] = ("quick", "paper")
+Scale: TypeAlias = Literal["quick", "full"]
+SCALES: tuple[Scale, ...] = ("quick", "full")
+Origin: TypeAlias = Literal["paper", "identity", "own"]
+"""Where a claim comes from: the paper states it or implies it; it is exact, so that it tests our
+code or a theorem that is proved; or it is ours."""
 State: TypeAlias = Literal["pass", "fail", "open"]
 """`open` means that the claim is not decided at this scale; the check says why."""
+
+
+def scale_named(name: str) -> Scale:
+    """Return the scale of a name; `paper` is the former name of `full`.
+
+    Raises:
+        InputError: No scale has that name.
+    """
+    scale = "full" if name == "paper" else name
+    if scale not in SCALES:
+        raise unknown("scale", name, SCALES)
+    return scale
+
 
 Measure: TypeAlias = Callable[[Any], Interval]
 """A function from the table of an analysis (a DataFrame) to a number with its interval."""
@@ -49,6 +65,7 @@ class Outcome:
     state: State
     remark: str
     """Why a check is open."""
+    origin: Origin = "paper"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +82,8 @@ class Check:
     """The scales at which the claim is decided."""
     remark: str = ""
     """Why the claim is open at the other scales."""
+    origin: Origin | None = None
+    """None for the origin that the catalogue has for the analysis."""
 
     @property
     def allowed(self) -> str:
@@ -101,7 +120,7 @@ class Check:
 
 
 def above(claim: str, measure: Measure, bound: float, **more: Any) -> Check:
-    """Claim that the interval lies above a bound. `more`: `scales` and `remark` of `Check`."""
+    """Claim that the interval lies above a bound. `more`: other fields of `Check`."""
     return Check(claim=claim, measure=measure, kind="above", bound=bound, **more)
 
 
@@ -127,9 +146,9 @@ def highest(intervals: list[Interval]) -> Interval:
     return max(intervals, key=lambda interval: interval.high)
 
 
-def every(values: Any, by: Any) -> list[Interval]:
+def every(values: Any, by: Any, clusters: Any = None) -> list[Interval]:
     """Return the mean of each group with its interval, for a claim about every group."""
-    return [mean(group) for _, group in values.groupby(by)]
+    return [mean(group, clusters) for _, group in values.groupby(by)]
 
 
 def paired(table: pd.DataFrame, value: str, by: list[str], **ends: tuple[Any, Any]) -> Any:
@@ -151,20 +170,22 @@ def paired(table: pd.DataFrame, value: str, by: list[str], **ends: tuple[Any, An
     return wide[first] - wide[second]
 
 
-def mean(values: Any) -> Interval:
+def mean(values: Any, by: Any = None) -> Interval:
     """Return the mean over seeds (or facts) with its 95% Student interval.
 
-    The interval of a single value is infinite, so that no claim about a direction can pass on it.
+    The interval of a single value, or of a single cluster, is infinite, so that no claim about a
+    direction can pass on it.
+
+    Args:
+        values: Independent numbers, or a column of numbers that are alike within clusters.
+        by: What defines the clusters, as in `DataFrame.groupby`.
     """
     numbers = np.asarray(values, dtype=float)
-    centre = float(numbers.mean()) if len(numbers) else math.nan
-    if len(numbers) < 2:
-        return Interval(centre, -math.inf, math.inf)
-    error = stats.sem(numbers)
-    if error == 0:
-        return Interval(centre, centre, centre)
-    low, high = stats.t.interval(0.95, len(numbers) - 1, loc=centre, scale=error)
-    return Interval(centre, float(low), float(high))
+    if not len(numbers):
+        return Interval(math.nan, -math.inf, math.inf)
+    clusters = () if by is None else (values.groupby(by).ngroup().to_numpy(),)
+    found = clustered(numbers, *clusters)
+    return Interval(found.value, found.low, found.high)
 
 
 def exact(value: Any) -> Interval:

@@ -1,18 +1,26 @@
 """The ledger: one row per check of each figure and statement, generated from saved reproductions.
 
-It reads the `result.json` of each folder and computes nothing, so it prints what was measured,
+It reads the `result.json` of each folder and measures nothing, so it prints what was measured,
 failing rows included. A written explanation of a row is kept in `explanation.md` in its folder.
+
+A check that repeats another one, with the same claim and the same number from the same models and
+facts, counts once: in the first analysis of the catalogue that has it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from analyses.reproduction.analysis import get_analysis
 from analyses.reproduction.catalogue import CATALOGUE
+from analyses.reproduction.check import Origin, scale_named
+from analyses.reproduction.settings import change
 from analyses.reproduction.workbench import DEFAULT_MODELS
 from hijacklens.files import RECORD
 from hijacklens.results.older_forms import upgraded
@@ -21,6 +29,11 @@ NAMED = ("torch", "transformer-lens")
 """Packages whose versions the ledger prints. The record of a result lists more."""
 EXPLANATION = "explanation.md"
 """A paragraph written by hand: why a check fails, or why an analysis was not run."""
+KINDS: Mapping[Origin, str] = {
+    "paper": "claims of the paper",
+    "identity": "identities, which test our code or a theorem that is proved",
+    "own": "claims of ours",
+}
 
 HEAD = """# Reproduction ledger
 
@@ -31,11 +44,12 @@ is a direction that the paper states or an exact anchor that we derived. A direc
 whole 95% interval lies on its side, an anchor when the estimate lies within the tolerance. `open`
 means that a claim is not decided at this scale.
 
-The scale `paper` uses the paper's seeds and sizes, where they are known, with the language models
-and facts named in each row below: by default the two packaged models and the atlas. The paper's own
-four models and 21,919 facts take the same command (docs/how-to/reproduce.md). Captions below the
-figures explain their error bars. Anchors are numbered as in docs/reference/derivations.md.
-A claim about every m, seed, model or variant prints the case closest to failing.
+The packaged language models are 4-bit versions of two models that the paper does not use, and the
+atlas is our own set of facts. One-layer models have the paper's seeds and sizes where they are
+known. The paper's four models and 21,919 facts take the same command (docs/how-to/reproduce.md).
+Anchors are numbered as in docs/reference/derivations.md. A claim about every m, seed, model or
+variant prints the case closest to failing; an interval over facts, m or d is clustered where these
+are not independent. A row that repeats an earlier one counts once.
 """
 
 
@@ -43,41 +57,49 @@ def write_ledger(folder: Path) -> str:
     """Return the ledger of the reproductions saved in a folder, as Markdown.
 
     Args:
-        folder: Has one folder per analysis, named by its id.
+        folder: Has one folder per analysis, named by its id. Runs on other facts or models are in
+            folders of the same names inside a further one, such as `counterfact/fig2a`.
     """
     records = _records(folder)
-    states = [check["state"] for record in records for check in record["outcomes"]]
+    _mark_repeats(records)
+    found = {record["analysis"] for record in records}
+    rows = [check for record in records for check in record["outcomes"]]
+    hashed = sum(bool(_hashed(record)) for record in records)
     lines = [
         HEAD,
-        f"{len(records)} of {len(CATALOGUE)} analyses, {len(states)} checks: "
-        f"{states.count('pass')} pass, {states.count('fail')} fail, {states.count('open')} open.",
+        f"{len(found)} of {len(CATALOGUE)} analyses in {len(records)} runs.",
         "",
-        "| id | source | scale | claim | measured | allowed | state |",
-        "|---|---|---|---|---|---|---|",
+        *(_total(rows, origin) for origin in KINDS),
+        f"- rows that repeat another one: {sum(bool(row['repeats']) for row in rows)}",
+        f"- runs whose checks were hashed before the run and have not changed since: {hashed} of "
+        f"{len(records)}; the others were judged again, from their saved tables, by checks that "
+        "were written or changed after them",
+        "",
+        "| id | reference | models | facts | seeds | claim | kind | measured | allowed | state |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    explanations = {name: _explanation(folder / name) for name in CATALOGUE}
     for record in records:
-        failed = "**fail**" + (" ([why](#remarks))" if explanations[record["analysis"]] else "")
-        for i, check in enumerate(record["outcomes"]):
-            name = f"[{record['analysis']}]({record['analysis']}/figure.png)" if i == 0 else ""
-            reference = CATALOGUE[record["analysis"]].reference if i == 0 else ""
-            scale = record["scale"] if i == 0 else ""
+        entry, path = CATALOGUE[record["analysis"]], record["path"]
+        failed = "**fail**" + (" ([why](#remarks))" if record["explanation"] else "")
+        first = [f"[{entry.id}]({path}/figure.png)", entry.reference, *_run_on(record)]
+        for check in record["outcomes"]:
             state = failed if check["state"] == "fail" else check["state"]
-            lines.append(
-                f"| {name} | {reference} | {scale} | {check['claim']} | {_number(check)} | "
-                f"{check['allowed']} | {state} |"
-            )
+            state += f", repeats {check['repeats']}" if check["repeats"] else ""
+            row = [check["claim"], check["origin"], _number(check), check["allowed"], state]
+            lines.append(f"| {' | '.join([*first, *row])} |")
+            first = [""] * 5
+        lines.append(f"| | | | | | *A reader may object:* {entry.objection} | | | | |")
     remarks: list[str] = []
     for record in records:
         for check in record["outcomes"]:
             if check["remark"]:
-                remarks.append(f"- `{record['analysis']}`, {check['claim']}: {check['remark']}")
-        if explanation := explanations[record["analysis"]]:
-            remarks.append(f"- `{record['analysis']}`: {explanation}")
+                remarks.append(f"- `{record['path']}`, {check['claim']}: {check['remark']}")
+        if record["explanation"]:
+            remarks.append(f"- `{record['path']}`: {record['explanation']}")
     lines += ["", "## Remarks", "", *(remarks or ["None."])]
     lines += ["", "## Settings", ""]
     # Records written by earlier versions have none.
-    shared = [found for record in records if (found := record.get("our_defaults"))]
+    shared = [known for record in records if (known := record.get("our_defaults"))]
     if shared:
         known = {name: value for each in shared for name, value in each.items()}
         lines += [
@@ -88,11 +110,47 @@ def write_ledger(folder: Path) -> str:
         ]
     for record in records:
         lines += [_settings(record), ""]
-    missing = [name for name in CATALOGUE if name not in {r["analysis"] for r in records}]
+    missing = [name for name in CATALOGUE if name not in found]
     if missing:
         lines += [f"Not run here: {', '.join(missing)}.", ""]
-        lines += [f"- `{name}`: {explanations[name]}" for name in missing if explanations[name]]
+        explanations = {name: _explanation(folder / name) for name in missing}
+        lines += [f"- `{name}`: {text}" for name, text in explanations.items() if text]
     return "\n".join(lines)
+
+
+def _mark_repeats(records: list[dict[str, Any]]) -> None:
+    """Name in each check the analysis that has the same claim with the same number before it."""
+    seen: dict[Any, str] = {}
+    for record in records:
+        for check in record["outcomes"]:
+            numbers = [check[name] for name in ("claim", "value", "low", "high", "allowed")]
+            key = json.dumps([numbers, record["models"], record["facts"]])
+            check["repeats"] = seen.get(key, "")
+            seen.setdefault(key, record["analysis"])
+
+
+def _total(rows: list[dict[str, Any]], origin: Origin) -> str:
+    """Return how many different checks of a kind there are, and their states."""
+    states = [row["state"] for row in rows if row["origin"] == origin and not row["repeats"]]
+    parts = ", ".join(f"{states.count(state)} {state}" for state in ("pass", "fail", "open"))
+    return f"- {KINDS[origin]}: {len(states)}, of which {parts}"
+
+
+def _run_on(record: Mapping[str, Any]) -> list[str]:
+    """Return the models, the facts and the number of seeds of a run."""
+    facts, settings = record["facts"], record["settings"]
+    limit = getattr(settings, "limit", None)
+    name = facts["name"].partition("_")[0] if facts else ""
+    sample = f"{name}, {facts['n']:,}" if facts else ""
+    if facts and limit and limit < facts["n"]:
+        sample = f"{name}, {limit:,} a panel of {facts['n']:,}"
+    return [", ".join(record["models"]), sample, str(getattr(settings, "seeds", ""))]
+
+
+def _hashed(record: Mapping[str, Any]) -> bool | None:
+    """Whether the present checks are those that were hashed before a run; None without a hash."""
+    digest = record.get("digest")
+    return digest and digest == get_analysis(record["analysis"]).digest(record["settings"])
 
 
 def _explanation(folder: Path) -> str:
@@ -101,10 +159,21 @@ def _explanation(folder: Path) -> str:
 
 
 def _records(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of the saved analyses, in catalogue order."""
-    paths = [folder / name / RECORD for name in CATALOGUE]
-    texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
-    return [upgraded(json.loads(text)) for text in texts]
+    """Return the records of the saved analyses, in catalogue order, with what is next to them."""
+    records = []
+    for name in CATALOGUE:
+        for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
+            if not (path / RECORD).exists():
+                continue
+            record = upgraded(json.loads((path / RECORD).read_text(encoding="utf-8")))
+            record["path"] = path.relative_to(folder).as_posix()
+            record["explanation"] = _explanation(path)
+            record["scale"] = scale_named(record["scale"])
+            default = get_analysis(name).settings[record["scale"]]
+            record["settings"] = change(default, record["settings"])
+            record["outcomes"] = [{"origin": "paper", **each} for each in record["outcomes"]]
+            records.append(record)
+    return records
 
 
 def _number(check: Mapping[str, Any]) -> str:
@@ -119,11 +188,13 @@ def _number(check: Mapping[str, Any]) -> str:
 
 
 def _settings(record: Mapping[str, Any]) -> str:
-    # At quick scale every size is our choice.
-    ours: Sequence[str] = record["ours" if record["scale"] == "paper" else "settings"]
+    analysis, scale = get_analysis(record["analysis"]), record["scale"]
+    settings, default = map(asdict, (record["settings"], analysis.settings[scale]))
     parts = [
-        f"{name}{'*' if name in ours else ''} = {_plain(value, seeds=name == 'seeds')}"
-        for name, value in record["settings"].items()
+        # At quick scale every size is our choice.
+        f"{name}{'*' if scale == 'quick' or name in analysis.ours else ''} = "
+        f"{_plain(value, seeds=name == 'seeds')}"
+        for name, value in settings.items()
     ]
     origin = record["provenance"]
     versions = origin["versions"]
@@ -137,11 +208,15 @@ def _settings(record: Mapping[str, Any]) -> str:
         about += f" Facts: {facts['name']}, {facts['n']:,}, hash {facts['hash'][:16]}."
         if facts["name"] != "atlas":
             more += f" --facts {facts['name']}"
+    for name, value in settings.items():
+        if value != default[name]:
+            more += f" --set {shlex.quote(f'{name}={json.dumps(value)}')}"
+    hashed = {None: "made before checks were hashed", False: "changed since", True: "unchanged"}
     return (
-        f"**{record['analysis']}** {record['title']}. `hijacklens reproduce {record['analysis']} "
+        f"**{record['path']}** {record['title']}. `hijacklens reproduce {record['analysis']} "
         f"--scale {record['scale']}{more}`, {record['seconds']:.0f} s, commit {origin['commit']}, "
         f"{origin['created'][:10]}, Python {origin['python']}, {made_with}. Settings (* ours): "
-        f"{'; '.join(parts)}.{about}"
+        f"{'; '.join(parts)}.{about} Checks: {hashed[_hashed(record)]}."
     )
 
 
@@ -152,6 +227,6 @@ def _listed(values: Mapping[str, Any]) -> str:
 def _plain(value: Any, *, seeds: bool = False) -> str:
     if seeds:
         return f"0 to {value - 1}"
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return "(" + ", ".join(map(_plain, value)) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)

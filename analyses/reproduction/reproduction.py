@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
 
 import pandas as pd
 from matplotlib.figure import Figure
-from pydantic import PlainSerializer, PlainValidator
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 
 from analyses.reproduction.analysis import Analysis, get_analysis
-from analyses.reproduction.check import SCALES, Outcome, Scale
-from analyses.reproduction.settings import RENAMED, RecipeSettings
+from analyses.reproduction.check import Outcome, Scale, scale_named
+from analyses.reproduction.settings import RecipeSettings, change
 from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
-from hijacklens.errors import unknown
 from hijacklens.facts.fact import FactSet, FactsRecord
 from hijacklens.one_layer.recipe import OUR_DEFAULTS
-from hijacklens.renamed import with_new_names
 from hijacklens.results.glance import STATE, Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
@@ -41,7 +39,7 @@ class Reproduction(Result):
     figures: ClassVar = {"figure": {}}
 
     analysis: AnalysisRecord
-    scale: Scale
+    scale: Annotated[Scale, BeforeValidator(scale_named)]
     settings: Any
     """The settings of the run: those of the scale, with any changes."""
     table: Annotated[pd.DataFrame, Stored("table.csv")]
@@ -51,6 +49,9 @@ class Reproduction(Result):
     """Language models that were run; none for the synthetic half."""
     facts: FactsRecord | None
     """The facts that they were scored on, if any."""
+    digest: str | None = None
+    """SHA-256 of the checks and settings before the run (`Analysis.digest`). If it differs from
+    today's, the saved table was judged again by other checks; earlier records have none."""
     provenance: Provenance
 
     @property
@@ -115,7 +116,7 @@ class Reproduction(Result):
 def reproduce(
     name: str,
     *,
-    scale: Scale = "quick",
+    scale: str = "quick",
     models: Sequence[str] = DEFAULT_MODELS,
     facts: FactSet | None = None,
     changes: Mapping[str, Any] | None = None,
@@ -126,8 +127,8 @@ def reproduce(
 
     Args:
         name: Id of the analysis; `hijacklens reproduce --list` lists them.
-        scale: `quick` (minutes for all analyses; CI runs it) or `paper` (the paper's seeds and
-            sizes).
+        scale: `quick` (minutes for all analyses; CI runs it) or `full` (the paper's seeds and
+            sizes where they are known, and all facts).
         models: Language models, for the analyses that run them.
         facts: Facts for them; by default the atlas.
         changes: Settings to change, by name; the checks do not change.
@@ -138,21 +139,20 @@ def reproduce(
     Raises:
         InputError: No analysis of that id, no such scale or setting.
     """
-    if scale not in SCALES:
-        raise unknown("scale", scale, SCALES)
-    analysis = get_analysis(name)
-    settings = change(analysis.settings[scale], changes or {})
+    analysis, size = get_analysis(name), scale_named(scale)
+    settings = change(analysis.settings[size], changes or {})
     bench = workbench or Workbench(models=tuple(models), facts=facts, quiet=quiet)
-    # Record the commit now: the checkout may change during the run.
-    provenance = Provenance.now(seed=_first_seed(settings))
+    # Record the commit and the checks now: the checkout may change during the run.
+    provenance, digest = Provenance.now(seed=_first_seed(settings)), analysis.digest(settings)
     start = time.monotonic()
     table = analysis.run(settings, bench)
     return Reproduction(
         analysis=analysis,
-        scale=scale,
+        scale=size,
         settings=settings,
         table=table,
-        outcomes=tuple(check.judge(table, scale) for check in analysis.checks),
+        outcomes=analysis.judge(table, size),
+        digest=digest,
         seconds=round(time.monotonic() - start, 1),
         **asked_of(name, bench),
         provenance=provenance,
@@ -180,23 +180,3 @@ def asked_of(name: str, bench: Workbench) -> dict[str, Any]:
         "models": bench.models if entry.uses_models else (),
         "facts": facts and facts.record(),
     }
-
-
-def change(settings: Any, changes: Mapping[str, Any]) -> Any:
-    """Return settings with some of them changed, by their present or former names.
-
-    Lists become tuples.
-
-    Raises:
-        InputError: There is no such setting.
-    """
-    changes = with_new_names(changes, RENAMED)
-    names = {item.name for item in fields(settings)}
-    for name in changes:
-        if name not in names:
-            raise unknown("setting", name, names)
-    return replace(settings, **{name: _tuple(value) for name, value in changes.items()})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from analyses.reproduction.check import Scale
 from analyses.reproduction.workbench import Workbench
+from hijacklens.errors import unknown
 from hijacklens.one_layer.recipe import Recipe
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
+from hijacklens.renamed import with_new_names
 
 RECIPE_OURS = ("seeds", "steps", "batch", "evaluation", "omega", "beta")
 """Recipe settings that the paper does not state, or that are only recalled. The paper does state
@@ -78,17 +80,17 @@ class WidthSettings(TrainingSettings):
     length: int = 256
 
 
-def scales(paper: Any, **quick: Any) -> dict[Scale, Any]:
+def scales(full: Any, **quick: Any) -> dict[Scale, Any]:
     """Return the settings of both scales.
 
     Args:
-        paper: Those of the paper.
+        full: The paper's sizes and seeds where they are known.
         **quick: The settings that differ at quick scale, where models are trained at one learning
             rate.
     """
-    if isinstance(paper, RecipeSettings):
+    if isinstance(full, RecipeSettings):
         quick["learning_rates"] = (0.01,)
-    return {"quick": replace(paper, **quick), "paper": paper}
+    return {"quick": replace(full, **quick), "full": full}
 
 
 def names_of(settings: Any) -> tuple[str, ...]:
@@ -124,3 +126,23 @@ def best_rows(result: TrainingResult) -> list[dict[str, Any]]:
     best: Any = table[table["lr"] == result.best_learning_rate]
     names = ["seed", "lr", "accuracy", "bayes_accuracy", "constructed_accuracy"]
     return [{str(k): v for k, v in row.items()} for row in best[names].to_dict("records")]
+
+
+def change(settings: Any, changes: Mapping[str, Any]) -> Any:
+    """Return settings with some of them changed, by their present or former names.
+
+    Lists become tuples.
+
+    Raises:
+        InputError: There is no such setting.
+    """
+    changes = with_new_names(changes, RENAMED)
+    names = {item.name for item in fields(settings)}
+    for name in changes:
+        if name not in names:
+            raise unknown("setting", name, names)
+    return replace(settings, **{name: _tuple(value) for name, value in changes.items()})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value

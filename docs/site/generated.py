@@ -109,9 +109,9 @@ def analyses() -> str:
     from analyses.reproduction.catalogue import CATALOGUE
 
     return _table(
-        ("id", "reference", "what", "quick", "paper"),
+        ("id", "reference", "what", "quick", "full"),
         [
-            (f"`{item.id}`", item.reference, item.title, item.quick, item.paper)
+            (f"`{item.id}`", item.reference, item.title, item.quick, item.full)
             for item in CATALOGUE.values()
         ],
     )

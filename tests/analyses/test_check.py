@@ -27,7 +27,7 @@ CASES = {
     "not near, though the interval holds it": (near("c", fixed(0.3, 0, 1), 0.25, 0.02), "fail"),
     "no number": (above("c", fixed(math.nan, 1, 2), 0.0), "fail"),
     "no interval": (above("c", fixed(1, -math.inf, math.inf), 0.0), "fail"),
-    "not decided": (above("c", fixed(-1, -2, -1), 0.0, scales=("paper",), remark="small"), "open"),
+    "not decided": (above("c", fixed(-1, -2, -1), 0.0, scales=("full",), remark="small"), "open"),
 }
 
 
@@ -44,6 +44,13 @@ def test_the_mean_has_students_interval():
     assert found.value == 2.0
     assert found.low == pytest.approx(2 - 4.302653 / math.sqrt(3), abs=1e-5)
     assert found.high == pytest.approx(2 + 4.302653 / math.sqrt(3), abs=1e-5)
+
+
+def test_a_mean_over_cells_counts_each_cell_once():
+    """Two seeds of a cell are alike: the interval is Student's over the means 1, 2 and 3."""
+    seeds = pd.Series([1.0, 1.0, 2.0, 2.0, 3.0, 3.0], index=pd.Index(list("aabbcc"), name="cell"))
+    found, cells = mean(seeds, "cell"), mean(TABLE["x"])
+    assert (found.low, found.high) == pytest.approx((cells.low, cells.high))
 
 
 def test_a_single_value_cannot_decide_a_direction():

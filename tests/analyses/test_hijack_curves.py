@@ -18,7 +18,6 @@ from analyses.paper.hijack_curves import (
     curves,
     dose_change,
     draw_curves,
-    draw_doses,
     moves,
     verdicts,
 )
@@ -193,7 +192,9 @@ def labels(panel):
 
 
 def test_a_figure_has_two_panels_per_relation(table):
-    curve, p131, by_size, _ = draw_curves(table, SETTINGS).axes
+    """With three models: one is named twice, and one more has another name."""
+    more = pd.concat([table, table[table["layers"] == 2].assign(model="another")])
+    curve, by_size, p131, _ = draw_curves(more, SETTINGS).axes
     assert curve.get_title() == "“Do not think of {near false}.”\nall relations, n = 5, no ties"
     assert p131.get_title().endswith("P131, n = 2, no ties")
     assert "rule first" in curve.get_ylabel()
@@ -204,21 +205,20 @@ def test_equal_curves_of_two_models_are_side_by_side():
     size = {"layers": 2, "parameters": 1_500_000}
     cell = {"scheme": "think", "relation": "P103"}
     same = pd.concat([rows(FOUR, model=name, **cell, **size) for name in ("m", "n")])
-    figure = draw_doses(verdicts(same), schemes=["think"], relations=["P103"], rule="first")
-    curve, by_size = figure.axes
+    figure = draw_curves(same, CurveSettings(schemes=("think",), relations=("P103",)))
+    (curve,) = figure.axes  # two models say nothing about size
     places = [line.get_xdata()[0] for line in curve.get_lines() if line.get_marker() in "os"]
     assert places == pytest.approx([-0.06, 0.06])
-    assert labels(by_size) == ["1.5M\n2 layers"]
     assert curve.get_title() == "“Think of {false}.”\nP103, n = 4, 2 ties"  # one of each model
 
 
 def test_a_relation_that_was_not_scored_has_an_empty_panel():
-    scored = verdicts(rows(FOUR, scheme="think", relation="P103", layers=2, parameters=10))
-    names = {"schemes": ["think"], "relations": ["P103", "P131"], "rule": "first"}
-    full, empty = draw_doses(scored, **names).axes
+    scored = rows(FOUR, scheme="think", relation="P103", layers=2, parameters=10)
+    settings = CurveSettings(schemes=("think",), relations=("P103", "P131"))
+    full, empty = draw_curves(scored, settings).axes
     assert full.get_title().endswith("n = 4, 1 tie")
     assert empty.get_title().endswith("P131, n = 0, no ties")
-    for panel in draw_doses(scored[:0], **names).axes:  # no relation was
+    for panel in draw_curves(scored[:0], settings).axes:  # no relation was
         assert panel.get_title().endswith("n = 0, no ties")
 
 

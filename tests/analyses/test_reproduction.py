@@ -41,14 +41,14 @@ def tiny_folder(tmp_path_factory):
 @pytest.mark.parametrize("name", ALL)
 def test_an_analysis_says_what_it_is(name):
     analysis = ALL[name]
-    assert set(analysis.settings) == set(analysis.entry.cost) == {"quick", "paper"}
+    assert set(analysis.settings) == set(analysis.entry.cost) == {"quick", "full"}
     names = {item.name for item in fields(analysis.settings["quick"])}
     assert set(analysis.ours) <= names
     claims = [check.claim for check in analysis.checks]
     assert claims
     assert len(set(claims)) == len(claims)
     for check in analysis.checks:
-        assert check.remark or check.scales == ("quick", "paper")
+        assert check.remark or check.scales == ("quick", "full")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -93,7 +93,10 @@ def test_the_ledger_has_a_row_for_every_check_and_names_what_is_missing(tmp_path
     text = write_ledger(tmp_path)
     for outcome in result.outcomes:
         assert text.count(f"| {outcome.claim} |") == 1
-    assert f"{len(result.outcomes)} pass, 0 fail" in text
+    assert "- identities, which test our code" in text
+    assert f"{len(result.outcomes)}, of which {len(result.outcomes)} pass, 0 fail" in text
+    assert "before the run and have not changed since: 1 of 1" in text
+    assert ALL["lemma5"].entry.objection in text
     for name in set(ALL) - {"lemma5"}:
         assert name in text.split("Not run here: ")[1]
 
@@ -113,14 +116,20 @@ def test_the_committed_ledger_is_generated_from_the_committed_results():
 
 
 @pytest.mark.parametrize(
-    "name", [path.parent.name for path in sorted(LEDGER.glob("*/result.json"))]
+    "name",
+    [path.parent.relative_to(LEDGER) for path in sorted(LEDGER.rglob("result.json"))],
+    ids=str,
 )
 def test_committed_tables_give_the_committed_outcomes(name):
     held = hl.load_result(LEDGER / name)
-    again = [check.judge(held.table, held.scale) for check in held.analysis.checks]
+    again, none = (
+        held.analysis.judge(held.table, held.scale),
+        dict.fromkeys(("value", "low", "high"), 0.0),
+    )
     for was, now in zip(held.outcomes, again, strict=True):
-        assert (now.claim, now.state, now.allowed) == (was.claim, was.state, was.allowed)
-        assert now.value == pytest.approx(was.value, rel=1e-6, abs=1e-12, nan_ok=True)
+        assert replace(now, **none) == replace(was, **none)
+        numbers = [(each.value, each.low, each.high) for each in (now, was)]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-6, abs=1e-12, nan_ok=True)
     assert held.passed or (LEDGER / name / EXPLANATION).exists()
 
 
@@ -166,9 +175,52 @@ def test_wrong_commands(name):
 
 def test_another_scale_in_the_folder_is_refused(tmp_path):
     run("lemma5", "--out", tmp_path)
-    result = run("lemma5", "--out", tmp_path, "--scale", "paper")
-    assert isinstance(result.exception, InputError)
-    assert "holds lemma5 with the scale quick, not paper" in str(result.exception)
+    """`paper` is the former name of `full`."""
+    for name in ("full", "paper"):
+        result = run("lemma5", "--out", tmp_path, "--scale", name)
+        assert isinstance(result.exception, InputError)
+        assert "holds lemma5 with the scale quick, not full" in str(result.exception)
+
+
+def test_settings_are_changed_by_name(tmp_path):
+    """The ledger prints the command, and the same command resumes."""
+    for _ in range(2):
+        assert run("lemma5", "--out", tmp_path, "--set", "bits=[3,4]").exit_code == 0
+    assert "--set 'bits=[3, 4]'`" in (tmp_path / "README.md").read_text()
+    refused = run("lemma5", "--out", tmp_path, "--set", "bits=3,4")
+    assert "'bits=3,4' is not NAME=JSON" in str(refused.exception)
+
+
+def test_a_repeated_check_counts_once_and_its_ledger_names_the_first(tmp_path):
+    """Two runs of one analysis on the same facts have the same claims and numbers."""
+    result = reproduce("lemma5")
+    result.save(tmp_path / "lemma5")
+    result.save(tmp_path / "again" / "lemma5")
+    text = write_ledger(tmp_path)
+    assert text.count("| pass, repeats lemma5 |") == len(result.outcomes)
+    assert f"- rows that repeat another one: {len(result.outcomes)}" in text
+    assert f": {len(result.outcomes)}, of which {len(result.outcomes)} pass" in text
+
+
+def test_checks_are_hashed_before_the_run(tmp_path, monkeypatch):
+    """A changed bound or setting changes the hash, and the ledger says so."""
+    lemma, first = ALL["lemma5"], ALL["lemma5"].checks[0]
+    settings = lemma.settings["quick"]
+    other = replace(lemma, checks=(replace(first, bound=1.0), *lemma.checks[1:]))
+    assert (
+        len(
+            {
+                lemma.digest(settings),
+                other.digest(settings),
+                lemma.digest(replace(settings, offset=1.0)),
+            }
+        )
+        == 3
+    )
+    result = reproduce("lemma5")
+    assert result.digest == lemma.digest(settings)
+    replace(result, digest="0" * 64).save(tmp_path / "lemma5")
+    assert "before the run and have not changed since: 0 of 1" in write_ledger(tmp_path)
 
 
 def test_results_with_former_settings_are_refused(tmp_path):
@@ -203,9 +255,9 @@ STATED = {
 @pytest.mark.parametrize("name", ALL)
 def test_settings_of_trained_models_are_ours_unless_the_paper_states_them(name):
     analysis = ALL[name]
-    if not isinstance(analysis.settings["paper"], TrainingSettings):
+    if not isinstance(analysis.settings["full"], TrainingSettings):
         return
-    names = {item.name for item in fields(analysis.settings["paper"])}
+    names = {item.name for item in fields(analysis.settings["full"])}
     stated = {each for each in names if each in STATED or f"{each} of {name}" in STATED}
     if name == "figc8":  # clusters by two bits are recalled
         stated -= {"support"}

@@ -33,7 +33,7 @@ class Sabotage:
     patch: Callable[[pytest.MonkeyPatch], None] = lambda monkeypatch: None
     """Breaks the code during the run."""
     scale: Scale = "quick"
-    """`paper` for claims that are open at quick scale; `changes` then makes the settings small."""
+    """`full` for claims that are open at quick scale; `changes` then makes the settings small."""
 
 
 def sabotages() -> list[Sabotage]:

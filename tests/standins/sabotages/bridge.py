@@ -63,7 +63,7 @@ SABOTAGES = (
             "over facts the shift",
         ),
         changes={**UNTRAINED, "support": "first-bit", "contexts": 64, "limit": 6},
-        scale="paper",
+        scale="full",
         patch=no_attention_to_the_hijack,
     ),
     Sabotage(
@@ -76,9 +76,16 @@ SABOTAGES = (
     Sabotage(
         analysis="bridge-mixing",
         how="a model blind to the hijack",
-        claims=("one sentence raises efficacy, in", "one sentence raises efficacy in"),
+        claims=(
+            "one sentence raises efficacy, in",
+            *(
+                "one sentence raises efficacy in every language model more than the same fraction "
+                f"of tokens does with {way}"
+                for way in ("the trained", "equation", "the Bayes")
+            ),
+        ),
         changes={**UNTRAINED, "steps": 150, "contexts": 256, "limit": 6, "doses": (0, 1)},
-        scale="paper",
+        scale="full",
         patch=blind_model,
     ),
 )

@@ -79,7 +79,7 @@ SABOTAGES = (
             claims=("the m largest values hold", "the gap is as wide"),
             changes=small(4, 8),
             patch=shuffled_gram,
-            scale="paper",
+            scale="full",
         )
         for name in ("figc9", "figc10", "figc11", "figc12")
     ),

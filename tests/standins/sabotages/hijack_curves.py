@@ -44,7 +44,7 @@ SABOTAGES = (
         analysis="fig1",
         how="empty contexts",
         claims=("in every model some context raises", "the paper's sentence raises"),
-        scale="paper",
+        scale="full",
         patch=empty_contexts,
     ),
     Sabotage(
@@ -65,12 +65,17 @@ SABOTAGES = (
             how=f"a model blind to the hijack{how}",
             claims=claims,
             changes=changes,
-            scale="paper",
+            scale="full",
             patch=blind_model,
         )
         for name, how, changes, claims in (
             ("fig2a", "", FEW, (f"{RISES},", f"{RISES} by each", "five sentences raise")),
-            ("fig2b", "", FEW, (f"{RISES},", f"{RISES} by each", "five sentences raise")),
+            (
+                "fig2b",
+                "",
+                FEW,
+                (f"P190: {RISES},", f"P190: {RISES} by each", "P190: five sentences"),
+            ),
             ("figb1", "", FEW, (f"{FALLS},", f"{FALLS} by each", "five sentences of the")),
             ("figb2", "", ONE, (f"{RISES},", f"{RISES} by each", "five sentences raise")),
             ("figb2", ", relation by relation", SHORT, EACH),

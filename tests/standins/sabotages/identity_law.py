@@ -39,9 +39,9 @@ SABOTAGES = (
     ),
     Sabotage(
         analysis="theorem3",
-        how="an untrained model at paper scale",
+        how="an untrained model at full scale",
         claims=("with all labels the linear law",),
         changes={"steps": 1, "bits": (3,), "seeds": 2},
-        scale="paper",
+        scale="full",
     ),
 )

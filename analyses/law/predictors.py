@@ -8,13 +8,13 @@ alone, which ends before the query begins. Targets are read by their first token
     entropy, top_logprob            of the next token after the bare query, in nats
     sentence_true, sentence_false   both targets after the sentence alone, in nats
     tokens_*                        tokens of each target, the query and the sentence
-    id_true, id_false               log(1 + token id): in most tokenizers, later means rarer
+    id_true, id_false               log(1 + token id) / log(vocabulary): later mostly means rarer
     similarity_true, _false         cosine of the mention's embedding and a target's unembedding
     similarity_targets              cosine of both unembeddings
-    copying                         what heads would write to the margin, up to the scales of norms,
-                                    if each attended to the mention as to the subject in the bare
-                                    run (values of the sentence alone); copying_all: if each head
-                                    attended to the mention alone
+    copying                         what heads would write to the margin, if each attended to the
+                                    mention as to the subject in the bare run (values of the
+                                    sentence alone); copying_all: if each attended to the mention
+                                    alone; both in standard deviations over the facts of a scheme
     attention                       mean attention to the subject in the bare run
 """
 
@@ -113,8 +113,8 @@ def predictors(
         "tokens_false": [len(p.items[0].false) for p in chosen],
         "tokens_query": [len(p.bare.positions("query")) for p in chosen],
         "tokens_sentence": [len(p.hijacked.positions("hijack")) for p in chosen],
-        "id_true": np.log1p([true for true, _ in answers]),
-        "id_false": np.log1p([false for _, false in answers]),
+        "id_true": np.log1p([true for true, _ in answers]) / np.log(len(W_E)),
+        "id_false": np.log1p([false for _, false in answers]) / np.log(len(W_E)),
         "similarity_true": cosine_similarity(mention, readout[:, 0]),
         "similarity_false": cosine_similarity(mention, readout[:, 1]),
         "similarity_targets": cosine_similarity(readout[:, 0], readout[:, 1]),
@@ -127,7 +127,11 @@ def predictors(
         for p in chosen
     ]
     table = pd.DataFrame(texts, columns=list(TEXTS))
-    return table.assign(**{name: np.asarray(columns[name], dtype=float) for name in PREDICTORS})
+    table[list(PREDICTORS)] = np.column_stack([np.asarray(columns[n], float) for n in PREDICTORS])
+    scaled = ["copying", "copying_all"]  # the scales of norms differ between models
+    spread = table.groupby("scheme")[scaled].transform("std", ddof=0)
+    table[scaled] /= spread.where(spread > 0, 1)
+    return table
 
 
 def measured(run: HijackResult, table: pd.DataFrame) -> pd.DataFrame:

@@ -169,9 +169,10 @@ def test_predictors_are_those_of_the_plain_model(planted):
     assert table["sentence_false"][0] == pytest.approx(
         float(logits[pair.answers()[1]].detach()), abs=1e-4
     )
-    # The planted head writes 5 logits to the target that it attends to, other heads little.
-    assert table["copying_all"].median() == pytest.approx(5, abs=0.2)
-    assert table["copying"].median() < 0.5 * table["copying_all"].median()
+    # The planted head writes the same to every target of one token, other heads little.
+    low, high = table["copying_all"].quantile([0.4, 0.8])
+    assert 0 < low < high < 1.1 * low
+    assert table[["copying", "copying_all"]].std(ddof=0).tolist() == pytest.approx([1, 1])
 
 
 @pytest.mark.parametrize("averages", [False, True])
@@ -231,6 +232,7 @@ def test_the_comparison_over_schemes_and_models_explains_facts():
     assert "saturation" in str(result)
 
 
+@pytest.mark.slow
 def test_the_command_takes_a_saved_run(planted, tmp_path, capsys):
     *_, run, folder = planted
     run.save(tmp_path / "run")

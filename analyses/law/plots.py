@@ -22,7 +22,7 @@ LINE = {"color": "#888888", "linewidth": 0.8, "linestyle": ":"}
 
 
 def draw(rows: pd.DataFrame, what: str, law: str) -> Figure:
-    """Draw a figure: a row of panels per model.
+    """Draw a figure: a panel per model and scheme.
 
     Args:
         rows: For `laws` the table of laws, otherwise the predictions of one law.
@@ -30,7 +30,7 @@ def draw(rows: pd.DataFrame, what: str, law: str) -> Figure:
         law: The name of that law.
     """
     cells: Any = list(rows.groupby(["model", "scheme"], sort=False))
-    columns = min(4, rows["scheme"].nunique())
+    columns = min(4, len(cells), max(2, rows["scheme"].nunique()))
     height = {"laws": 2.6, "residuals": 4.6}.get(what, 3.1)
     with plots.canvas(-(-len(cells) // columns), columns, width=3.3, height=height) as (fig, axes):
         for ax, ((model, scheme), part) in zip(axes, cells, strict=False):

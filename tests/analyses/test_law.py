@@ -182,10 +182,10 @@ def test_where_the_posterior_is_known_its_law_wins(averages):
         OneLayerTransformer.from_weights(memory.theorem_1(task), length=40) if averages else None
     )
     table = law.exact(task, model, facts=120, doses=(1, 3))
-    found = predictions(table, count=3, splits=["relations", "all doses"], quiet=True)
-    rows = found[found["split"] == "all doses"]
-    assert selected(rows) == "posterior"
-    error = rows[rows["law"] == "posterior"].eval("abs(predicted - shift)")
+    laws = law.LAWS[:-1] if averages else law.LAWS  # the ceiling takes most of the time
+    found = predictions(table, laws=laws, count=2, splits=["all doses"], quiet=True)
+    assert selected(found) == "posterior"
+    error = found[found["law"] == "posterior"].eval("abs(predicted - shift)")
     assert error.max() < 0.01
     fitted = {k: v.value for k, v in BY_NAME["posterior"].fit(table).parameters.items()}
     # Three tokens against twelve: the exact rule adds evidence, uniform attention mixes it.
@@ -194,19 +194,19 @@ def test_where_the_posterior_is_known_its_law_wins(averages):
     # With shuffled shifts no law predicts anything.
     order = np.random.default_rng(0).permutation(len(table))
     shuffled = table.assign(shift=table["shift"].to_numpy()[order])
-    nothing = predictions(shuffled, count=3, splits=["relations"], quiet=True)
+    nothing = predictions(shuffled, laws=law.LAWS[:-1], count=3, splits=["relations"], quiet=True)
     for _, part in nothing.groupby("law"):
         assert influences(part)["r2"].mean() < 0.1
 
 
 def test_later_doses_follow_from_the_first_one():
-    table = drawn(doses=(1, 2, 4)).assign(shift=lambda table: by_hand("additive", table))
+    table = drawn(40, doses=(1, 2, 4)).assign(shift=lambda table: by_hand("additive", table))
     table["shift"] *= 1 + table["case_id"] / 10  # every fact has its own evidence
-    found = predictions(table, count=3, splits=["later doses"], quiet=True)
+    found = predictions(table, laws=law.LAWS[:-1], count=3, splits=["later doses"], quiet=True)
     r2 = {name: influences(rows)["r2"].mean() for name, rows in found.groupby("law")}
     assert r2["additive"] == pytest.approx(1)
     assert r2["constant"] < 0.2
-    assert set(r2) == {"constant", "additive", "saturation", "posterior", "ceiling"}
+    assert set(r2) == {"constant", "additive", "saturation", "posterior"}
 
 
 def test_the_comparison_over_schemes_and_models_explains_facts():

@@ -129,7 +129,7 @@ def predictors(
     table = pd.DataFrame(texts, columns=list(TEXTS))
     table[list(PREDICTORS)] = np.column_stack([np.asarray(columns[n], float) for n in PREDICTORS])
     scaled = ["copying", "copying_all"]  # the scales of norms differ between models
-    spread = table.groupby("scheme")[scaled].transform("std", ddof=0)
+    spread: Any = table.groupby("scheme")[scaled].transform("std", ddof=0)
     table[scaled] /= spread.where(spread > 0, 1)
     return table
 

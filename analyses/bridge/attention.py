@@ -183,7 +183,7 @@ def _spearman(first: Any, second: Any, *relations: Any) -> Interval:
     """
     if len(first) < 4 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return Interval(math.nan, math.nan, math.nan)
-    x, y = (stats.zscore(stats.rankdata(values)) for values in (first, second))
+    x, y = (np.asarray(stats.zscore(stats.rankdata(values))) for values in (first, second))
     r = float((x * y).mean())
     found = clustered(x * y - r * (x**2 + y**2) / 2, *relations)
     return Interval(r, r + found.low, r + found.high)

@@ -276,7 +276,7 @@ def answers(
         context_length=int(model.cfg.n_ctx) - generation.tokens,
         vocabulary=vocabulary_of(model),
     )
-    scored = result.items[result.items["model"] == name]
+    scored: Any = result.items[result.items["model"] == name]
     margins = {rule: margin(scored, rule) for rule in RULES}
     scored = scored.assign(**margins).set_index(["case_id", "scheme", "dose"])
     kept = [x for x in items if (x.fact.case_id, x.prompt.scheme, x.prompt.dose) in scored.index]

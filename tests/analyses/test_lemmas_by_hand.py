@@ -119,7 +119,7 @@ def test_a_claim_about_missing_rows_does_not_pass():
     (outcome,) = (
         check.judge(table, "quick")
         for check in constructed_error.ANALYSES[0].checks
-        if check.claim.startswith("accuracy at omega = 1, m = 5")
+        if check.claim.startswith("at m = 5, omega = 1 the margin")
     )
     assert outcome.state == "fail"
     assert math.isnan(outcome.value)

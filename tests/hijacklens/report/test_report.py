@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 import hijacklens as hl
 from hijacklens import plots
 from hijacklens.errors import InputError
+from hijacklens.facts.relations import relation_title
 from hijacklens.report.tables import links, number, pack, table_part
 from hijacklens.results.exhibits import Drawing, Table
 from hijacklens.results.result import Provenance, Result
@@ -73,6 +74,7 @@ def packed(place, end):
 def test_numbers_are_those_of_the_files(page, run):
     found = packed(section(page, "Efficacy and retention"), "-data")
     written = pd.read_csv(run / "summary.csv")
+    written["relation"] = written["relation"].map(relation_title)
     pd.testing.assert_frame_equal(found, written, check_dtype=False, check_exact=False, rtol=1e-15)
     facts = section(page, "Facts before and after")
     items = pd.read_parquet(run / "items.parquet")

@@ -143,8 +143,7 @@ def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]
         cached: Whether packs take what they share with their neighbours from a trunk.
 
     Note:
-        Dynamic programming over the leaves, looking `MOST_LEAVES` ahead from each; 0.7 s for the
-        complete CounterFact at doses 0 to 5, on one core.
+        Dynamic programming over the leaves, looking `MOST_LEAVES` ahead from each.
     """
     n = len(trie.leaves)
     if not n:

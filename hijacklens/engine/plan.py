@@ -114,8 +114,7 @@ def make_plan(
         InputError: An unknown sharing.
 
     Note:
-        1 s for each sharing for the 131,120 distinct prompts of the complete CounterFact at doses
-        0 to 5, on one core.
+        Costs a sort of the prefixes, and the search for cuts for each sharing that is compared.
     """
     choice("sharing", sharing, SHARINGS)
     trie = Trie.of(prefixes)

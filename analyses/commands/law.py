@@ -99,10 +99,11 @@ def command(
         title, record = chosen.record().title, chosen.record()
         for run, place in zip(saved, runs, strict=True):
             of = run.settings.facts if isinstance(run, HijackResult) else None
-            if of is None or (of.hash, of.opening) != (record.hash, record.opening):
+            same = ("hash", "opening", "joining", "chat")
+            if any(getattr(of, name, place) != getattr(record, name) for name in same):
                 raise InputError(
                     f"--run {place} holds no scores of these facts; give the --facts, --limit, "
-                    "--seed and --opening of that run."
+                    "--seed, --opening, --joining and --chat of that run."
                 )
     for name in models if chosen else ():
         output.loading(name)

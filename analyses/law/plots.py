@@ -34,7 +34,7 @@ def draw(rows: pd.DataFrame, what: str, law: str) -> Figure:
     height = {"laws": 2.6, "residuals": 4.6}.get(what, 3.1)
     with plots.canvas(-(-len(cells) // columns), columns, width=3.3, height=height) as (fig, axes):
         for ax, ((model, scheme), part) in zip(axes, cells, strict=False):
-            globals()[f"_{what}"](ax, part, law)
+            DRAWN[what](ax, part, law)
             ax.set_title(plots.escape(f"{model}, {scheme}"), fontsize=9)
         for ax in axes[len(cells) :]:
             ax.set_axis_off()
@@ -86,3 +86,11 @@ def _residuals(ax: Axes, part: Any, law: str) -> None:
     _bars(ax, [(name, one.value, one.low, one.high) for name, one in found], 3)
     ax.set_xlim(min(x.value for _, x in found) - 2, max(x.value for _, x in found) + 2)
     ax.set_xlabel(f"measured - predicted by {law} (nats)")
+
+
+DRAWN = {
+    "laws": _laws,
+    "predicted": _predicted,
+    "calibration": _calibration,
+    "residuals": _residuals,
+}

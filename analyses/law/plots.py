@@ -84,7 +84,8 @@ def _residuals(ax: Axes, part: Any, law: str) -> None:
     found = [(name, clustered(rest.to_numpy())) for name, rest in groups if len(rest) > 1]
     found.sort(key=lambda one: one[1].value)
     _bars(ax, [(name, one.value, one.low, one.high) for name, one in found], 3)
-    ax.set_xlim(min(x.value for _, x in found) - 2, max(x.value for _, x in found) + 2)
+    values = [one.value for _, one in found] or [0.0]  # no relation may have two facts
+    ax.set_xlim(min(values) - 2, max(values) + 2)
     ax.set_xlabel(f"measured - predicted by {law} (nats)")
 
 

@@ -316,11 +316,11 @@ def _drawn(
 
     The noise is made on the CPU, so that a draw is the same on every device.
     """
-    tokens = []
-    for row, prefix in zip(logits, prefixes, strict=True):
+    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
+    for i, (row, prefix) in enumerate(zip(logits, prefixes, strict=True)):
         key = hashlib.sha256(repr(options.draw).encode() + prefix).digest()
         source = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
         exponential = torch.empty(len(row)).exponential_(generator=source)
         noise = -exponential.log().to(row.device)
-        tokens.append((row / options.temperature + noise).argmax())
-    return torch.stack(tokens)
+        tokens[i] = (row / options.temperature + noise).argmax()
+    return tokens

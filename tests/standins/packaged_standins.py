@@ -136,8 +136,9 @@ class StandIns:
         patch.setattr(PackagedModel, "folder", lambda model: self.folder(model.name))
         patch.setattr(PackagedModel, "installed", True)
         patch.setattr(PackagedModel, "revision", "a stand-in of the tests")
-        for module in LOADING:
-            patch.setattr(importlib.import_module(module), "load_model", self.load)
+        # All are imported before one is patched: an import would keep the stand-in for good.
+        for module in [importlib.import_module(name) for name in LOADING]:
+            patch.setattr(module, "load_model", self.load)
         # Nobody looks at the figures: they are drawn once, small, and not laid out.
         patch.setitem(STYLE, "savefig.dpi", 40)
         patch.setitem(STYLE, "savefig.bbox", "standard")

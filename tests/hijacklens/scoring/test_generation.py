@@ -9,6 +9,8 @@ import torch
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
+from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.results.result import load_result
@@ -86,9 +88,6 @@ def test_draws_follow_the_model():
     """The first token of many draws against the softmax, by a chi-square test."""
     from scipy.stats import chisquare
 
-    from hijacklens.engine.engine import next_token_logprobs, read
-    from hijacklens.engine.reading import ReadOptions
-
     model = load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"))
     ids = (5, 6, 7)
     probabilities = (next_token_logprobs(model, ids).double() / 0.5).softmax(-1)
@@ -104,6 +103,16 @@ def test_draws_follow_the_model():
         chisquare(counts, torch.tensor(expected, dtype=torch.double) * 150 / sum(expected)).pvalue
         > 1e-3
     )
+
+
+def test_draws_are_the_same_however_prompts_share_tokens(run):
+    model, shared = run[2], (5, 6, 7) * 12
+    requests = {(*shared, token): () for token in range(8, 14)}
+    draws = [
+        [one.top_token for one in read(model, requests, options).values()]
+        for options in (ReadOptions(sharing=way, temperature=1.0) for way in ("plain", "cached"))
+    ]
+    assert draws[0] == draws[1]
 
 
 def test_what_was_not_scored_is_refused(run):

@@ -15,7 +15,7 @@ import pytest
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.slow  # two builds, in processes of their own
+pytestmark = pytest.mark.slow  # two builds, in separate processes
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("hijacklens", "probes", "analyses")

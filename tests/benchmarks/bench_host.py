@@ -89,7 +89,7 @@ def work(side, count, folder):
 
 
 def measured(side, count, folder):
-    """The result of `work` in a process of its own."""
+    """Return the result of `work` in a separate process."""
     code = (
         f"import sys, json; sys.path.insert(0, {str(Path(__file__).parent)!r}); import bench_host; "
         f"print(json.dumps(bench_host.work({side!r}, {count!r}, {str(folder)!r})))"

@@ -213,7 +213,7 @@ class Reader:
 
 @contextlib.contextmanager
 def refusing(error: str) -> Iterator[None]:
-    """Let the hub refuse every tokenizer with an error: the name of its class and its words."""
+    """Let the hub refuse every file and tokenizer with an error: its class name and its words."""
     if not error:
         yield
         return
@@ -223,7 +223,10 @@ def refusing(error: str) -> Iterator[None]:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise kind(words or "the hub said no")
 
-    with mock.patch("hijacklens.models.loading.AutoTokenizer.from_pretrained", refuse):
+    with (
+        mock.patch("huggingface_hub.hf_hub_download", refuse),
+        mock.patch("hijacklens.models.loading.AutoTokenizer.from_pretrained", refuse),
+    ):
         yield
 
 

@@ -28,8 +28,8 @@ def no_attention_to_the_hijack(monkeypatch):
 
 
 def nothing_mixed_in(monkeypatch):
-    def broken(task, batch, rate, generator):
-        return MIXED(task, batch, 0.0, generator)
+    def broken(task, batch, rate, generator, **options):
+        return MIXED(task, batch, 0.0, generator, **options)
 
     monkeypatch.setattr(ConceptTask, "sample_mixed", broken)
 

@@ -61,7 +61,8 @@ SABOTAGES = (
         analysis="figc4",
         how="untrained models",
         claims=("trained embeddings gain", "at the largest d"),
-        changes={**UNTRAINED, "bits": (3,), "d_models": (4, 16)},
+        changes={**UNTRAINED, "bits": (3, 4), "d_models": (4, 32)},
+        scale="full",
     ),
     *(
         Sabotage(

@@ -24,8 +24,8 @@ from .results.result import load_result as load_result
 from .scoring.answers import answer as answer
 from .scoring.comparison import Comparison as Comparison
 from .scoring.comparison import compare as compare
+from .scoring.continuing import Generation as Generation
 from .scoring.execution import Execution as Execution
-from .scoring.generation import Generation as Generation
 from .scoring.generation import answers as answers
 from .scoring.hijack import hijack as hijack
 from .scoring.pairs import pairs as pairs

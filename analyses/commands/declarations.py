@@ -20,7 +20,7 @@ from functools import wraps
 from pathlib import Path
 from string import Template
 from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import click
 
@@ -98,9 +98,12 @@ def declared(*keys: str, label: str = "") -> Callable[[Any], Any]:
 
 
 def _parameters(function: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the name, the type and the default of each parameter."""
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        yield parameter.name, parameter.annotation, parameter.default
+    """Yield the name, the type and the default of each parameter, or of each field of a record."""
+    # The fields that a record inherits are annotated in the module of their own class.
+    fields = get_type_hints(function, include_extras=True) if is_dataclass(function) else {}
+    for parameter in inspect.signature(function, eval_str=not fields).parameters.values():
+        kind = fields.get(parameter.name, parameter.annotation)
+        yield parameter.name, kind, parameter.default
 
 
 def _made(name: str, kind: Any, default: Any, texts: dict[str, str]) -> Callable[[Any], Any]:

@@ -52,7 +52,8 @@ COMMANDS = {
 `analyses.commands.<module>:<name>` for those of `SHARED`."""
 SHARED: dict[str, str] = {
     **dict.fromkeys(("models", "schemes", "probes", "facts", "completion"), "listing"),
-    **dict.fromkeys(("compare", "report"), "saved"),
+    **dict.fromkeys(("compare", "report", "cache"), "saved"),
+    **dict.fromkeys(("ask", "trace"), "one_fact"),
 }
 """Command -> the module that it shares with others."""
 

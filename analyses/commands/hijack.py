@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import click
 
-from analyses.commands.declarations import declared, option
+from analyses.commands.declarations import Whole, declared, option
 from analyses.commands.options import (
     ExecutionChoice,
     FactsChoice,
@@ -22,10 +22,10 @@ from analyses.commands.options import (
     SchemesChoice,
 )
 from analyses.commands.screen import Output, records, say
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, number
 
 if TYPE_CHECKING:
-    from hijacklens.scoring.generation import Generation
+    from hijacklens.scoring.continuing import Generation
     from hijacklens.scoring.result import HijackResult
 
 
@@ -40,15 +40,32 @@ class GenerationChoice:
     generate: Annotated[
         bool, option("Also generate answers and judge them: true, false, other or refused.")
     ] = False
-    answer_tokens: Annotated[int, option("With --generate: maximum length of an answer.")] = 24
-    samples: Annotated[int, option("With --generate: answers to each prompt.")] = 1
+    answer_tokens: Annotated[
+        int, option("With --generate: maximum length of an answer.", type=Whole(1))
+    ] = 24
+    samples: Annotated[int, option("With --generate: answers to each prompt.", type=Whole(1))] = 1
     temperature: Annotated[
         float, option("With --generate: 0 takes the likeliest token; above it, draw.", metavar="T")
     ] = 0.0
 
+    def check(self) -> None:
+        """Refuse numbers that are out of range or have no effect; imports nothing large.
+
+        Raises:
+            InputError: As `Generation`, or an option needs --generate.
+        """
+        number("--temperature", self.temperature, least=0)
+        if not self.generate and self != GenerationChoice():
+            raise InputError("--answer-tokens, --samples and --temperature need --generate.")
+        if self.samples > 1 and not self.temperature:
+            raise InputError(
+                f"--samples {self.samples} at --temperature 0 gives equal answers; give a "
+                "temperature, such as --temperature 1."
+            )
+
     def load(self, seed: int) -> Generation:
         """Return the record that the library takes."""
-        from hijacklens.scoring.generation import Generation
+        from hijacklens.scoring.continuing import Generation
 
         return Generation(
             tokens=self.answer_tokens,
@@ -105,6 +122,7 @@ def command(
         raise InputError(
             f"--probe {model_probes[0].text!r} is made for one model; score one model at a time."
         )
+    generating.check()
     if generating.generate and execution.engine != "local":
         raise InputError("--generate needs --engine local, since answers are generated here.")
     path = folder.check("-".join(labels), models=models)

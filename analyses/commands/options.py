@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
@@ -19,7 +19,7 @@ from hijacklens.files import RECORD, check_folder, expand_home
 
 if TYPE_CHECKING:
     from hijacklens.facts.chat import Chat
-    from hijacklens.facts.fact import Fact, FactSet
+    from hijacklens.facts.fact import FactSet
     from hijacklens.prompts.schemes import Scheme
     from hijacklens.scoring.execution import Execution
 
@@ -54,14 +54,16 @@ class PromptForm:
             metavar="TEXT",
         ),
     ] = ""
-    turn: Annotated[
+    hijack: Annotated[
         Literal["user", "system", "earlier"] | None,
         option("Ask in the model's chat template, with the sentences in this turn.", "--chat"),
     ] = None
-    asker: Annotated[
-        Literal["user", "assistant"],
-        option("With --chat: whose turn has the query; the assistant's is continued.", "--query"),
-    ] = "user"
+    query: Annotated[
+        Literal["user", "assistant"] | None,
+        option(
+            "With --chat: whose turn has the query; the assistant's is continued.  [default: user]"
+        ),
+    ] = None
     system: Annotated[str | None, option("With --chat: the system turn.", metavar="TEXT")] = None
     instruction: Annotated[
         str | None,
@@ -77,18 +79,14 @@ class PromptForm:
         """
         from hijacklens.facts.chat import Chat
 
-        if self.turn is None:
-            for name in ("system", "instruction"):
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"--{name} needs --chat user, --chat system or --chat earlier."
-                    )
-            if self.asker != "user":
-                raise InputError(f"--query {self.asker} needs --chat user, system or earlier.")
-            return None
-        return Chat(
-            hijack=self.turn, query=self.asker, system=self.system, instruction=self.instruction
-        )
+        names = ("query", "system", "instruction")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.hijack is not None:
+            return Chat(hijack=self.hijack, **given)
+        if given:
+            name = next(iter(given))
+            raise InputError(f"--{name} needs --chat user, --chat system or --chat earlier.")
+        return None
 
     def write(self, facts: FactSet) -> FactSet:
         """Return the facts with this form."""
@@ -133,58 +131,6 @@ class FactsChoice(PromptForm):
         facts = load_facts(self.source, joining=self.joining, seed=self.seed)
         facts = facts.where(relation=self.relations or None, case_ids=self.cases or None)
         return self.write(facts.limit(self.limit, seed=self.seed))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WrittenFact(PromptForm):
-    """The parts of a fact other than its prompt, written as options."""
-
-    subject: Annotated[
-        str | None, option("The subject, which must occur once in the prompt.", metavar="TEXT")
-    ] = None
-    target_true: Annotated[str | None, option("The true target.", "--true", metavar="TEXT")] = None
-    target_false: Annotated[str | None, option("The false target.", "--false", metavar="TEXT")] = (
-        None
-    )
-    relation: Annotated[
-        str,
-        relation_option("The relation by id or name, for the scheme `relation`."),
-    ] = ""
-
-    def require(self, what: str, needed: Iterable[str], **more: str | None) -> None:
-        """Refuse a fact that lacks some of its parts.
-
-        Args:
-            what: What needs them, for the message.
-            needed: Names of fields.
-            more: Further parts that are needed, by name.
-        """
-        options = {"target_true": "--true", "target_false": "--false"}
-        parts = {**more, **{name: getattr(self, name) for name in needed}}
-        missing = [options.get(name, f"--{name}") for name, part in parts.items() if not part]
-        if missing:
-            raise InputError(f"{what} needs {' and '.join(missing)}.")
-
-    def fact(self, prompt: str) -> Fact:
-        """Return the fact. A missing target becomes a placeholder text.
-
-        Raises:
-            InputError: The subject does not occur exactly once in the prompt.
-        """
-        from hijacklens.facts.records import facts_from_records
-        from hijacklens.facts.relations import country_of_language
-
-        countries = country_of_language()
-        record = {
-            "prompt": prompt,
-            "subject": self.subject,
-            "relation_id": self.relation,
-            "answer_a": self.target_true or "(no true target)",
-            "answer_b": self.target_false or "(no false target)",
-            "near_true": countries.get(self.target_true or ""),
-            "near_false": countries.get(self.target_false or ""),
-        }
-        return facts_from_records([record], name="own")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,15 +15,13 @@ Contract 1: a reading equals the one of a plain Hugging Face forward pass of tha
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.batch_size import BatchSize
@@ -38,19 +36,15 @@ from hijacklens.engine.reading import (
     Requests,
     ignore,
 )
-from hijacklens.engine.rows import Row, apart, to_device, write_out
-from hijacklens.engine.support import disagreement, support_of
-from hijacklens.engine.trie import Prefix
+from hijacklens.engine.support import Support, disagreement, support_of
+from hijacklens.engine.work import Work
 from hijacklens.errors import InputError
-from hijacklens.models.device_memory import is_out_of_memory, peak_bytes
+from hijacklens.models.device_memory import peak_bytes
 from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedModel, device_of, unnamed_hooks
 from hijacklens.models.verification import agreement_of
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
-
-CACHED_ROWS = 4
-"""Rows of logits that fit into the cache of a CPU core."""
 
 
 @exclusively
@@ -122,14 +116,12 @@ def _read(run: Pass, requests: Requests, options: ReadOptions, finished: Finishe
     size = BatchSize(model, options.batch_tokens)
     plan, windows = _prepare(run, requests, options, size)
     run = replace(run, windows=windows)
-    work = _Work(run, Readings(requests), options, size, finished, plan.forward_tokens)
-    one_length = bool(_apart(run))
+    work = Work(run, Readings(requests), options, size, finished, plan.forward_tokens)
+    one_length = bool(reason_apart(run))
     for unit in plan.units:
         pool = None if unit.trunk is None else Pool(unit.trunk.trie)
         for level in unit.levels:
-            for batch in size.batches(level, one_length=one_length, fill=windows is not None):
-                rows = [[write_out(level.trie, pack) for pack in row] for row in batch]
-                work.do(rows, pool, keep=level is unit.trunk)
+            work.do(level, pool, keep=level is unit.trunk, one_length=one_length)
     work.fetch()
     work.readings.accounting = Accounting(
         sharing=plan.sharing if requests else "none",
@@ -157,7 +149,7 @@ def next_token_logprobs(
     return Pass.of(model, probes, spans, operation="reading the next token").after(ids)
 
 
-def _apart(run: Pass) -> str:
+def reason_apart(run: Pass) -> str:
     """Return why no prompts may share a row or a batch with longer ones, if so."""
     alone = [f"the probe {probe.key} does not pack" for probe in run.probes if not probe.packs]
     agreement = agreement_of(run.model)
@@ -166,11 +158,18 @@ def _apart(run: Pass) -> str:
     return alone[0] if alone else ""
 
 
+def support_in(run: Pass) -> Support:
+    """Return how the model can share tokens as it is now, with the hooks that are on it."""
+    if unnamed_hooks(run.model):
+        return Support(refused="hooks that are not probes are on it")
+    return support_of(run.model)
+
+
 def _prepare(
     run: Pass, requests: Requests, options: ReadOptions, size: BatchSize
 ) -> tuple[Plan, Mapping[str, int | None] | None]:
     """Return the plan of a run, and the attention masks of its packs, if it needs any."""
-    if why := _apart(run):
+    if why := reason_apart(run):
         return separate_plan(requests.prefixes, why=why), None
 
     def plan_for(sharing: Sharing, why: str = "") -> Plan:
@@ -179,10 +178,9 @@ def _prepare(
 
     if not requests:
         return plan_for("plain"), None
-    support = support_of(run.model)
-    hooks = "hooks that are not probes are on it" if unnamed_hooks(run.model) else ""
-    if (refused := hooks or support.refused) and options.sharing != "plain":
-        return plan_for("plain", refused), None
+    support = support_in(run)
+    if support.refused and options.sharing != "plain":
+        return plan_for("plain", support.refused), None
     plan = plan_for(options.sharing)
     if plan.sharing == "plain":
         return plan, None
@@ -190,137 +188,3 @@ def _prepare(
     if problem := disagreement(run, trie, support, cached=cached):
         return plan_for("plain", problem), None
     return plan, support.windows
-
-
-@dataclass(slots=True)
-class _Work:
-    """The finished part of a run.
-
-    On a GPU the numbers of a batch are fetched after the next batch was started, so that the GPU
-    computes while this process keeps readings and prepares rows.
-    """
-
-    run: Pass
-    readings: Readings
-    options: ReadOptions
-    size: BatchSize
-    finished: Finished
-    planned_tokens: int
-    forward_tokens: int = 0
-    padded_tokens: int = 0
-    passes: int = 0
-    fraction: float = 0.0
-    started: tuple[Tensor, list[int], float] | None = None
-    """The numbers of the last batch, the ids of its prefixes, and its fraction of the work."""
-
-    def do(self, rows: Sequence[Row], pool: Pool | None, *, keep: bool) -> None:
-        """Run rows in one forward pass, or in several smaller ones if memory runs out."""
-        lengths = [sum(len(branch.symbols) for branch in row) for row in rows]
-        padded = len(rows) * max(lengths)
-        ids = [read for row in rows for branch in row for _, read in branch.reads]
-        numbers = self._attempt(rows, pool, keep, ids)
-        if numbers is None:
-            # The error is gone by now, and with it the tensors in its traceback.
-            self.size.shrink(padded)
-            for part in _smaller(rows):
-                self.do(part, pool, keep=keep)
-            return
-        tokens = sum(lengths)
-        self.forward_tokens += tokens
-        self.padded_tokens += padded
-        self.passes += 1
-        # Rows that had to be split compute more than was planned.
-        fraction = min(tokens / max(self.planned_tokens, 1), 1 - self.fraction)
-        self.fraction += fraction
-        self.fetch()
-        self.started = numbers, ids, fraction
-        if numbers.device.type == "cpu":
-            self.fetch()
-
-    def fetch(self) -> None:
-        """Take over the numbers of the batch that was started last."""
-        if self.started is None:
-            return
-        (numbers, ids, fraction), self.started = self.started, None
-        rows = np.array(ids, dtype=np.int64)
-        at, _ = self.readings.requests.where(rows)
-        values = numbers.cpu().numpy()
-        self.readings.logprobs[at] = values[: len(at)]
-        self.readings.tops[rows] = values[len(at) :].reshape(2, -1).T
-        self.finished(self.readings.take(np.sort(rows)), fraction)
-
-    def _attempt(
-        self, rows: Sequence[Row], pool: Pool | None, keep: bool, ids: Sequence[int]
-    ) -> Float[Tensor, " number"] | None:
-        """Return the numbers that are read in rows, or None if memory ran out."""
-        try:
-            logits = self.run.logits(rows, pool, keep=keep).float()
-            requests = self.readings.requests
-            at, counts = requests.where(np.array(ids, dtype=np.int64))
-            of_row = np.repeat(np.arange(len(ids)), counts)
-            prefixes = [requests.prefixes[i] for i in ids]
-            drawn = _drawn(logits, prefixes, self.options) if self.options.temperature else None
-            return _numbers(logits, np.stack([of_row, requests.tokens[at]]), drawn)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-
-
-def _smaller(rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
-    """Split a batch that was too large; a single leaf cannot be split."""
-    middle, branches = len(rows) // 2, rows[0]
-    if middle:
-        return rows[:middle], rows[middle:]
-    if len(branches) > 1:
-        return [[[branch]] for branch in branches]
-    if len(branches[0].leaves) > 1:
-        return [[[leaf]] for leaf in apart(branches[0])]
-    raise InputError(
-        f"not enough memory for a single prompt of {len(branches[0].symbols)} tokens. Use a "
-        "smaller dtype or another device, or free memory."
-    )
-
-
-def _numbers(
-    logits: Float[Tensor, "read vocab"],
-    requested: Int[np.ndarray, "2 token"],
-    drawn: Int[Tensor, " read"] | None = None,
-) -> Float[Tensor, " number"]:
-    """Return the log-probabilities of tokens, then the likeliest tokens and theirs, in one tensor.
-
-    Args:
-        logits: In float32, which holds every token id.
-        requested: Rows and tokens.
-        drawn: The tokens to return in place of the likeliest.
-    """
-    on_cpu = logits.device.type == "cpu"
-    # torch.max and torch.logsumexp take three times as long on a CPU, where rows that fit into its
-    # cache are read once.
-    top = torch.from_numpy(logits.numpy().argmax(-1)) if on_cpu else logits.argmax(-1)
-    largest = logits.gather(1, top[:, None])
-    parts = [x.split(CACHED_ROWS if on_cpu else max(1, len(x))) for x in (logits, largest)]
-    sums = [(part - most).exp_().sum(-1) for part, most in zip(*parts, strict=True)]
-    norm = torch.cat(sums).log() + largest[:, 0]
-    at_read, of_token = to_device(requested, logits.device)
-    logprobs = logits[at_read, of_token] - norm[at_read]
-    if drawn is not None:
-        top, largest = drawn, logits.gather(1, drawn[:, None])
-    return torch.cat([logprobs, top.float(), largest[:, 0] - norm])
-
-
-def _drawn(
-    logits: Float[Tensor, "read vocab"], prefixes: Sequence[Prefix], options: ReadOptions
-) -> Int[Tensor, " read"]:
-    """Draw a next token after each prefix, by the maximum of logits with Gumbel noise.
-
-    The noise is made on the CPU, so that a draw is the same on every device.
-    """
-    tokens = torch.empty(len(logits), dtype=torch.long, device=logits.device)
-    for i, (row, prefix) in enumerate(zip(logits, prefixes, strict=True)):
-        key = hashlib.sha256(repr(options.draw).encode() + prefix).digest()
-        source = torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1)
-        exponential = torch.empty(len(row)).exponential_(generator=source)
-        noise = -exponential.log().to(row.device)
-        tokens[i] = (row / options.temperature + noise).argmax()
-    return tokens

@@ -63,7 +63,7 @@ class Pass:
         Args:
             rows: The rows; without masks, one leaf in each.
             pool: The keys and values of their pasts.
-            keep: Whether the rows are those of the trunk, whose keys and values go into the pool.
+            keep: Whether the keys and values of the rows go into the pool, too.
         """
         batch = PackedRows.of(rows, device_of(self.model))
         forward: dict[str, Any] = {}
@@ -72,8 +72,7 @@ class Pass:
             forward["attention_mask"] = batch.masks(self.windows, dtype)
             forward["position_ids"] = batch.positions
         if pool is not None:
-            cache = pool.written_by if keep else pool.past_of
-            forward["past_key_values"] = cache(rows, batch)
+            forward["past_key_values"] = pool.states(rows, batch, keep=keep)
         past = batch.path if batch.path.shape[1] else None
         layout = Layout.of_symbols(batch.symbols, self.spans, past)
         at_row, at_position = batch.reads.T

@@ -1,8 +1,8 @@
 """Keys and values of a trunk: computed once, gathered by every row that continues it.
 
-A pool holds one slot per node of the trunk and layer. Rows name the slots of their past, so the
-rows of a batch may have pasts of different lengths, and only what one layer needs at a time is
-copied.
+A pool holds one slot per node of the trunk and layer, and has room for nodes that are added later
+(`hijacklens.engine.growing`). Rows name the slots of their past, so the rows of a batch may have
+pasts of different lengths, and only what one layer needs at a time is copied.
 """
 
 from __future__ import annotations
@@ -24,45 +24,68 @@ from hijacklens.engine.trie import WIDTH, Prefix, Trie, common
 class Pool:
     """Keys and values of the nodes of a trunk, by layer."""
 
-    def __init__(self, trunk: Trie) -> None:
-        """Number the nodes; memory is allocated by the first forward pass that writes."""
+    def __init__(self, trunk: Trie, *, room: int = 0) -> None:
+        """Number the nodes; memory is allocated by the first forward pass that writes.
+
+        Args:
+            trunk: The nodes.
+            room: How many nodes may be added.
+        """
         self.layers: dict[int, tuple[Tensor, ...]] = {}
-        self.size = trunk.nodes
+        self.size = trunk.nodes + room
         self._leaves = trunk.leaves
         self._slots: list[list[int]] = []
-        used = 0
+        self._added: dict[Prefix, list[int]] = {}
+        self._used = 0
         for length, shared in zip(trunk.lengths.tolist(), trunk.shared.tolist(), strict=True):
             inherited = self._slots[-1][:shared] if self._slots else []
-            self._slots.append([*inherited, *range(used, used + length - shared)])
-            used += length - shared
+            self._slots.append([*inherited, *self._new(length - shared)])
+
+    def _new(self, count: int) -> range:
+        """Return unused slots."""
+        first, self._used = self._used, self._used + count
+        return range(first, self._used)
+
+    def add(self, path: Prefix) -> None:
+        """Give the last node of a path a slot; all other nodes on the path have one."""
+        i = bisect_left(self._leaves, path)
+        in_trunk = i < len(self._leaves) and self._leaves[i].startswith(path)
+        if path not in self._added and not in_trunk:
+            self._added[path] = [*self.slots(path[:-WIDTH]), *self._new(1)]
 
     def slots(self, path: Prefix) -> Sequence[int]:
-        """Return the slots of the nodes on a path of the trunk."""
+        """Return the slots of the nodes on a path."""
+        if path in self._added or not path:
+            return self._added.get(path, ())
         # The first leaf that does not sort before a path begins with it.
-        length = len(path) // WIDTH
-        return self._slots[bisect_left(self._leaves, path)][:length] if path else ()
+        return self._slots[bisect_left(self._leaves, path)][: len(path) // WIDTH]
 
-    def past_of(self, rows: Sequence[Row], batch: PackedRows) -> PooledKeyValues:
-        """Return the cache of a forward pass over rows that continue the trunk."""
+    def states(self, rows: Sequence[Row], batch: PackedRows, *, keep: bool) -> PooledKeyValues:
+        """Return the cache of a forward pass over rows.
+
+        Args:
+            rows: The rows; the nodes of their pasts are in the pool.
+            batch: The rows as tensors.
+            keep: Whether the nodes of the rows are in the pool, too, and their keys and values are
+                written.
+        """
         past = np.zeros(batch.path.shape, np.int64)  # padding may name any slot: it is masked
+        written: list[tuple[int, int, int]] = []
         for i, row in enumerate(rows):
             slots = [slot for branch in row for slot in self.slots(branch.path)]
             past[i, : len(slots)] = slots
-        return PooledKeyValues(self, to_device(past, batch.path.device))
-
-    def written_by(self, rows: Sequence[Row], batch: PackedRows) -> PooledKeyValues:
-        """Return the cache of a forward pass over rows of the trunk itself."""
-        written: list[tuple[int, int, int]] = []
-        for i, row in enumerate(rows):
-            slots: list[int] = []
-            for branch in row:
-                before: Prefix = b""
+            own: list[int] = []
+            for branch in row if keep else ():
+                before = branch.path
                 for leaf in branch.leaves:
-                    slots.extend(self.slots(leaf)[common(before, leaf) :])
+                    own.extend(self.slots(leaf)[common(before, leaf) :])
                     before = leaf
-            written.extend((i, position, slot) for position, slot in enumerate(slots))
+            written.extend((i, position, slot) for position, slot in enumerate(own))
+        device = batch.path.device
         columns = np.array(written, dtype=np.int64).T.copy()
-        return PooledKeyValues(self, batch.path, to_device(columns, batch.path.device))
+        return PooledKeyValues(
+            self, to_device(past, device), to_device(columns, device) if keep else None
+        )
 
 
 class PooledKeyValues(Cache):

@@ -26,7 +26,7 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
-from hijacklens.engine.trie import WIDTH, Prefix, Trie
+from hijacklens.engine.trie import Prefix, Trie
 from hijacklens.errors import choice
 
 Sharing: TypeAlias = Literal["auto", "plain", "packed", "cached"]
@@ -138,17 +138,13 @@ def make_plan(
 
 def separate_plan(prefixes: Iterable[Prefix], *, why: str) -> Plan:
     """Plan a separate row for every prefix, even if another prefix continues it."""
-    rows = sorted(set(prefixes))
-    # Not `Trie.of`: here one leaf may continue another, and nothing is shared.
-    order = np.arange(len(rows) + 1)
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows)) // WIDTH
-    trie = Trie(rows, 0 * lengths, np.stack([lengths, order[:-1]], axis=1), order)
+    trie = Trie.apart(prefixes)
     return Plan(
         sharing="plain",
         why=why,
         units=[Unit(None, Level(trie, separate(trie)))],
         naive_tokens=trie.tokens,
-        trie_tokens=Trie.of(rows).nodes,
+        trie_tokens=Trie.of(trie.leaves).nodes,
     )
 
 

@@ -87,6 +87,14 @@ class Trie:
         columns = np.array(reads, dtype=np.int64).reshape(-1, 2)
         return cls(leaves, np.array(shared, dtype=np.int64), columns, np.array(first))
 
+    @classmethod
+    def apart(cls, prefixes: Iterable[Prefix]) -> Trie:
+        """Return a leaf for every prefix, even if another one continues it; nothing is shared."""
+        leaves = sorted(set(prefixes))
+        order = np.arange(len(leaves) + 1)
+        lengths = np.fromiter(map(len, leaves), np.int64, len(leaves)) // WIDTH
+        return cls(leaves, 0 * lengths, np.stack([lengths, order[:-1]], axis=1), order)
+
     @property
     def lengths(self) -> Int[np.ndarray, " leaf"]:
         """The number of symbols of each leaf."""

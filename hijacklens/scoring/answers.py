@@ -12,7 +12,7 @@ from hijacklens.engine.forward import Pass
 from hijacklens.errors import InputError, choice, several, utf8, whole_number
 from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import JOININGS, Joining
-from hijacklens.models.hooked import HookedLanguageModel, end_tokens, require_text, vocabulary_of
+from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.prompts.chat import in_chat
 from hijacklens.prompts.prompt import Prompt, compose
@@ -24,6 +24,7 @@ from hijacklens.prompts.tokens import (
     locate,
     require_known,
 )
+from hijacklens.scoring.continuing import Generation, write
 from hijacklens.scoring.items import steps_in_context
 
 
@@ -84,7 +85,7 @@ def answer(
             negative.
 
     Note:
-        Costs one forward pass per token of the continuation, plus one.
+        Costs a forward pass over the prompt, twice, and one over each token of the continuation.
     """
     top, tokens = whole_number("top", top), whole_number("tokens", tokens)
     written = text.text if isinstance(text, Prompt) else text
@@ -116,9 +117,9 @@ def answer(
     run = Pass.of(model, probes, spans, operation="asking")
     located = locate(tokenizer, prompt) if spans else None
 
-    def logprobs_after(context: TokenIds, said: TokenIds = ()) -> Tensor:
-        # The last step of a target made of `said` and a placeholder is read after `said`.
-        *_, (prefix, _) = steps_in_context(Continuation(context, (*said, 0)), located, spans)
+    def logprobs_after(context: TokenIds) -> Tensor:
+        # The last step of a target that is a placeholder is read after the context.
+        *_, (prefix, _) = steps_in_context(Continuation(context, (0,)), located, spans)
         return run.after(prefix)
 
     def candidate(token: int, logprobs: Tensor) -> Candidate:
@@ -132,13 +133,13 @@ def answer(
         side = continuation(ids, prompt_and_target)
         logprobs = next_logprobs if side.context == ids else logprobs_after(side.context)
         candidates.append(candidate(side.target[0], logprobs))
-    said: TokenIds = ()
-    ends = end_tokens(model)
-    while len(said) < tokens and ends.isdisjoint(said[-1:]):
-        said = (*said, int(logprobs_after(ids, said).argmax()))
+    completion = ""
+    if tokens:
+        how = Generation(tokens=tokens, sentence=False)
+        ((completion,),) = write(model, [prompt], how, probes=probes)
     return Answer(
         text=text,
-        completion=tokenizer.decode(list(said), skip_special_tokens=True),
+        completion=completion,
         top=tuple(
             candidate(int(token), next_logprobs) for token in next_logprobs.topk(top).indices
         ),

@@ -11,30 +11,27 @@ A verdict compares two targets; a model may say neither. `answers` generates fro
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.engine.engine import read
-from hijacklens.engine.reading import ReadOptions
-from hijacklens.errors import InputError, number, one_of_type, shown, whole_number
+from hijacklens.errors import InputError, one_of_type, shown
 from hijacklens.facts.fact import FactSet
-from hijacklens.models.hooked import HookedLanguageModel, end_tokens, require_text, vocabulary_of
+from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.models.identity import identify
-from hijacklens.probe import Probe, spans_of
-from hijacklens.progress import bar
-from hijacklens.prompts.tokens import Continuation, LocatedPrompt, TokenIds, locate
+from hijacklens.probe import Probe
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
+from hijacklens.scoring.continuing import Generation, write
 from hijacklens.scoring.efficacy import RULES, Rule, margin
-from hijacklens.scoring.items import Item, make_items, make_prompts, steps_in_context
+from hijacklens.scoring.items import make_prompts
 from hijacklens.scoring.judging import JUDGEMENTS, judge
 from hijacklens.scoring.result import HijackResult, HijackSettings
 from hijacklens.statistics import clustered_fraction
@@ -44,38 +41,8 @@ COLUMNS = (
     *RULES,
 )  # fmt: skip
 EACH = ["model", "scheme", "dose"]
+SIDES = ("false", "true")
 SAID_COLOURS = (plots.COLOURS[0], plots.COLOURS[1], "#BBBBBB", "#666666")
-_SENTENCE = re.compile(r"(?<=\w\w\w[.!?])\s|(?<=[!?])\s|(?<=\S)\n")
-"""The end of a sentence; "St." and initials do not end one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Generation:
-    """How answers are generated.
-
-    Raises:
-        InputError: A number is out of its range, or several greedy answers are requested.
-    """
-
-    tokens: int = 24
-    """Maximum length; an answer also stops at the end of its first sentence and at the model's end
-    tokens."""
-    samples: int = 1
-    """Answers to each prompt."""
-    temperature: float = 0.0
-    """0: the likeliest token at each step; otherwise tokens are drawn at this temperature."""
-    seed: int = 0
-    """Seeds the draws."""
-
-    def __post_init__(self) -> None:
-        whole_number("tokens", self.tokens, least=1)
-        whole_number("samples", self.samples, least=1)
-        number("temperature", self.temperature, least=0)
-        whole_number("seed", self.seed)
-        if self.samples > 1 and not self.temperature:
-            raise InputError(
-                f"{self.samples} samples at temperature 0 are equal; give a temperature, such as 1."
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,8 +215,7 @@ def answers(
         InputError: The facts, the model or the probes are not those of the run.
 
     Note:
-        Costs one forward pass over all prompts for every generated token of each sample. A drawn
-        answer depends on the seed and its prompt alone, not on the batch.
+        As `hijacklens.scoring.continuing.write`.
     """
     one_of_type("generation", generation, Generation, "hl.Generation(tokens=24)")
     require_text(model, operation="generating answers")
@@ -267,101 +233,27 @@ def answers(
                 f"the {what} of these answers are not those of the run: {shown(mine)} and "
                 f"{shown(run)}. Give what hl.hijack was given."
             )
-    spans, tokenizer = spans_of(probes), model.tokenizer
     schemes = [record.scheme() for record in settings.schemes]
-    prompts, _ = make_prompts(facts, schemes, settings.doses, tokenizer, seed=settings.seed)
-    items, _ = make_items(
-        prompts,
-        tokenizer,
-        context_length=int(model.cfg.n_ctx) - generation.tokens,
-        vocabulary=vocabulary_of(model),
-    )
+    prompts, _ = make_prompts(facts, schemes, settings.doses, model.tokenizer, seed=settings.seed)
     scored: Any = result.items[result.items["model"] == name]
-    margins = {rule: margin(scored, rule) for rule in RULES}
-    scored = scored.assign(**margins).set_index(["case_id", "scheme", "dose"])
-    kept = [x for x in items if (x.fact.case_id, x.prompt.scheme, x.prompt.dose) in scored.index]
-    drafts = [
-        _Draft(item, i, locate(tokenizer, item.prompt) if spans else None)
-        for item in kept
-        for i in range(generation.samples)
+    scored = scored.set_index(["case_id", "scheme", "dose"])
+    verdicts = {
+        rule: np.select([margin(scored, rule) > 0, margin(scored, rule) < 0], SIDES, "tie")
+        for rule in RULES
+    }
+    scored = scored[["model", "relation_id", "subject"]].assign(**verdicts)
+    keyed = {(fact.case_id, prompt.scheme, prompt.dose): (fact, prompt) for fact, prompt in prompts}
+    kept = [(key, *keyed[key]) for key in keyed if key in scored.index]
+    texts = write(model, [x[-1] for x in kept], generation, probes=probes, quiet=quiet)
+    others = frozenset(x for fact in facts for x in (fact.target_true, fact.target_false))
+    rows = [
+        {**scored.loc[key], **dict(zip(scored.index.names, key, strict=True))}
+        | {"sample": sample, "text": text, "said": judge(text, fact, others)}
+        for (key, fact, _), samples in zip(kept, texts, strict=True)
+        for sample, text in enumerate(samples)
     ]
-    options = ReadOptions(probes=probes, spans=spans, temperature=generation.temperature)
-    _write(model, drafts, options, generation, quiet=quiet)
-    others = {name for fact in facts for name in (fact.target_true, fact.target_false)}
-    rows = []
-    for draft in drafts:
-        fact, prompt = draft.item.fact, draft.item.prompt
-        row: Any = scored.loc[(fact.case_id, prompt.scheme, prompt.dose)]
-        rows.append(
-            {
-                **{name: row[name] for name in ("model", "relation_id", "subject")},
-                **{"case_id": fact.case_id, "scheme": prompt.scheme, "dose": prompt.dose},
-                **{"sample": draft.sample, "text": draft.text},
-                "said": judge(draft.text, fact, others),
-                **{
-                    rule: "tie" if row[rule] == 0 else "false" if row[rule] > 0 else "true"
-                    for rule in RULES
-                },
-            }
-        )
     return AnswersResult(
         pd.DataFrame(rows, columns=list(COLUMNS)),
         AnswersSettings(scored=settings, generation=generation),
         Provenance.now(seed=generation.seed),
     )
-
-
-@dataclass(slots=True)
-class _Draft:
-    """An answer while it is written."""
-
-    item: Item
-    sample: int
-    located: LocatedPrompt | None
-    """The prompt with its spans, if probes need them."""
-    said: TokenIds = ()
-    text: str = ""
-    done: bool = False
-
-    def prefix(self, spans: Sequence[str]) -> TokenIds:
-        """Return the symbols of the prompt with what is said so far."""
-        # The last step of a target made of `said` and a placeholder is read after `said`.
-        target = Continuation(self.item.ids, (*self.said, 0))
-        *_, (prefix, _) = steps_in_context(target, self.located, spans)
-        return prefix
-
-    def add(self, token: int, tokenizer: Any, ends: set[int | None]) -> None:
-        """Add a token; the answer ends before an end token, and after its first sentence."""
-        if token in ends:
-            self.done = True
-            return
-        self.said = (*self.said, token)
-        self.text = tokenizer.decode(list(self.said), skip_special_tokens=True)
-        start = len(self.text) - len(self.text.lstrip())
-        if end := _SENTENCE.search(self.text, start):
-            self.text, self.done = self.text[: end.start()], True
-
-
-def _write(
-    model: HookedLanguageModel,
-    drafts: Sequence[_Draft],
-    options: ReadOptions,
-    generation: Generation,
-    *,
-    quiet: bool,
-) -> None:
-    """Add tokens to all drafts, each sample by itself."""
-    ends = end_tokens(model)
-    total = generation.tokens * generation.samples
-    with bar(total=total, unit="tokens", label="answers", quiet=quiet) as progress:
-        for sample in range(generation.samples):
-            of_sample = replace(options, draw=(generation.seed, sample))
-            mine = [draft for draft in drafts if draft.sample == sample]
-            for _ in range(generation.tokens):
-                prefixes = {id(x): x.prefix(options.spans) for x in mine if not x.done}
-                readings = read(model, dict.fromkeys(prefixes.values(), ()), of_sample)
-                for draft in mine:
-                    if not draft.done:
-                        token = readings[prefixes[id(draft)]].top_token
-                        draft.add(token, model.tokenizer, ends)
-                progress.update()

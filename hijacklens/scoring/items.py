@@ -61,6 +61,8 @@ Step: TypeAlias = tuple[TokenIds, int]
 """The symbols before a token of a target, and that token."""
 Row: TypeAlias = tuple[TokenIds, Sequence[TokenIds], tuple[int, int]]
 """A prompt, and the prompt with each target, in symbols, and the number of symbols before each."""
+ANSWER_SPANS = ("query", "target", "last")
+"""The spans of an answer: its tokens continue the query, and the next token is read at them."""
 AT_ONCE = 5_000
 """Prompts that are tokenised together."""
 
@@ -402,13 +404,9 @@ def steps_in_context(
 
 
 def _marked(ids: TokenIds, start: int, prompt: LocatedPrompt, spans: Sequence[str]) -> TokenIds:
-    """Return the symbols of a prompt with a target that begins at `start`.
-
-    The target tokens that the model is given continue the query, and the answer is read at them:
-    they belong to the spans `query`, `last` and `target`.
-    """
+    """Return the symbols of a prompt with a target that begins at `start`."""
     answer = tuple(range(start, len(ids)))
-    of_target = {"query": answer, "target": answer, "last": (start - 1, *answer)}
+    of_target = {**dict.fromkeys(ANSWER_SPANS, answer), "last": (start - 1, *answer)}
     positions = [
         (*(i for i in prompt.positions(span) if i < start), *of_target.get(span, ()))
         for span in spans

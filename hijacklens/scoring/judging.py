@@ -48,29 +48,37 @@ def judge(text: str, fact: Fact, others: Collection[str] = ()) -> Judgement:
     """
     answer = _plain(text)
     sides = {
-        "true": (fact.target_true, *fact.aliases_true),
-        "false": (fact.target_false, *fact.aliases_false),
+        "true": {_plain(name) for name in (fact.target_true, *fact.aliases_true)},
+        "false": {_plain(name) for name in (fact.target_false, *fact.aliases_false)},
     }
-    names = {name for side in sides.values() for name in side}
-    known = {_plain(other) for other in others} - {_plain(name) for name in names}
-    longer = [
-        span
-        for other in {*others, *names}
-        if any(_plain(name) in _plain(other) for name in names)
-        for span in _occurrences(_plain(other), answer)
-    ]
+    names = set.union(*sides.values())
+    known = _all_plain(frozenset(others)) - names
     found = [
         (start, -end, side)
         for side, side_names in sides.items()
         for name in side_names
-        for start, end in _occurrences(_plain(name), answer)
-        if answer[start:end] not in known
-        and not _DENIED.search(answer[:start])
-        and not any(a <= start and end <= b and b - a > end - start for a, b in longer)
+        for start, end in _occurrences(name, answer)
+        if answer[start:end] not in known and not _DENIED.search(answer[:start])
     ]
-    if found:
-        return "true" if min(found)[2] == "true" else "false"
+    longer = [
+        span
+        for other in (known | names if found else ())
+        if any(name in other for name in names)
+        for span in _occurrences(other, answer)
+    ]
+    free = [
+        (start, end, side)
+        for start, end, side in found
+        if not any(a <= start and -end <= b and b - a > -end - start for a, b in longer)
+    ]
+    if free:
+        return "true" if min(free)[2] == "true" else "false"
     return "refused" if _REFUSAL.search(answer) else "other"
+
+
+@lru_cache(maxsize=64)
+def _all_plain(texts: frozenset[str]) -> frozenset[str]:
+    return frozenset(map(_plain, texts))
 
 
 @lru_cache(maxsize=100_000)

@@ -7,15 +7,19 @@ import copy
 import pytest
 import torch
 from sample_facts import sample_facts
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import CONTEXT, FAMILIES, tiny_model, tiny_tokenizer
 
 from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.growing import Growing, groups
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
+from hijacklens.probe import HookProbe
+from hijacklens.prompts.prompt import compose
 from hijacklens.results.result import load_result
+from hijacklens.scoring.continuing import Generation, write
 from hijacklens.scoring.execution import Execution
-from hijacklens.scoring.generation import AnswersResult, Generation, answers
+from hijacklens.scoring.generation import AnswersResult, answers
 from hijacklens.scoring.hijack import hijack
 from probes import attention
 
@@ -31,22 +35,28 @@ def run():
     return plain, tokenizer, model, facts, result
 
 
-def greedy(plain, tokenizer, text, tokens):
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    made = plain.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
-
-
-def test_greedy_answers_are_those_of_hugging_face(run):
-    plain, tokenizer, model, facts, result = run
-    said = answers(model, facts, result, generation=Generation(tokens=6), quiet=True)
-    assert len(said.answers) == len(result.items)
-    for row in said.answers.to_dict("records"):
-        fact = next(fact for fact in facts if fact.case_id == row["case_id"])
-        sentence = f"Do not think of {fact.target_false}. " if row["dose"] else ""
-        expected = greedy(plain, tokenizer, sentence + fact.prompt, 6)
-        assert expected.startswith(row["text"])
-        assert row["text"] == expected or row["text"][-1] in ".!?\n" or "\n" in expected
+@pytest.mark.parametrize("family", FAMILIES)
+def test_continuations_are_those_of_hugging_face(family):
+    """With keys and values kept and with complete prefixes, with and without a probe."""
+    plain, tokenizer = tiny_model(family), tiny_tokenizer(family)
+    model = load_model(copy.deepcopy(plain), tokenizer=tokenizer)
+    # One prompt continues another, one is repeated, and one leaves room for a token only.
+    long = ("Rome and" + " and" * n for n in range(CONTEXT, 0, -1))
+    full = next(text for text in long if len(tokenizer(text).input_ids) <= CONTEXT)
+    texts = ["Rome", "The city of", "The city of Rome is", "The city of", full]
+    expected = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt").input_ids
+        tokens = min(9, CONTEXT + 1 - ids.shape[1])
+        made = plain.generate(ids, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+        expected.append([tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)])
+    prompts = [compose(text) for text in texts]
+    made = Generation(tokens=9, sentence=False)
+    nothing = attention.knock_out(source="query", target="hijack")
+    alone = HookProbe("identity", [("blocks.0.hook_resid_post", lambda value, hook: value)])
+    for probes, sharing in (((), "auto"), ((), "plain"), ((nothing,), "auto"), ((alone,), "auto")):
+        found = write(model, prompts, made, probes=probes, sharing=sharing)
+        assert found == expected, (sharing, probes)
 
 
 def test_verdicts_agree_with_the_run_and_a_saved_result_loads(run, tmp_path):
@@ -138,3 +148,19 @@ def test_a_probe_acts_while_an_answer_is_generated(run):
         text for text, dose in zip(unprobed["text"], unprobed["dose"], strict=True) if dose == 0
     ]
     assert said["text"].tolist() != unprobed["text"].tolist()
+
+
+def test_keys_and_values_are_kept_where_the_engine_shares_tokens(run):
+    model, prompts = run[2], [(5, 6, 7), (5, 6, 7, 8)]
+    growing = Growing(model, prompts, ReadOptions(), more=2)
+    assert growing.kept
+    growing.read(prompts)
+    longer = [(5, 6, 7, 8), (5, 6, 7, 8, 9)]
+    found = growing.read(longer)
+    for prefix, reading in read(model, dict.fromkeys(longer, ()), ReadOptions()).items():
+        assert found[prefix].top_logprob == pytest.approx(reading.top_logprob, abs=1e-4)
+    alone = HookProbe("identity", [("blocks.0.hook_resid_post", lambda value, hook: value)])
+    for options in (ReadOptions(sharing="plain"), ReadOptions(probes=[alone])):
+        assert not Growing(model, prompts, options, more=2).kept
+    few = groups(model, prompts, more=10**9)
+    assert list(few) == [[prompt] for prompt in prompts]

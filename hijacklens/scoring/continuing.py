@@ -1,0 +1,137 @@
+"""Continue prompts: token by token, all prompts together, until each answer ends."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hijacklens.engine.growing import Growing, groups
+from hijacklens.engine.plan import Sharing
+from hijacklens.engine.reading import ReadOptions
+from hijacklens.errors import InputError, number, whole_number
+from hijacklens.models.exclusive import exclusively
+from hijacklens.models.hooked import HookedLanguageModel, end_tokens
+from hijacklens.probe import Probe, spans_of
+from hijacklens.progress import bar
+from hijacklens.prompts.layout import TOKEN_MASK, mark
+from hijacklens.prompts.prompt import Prompt
+from hijacklens.prompts.tokens import TokenIds, encode, locate
+from hijacklens.scoring.items import ANSWER_SPANS
+
+_SENTENCE = re.compile(r"(?<=\w\w\w[.!?])\s|(?<=[!?])\s|(?<=\S)\n")
+"""The end of a sentence; "St." and initials do not end one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """How answers are generated.
+
+    Raises:
+        InputError: A number is out of its range, or several greedy answers are requested.
+    """
+
+    tokens: int = 24
+    """Maximum length; an answer also stops at the model's end tokens, and where the context window
+    is full."""
+    samples: int = 1
+    """Answers to each prompt."""
+    temperature: float = 0.0
+    """0: the likeliest token at each step; otherwise tokens are drawn at this temperature."""
+    seed: int = 0
+    """Seeds the draws."""
+    sentence: bool = True
+    """Whether an answer stops at the end of its first sentence."""
+
+    def __post_init__(self) -> None:
+        whole_number("tokens", self.tokens, least=1)
+        whole_number("samples", self.samples, least=1)
+        number("temperature", self.temperature, least=0)
+        whole_number("seed", self.seed)
+        if self.samples > 1 and not self.temperature:
+            raise InputError(
+                f"{self.samples} samples at temperature 0 are equal; give a temperature, such as 1."
+            )
+
+
+@dataclass(slots=True)
+class _Draft:
+    """An answer while it is written."""
+
+    prefix: TokenIds
+    """The symbols of the prompt and of the answer so far."""
+    start: int
+    """The number of symbols of the prompt."""
+    text: str = ""
+    done: bool = False
+
+
+@exclusively
+def write(
+    model: HookedLanguageModel,
+    prompts: Sequence[Prompt],
+    generation: Generation,
+    *,
+    probes: Sequence[Probe] = (),
+    sharing: Sharing = "auto",
+    quiet: bool = True,
+) -> list[list[str]]:
+    """Return the answers to each prompt, one for each sample.
+
+    Args:
+        model: A hooked language model.
+        prompts: The prompts, all with a chat template or all without.
+        generation: Length, samples, temperature and seed.
+        probes: Act on every forward pass. Generated tokens belong to the spans `query`, `last` and
+            `target`, like those of a target when it is scored.
+        sharing: `plain` computes the complete prefix for every token; the answers are the same.
+        quiet: Draw no progress bar.
+
+    Note:
+        Costs one pass over the prompts, and a forward pass over one token of each unfinished answer
+        for every further token. Keys and values of a group of prompts are kept, in the memory that
+        `read` allows for a trunk. A drawn answer depends on the seed and its prompt alone.
+    """
+    tokenizer, spans = model.tokenizer, spans_of(probes)
+    templated = any(prompt.templated for prompt in prompts[:1])
+    read = encode(tokenizer, [prompt.text for prompt in prompts], templated=templated)
+    if spans:
+        located = [locate(tokenizer, prompt) for prompt in prompts]
+        read = [
+            mark(ids, [prompt.positions(span) for span in spans])
+            for ids, prompt in zip(read, located, strict=True)
+        ]
+    (answer_mark,) = mark((0,), [(0,) if span in ANSWER_SPANS else () for span in spans])
+    options = ReadOptions(
+        probes=probes, spans=spans, temperature=generation.temperature, sharing=sharing
+    )
+    ends, window = end_tokens(model), int(model.cfg.n_ctx)
+    samples, more = range(generation.samples), generation.tokens * generation.samples
+    texts: dict[TokenIds, list[str]] = {}
+    with bar(total=len(set(read)), unit="prompts", label="answers", quiet=quiet) as progress:
+        for group in groups(model, read, more=more):
+            growing = Growing(model, group, options, more=more)
+            for sample in samples:
+                drafts = [_Draft(prompt, len(prompt)) for prompt in group]
+                for _ in range(generation.tokens):
+                    live = [draft for draft in drafts if not draft.done]
+                    if not live:
+                        break
+                    prefixes = [draft.prefix for draft in live]
+                    readings = growing.read(prefixes, draw=(generation.seed, sample))
+                    for draft in live:
+                        token = readings[draft.prefix].top_token
+                        if token in ends:
+                            draft.done = True
+                            continue
+                        draft.prefix = (*draft.prefix, token | answer_mark)
+                        draft.done = len(draft.prefix) > window
+                        said = [symbol & TOKEN_MASK for symbol in draft.prefix[draft.start :]]
+                        draft.text = tokenizer.decode(said, skip_special_tokens=True)
+                        lead = len(draft.text) - len(draft.text.lstrip())
+                        if generation.sentence and (end := _SENTENCE.search(draft.text, lead)):
+                            draft.text, draft.done = draft.text[: end.start()], True
+                for prompt, draft in zip(group, drafts, strict=True):
+                    texts.setdefault(prompt, []).append(draft.text)
+            progress.update(len(group))
+    return [texts[prompt] for prompt in read]

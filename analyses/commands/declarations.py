@@ -100,7 +100,8 @@ def declared(*keys: str, label: str = "") -> Callable[[Any], Any]:
 def _parameters(function: Any) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name, the type and the default of each parameter, or of each field of a record."""
     # The fields that a record inherits are annotated in the module of their own class.
-    fields = get_type_hints(function, include_extras=True) if is_dataclass(function) else {}
+    record = isinstance(function, type)
+    fields = get_type_hints(function, include_extras=True) if record else {}
     for parameter in inspect.signature(function, eval_str=not fields).parameters.values():
         kind = fields.get(parameter.name, parameter.annotation)
         yield parameter.name, kind, parameter.default

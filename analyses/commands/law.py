@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import click
 
@@ -48,7 +48,8 @@ def command(
     bits: Annotated[
         int | None,
         option(
-            "No language model: the exact posterior of the latent concept task over 2^N tokens.",
+            "No language model: the exact posterior of the latent concept task over 2^N tokens, "
+            "and a one-layer model of it that averages over tokens.",
             metavar="N",
         ),
     ] = None,
@@ -62,7 +63,8 @@ def command(
 
     The predictors are read before the hijack: from the bare query, and from the hijacking sentence
     alone. Laws are fitted on some relations and predict others; with several schemes, models or
-    doses they also predict these. Interrupted, the same command resumes from the store.
+    doses they also predict these. Interrupted, the same command resumes: scores are in the store,
+    predictors in the folder next to it that ends in .predictors.
 
     Writes into the folder: laws.csv (a row per law and split), differences.csv, parameters.csv,
     surprises.csv, facts.parquet (predictors and shifts), predictions.parquet, result.json, and
@@ -85,41 +87,49 @@ def command(
     import pandas as pd
 
     from analyses import law
+    from hijacklens.one_layer import memory
+    from hijacklens.one_layer.model import OneLayerTransformer
     from hijacklens.one_layer.task import ConceptTask
     from hijacklens.results.result import load_result
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
+    from hijacklens.store.store import chosen_store
 
-    saved: list[Any] = [load_result(run) for run in runs]
-    tables, title, chosen = [], f"latent concept task of {bits} bits", cast("Any", None)
+    tables, title = [], f"latent concept task of {bits} bits"
     if bits is not None:
-        tables.append(law.exact(ConceptTask(bits=bits, length=12), seed=facts.seed))
-    else:
-        chosen = facts.load()
-        title, record = chosen.record().title, chosen.record()
-        for run, place in zip(saved, runs, strict=True):
-            of = run.settings.facts if isinstance(run, HijackResult) else None
-            same = ("hash", "opening", "joining", "chat")
-            if any(getattr(of, name, place) != getattr(record, name) for name in same):
-                raise InputError(
-                    f"--run {place} holds no scores of these facts; give the --facts, --limit, "
-                    "--seed, --opening, --joining and --chat of that run."
-                )
-    for name in models if chosen else ():
+        task = ConceptTask(bits=bits, length=12)
+        averaging = OneLayerTransformer.from_weights(memory.theorem_1(task), length=40)
+        tables = [law.exact(task, each, seed=facts.seed) for each in (None, averaging)]
+    chosen: Any = None if bits is not None else facts.load()
+    saved: list[Any] = [load_result(run) for run in runs]
+    record = chosen and chosen.record()
+    for run, place in zip(saved, runs, strict=True):
+        of = run.settings.facts if isinstance(run, HijackResult) else None
+        same = ("hash", "opening", "joining", "chat")
+        if any(getattr(of, name, place) != getattr(record, name, None) for name in same):
+            raise InputError(
+                f"--run {place} holds no scores of these facts; give the --facts, --limit, "
+                "--seed, --opening, --joining and --chat of that run."
+            )
+    how = execution.load()
+    store = chosen_store(how.store)
+    for name in models:
         output.loading(name)
         model = loading.load(name)
-        label = str(model.cfg.model_name)
+        label, title = str(model.cfg.model_name), record.title
         own = [run for run in saved if label in {one.name for one in run.settings.models}]
         if saved and not own:
             raise InputError(f"no --run has scored {label}.")
-        if not own:
-            own.append(
-                hijack(
-                    model, chosen, schemes=schemes, doses=doses, seed=facts.seed,
-                    execution=execution.load(), quiet=output.quiet,
-                )
-            )  # fmt: skip
-        table = law.predictors(model, chosen, schemes, seed=facts.seed, quiet=output.quiet)
+        own = own or [
+            hijack(
+                model, chosen, schemes=schemes, doses=doses, seed=facts.seed, execution=how,
+                quiet=output.quiet,
+            )
+        ]  # fmt: skip
+        keep = store and store.path.with_suffix(".predictors")
+        table = law.predictors(
+            model, chosen, schemes, seed=facts.seed, keep=keep, quiet=output.quiet
+        )
         tables.append(pd.concat([law.measured(run, table) for run in own]))
         del model  # before the next one is loaded
     result = law.compare(

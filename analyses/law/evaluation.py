@@ -4,20 +4,20 @@ Every law is fitted on some relations and predicts the others:
 
     relations     same model and scheme, the first dose
     all doses     same model and scheme, all doses above 0
-    later doses   the fact's own shift at the first dose is known; laws that say how the shift grows
-                  multiply it, and the ceiling regresses on it
+    later doses   the fact's own shift at the first dose is known (`Law.given_first`)
     schemes       fitted under one scheme, for another one: scheme and relation are new
     models        fitted on one model, for another one: model and relation are new
 
 R squared is 1 - sum (shift - predicted)^2 / sum (shift - mean)^2. AUC, calibration error and Brier
-score are of flips among known facts (m_0 < 0). Each row's influence on a measure (for AUC: DeLong
-1988, Obuchowski 1997) gives its interval clustered by relation, and that of paired differences.
+score are of flips among known facts (m_0 < 0). The probability that the false target wins is that
+of m_k > 0, if errors are normal with the deviation of the training residuals. Each row's influence
+on a measure (for AUC: DeLong 1988, Obuchowski 1997) gives its interval clustered by relation, and
+that of paired differences.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -26,7 +26,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import norm, rankdata
 
-from analyses.law.laws import LAWS, Ceiling, Law, folds
+from analyses.law.laws import LAWS, Law, folds
 from hijacklens.errors import InputError, whole_number
 from hijacklens.progress import bar
 from hijacklens.statistics import adjust, clustered
@@ -68,65 +68,48 @@ def predictions(
     by_case = pd.Series(folds(facts.to_numpy(), count, seed=seed), index=facts.index)
     fold = table["case_id"].map(by_case)
     parts: list[pd.DataFrame] = []
-    sources: Any = list(table.groupby(["model", "scheme"], sort=False))
-    with bar(len(sources) * fold.nunique(), unit="folds", label="laws", quiet=quiet) as progress:
-        for source, own in sources:
-            for f in sorted(set(fold)):
-                train, test = own[fold[own.index] != f], table[fold == f]
-                for law in laws if len(train) else ():
-                    parts += _of_fold(law, train, test, (*source, int(own["dose"].min())), splits)
-                progress.update(1)
+    with bar(fold.nunique(), unit="folds", label="laws", quiet=quiet) as progress:
+        for held in sorted(set(fold)):
+            for split, other, train, test in _splits(table[fold != held], table[fold == held]):
+                if split not in splits or test.empty:
+                    continue
+                chosen = laws
+                if split == "later doses":
+                    chosen = [law.given_first() for law in laws if law.grows or not law.needs]
+                parts += [_predicted(law, split, other, train, test) for law in chosen]
+            progress.update(1)
     return pd.concat(parts, ignore_index=True)
 
 
-def _of_fold(
-    law: Law, train: Any, test: Any, source: tuple[str, str, int], splits: Sequence[str]
-) -> Iterator[pd.DataFrame]:
-    """Yield the predictions of a law that is fitted on one model and scheme."""
-    model, scheme, first = source
-    at_first = law.fit(train[train["dose"] == first])
-    here, same, start = test["model"] == model, test["scheme"] == scheme, test["dose"] == first
-    for split, rows, other in (
-        ("relations", test[here & same & start], ""),
-        ("schemes", test[here & ~same & start], scheme),
-        ("models", test[~here & same & start], model),
-    ):
-        if split in splits and len(rows):
-            yield _predicted(law, (split, other), rows, at_first.predict(rows), at_first.deviation)
-    rows = test[here & same]
-    if not (rows["dose"] > first).any() or not {"all doses", "later doses"} & {*splits}:
-        return
-    fitted = law.fit(train)
-    if "all doses" in splits:
-        yield _predicted(law, ("all doses", ""), rows, fitted.predict(rows), fitted.deviation)
-    before, after = (_with_first(part, first) for part in (train, rows))
-    if isinstance(law, Ceiling):
-        fitted = replace(law, needs=(*law.needs, "first")).fit(before)
-        seen, new = fitted.predict(before), fitted.predict(after)
-    elif law.grows or not law.needs:
-        seen, new = (
-            part["first"] * fitted.predict(part) / fitted.predict(part.assign(dose=first))
-            for part in (before, after)
-        )
-    else:
-        return
-    if "later doses" in splits:
-        error = float(np.sqrt(np.mean((before["shift"] - seen) ** 2)))
-        yield _predicted(law, ("later doses", ""), after, new, error)
+def _splits(seen: Any, new: Any) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield each split of a fold: its name, what it was fitted on, training and test rows."""
+    for (model, scheme), train in seen.groupby(["model", "scheme"], sort=False):
+        first, start = train["dose"].min(), new[new["dose"] == train["dose"].min()]
+        at_first = train[train["dose"] == first]
+        here, same = start["model"] == model, start["scheme"] == scheme
+        yield "relations", "", at_first, start[here & same]
+        yield "schemes", scheme, at_first, start[here & ~same]
+        yield "models", model, at_first, start[~here & same]
+        test = new[(new["model"] == model) & (new["scheme"] == scheme)]
+        if (train["dose"] > first).any():
+            yield "all doses", "", train, test
+            yield "later doses", "", _with_first(train, first), _with_first(test, first)
 
 
 def _with_first(rows: pd.DataFrame, first: int) -> pd.DataFrame:
     """Return the rows of later doses, with the shift of the fact at the first dose."""
     own = rows[rows["dose"] == first].set_index("case_id")["shift"]
-    return rows[rows["dose"] > first].assign(first=lambda later: later["case_id"].map(own))
+    later = rows[rows["dose"] > first]
+    return later.assign(first=later["case_id"].map(own), first_dose=first)
 
 
-def _predicted(
-    law: Law, split: tuple[str, str], rows: Any, shift: Any, deviation: float
-) -> pd.DataFrame:
-    chance = norm.cdf((rows["prior"] + shift) / max(deviation, 1e-9))
-    new = {"law": law.name, "split": split[0], "fitted_on": split[1]}
-    return rows[list(FACT)].assign(**new, predicted=shift, probability=chance)
+def _predicted(law: Law, split: str, other: str, train: Any, test: Any) -> pd.DataFrame:
+    fitted = law.fit(train)
+    shift = fitted.predict(test)
+    deviation = np.sqrt(np.mean((train["shift"] - fitted.predict(train)) ** 2))
+    chance = norm.cdf((test["prior"] + shift) / max(deviation, 1e-9))
+    new = {"law": law.name, "split": split, "fitted_on": other}
+    return test[list(FACT)].assign(**new, predicted=shift, probability=chance)
 
 
 def influences(rows: pd.DataFrame) -> dict[str, Float[np.ndarray, " row"]]:
@@ -178,17 +161,18 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     """
     found = []
     for key, rows in _cells(table, ("law", *CELL)):
-        influence, relation, bins = influences(rows), rows["relation_id"], calibration(rows)
+        influence, relation, bins = (
+            influences(rows),
+            rows["relation_id"].to_numpy(),
+            calibration(rows),
+        )
         wins = [(rows["prior"] + rows[name] > 0).mean() for name in ("predicted", "shift")]
         off = (bins["n"] * (bins["probability"] - bins["flipped"]).abs()).sum()
-        found.append(
-            dict(zip(("law", *CELL), key, strict=True))
-            | {"n": len(rows), "relations": relation.nunique(), "known": int(bins["n"].sum())}
-            | clustered(influence["r2"], relation.to_numpy()).columns("r2")
-            | clustered(influence["auc"], relation.to_numpy()).columns("auc")
-            | {"ece": off / bins["n"].sum(), "brier": influence["brier"].mean()}
-            | {"bias": wins[0] - wins[1]}
-        )
+        sizes = {"n": len(rows), "relations": len(set(relation)), "known": int(bins["n"].sum())}
+        for name in ("r2", "auc"):
+            sizes |= clustered(influence[name], relation).columns(name)
+        rest = {"ece": off / bins["n"].sum(), "brier": influence["brier"].mean()}
+        found.append(key | sizes | rest | {"bias": wins[0] - wins[1]})
     return pd.DataFrame(found)
 
 
@@ -205,14 +189,15 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
         relation = next(iter(parts.values()))["relation_id"].to_numpy()
         pairs = list(combinations(rows["law"].unique(), 2))
         for measure in ("r2", "auc", "brier") if pairs else ():
-            paired = [
+            changes = [
                 clustered(values[b][measure] - values[a][measure], relation) for a, b in pairs
             ]
-            corrected = adjust(np.nan_to_num([x.p for x in paired], nan=1.0), correction="holm")
-            for (a, b), one, p in zip(pairs, paired, corrected, strict=True):
+            corrected = adjust(
+                np.nan_to_num([each.p for each in changes], nan=1.0), correction="holm"
+            )
+            for (a, b), change, p in zip(pairs, changes, corrected, strict=True):
                 names = {"measure": measure, "reference": a, "other": b}
-                row = dict(zip(CELL, key, strict=True)) | names | one.columns("difference")
-                found.append(row | {"p": p})
+                found.append(key | names | change.columns("difference") | {"p": p})
     return pd.DataFrame(found)
 
 
@@ -221,14 +206,14 @@ def selected(table: pd.DataFrame, laws: Sequence[Law] = LAWS) -> str:
 
     Simple means few parameters, for the ceiling few predictors; significant, corrected p < .05.
     """
-    sizes = {law.name: len(getattr(law, "start", law.needs)) for law in laws}
-    r2 = {law: influences(rows)["r2"].mean() for (law,), rows in _cells(table, ("law",))}
+    sizes = {law.name: len(law.start or law.needs) for law in laws}
+    r2 = {key["law"]: influences(rows)["r2"].mean() for key, rows in _cells(table, ("law",))}
     best, pairs = max(r2, key=lambda law: r2[law]), differences(table).query("measure == 'r2'")
     with_best = pairs[(pairs[["reference", "other"]] == best).any(axis=1) & (pairs["p"] < 0.05)]
     worse = {*with_best["reference"], *with_best["other"]} - {best}
     return min(set(r2) - worse, key=lambda law: (sizes[law], -r2[law]))
 
 
-def _cells(table: pd.DataFrame, names: Sequence[str]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    grouped: Any = table.groupby(list(names), sort=False)
-    yield from grouped
+def _cells(table: Any, names: Sequence[str]) -> Iterator[tuple[dict[str, str], Any]]:
+    for key, rows in table.groupby(list(names), sort=False):
+        yield dict(zip(names, key, strict=True)), rows

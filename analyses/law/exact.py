@@ -5,9 +5,6 @@ sentence are tokens of that other label, put before the query once or more. By t
 shift is the sum of log-likelihood ratios of the sentence, k times that of one sentence, so the law
 `posterior` holds with c = 0; in a one-layer model with uniform attention, which averages over
 tokens, it holds with a mixing rate that is the fraction of sentence tokens.
-
-(A world of documents on which a language model is trained would have a known posterior too; there
-is none in this package yet.)
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import pandas as pd
 import torch
 from torch.nn.functional import cosine_similarity
 
-from analyses.law.predictors import PREDICTORS
+from analyses.law.predictors import PREDICTORS, after
 from hijacklens.one_layer.evaluation import BayesRule, answers
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
@@ -44,14 +41,13 @@ def exact(
         doses: How many copies of the sentence precede the query.
         seed: Seeds the draw.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw, rows = torch.Generator().manual_seed(seed), torch.arange(facts)
     queries = task.sample(facts, draw)
     true, tokens = queries.labels, queries.tokens
     false = (true + torch.randint(1, task.vocab, (facts,), generator=draw)) % task.vocab
     noisy = task.token_distribution()
     cue = torch.multinomial(noisy[false], sentence, replacement=True, generator=draw)
     score = BayesRule(task) if model is None else answers(model, task)
-    rows = torch.arange(facts)
 
     def read(prompt: torch.Tensor) -> torch.Tensor:
         return score(prompt).detach().double().log_softmax(1)
@@ -60,37 +56,29 @@ def exact(
     # The exact rule takes the last token of a context for informative, which a cue's is not.
     alone = read(torch.cat([cue, tokens[:, -1:]], 1)) - read(tokens[:, -1:])
     alone = alone if model is None else read(cue)
-    logp_true, logp_false = bare[rows, true], bare[rows, false]
-    E = torch.eye(task.vocab) if model is None else model.W_E.detach()
-    mention = E[cue].mean(1)
-    columns = {
-        "logp_true": logp_true,
-        "logp_false": logp_false,
-        "prior": logp_false - logp_true,
-        "rank_true": (bare > logp_true[:, None]).sum(1).log1p(),
-        "rank_false": (bare > logp_false[:, None]).sum(1).log1p(),
-        "entropy": torch.special.entr(bare.exp()).sum(1),
-        "top_logprob": bare.amax(1),
+    embeddings = torch.eye(task.vocab) if model is None else model.W_E.detach()
+    mention = embeddings[cue].mean(1)
+    columns = after(bare, torch.stack([true, false], 1)) | {
         "sentence_true": alone[rows, true],
         "sentence_false": alone[rows, false],
         "tokens_query": torch.full((facts,), task.length),
         "tokens_sentence": torch.full((facts,), sentence),
-        "similarity_true": cosine_similarity(mention, E[true]),
-        "similarity_false": cosine_similarity(mention, E[false]),
-        "similarity_targets": cosine_similarity(E[true], E[false]),
+        "similarity_true": cosine_similarity(mention, embeddings[true]),
+        "similarity_false": cosine_similarity(mention, embeddings[false]),
+        "similarity_targets": cosine_similarity(embeddings[true], embeddings[false]),
     }
-    table = pd.DataFrame(
-        {name: np.asarray(columns.get(name, np.zeros(facts)), dtype=float) for name in PREDICTORS}
-    )
-    name = "exact posterior" if model is None else "one-layer"
-    table = table.assign(model=name, scheme="cue", case_id=range(facts), subject="", dose=0)
-    table["relation_id"] = [f"label {label}" for label in true.tolist()]
-    table["target_true"], table["target_false"] = true.tolist(), false.tolist()
-    table = table.astype({"target_true": str, "target_false": str})
+    none = np.zeros(facts)
+    table = pd.DataFrame({name: np.asarray(columns.get(name, none), float) for name in PREDICTORS})
     parts = []
     for dose in doses:
-        after = read(torch.cat([cue.repeat(1, dose), tokens], 1))
-        margin = (after[rows, false] - after[rows, true]).numpy()
-        parts.append(table.assign(dose=dose, shift=margin - table["prior"]))
+        hijacked = read(torch.cat([cue.repeat(1, dose), tokens], 1))
+        shift = (hijacked[rows, false] - hijacked[rows, true]).numpy() - table["prior"]
+        parts.append(table.assign(case_id=rows.numpy(), dose=dose, shift=shift))
+    table = pd.concat(parts).assign(
+        model="exact posterior" if model is None else "one-layer", scheme="cue", subject="",
+        relation_id=lambda each: [f"label {true[case]}" for case in each["case_id"]],
+        target_true=lambda each: [str(int(true[case])) for case in each["case_id"]],
+        target_false=lambda each: [str(int(false[case])) for case in each["case_id"]],
+    )  # fmt: skip
     # By the exact rule a label cannot give a query that ends in it.
-    return pd.concat(parts).replace([np.inf, -np.inf], np.nan).dropna().reset_index(drop=True)
+    return table.replace([np.inf, -np.inf], np.nan).dropna().reset_index(drop=True)

@@ -20,42 +20,51 @@ alone, which ends before the query begins. Targets are read by their first token
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
+from hijacklens.files import write_whole
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of
+from hijacklens.models.identity import identify
 from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import Scheme
-from hijacklens.prompts.tokens import TokenIds
-from hijacklens.scoring.pairs import pairs
+from hijacklens.scoring.pairs import Pair, pairs
 from hijacklens.scoring.result import HijackResult
-from probes.anatomy import Anatomy, anatomy_of
+from hijacklens.store.fingerprint import fingerprint_of
+from probes.anatomy import anatomy_of
 from probes.values.matrices import head_matrices, kv_head_of
 
+SIDES = ("true", "false")
+AFTER = ("logp_true", "logp_false", "rank_true", "rank_false", "prior", "entropy", "top_logprob")
 PREDICTORS = (
-    *("logp_true", "logp_false", "prior", "rank_true", "rank_false", "entropy", "top_logprob"),
-    *("sentence_true", "sentence_false", "tokens_true", "tokens_false", "tokens_query"),
-    *("tokens_sentence", "id_true", "id_false", "similarity_true", "similarity_false"),
-    *("similarity_targets", "copying", "copying_all", "attention"),
+    *AFTER,
+    *(f"{of}_{side}" for of in ("sentence", "tokens", "id", "similarity") for side in SIDES),
+    *("tokens_query", "tokens_sentence", "similarity_targets", "copying", "copying_all"),
+    "attention",
 )
 TEXTS = ("model", "scheme", "case_id", "relation_id", "subject", "target_true", "target_false")
 """Columns that say which fact a row is of."""
 MOST_READ = 64
 """Rows in a batch at most: each has the logits of the vocabulary."""
+CHUNK = 256
+"""Rows of the table that are read, and kept, together."""
 
 
 def predictors(
@@ -64,12 +73,22 @@ def predictors(
     schemes: Iterable[str | Scheme] = ("do-not-think",),
     *,
     seed: int = 0,
+    keep: Path | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Return a row per fact and scheme, with the columns `TEXTS` and `PREDICTORS`.
 
     Facts without a prompt pair, or whose targets share their first token, have no row. Costs one
     forward pass over every bare query and every sentence.
+
+    Args:
+        model: The model.
+        facts: The facts.
+        schemes: The schemes.
+        seed: Seeds the schemes.
+        keep: A folder for finished predictors, so that an interrupted call resumes. They are keyed
+            by the model, the prompts and the code of this module.
+        quiet: Draw no progress bar.
 
     Raises:
         InputError: As for `hijacklens.pairs`; no fact has a shift; or the model's logits are not a
@@ -80,58 +99,133 @@ def predictors(
     chosen = [pair for pair in made if not pair.same_first_token]
     if not chosen:
         raise InputError(f"no fact of {facts.name} has a shift under these schemes.")
-    answers = [tuple(steps[0][1] for steps in (p.items[0].true, p.items[0].false)) for p in chosen]
-    anatomy = anatomy_of(model, chosen[0].bare.ids)
-    layers = [(i, form) for i, form in enumerate(anatomy.layers) if form.attends]
-    patterns = [f"blocks.{i}.attn.hook_pattern" for i, _ in layers]
-    values = [f"blocks.{form.values_of}.attn.{form.values}" for _, form in layers]
-    bare_ids, subjects = [p.bare.ids for p in chosen], [p.bare.positions("subject") for p in chosen]
-    alone = [p.hijacked.ids[: max(p.hijacked.positions("hijack")) + 1] for p in chosen]
-    mentions = [p.hijacked.positions("mention") for p in chosen]
-    label = f"{model.cfg.model_name}, predictors"
-    with bar(2 * len(chosen), unit="prompts", label=label, quiet=quiet) as progress:
-        bare = _read(model, bare_ids, answers, subjects, patterns, progress)
-        sentence = _read(model, alone, answers, mentions, values, progress)
-    attention = torch.stack([bare[name] for name in patterns], 1)
-    written, readout = _written(model, anatomy, answers, [sentence[name] for name in values])
-    untyped: Any = model
-    W_E = untyped.W_E.detach().float().cpu()
-    named = [[ids[i] for i in at] for ids, at in zip(alone, mentions, strict=True)]
-    mention = torch.stack([W_E[ids].mean(0) if ids else 0 * W_E[0] for ids in named])
-    logp, ranks = bare["logprobs"], bare["ranks"].log1p()
-    columns: dict[str, Any] = {
-        "logp_true": logp[:, 0],
-        "logp_false": logp[:, 1],
-        "prior": logp[:, 1] - logp[:, 0],
-        "rank_true": ranks[:, 0],
-        "rank_false": ranks[:, 1],
-        "entropy": bare["entropy"],
-        "top_logprob": bare["top"],
-        "sentence_true": sentence["logprobs"][:, 0],
-        "sentence_false": sentence["logprobs"][:, 1],
-        "tokens_true": [len(p.items[0].true) for p in chosen],
-        "tokens_false": [len(p.items[0].false) for p in chosen],
-        "tokens_query": [len(p.bare.positions("query")) for p in chosen],
-        "tokens_sentence": [len(p.hijacked.positions("hijack")) for p in chosen],
-        "id_true": np.log1p([true for true, _ in answers]) / np.log(len(W_E)),
-        "id_false": np.log1p([false for _, false in answers]) / np.log(len(W_E)),
-        "similarity_true": cosine_similarity(mention, readout[:, 0]),
-        "similarity_false": cosine_similarity(mention, readout[:, 1]),
-        "similarity_targets": cosine_similarity(readout[:, 0], readout[:, 1]),
-        "copying": (written * attention).sum((1, 2)),
-        "copying_all": written.sum((1, 2)),
-        "attention": attention.mean((1, 2)),
-    }
-    texts = [
-        (str(model.cfg.model_name), p.scheme.name, *(getattr(p.fact, name) for name in TEXTS[2:]))
-        for p in chosen
-    ]
-    table = pd.DataFrame(texts, columns=list(TEXTS))
-    table[list(PREDICTORS)] = np.column_stack([np.asarray(columns[n], float) for n in PREDICTORS])
+    name, fingerprint = str(model.cfg.model_name), fingerprint_of(model, identify(model))
+    rows = [(name, p.scheme.name, *(getattr(p.fact, of) for of in TEXTS[2:])) for p in chosen]
+    table = pd.DataFrame(rows, columns=list(TEXTS))
+    # Equal prompts are read together: bare queries of a fact, sentences with one false target.
+    order, parts = table.sort_values(["target_false", "case_id"], kind="stable").index, []
+    with bar(len(order), unit="prompts", label=f"{name}, predictors", quiet=quiet) as progress:
+        for start in range(0, len(order), CHUNK):
+            part = [chosen[i] for i in order[start : start + CHUNK]]
+            inputs = [(p.bare, p.hijacked, p.items[0].true, p.items[0].false) for p in part]
+            key = repr((fingerprint.key, inputs)).encode() + Path(__file__).read_bytes()
+            file = f"{hashlib.sha256(key).hexdigest()}.parquet"
+            folder = None if fingerprint.unkeyed else keep
+            parts.append(_kept(folder and folder / file, partial(_of_pairs, model, part)))
+            progress.update(len(part))
+    table[list(PREDICTORS)] = pd.concat(parts).set_axis(order).sort_index()
     scaled = ["copying", "copying_all"]  # the scales of norms differ between models
     spread: Any = table.groupby("scheme")[scaled].transform("std", ddof=0)
     table[scaled] /= spread.where(spread > 0, 1)
     return table
+
+
+def _kept(file: Path | None, read: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+    """Return the table in a file, or else read it and write the file, if that is possible."""
+    if file is None:
+        return read()
+    with suppress(OSError, ValueError):
+        return pd.read_parquet(file)
+    table = read()
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, table.to_parquet)
+    return table
+
+
+def _of_pairs(model: Any, chosen: Sequence[Pair]) -> pd.DataFrame:
+    """Return the columns `PREDICTORS` of prompt pairs; copying is in logits."""
+    answers = torch.tensor([(p.items[0].true[0][1], p.items[0].false[0][1]) for p in chosen])
+    anatomy = anatomy_of(model, chosen[0].bare.ids)
+    layers = [(i, form) for i, form in enumerate(anatomy.layers) if form.attends]
+    alone = [p.hijacked.ids[: max(p.hijacked.positions("hijack")) + 1] for p in chosen]
+    mentions = [p.hijacked.positions("mention") for p in chosen]
+    bare, attention = _read(
+        model, [(p.bare.ids, p.bare.positions("subject")) for p in chosen], answers,
+        [f"blocks.{i}.attn.hook_pattern" for i, _ in layers],
+        lambda value, last, at: value[:, last, list(at)].sum(-1),
+    )  # fmt: skip
+    sentence, values = _read(
+        model, list(zip(alone, mentions, strict=True)), answers,
+        [f"blocks.{form.values_of}.attn.{form.values}" for _, form in layers],
+        lambda value, last, at: value[list(at)].mean(0) if at else 0 * value[0],
+    )  # fmt: skip
+    W_E, W_U = (matrix.detach().float().cpu() for matrix in (model.W_E, model.W_U))
+    readout = W_U.T[answers]
+    if anatomy.final is not None:
+        readout = torch.stack([anatomy.final.pull(readout[:, i]) for i in range(2)], 1)
+    written = []
+    for (i, form), value in zip(layers, values, strict=True):
+        to, W_O = readout[:, 1] - readout[:, 0], head_matrices(model, i, "O")[0].float().cpu()
+        to = form.after_attention.pull(to) if form.after_attention else to
+        if value.shape[1] < len(W_O):
+            value = value[:, [kv_head_of(model, head) for head in range(len(W_O))]]
+        written.append((value * torch.einsum("rd,hvd->rhv", to, W_O)).sum(-1) * form.attention)
+    named = [[ids[i] for i in at] for ids, at in zip(alone, mentions, strict=True)]
+    mention = torch.stack([W_E[ids].mean(0) if ids else 0 * W_E[0] for ids in named])
+    columns: dict[str, Any] = {
+        **bare,
+        "tokens_query": [len(p.bare.positions("query")) for p in chosen],
+        "tokens_sentence": [len(p.hijacked.positions("hijack")) for p in chosen],
+        "similarity_targets": cosine_similarity(readout[:, 0], readout[:, 1]),
+        "copying": sum((a * b).sum(1) for a, b in zip(written, attention, strict=True)),
+        "copying_all": sum(each.sum(1) for each in written),
+        "attention": torch.cat(attention, 1).mean(1),
+    }
+    for i, side in enumerate(SIDES):
+        columns |= {
+            f"sentence_{side}": sentence[f"logp_{side}"],
+            f"tokens_{side}": [len(getattr(p.items[0], side)) for p in chosen],
+            f"id_{side}": torch.log1p(answers[:, i]) / np.log(len(W_E)),
+            f"similarity_{side}": cosine_similarity(mention, readout[:, i]),
+        }
+    return pd.DataFrame({name: np.asarray(columns[name], float) for name in PREDICTORS})
+
+
+def _read(
+    model: HookedModel, prompts: Sequence[Any], answers: Tensor, hooks: Sequence[str], reduce: Any
+) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Return what follows each prompt (token ids, positions), and what hooks show there.
+
+    This is `after` for the last token, and for each hook `reduce(value, last, positions)`. Equal
+    prompts are read once.
+    """
+    rows_of: dict[Any, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        rows_of.setdefault(prompt, []).append(i)
+    distinct, found, device = list(rows_of), [[]] * len(prompts), device_of(model)
+    for batch in batches([ids for ids, _ in distinct], device=device, most_rows=MOST_READ):
+        seen: dict[str, Tensor] = {}
+        probe = HookProbe("law", [(name, partial(_show, seen, name)) for name in hooks])
+        every, last = torch.arange(len(batch.members), device=device), batch.lengths - 1
+        layout = Layout.of_symbols(batch.symbols, ())
+        logits = logits_at(model, layout, every, last, probes=[probe])
+        for row, logprobs in enumerate(logits.float().cpu().log_softmax(-1)):
+            prompt = distinct[batch.members[row]]
+            own, shown = (
+                rows_of[prompt],
+                [reduce(seen[of][row], last[row], prompt[1]) for of in hooks],
+            )
+            columns = after(logprobs.expand(len(own), -1), answers[own])
+            for i, *values in zip(own, *columns.values(), strict=True):
+                found[i] = [*values, *shown]
+    stacked = [torch.stack(values) for values in zip(*found, strict=True)]
+    return dict(zip(AFTER, stacked, strict=False)), stacked[len(AFTER) :]
+
+
+def _show(seen: dict[str, Tensor], name: str, value: Tensor, hook: Any) -> None:
+    seen[name] = value.detach().float().cpu()
+
+
+def after(
+    logprobs: Float[Tensor, "row token"], answers: Int[Tensor, "row 2"]
+) -> dict[str, Float[Tensor, " row"]]:
+    """Return the predictors `AFTER`: both answers, and the distribution that they are from."""
+    logp = logprobs.gather(1, answers)
+    ranks = torch.stack([(logprobs > logp[:, i, None]).sum(1).log1p() for i in range(2)])
+    entropy, prior = torch.special.entr(logprobs.exp()).sum(1), logp[:, 1] - logp[:, 0]
+    columns = (*logp.T, *ranks, prior, entropy, logprobs.amax(1))
+    return dict(zip(AFTER, columns, strict=True))
 
 
 def measured(run: HijackResult, table: pd.DataFrame) -> pd.DataFrame:
@@ -143,87 +237,16 @@ def measured(run: HijackResult, table: pd.DataFrame) -> pd.DataFrame:
     if run.settings.probes:
         raise InputError(f"a law is of the model alone; this run has {run.settings.probes}.")
     keys = ["model", "scheme", "case_id"]
-    items = run.items.assign(shift=run.items["first_false"] - run.items["first_true"])
-    bare = items.loc[items["dose"] == 0].set_index(keys)["shift"]
-    rows = items.loc[items["dose"] > 0, [*keys, "dose", "shift"]]
-    rows = rows.assign(shift=rows["shift"] - bare.loc[pd.MultiIndex.from_frame(rows[keys])].values)
-    joined = table.merge(rows, on=keys)
+    items = run.items.assign(margin=run.items["first_false"] - run.items["first_true"])
+    bare = items.loc[items["dose"] == 0, [*keys, "margin"]]
+    rows = items.loc[items["dose"] > 0, [*keys, "dose", "margin"]].merge(
+        bare, on=keys, suffixes=("", "_bare")
+    )
+    rows["shift"] = rows["margin"] - rows["margin_bare"]
+    joined = table.merge(rows[[*keys, "dose", "shift"]], on=keys)
     if joined.empty:
         raise InputError(
             "the run and the predictors have no fact in common; use the same model, facts and "
             "schemes, and a dose above 0."
         )
     return joined
-
-
-def _read(
-    model: HookedModel,
-    rows: Sequence[TokenIds],
-    answers: Sequence[tuple[int, ...]],
-    positions: Sequence[tuple[int, ...]],
-    hooks: Sequence[str],
-    progress: Any,
-) -> dict[str, Tensor]:
-    """Return what follows each prompt, and what hooks show there: for equal prompts only once.
-
-    Of patterns this is the last token's attention to `positions` [row, head], of values their mean
-    over `positions` [row, head, d_head].
-    """
-    requests: dict[tuple[TokenIds, tuple[int, ...]], list[int]] = {}
-    for i, row in enumerate(zip(rows, positions, strict=True)):
-        requests.setdefault(row, []).append(i)
-    distinct, members, device = list(requests), list(requests.values()), device_of(model)
-    found: list[Any] = [None] * len(rows)
-    for batch in batches([ids for ids, _ in distinct], device=device, most_rows=MOST_READ):
-        at, mask = torch.arange(len(batch.members), device=device), 0.0 * batch.symbols
-        for row, member in enumerate(batch.members):
-            mask[row, list(distinct[member][1])] = 1
-        seen: dict[str, Tensor] = {}
-        keep = partial(_keep, seen, mask, at, batch.lengths - 1)
-        probe = HookProbe("law", [(name, partial(keep, name)) for name in hooks])
-        layout = Layout.of_symbols(batch.symbols, ())
-        logits = logits_at(model, layout, at, batch.lengths - 1, probes=[probe])
-        logprobs = logits.float().cpu().log_softmax(-1)
-        entropy = torch.special.entr(logprobs.exp()).sum(1)
-        for row, member in enumerate(batch.members):
-            pair = logprobs[row, torch.tensor([answers[i] for i in members[member]])]
-            ranks = (logprobs[row] > pair[..., None]).sum(-1).float()
-            for i, *read in zip(members[member], pair, ranks, strict=True):
-                shown = [seen[name][row] for name in hooks]
-                found[i] = (*read, entropy[row], logprobs[row].amax(), *shown)
-            progress.update(len(members[member]))
-    names = ("logprobs", "ranks", "entropy", "top", *hooks)
-    return {name: torch.stack([row[i] for row in found]) for i, name in enumerate(names)}
-
-
-def _keep(
-    seen: dict[str, Tensor], mask: Tensor, at: Tensor, last: Tensor, name: str, value: Tensor,
-    hook: Any,
-) -> None:  # fmt: skip
-    value = value.detach().float().to(mask.device)
-    if name.endswith("hook_pattern"):
-        seen[name] = torch.einsum("bhk,bk->bh", value[at, :, last], mask).cpu()
-    else:
-        mean = mask / mask.sum(1, keepdim=True).clamp(min=1)
-        seen[name] = torch.einsum("bphd,bp->bhd", value, mean).cpu()
-
-
-def _written(
-    model: HookedModel, anatomy: Anatomy, answers: Sequence[tuple[int, ...]], values: Any
-) -> tuple[Float[Tensor, "row layer head"], Float[Tensor, "row 2 d_model"]]:
-    """Return what each head writes to the margin if it attends to the values, and the readout."""
-    untyped: Any = model
-    readout = untyped.W_U.detach().float().cpu().T[torch.tensor(answers)]
-    if anatomy.final is not None:
-        readout = torch.stack([anatomy.final.pull(readout[:, i]) for i in range(2)], 1)
-    direction, written, values = readout[:, 1] - readout[:, 0], [], list(values)
-    for i, form in enumerate(anatomy.layers):
-        if form.attends:
-            to = form.after_attention.pull(direction) if form.after_attention else direction
-            W_O = head_matrices(model, i, "O")[0].float().cpu()
-            value = values.pop(0)
-            if value.shape[1] < len(W_O):
-                value = value[:, [kv_head_of(model, head) for head in range(len(W_O))]]
-            read = torch.einsum("rd,hvd->rhv", to, W_O)
-            written.append((value * read).sum(-1) * form.attention)
-    return torch.stack(written, 1), readout

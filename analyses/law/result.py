@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -18,7 +17,7 @@ from analyses.law.predictors import PREDICTORS, TEXTS
 from hijacklens.errors import InputError, choice, unknown, whole_number
 from hijacklens.facts.fact import Fact
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
-from hijacklens.results.glance import Glance, Grid, Shown
+from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 
@@ -37,40 +36,8 @@ class LawSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation(Shown):
-    """The predicted shift of one fact, by a law that was fitted on other relations."""
-
-    fact: pd.Series
-    law: str
-    predicted: float
-    """In nats."""
-    parts: pd.Series
-    """Predictor -> what it adds compared with its mean; `mean` and `together` complete the sum."""
-    place: float
-    """The fraction of facts with a smaller predicted shift."""
-    measured_place: float
-    """The fraction of facts with a smaller measured shift."""
-
-    def glance(self) -> Glance:
-        """The prediction, the measured shift, and the parts, largest first."""
-        row, rest = self.fact, self.parts.drop("mean").sort_values(key=abs, ascending=False)
-        rows = [("mean", self.parts["mean"]), *rest.head(8).items(), ("others", rest[8:].sum())]
-        return Glance(
-            f"{row['model']} · {row['scheme']}, dose {row['dose']} · case {row['case_id']}, "
-            f"{row['subject']}: {row['target_true']} -> {row['target_false']} · law {self.law}",
-            (Grid(("part", "nats"), tuple((k, f"{v:+.2f}") for k, v in rows), "lr"),),
-            (
-                f"predicted {self.predicted:+.2f} nats, above {self.place:.0%} of the facts; "
-                f"measured {row['shift']:+.2f}, above {self.measured_place:.0%}; prior log-odds "
-                f"{row['prior']:+.2f}",
-            ),
-            steps=("parts", "fact"),
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class LawResult(Result):
-    """Eight laws of the shift, compared on relations, schemes, models and doses that are new.
+    """Laws of the shift, compared on relations, schemes, models and doses that are new.
 
     Shifts are in nats, by the rule `first`; intervals are clustered by relation.
     """
@@ -102,14 +69,13 @@ class LawResult(Result):
 
     def best(self) -> str:
         """Return the law with the highest mean R squared on new relations."""
-        rows = self.laws[self.laws["split"] == "relations"]
-        return str(rows.groupby("law")["r2"].mean().idxmax())
+        return str(self._new(self.laws).groupby("law")["r2"].mean().idxmax())
 
     def selected(self, *, model: str | None = None, scheme: str | None = None) -> str:
         """Return the simplest law that is not significantly worse than the best, on all doses."""
         rows = self._cell(self.predictions, model, scheme)
         doses = rows[rows["split"] == "all doses"]
-        return selected(doses if len(doses) else rows[rows["split"] == "relations"])
+        return selected(doses if len(doses) else self._new(rows))
 
     def explain(
         self,
@@ -119,11 +85,14 @@ class LawResult(Result):
         model: str | None = None,
         scheme: str | None = None,
         dose: int | None = None,
-    ) -> Explanation:
+    ) -> pd.Series:
         """Explain the predicted shift of a fact, by a law fitted on all other relations.
 
-        A part is the change of the prediction if one predictor has its value instead of its mean;
-        what predictors change only together is `together`.
+        Returns:
+            `predicted` and `measured` shift in nats; their `place`, the fraction of facts with a
+            smaller one; and the parts of the prediction: `mean` (every predictor has its mean),
+            what each predictor adds if it alone has its value, largest first, and what they add
+            `together`. The name says which fact and law it is.
 
         Raises:
             InputError: The result lacks the fact, law, model, scheme or dose.
@@ -137,23 +106,29 @@ class LawResult(Result):
                 f"case {case!r} has no shift at dose {dose or 'first'} here; the table `facts` "
                 "lists the cases and doses that have one."
             )
-        others = cell[cell["relation_id"] != row["relation_id"].iloc[0]]
+        found = row.iloc[0]
+        others = cell[cell["relation_id"] != found["relation_id"]]
         fitted = BY_NAME[choice("law", law, BY_NAME)].fit(others)
         mean = row.assign(**others[list(PREDICTORS)].mean())
-        alone = {name: mean.assign(**{name: row[name]}) for name in fitted.needs}
-        parts = {"mean": float(fitted.predict(mean)[0])}
-        for name, one in alone.items():
-            parts[name] = float(fitted.predict(one)[0]) - parts["mean"]
-        everything = fitted.predict(cell)
-        predicted = float(fitted.predict(row)[0])
-        return Explanation(
-            row.iloc[0],
-            law,
-            predicted,
-            pd.Series(parts | {"together": predicted - sum(parts.values())}),
-            place=float((everything < predicted).mean()),
-            measured_place=float((cell["shift"] < row["shift"].iloc[0]).mean()),
-        )
+        base, predicted = (float(fitted.predict(one)[0]) for one in (mean, row))
+        parts = pd.Series(
+            {
+                name: float(fitted.predict(mean.assign(**{name: found[name]}))[0]) - base
+                for name in fitted.needs
+            },
+            dtype=float,
+        ).sort_values(key=abs, ascending=False)
+        whole = {
+            "predicted": predicted,
+            "place of predicted": (fitted.predict(cell) < predicted).mean(),
+            "measured": found["shift"],
+            "place of measured": (cell["shift"] < found["shift"]).mean(),
+            "mean": base,
+        }
+        together = pd.Series({"together": predicted - base - parts.sum()})
+        named = "{model} · {scheme}, dose {dose} · case {case_id}, {subject}: {target_true} -> "
+        named = (named + "{target_false} · law ").format(**found) + law
+        return pd.concat([pd.Series(whole), parts, together]).rename(named)
 
     def surprises(self, law: str | None = None, *, count: int = 20) -> pd.DataFrame:
         """Return the facts whose shift a law predicts worst: `count` per model and scheme.
@@ -162,8 +137,8 @@ class LawResult(Result):
         """
         rows = self._of_law(law)
         rows = rows.assign(surprise=rows["shift"] - rows["predicted"])
-        order = np.argsort(-rows["surprise"].abs().to_numpy(), kind="stable")
-        largest = rows.iloc[order].groupby(["model", "scheme"], sort=False).head(count)
+        rows = rows.sort_values("surprise", key=abs, ascending=False, kind="stable")
+        largest = rows.groupby(["model", "scheme"], sort=False).head(count)
         texts: Any = self.facts[list(TEXTS)]
         found = largest.merge(texts.drop_duplicates(TEXTS[:3]), on=list(TEXTS[:4]))
         return found[[*TEXTS, "prior", "shift", "predicted", "surprise"]]
@@ -177,8 +152,8 @@ class LawResult(Result):
             law: For the last three; by default the law with the highest R squared.
         """
         choice("what", what, plots.TITLES)
-        every: Any = self.laws[self.laws["split"] == "relations"]
-        return plots.draw(every if what == "laws" else self._of_law(law), what, law or self.best())
+        rows = self._new(self.laws) if what == "laws" else self._of_law(law)
+        return plots.draw(rows, what, law or self.best())
 
     def exhibits(self) -> list[Exhibit]:
         """The figures, the table of laws, their differences and parameters, and surprises."""
@@ -198,33 +173,33 @@ class LawResult(Result):
 
     def glance(self) -> Glance:
         """The laws on new relations, for each model and scheme."""
-        names = ("law", "R2", "AUC", "ECE", "Brier")
-        forms = (
-            "{law}", "{r2:fraction} [{r2_low:fraction}, {r2_high:fraction}]",
-            "{auc:fraction} [{auc_low:fraction}, {auc_high:fraction}]", "{ece:fraction}",
-            "{brier:fraction}",
-        )  # fmt: skip
-        cells: Any = self.laws[self.laws["split"] == "relations"].groupby(
-            ["model", "scheme"], sort=False
-        )
+        forms = {
+            "law": "{law}",
+            "R2": "{r2:fraction} [{r2_low:fraction}, {r2_high:fraction}]",
+            "AUC": "{auc:fraction} [{auc_low:fraction}, {auc_high:fraction}]",
+            "ECE": "{ece:fraction}",
+            "Brier": "{brier:fraction}",
+        }
+        cells = self._new(self.laws).groupby(["model", "scheme"], sort=False)
         return Glance(
             f"{self.settings.facts} · laws of the shift on {int(self.laws['relations'].max())} "
             "relations that they were not fitted on",
-            tuple(
-                Grid.of(part, dict(zip(names, forms, strict=True)), title=" · ".join(key))
-                for key, part in cells
-            ),
+            tuple(Grid.of(part, forms, title=" · ".join(key)) for key, part in cells),
             ("R2 of the shift; the others of flips among known facts; intervals over relations",),
             steps=("laws", "differences", "explain(case_id)", "surprises()", "plot(what=...)"),
         )
 
     def _of_law(self, law: str | None) -> Any:
         """Return the predictions of a law on new relations at the first dose."""
-        rows = self.predictions
-        law = choice("law", law or self.best(), set(rows["law"]))
-        return rows[(rows["law"] == law) & (rows["split"] == "relations")]
+        rows = self._new(self.predictions)
+        return rows[rows["law"] == choice("law", law or self.best(), set(rows["law"]))]
 
-    def _cell(self, table: Any, model: str | None, scheme: str | None) -> Any:
+    @staticmethod
+    def _new(table: Any) -> Any:
+        return table[table["split"] == "relations"]
+
+    @staticmethod
+    def _cell(table: Any, model: str | None, scheme: str | None) -> Any:
         """Return the rows of a model and a scheme; by default the first ones."""
         for name, value in (("model", model), ("scheme", scheme)):
             known = list(table[name].unique())
@@ -258,22 +233,23 @@ def compare(
     """
     seed, table = whole_number("seed", seed), table.reset_index(drop=True)
     cells: Any = table.groupby(["model", "scheme"], sort=False)
+    columns = ["model", "scheme", "law", "parameter", "value", "low", "high"]
     rows = [
         (*key, law.name, parameter, found.value, found.low, found.high)
         for key, cell in cells
         for law in laws
         for parameter, found in law.fit(cell).parameters.items()
     ]
-    columns = ["model", "scheme", "law", "parameter", "value", "low", "high"]
+    models, schemes, doses = (table[of].unique().tolist() for of in ("model", "scheme", "dose"))
     return LawResult(
         facts=table,
         predictions=predictions(table, laws=laws, count=folds, seed=seed, quiet=quiet),
         parameters=pd.DataFrame(rows, columns=columns),
         settings=LawSettings(
             facts=name,
-            models=tuple(table["model"].unique()),
-            schemes=tuple(table["scheme"].unique()),
-            doses=tuple(int(dose) for dose in sorted(table["dose"].unique())),
+            models=tuple(models),
+            schemes=tuple(schemes),
+            doses=tuple(sorted(map(int, doses))),
             folds=folds,
             seed=seed,
         ),

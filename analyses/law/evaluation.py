@@ -64,12 +64,10 @@ def predictions(
     whole_number("folds", count, least=2)
     if table["relation_id"].nunique() < 2:
         raise InputError("a law is tested on relations that it has not seen; give at least two.")
-    facts = table.drop_duplicates("case_id").set_index("case_id")["relation_id"]
-    by_case = pd.Series(folds(facts.to_numpy(), count, seed=seed), index=facts.index)
-    fold = table["case_id"].map(by_case)
+    fold = folds(table["relation_id"].to_numpy(), count, seed=seed)
     parts: list[pd.DataFrame] = []
-    with bar(fold.nunique(), unit="folds", label="laws", quiet=quiet) as progress:
-        for held in sorted(set(fold)):
+    with bar(fold.max() + 1, unit="folds", label="laws", quiet=quiet) as progress:
+        for held in range(fold.max() + 1):
             for split, other, train, test in _splits(table[fold != held], table[fold == held]):
                 if split not in splits or test.empty:
                     continue

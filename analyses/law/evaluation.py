@@ -94,7 +94,7 @@ def _splits(seen: Any, new: Any) -> Iterator[tuple[str, str, Any, Any]]:
             yield "later doses", "", _with_first(train, first), _with_first(test, first)
 
 
-def _with_first(rows: pd.DataFrame, first: int) -> pd.DataFrame:
+def _with_first(rows: Any, first: int) -> pd.DataFrame:
     """Return the rows of later doses, with the shift of the fact at the first dose."""
     own = rows[rows["dose"] == first].set_index("case_id")["shift"]
     later = rows[rows["dose"] > first]

@@ -1,6 +1,7 @@
 """The study of docs/circuits: which heads carry the hijack in one model.
 
 python examples/circuit_study.py MODEL FACTS OUT [--limit 300] [--opening Well.] [--heads 12.1+...]
+    [--sets 6]
 
 Writes into OUT: account/ and account.csv (where the shift comes from), paths.csv (the same parts
 with a path of attention removed), recall.csv (log-probabilities of both targets), probes.csv
@@ -37,8 +38,8 @@ KNOCK_OUTS = (
 )
 PATHS = ("mention", "hijack")
 """Spans that the last token attends to but reads no values of, in all layers."""
-SEARCHED, TESTED, SETS = 60, 100, 6
-"""Facts that heads are chosen and tested on, of different relations; random sets of each kind."""
+SEARCHED, TESTED = 60, 100
+"""Facts that heads are chosen and tested on, of different relations."""
 
 
 def parts(account) -> dict[str, np.ndarray]:
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=300)
     parser.add_argument("--opening", default="")
     parser.add_argument("--heads", help="such as 12.1+15.3: test these, without a search")
+    parser.add_argument("--sets", type=int, default=6, help="random head sets of each kind")
     given = parser.parse_args()
     source = hl.atlas() if given.facts == "atlas" else hl.counterfact(given.facts)
     facts = source.limit(given.limit, seed=0)
@@ -158,7 +160,7 @@ def main() -> None:
     else:
         found.save(given.out / "search", overwrite=True)
         print(found)
-    tested = found.test(held_out, schemes=[SCHEME], random_sets=SETS)
+    tested = found.test(held_out, schemes=[SCHEME], random_sets=given.sets)
     tested.save(given.out / "test", overwrite=True)
     print(tested)
 

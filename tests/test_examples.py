@@ -21,6 +21,7 @@ TITLES = {
     "3": "The one-layer model: from task to memory",
     "4": "Bring your own model, facts and scheme",
     "5": "From the one-layer model to language models",
+    "6": "Which facts give way: laws of the shift",
 }
 QUICK = {
     "score": ["--limit", "6", "--out", "out"],

@@ -125,7 +125,7 @@ class LawResult(Result):
             "place of measured": (cell["shift"] < found["shift"]).mean(),
             "mean": base,
         }
-        together = pd.Series({"together": predicted - base - parts.sum()})
+        together = pd.Series({"together": round(predicted - base - parts.sum(), 9)})
         named = "{model} · {scheme}, dose {dose} · case {case_id}, {subject}: {target_true} -> "
         named = (named + "{target_false} · law ").format(**found) + law
         return pd.concat([pd.Series(whole), parts, together]).rename(named)

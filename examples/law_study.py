@@ -29,12 +29,13 @@ OPENING = ["--opening", "Well."]
 SCHEMES = [f"--scheme={name}" for name in ("do-not-think", "think", "mention", "relation")]
 RUNS = {
     "counterfact": [*MODELS, *OPENING, "--facts=FACTS", "--limit=2000", "--doses=0-1"],
-    "atlas": [*MODELS, *OPENING, "--doses=0-1"],
-    "no-opening": [*MODELS, "--facts=FACTS", "--limit=1000", "--doses=0-1"],
     "doses": [*MODELS, *OPENING, "--facts=FACTS", "--limit=1000", "--doses=0-5"],
+    "atlas": [*MODELS, *OPENING, "--doses=0-1"],
     "schemes": [*MODELS, *OPENING, *SCHEMES, "--facts=FACTS", "--limit=1000", "--doses=0-1"],
+    "no-opening": [*MODELS, "--facts=FACTS", "--limit=1000", "--doses=0-1"],
     "exact": ["--bits=5"],
 }
+"""Facts of a smaller sample are in the larger one, so that their predictors are not read again."""
 PARAMETERS = {
     "constant": {"c": 4.5},
     "prior": {"a": 2.75, "t": 0.29, "f": -0.41},

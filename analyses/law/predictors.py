@@ -21,7 +21,7 @@ alone, which ends before the query begins. Targets are read by their first token
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -64,7 +64,7 @@ TEXTS = ("model", "scheme", "case_id", "relation_id", "subject", "target_true", 
 MOST_READ = 64
 """Rows in a batch at most: each has the logits of the vocabulary."""
 CHUNK = 256
-"""Rows of the table that are read, and kept, together."""
+"""Rows that are read and kept together."""
 
 
 def predictors(
@@ -86,8 +86,8 @@ def predictors(
         facts: The facts.
         schemes: The schemes.
         seed: Seeds the schemes.
-        keep: A folder for finished predictors, so that an interrupted call resumes. They are keyed
-            by the model, the prompts and the code of this module.
+        keep: A folder for finished rows, so that none is read again. They are keyed by the model,
+            the prompts and the code of this module.
         quiet: Draw no progress bar.
 
     Raises:
@@ -102,35 +102,40 @@ def predictors(
     name, fingerprint = str(model.cfg.model_name), fingerprint_of(model, identify(model))
     rows = [(name, p.scheme.name, *(getattr(p.fact, of) for of in TEXTS[2:])) for p in chosen]
     table = pd.DataFrame(rows, columns=list(TEXTS))
+    inputs = [(p.bare, p.hijacked, p.items[0].true, p.items[0].false) for p in chosen]
+    table["key"] = [hashlib.sha256(repr(each).encode()).hexdigest() for each in inputs]
+    code, folder = fingerprint.key.encode() + Path(__file__).read_bytes(), None
+    if keep and not fingerprint.unkeyed:
+        folder = keep / hashlib.sha256(code).hexdigest()
+    found = _kept(folder)
     # Equal prompts are read together: bare queries of a fact, sentences with one false target.
-    order, parts = table.sort_values(["target_false", "case_id"], kind="stable").index, []
-    with bar(len(order), unit="prompts", label=f"{name}, predictors", quiet=quiet) as progress:
+    missing = table[~table["key"].isin([key for part in found for key in part["key"]])]
+    order = missing.sort_values(["target_false", "case_id"], kind="stable").index
+    with bar(len(order), unit="rows", label=f"{name}, predictors", quiet=quiet) as progress:
         for start in range(0, len(order), CHUNK):
-            part = [chosen[i] for i in order[start : start + CHUNK]]
-            inputs = [(p.bare, p.hijacked, p.items[0].true, p.items[0].false) for p in part]
-            key = repr((fingerprint.key, inputs)).encode() + Path(__file__).read_bytes()
-            file = f"{hashlib.sha256(key).hexdigest()}.parquet"
-            folder = None if fingerprint.unkeyed else keep
-            parts.append(_kept(folder and folder / file, partial(_of_pairs, model, part)))
-            progress.update(len(part))
-    table[list(PREDICTORS)] = pd.concat(parts).set_axis(order).sort_index()
+            rows = order[start : start + CHUNK]
+            part = _of_pairs(model, [chosen[i] for i in rows])
+            found.append(part.assign(key=table.loc[rows, "key"].to_numpy()))
+            if folder:
+                with suppress(OSError):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    write_whole(folder / f"{found[-1]['key'][0]}.parquet", found[-1].to_parquet)
+            progress.update(len(rows))
+    values = pd.concat(found).drop_duplicates("key").set_index("key")
+    table[list(PREDICTORS)] = values.loc[table.pop("key")].to_numpy()
     scaled = ["copying", "copying_all"]  # the scales of norms differ between models
     spread: Any = table.groupby("scheme")[scaled].transform("std", ddof=0)
     table[scaled] /= spread.where(spread > 0, 1)
     return table
 
 
-def _kept(file: Path | None, read: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-    """Return the table in a file, or else read it and write the file, if that is possible."""
-    if file is None:
-        return read()
-    with suppress(OSError, ValueError):
-        return pd.read_parquet(file)
-    table = read()
-    with suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, table.to_parquet)
-    return table
+def _kept(folder: Path | None) -> list[pd.DataFrame]:
+    """Return the tables in a folder; leave out files that cannot be read."""
+    found: list[pd.DataFrame] = []
+    for file in sorted(folder.glob("*.parquet")) if folder else ():
+        with suppress(OSError, ValueError):
+            found.append(pd.read_parquet(file))
+    return found
 
 
 def _of_pairs(model: Any, chosen: Sequence[Pair]) -> pd.DataFrame:

@@ -202,6 +202,8 @@ def test_finished_predictors_are_not_read_again(planted, monkeypatch, tmp_path):
             kept = law.predictors(model, facts, schemes, **options)
             pd.testing.assert_frame_equal(kept, plain, rtol=1e-4, atol=1e-5)
         assert len(passes) == done
+    few = law.predictors(model, facts.limit(5), schemes[:1], keep=tmp_path, quiet=True)
+    assert few["copying_all"].std(ddof=0) == pytest.approx(1)  # standardised over these facts
     with pytest.raises(KeyboardInterrupt):  # other prompts
         law.predictors(model, facts.with_opening("Well."), schemes, keep=tmp_path, quiet=True)
 
@@ -290,12 +292,12 @@ def test_the_command_takes_a_saved_run(planted, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_law_that_made_the_data_is_selected():
-    """Ten of the hundred simulations of each law in the study."""
+    """Three of the hundred simulations of each law in the study (examples/law_study.py)."""
     for name in BY_HAND:
         hits = 0
-        for seed in range(10):
+        for seed in range(3):
             table = drawn(500, doses=(1, 2, 5), relations=25, seed=seed)
             noise = np.random.default_rng(1000 + seed).normal(size=len(table))
             table["shift"] = by_hand(name, table) + noise
             hits += selected(predictions(table, count=5, splits=["all doses"], quiet=True)) == name
-        assert hits >= 9, (name, hits)
+        assert hits == 3, name

@@ -32,3 +32,7 @@ from .scoring.pairs import pairs as pairs
 from .scoring.power import power as power
 from .scoring.result import HijackResult as HijackResult
 from .workers.workers import RayEngine as RayEngine
+from .world.distribution import Reader as Reader
+from .world.trained import load_world as load_world
+from .world.training import train_world as train_world
+from .world.world import World as World

@@ -38,6 +38,7 @@ STUDIES = {
     "reproduction": "hours; its commands are checked, not run",
     "counterfact": "hours on real models; its commands are checked, not run",
     "law": "an hour on real models; its commands are checked, not run",
+    "world": "trains for an hour; its commands are checked, not run",
     "robustness.md": "a report of what was tried",
 }
 """Pages that say what was done once, with the reason why it is not done again here."""

@@ -38,6 +38,7 @@ COMMANDS = {
     "facts": "List the relations of a set of facts, or show single facts.",
     "plan": "Count the tokens that a run would compute, without a model.",
     "train": "Train one-layer models on latent concept association.",
+    "world": "Train a small language model on a world that is known exactly.",
     "cache": "Show or clear the store of finished readings.",
     "heads": "Find the heads that carry a hijack, and test them on held-out facts.",
     "law": "Predict which facts give way, by laws that are compared on new relations.",

@@ -24,6 +24,7 @@ DOORS = {
     "hijacklens.scoring.efficacy": "from hijacklens.scoring import efficacy",
     "hijacklens.scoring.forecast": "from hijacklens.scoring.forecast import forecast",
     "hijacklens.one_layer.memory": "from hijacklens.one_layer import memory",
+    "hijacklens.world.circuits": "from hijacklens.world import circuits",
     "hijacklens.statistics": "from hijacklens import statistics",
     "hijacklens.plots": "from hijacklens import plots",
     "probes.attention": "from probes import attention",

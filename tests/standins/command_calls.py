@@ -23,6 +23,7 @@ CALLS = {
     "plan": "plan --tokenizer {m} --facts {f} --doses 0-2",
     "train": "train --bits 3 --d-model 4 --length 8 --seeds 1 --lr 0.01 --steps 2 --evaluation 8 "
     "--out {o}",
+    "world": "world --bits 1 --subjects 2 --d-model 8 --steps 2 --batch 2 --length 8 --out {o}",
     "cache info": "cache info",
     "cache clear": "cache clear --yes",
     "heads": "heads --model {m} --facts {f} --size 1 --candidates 2 --random-sets 1 --out {o}",

@@ -26,7 +26,7 @@ from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.prompts.tokens import locate
-from hijacklens.scoring.items import make_prompts
+from hijacklens.prompts.wordings import make_prompts
 from hijacklens.statistics import Interval, fraction
 
 ONE_LAYER_WAYS = dict(

@@ -16,13 +16,28 @@ assistant: The Eiffel Tower is in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from functools import wraps
+from inspect import Parameter, signature
+from typing import (
+    Any,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    overload,
+    runtime_checkable,
+)
 
 from hijacklens.errors import choice, utf8
 
 Turn: TypeAlias = Literal["user", "system", "earlier"]
 Asker: TypeAlias = Literal["user", "assistant"]
+P = ParamSpec("P")
+T_co = TypeVar("T_co", covariant=True)
 TURNS: tuple[Turn, ...] = get_args(Turn)
 ASKERS: tuple[Asker, ...] = get_args(Asker)
 
@@ -83,3 +98,33 @@ class Chat:
 
 def _turn(role: str, *parts: str) -> dict[str, str]:
     return {"role": role, "content": " ".join(filter(None, parts))}
+
+
+@runtime_checkable
+class Chats(Protocol[P, T_co]):
+    """A function of facts that takes a chat, too."""
+
+    @overload
+    def __call__(self, *arguments: P.args, **keywords: P.kwargs) -> T_co: ...
+
+    @overload
+    def __call__(self, *arguments: Any, chat: Chat | None, **keywords: Any) -> T_co: ...
+
+
+def takes_chat(function: Callable[P, T_co]) -> Chats[P, T_co]:
+    """Let a function of `facts` take `chat=`, too: the facts are asked in it (`FactSet.in_chat`).
+
+    None, the default, leaves the facts as they are.
+    """
+    plain = signature(function)
+
+    @wraps(function)
+    def call(*arguments: Any, chat: Chat | None = None, **keywords: Any) -> T_co:
+        given = plain.bind(*arguments, **keywords)
+        if chat is not None and hasattr(facts := given.arguments["facts"], "in_chat"):
+            given.arguments["facts"] = facts.in_chat(chat)
+        return function(*given.args, **given.kwargs)
+
+    added = Parameter("chat", Parameter.KEYWORD_ONLY, default=None, annotation="Chat | None")
+    call.__signature__ = plain.replace(parameters=[*plain.parameters.values(), added])  # type: ignore[attr-defined]
+    return call

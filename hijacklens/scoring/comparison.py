@@ -21,18 +21,19 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, choice, shown, unknown
+from hijacklens.errors import InputError, choice, shown
 from hijacklens.facts.relations import relation_title
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result, load_result
 from hijacklens.results.stored import Stored
-from hijacklens.scoring.efficacy import RULES, Rule, margin
+from hijacklens.scoring.efficacy import RULES, Rule
+from hijacklens.scoring.matching import AXES, labels, matched
 from hijacklens.statistics import Correction, Estimate, adjust, clustered, mcnemar
 
-AXES = ("model", "scheme", "dose", "rule")
-FACT = ("case_id", "relation", "subject", "target_true", "target_false", "template")
+SIDES = ("reference", "other")
 ENDS = ("facts_low", "facts_high", "clustered_low", "clustered_high")
+RELATIONS_LIKE_THESE = "[{clustered_low}, {clustered_high}] p {clustered_p_corrected:.2g}"
 MEASURES = ("efficacy", "retention", "margin", "shift")
 Cluster = Literal["relation", "subject", "target_false", "template"]
 CLUSTERS: tuple[Cluster, ...] = ("relation", "subject", "target_false", "template")
@@ -149,18 +150,18 @@ class Comparison(Result):
         cells: Any = self.verdicts.groupby(list(AXES), sort=False)
         for key, cell in cells:
             for measure in _measures(cell):
-                first, second = (_values(cell, measure, side) for side in ("reference", "other"))
+                first, second = (_values(cell, measure, side) for side in SIDES)
                 facts = self.estimate(cell, measure)
+                found = self.estimate(cell, measure, names)
                 row = {
                     **dict(zip(AXES, key, strict=True)),
-                    "measure": measure,
-                    "n": len(cell),
-                    "first": first.mean(),
-                    "second": second.mean(),
-                    **facts.columns("change"),
+                    **{"measure": measure, "n": len(cell)},
+                    **{"first": first.mean(), "second": second.mean(), "change": facts.value},
+                    **facts.ends("facts"),
+                    **{"gained": pd.NA, "lost": pd.NA},
+                    **{name: getattr(found, name) for name in ("clusters", "icc", "design_effect")},
+                    **found.ends("clustered"),
                 }
-                row["facts_low"], row["facts_high"] = row.pop("change_low"), row.pop("change_high")
-                row |= {"gained": pd.NA, "lost": pd.NA, "facts_p": facts.p}
                 if measure in ("efficacy", "retention"):
                     verdicts = mcnemar(first > 0, second > 0)
                     turned = (verdicts.gained, verdicts.lost)
@@ -168,12 +169,8 @@ class Comparison(Result):
                     # Without ties, retention is the same test as efficacy, which precedes it.
                     row["same"] = measure == "retention" and turned == before[::-1]
                     before = turned
-                found = self.estimate(cell, measure, names)
-                row |= {name: getattr(found, name) for name in ("clusters", "icc", "design_effect")}
-                row |= {"clustered_low": found.low, "clustered_high": found.high}
-                row["clustered_p"] = found.p
-                if equivalence is not None and measure in ("efficacy", "retention"):
-                    row["equivalent_p"] = found.equivalence(equivalence)
+                    if equivalence is not None:
+                        row["equivalent_p"] = found.equivalence(equivalence)
                 rows.append(row)
         table = pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"})
         same = table.pop("same").eq(True)
@@ -250,14 +247,9 @@ class Comparison(Result):
             "second": "{second:>}",
             "change": "{change:>}",
             "these facts": "[{facts_low}, {facts_high}] p {facts_p_corrected:.2g}",
-            "relations like these": "[{clustered_low}, {clustered_high}] "
-            "p {clustered_p_corrected:.2g}",
-            "equivalent": "p {equivalent_p:.2g}",
+            **({"relations like these": RELATIONS_LIKE_THESE} if counts > 1 else {}),
+            **({"equivalent": "p {equivalent_p:.2g}"} if "equivalent_p" in table else {}),
         }
-        if counts < 2:
-            del columns["relations like these"]
-        if "equivalent_p" not in table:
-            del columns["equivalent"]
         by = options.get("by", "relation")
         words = [
             f"dose {value}" if axis == "dose" else str(value)
@@ -298,13 +290,8 @@ class Comparison(Result):
 
     def findings(self) -> dict[str, Any]:
         """Return the number of items, and how many verdicts differ under each rule."""
-        rules = self.verdicts["rule"].to_numpy()
-        flipped = self.verdicts["flipped"].to_numpy()
-        names = list(dict.fromkeys(rules))
-        return {
-            "items": len(self.verdicts) // len(names),
-            "flipped": {rule: int((flipped & (rules == rule)).sum()) for rule in names},
-        }
+        flipped: Any = self.verdicts.groupby("rule", sort=False)["flipped"].sum()
+        return {"items": len(self.verdicts) // len(flipped), "flipped": flipped.to_dict()}
 
 
 def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -363,47 +350,22 @@ def compare(
             model, scheme or dose although one has several, or they share no fact.
     """
     results = [_hijack_run(one) for one in (reference, other)]
-    tables: list[Any] = [
-        _long(result, chosen or {}) for result, chosen in zip(results, (first, second), strict=True)
-    ]
-    missing: list[dict[str, Any]] = []
-    pairs: dict[str, tuple[str, str]] = {}
-    for axis in AXES:
-        _match(axis, tables, missing, pairs)
-    facts = [name for name in FACT if all(name in table for table in tables)]
-    keys = [*AXES, *facts]
-    joined = tables[0].merge(tables[1], on=keys, how="outer", indicator=True, sort=False)
-    # The order of the reference, which an outer join loses.
-    joined = joined.sort_values("order_x", kind="stable").reset_index(drop=True)
-    both: Any = joined[joined["_merge"] == "both"]
-    missing += _missing_facts(joined[joined["_merge"] != "both"], results)
-    if "scheme" in pairs:  # all schemes have the same bare query
-        both = both[both["dose"] != 0]
-    if both.empty:
-        raise InputError(
-            "the two sides have no fact in common. Score the same facts in both; facts are the "
-            f"same if {', '.join(facts)} are equal."
-        )
-    table = both[keys].copy()
-    table["reference"], table["other"] = both["margin_x"], both["margin_y"]
-    table["difference"] = table["other"] - table["reference"]
-    table["bare_reference"], table["bare_other"] = both["bare_x"], both["bare_y"]
-    table["flipped"] = np.sign(table["reference"]) != np.sign(table["other"])
-    names = [item.name for item in fields(ComparedModel)]
+    restrictions = (first or {}, second or {})
+    table, missing, pairs = matched(results, restrictions)
+    kept = [item.name for item in fields(ComparedModel)]
     models = [
         tuple(
-            ComparedModel(**{name: getattr(model, name) for name in names})
+            ComparedModel(**{name: getattr(model, name) for name in kept})
             for model in result.settings.models
-            if not chosen or model.name == chosen.get("model", model.name)
+            if model.name == chosen.get("model", model.name)
         )
-        for result, chosen in zip(results, (first, second), strict=True)
+        for result, chosen in zip(results, restrictions, strict=True)
     ]
-    sides = ("reference", "other")
     return Comparison(
-        table.reset_index(drop=True),
-        dict(zip(sides, models, strict=True)),
+        table,
+        dict(zip(SIDES, models, strict=True)),
         Provenance.now(),
-        labels=dict(zip(sides, _labels(pairs, results, (reference, other)), strict=True)),
+        labels=dict(zip(SIDES, labels(pairs, results, (reference, other)), strict=True)),
         unmatched=pd.DataFrame(missing, columns=[*UNMATCHED]).astype({"case_id": "Int64"}),
     )
 
@@ -435,115 +397,3 @@ def _hijack_run(result: Result | str | Path) -> Any:
             "folders that `hijacklens hijack` wrote."
         )
     return found
-
-
-def _long(result: Any, chosen: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a row per item and rule, restricted to some models, schemes, doses or rules."""
-    items = result.items
-    table = items[["model", "case_id", "scheme", "dose", "subject"]].assign(
-        relation=items["relation_id"], order=np.arange(len(items))
-    )
-    if len(result.prompts):
-        subjects = items.drop_duplicates("case_id")[["case_id", "subject"]]
-        facts = subjects.merge(result.prompts.drop_duplicates("case_id"), on="case_id")
-        texts = zip(facts["query"], facts["subject"], strict=True)
-        facts["template"] = [query.replace(subject, "{}") for query, subject in texts]
-        columns = ["case_id", "target_true", "target_false", "template"]
-        table = table.merge(facts[columns], on="case_id", how="left")
-    for axis, value in chosen.items():
-        if axis not in AXES:
-            raise unknown("restriction", axis, AXES)
-        known = RULES if axis == "rule" else list(items[axis].unique())
-        if value not in known:
-            raise unknown(axis, value, map(str, known))
-    parts = []
-    for rule in RULES:
-        if chosen.get("rule", rule) == rule:
-            part = table.assign(rule=rule, margin=margin(items, rule).to_numpy())
-            bare = part.loc[part["dose"] == 0, ["model", "scheme", "case_id", "margin"]]
-            parts.append(
-                part.merge(
-                    bare.rename(columns={"margin": "bare"}),
-                    on=["model", "scheme", "case_id"],
-                    how="left",
-                )
-            )
-    long: Any = pd.concat(parts, ignore_index=True)
-    for axis, value in chosen.items():
-        long = long[long[axis] == value]
-    long["order"] += len(items) * long["rule"].map(RULES.index)
-    return long
-
-
-def _match(
-    axis: str,
-    tables: list[Any],
-    missing: list[dict[str, Any]],
-    pairs: dict[str, tuple[str, str]],
-) -> None:
-    """Keep the values of an axis that both tables have, or pair the only value of each.
-
-    Changes `tables`; adds the values of one side only to `missing`, and a pair to `pairs`.
-    """
-    values = [list(table[axis].unique()) for table in tables]
-    # All runs have dose 0, and its bare query is in `bare`.
-    real = [[x for x in of if axis != "dose" or x != 0] or of for of in values]
-    if not set(real[0]) & set(real[1]):
-        if [len(of) for of in real] != [1, 1]:
-            listed = ["; ".join(map(str, of)) for of in real]
-            raise InputError(
-                f"the two sides have no {axis} in common: the first has {listed[0]}, the second "
-                f"{listed[1]}. Name one of each, such as first={{{axis!r}: {real[0][0]!r}}}."
-            )
-        pairs[axis] = (str(real[0][0]), str(real[1][0]))
-        label = " -> ".join(pairs[axis])
-        for i, (only,) in enumerate(real):
-            tables[i] = tables[i][tables[i][axis] == only].assign(**{axis: label})
-        return
-    common = set(values[0]) & set(values[1])
-    for i, side in enumerate(("first", "second")):
-        for value in values[i]:
-            if value not in common:
-                reason = f"only the {side} side has the {axis} {value}"
-                missing.append({"only_in": side, "reason": reason})
-        tables[i] = tables[i][tables[i][axis].isin(common)]
-
-
-def _missing_facts(rows: Any, results: Sequence[Any]) -> list[dict[str, Any]]:
-    """Say for each fact that only one side has why the other lacks it."""
-    found = []
-    once = rows.drop_duplicates(["_merge", "model", "scheme", "case_id"])
-    for row in once.to_dict("records"):
-        i = int(row["_merge"] == "left_only")  # the side that lacks it
-        skipped = results[i].skipped
-        said = skipped.loc[skipped["case_id"] == row["case_id"], "reason"]
-        reason = said.iloc[0] if len(said) else "the other run has another fact of this case id"
-        if not len(said) and row["case_id"] not in set(results[i].items["case_id"]):
-            reason = "the other run did not include this fact"
-        only_in = ("second", "first")[i]
-        found.append(
-            {name: row[name] for name in ("model", "case_id", "scheme")}
-            | {"only_in": only_in, "reason": reason}
-        )
-    return found
-
-
-def _labels(
-    pairs: Mapping[str, tuple[str, str]], results: Sequence[Any], given: Sequence[Any]
-) -> Iterator[str]:
-    """Say what distinguishes each of the two sides."""
-    settings = [result.settings for result in results]
-    probed = settings[0].probes != settings[1].probes
-    for i, side in enumerate(settings):
-        parts = [("dose " if axis == "dose" else "") + pair[i] for axis, pair in pairs.items()]
-        if probed:
-            parts.append(" + ".join(side.probes) or "no probe")
-        for name in ("dtype", "device", "revision"):
-            mine, others = (
-                {str(getattr(model, name)) for model in one.models}
-                for one in (side, settings[1 - i])
-            )
-            if not parts and mine != others:
-                parts = [", ".join(sorted(mine))]
-        name = "" if isinstance(given[i], Result) else str(given[i])
-        yield ", ".join(parts) or name or ("first", "second")[i]

@@ -6,7 +6,7 @@ All tables are rows of `summary.csv` under one rule, for one set of facts.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -17,7 +17,10 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.facts.fact import property_number
 from hijacklens.facts.relations import relations
+from hijacklens.results.exhibits import Drawing
 
+MODELS_PER_FIGURE = 2
+"""Models in one figure of a report if each has a panel; more panels would be too small."""
 COLUMNS = 6
 PANEL = (1.9, 1.7)
 """Size of the panel of a relation, in inches."""
@@ -92,3 +95,33 @@ def relation_curves(table: pd.DataFrame) -> Figure:
                 *entries, loc="outside upper center", ncols=min(len(names), 4), fontsize=8
             )
     return figure
+
+
+def drawings(summaries: Mapping[str, pd.DataFrame]) -> Iterator[Drawing]:
+    """Yield the curves under each rule, a few models at a time; only the first rule is unfolded."""
+    for rule, table in summaries.items():
+        models = list(table["model"].unique())
+        count = len(models) if table["scheme"].nunique() == 1 else MODELS_PER_FIGURE
+        for start in range(0, len(models), count):
+            names = models[start : start + count]
+            part: Any = table[table["model"].isin(names)]
+            yield Drawing(
+                f"Efficacy by dose, rule {rule}"
+                + (f" ({', '.join(names)})" if len(models) > count else ""),
+                curves(part, rule),
+                alt=_in_words(part, rule),
+                folded=rule != next(iter(summaries)),
+            )
+
+
+def _in_words(summary: pd.DataFrame, rule: str) -> str:
+    """Describe the curves by the efficacy at the lowest and the highest dose."""
+    lines = []
+    ordered: Any = summary.sort_values("dose", kind="stable")
+    for (model, scheme), rows in ordered.groupby(["model", "scheme"], sort=False):
+        words = [f"{rows['efficacy'].iloc[i]:.3f} at dose {rows['dose'].iloc[i]}" for i in (0, -1)]
+        lines.append(f"{model}, {scheme}: {' to '.join(words)}")
+    return (
+        f"Curves of efficacy (rule {rule}) against dose with 95% intervals. {'; '.join(lines)}. "
+        "The table below has all values."
+    )

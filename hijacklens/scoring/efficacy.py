@@ -1,4 +1,4 @@
-"""Efficacy, retention and logit shifts from the scores of single items.
+"""Efficacy, retention and logit shifts from the scores of single items, and their trends.
 
 Definitions (paper, section 2): the *efficacy score* is the fraction of facts whose false target
 scores higher, score(o_) > score(o*), so hijacking raises it; *retention* is the fraction whose true
@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from hijacklens.statistics import clustered_fraction, wilson
+from hijacklens.errors import InputError, choice
+from hijacklens.statistics import clustered, clustered_fraction, half_effect, wilson
 
 Rule = Literal["first", "sum", "mean"]
 RULES: tuple[Rule, ...] = ("first", "sum", "mean")
@@ -56,7 +57,7 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
     Args:
         items: The items of a result, with dose 0 for every fact and scheme.
     """
-    long = pd.concat([_long(items, rule) for rule in RULES], ignore_index=True)
+    long = pd.concat([margins(items, rule) for rule in RULES], ignore_index=True)
     known = long[long["known"]].assign(facts="known")
     sets = pd.concat([long.assign(facts=ALL), known], ignore_index=True)
     sets["cluster"] = pd.factorize(sets["relation"])[0]
@@ -118,8 +119,50 @@ def disagreement(items: pd.DataFrame) -> pd.DataFrame:
     return fractions.reset_index()
 
 
-def _long(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
-    """Return a row per item for one rule, with its margin, shift and whether the fact is known."""
+def trends(items: pd.DataFrame, *, rule: Rule, seed: int) -> pd.DataFrame:
+    """Return the table of `HijackResult.trends`.
+
+    Raises:
+        InputError: An unknown rule, or there is only one dose.
+    """
+    choice("rule", rule, RULES)
+    if items["dose"].nunique() < 2:
+        raise InputError("a trend needs at least two doses, such as doses=range(6).")
+    rows = []
+    table = items.assign(margin=margin(items, rule))
+    runs: Any = table.groupby(["model", "scheme"], sort=False)
+    for (model, scheme), run in runs:
+        wide = run.pivot(index="case_id", columns="dose", values="margin")
+        facts = run.drop_duplicates("case_id").set_index("case_id").loc[wide.index]
+        margins, doses = wide.to_numpy(float), wide.columns.to_numpy(float)
+        relations = facts["relation_id"].to_numpy(str)
+        centred = doses - doses.mean()
+        for measure, values in (
+            ("efficacy", (margins > 0).astype(float)),
+            ("shift", margins - margins[:, :1]),
+        ):
+            slopes = values @ centred / (centred**2).sum()
+            here, like = clustered(slopes), clustered(slopes, relations)
+            half = half_effect(values, doses, relations, seed=seed)
+            rows.append(
+                {
+                    "model": model,
+                    "scheme": scheme,
+                    "measure": measure,
+                    "n": len(wide),
+                    "slope": here.value,
+                    **here.ends("facts"),
+                    "clusters": like.clusters,
+                    "design_effect": like.design_effect,
+                    **like.ends("clustered"),
+                    **half.columns("half_dose"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def margins(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
+    """Return a row per item under one rule: its margin, that of the bare query, and verdicts."""
     keys = ["model", "scheme", "case_id"]
     table = items[[*keys, "dose"]].assign(
         relation=items["relation_id"].map(relation_label), rule=rule, margin=margin(items, rule)

@@ -12,8 +12,9 @@ from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.progress import bar
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.prompts.wordings import make_prompts
 from hijacklens.renamed import renamed
-from hijacklens.scoring.items import make_items, make_prompts
+from hijacklens.scoring.items import make_items
 
 
 @dataclass(frozen=True, slots=True)

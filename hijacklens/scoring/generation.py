@@ -25,13 +25,13 @@ from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.models.identity import identify
 from hijacklens.probe import Probe
+from hijacklens.prompts.wordings import make_prompts
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.continuing import Generation, write
 from hijacklens.scoring.efficacy import RULES, Rule, margin
-from hijacklens.scoring.items import make_prompts
 from hijacklens.scoring.judging import JUDGEMENTS, judge
 from hijacklens.scoring.result import HijackResult, HijackSettings
 from hijacklens.statistics import clustered_fraction
@@ -204,7 +204,7 @@ def answers(
 
     Args:
         model: The model that the run scored, or one of them.
-        facts: The facts of the run; aliases of their targets count as the targets.
+        facts: The facts of the run, asked in its chat; aliases of a target count as the target.
         result: The run; its schemes, doses and seed are used.
         probes: Those of the run. Generated tokens belong to the spans `query`, `last` and
             `target`, like those of a target when it is scored.
@@ -220,6 +220,7 @@ def answers(
     one_of_type("generation", generation, Generation, "hl.Generation(tokens=24)")
     require_text(model, operation="generating answers")
     settings, name = result.settings, str(model.cfg.model_name)
+    facts = facts.in_chat(settings.facts.chat)
     theirs = [one.weights_hash for one in settings.models if one.name == name]
     given = (facts.record(), tuple(probe.key for probe in probes), [identify(model).weights_hash])
     for what, mine, run in zip(

@@ -12,20 +12,20 @@ import numpy as np
 from hijacklens.engine.reading import Readings, ReadOptions, ignore
 from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError, one_of_type, several, whole_number
+from hijacklens.facts.chat import takes_chat
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
 from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.prompts.wordings import make_prompts, prompt_table
 from hijacklens.renamed import renamed
 from hijacklens.results.result import Provenance
 from hijacklens.scoring.execution import Execution, LocalModel
 from hijacklens.scoring.items import (
     Items,
     make_items,
-    make_prompts,
-    prompt_table,
     require_found,
     skipped_table,
 )
@@ -37,6 +37,7 @@ from hijacklens.workers.workers import Replicas
 DEFAULT_DOSES = tuple(range(6))
 
 
+@takes_chat
 @renamed(
     way="execution.sharing",
     engine="execution.engine",
@@ -71,6 +72,7 @@ def hijack(
         execution: The engine, the store, the sharing of prefixes and the batch size. None of them
             changes the numbers.
         quiet: Draw no progress bar.
+        chat: Ask the facts in this chat, as `facts.in_chat(chat)` does.
 
     Returns:
         The result; `summary()` is its table, `plot()` its curve.

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import pandas as pd
 
 from hijacklens.errors import InputError, choice, one_of_type, whole_number
+from hijacklens.facts.chat import takes_chat
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
 from hijacklens.prompts.correspondence import Correspondence, Unit, align, units
@@ -27,12 +28,11 @@ from hijacklens.prompts.layout import mark
 from hijacklens.prompts.prompt import MOST_SENTENCES
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.prompts.tokens import Continuation, LocatedPrompt, locate
+from hijacklens.prompts.wordings import Unscored, make_prompts
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.scoring.items import (
     Item,
-    Unscored,
     make_items,
-    make_prompts,
     skipped_table,
     steps_in_context,
 )
@@ -158,6 +158,7 @@ class Pairs(Shown):
             )
 
 
+@takes_chat
 def pairs(
     model: HookedLanguageModel,
     facts: FactSet,
@@ -174,6 +175,7 @@ def pairs(
         scheme: The name of a registered scheme, or a scheme.
         dose: How many sentences precede the query, at least 1.
         seed: Seeds what the scheme draws.
+        chat: Ask the facts in this chat, as `facts.in_chat(chat)` does.
 
     Returns:
         The pairs; `skipped` lists the facts that have none, with the reason.

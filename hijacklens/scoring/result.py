@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Annotated, Any, ClassVar
 
 import pandas as pd
@@ -17,19 +18,16 @@ from hijacklens.facts.fact import FactsRecord
 from hijacklens.facts.relations import relation_id, relation_title
 from hijacklens.models.identity import ModelIdentity
 from hijacklens.prompts.schemes import SchemeRecord
-from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Text
+from hijacklens.prompts.wordings import PROMPT_COLUMNS
+from hijacklens.results.exhibits import Exhibit, Facts, Table, Text
 from hijacklens.results.glance import Glance, Grid, named
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.comparison import Comparison, compare_within
-from hijacklens.scoring.curves import curves, relation_curves
+from hijacklens.scoring.curves import curves, drawings, relation_curves
 from hijacklens.scoring.efficacy import ALL, RULES, Rule
-from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SkippedTable
-from hijacklens.scoring.trends import trends
-
-MODELS_PER_FIGURE = 2
-"""Models in one figure of a report if each has a panel; more panels would be too small."""
+from hijacklens.scoring.items import ITEM_COLUMNS, SkippedTable
 
 MEANING = {
     "efficacy": "the fraction of facts with score(false) > score(true): hijacking raises it. "
@@ -44,13 +42,11 @@ MEANING = {
     "shift": "score(false) - score(true), hijacked minus bare, in nats.",
 }
 
-DIFFER = {
-    "any": "any two",
-    "first_sum": "first and sum",
-    "first_mean": "first and mean",
-    "sum_mean": "sum and mean",
+DIFFER = {"any": "any two", **{f"{a}_{b}": f"{a} and {b}" for a, b in combinations(RULES, 2)}}
+LABELS = {
+    **{"efficacy_low": "low", "efficacy_high": "high", "mean_shift": "shift (nats)"},
+    **{f"clustered_{end}": f"{end}, relations" for end in ("low", "high")},
 }
-
 EACH = ("model", "scheme")
 RELATIONS_LIKE_THESE = "[{clustered_low:fraction}, {clustered_high:fraction}]"
 
@@ -153,24 +149,12 @@ class HijackResult(Result):
         choice("rule", rule, RULES)
         known = set(table["relation"])
         relation = choice("relation", relation_id(relation, known), known)
-        rows = (
-            (table["rule"] == rule)
-            & (table["relation"] == relation)
-            & (table["facts"] == ("known" if known_only else ALL))
-        )
-        return table.loc[rows].drop(columns=["rule", "relation", "facts"]).reset_index(drop=True)
+        chosen = {"rule": rule, "relation": relation, "facts": "known" if known_only else ALL}
+        return self._rows(chosen).drop(columns=list(chosen)).reset_index(drop=True)
 
     def disagreement(self) -> pd.DataFrame:
         """Return how often the three rules decide differently, by model, scheme and dose."""
         return efficacy.disagreement(self.items)
-
-    def known(self) -> pd.DataFrame:
-        """Count the facts that each model knows on the bare query, by scheme and rule."""
-        table = self.full_summary
-        pooled = (table["relation"] == ALL) & (table["facts"] == ALL)
-        bare = table.loc[pooled & (table["dose"] == 0), ["model", "scheme", "rule", "n"]]
-        bare["known"] = (bare["n"] * table.loc[bare.index, "retention"]).round().astype(int)
-        return bare.reset_index(drop=True)
 
     def known_facts(self) -> list[dict[str, Any]]:
         """Count the facts that each model knows on the bare query: `model, n` and the rules.
@@ -230,7 +214,7 @@ class HijackResult(Result):
         Raises:
             InputError: An unknown rule, or the run has only one dose.
         """
-        return trends(self.items, rule=rule, seed=self.settings.seed)
+        return efficacy.trends(self.items, rule=rule, seed=self.settings.seed)
 
     def plot(self, *, rule: Rule = "first") -> Figure:
         """Draw efficacy against dose with 95% intervals: a line per scheme, a panel per model.
@@ -246,38 +230,33 @@ class HijackResult(Result):
             InputError: An unknown scheme or rule, or no scheme is named out of several.
         """
         schemes = list(self.items["scheme"].unique())
-        if scheme is None and len(schemes) == 1:
-            scheme = schemes[0]
-        if scheme not in schemes:
+        only = schemes[0] if len(schemes) == 1 else None
+        chosen = {"scheme": scheme or only, "rule": choice("rule", rule, RULES), "facts": ALL}
+        if chosen["scheme"] not in schemes:
             raise unknown("scheme", scheme, schemes)
-        choice("rule", rule, RULES)
+        table = self._rows(chosen)
+        return relation_curves(table[table["relation"] != ALL])
+
+    def _rows(self, chosen: Mapping[str, Any]) -> Any:
+        """Return the rows of the complete summary with some values."""
         table = self.full_summary
-        rows = (table["rule"] == rule) & (table["scheme"] == scheme)
-        return relation_curves(
-            table.loc[rows & (table["facts"] == ALL) & (table["relation"] != ALL)]
-        )
+        return table[(table[list(chosen)] == pd.Series(chosen)).all(axis=1)]
 
     def exhibits(self) -> list[Exhibit]:
         """The run in words, curves, summary, facts that flip, how rules differ, skipped facts."""
         exhibits: list[Exhibit] = [
             _in_words(self),
-            *_drawings(self),
+            *drawings({rule: self.summary(rule=rule) for rule in RULES}),
             Table(
                 "Efficacy and retention",
                 self.full_summary.assign(
-                    relation=[relation_title(key) for key in self.full_summary["relation"]]
+                    relation=self.full_summary["relation"].map(relation_title)
                 ),
                 note="Choose a relation, a rule, or the facts that the model knows.",
                 file="summary.csv",
                 filters=(*EACH, "dose", "rule", "relation", "facts"),
                 chosen={"rule": RULES[0], "relation": ALL, "facts": ALL},
-                labels={
-                    "efficacy_low": "low",
-                    "efficacy_high": "high",
-                    "clustered_low": "low, relations",
-                    "clustered_high": "high, relations",
-                    "mean_shift": "shift (nats)",
-                },
+                labels=LABELS,
             ),
             Facts("Facts before and after", self.items, self.prompts),
             Table(
@@ -293,17 +272,14 @@ class HijackResult(Result):
             ),
         ]
         if len(self.skipped):
-            heading = "Facts that could not be scored"
-            exhibits.append(
-                Table(heading, self.skipped, file="skipped.csv", filters=EACH, folded=True)
-            )
+            options: Any = {"file": "skipped.csv", "filters": EACH, "folded": True}
+            exhibits.append(Table("Facts that could not be scored", self.skipped, **options))
         return exhibits
 
     def findings(self) -> dict[str, Any]:
         """Return the counts, and the cases whose targets share their first token."""
-        cases = self.items.loc[self.items["same_first_token"], "case_id"].unique().tolist()
-        counts = {"items": len(self.items), "skipped": len(self.skipped)}
-        return {**counts, "same_first_token": sorted(cases)}
+        cases = sorted(self.items.loc[self.items["same_first_token"], "case_id"].unique().tolist())
+        return {"items": len(self.items), "skipped": len(self.skipped), "same_first_token": cases}
 
     @classmethod
     def join(cls, results: Sequence[HijackResult]) -> HijackResult:
@@ -316,17 +292,11 @@ class HijackResult(Result):
         if not results:
             raise InputError("join needs at least one result.")
         first = results[0]
-        for result in results:
-            differing = [
-                item.name
-                for item in fields(HijackSettings)
-                if item.name != "models"
-                and getattr(result.settings, item.name) != getattr(first.settings, item.name)
-            ]
-            if differing:
-                raise InputError(
-                    f"results differ in {', '.join(differing)}; only models may differ."
-                )
+        names = [item.name for item in fields(HijackSettings) if item.name != "models"]
+        values = {name: [getattr(result.settings, name) for result in results] for name in names}
+        differing = [name for name in names if any(x != values[name][0] for x in values[name])]
+        if differing:
+            raise InputError(f"results differ in {', '.join(differing)}; only models may differ.")
         models = tuple(model for result in results for model in result.settings.models)
         names = [model.name for model in models]
         if len(set(names)) < len(names):
@@ -334,15 +304,13 @@ class HijackResult(Result):
                 f"a model occurs twice in {names}; results of one model cannot join. Two "
                 "models of one name need another model.cfg.model_name before they are scored."
             )
-        return cls(
-            items=pd.concat([result.items for result in results], ignore_index=True),
-            skipped=pd.concat([result.skipped for result in results], ignore_index=True),
-            settings=replace(first.settings, models=models),
-            provenance=first.provenance,
-            prompts=pd.concat([result.prompts for result in results]).drop_duplicates(
-                ["case_id", "scheme"], ignore_index=True
-            ),
-        )
+        tables = {
+            name: pd.concat([getattr(result, name) for result in results], ignore_index=True)
+            for name in ("items", "skipped", "prompts")
+        }
+        once = tables["prompts"].drop_duplicates(["case_id", "scheme"], ignore_index=True)
+        settings = replace(first.settings, models=models)
+        return replace(first, settings=settings, **{**tables, "prompts": once})
 
     def glance(self, rule: Rule = "first") -> Glance:
         """Efficacy and retention by dose under a rule, the facts known, and how the run went."""
@@ -371,8 +339,7 @@ class HijackResult(Result):
         """Probes, seed, the cost of each model, facts known, disagreement, facts skipped."""
         yield from (f"probe: {key}" for key in self.settings.probes)
         yield "efficacy [low, high]: 95% Wilson interval, about these facts; mean shift in nats"
-        pooled = self.full_summary
-        pooled = pooled[(pooled["relation"] == ALL) & (pooled["facts"] == ALL)]
+        pooled = self._rows({"relation": ALL, "facts": ALL})
         if (count := pooled["clusters"].max()) > 1:
             yield (
                 f"relations like these: 95% interval clustered over {count} relations (design "
@@ -430,34 +397,3 @@ def _in_words(result: HijackResult) -> Text:
         more = f" and {len(sentences) - 1} more, by relation" if len(sentences) > 1 else ""
         points.append(f"{scheme.name}: “{sentences[0]}”{more}" if sentences else scheme.name)
     return Text("What was run", paragraphs, points, MEANING)
-
-
-def _drawings(result: HijackResult) -> Iterator[Drawing]:
-    """Yield the curves under each rule, a few models at a time; only the first rule is unfolded."""
-    models = list(result.items["model"].unique())
-    one_panel = result.items["scheme"].nunique() == 1
-    count = len(models) if one_panel else MODELS_PER_FIGURE
-    groups = [models[start : start + count] for start in range(0, len(models), count)]
-    for rule in RULES:
-        for names in groups:
-            part = replace(result, items=result.items[result.items["model"].isin(names)])
-            yield Drawing(
-                f"Efficacy by dose, rule {rule}" + (f" ({', '.join(names)})" if groups[1:] else ""),
-                part.plot(rule=rule),
-                alt=_curves_in_words(part.summary(rule=rule), rule),
-                folded=rule != RULES[0],
-            )
-
-
-def _curves_in_words(summary: pd.DataFrame, rule: Rule) -> str:
-    """Describe the curves by the efficacy at the lowest and the highest dose."""
-    lines = []
-    groups: Any = summary.sort_values("dose", kind="stable").groupby(list(EACH), sort=False)
-    for (model, scheme), rows in groups:
-        ends = (rows.iloc[0], rows.iloc[-1])
-        words = [f"{end['efficacy']:.3f} at dose {end['dose']}" for end in ends]
-        lines.append(f"{model}, {scheme}: {' to '.join(words)}")
-    return (
-        f"Curves of efficacy (rule {rule}) against dose with 95% intervals. {'; '.join(lines)}. "
-        "The table below has all values."
-    )

@@ -50,6 +50,10 @@ class Estimate(Interval):
             return f"{self.value:.3f} (one cluster: no interval)"
         return Interval.__str__(self)
 
+    def ends(self, name: str) -> dict[str, float]:
+        """Return the columns `name_low`, `name_high` and `name_p` of a table."""
+        return {f"{name}_low": self.low, f"{name}_high": self.high, f"{name}_p": self.p}
+
     def equivalence(self, largest: float) -> float:
         """Return the p-value of a mean outside -largest..largest: two one-sided t-tests.
 

@@ -78,7 +78,8 @@ class Bench:
 
         from hijacklens.models.packaged import PACKAGED
         from hijacklens.prompts.schemes import get_scheme
-        from hijacklens.scoring.items import make_items, make_prompts
+        from hijacklens.prompts.wordings import make_prompts
+        from hijacklens.scoring.items import make_items
 
         torch.set_num_threads(THREADS)
         folder = PACKAGED[MODEL].folder()

@@ -46,8 +46,9 @@ def work(side, count, folder):
 
     import hijacklens as hl
     from hijacklens.prompts.schemes import get_scheme
+    from hijacklens.prompts.wordings import make_prompts
     from hijacklens.scoring.forecast import forecast
-    from hijacklens.scoring.items import make_items, make_prompts
+    from hijacklens.scoring.items import make_items
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

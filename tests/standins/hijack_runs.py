@@ -11,8 +11,9 @@ from sample_facts import sample_facts
 from hijacklens.engine.reading import Accounting
 from hijacklens.facts.fact import Fact, FactsRecord
 from hijacklens.prompts.schemes import SchemeRecord, get_scheme
+from hijacklens.prompts.wordings import PROMPT_COLUMNS
 from hijacklens.results.result import Provenance
-from hijacklens.scoring.items import ITEM_COLUMNS, PROMPT_COLUMNS, SKIPPED_COLUMNS
+from hijacklens.scoring.items import ITEM_COLUMNS, SKIPPED_COLUMNS
 from hijacklens.scoring.result import HijackResult, HijackSettings, ReadingCounts, ScoredModel
 
 

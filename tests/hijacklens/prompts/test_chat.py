@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from dataclasses import replace
+from inspect import signature
 
 import pytest
 import torch
@@ -20,7 +21,9 @@ from hijacklens.prompts.chat import prompt_of
 from hijacklens.prompts.tokens import locate
 from hijacklens.results.result import load_result
 from hijacklens.scoring.answers import answer
+from hijacklens.scoring.continuing import Generation
 from hijacklens.scoring.execution import Execution
+from hijacklens.scoring.generation import answers
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.pairs import pairs
 from hijacklens.scoring.result import HijackResult
@@ -130,9 +133,10 @@ def chatml():
 )
 def test_scores_are_those_of_a_plain_forward_pass(chatml, chat, sharing):
     plain, tokenizer, model = chatml
-    facts = sample_facts().in_chat(chat)
+    facts = sample_facts()
     execution = Execution(store=False, sharing=sharing)
-    result = hijack(model, facts, doses=(0, 1), execution=execution, quiet=True)
+    result = hijack(model, facts, doses=(0, 1), execution=execution, quiet=True, chat=chat)
+    assert result.settings.facts == facts.in_chat(chat).record()
     assert len(result.items) == 2 * len(facts)
     for row in result.items.to_dict("records"):
         fact = next(fact for fact in facts if fact.case_id == row["case_id"])
@@ -155,16 +159,18 @@ def test_scores_are_those_of_a_plain_forward_pass(chatml, chat, sharing):
 def test_a_run_with_a_probe_saves_its_chat_and_pairs_align_the_template(chatml, tmp_path):
     model = chatml[2]
     chat = Chat(hijack="earlier", system="You help.", reply="Yes.")
-    facts = sample_facts().in_chat(chat)
+    facts = sample_facts()
     probe = attention.knock_out(source="all", target="hijack")
-    result = hijack(
-        model, facts, doses=(1,), probes=[probe], execution=Execution(store=False), quiet=True
-    )
+    options = {"probes": [probe], "execution": Execution(store=False), "quiet": True}
+    result = hijack(model, facts, doses=(1,), chat=chat, **options)
     loaded = load_result(result.save(tmp_path / "run"))
     assert isinstance(loaded, HijackResult)
     assert loaded.settings.facts.chat == chat
     assert "in a chat (hijack: earlier, query: user)" in str(loaded)
-    pair = pairs(model, facts)[0]
+    said = answers(model, facts, result, probes=[probe], generation=Generation(tokens=1))
+    assert said.settings.scored.facts.chat == chat
+    pair = pairs(model, facts, chat=chat)[0]
+    assert pair.items[1].prompt == pairs(model, facts.in_chat(chat))[0].items[1].prompt
     for side, located in (("bare", pair.bare), ("hijacked", pair.hijacked)):
         positions = [i for unit in pair.units for i in getattr(unit, side)]
         assert sorted(positions) == list(range(len(located.ids)))
@@ -213,3 +219,4 @@ def test_a_chat_has_known_turns():
         Chat(hijack="sytem")  # type: ignore[arg-type]
     with unchecked(), pytest.raises(InputError, match=r"hl\.Chat"):
         sample_facts().in_chat("user")  # type: ignore[arg-type]
+    assert str(signature(hijack)).endswith("chat: 'Chat | None' = None) -> 'HijackResult'")

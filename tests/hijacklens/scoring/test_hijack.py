@@ -297,9 +297,8 @@ def test_summary_refuses_unknown_rules_and_relations(gpt2):
     with pytest.raises(InputError, match="unknown relation 'P9'"):
         result.summary(relation="P9")
     assert result.summary(relation="P190")["n"].tolist() == [2, 2]
-    known = result.known()
-    assert known["rule"].tolist() == ["first", "sum", "mean"]
-    assert (known["n"] == 10).all()
+    (known,) = result.known_facts()
+    assert known["n"] == 10 and known.keys() == {"model", "n", "first", "sum", "mean"}
 
 
 def test_one_scheme_may_be_named_by_itself(gpt2):

@@ -19,11 +19,12 @@ from hijacklens.facts.joining import JOININGS, joined
 from hijacklens.models.loading import load_model
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.prompts.tokens import encode
+from hijacklens.prompts.wordings import make_prompts
 from hijacklens.results.result import load_result
 from hijacklens.scoring.answers import answer
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
-from hijacklens.scoring.items import make_items, make_prompts
+from hijacklens.scoring.items import make_items
 from hijacklens.scoring.pairs import pairs
 from probes import logit_lens, logit_shift
 

@@ -12,7 +12,8 @@ from hijacklens.errors import InputError
 from hijacklens.one_layer.architecture import OneLayerConfig
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.scoring.items import make_items, make_prompts
+from hijacklens.prompts.wordings import make_prompts
+from hijacklens.scoring.items import make_items
 from hijacklens.scoring.pairs import only
 
 FACTS = sample_facts()

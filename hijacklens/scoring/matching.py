@@ -1,0 +1,162 @@
+"""What two hijack runs have in common, row by row, and what only one of them has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hijacklens.errors import InputError, unknown
+from hijacklens.results.result import Result
+from hijacklens.scoring.efficacy import RULES, margins
+
+AXES = ("model", "scheme", "dose", "rule")
+FACT = ("case_id", "relation", "subject", "target_true", "target_false", "template")
+
+
+def matched(
+    results: Sequence[Any], chosen: Sequence[Mapping[str, Any]]
+) -> tuple[Any, list[dict[str, Any]], dict[str, tuple[str, str]]]:
+    """Match the rows of two runs.
+
+    Args:
+        results: The runs.
+        chosen: The restrictions of each, by axis.
+
+    Returns:
+        The rows of both, as in `Comparison.verdicts`; what only one side has, with the reason; and
+        the axes on which two different values are compared.
+
+    Raises:
+        InputError: A restriction is unknown, or the runs share no value of an axis, or no fact.
+    """
+    tables: list[Any] = [_long(*side) for side in zip(results, chosen, strict=True)]
+    missing: list[dict[str, Any]] = []
+    pairs: dict[str, tuple[str, str]] = {}
+    for axis in AXES:
+        _match(axis, tables, missing, pairs)
+    facts = [name for name in FACT if all(name in table for table in tables)]
+    joined = tables[0].merge(tables[1], on=[*AXES, *facts], how="outer", indicator=True, sort=False)
+    # The order of the reference, which an outer join loses.
+    joined = joined.sort_values("order_x", kind="stable").reset_index(drop=True)
+    one_side = joined["_merge"] != "both"
+    missing += _missing_facts(joined[one_side], results)
+    both: Any = joined[~one_side]
+    if "scheme" in pairs:  # all schemes have the same bare query
+        both = both[both["dose"] != 0]
+    if both.empty:
+        raise InputError(
+            "the two sides have no fact in common. Score the same facts in both; facts are the "
+            f"same if {', '.join(facts)} are equal."
+        )
+    table = both[[*AXES, *facts]].assign(
+        reference=both["margin_x"],
+        other=both["margin_y"],
+        difference=both["margin_y"] - both["margin_x"],
+        bare_reference=both["bare_x"],
+        bare_other=both["bare_y"],
+        flipped=np.sign(both["margin_x"]) != np.sign(both["margin_y"]),
+    )
+    return table.reset_index(drop=True), missing, pairs
+
+
+def _long(result: Any, chosen: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a row per item and rule, restricted to some models, schemes, doses or rules."""
+    items = result.items
+    for axis, value in chosen.items():
+        if axis not in AXES:
+            raise unknown("restriction", axis, AXES)
+        known = RULES if axis == "rule" else list(items[axis].unique())
+        if value not in known:
+            raise unknown(axis, value, map(str, known))
+    facts = items.drop_duplicates("case_id")[["case_id", "subject"]]
+    if len(result.prompts):
+        facts = facts.merge(result.prompts.drop_duplicates("case_id"), on="case_id", how="left")
+        texts = zip(facts["query"], facts["subject"], strict=True)
+        facts["template"] = [query.replace(subject, "{}") for query, subject in texts]
+    table: Any = pd.concat([margins(items, rule) for rule in RULES], ignore_index=True)
+    table = table[["model", "scheme", "dose", "rule", "case_id", "relation", "margin", "bare"]]
+    table = table.assign(order=np.arange(len(table))).merge(
+        facts[[name for name in FACT if name in facts]], on="case_id", how="left"
+    )
+    for axis, value in chosen.items():
+        table = table[table[axis] == value]
+    return table
+
+
+def _match(
+    axis: str,
+    tables: list[Any],
+    missing: list[dict[str, Any]],
+    pairs: dict[str, tuple[str, str]],
+) -> None:
+    """Keep the values of an axis that both tables have, or pair the only value of each.
+
+    Changes `tables`; adds the values of one side only to `missing`, and a pair to `pairs`.
+    """
+    values = [list(table[axis].unique()) for table in tables]
+    # All runs have dose 0, and its bare query is in `bare`.
+    real = [[x for x in of if axis != "dose" or x != 0] or of for of in values]
+    if not set(real[0]) & set(real[1]):
+        if [len(of) for of in real] != [1, 1]:
+            listed = ["; ".join(map(str, of)) for of in real]
+            raise InputError(
+                f"the two sides have no {axis} in common: the first has {listed[0]}, the second "
+                f"{listed[1]}. Name one of each, such as first={{{axis!r}: {real[0][0]!r}}}."
+            )
+        pairs[axis] = (str(real[0][0]), str(real[1][0]))
+        label = " -> ".join(pairs[axis])
+        for i, (only,) in enumerate(real):
+            tables[i] = tables[i][tables[i][axis] == only].assign(**{axis: label})
+        return
+    common = set(values[0]) & set(values[1])
+    for i, side in enumerate(("first", "second")):
+        for value in values[i]:
+            if value not in common:
+                reason = f"only the {side} side has the {axis} {value}"
+                missing.append({"only_in": side, "reason": reason})
+        tables[i] = tables[i][tables[i][axis].isin(common)]
+
+
+def _missing_facts(rows: Any, results: Sequence[Any]) -> list[dict[str, Any]]:
+    """Say for each fact that only one side has why the other lacks it."""
+    found = []
+    once = rows.drop_duplicates(["_merge", "model", "scheme", "case_id"])
+    for row in once.to_dict("records"):
+        i = int(row["_merge"] == "left_only")  # the side that lacks it
+        skipped = results[i].skipped
+        said = skipped.loc[skipped["case_id"] == row["case_id"], "reason"]
+        reason = said.iloc[0] if len(said) else "the other run has another fact of this case id"
+        if not len(said) and row["case_id"] not in set(results[i].items["case_id"]):
+            reason = "the other run did not include this fact"
+        only_in = ("second", "first")[i]
+        found.append(
+            {name: row[name] for name in ("model", "case_id", "scheme")}
+            | {"only_in": only_in, "reason": reason}
+        )
+    return found
+
+
+def labels(
+    pairs: Mapping[str, tuple[str, str]], results: Sequence[Any], given: Sequence[Any]
+) -> Iterator[str]:
+    """Say what distinguishes each of the two sides."""
+    settings = [result.settings for result in results]
+    probed = settings[0].probes != settings[1].probes
+    for i, side in enumerate(settings):
+        parts = [("dose " if axis == "dose" else "") + pair[i] for axis, pair in pairs.items()]
+        if probed:
+            parts.append(" + ".join(side.probes) or "no probe")
+        for name in ("dtype", "device", "revision"):
+            mine, others = (
+                {str(getattr(model, name)) for model in one.models}
+                for one in (side, settings[1 - i])
+            )
+            if not parts and mine != others:
+                parts = [", ".join(sorted(mine))]
+        if not parts and side.facts.title != settings[1 - i].facts.title:
+            parts = [side.facts.title]
+        name = "" if isinstance(given[i], Result) else str(given[i])
+        yield ", ".join(parts) or name or ("first", "second")[i]

@@ -45,6 +45,9 @@ class TrainingChoice:
     steps: Annotated[int, option("Steps of each run.", type=Whole(1))] = 4000
     batch: Annotated[int, option("Fresh contexts per step.", type=Whole(1))] = 128
     lr: Annotated[str, option("Learning rates.", metavar="LIST")] = "0.01,0.001"
+    schedule: Annotated[
+        Literal["constant", "cosine", "linear"], option("How the rate changes with the steps.")
+    ] = "constant"
     weight_decay: Annotated[float, option("Weight decay of AdamW.")] = 0.01
     evaluation: Annotated[int, option("Contexts to evaluate on.", type=Whole(1))] = 8192
     dtype: Annotated[Literal["float32", "float64"], option("Of all numbers.")] = "float32"

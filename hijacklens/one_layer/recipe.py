@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from typing import Any, TypeAlias
 
-from hijacklens.errors import InputError, is_whole, number, several, whole_number
+from hijacklens.errors import InputError, choice, is_whole, number, several, whole_number
 from hijacklens.one_layer.architecture import ModelSettings, OneLayerConfig
 from hijacklens.one_layer.task import ConceptTask
 
@@ -15,6 +16,13 @@ MOST_SEEDS = 10_000
 
 Seeds: TypeAlias = Any
 """A count or several seeds; any such type is accepted, and a recipe holds a tuple of ints."""
+
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "linear": lambda done: 1.0 - done,
+}
+"""Schedule -> factor of the learning rate, given the fraction of the steps that are done."""
 
 RENAMED = {"dim": "d_model"}
 """Old name of a setting -> its name now."""
@@ -61,6 +69,9 @@ class Recipe(ModelSettings):
     learning_rates: Sequence[float] = (0.01, 0.001)
     """The grid; a result names the rate with the highest mean accuracy over the seeds. The paper's
     grid is .01 and .001, chosen for each dimension."""
+    schedule: str = "constant"
+    """How the learning rate changes during training, a key of `SCHEDULES`; the paper's is not
+    known. `cosine` and `linear` end at 0, which removes most of the noise of the last steps."""
     weight_decay: float = 0.01
     """Weight decay of AdamW, on every matrix that is trained."""
     evaluation: int = 8192
@@ -76,6 +87,7 @@ class Recipe(ModelSettings):
             "seeds": tuple(whole_number("one of the seeds", seed) for seed in seeds),
             "learning_rates": tuple(number("one of learning_rates", rate) for rate in rates),
             "weight_decay": number("weight_decay", self.weight_decay),
+            "schedule": choice("schedule", self.schedule, tuple(SCHEDULES)),
         }
         for name in ("seeds", "learning_rates"):
             values = settings[name]
@@ -104,7 +116,8 @@ OUR_DEFAULTS = {
     "steps": _DEFAULT.steps,
     "batch": _DEFAULT.batch,
     "data": "fresh contexts each step",
-    "optimizer": "AdamW, betas (0.9, 0.999), constant learning rate",
+    "optimizer": "AdamW, betas (0.9, 0.999)",
+    "schedule": _DEFAULT.schedule,
     "weight_decay": _DEFAULT.weight_decay,
     "init_scale": "Gaussian of standard deviation 1 / sqrt(d_model) for every matrix",
     "evaluation": _DEFAULT.evaluation,

@@ -25,13 +25,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.errors import InputError, whole_number
+from hijacklens.errors import InputError, choice, whole_number
 from hijacklens.one_layer.architecture import DTYPES, NAMES, PART_OF, OneLayerWeights
 from hijacklens.one_layer.checkpoint import Checkpoint
 from hijacklens.one_layer.embeddings import seeded_generator
 from hijacklens.one_layer.fast_path import ContextBatch, log_counts, loss_and_gradients
 from hijacklens.one_layer.model import OneLayerTransformer
-from hijacklens.one_layer.recipe import Run
+from hijacklens.one_layer.recipe import SCHEDULES, Run
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
 
@@ -85,10 +85,11 @@ class StackedRuns:
     """Runs in training: their stacked weights, their optimiser, their contexts.
 
     The runs agree in `model.vocab`, `d_model`, `d_a` and `dtype`. Each takes `steps` steps of
-    `batch` contexts.
+    `batch` contexts; `schedule` is a key of `SCHEDULES`.
 
     Raises:
-        InputError: No runs, runs of different shapes, or fewer than one step or context.
+        InputError: No runs, runs of different shapes, an unknown schedule, or fewer than one step
+            or context.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class StackedRuns:
         *,
         steps: int,
         batch: int = 128,
+        schedule: str = "constant",
         device: torch.device | str = "cpu",
     ) -> None:
         if not runs:
@@ -110,6 +112,7 @@ class StackedRuns:
         self.runs, self.done = tuple(runs), 0
         self.steps = whole_number("steps", steps, least=1)
         self.batch = whole_number("batch", batch, least=1)
+        self._factor = SCHEDULES[choice("schedule", schedule, tuple(SCHEDULES))]
         self.device = torch.device(device)
         starts = [OneLayerTransformer(run.model).weights() for run in runs]
         self.weights = OneLayerWeights.stack(starts).map(lambda w: w.detach().to(device))
@@ -205,6 +208,9 @@ class StackedRuns:
         for streams, weights, gradients, names in self._passes:
             batch = ContextBatch.stack([batches[i] for i in streams])
             losses.append(loss_and_gradients(batch, weights, gradients, names=names))
+        factor = self._factor(self.done / self.steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
         self._optimizer.step()
         point = self.done // self._window
         length = min(self._window, self.steps - point * self._window)
@@ -232,7 +238,7 @@ class StackedRuns:
             raise InputError("every part of every run is frozen: leave something to train.")
         optimizer = torch.optim.AdamW(
             [
-                {"params": parts, "lr": lr, "weight_decay": decay}
+                {"params": parts, "lr": lr, "initial_lr": lr, "weight_decay": decay}
                 for (lr, decay), parts in groups.items()
             ],
             fused=True,

@@ -79,7 +79,9 @@ def train(
         configuration = {"task": task.configuration(), **asdict(recipe), "device": where.type}
         checkpoint = _open_checkpoint(Path(out), configuration, overwrite=overwrite)
     stacked = train_runs(
-        StackedRuns(runs, steps=recipe.steps, batch=recipe.batch, device=where),
+        StackedRuns(
+            runs, steps=recipe.steps, batch=recipe.batch, schedule=recipe.schedule, device=where
+        ),
         checkpoint=checkpoint,
         checkpoint_seconds=checkpoint_seconds,
         label=f"{len(runs)} models, m = {task.bits}, d = {recipe.d_model}",

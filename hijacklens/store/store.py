@@ -1,12 +1,13 @@
 """The store: finished readings on disk, so that no run computes again what one has computed.
 
-Every batch is written as soon as it is finished (contract 5). A run that was killed therefore
-resumes where it stopped, a run with more doses or other facts computes only what is missing, and
-two processes share their readings. Readings are keyed by a fingerprint of the model
-(`hijacklens.store.fingerprint`: tensors, computation, tokenizer, arithmetic, probes) and a hash of
-the symbols of their prefix; texts are not stored. A run that finds readings computes a few of them
-again, and deletes those of the fingerprint if they differ. A damaged or unusable file never stops a
-run (`hijacklens.store.database`).
+Finished batches are written during the run (contract 5): each at once if writing is quick compared
+with computing, and otherwise several together, so that writing takes a twentieth of the time at
+most. A run that was killed therefore resumes where it stopped, a run with more doses or other facts
+computes only what is missing, and two processes share their readings. Readings are keyed by a
+fingerprint of the model (`hijacklens.store.fingerprint`: tensors, computation, tokenizer,
+arithmetic, probes) and a hash of the symbols of their prefix; texts are not stored. A run that
+finds readings computes a few of them again, and deletes those of the fingerprint if they differ. A
+damaged or unusable file never stops a run (`hijacklens.store.database`).
 
 The file is `readings-v3.sqlite` in the cache folder (`HIJACKLENS_CACHE` moves the folder), or the
 file that `HIJACKLENS_STORE` names; `HIJACKLENS_STORE=off` turns the store off. A reading takes
@@ -18,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -54,6 +56,9 @@ TOLERANCE = 2e-4
 both are within 1e-4 of a plain forward pass (contract 1)."""
 ROUNDED_TOLERANCE = 1.0
 """The same for arithmetic of lower precision, where batches of other sizes round differently."""
+PATIENCE = 20.0
+"""Readings wait for this many times as long as the last writing took, since a transaction rewrites
+a page of the file for nearly every reading."""
 LOOKED_UP = 500
 """Prefixes in one query; every SQLite accepts that many values."""
 T = TypeVar("T")
@@ -70,7 +75,10 @@ class OpenStore:
         """Take an open database, or None and the reason why there is no store."""
         self._database = database
         self._fingerprint = fingerprint
+        self._key = fingerprint.key if fingerprint else ""
         self._why_none = off
+        self._waiting: list[Readings] = []
+        self._due = 0.0
 
     @property
     def path(self) -> Path | None:
@@ -84,6 +92,7 @@ class OpenStore:
 
     def find(self, requests: Mapping[TokenIds, Collection[int]]) -> Readings:
         """Return the stored readings that have every requested token; leave out the others."""
+        self.write()
         requests = Requests.of(requests)
         stored: dict[bytes, StoredReading] = {}
         names = names_of(requests.prefixes)
@@ -132,7 +141,7 @@ class OpenStore:
         return Readings.of({})
 
     def keep(self, readings: Mapping[TokenIds, Reading]) -> None:
-        """Write readings in one transaction, leaving out those that are not finite.
+        """Keep readings, leaving out those that are not finite, and write them when it is time.
 
         If a prefix is stored already, new tokens are added and stored numbers do not change.
         """
@@ -145,7 +154,19 @@ class OpenStore:
         finite[of_token[~np.isfinite(readings.logprobs)]] = False
         part = readings.take(np.flatnonzero(finite))
         if len(part):
-            self._database.attempt(lambda file: self._keep(file, part), None)
+            self._waiting.append(part)
+        if time.monotonic() >= self._due:
+            self.write()
+
+    def write(self) -> None:
+        """Write the readings that wait, in one transaction."""
+        if self._database is None or not self._waiting:
+            return
+        started = time.monotonic()
+        self._database.attempt(self._write, None)
+        self._waiting = []
+        finished = time.monotonic()
+        self._due = finished + PATIENCE * (finished - started)
 
     def _drop(self, connection: sqlite3.Connection) -> None:
         connection.execute("DELETE FROM readings WHERE fingerprint = ?", (self._id(connection),))
@@ -171,34 +192,40 @@ class OpenStore:
                 readings[name] = top_token, top_logprob, values
         return readings
 
-    def _keep(self, connection: sqlite3.Connection, readings: Readings) -> None:
+    def _write(self, connection: sqlite3.Connection) -> None:
+        with transaction(connection):
+            fingerprint = self._id(connection, create=True)
+            for readings in self._waiting:
+                connection.executemany(
+                    "INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?, ?, ?)",
+                    [(fingerprint, *row) for row in self._rows(connection, readings)],
+                )
+
+    def _rows(
+        self, connection: sqlite3.Connection, readings: Readings
+    ) -> Iterator[tuple[bytes, int, float, str, int]]:
+        """Yield the rows of readings that are not stored, or not with every token."""
         requests = readings.requests
         names = names_of(requests.prefixes)
         starts, tokens = requests.starts.tolist(), requests.tokens.tolist()
         numbers, tops = readings.logprobs.tolist(), readings.tops.tolist()
-        with transaction(connection):
-            fingerprint = self._id(connection, create=True)
-            stored = self._find(connection, names)
-            rows: list[tuple[Any, ...]] = []
-            for name, (token, logprob), first, stop in zip(
-                names, tops, starts[:-1], starts[1:], strict=True
-            ):
-                values = dict(zip(tokens[first:stop], numbers[first:stop], strict=True))
-                token, logprob, before = stored.get(name, (int(token), logprob, {}))
-                if name in stored and values.keys() <= before.keys():
-                    continue
-                # Adding 0.0 turns -0.0 into 0.0, since SQLite does not keep the sign.
-                row = (name, token, logprob + 0.0, json.dumps({**values, **before}))
-                rows.append((fingerprint, *row, self._checksum(*row)))
-            connection.executemany(
-                "INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?, ?, ?)", rows
-            )
+        stored = self._find(connection, names)
+        for name, (token, logprob), first, stop in zip(
+            names, tops, starts[:-1], starts[1:], strict=True
+        ):
+            values = dict(zip(tokens[first:stop], numbers[first:stop], strict=True))
+            token, logprob, before = stored.get(name, (int(token), logprob, {}))
+            if name in stored and values.keys() <= before.keys():
+                continue
+            # Adding 0.0 turns -0.0 into 0.0, since SQLite does not keep the sign.
+            row = (name, token, logprob + 0.0, json.dumps({**values, **before}))
+            yield (*row, self._checksum(*row))
 
     def _id(self, connection: sqlite3.Connection, *, create: bool = False) -> int | None:
         """Look up the id of the fingerprint each time, since it may have been cleared."""
-        assert self._fingerprint is not None
         if create:
-            columns = {**asdict(self._fingerprint), "key": self._fingerprint.key}
+            assert self._fingerprint is not None
+            columns = {**asdict(self._fingerprint), "key": self._key}
             del columns["unkeyed"]
             columns |= {name: json.dumps(columns[name]) for name in ("probes", "spans")}
             names, marks = ", ".join(columns), ", ".join("?" * len(columns))
@@ -207,13 +234,12 @@ class OpenStore:
                 tuple(columns.values()),
             )
         query = "SELECT id FROM fingerprints WHERE key = ?"
-        row = connection.execute(query, (self._fingerprint.key,)).fetchone()
+        row = connection.execute(query, (self._key,)).fetchone()
         return None if row is None else row[0]
 
     def _checksum(self, *row: Any) -> int:
         """Return a checksum of a reading and of the fingerprint that it belongs to."""
-        assert self._fingerprint is not None
-        return zlib.crc32(repr((self._fingerprint.key, *row)).encode())
+        return zlib.crc32(repr((self._key, *row)).encode())
 
 
 def names_of(prefixes: Sequence[Prefix]) -> list[bytes]:
@@ -348,7 +374,11 @@ def open_store(
         yield OpenStore(None, None, off=off)
         return
     with closing(Database(file.path, must=not isinstance(store, bool))) as database:
-        yield OpenStore(database, key)
+        store_of_key = OpenStore(database, key)
+        try:
+            yield store_of_key
+        finally:
+            store_of_key.write()
 
 
 def _contents(connection: sqlite3.Connection) -> list[Stored]:

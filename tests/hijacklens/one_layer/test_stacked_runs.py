@@ -59,14 +59,14 @@ def assert_same(one: OneLayerTransformer, other: OneLayerTransformer, *, atol: f
 
 @pytest.fixture(scope="module")
 def together() -> StackedRuns:
-    stacked = StackedRuns(MIXED, steps=100, batch=16)
+    stacked = StackedRuns(MIXED, steps=100, batch=16, schedule="cosine")
     stacked.advance(100)
     return stacked
 
 
 @pytest.mark.parametrize("i", range(len(MIXED)), ids=IDS)
 def test_each_run_is_as_if_alone(together: StackedRuns, i: int) -> None:
-    alone = StackedRuns([MIXED[i]], steps=100, batch=16)
+    alone = StackedRuns([MIXED[i]], steps=100, batch=16, schedule="cosine")
     alone.advance(100)
     assert_same(alone.models()[0], together.models()[i], atol=1e-10)
     torch.testing.assert_close(alone.losses()[:, 0], together.losses()[:, i], atol=1e-10, rtol=0)
@@ -78,6 +78,7 @@ def test_each_run_is_that_of_torch_adamw_on_the_hooked_model(together: StackedRu
     model = OneLayerTransformer(run.model)
     free = [weight for weight in model.parameters() if weight.requires_grad]
     adamw = torch.optim.AdamW(free, lr=run.lr, weight_decay=run.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adamw, T_max=100)
     draw = generator_for(run.model.seed, "training", "cpu")
     # The stream draws several steps at a time, which is another order of the random numbers.
     device = torch.device("cpu")
@@ -90,6 +91,7 @@ def test_each_run_is_that_of_torch_adamw_on_the_hooked_model(together: StackedRu
             adamw.zero_grad()
             torch.nn.functional.cross_entropy(logits, contexts.labels[rows]).backward()
             adamw.step()
+            schedule.step()
     assert_same(together.models()[i], model, atol=1e-10)
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
 from hijacklens.engine.trie import Prefix, Trie
 from hijacklens.errors import choice
+from hijacklens.garbage import no_collection
 
 Sharing: TypeAlias = Literal["auto", "plain", "packed", "cached"]
 """How prompts share computed prefixes; `auto` takes the cheapest way."""
@@ -93,6 +94,7 @@ class Plan:
         return costs.rows(*sizes.T).sum() + passes * costs.forward_pass
 
 
+@no_collection()
 def make_plan(
     prefixes: Iterable[Prefix],
     costs: Costs,

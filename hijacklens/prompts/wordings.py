@@ -38,19 +38,24 @@ class Wording:
     tokenizer: Any
     """Has the template of a chat."""
 
-    def texts(self, dose: int) -> Iterator[list[str]]:
-        """Yield the text of the prompt at a dose, alone and with each target, in pieces."""
+    def texts(self, doses: Iterable[int]) -> Iterator[list[str]]:
+        """Yield the text of the prompt at each dose, alone and with each target, in pieces."""
+        targets = (self.fact.target_true, self.fact.target_false)
+        endings: dict[str, list[list[str]]] = {}  # of each last piece: itself with each target
         joining = self.facts.joining
-        if self.facts.chat:
-            prompt = self.prompt(dose)
-            before, last, joining = [], prompt.text, prompt.joining
-        else:
-            opening = self.facts.opening
-            *before, last = pieces(self.fact.prompt, self.sentence, dose, opening)
-        yield [*before, last]
-        for target in (self.fact.target_true, self.fact.target_false):
-            apart = gap(last, target, joining)
-            yield [*before, last, target] if apart else [*before, last + target]
+        for dose in doses:
+            if self.facts.chat:
+                prompt = self.prompt(dose)
+                before, last, joining = [], prompt.text, prompt.joining
+            else:
+                *before, last = pieces(self.fact.prompt, self.sentence, dose, self.facts.opening)
+            if last not in endings:
+                endings[last] = [
+                    [last, target] if gap(last, target, joining) else [last + target]
+                    for target in targets
+                ]
+            yield [*before, last]
+            yield from ([*before, *ending] for ending in endings[last])
 
     def prompt(self, dose: int) -> Prompt:
         """Return the prompt at a dose."""

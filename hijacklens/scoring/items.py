@@ -18,6 +18,7 @@ from hijacklens.engine.reading import Readings, Requests
 from hijacklens.engine.trie import Prefix, Trie, prefix_of, symbols_of
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, Skipped
+from hijacklens.garbage import no_collection
 from hijacklens.prompts.layout import ID_BITS, TOKEN_MASK, mark
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.spans import TEXT
@@ -236,6 +237,7 @@ class Items(Sequence[Item]):
         return table.loc[kept, list(ITEM_COLUMNS)].reset_index(drop=True), unscored
 
 
+@no_collection()
 def make_items(
     prompts: Prompts,
     tokenizer: Any,
@@ -265,7 +267,7 @@ def make_items(
     doses, size = prompts.doses, max(1, AT_ONCE // len(prompts.doses))
     for first in range(0, len(prompts.wordings), size):
         part = prompts.wordings[first : first + size]
-        ids = words.encode([text for x in part for dose in doses for text in x.texts(dose)])
+        ids = words.encode([text for wording in part for text in wording.texts(doses)])
         for i, wording in enumerate(part):
             rows = [ids[j : j + 3] for j in range(3 * len(doses) * i, 3 * len(doses) * (i + 1), 3)]
             try:

@@ -17,7 +17,7 @@ READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
 .PHONY: help env demo test test-models test-slow test-use test-long test-ray test-old \
-	reproduce reproduce-models reproduce-theory families coverage-table notebooks docs check format bench fuzz dist clean
+	reproduce reproduce-models reproduce-theory families coverage-table notebooks docs check format bench test-gpu bench-gpu fuzz dist clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,20 @@ test-long: $(READY)  ## test-models, test-slow and test-use in one session, as C
 
 test-ray: $(READY)  ## The tests that start a real Ray
 	$(BIN)/python -m pytest -q -m ray tests/hijacklens/workers tests/analyses
+
+# These run with any Python that has the packages, since a machine with a GPU may have no network:
+# make test-gpu GPU_PYTHON=python3
+GPU_PYTHON ?= $(BIN)/python
+test-gpu: GPU_TESTS := -q -m gpu tests/gpu
+bench-gpu: GPU_TESTS := -q -s -m benchmark tests/benchmarks/bench_gpu.py
+
+test-gpu:  ## The correctness tests on the GPU of this machine
+bench-gpu:  ## CounterFact on the GPU of this machine, next to other programs
+test-gpu bench-gpu:
+	@if [ -z "$$HIJACKLENS_TEST_DEVICE$$HIJACKLENS_BENCH_DEVICE" ] && \
+		! $(GPU_PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then \
+		echo "$@: torch sees no GPU here, so nothing was run"; \
+	else $(GPU_PYTHON) -m pytest $(GPU_TESTS); fi
 
 # TransformerLens 3.9 is laid over the environment in a folder of its own.
 $(OLD): $(READY)

@@ -69,6 +69,40 @@ def chosen_facts(name):
     return facts if FACTS == "all" else facts.limit(int(FACTS), seed=0)
 
 
+def padded_logprobs(plain, requests, batch_tokens):
+    """Answer requests by a plain model on length-sorted, right-padded batches."""
+    import torch
+
+    from hijacklens.engine.trie import Trie, prefix_of, symbols_of
+
+    trie = Trie.of(map(prefix_of, requests))
+    leaves = [symbols_of(leaf) for leaf in trie.leaves]
+    lengths, first = trie.reads[:, 0], trie.first_read
+    order = sorted(range(len(leaves)), key=lambda i: -len(leaves[i]))
+    unembed, device = plain.get_output_embeddings(), plain.device
+    found = {}
+    while order:
+        width = len(leaves[order[0]])
+        count = max(1, batch_tokens // width)
+        batch, order = order[:count], order[count:]
+        rows = [leaves[i] for i in batch]
+        ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows], device=device)
+        reads = [
+            (row, leaves[i][:n])
+            for row, i in enumerate(batch)
+            for n in lengths[first[i] : first[i + 1]]
+        ]
+        pairs = [(i, token) for i, (_, prefix) in enumerate(reads) for token in requests[prefix]]
+        with torch.inference_mode():
+            hidden = plain.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            places = [row for row, _ in reads], [len(prefix) - 1 for _, prefix in reads]
+            logprobs = unembed(hidden[places]).float().log_softmax(-1)
+            values = logprobs[[i for i, _ in pairs], [token for _, token in pairs]].tolist()
+        for (i, token), value in zip(pairs, values, strict=True):
+            found[reads[i][1], token] = value
+    return found
+
+
 class Bench:
     """One set of facts, its requests, and the sides that answer them."""
 
@@ -145,34 +179,7 @@ class Bench:
         return total, len(few) / len(self.steps)
 
     def padded(self):
-        import torch
-
-        from hijacklens.engine.trie import Trie, prefix_of, symbols_of
-
-        trie = Trie.of(map(prefix_of, self.requests))
-        leaves = [symbols_of(leaf) for leaf in trie.leaves]
-        lengths, first = trie.reads[:, 0], trie.first_read
-        order = sorted(range(len(leaves)), key=lambda i: -len(leaves[i]))
-        found = {}
-        while order:
-            width = len(leaves[order[0]])
-            count = max(1, BATCH_TOKENS // width)
-            batch, order = order[:count], order[count:]
-            rows = [leaves[i] for i in batch]
-            ids = torch.tensor([row + (0,) * (width - len(row)) for row in rows])
-            reads = [
-                (row, leaves[i][:n])
-                for row, i in enumerate(batch)
-                for n in lengths[first[i] : first[i + 1]]
-            ]
-            with torch.inference_mode():
-                hidden = self.plain.model(input_ids=ids, use_cache=False).last_hidden_state
-                places = [row for row, _ in reads], [len(prefix) - 1 for _, prefix in reads]
-                logprobs = self.plain.lm_head(hidden[places]).float().log_softmax(-1)
-            for i, (_, prefix) in enumerate(reads):
-                for token in self.requests[prefix]:
-                    found[prefix, token] = float(logprobs[i, token])
-        return self.total(found), 1.0
+        return self.total(padded_logprobs(self.plain, self.requests, BATCH_TOKENS)), 1.0
 
     def bare(self):
         import torch

@@ -46,8 +46,8 @@ PARAMETERS = {
     "geometry": {"a": 2.8, "b": 0.013, "c": 1.0, "d": 2.0},
 }
 """Of the simulations, near those of real facts; the ceiling has those that it is fitted to."""
-SIMULATED, NOISE = 500, 1.0
-"""Facts of a simulation, and the standard deviation of its errors in nats."""
+SIMULATED, NOISE, SHUFFLES = 500, 1.0, 20
+"""Facts of a simulation, the standard deviation of its errors in nats; shuffles of the shifts."""
 
 
 def run(name: str, facts: str, out: Path) -> float:
@@ -61,35 +61,36 @@ def run(name: str, facts: str, out: Path) -> float:
     return time.perf_counter() - start
 
 
-def simulations(facts: pd.DataFrame, count: int) -> pd.DataFrame:
+def simulations(facts: pd.DataFrame, seed: int) -> list[dict]:
     """The law that is selected, for shifts that each law makes of predictors of real facts."""
-    fitted, rows = BY_NAME["ceiling"].fit(facts), []
-    for seed in range(count):
-        sample = facts.sample(SIMULATED, random_state=seed)
-        table = pd.concat([sample.assign(dose=dose) for dose in (1, 3)], ignore_index=True)
-        x = {name: table[name].to_numpy(float) for name in (*law.PREDICTORS, "dose")}
-        errors = NOISE * np.random.default_rng(seed).normal(size=len(table))
-        for made_by in BY_NAME:
-            ceiling = made_by == "ceiling"
-            shift = BY_NAME[made_by].shift(PARAMETERS[made_by], x) if not ceiling else 0
-            shift = fitted.predict(table.assign(dose=1)) if ceiling else shift
-            made = table.assign(shift=shift + errors)
-            found = predictions(made, count=4, splits=["all doses"], quiet=True)
-            rows.append({"made_by": made_by, "seed": seed, "selected": selected(found)})
-    return pd.DataFrame(rows)
+    sample = facts.sample(SIMULATED, random_state=seed)
+    table = pd.concat([sample.assign(dose=dose) for dose in (1, 3)], ignore_index=True)
+    x = {name: table[name].to_numpy(float) for name in (*law.PREDICTORS, "dose")}
+    made = {name: BY_NAME[name].shift(p, x) for name, p in PARAMETERS.items()}
+    made["ceiling"] = BY_NAME["ceiling"].fit(facts).predict(table.assign(dose=1))
+    errors, rows = NOISE * np.random.default_rng(seed).normal(size=len(table)), []
+    for name, shift in made.items():
+        found = predictions(
+            table.assign(shift=shift + errors), count=4, splits=["all doses"], quiet=True
+        )
+        rows.append({"made_by": name, "selected": selected(found)})
+    return rows
 
 
-def shuffled(facts: pd.DataFrame, count: int) -> pd.DataFrame:
+def shuffled(facts: pd.DataFrame, seed: int) -> list[dict]:
     """R squared of each law for shuffled shifts."""
-    rows = []
-    for seed in range(count):
-        order = np.random.default_rng(seed).permutation(len(facts))
-        table = facts.assign(shift=facts["shift"].to_numpy()[order])
-        found = predictions(table, splits=["relations"], quiet=True)
-        for name, part in found.groupby("law"):
-            r2 = float(influences(part)["r2"].mean())
-            rows.append({"law": name, "seed": seed, "r2": r2})
-    return pd.DataFrame(rows)
+    order = np.random.default_rng(seed).permutation(len(facts))
+    table = facts.assign(shift=facts["shift"].to_numpy()[order])
+    found = predictions(table, splits=["relations"], quiet=True).groupby("law")
+    return [{"law": name, "r2": influences(part)["r2"].mean()} for name, part in found]
+
+
+def repeated(make, facts: pd.DataFrame, count: int, file: Path) -> None:
+    """Write the rows of seeds 0, 1, ...; those in the file are not made again."""
+    done = set(pd.read_csv(file)["seed"]) if file.exists() else set()
+    for seed in set(range(count)) - done:
+        table = pd.DataFrame(make(facts, seed)).assign(seed=seed)
+        table.to_csv(file, mode="a", header=not file.exists(), index=False)
 
 
 def interval(row: pd.Series, name: str) -> str:
@@ -133,12 +134,8 @@ def main() -> None:
         print(f"{name}: {run(name, given.facts, given.out):.0f} s", flush=True)
     main_run: law.LawResult = hl.load_result(given.out / "counterfact")
     facts = main_run.facts.query("model == 'smollm2-135m'").reset_index(drop=True)
-    for name, make in (("simulations", simulations), ("shuffled", shuffled)):
-        file, start = given.out / f"{name}.csv", time.perf_counter()
-        if not file.exists():
-            count = given.simulations if name == "simulations" else 20
-            make(facts, count).to_csv(file, index=False)
-        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+    repeated(simulations, facts, given.simulations, given.out / "simulations.csv")
+    repeated(shuffled, facts, SHUFFLES, given.out / "shuffled.csv")
     (given.out / "tables.md").write_text(tables(given.out), encoding="utf-8")
 
 

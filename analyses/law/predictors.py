@@ -109,7 +109,7 @@ def predictors(
         folder = keep / hashlib.sha256(code).hexdigest()
     found = _kept(folder)
     # Equal prompts are read together: bare queries of a fact, sentences with one false target.
-    missing = table[~table["key"].isin([key for part in found for key in part["key"]])]
+    missing: Any = table[~table["key"].isin([key for part in found for key in part["key"]])]
     order = missing.sort_values(["target_false", "case_id"], kind="stable").index
     with bar(len(order), unit="rows", label=f"{name}, predictors", quiet=quiet) as progress:
         for start in range(0, len(order), CHUNK):

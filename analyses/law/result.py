@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, cast
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -28,11 +29,11 @@ class LawSettings:
 
     facts: str
     """The name of the facts."""
-    models: tuple[str, ...]
-    schemes: tuple[str, ...]
-    doses: tuple[int, ...]
     folds: int
     seed: int
+    models: tuple[str, ...] = ()
+    schemes: tuple[str, ...] = ()
+    doses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,25 +111,21 @@ class LawResult(Result):
         others = cell[cell["relation_id"] != found["relation_id"]]
         fitted = BY_NAME[choice("law", law, BY_NAME)].fit(others)
         mean = row.assign(**others[list(PREDICTORS)].mean())
-        base, predicted = (float(fitted.predict(one)[0]) for one in (mean, row))
-        parts = pd.Series(
-            {
-                name: float(fitted.predict(mean.assign(**{name: found[name]}))[0]) - base
-                for name in fitted.needs
-            },
-            dtype=float,
-        ).sort_values(key=abs, ascending=False)
-        whole = {
+        alone = [mean.assign(**{name: found[name]}) for name in fitted.needs]
+        base, predicted, *values = (fitted.predict(one)[0] for one in (mean, row, *alone))
+        parts = pd.Series(np.array(values) - base, fitted.needs)
+        parts = parts.sort_values(key=abs, ascending=False)
+        rest = {
             "predicted": predicted,
             "place of predicted": (fitted.predict(cell) < predicted).mean(),
             "measured": found["shift"],
             "place of measured": (cell["shift"] < found["shift"]).mean(),
             "mean": base,
+            **parts,
+            "together": round(predicted - base - parts.sum(), 9),
         }
-        together = pd.Series({"together": round(predicted - base - parts.sum(), 9)})
-        named = "{model} · {scheme}, dose {dose} · case {case_id}, {subject}: {target_true} -> "
-        named = (named + "{target_false} · law ").format(**found) + law
-        return pd.concat([pd.Series(whole), parts, together]).rename(named)
+        of = "{model} · {scheme}, dose {dose} · case {case_id}, {subject}: {target_true} -> "
+        return pd.Series(rest, name=f"{of}{{target_false}} · law {law}".format(**found))
 
     def surprises(self, law: str | None = None, *, count: int = 20) -> pd.DataFrame:
         """Return the facts whose shift a law predicts worst: `count` per model and scheme.
@@ -232,26 +229,18 @@ def compare(
         InputError: There are fewer than two folds or relations.
     """
     seed, table = whole_number("seed", seed), table.reset_index(drop=True)
-    cells: Any = table.groupby(["model", "scheme"], sort=False)
-    columns = ["model", "scheme", "law", "parameter", "value", "low", "high"]
     rows = [
         (*key, law.name, parameter, found.value, found.low, found.high)
-        for key, cell in cells
+        for key, cell in cast("Any", table.groupby(["model", "scheme"], sort=False))
         for law in laws
         for parameter, found in law.fit(cell).parameters.items()
     ]
-    models, schemes, doses = (table[of].unique().tolist() for of in ("model", "scheme", "dose"))
+    columns = ["model", "scheme", "law", "parameter", "value", "low", "high"]
+    made_of = {f"{of}s": tuple(table[of].unique().tolist()) for of in ("model", "scheme", "dose")}
     return LawResult(
         facts=table,
         predictions=predictions(table, laws=laws, count=folds, seed=seed, quiet=quiet),
         parameters=pd.DataFrame(rows, columns=columns),
-        settings=LawSettings(
-            facts=name,
-            models=tuple(models),
-            schemes=tuple(schemes),
-            doses=tuple(sorted(map(int, doses))),
-            folds=folds,
-            seed=seed,
-        ),
+        settings=LawSettings(facts=name, folds=folds, seed=seed, **made_of),
         provenance=Provenance.now(seed=seed),
     )

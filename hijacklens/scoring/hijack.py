@@ -37,13 +37,13 @@ from hijacklens.workers.workers import Replicas
 DEFAULT_DOSES = tuple(range(6))
 
 
-@takes_chat
 @renamed(
     way="execution.sharing",
     engine="execution.engine",
     store="execution.store",
     batch_tokens="execution.batch_tokens",
 )
+@takes_chat
 def hijack(
     model: HookedLanguageModel | ModelLoader,
     facts: FactSet,

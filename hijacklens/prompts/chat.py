@@ -106,10 +106,11 @@ def _written(
             f"the chat template of this model refuses the turns {listed}: {error}. Choose other "
             "turns, such as Chat(hijack='user')."
         ) from None
-    missing = [turn["content"] for turn in turns if turn["content"].strip() not in text]
+    missing = [turn["content"] for turn in turns if turn["content"] not in text]
     if missing:
         raise InputError(
-            f"the chat template of this model leaves out or changes {missing[0]!r}, as templates "
-            "without a system turn do. Choose other turns, such as Chat(hijack='user')."
+            f"the chat template of this model leaves out or changes {missing[0]!r}: some have no "
+            "system turn, and some drop white space at the ends of turns. Remove that, or choose "
+            "other turns, such as Chat(hijack='user')."
         )
     return text

@@ -195,7 +195,8 @@ def test_ask_in_a_chat(chatml):
     ("template", "chat", "query", "message"),
     [
         (None, Chat(), "{} is in", "has no chat template"),
-        (TEMPLATES["llama 3"], Chat(query="assistant"), "{} is in ", "changes the text"),
+        (TEMPLATES["llama 3"], Chat(query="assistant"), "{} is in ", r"changes '.* is in '"),
+        (TEMPLATES["llama 3"], Chat(system=" Be brief."), "{} is in", "changes ' Be brief.'"),
         (
             EACH + "{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}",
             Chat(hijack="system"),

@@ -336,16 +336,9 @@ class FactSet(Sequence[Fact]):
 
     def record(self) -> FactsRecord:
         """Return what a result records of these facts."""
-        return FactsRecord(
-            name=self.name,
-            n=len(self),
-            hash=self.content_hash(),
-            note=self.note,
-            joining=self.joining,
-            opening=self.opening,
-            origin=self.origin,
-            chat=self.chat,
-        )
+        same = ("name", "note", "joining", "opening", "origin", "chat")
+        fields = {name: getattr(self, name) for name in same}
+        return FactsRecord(**fields, n=len(self), hash=self.content_hash())
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return one row per fact: its fields and the filled-in prompt."""

@@ -116,11 +116,8 @@ class AnswersResult(Result):
             for ax, model in zip(axes, models, strict=True):
                 rows = table[table["model"] == model]
                 labels = [f"{row.scheme}, dose {row.dose}" for row in rows.itertuples()]
-                left = pd.Series(0.0, index=rows.index)
-                for name, colour in zip(JUDGEMENTS, SAID_COLOURS, strict=True):
-                    ax.barh(range(len(rows)), rows[name], left=left, color=colour, label=name)
-                    left += rows[name]
-                ax.set_yticks(range(len(rows)), [plots.escape(label) for label in labels])
+                parts = rows[list(JUDGEMENTS)].set_axis(map(plots.escape, labels))
+                parts.plot.barh(stacked=True, ax=ax, color=SAID_COLOURS, legend=False, width=0.8)
                 ax.invert_yaxis()
                 ax.set_xlim(0, 1)
                 ax.set_xlabel("fraction of answers")

@@ -26,7 +26,7 @@ from hijacklens.errors import InputError
 from hijacklens.results.glance import Grid, Title
 
 if TYPE_CHECKING:
-    from hijacklens.facts.fact import Fact, FactSet
+    from hijacklens.facts.fact import FactSet
     from hijacklens.prompts.prompt import Prompt
     from hijacklens.scoring.answers import Answer
 
@@ -65,8 +65,8 @@ class WrittenFact(PromptForm):
         if missing:
             raise InputError(f"{what} needs {' and '.join(missing)}.")
 
-    def fact(self, prompt: str) -> Fact:
-        """Return the fact. A missing target becomes a placeholder text.
+    def facts(self, prompt: str) -> FactSet:
+        """Return a set of the one fact. A missing target becomes a placeholder text.
 
         Raises:
             InputError: The subject does not occur exactly once in the prompt.
@@ -84,7 +84,7 @@ class WrittenFact(PromptForm):
             "near_true": countries.get(self.target_true or ""),
             "near_false": countries.get(self.target_false or ""),
         }
-        return facts_from_records([record], name="own")[0]
+        return self.write(facts_from_records([record], name="own", joining=self.joining))
 
 
 @click.command("ask")
@@ -121,7 +121,7 @@ def ask(
     if scheme and sentence:
         raise InputError("give either --scheme or --sentence, not both.")
     if scheme:
-        sentence = _sentence(scheme, prompt, written)
+        sentence = _sentence(scheme, prompt, written, output)
     loading.check(*models)
     targets = [target for target in (written.target_true, written.target_false) if target]
     from hijacklens.scoring.answers import answer
@@ -175,7 +175,7 @@ def _prompts(query: str, written: WrittenFact, sentence: str | None, dose: int) 
     ]
 
 
-def _sentence(name: str, prompt: str, written: WrittenFact) -> str:
+def _sentence(name: str, prompt: str, written: WrittenFact, output: Output) -> str:
     """Return the sentence that a scheme makes for the written fact."""
     from hijacklens.prompts.schemes import Unusable, get_scheme
 
@@ -184,8 +184,11 @@ def _sentence(name: str, prompt: str, written: WrittenFact) -> str:
     needed = {targets.get(part, part) for part in scheme.needs}
     parts = ("subject", "target_true", "target_false")
     written.require(f"scheme {name!r}", [part for part in parts if part in needed])
+    facts = written.facts(prompt)
+    if facts.note:
+        output.note(facts.note)
     try:
-        return scheme.sentence(written.fact(prompt))
+        return scheme.sentence(facts[0])
     except Unusable as reason:
         raise InputError(f"{reason}. Give a sentence of your own with --sentence.") from None
 
@@ -320,7 +323,6 @@ def _fact(
     prompt: str | None, written: WrittenFact, source: str | None, case: int | None
 ) -> FactSet:
     """Return the one fact that is written as options, or has this case id."""
-    from hijacklens.facts.fact import FactSet
     from hijacklens.facts.loading import load_facts
 
     parts = ("subject", "target_true", "target_false")
@@ -330,7 +332,7 @@ def _fact(
                 "give either a fact of your own (--prompt, ...) or --facts and --case."
             )
         written.require("a fact of your own also", parts[1:], prompt=prompt)
-        return written.write(FactSet((written.fact(prompt or ""),), name="own"))
+        return written.facts(prompt or "")
     if case is None:
         raise InputError(
             "name a fact: --case ID of --facts, or --prompt, --subject, --true and --false. "

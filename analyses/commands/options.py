@@ -189,7 +189,7 @@ def read_template(text: str) -> tuple[str, str]:
         raise InputError(
             f"--template {text!r} has no name; write it as 'never-say=Never say {{target_false}}.'"
         )
-    return name.strip(), template.strip()
+    return name.strip(), template
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 from analyses.commands.group import COMMANDS, group, main
+from analyses.commands.one_fact import WrittenFact
 from analyses.commands.options import read_template
 from analyses.texts import read_doses
 from hijacklens.errors import InputError
@@ -271,8 +272,16 @@ def test_bad_doses(text):
 
 def test_template_option():
     assert read_template("a=b=c {target_false}") == ("a", "b=c {target_false}")
+    assert read_template("a = as written ") == ("a", " as written ")
     with pytest.raises(InputError, match="has no name"):
         read_template("Never say {target_false}.")
+
+
+def test_a_written_fact_says_what_was_dropped():
+    for true, note in (("Paris ", "white space"), (" Paris", ""), ("Paris", "")):
+        facts = WrittenFact(target_true=true, target_false="Rome").facts("It is in")
+        assert facts[0].target_true == "Paris"
+        assert (note in facts.note) and bool(facts.note) == bool(note)
 
 
 def test_old_names_work_with_a_note(folders, capsys):

@@ -61,7 +61,7 @@ def command(
     and ends with the same weights.
 
     Writes into the folder: world.json (knobs, recipe, losses), facts.jsonl, model/, and
-    checkpoints/step-000500/ and so on.
+    checkpoints/step-000650/ and so on.
 
     \b
     Examples:

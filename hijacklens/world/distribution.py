@@ -167,11 +167,13 @@ class Reader:
         Raises:
             InputError: As `posterior`, or a target is no object.
         """
-        where = [
-            self.world.objects.index(choice("object", o, self.world.objects)) for o in (true, false)
-        ]
-        true_log, false_log = np.log(self.posterior(prompt)[where])
-        return float(false_log - true_log)
+        start = self.world.tokens(prompt)
+        self._possible(start, prompt)
+        false_log, true_log = (
+            self._log([*start, self.world.ids[choice("object", o, self.world.objects)]])
+            for o in (false, true)
+        )
+        return false_log - true_log
 
     def document_log_probability(self, tokens: Sequence[int]) -> float:
         """Return the log-probability that a document begins with these token ids, in nats."""

@@ -33,12 +33,12 @@ class Recipe:
     heads: int = knob(4, "Heads of each layer.", 1, 64)
     d_model: int = knob(64, "Width of the residual stream.", 1, 4096)
     mlps: bool = knob(True, "Whether layers have MLPs; without, attention alone.")
-    steps: int = knob(2000, "Steps of the optimiser.", 1, 10**7)
+    steps: int = knob(1300, "Steps of the optimiser.", 1, 10**7)
     batch: int = knob(32, "Fresh documents per step.", 1, 10**5)
-    lr: float | int = knob(0.003, "Highest learning rate of AdamW.", 0, 1)
+    lr: float | int = knob(0.005, "Highest learning rate of AdamW.", 0, 1)
     weight_decay: float | int = knob(0.01, "Weight decay of AdamW, on matrices.", 0, 1)
     checkpoints: int = knob(
-        8, "Models saved along the training, each after twice the steps of the one before.", 0, 30
+        10, "Models saved on the way, each after 1.4 times the steps of the one before.", 0, 60
     )
     state_steps: int = knob(
         200, "Steps after which the state is saved, to resume after a kill.", 1, 10**7
@@ -59,8 +59,8 @@ class Recipe:
     @property
     def saved(self) -> tuple[int, ...]:
         """The steps after which a model is saved besides the last."""
-        steps = {self.steps // 2**i for i in range(1, self.checkpoints + 1)}
-        return tuple(sorted(steps - {0}))
+        steps = {round(self.steps * 2 ** (-i / 2)) for i in range(1, self.checkpoints + 1)}
+        return tuple(sorted(steps - {0, self.steps}))
 
     @property
     def log_steps(self) -> int:

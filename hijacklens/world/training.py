@@ -124,7 +124,7 @@ def train_world(
         InputError: The folder holds a world or the state of another training.
 
     Note:
-        The default takes three minutes on one CPU core. Weights are the same on every run with
+        The default takes about a minute on one CPU core. Weights are the same on every run with
         the same number of threads on the same machine.
     """
     one_of_type("world", world, World, "World(sharing=0)")

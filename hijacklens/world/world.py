@@ -96,7 +96,7 @@ class World:
         0.7, "Temperature of topics: an object at distance D has weight exp(-D / beta).", 0.05, 100
     )
     subjects: int = knob(
-        200, "Number of subjects; with the size of the model, this sets the capacity.", 2, 20_000
+        300, "Number of subjects; with the size of the model, this sets the capacity.", 2, 20_000
     )
     name_words: int = knob(
         2, "Words in the name of a subject; subjects share first and last names.", 1, 3
@@ -104,7 +104,7 @@ class World:
     relations: int = knob(2, "Relations, each with an object of every subject.", 1, len(RELATIONS))
     wordings: int = knob(2, "Wordings of each relation.", 1, 2)
     zipf: float | int = knob(
-        0.8, "Exponent of Zipf's law by which subjects are frequent; 0 for equally frequent.", 0, 4
+        1.0, "Exponent of Zipf's law by which subjects are frequent; 0 for equally frequent.", 0, 4
     )
     contradictions: float | int = knob(
         0.1,

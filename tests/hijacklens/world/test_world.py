@@ -131,7 +131,7 @@ def pocket(tmp_path_factory):
 
 def test_a_trained_world_is_a_plain_folder_for_every_instrument(pocket):
     assert load_world(pocket.folder) == pocket
-    assert list(pocket.checkpoints) == [1, 3, 6]
+    assert list(pocket.checkpoints) == [3, 4, 6]
     assert pocket.scores["loss"] > pocket.scores["exact_loss"] > 0
     facts = load_facts(pocket.facts)
     assert len(facts) == 6

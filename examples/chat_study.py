@@ -1,11 +1,12 @@
 """The study of docs/chat: verdicts and answers of models in a chat and as plain text.
 
-python examples/chat_study.py OUT [--limit 300]
+python examples/chat_study.py OUT [--limit 300] [--asked 150]
 
 Scores facts of the atlas under two schemes at dose 1, with the sentences in the user's turn, the
 system turn or an earlier turn, and as plain text, and generates an answer to each prompt. Every
 form is saved in OUT/runs, so that the command resumes. Writes OUT/answers.csv, OUT/agreement.csv,
 OUT/efficacy.csv (changes against the bare query) and OUT/forms.csv (paired tests of the turns).
+Of the facts, `--asked` are also asked in the user's turn.
 """
 
 from __future__ import annotations
@@ -93,19 +94,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--asked", type=int, default=150)
     parser.add_argument("--tokens", type=int, default=16)
     given = parser.parse_args()
     facts = hl.atlas().limit(given.limit, seed=0)
+    asked = facts.limit(given.asked, seed=0)
     made = hl.Generation(tokens=given.tokens)
     parts = []
     for name, forms in MODELS.items():
         model = hl.load_model(name)
-        found = {
-            form: measured(
-                model, given.out / "runs" / f"{name}, {form}", facts.in_chat(FORMS[form]), made=made
-            )
-            for form in forms
-        }
+        found = {}
+        for form in forms:
+            few = asked if form.endswith("query by user") else facts
+            folder = given.out / "runs" / f"{name}, {form}"
+            found[form] = measured(model, folder, few.in_chat(FORMS[form]), made=made)
         parts += [
             {key: table.assign(form=form, model=name) for key, table in tables(*both).items()}
             for form, both in found.items()

@@ -114,7 +114,7 @@ class AnswersResult(Result):
         bars = max(len(table[table["model"] == model]) for model in models)
         with plots.canvas(len(models), height=1.4 + 0.3 * bars) as (figure, axes):
             for ax, model in zip(axes, models, strict=True):
-                rows = table[table["model"] == model]
+                rows: Any = table[table["model"] == model]
                 labels = [f"{row.scheme}, dose {row.dose}" for row in rows.itertuples()]
                 parts = rows[list(JUDGEMENTS)].set_axis(map(plots.escape, labels))
                 parts.plot.barh(stacked=True, ax=ax, color=SAID_COLOURS, legend=False, width=0.8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hijacklens.engine.growing import Growing, groups
@@ -66,7 +66,6 @@ class _Draft:
     done: bool = False
 
 
-@exclusively
 def write(
     model: HookedLanguageModel,
     prompts: Sequence[Prompt],
@@ -88,9 +87,7 @@ def write(
         quiet: Draw no progress bar.
 
     Note:
-        Costs one pass over the prompts, and a forward pass over one token of each unfinished answer
-        for every further token. Keys and values of a group of prompts are kept, in the memory that
-        `read` allows for a trunk. A drawn answer depends on the seed and its prompt alone.
+        Costs as for `continued`. A drawn answer depends on the seed and its prompt alone.
     """
     tokenizer, spans = model.tokenizer, spans_of(probes)
     templated = any(prompt.templated for prompt in prompts[:1])
@@ -101,24 +98,64 @@ def write(
             mark(ids, [prompt.positions(span) for span in spans])
             for ids, prompt in zip(read, located, strict=True)
         ]
-    (answer_mark,) = mark((0,), [(0,) if span in ANSWER_SPANS else () for span in spans])
     options = ReadOptions(
         probes=probes, spans=spans, temperature=generation.temperature, sharing=sharing
     )
-    ends, window = end_tokens(model), int(model.cfg.n_ctx)
-    samples, more = range(generation.samples), generation.tokens * generation.samples
+    how = {"samples": generation.samples, "seed": generation.seed, "quiet": quiet}
+    cut = first_sentence if generation.sentence else lambda text: None
+    return continued(model, read, options, tokens=generation.tokens, cut=cut, **how)
+
+
+def first_sentence(text: str) -> str | None:
+    """Return the first sentence of an answer, or None while it has not ended."""
+    end = _SENTENCE.search(text, len(text) - len(text.lstrip()))
+    return text[: end.start()] if end else None
+
+
+@exclusively
+def continued(
+    model: HookedLanguageModel,
+    prompts: Sequence[TokenIds],
+    options: ReadOptions,
+    *,
+    tokens: int,
+    cut: Callable[[str], str | None],
+    samples: int = 1,
+    seed: int = 0,
+    quiet: bool = True,
+) -> list[list[str]]:
+    """Return the texts that continue prompts, one for each sample.
+
+    Args:
+        model: A hooked language model.
+        prompts: The prompts, in symbols.
+        options: The probes, their spans, the temperature and the sharing.
+        tokens: Maximum length; a text also stops at the model's end tokens, and where the context
+            window is full.
+        cut: Returns the text to keep once a text has ended, and None until then.
+        samples: Texts for each prompt.
+        seed: Seeds the draws.
+        quiet: Draw no progress bar.
+
+    Note:
+        Costs one pass over the prompts, and a forward pass over one token of each unfinished text
+        for every further token. Keys and values of a group of prompts are kept, in the memory that
+        `read` allows for a trunk.
+    """
+    places = [(0,) if span in ANSWER_SPANS else () for span in options.spans]
+    (answer_mark,) = mark((0,), places)
+    ends, window, more = end_tokens(model), int(model.cfg.n_ctx), tokens * samples
     texts: dict[TokenIds, list[str]] = {}
-    with bar(total=len(set(read)), unit="prompts", label="answers", quiet=quiet) as progress:
-        for group in groups(model, read, more=more):
+    with bar(total=len(set(prompts)), unit="prompts", label="answers", quiet=quiet) as progress:
+        for group in groups(model, prompts, more=more):
             growing = Growing(model, group, options, more=more)
-            for sample in samples:
+            for sample in range(samples):
                 drafts = [_Draft(prompt, len(prompt)) for prompt in group]
-                for _ in range(generation.tokens):
+                for _ in range(tokens):
                     live = [draft for draft in drafts if not draft.done]
                     if not live:
                         break
-                    prefixes = [draft.prefix for draft in live]
-                    readings = growing.read(prefixes, draw=(generation.seed, sample))
+                    readings = growing.read([x.prefix for x in live], draw=(seed, sample))
                     for draft in live:
                         token = readings[draft.prefix].top_token
                         if token in ends:
@@ -127,11 +164,10 @@ def write(
                         draft.prefix = (*draft.prefix, token | answer_mark)
                         draft.done = len(draft.prefix) > window
                         said = [symbol & TOKEN_MASK for symbol in draft.prefix[draft.start :]]
-                        draft.text = tokenizer.decode(said, skip_special_tokens=True)
-                        lead = len(draft.text) - len(draft.text.lstrip())
-                        if generation.sentence and (end := _SENTENCE.search(draft.text, lead)):
-                            draft.text, draft.done = draft.text[: end.start()], True
+                        draft.text = model.tokenizer.decode(said, skip_special_tokens=True)
+                        if (kept := cut(draft.text)) is not None:
+                            draft.text, draft.done = kept, True
                 for prompt, draft in zip(group, drafts, strict=True):
                     texts.setdefault(prompt, []).append(draft.text)
             progress.update(len(group))
-    return [texts[prompt] for prompt in read]
+    return [texts[prompt] for prompt in prompts]

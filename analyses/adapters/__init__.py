@@ -1,0 +1,1 @@
+"""hijacklens inside other tools of evaluation, each an optional extra."""

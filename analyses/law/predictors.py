@@ -102,8 +102,7 @@ def predictors(
     name, fingerprint = str(model.cfg.model_name), fingerprint_of(model, identify(model))
     rows = [(name, p.scheme.name, *(getattr(p.fact, of) for of in TEXTS[2:])) for p in chosen]
     table = pd.DataFrame(rows, columns=list(TEXTS))
-    inputs = [(p.bare, p.hijacked, p.items[0].true, p.items[0].false) for p in chosen]
-    table["key"] = [hashlib.sha256(repr(each).encode()).hexdigest() for each in inputs]
+    table["key"] = [hashlib.sha256(repr(_inputs(pair)).encode()).hexdigest() for pair in chosen]
     code, folder = fingerprint.key.encode() + Path(__file__).read_bytes(), None
     if keep and not fingerprint.unkeyed:
         folder = keep / hashlib.sha256(code).hexdigest()
@@ -127,6 +126,12 @@ def predictors(
     spread: Any = table.groupby("scheme")[scaled].transform("std", ddof=0)
     table[scaled] /= spread.where(spread > 0, 1)
     return table
+
+
+def _inputs(pair: Pair) -> tuple[Any, ...]:
+    """Return what the predictors of a pair are made of, in an order that is always the same."""
+    prompts = [(each.ids, sorted(each.spans.items())) for each in (pair.bare, pair.hijacked)]
+    return *prompts, pair.items[0].true, pair.items[0].false
 
 
 def _kept(folder: Path | None) -> list[pd.DataFrame]:

@@ -95,10 +95,11 @@ def _splits(seen: Any, new: Any) -> Iterator[tuple[str, str, Any, Any]]:
 
 
 def _with_first(rows: Any, first: int) -> pd.DataFrame:
-    """Return the rows of later doses, with the shift of the fact at the first dose."""
+    """Return the rows of later doses with the fact's shift at the first dose, if it has one."""
     own = rows[rows["dose"] == first].set_index("case_id")["shift"]
     later = rows[rows["dose"] > first]
-    return later.assign(first=later["case_id"].map(own), first_dose=first)
+    later = later.assign(first=later["case_id"].map(own), first_dose=first)
+    return later.dropna(subset=["first"])
 
 
 def _predicted(law: Law, split: str, other: str, train: Any, test: Any) -> pd.DataFrame:

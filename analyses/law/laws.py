@@ -84,8 +84,9 @@ class Law:
         """
 
         def shift(p: Values, x: Values) -> Any:
-            grown, before = self.shift(p, x), self.shift(p, {**x, "dose": x["first_dose"]})
-            return x["first"] * (grown / before if self.grows else 1)
+            before = self.shift(p, {**x, "dose": x["first_dose"]}) * np.ones(len(x["dose"]))
+            grown = self.shift(p, x) / np.where(before == 0, np.inf, before)
+            return x["first"] * np.where(before == 0, 1, grown)
 
         return replace(self, needs=(*self.needs, "first", "first_dose"), shift=shift)
 

@@ -254,6 +254,22 @@ def test_later_doses_follow_from_the_first_one():
     assert set(r2) == {"constant", "additive", "saturation", "posterior", "ceiling"}
     constant = found[found["law"] == "constant"].merge(table[table["dose"] == 1], on="case_id")
     assert constant["predicted"].tolist() == constant["shift_y"].tolist()
+    # A fact without a shift at the first dose is left out; a prediction of 0 there does not grow.
+    parts = predictions(table[1:], count=3, splits=["later doses"], quiet=True)
+    assert len(parts) == len(found) - 2 * 5
+    zero = table[:1].assign(dose=4, first=3.0, first_dose=1, sentence_true=0.0, sentence_false=0.0)
+    still = (
+        BY_NAME["posterior"]
+        .given_first()
+        .shift(
+            BY_HAND["posterior"][0] | {"e0": 0.0},
+            {
+                name: zero.assign(prior=0.0)[name].to_numpy()
+                for name in (*law.PREDICTORS, "dose", "first", "first_dose")
+            },
+        )
+    )
+    assert still.tolist() == [3.0]
 
 
 def test_the_comparison_over_schemes_and_models_explains_facts():

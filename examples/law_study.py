@@ -43,7 +43,7 @@ PARAMETERS = {
     "logistic": {"a": 0.4, "b": 6.4},
     "saturation": {"lambda": 3.0, "beta": 0.4},
     "posterior": {"e0": 3.4, "e": 0.71, "c": 1.03},
-    "geometry": {"a": 2.8, "b": 0.013, "c": 1.0, "d": 2.0},
+    "geometry": {"a": 2.8, "b": 0.83, "c": 0.48, "d": 0.46},
 }
 """Of the simulations, near those of real facts; the ceiling has those that it is fitted to."""
 SIMULATED, NOISE, SHUFFLES = 500, 1.0, 20

@@ -6,15 +6,30 @@ does not wait seconds for torch and TransformerLens.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import lazy_loader
 
 __version__ = version("hijacklens")
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_own, _, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["defend"]
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return [*__all__]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name; `defend` alone is of a package above this one."""
+    if name == "defend":
+        return importlib.import_module("analyses.defence").defend
+    return _own(name)
 
 
 class _Shadowed:

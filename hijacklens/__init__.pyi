@@ -1,5 +1,7 @@
 __version__: str
 
+import analyses.defence
+
 from . import views as views
 from .errors import InputError as InputError
 from .facts.atlas import atlas as atlas
@@ -36,3 +38,5 @@ from .world.distribution import Reader as Reader
 from .world.trained import load_world as load_world
 from .world.training import train_world as train_world
 from .world.world import World as World
+
+defend = analyses.defence.defend

@@ -37,6 +37,7 @@ STUDIES = {
     "one-layer": "trains for hours; its commands are checked, not run",
     "reproduction": "hours; its commands are checked, not run",
     "counterfact": "hours on real models; its commands are checked, not run",
+    "defence": "hours on real models; its commands are checked, not run",
     "law": "an hour on real models; its commands are checked, not run",
     "world": "trains for an hour; its commands are checked, not run",
     "robustness.md": "a report of what was tried",

@@ -42,6 +42,7 @@ COMMANDS = {
     "cache": "Show or clear the store of finished readings.",
     "heads": "Find the heads that carry a hijack, and test them on held-out facts.",
     "law": "Predict which facts give way, by laws that are compared on new relations.",
+    "defend": "Compare methods that bring recall back under a hijack, with all their costs.",
     "trace": "Split the logit shift of one fact by token, layer, head and MLP.",
     "compare": "Compare two runs, or two schemes, doses, rules or models of one, fact by fact.",
     "report": "Put saved results on one page that needs no network.",

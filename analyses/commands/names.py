@@ -66,5 +66,6 @@ probes = completer("probes.specification:KINDS", "summary", ending=":")
 analyses = completer(
     "analyses.reproduction.catalogue:CATALOGUE", "title", more=(("all", "all of them"),)
 )
+methods = completer("analyses.defence.methods:METHODS", "source", kind="file")
 facts = completer({"atlas": "embedded facts", "counterfact": "from the hub"}, kind="file")
 shells = completer({shell: f"read from {file}" for shell, file in SHELLS.items()})

@@ -104,6 +104,16 @@ def probes() -> str:
     )
 
 
+def methods() -> str:
+    """Return the table of the registered methods against the hijack."""
+    from analyses.defence import METHODS
+
+    return _table(
+        ("method", "changes", "needs to know", "source"),
+        [(f"`{x.name}`", x.changes, x.needs, x.source) for x in METHODS.values()],
+    )
+
+
 def analyses() -> str:
     """Return the table of the figures and statements that can be reproduced."""
     from analyses.reproduction.catalogue import CATALOGUE
@@ -197,6 +207,7 @@ def _escaped(text: str) -> str:
 
 
 MAKERS: dict[str, Callable[[], str]] = {
-    maker.__name__: maker for maker in (commands, schemes, placeholders, probes, analyses, ours)
+    maker.__name__: maker
+    for maker in (commands, schemes, placeholders, probes, methods, analyses, ours)
 }
 """Name in a comment -> what makes the text."""

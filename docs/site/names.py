@@ -43,6 +43,7 @@ DOORS = {
     "probes.specification": "from probes import specification",
     "analyses": "import analyses",
     "analyses.law": "from analyses import law",
+    "analyses.defence": "from analyses import defence",
 }
 """Public module -> how to import it."""
 ONLY = {
@@ -53,6 +54,7 @@ ONLY = {
 CONSTANTS = {
     "LAWS": "The eight laws, in the order of the tables.",
     "LEAST_WHOLE": "A ratio is undefined if its denominator is smaller.",
+    "METHODS": "Name -> registered method.",
     "PACKAGED": "Short name -> packaged model.",
     "PREDICTORS": "The columns that the laws may read.",
     "Scaling": "How vectors are scaled before the fit: the type of an argument of `fit`.",
@@ -84,7 +86,9 @@ def text() -> str:
     for door, statement in DOORS.items():
         module = importlib.import_module(door)
         rows = [f"| `{name}` | {_line(name, getattr(module, name))} |" for name in names(door)]
-        parts.append("\n".join([f"### `{statement}`\n", "| name | what it is |", "|---|---|", *rows]))
+        parts.append(
+            "\n".join([f"### `{statement}`\n", "| name | what it is |", "|---|---|", *rows])
+        )
     return "\n\n".join(parts) + "\n"
 
 

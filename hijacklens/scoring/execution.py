@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hijacklens.engine.engine import read
 from hijacklens.engine.plan import SHARINGS, Sharing
-from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests
+from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests, ignore
 from hijacklens.errors import choice, whole_number
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
 from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
-from hijacklens.store.store import Store, chosen_store
+from hijacklens.store.store import OpenStore, Store, chosen_store, open_store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine, Replicas
 
@@ -93,3 +95,30 @@ class LocalModel:
     def read(self, requests: Requests, options: ReadOptions, finished: Finished) -> Readings:
         """Read log-probabilities (`hijacklens.engine.engine.read`)."""
         return read(self.model, requests, options, finished)
+
+
+def read_stored(
+    run: LocalModel | Replicas,
+    requests: Requests,
+    options: ReadOptions,
+    store: Store | str | Path | bool,
+    advance: Callable[[float], object] = lambda fraction: None,
+) -> tuple[Readings, Readings, OpenStore]:
+    """Return all readings, those of them that the store lacked, and the store, which keeps them.
+
+    `advance` is called with the fraction of the requests that a step has finished.
+    """
+    readings = Readings(requests)
+    with open_store(store, lambda: run.fingerprint(options.probes, options.spans)) as kept:
+        readings.put(kept.find_checked(requests, lambda few: run.read(few, options, ignore)))
+        missing = requests.take(np.flatnonzero(readings.tops[:, 0] < 0))
+        part = len(missing) / max(1, len(requests))
+        advance(1 - part)
+
+        def finished(found: Readings, fraction: float) -> None:
+            kept.keep(found)
+            advance(fraction * part)
+
+        computed = run.read(missing, options, finished)
+    readings.put(computed)
+    return readings, computed, kept

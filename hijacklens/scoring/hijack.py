@@ -7,9 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hijacklens.engine.reading import Readings, ReadOptions, ignore
+from hijacklens.engine.reading import Readings, ReadOptions
 from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError, one_of_type, several, whole_number
 from hijacklens.facts.chat import takes_chat
@@ -22,7 +20,7 @@ from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.prompts.wordings import make_prompts, prompt_table
 from hijacklens.renamed import renamed
 from hijacklens.results.result import Provenance
-from hijacklens.scoring.execution import Execution, LocalModel
+from hijacklens.scoring.execution import Execution, LocalModel, read_stored
 from hijacklens.scoring.items import (
     Items,
     make_items,
@@ -30,7 +28,7 @@ from hijacklens.scoring.items import (
     skipped_table,
 )
 from hijacklens.scoring.result import HijackResult, HijackSettings, ReadingCounts, ScoredModel
-from hijacklens.store.store import Store, open_store
+from hijacklens.store.store import Store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas
 
@@ -150,23 +148,10 @@ def _read(
     """Return the readings of all items, and the record of what was computed for them."""
     requests = items.requests
     n_facts = len({wording.fact.case_id for wording in items.prompts.wordings})
-    readings = Readings(requests)
-    with (
-        open_store(store, lambda: run.fingerprint(options.probes, options.spans)) as kept,
-        bar(total=n_facts, unit="facts", label=run.identity.name, quiet=quiet) as progress,
-    ):
-        stored = kept.find_checked(requests, lambda few: run.read(few, options, ignore))
-        readings.put(stored)
-        missing = requests.take(np.flatnonzero(readings.tops[:, 0] < 0))
-        missing_facts = n_facts * len(missing) / max(1, len(requests))
-        progress.update(n_facts - missing_facts)
-
-        def finished(part: Readings, fraction: float) -> None:
-            kept.keep(part)
-            progress.update(fraction * missing_facts)
-
-        computed = run.read(missing, options, finished)
-    readings.put(computed)
+    with bar(total=n_facts, unit="facts", label=run.identity.name, quiet=quiet) as progress:
+        readings, computed, kept = read_stored(
+            run, requests, options, store, lambda fraction: progress.update(n_facts * fraction)
+        )
     # Stored readings had to be computed once, too.
     accounting = replace(
         computed.accounting,
@@ -175,7 +160,7 @@ def _read(
     )
     counts = ReadingCounts(
         computed=len(computed),
-        from_store=len(stored),
+        from_store=len(requests) - len(computed),
         store=str(kept.path or ""),
         store_off=kept.off,
     )

@@ -16,7 +16,7 @@ from command_calls import CALLS, WRITING, make_places, run, words_of
 from forked import FORK, finish
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202eevil\u2066\u200b\u00ad\rnote: done"
-SLOW = ("heads", "law", "sweep", "train", "reproduce")
+SLOW = ("defend", "heads", "law", "sweep", "train", "reproduce")
 NAMES = [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in CALLS]
 
 

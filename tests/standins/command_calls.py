@@ -28,6 +28,7 @@ CALLS = {
     "cache clear": "cache clear --yes",
     "heads": "heads --model {m} --facts {f} --size 1 --candidates 2 --random-sets 1 --out {o}",
     "law": "law --model {m} --facts {f} --doses 0-1 --folds 2 --out {o}",
+    "defend": "defend --model {m} --facts {f} --method separator --out {o}",
     "trace": "trace --model {m} --facts {f} --case 0 --out {o}",
     "compare": "compare {h} {h}",
     "report": "report {h} --out {o}.html",

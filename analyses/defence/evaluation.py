@@ -20,7 +20,6 @@ from analyses.defence.decoding import read_pairs
 from analyses.defence.interventions import Learned
 from analyses.defence.measures import HELPFUL, LIMIT, measures
 from analyses.defence.methods import METHODS, Method, PromptChange
-from analyses.law.laws import folds
 from hijacklens.engine.reading import ReadOptions, Requests
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
@@ -30,14 +29,11 @@ from hijacklens.prompts.layout import mark
 from hijacklens.prompts.prompt import Prompt, compose
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.prompts.tokens import locate
+from hijacklens.prompts.wordings import Prompts, Unscored, Wording, make_prompts
 from hijacklens.scoring.execution import Execution, LocalModel, read_stored
 from hijacklens.scoring.items import (
     Item,
-    Prompts,
-    Unscored,
-    Wording,
     make_items,
-    make_prompts,
     require_found,
 )
 from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, pairs
@@ -61,14 +57,19 @@ def split(facts: FactSet, *, most: int, seed: int) -> dict[str, FactSet]:
     Raises:
         InputError: There are fewer than three relations.
     """
-    relations = np.array([fact.relation_id for fact in facts])
-    if (count := len(set(relations))) < 3:
+    sizes = facts.relations()
+    if len(sizes) < 3:
         raise InputError(
-            f"{facts.name} has {count} relations; a defence is tuned, validated and tested on "
-            "different ones, so give facts of at least three."
+            f"{facts.name} has {len(sizes)} relations; a defence is tuned, validated and tested "
+            "on different ones, so give facts of at least three."
         )
-    part = folds(relations, min(PARTS, count), seed=seed).clip(max=2)
-    of = [[fact for fact, n in zip(facts, part, strict=True) if n == i] for i in range(3)]
+    # The largest relations first, each into the smallest part, so that parts have similar sizes.
+    filled, part, names = np.zeros(min(PARTS, len(sizes))), {}, sorted(sizes)
+    order = np.random.default_rng(seed).permutation(len(names))
+    for name in sorted((names[i] for i in order), key=lambda name: -sizes[name]):
+        part[name] = int(filled.argmin())
+        filled[part[name]] += sizes[name]
+    of = [[x for x in facts if min(part[x.relation_id], 2) == i] for i in range(3)]
     tuning, validation, held_out = (replace(facts, facts=tuple(listed)) for listed in of)
     few = [each.limit(most, seed=seed) for each in (tuning, validation)]
     return {"tuning": few[0], "validation": few[1], "held_out": held_out}
@@ -84,12 +85,11 @@ class Changed(Wording):
         """Return the changed prompt at a dose."""
         return self.change(Wording.prompt(self, dose), Wording.prompt(self, 0))
 
-    def texts(self, dose: int) -> Any:
-        """Yield the text of the changed prompt, alone and with each target."""
-        prompt = self.prompt(dose)
-        yield [prompt.text]
-        for target in (self.fact.target_true, self.fact.target_false):
-            yield [prompt.followed_by(target)]
+    def texts(self, doses: Iterable[int]) -> Any:
+        """Yield the text of the changed prompt at each dose, alone and with each target."""
+        for prompt in map(self.prompt, doses):
+            targets = (self.fact.target_true, self.fact.target_false)
+            yield from ([text] for text in (prompt.text, *map(prompt.followed_by, targets)))
 
 
 @dataclass

@@ -260,10 +260,7 @@ def test_the_comparison_of_defences(planted, tmp_path, monkeypatch):
         *("bare_retention_change", "helpful_change", "neutral_nats", "tokens_ratio", "p"),
         *("p_corrected", "n", "relations"),
     ]
-    assert table["undone"].to_dict() == {
-        **{"nothing": 0, "oracle": 1, "mine": 1, "ph3": 1, "placebo of ph3": 0},
-        **{name: table.loc[name, "undone"] for name in ("gate", "placebo of gate")},
-    }
+    assert table.loc[["nothing", "oracle", "mine"], "undone"].tolist() == [0, 1, 1]
     free = ["bare_retention_change", "neutral_nats"]
     assert (table.loc[["nothing", "oracle", "gate"], free] == 0).all().all()
     assert table.loc["oracle", "helpful_change"] < 0

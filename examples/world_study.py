@@ -94,20 +94,26 @@ def training(folder: str, out: Path) -> pd.DataFrame:
             rows.append({**labels(each), **row})
     table = pd.DataFrame(rows)
     table.to_csv(out / "training-seeds.csv", index=False)
+    draw_training(table, out)
     names = [TALK.name, NEGATION.name]
+    return over_seeds(table, ["world", "sharing", "step"], ["recall", *names])
+
+
+def draw_training(table: pd.DataFrame, out: Path) -> None:
+    """Shift and recall by step, a panel per value of sharing; means over seeds."""
     shared = sorted(table["sharing"].unique(), reverse=True)
-    with plots.panels(len(shared), height=2.8) as (figure, axes):
+    with plots.panels(len(shared), height=2.8, share_y=True) as (figure, axes):
         for panel, sharing in zip(axes, shared, strict=True):
             steps: Any = table[table.sharing == sharing].groupby("step").mean(numeric_only=True)
-            for i, name in enumerate(names):
+            for i, name in enumerate((TALK.name, NEGATION.name)):
                 colour, marker = plots.series(i)
                 panel.plot(steps.index, steps[name], marker=marker, color=colour, label=name, ms=4)
             panel.plot(steps.index, steps["recall"], "k--", label="recall (0 to 1)")
-            panel.set(xscale="log", xlabel="step", ylabel="shift of three sentences (nats)")
+            panel.set(xscale="log")
             panel.set_title(f"sharing {sharing:g}", fontsize=9)
+        plots.label_outer(axes, x="step", y="shift of three sentences (nats)")
         plots.legend_below(figure, axes)
         plots.write(figure, out / "training.png")
-    return over_seeds(table, ["world", "sharing", "step"], ["recall", *names])
 
 
 def _tops(trained: TrainedWorld, items: Any) -> Iterator[tuple[int, str, str]]:

@@ -16,6 +16,8 @@ RECORD = "world.json"
 FACTS = "facts.jsonl"
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
+SCORES = ("loss", "exact_loss", "recall_frequent", "recall")
+"""The names of what `hijacklens.world.training.evaluate` returns."""
 
 FAMILIES = ("gpt2", "llama")
 
@@ -134,7 +136,8 @@ def load_world(folder: str | Path) -> TrainedWorld:
         losses = {int(step): float(loss) for step, loss in record["losses"].items()}
         return TrainedWorld(
             path, World.from_record(record["world"]), Recipe(**record["recipe"]), losses,
-            dict(record["scores"]), number("seconds", record["seconds"]),
+            {name: number(name, record["scores"][name]) for name in SCORES},
+            number("seconds", record["seconds"]),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(

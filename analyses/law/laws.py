@@ -36,7 +36,7 @@ def folds(groups: Shaped[np.ndarray, " row"], count: int, *, seed: int) -> Int[n
     """Return the fold of each row: groups stay together, and folds have as many groups.
 
     >>> folds(np.array(["P36", "P36", "P103", "P19"]), 2, seed=0).tolist()
-    [0, 0, 0, 1]
+    [1, 1, 0, 0]
     """
     names, codes = np.unique(groups, return_inverse=True)
     return np.random.default_rng(seed).permutation(len(names))[codes] % count

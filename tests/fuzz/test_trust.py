@@ -32,6 +32,7 @@ BANNED = {
     "subprocess.Popen",
 }
 IMPORTERS = {
+    "hijacklens/__init__.py": "analyses.defence, for the public name `defend`",
     "analyses/commands/group.py": "a command of the list there",
     "analyses/commands/names.py": "our own modules, for the names that a shell completes",
     "analyses/reproduction/analysis.py": "the module of an analysis in the catalogue",

@@ -16,6 +16,8 @@ RECORD = "world.json"
 FACTS = "facts.jsonl"
 MODEL = "model"
 CHECKPOINTS = "checkpoints"
+UNFINISHED = "unfinished"
+"""The folder in which these are made."""
 SCORES = ("loss", "exact_loss", "recall_frequent", "recall")
 """The names of what `hijacklens.world.training.evaluate` returns."""
 

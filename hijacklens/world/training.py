@@ -9,7 +9,10 @@ with the same weights.
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -37,9 +40,9 @@ from hijacklens.progress import bar
 from hijacklens.world.distribution import Documents, Reader
 from hijacklens.world.trained import (
     CHECKPOINTS,
-    FACTS,
     MODEL,
     RECORD,
+    UNFINISHED,
     Recipe,
     TrainedWorld,
     check_world_folder,
@@ -141,33 +144,49 @@ def train_world(
             raise
         checkpoint.remove()
         state = None
+    # A finished world stays until the new one is complete.
+    part = TrainedWorld(folder / UNFINISHED, world, recipe, {}, {}, 0.0)
     if state is None:
-        for old in (RECORD, FACTS):
-            (folder / old).unlink(missing_ok=True)
-        for old in (MODEL, CHECKPOINTS):
-            shutil.rmtree(folder / old, ignore_errors=True)
+        shutil.rmtree(part.folder, ignore_errors=True)
+    part.folder.mkdir(exist_ok=True)
     run = _Run(world, recipe)
     run.restore(state)
-    done, start = TrainedWorld(folder, world, recipe, run.losses, {}, 0.0), time.perf_counter()
+    start = time.perf_counter()
     label = f"pocket world, {recipe.layers} layers, sharing {world.sharing:g}, seed {recipe.seed}"
     with bar(recipe.steps, unit="steps", label=label, quiet=quiet) as progress:
         progress.update(run.step)
         while run.step < recipe.steps:
             run.train_step()
             progress.update()
-            if run.step in done.checkpoints and run.step < recipe.steps:
-                run.save_model(done.checkpoints[run.step])
+            if run.step in recipe.saved:
+                run.save_model(part.checkpoints[run.step])
             if run.step % recipe.state_steps == 0:
                 checkpoint.save(run.state())
-    run.save_model(done.model)
+    run.save_model(part.model)
     lines = [json.dumps(query, ensure_ascii=False) for query in world.queries()]
-    write_text(folder / FACTS, "\n".join(lines) + "\n")
+    write_text(part.facts, "\n".join(lines) + "\n")
     scores = evaluate(run.model, world, seed=recipe.seed)
     seconds = round(time.perf_counter() - start, 1)
     record = {"world": world.record(), "recipe": asdict(recipe), "losses": run.losses}
-    write_json(folder / RECORD, {**record, "scores": scores, "seconds": seconds})
+    write_json(part.folder / RECORD, {**record, "scores": scores, "seconds": seconds})
+    _move_into_place(part, folder)
     checkpoint.remove()
     return load_world(folder)
+
+
+def _move_into_place(part: TrainedWorld, folder: Path) -> None:
+    """Put a complete world in the place of the one in a folder; the record is moved last."""
+    if (folder / RECORD).exists():
+        (folder / RECORD).unlink()
+        for old in (MODEL, CHECKPOINTS):
+            shutil.rmtree(folder / old, ignore_errors=True)
+    for path in (*part.checkpoints.values(), part.facts, part.folder / RECORD):
+        if path.exists():  # a kill may have come after it was moved
+            target = folder / path.relative_to(part.folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            path.replace(target)
+    shutil.rmtree(part.folder)
 
 
 @torch.no_grad()
@@ -274,7 +293,26 @@ class _Run:
         self.losses.update(zip(steps, losses, strict=True))
 
     def save_model(self, folder: Path) -> None:
-        """Write a folder that `load_model` reads."""
-        with quiet_transformers():
-            self.model.save_pretrained(folder)
-            tokenizer(self.world).save_pretrained(folder)
+        """Write a folder that `load_model` reads, completely or not at all.
+
+        Raises:
+            OSError: There is no room or no permission.
+        """
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            with (
+                quiet_transformers(),
+                tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as scratch,
+            ):
+                made = Path(scratch) / MODEL
+                self.model.save_pretrained(made)
+                tokenizer(self.world).save_pretrained(made)
+                shutil.rmtree(folder, ignore_errors=True)
+                made.rename(folder)
+        except Exception as error:
+            # safetensors and tokenizers name the error of the system in their text alone.
+            number = re.search(r"os error (\d+)", str(error))
+            if isinstance(error, OSError) or number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(folder)) from error

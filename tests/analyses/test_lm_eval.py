@@ -56,7 +56,7 @@ def assert_same_numbers(ours, theirs):
         lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(x,) for x in ROLLING]))
         for lm in (ours, theirs)
     ]
-    np.testing.assert_allclose(*rolling, atol=1e-3, rtol=1e-6)
+    np.testing.assert_allclose(*rolling, rtol=3e-5)  # of up to 185 tokens
     written = [lm.generate_until(requests("generate_until", WRITTEN)) for lm in (ours, theirs)]
     assert written[0] == written[1]
 

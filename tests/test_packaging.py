@@ -126,8 +126,10 @@ def test_the_wheel_does_the_main_job_in_an_environment_of_its_own(wheel, tmp_pat
     assert "tiny · facts.jsonl, 10 facts · do-not-think · rule first" in printed
     assert (tmp_path / "out" / "result.json").exists()
     (tmp_path / "typed.py").write_text(
-        "import hijacklens as hl\nreveal_type(hl.hijack)\nreveal_type(hl.atlas().sample)\n"
+        "import hijacklens as hl\nmodel, facts = hl.load_model('tiny'), hl.atlas()\n"
+        "reveal_type(hl.hijack(model, facts, doses=[1]))\n"
+        "reveal_type(hl.hijack(model, facts, chat=hl.Chat()))\nreveal_type(facts.sample)\n"
     )
     types = run(sys.executable, "-m", "pyright", "--pythonpath", python, tmp_path / "typed.py")
-    assert "-> HijackResult" in types
+    assert types.count('is "HijackResult"') == 2
     assert "-> FactSet" in types

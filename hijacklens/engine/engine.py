@@ -159,7 +159,7 @@ def reason_apart(run: Pass) -> str:
 
 
 def support_in(run: Pass) -> Support:
-    """Return how the model can share tokens as it is now, with the hooks that are on it."""
+    """Return how the model can share tokens with the hooks that are on it now."""
     if unnamed_hooks(run.model):
         return Support(refused="hooks that are not probes are on it")
     return support_of(run.model)

@@ -122,7 +122,7 @@ class Reader:
 
     A reader who knows the facts answers with the true object and the rate of contradictions. A
     reader who does not know them has the context alone, so that its shift is the log-likelihood
-    ratio of the context: the shift of any reader that weighs the context with a prior of its own.
+    ratio of the context: the shift of any reader that weighs the context with any prior.
     """
 
     def __init__(self, world: World, *, knows: bool = True) -> None:

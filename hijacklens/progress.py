@@ -12,14 +12,14 @@ def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tq
     """Return a progress bar for a terminal or a notebook; use it as a context manager.
 
     It shows the rate in `unit` per second and the time left. It writes to standard error, so that
-    standard output holds only results. In a log or a pipe it writes a line every minute. `unit` is
-    a plural, such as `"facts"`; `update` takes fractions of a unit.
+    standard output holds only results. In a log or pipe it writes a line every half minute. `unit`
+    is a plural, such as `"facts"`; `update` takes fractions of a unit.
     """
-    rarely = {"mininterval": 60, "delay": 60, "leave": False, "file": Lines()}
+    rarely = {"mininterval": 30, "delay": 30, "leave": False, "file": Lines()}
     drawing: Any = {"mininterval": 0.2} if watched() else rarely
     # Not `total_fmt`: whole units are easier to read than "37.25/412".
     count = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} "
-    return tqdm(
+    return Bar(
         total=total,
         unit=f" {unit}",
         desc=label,
@@ -27,6 +27,14 @@ def bar(total: float | int, *, unit: str, label: str, quiet: bool = False) -> tq
         bar_format=f"{count}{unit} [{{elapsed}}<{{remaining}}, {{rate_noinv_fmt}}{{postfix}}]",
         **drawing,
     )
+
+
+class Bar(tqdm):
+    """A progress bar that ends at its total, although fractions do not sum to it exactly."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        """Add an amount, up to the total."""
+        return super().update(min(n or 0, self.total - self.n))
 
 
 class Lines:

@@ -217,7 +217,7 @@ class LogitLens(Result):
         rows = by_depth[layers].add_prefix("at").reset_index()
         columns = {f"layer {layer}": f"{{at{layer}:signed}}" for layer in layers}
         return Glance(
-            f"{self.settings.model.name} · case {fact.case_id}, logit "
+            f"{self.settings.title} · case {fact.case_id}, logit "
             f"{fact.target_false!r} - {fact.target_true!r} at the last token · "
             f"{self.settings.scheme.name}",
             (Grid.of(rows, {"dose": "{dose:d}", **columns}),),

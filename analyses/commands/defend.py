@@ -17,6 +17,7 @@ from analyses.commands.options import (
     ModelChoice,
     Models,
     SchemesChoice,
+    run_name,
     scheme_option,
 )
 from analyses.commands.screen import Output, records
@@ -95,7 +96,8 @@ def command(
         raise InputError(f"--dose is {prompts.doses}; a defence is tested at one dose above 0.")
     get_scheme(tune_scheme)
     loading.check(*models)
-    path = folder.check(f"defend-{'-'.join(Path(name).name for name in models)}")
+    named = "-".join(Path(name).name for name in models)
+    path = folder.check(run_name(f"defend-{named}", loading, facts))
 
     from analyses.defence import Protocol, defend
     from analyses.defence.methods import load_method

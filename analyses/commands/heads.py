@@ -16,6 +16,7 @@ from analyses.commands.options import (
     Model,
     ModelChoice,
     Rule,
+    run_name,
     scheme_option,
 )
 from analyses.commands.screen import Output, records
@@ -128,7 +129,7 @@ def command(
     scheme = get_scheme(search.scheme)
     test_schemes = [get_scheme(name) for name in test.schemes] or [scheme]
     doses = [search.dose] if test.doses is None else read_doses(test.doses)
-    path = folder.check(f"heads-{Path(name).name}")
+    path = folder.check(run_name(f"heads-{Path(name).name}", loading, facts))
     check_size(search.size, search.candidates)
     loading.check(name)
     all_facts = facts.load()

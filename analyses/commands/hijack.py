@@ -20,6 +20,7 @@ from analyses.commands.options import (
     Probes,
     Rule,
     SchemesChoice,
+    run_name,
 )
 from analyses.commands.screen import Output, records, say
 from hijacklens.errors import InputError, number
@@ -125,7 +126,7 @@ def command(
     generating.check()
     if generating.generate and execution.engine != "local":
         raise InputError("--generate needs --engine local, since answers are generated here.")
-    path = folder.check("-".join(labels), models=models)
+    path = folder.check(run_name("-".join(labels), loading, facts, probes), models=models)
     if execution.engine == "local":  # workers may have other folders and devices
         loading.check(*models)
     scored = facts.load()

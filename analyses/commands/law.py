@@ -15,6 +15,7 @@ from analyses.commands.options import (
     ModelChoice,
     Models,
     SchemesChoice,
+    run_name,
 )
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError
@@ -82,7 +83,8 @@ def command(
         raise InputError("law needs --model, or --bits for the exact posterior, and not both.")
     if models and max(doses) == 0:
         raise InputError("law needs a dose above 0, such as --doses 0-1.")
-    path = folder.check(f"law-{'-'.join(Path(name).name for name in models) or 'exact'}")
+    named = "-".join(Path(name).name for name in models) or "exact"
+    path = folder.check(run_name(f"law-{named}", loading, facts))
 
     import pandas as pd
 

@@ -18,6 +18,7 @@ from analyses.commands.options import (
     Probes,
     PromptForm,
     relation_option,
+    run_name,
     scheme_option,
     source_option,
 )
@@ -277,7 +278,8 @@ def trace(
     from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
-    path = folder.check(f"trace-{Path(name).name}-{'own' if case is None else case}")
+    label = f"trace-{Path(name).name}-{'own' if case is None else case}"
+    path = folder.check(run_name(label, loading, written, probes))
     loading.check(name)
     facts = _fact(prompt, written, source, case)
     if facts.note:

@@ -240,6 +240,18 @@ class ModelChoice:
 
 _MODEL = "A packaged model (`hijacklens models`), a folder, a GGUF file, or a hub id."
 
+
+def run_name(model: str, loading: ModelChoice, form: PromptForm, probes: Sequence[Any] = ()) -> str:
+    """Return a name for the folder of a run, with the dtype, the probes and the chat if given.
+
+    >>> run_name("gpt2", ModelChoice(dtype="bfloat16"), PromptForm(hijack="system"))
+    'gpt2-bfloat16-chat-system'
+    """
+    dtype = "" if loading.dtype == "float32" else loading.dtype
+    chat = f"chat-{form.hijack}" if form.hijack else ""
+    return "-".join(filter(None, [model, dtype, *(probe.kind.name for probe in probes), chat]))
+
+
 Model: TypeAlias = Annotated[str, model_option(_MODEL, "--model")]
 
 Models: TypeAlias = Annotated[tuple[str, ...], model_option(f"{_MODEL} Repeatable.", "--model")]
@@ -353,7 +365,10 @@ class FolderChoice:
 
     out: Annotated[
         Path | None,
-        out_option("Folder for the files.  [default: runs/<date>-$label, then -2, ...]"),
+        out_option(
+            "Folder for the files.  [default: runs/<date>-$label, with the dtype, probes and chat "
+            "if given, then -2, ...]"
+        ),
     ] = None
     overwrite: Overwrite = False
 

@@ -1,4 +1,4 @@
-"""`hijacklens compare`, `report` and `cache`: commands on saved results and stored readings."""
+"""`hijacklens compare`, `report`, `show` and `cache`: commands on saved results and readings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from analyses.commands.declarations import argument, declared, option
 from analyses.commands.options import Overwrite, Rule, out_option
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError
-from hijacklens.files import check_folder
+from hijacklens.files import RECORD, check_folder
 from hijacklens.results.glance import Grid
 
 
@@ -130,6 +130,44 @@ def report(
             bytes=size,
             results=list(folders),
         )
+
+
+@click.command("show")
+@declared("results")
+def show(
+    *,
+    folders: Annotated[
+        tuple[str, ...],
+        argument(required=True, type=click.Path(path_type=str), metavar="DIR [DIR ...]"),
+    ],
+    output: Output,
+) -> None:
+    """Print the tables of saved results again, and which command made them.
+
+    A DIR is a folder that any command wrote, or one that holds such folders.
+
+    \b
+    Example:
+      hijacklens show runs/first
+    """  # noqa: D301
+    from hijacklens.report.writing import results_in
+    from hijacklens.results.result import load_result
+    from hijacklens.world.trained import RECORD as WORLD
+    from hijacklens.world.trained import load_world
+
+    documents = []
+    found = [one for source in folders for one in results_in(source, RECORD, WORLD)]
+    for i, folder in enumerate(found):
+        path = Path(folder)
+        result = load_world(path) if (path / WORLD).exists() else load_result(path)
+        glance, provenance = result.glance(), getattr(result, "provenance", None)
+        made = f"; made {provenance.created} by: {provenance.command}" if provenance else ""
+        inner = [str(one.parent) for one in sorted(path.glob(f"[!.]*/{RECORD}"))]
+        hint = [f"results inside: {', '.join(inner)}"] if inner else []
+        output.show(*[""] * bool(i), glance, f"read from {path}/{made}", *hint)
+        kind = type(result).__name__
+        documents.append({"folder": str(path), "type": kind, **asdict(glance), "inner": inner})
+    output.show(results=documents)
 
 
 @click.group("cache")

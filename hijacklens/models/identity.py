@@ -50,6 +50,11 @@ class ModelIdentity:
     vocabulary: int | None = None
     """Number of token ids that the model knows; None in results of version 0.1.0."""
 
+    @property
+    def title(self) -> str:
+        """The name, with the dtype unless that is float32."""
+        return self.name if self.dtype == "float32" else f"{self.name} ({self.dtype})"
+
 
 def identify(model: HookedLanguageModel) -> ModelIdentity:
     """Identify a loaded model by the present values of its tensors.

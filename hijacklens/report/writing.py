@@ -65,7 +65,7 @@ def write_report(
     found = [
         (one, "") if isinstance(one, Result) else (load_result(one), str(one))
         for source in sources
-        for one in ([source] if isinstance(source, Result) else _results_in(source))
+        for one in ([source] if isinstance(source, Result) else results_in(source))
     ]
     from hijacklens.report.page import Entry, page
 
@@ -73,8 +73,12 @@ def write_report(
     return path
 
 
-def _results_in(source: str | Path) -> Sequence[str | Path]:
-    """Return the results inside a folder that is not one itself; otherwise the source alone."""
-    folder = named_path(source, "folder")
-    records = [] if (folder / RECORD).exists() else sorted(folder.glob(f"[!.]*/{RECORD}"))
-    return [path.parent for path in records] or [source]
+def results_in(source: str | Path, *records: str) -> Sequence[str | Path]:
+    """Return the results inside a folder that is not one itself; otherwise the folder alone.
+
+    `records` are names of files that make a folder a result, by default `result.json`.
+    """
+    folder, names = named_path(source, "folder"), records or (RECORD,)
+    if any((folder / name).exists() for name in names):
+        return [source]
+    return sorted({p.parent for name in names for p in folder.glob(f"[!.]*/{name}")}) or [source]

@@ -142,6 +142,8 @@ class AnswersResult(Result):
         agreement = self.agreement()
         table = self.summary().merge(agreement[agreement["rule"] == rule], on=[*EACH, "n"])
         one = {name: table[name].iloc[0] for name in EACH[:2] if table[name].nunique() == 1}
+        scored = self.settings.scored
+        one |= {"model": scored.title} if "model" in one else {}
         columns = {
             **{name: f"{{{name}}}" for name in EACH if name not in one},
             "true": "{true:fraction}",
@@ -155,7 +157,7 @@ class AnswersResult(Result):
         made = self.settings.generation
         how = f"drawn at temperature {made.temperature:g}" if made.temperature else "greedy"
         return Glance(
-            f"{' · '.join(map(str, one.values()))} · {self.settings.scored.facts.title} · "
+            f"{' · '.join(map(str, one.values()))} · {scored.facts.title} · "
             f"{len(self.answers)} answers, {how}, at most {made.tokens} tokens",
             (Grid.of(table, columns),),
             (

@@ -85,6 +85,11 @@ class HijackSettings:
     unfinished: Mapping[str, Any] | None = None
     """For a run over several models that was cut short: the models `asked` and `missing`."""
 
+    @property
+    def title(self) -> str:
+        """The models and the probes that changed them."""
+        return _title(self.models, self.probes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbedSettings:
@@ -95,6 +100,16 @@ class ProbedSettings:
     probes: tuple[str, ...] = ()
     """Keys of the probes, in their order."""
     seed: int
+
+    @property
+    def title(self) -> str:
+        """The model and the probes that changed it."""
+        return _title([self.model], self.probes)
+
+
+def _title(models: Sequence[ModelIdentity], probes: Sequence[str]) -> str:
+    changed = f" with {', '.join(probes)}" if probes else ""
+    return named([model.title for model in models]) + changed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,15 +344,14 @@ class HijackResult(Result):
         }
         counts = table["n"].max() if len(table) else 0
         return Glance(
-            f"{named(models)} · {settings.facts.title}, {counts} facts · "
+            f"{settings.title} · {settings.facts.title}, {counts} facts · "
             f"{named(schemes)} · rule {rule}",
             (Grid.of(table, columns),),
             tuple(self._notes()),
         )
 
     def _notes(self) -> Iterator[str]:
-        """Probes, seed, the cost of each model, facts known, disagreement, facts skipped."""
-        yield from (f"probe: {key}" for key in self.settings.probes)
+        """Seed, the cost of each model, facts known, disagreement, facts skipped."""
         yield "efficacy [low, high]: 95% Wilson interval, about these facts; mean shift in nats"
         pooled = self._rows({"relation": ALL, "facts": ALL})
         if (count := pooled["clusters"].max()) > 1:

@@ -225,7 +225,7 @@ class HeadTest(Result):
             notes.append(f"skipped: {len(self.skipped)} (skipped.csv); first: {reason}")
         return Glance(
             f"held out: {settings.facts.title}, {self.items['case_id'].nunique()} facts · "
-            f"{settings.models[0].name} without heads {settings.heads} · rule {rule}",
+            f"{settings.title} without heads {settings.heads} · rule {rule}",
             (
                 _effects(self.summary(rule=rule), title="the hijack"),
                 _effects(self.side_effects(rule=rule), title="side effects on the bare query"),

@@ -431,7 +431,7 @@ class HeadSearch(Result):
             "chosen": "{chosen}",
         }
         return Glance(
-            f"{settings.model.name} · {settings.facts.title}, search on "
+            f"{settings.title} · {settings.facts.title}, search on "
             f"{len(self.facts)} facts · {settings.scheme.name}, dose {settings.dose}",
             (
                 Grid.of(table.assign(chosen=chosen), columns),

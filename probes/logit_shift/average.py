@@ -194,7 +194,7 @@ class AverageShift(Result):
             "95% interval": "[{low:signed}, {high:signed}]",
         }
         return Glance(
-            f"{settings.model.name} · {settings.facts.title}, {len(self.facts)} facts, "
+            f"{settings.title} · {settings.facts.title}, {len(self.facts)} facts, "
             f"{len(self.skipped)} skipped · {settings.scheme.name}, dose {settings.dose} · "
             f"largest residual {self.residual:.1e} logits",
             (Grid.of(rows, columns),),

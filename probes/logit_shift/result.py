@@ -312,7 +312,7 @@ class ShiftAccount(Result):
         ]
         places = {"token": "{token}", "layer": "{layer:d}", "head": "{head:d}"}
         return Glance(
-            f"{settings.model.name} · case {fact.case_id} ({fact.subject or fact.template}) · "
+            f"{settings.title} · case {fact.case_id} ({fact.subject or fact.template}) · "
             f"{settings.scheme.name}, dose {settings.dose} · seed {settings.seed}",
             (
                 Grid.of(parts, {"part (logits)": "{part}", **numbers}),

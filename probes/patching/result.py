@@ -177,7 +177,7 @@ class PatchingSweep(Result):
         }
         estimand = ", ".join(table["estimand"].unique())
         return Glance(
-            f"{settings.model.name} · {settings.site} by {settings.axis}, "
+            f"{settings.title} · {settings.site} by {settings.axis}, "
             f"{settings.direction} · {settings.scheme.name}, dose {settings.dose} · "
             f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
             (Grid.of(largest, columns, title=f"largest of {len(table)} patches"),),

@@ -53,6 +53,8 @@ def test_without_out_every_run_gets_a_folder_of_its_own(folders, tmp_path, monke
     first, second = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert first.endswith("-tiny-gpt2")
     assert second == f"{first}-2"
+    assert run(*command, "--dtype", "bfloat16", "--probe", "knock-out:source=last,target=at:0") == 0
+    assert (tmp_path / "runs" / f"{first}-bfloat16-knock-out").exists()
     assert capsys.readouterr().out.count(f"written to runs/{first}/") == 2
 
 

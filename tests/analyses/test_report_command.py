@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hijack_runs import made_up_run
 
 from analyses.commands.group import main
+from hijacklens.results.glance import drawn
+from hijacklens.results.result import load_result
 
 
 def run(*arguments):
@@ -81,3 +85,35 @@ def test_bad_input_gets_one_clear_error_and_no_file(folders, capsys, arguments, 
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
     assert not (folders.parent / "report.html").exists()
+
+
+def test_show_prints_every_kind_of_folder(folders, capsys):
+    old = Path(__file__).parents[1] / "data" / "old_results"
+    assert run("show", old) == 0
+    printed = capsys.readouterr().out
+    for folder in old.iterdir():
+        lines = drawn(load_result(folder).glance())
+        assert f"{lines}\nread from {folder}/; made 20" in printed
+
+
+def test_show_names_results_inside_and_the_dtype(folders, capsys):
+    result = made_up_run(models=("alpha",), schemes=("do-not-think",))
+    models = tuple(replace(model, dtype="bfloat16") for model in result.settings.models)
+    settings = replace(result.settings, models=models, probes=("knock-out:layers=1",))
+    replace(result, settings=settings).save(folders.parent / "run")
+    result.save(folders.parent / "run" / "answers")
+    assert run("show", "run") == 0
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("alpha (bfloat16) with knock-out:layers=1 · ")
+    assert last == "results inside: run/answers"
+
+
+def test_show_prints_worlds(tmp_path, capsys):
+    call = "world --bits 1 --subjects 2 --d-model 8 --steps 2 --batch 2 --length 8 --vary seed=0,1"
+    assert run(*call.split(), "--out", tmp_path / "worlds", "--quiet") == 0
+    trained = capsys.readouterr().out
+    assert run("show", tmp_path / "worlds") == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line and not line.startswith("read from")] == (
+        trained.splitlines()
+    )

@@ -38,7 +38,7 @@ def test_json_is_one_document_with_the_keys_of_the_help(
     (option,) = [p for n, c in commands() if n == name for p in c.params if p.name == "as_json"]
     promised = option.help.split("Its keys: ")[1].rstrip(".").split(", ")
     places = {**places, "o": tmp_path / "out", "h": tmp_path / "hijack"}
-    if name in ("report", "compare"):
+    if name in ("report", "compare", "show"):
         assert run(*words_of("hijack", {**places, "o": places["h"]}), "--quiet") == 0
     capsys.readouterr()
     assert run(*words_of(name, places), "--json", "--quiet") == 0
@@ -168,12 +168,16 @@ def test_a_bar_is_drawn_in_a_notebook(monkeypatch):
 
 def test_a_bar_that_nobody_watches_writes_a_line_now_and_then(capsys):
     with progress.bar(3, unit="facts", label="gpt2") as bar:
-        assert bar.delay == bar.mininterval == 60
+        assert bar.delay == bar.mininterval == 30
         bar.delay = bar.mininterval = bar.miniters = 0
         for _ in range(3):
             bar.update()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 3
+    with progress.bar(0.3, unit="facts", label="rounding") as bar:
+        for _ in range(3):
+            bar.update(0.1)  # 0.30000000000000004 in all
+        assert bar.n == bar.total
     assert all(line.startswith("gpt2: ") and "3 facts" in line for line in lines)
 
 

@@ -241,8 +241,7 @@ class TestHijackCommand:
         texts = ("knock-out:source=last,target=hijack,layers=1", "ablate:heads=0.1,kind=mean")
         self.run(folder, *texts)
         printed = capsys.readouterr().out
-        assert f"probe: {texts[0]}\n" in printed
-        assert "probe: ablate:heads=0.1,kind=mean,means=all/" in printed
+        assert f"tiny with {texts[0]}, ablate:heads=0.1,kind=mean,means=all/" in printed
         loaded = load_result(folder / "out")
         model = load_model(str(folder / "tiny"), device="cpu")
         facts = atlas().limit(4, seed=0)

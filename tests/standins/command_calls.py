@@ -32,6 +32,7 @@ CALLS = {
     "trace": "trace --model {m} --facts {f} --case 0 --out {o}",
     "compare": "compare {h} {h}",
     "report": "report {h} --out {o}.html",
+    "show": "show {h}",
     "sweep": "sweep {s} --out {o}",
     "reproduce": "reproduce lemma5 --out {o}",
     "completion": "completion bash",

@@ -54,6 +54,14 @@ def command(
             metavar="N",
         ),
     ] = None,
+    world: Annotated[
+        Path | None,
+        option(
+            "No other model: an ideal reader of the pocket world in this folder of `hijacklens "
+            "world`, and the model that was trained on it.",
+            metavar="DIR",
+        ),
+    ] = None,
     folds: Annotated[int, option("Folds of the cross-validation, by relation.")] = 10,
     loading: ModelChoice,
     execution: ExecutionChoice,
@@ -77,11 +85,14 @@ def command(
       hijacklens law --model smollm2-135m --model gemma3-270m --facts counterfact --limit 2000 \\
           --opening Well. --scheme do-not-think --scheme relation --doses 0-1
       hijacklens law --bits 5
+      hijacklens law --world runs/pocket
     """  # noqa: D301
     schemes, doses = prompts.load(), prompts.counts
-    if bool(models) == (bits is not None):
-        raise InputError("law needs --model, or --bits for the exact posterior, and not both.")
-    if models and max(doses) == 0:
+    if [bool(models), bits is not None, world is not None].count(True) != 1:
+        raise InputError(
+            "law needs one of --model, --bits (a concept task) and --world (a pocket world)."
+        )
+    if max(doses) == 0:
         raise InputError("law needs a dose above 0, such as --doses 0-1.")
     named = "-".join(Path(name).name for name in models) or "exact"
     path = folder.check(run_name(f"law-{named}", loading, facts))
@@ -89,20 +100,27 @@ def command(
     import pandas as pd
 
     from analyses import law
-    from hijacklens.one_layer import memory
-    from hijacklens.one_layer.model import OneLayerTransformer
-    from hijacklens.one_layer.task import ConceptTask
     from hijacklens.results.result import load_result
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
     from hijacklens.store.store import chosen_store
+    from hijacklens.world.trained import load_world
 
-    tables, title = [], f"latent concept task of {bits} bits"
+    tables, title = [], ""
     if bits is not None:
-        task = ConceptTask(bits=bits, length=12)
+        from hijacklens.one_layer import memory
+        from hijacklens.one_layer.model import OneLayerTransformer
+        from hijacklens.one_layer.task import ConceptTask
+
+        task, title = ConceptTask(bits=bits, length=12), f"latent concept task of {bits} bits"
         averaging = OneLayerTransformer.from_weights(memory.theorem_1(task), length=40)
         tables = [law.exact(task, each, seed=facts.seed) for each in (None, averaging)]
-    chosen: Any = None if bits is not None else facts.load()
+    elif world is not None:
+        trained, title = load_world(world), "pocket world"
+        by = (None, loading.load(str(trained.model)))
+        counts = [dose for dose in doses if dose]
+        tables = [law.exact(trained.world, x, doses=counts, seed=facts.seed) for x in by]
+    chosen: Any = facts.load() if models else None
     saved: list[Any] = [load_result(run) for run in runs]
     record = chosen and chosen.record()
     for run, place in zip(saved, runs, strict=True):

@@ -244,6 +244,25 @@ def test_where_the_posterior_is_known_its_law_wins(averages):
         assert influences(part)["r2"].mean() < 0.1
 
 
+def test_in_a_pocket_world_the_posterior_is_the_best_formula():
+    world = hl.World(bits=3, subjects=24, name_words=1, relations=1, wordings=1)
+    table = law.exact(world, facts=24, doses=(1,))
+    query = {each["case_id"]: each for each in world.queries()}[table["case_id"][0]]
+    reader, prompt = hl.Reader(world), query["template"].format(query["subject"])
+    prior = reader.margin(prompt, query["target_true"], query["target_false"])
+    assert table["prior"][0] == pytest.approx(prior)
+    said = [f"People talk about {a} and {b}." for a in world.objects for b in world.objects]
+    shifts = [
+        reader.margin(f"{s} {prompt}", query["target_true"], query["target_false"]) - prior
+        for s in said
+    ]
+    assert np.abs(np.array(shifts) - table["shift"][0]).min() < 1e-9
+    assert table["relation_id"][0] == query["target_true"]
+    found = predictions(table, laws=law.LAWS[:-1], count=3, splits=["relations"], quiet=True)
+    r2 = {name: influences(rows)["r2"].mean() for name, rows in found.groupby("law")}
+    assert r2.pop("posterior") > max(*r2.values(), 0.5)
+
+
 def test_later_doses_follow_from_the_first_one():
     table = drawn(40, doses=(1, 2, 4)).assign(shift=lambda table: by_hand("additive", table))
     table["shift"] *= 1 + table["case_id"] / 10  # every fact has its own evidence
@@ -315,7 +334,7 @@ def test_the_command_takes_a_saved_run(planted, tmp_path, capsys):
     files = {path.name for path in (tmp_path / "law").iterdir()}
     assert files >= {"predictions.parquet", "differences.csv", "laws.svg", "calibration.png"}
     assert run_command("law") == 2
-    assert "law needs --model" in capsys.readouterr().err
+    assert "law needs one of --model" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,11 +1,16 @@
-"""Shared fixtures. Nothing in the tests may reach the network."""
+"""Shared fixtures. Nothing in the tests may reach the network; they have a hub of their own."""
 
 from __future__ import annotations
 
 import os
 import re
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers and datasets are imported
+from hub_server import ENVIRONMENT, HUB, HubServer, online
+
+# The libraries of the hub read their settings when they are imported. Tests are offline by default;
+# the fixture `hub` connects them with a server on this machine.
+os.environ |= {"HF_HUB_OFFLINE": "1", **ENVIRONMENT}
+os.environ.pop("HF_TOKEN", None)
 os.environ["PIP_NO_INDEX"] = "1"  # no library may install another
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HIJACKLENS_STORE"] = "off"  # no test may read scores of an earlier run
@@ -13,6 +18,7 @@ os.environ["HIJACKLENS_STORE"] = "off"  # no test may read scores of an earlier 
 # that tests start inherit the setting; torch reads it when it is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -53,3 +59,17 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared data folder (set HIJACKLENS_SHARED); {SHARED} is not there")
     return SHARED
+
+
+@pytest.fixture
+def hub_server() -> Iterator[HubServer]:
+    """The hub of the tests, which are offline."""
+    yield HUB
+    HUB.reset()
+
+
+@pytest.fixture
+def hub(hub_server) -> Iterator[HubServer]:
+    """The hub of the tests, which can reach it."""
+    with online():
+        yield hub_server

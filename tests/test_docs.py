@@ -76,16 +76,18 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
-def read(page: Path, reader: Reader, *, slow: bool = False, real: bool = False) -> None:
+@pytest.fixture
+def hub_of_pages(hub_server, standins):
+    """The hub with the repositories that pages name; blocks with the mark `hub` reach it."""
+    standins.serve(hub_server)
+
+
+def read(page: Path, reader: Reader, *, slow: bool = False) -> None:
     """Run the blocks of a page in their order; slow ones only if asked to, with what they need."""
     for block, expected in steps(page):
         if file := block.marks.get("file"):
             Path(file).write_text(block.text, encoding="utf-8")
-        elif (
-            "not run" in block.marks
-            or ("slow" in block.marks and not slow)
-            or ("hub" in block.marks and real)
-        ):
+        elif "not run" in block.marks or ("slow" in block.marks and not slow):
             _check(block)
         else:
             reader.run(block, expected)
@@ -105,7 +107,7 @@ def _check(block) -> None:
     [p for p in RUN if p.stem == "getting-started" or any("hub" in b.marks for b in blocks(p))],
     ids=name,
 )
-def test_page_runs_as_it_stands(page, standins, elsewhere, monkeypatch):
+def test_page_runs_as_it_stands(page, standins, hub_of_pages, elsewhere, monkeypatch):
     standins.install(monkeypatch)
     read(page, Reader(monkeypatch, SMALL))
 
@@ -114,18 +116,18 @@ def test_page_runs_as_it_stands(page, standins, elsewhere, monkeypatch):
 @pytest.mark.parametrize(
     "page", [p for p in RUN if any("slow" in b.marks for b in blocks(p))], ids=name
 )
-def test_long_commands_run_as_they_stand(page, standins, elsewhere, monkeypatch):
+def test_long_commands_run_as_they_stand(page, standins, hub_of_pages, elsewhere, monkeypatch):
     standins.install(monkeypatch)
     read(page, Reader(monkeypatch, SMALL), slow=True)
 
 
 @pytest.mark.packaged
 @pytest.mark.parametrize("page", RUN, ids=name)
-def test_page_runs_on_the_real_models(page, standins, elsewhere, monkeypatch):
+def test_page_runs_on_the_real_models(page, standins, hub_of_pages, elsewhere, monkeypatch):
     monkeypatch.setenv("HIJACKLENS_COUNTERFACT", str(standins.counterfact))
     # The README runs as it stands; the other pages show the same commands on fewer facts.
     most = {} if page.stem == "README" else FEWER
-    read(page, Reader(monkeypatch, most), real=True)
+    read(page, Reader(monkeypatch, most))
 
 
 @pytest.mark.parametrize("page", REPORTS, ids=name)

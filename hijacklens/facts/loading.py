@@ -27,6 +27,7 @@ from hijacklens.facts.joining import Joining
 from hijacklens.facts.layouts import Record
 from hijacklens.facts.records import facts_from_records
 from hijacklens.files import MOST_ROWS, check_size, named_path, variable
+from hijacklens.hub import commit_of, hub_problem
 
 EXPANDED = 100
 """A gzipped text is at most this many times as large as its file; texts of facts reach 20 times."""
@@ -215,14 +216,22 @@ def _parquet_records(path: Path) -> Iterable[Record]:
 def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable[Record]:
     import datasets
 
+    instead = "Name a local file, or use the embedded atlas (--facts atlas, hl.atlas())."
+    version = f" at the revision {revision!r}" if revision else ""
     try:
-        loaded = datasets.load_dataset(name, revision=revision)
+        commit = commit_of(name, revision, "dataset")
+        loaded = datasets.load_dataset(name, revision=commit or revision)
     except Exception as error:  # datasets raises a different type for each way to fail
+        text = " ".join(str(error).split()).rstrip(".")
+        reason = hub_problem(error, instead) or f"{text}. {instead}"
+        raise InputError(f"cannot read the data set {name!r}{version}: {reason}") from error
+    files = next(iter(loaded.values())).cache_files
+    if commit and files and commit not in files[0]["filename"]:
         raise InputError(
-            f"cannot read the data set {name!r} from the hub: {error}. Check the name and the "
-            "network (HF_TOKEN for a private one), name a local file instead, or use the "
-            "embedded atlas (--facts atlas, hl.atlas()), which needs no network."
-        ) from error
+            f"cannot read the data set {name!r}{version}: without the hub, only the version of the "
+            "data set that was read last can be read again, and that is another one. Check the "
+            f"network (and HF_HUB_OFFLINE). {instead}"
+        )
     splits = [str(name) for name in loaded]
     split = split or (splits[0] if len(splits) == 1 else "train")
     if split not in splits:

@@ -7,14 +7,10 @@ from pathlib import Path
 
 from hijacklens.errors import InputError
 from hijacklens.files import named_path
+from hijacklens.hub import commit_of, hub_problem
 from hijacklens.models.packaged import PACKAGED
 
 DTYPES = ("float32", "bfloat16", "float16")
-UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ReadTimeout"}
-UNREACHABLE |= {"ConnectError", "ConnectTimeout", "ConnectionError"}
-"""Names of the errors that libraries raise when the hub cannot be reached."""
-ABSENT = {"RepositoryNotFoundError", "RevisionNotFoundError", "HFValidationError"}
-"""Names of the errors for a model or revision that the hub does not have."""
 
 
 def check_model(name: str, revision: str | None = None) -> None:
@@ -26,14 +22,10 @@ def check_model(name: str, revision: str | None = None) -> None:
     place, _, revision = resolve(name, revision)
     if name in PACKAGED or Path(place).exists():
         return
-    from huggingface_hub import hf_hub_download
-
     try:
-        hf_hub_download(place, "config.json", revision=revision)
+        commit_of(place, revision)
     except Exception as error:
-        # Loading explains a repository without a configuration, such as one of an adapter.
-        if type(error).__name__ not in ("EntryNotFoundError", "RemoteEntryNotFoundError"):
-            raise InputError(explained(name, error)) from error
+        raise InputError(explained(name, error, revision)) from error
 
 
 def resolve(model: str | Path, revision: str | None) -> tuple[str, str, str | None]:
@@ -83,33 +75,15 @@ def resolve(model: str | Path, revision: str | None) -> tuple[str, str, str | No
     return name, name, revision
 
 
-def explained(name: str, error: Exception) -> str:
+def explained(name: str, error: Exception, revision: str | None = None) -> str:
     """Turn an exception of the libraries into a message that says what to do."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) and cause not in chain:
-        chain.append(cause)
-    kinds, text = {type(item).__name__ for item in chain}, str(error).strip()
+    text = str(error).strip()
     detail = text.splitlines()[0] if text else type(error).__name__
-    near = get_close_matches(name, PACKAGED, n=1)
-    packaged = ", ".join(PACKAGED) + "."
-    packaged += f" Did you mean the packaged {near[0]!r}?" if near else ""
+    instead = "Name a local folder, or use a packaged model, which needs no hub: "
+    instead += ", ".join(PACKAGED) + "."
+    if near := get_close_matches(name, PACKAGED, n=1):
+        instead += f" Did you mean the packaged {near[0]!r}?"
     advice = [
-        (
-            "GatedRepoError" in kinds or "gated repo" in text,
-            "it is gated. Accept its licence on its page of the hub, then log in with "
-            "`hf auth login` or set HF_TOKEN to a token of that account.",
-        ),
-        (
-            kinds & UNREACHABLE,
-            "it is not in the local cache and the hub cannot be reached. Check the network (and "
-            "HF_HUB_OFFLINE), name a local folder, or use a packaged model, which needs no hub: "
-            f"{packaged}",
-        ),
-        (
-            kinds & ABSENT,
-            "the hub has no model, or no revision, of that name that this account may read. Hub "
-            f"ids look like owner/name; packaged models are {packaged}",
-        ),
         (
             "trust_remote_code" in text,
             "it needs code that comes with it. Read that code, then pass trust_remote_code=True "
@@ -130,4 +104,6 @@ def explained(name: str, error: Exception) -> str:
         ),
         (True, f"{detail} ({type(error).__name__})"),
     ]
-    return f"cannot load the model {name!r}: {next(text for fits, text in advice if fits)}"
+    reason = hub_problem(error, instead) or next(text for fits, text in advice if fits)
+    version = f" at the revision {revision!r}" if revision else ""
+    return f"cannot load the model {name!r}{version}: {reason}"

@@ -6,8 +6,7 @@ process. HTML comments before a block say what is special about it:
     <!-- file: my.toml -->         the block is written to that file
     <!-- raises -->                it ends in an InputError; the next `text` block is the message
     <!-- prints -->                the next `text` block is what it prints
-    <!-- refused: KIND words -->   the hub refuses with an error of that class
-    <!-- hub: gpt2 -->             what it loads comes from the hub: it runs on the stand-in only
+    <!-- hub: gpt2 -->             it runs with the hub of the tests (`hub_server`), not offline
     <!-- slow: ... -->             runs with the tests that are marked slow, with the reason
     <!-- not run: ... -->          checked, not run, with the reason
 
@@ -27,9 +26,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from click import Context
+from hub_server import online
 from type_checks import unchecked
 
 from analyses.commands.group import COMMANDS, group, main
@@ -40,10 +39,10 @@ FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```", re.S | re.M
 )
 MARK = re.compile(
-    r"<!--\s*(file|raises|prints|refused|hub|slow|not run)\s*(?::\s*((?:(?!-->).)*?))?\s*-->\s*$",
+    r"<!--\s*(file|raises|prints|hub|slow|not run)\s*(?::\s*((?:(?!-->).)*?))?\s*-->\s*$",
     re.S,
 )
-MARKS_WITH_REASON = ("file", "refused", "hub", "slow", "not run")
+MARKS_WITH_REASON = ("file", "hub", "slow", "not run")
 SMALL = {
     "limit": 12,
     "candidates": 3,
@@ -159,7 +158,8 @@ class Reader:
         """Run a block; compare what it prints, or the message of its error, where that is asked."""
         printed = io.StringIO()
         with contextlib.ExitStack() as around:
-            around.enter_context(refusing(block.marks.get("refused", "")))
+            if "hub" in block.marks:
+                around.enter_context(online())
             if "raises" in block.marks:
                 around.enter_context(unchecked())
             if block.language == "python":
@@ -192,16 +192,20 @@ class Reader:
             check = list(words)
             if "raises" not in block.marks:
                 check_command(check)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-                self.environ.setenv(*words.pop(0).split("=", 1))
             if words[:1] == ["export"]:
                 for word in words[1:]:
                     self.environ.setenv(*word.split("=", 1))
-            if words[:1] != ["hijacklens"]:
-                continue
             said = io.StringIO()
             status: Any = 0
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+            with (
+                self.environ.context() as environ,
+                contextlib.redirect_stdout(printed),
+                contextlib.redirect_stderr(said),
+            ):
+                while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                    environ.setenv(*words.pop(0).split("=", 1))
+                if words[:1] != ["hijacklens"]:
+                    continue
                 try:
                     main(smaller(words[1:], self.most))
                 except SystemExit as stop:
@@ -209,25 +213,6 @@ class Reader:
             if status:
                 return said.getvalue().strip() or f"exit status {status}"
         return None
-
-
-@contextlib.contextmanager
-def refusing(error: str) -> Iterator[None]:
-    """Let the hub refuse every file and tokenizer with an error: its class name and its words."""
-    if not error:
-        yield
-        return
-    name, _, words = error.partition(" ")
-    kind = type(name, (OSError,), {})
-
-    def refuse(*args: Any, **kwargs: Any) -> None:
-        raise kind(words or "the hub said no")
-
-    with (
-        mock.patch("huggingface_hub.hf_hub_download", refuse),
-        mock.patch("hijacklens.models.loading.AutoTokenizer.from_pretrained", refuse),
-    ):
-        yield
 
 
 class Smaller(ast.NodeTransformer):

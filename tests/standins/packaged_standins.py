@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hub_server import HubServer
 from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -26,7 +27,6 @@ LAYERS_AND_HEADS = {
     "smollm2-135m": (30, 9, 3),
     "gemma3-270m": (18, 4, 1),
     "gpt2": (12, 12, 12),
-    "google/gemma-2b": (18, 8, 1),
     "EleutherAI/pythia-160m": (12, 12, 12),
 }
 """Name -> layers, query heads, key/value heads."""
@@ -120,16 +120,22 @@ class StandIns:
 
     def load(self, source: Any, **options: Any) -> Any:
         """What `load_model` gives, with stand-ins for the names that are known."""
-        if source not in LAYERS_AND_HEADS:
-            return self.load_model(source, **options)
         if source not in PACKAGED:
-            options = {key: value for key, value in options.items() if key != "revision"}
+            return self.load_model(source, **options)
         key = (source, *sorted(options.items(), key=str))
         if key not in self.loaded:
-            given = source if source in PACKAGED else self.folder(source)
-            self.loaded[key] = self.load_model(given, **options)
-            self.loaded[key].cfg.model_name = source
+            self.loaded[key] = self.load_model(source, **options)
         return self.loaded[key]
+
+    def serve(self, hub: HubServer) -> None:
+        """Put the repositories that pages name on the hub."""
+        for name in "gpt2", "EleutherAI/pythia-160m":
+            hub.add(name, self.folder(name), tags=["step1000"])
+        hub.add("meta-llama/Llama-2-7b-hf", {"config.json": "{}"}, gated=True)
+        code = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}
+        tokenizer = self.folder("gpt2").glob("tokenizer*")
+        files = {path.name: path.read_bytes() for path in tokenizer}
+        hub.add("somebody/own-code", {**files, "config.json": json.dumps(code), "own.py": ""})
 
     def install(self, patch: Any) -> None:
         """Put them in place with a `monkeypatch`, and keep sets of facts small."""

@@ -1,4 +1,4 @@
-"""CounterFact from files of every format and layout, from the hub, and from damaged input."""
+"""CounterFact from files of every format and layout, and from damaged input."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -323,101 +322,6 @@ def test_some_bad_records_leave_the_others(tmp_path):
         "record 2: case 4: target_true is empty.",
         "record 4: it repeats case 0 with identical content",
     ]
-
-
-# ---------------------------------------------------------------- the hub
-
-
-def hub(monkeypatch, splits: dict[str, Records]) -> list[tuple[str, dict]]:
-    """Stand in for the hub; returns the calls that are made."""
-    calls = []
-
-    def load_dataset(name, **options):
-        calls.append((name, options))
-        return datasets.DatasetDict(
-            {split: datasets.Dataset.from_list(records) for split, records in splits.items()}
-        )
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    return calls
-
-
-def test_the_hub_is_read_through_datasets(monkeypatch):
-    records = [{k: v for k, v in tracing(f).items() if k != "case_id"} for f in FACTS]
-    calls = hub(monkeypatch, {"train": records})
-    read = counterfact("someone/some-facts", revision="abc")
-    assert calls == [("someone/some-facts", {"revision": "abc"})]
-    assert read.name == "someone/some-facts"
-    assert [core(fact)[1:] for fact in read] == [core(fact)[1:] for fact in FACTS]
-    assert [fact.case_id for fact in read] == [0, 1, 2]  # the layout has none
-
-
-def test_nested_records_come_through_datasets_unharmed(monkeypatch):
-    hub(monkeypatch, {"train": [nested(fact) for fact in FACTS]})
-    expected = FactSet(FACTS, name="").content_hash()
-    assert counterfact("someone/nested").content_hash() == expected
-
-
-def test_without_a_source_the_published_data_set_is_read(monkeypatch):
-    monkeypatch.delenv(PATH_VARIABLE, raising=False)
-    calls = hub(monkeypatch, {"train": [tracing(FACTS[0])]})
-    counterfact()
-    assert calls[0][0] == HUB_ID == "NeelNanda/counterfact-tracing"
-
-
-@pytest.mark.parametrize(
-    ("splits", "split", "case_id"),
-    [
-        (["all"], None, 0),
-        (["test", "train"], None, 1),
-        (["test", "train"], "test", 0),
-    ],
-    ids=["the only one", "train", "by name"],
-)
-def test_the_split(splits, split, case_id, monkeypatch):
-    records = {name: [{**own(FACTS[0]), "case_id": i}] for i, name in enumerate(splits)}
-    hub(monkeypatch, records)
-    assert counterfact("someone/facts", split=split)[0].case_id == case_id
-
-
-@pytest.mark.parametrize(
-    ("splits", "split"), [(["train"], "dev"), (["test", "dev"], None)], ids=["unknown", "no train"]
-)
-def test_a_missing_split(splits, split, monkeypatch):
-    hub(monkeypatch, {name: [own(FACTS[0])] for name in splits})
-    with pytest.raises(InputError) as caught:
-        counterfact("someone/facts", split=split)
-    text = f"someone/facts has no split {split or 'train'!r}; it has {', '.join(splits)}."
-    assert str(caught.value) == text
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        datasets.exceptions.DatasetNotFoundError("Dataset 'someone/facts' doesn't exist"),
-        ConnectionError("Couldn't reach the Hub"),
-        ValueError("Config name is missing."),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_a_hub_that_fails_gets_one_clear_error(error, monkeypatch):
-    def load_dataset(*args, **options):
-        raise error
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(InputError) as caught:
-        counterfact("someone/facts")
-    for part in ("'someone/facts'", str(error), "network", "local file", "atlas"):
-        assert part in str(caught.value)
-
-
-def test_offline_the_real_error_says_what_to_do():
-    with pytest.raises(InputError) as caught:
-        counterfact("someone/no-such-facts")
-    text = str(caught.value)
-    for part in ("'someone/no-such-facts'", "Couldn't reach", "local file", "hl.atlas()"):
-        assert part in text
-    assert "\n" not in text
 
 
 # ---------------------------------------------------------------- the complete CounterFact

@@ -190,10 +190,13 @@ def label_outer(axes: Sequence[Axes], *, x: str, y: str) -> None:
             panel.set_ylabel(y)
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", columns: int = 3) -> None:
-    """Draw one legend for all panels below them: measured values first, then their references.
+def legend_below(
+    figure: Figure, axes: Sequence[Axes], *, bars: str = "", columns: int = 3, **options: Any
+) -> None:
+    """Draw one legend for all panels below them, where it covers nothing.
 
-    `bars` is the meaning of the error bars, e.g. `95% Wilson intervals`.
+    Measured values come first, then their references. `bars` is the meaning of the error bars, e.g.
+    `95% Wilson intervals`; `options` are those of `Figure.legend`.
     """
     entries: dict[str, Any] = {}
     for panel in axes:
@@ -210,15 +213,17 @@ def legend_below(figure: Figure, axes: Sequence[Axes], *, bars: str = "", column
         fontsize=8,
         title=f"bars: {bars}" if bars else None,
         title_fontsize=8,
+        **options,
     )
 
 
 def whiskers(intervals: Sequence[Interval]) -> list[list[float]]:
-    """Return the lengths of error bars below and above their values, for `Axes.errorbar`."""
-    return [
-        [max(0.0, interval.value - interval.low) for interval in intervals],
-        [max(0.0, interval.high - interval.value) for interval in intervals],
-    ]
+    """Return the lengths of error bars below and above their values, for `Axes.errorbar`.
+
+    An infinite bar is not drawn, since it would leave no scale for the others.
+    """
+    ends = [(each.value - each.low, each.high - each.value) for each in intervals]
+    return np.where(np.isfinite(ends), np.maximum(ends, 0.0), np.nan).reshape(-1, 2).T.tolist()
 
 
 def add_fonts(figure: Figure) -> bool:

@@ -193,7 +193,7 @@ class LogitLens(Result):
             lines.set_ylabel(plots.escape(f"{what}\nat the last token"))
             title = f"{self.settings.model.name}, {self.settings.scheme.name}"
             lines.set_title(plots.escape(title))
-            lines.legend()
+            plots.legend_below(figure, [lines], columns=6)
             # With tied embeddings a target's own embedding would dominate the colour scale.
             values = grid.to_numpy()
             top = float(np.abs(values[:, 1:]).max())

@@ -202,12 +202,13 @@ def test_the_site_asks_for_nothing_outside(tmp_path):
     folder = site(tmp_path)
     pages = list(folder.rglob("*.html"))
     assert len(pages) > len(PAGES) / 2
+    assert (folder / "search" / "search_index.js").exists()  # the search of pages on the disk
     for page in pages:
         text = page.read_text(encoding="utf-8")
         # Scripts, styles, pictures and frames; a link that a reader follows may lead anywhere.
         loaded = re.findall(r"<(?:script|img|iframe|source)\b[^>]*?\bsrc=[\"']?([^\s\"'>]+)", text)
         loaded += re.findall(r"<link\b[^>]*?\bhref=[\"']?([^\s\"'>]+)", text)
-        assert loaded, page
+        assert any("iframe-worker.js" in place for place in loaded), page
         outside = [place for place in loaded if re.match(r"(https?:)?//", place)]
         assert not outside, f"{page.name}: {outside}"
     for style in folder.rglob("*.css"):

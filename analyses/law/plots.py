@@ -44,6 +44,7 @@ def draw(rows: pd.DataFrame, what: str, law: str) -> Figure:
         plots.label_outer(axes[: len(cells)], x=x.format(law), y=y)
         for ax in axes[len(cells) :]:
             ax.set_axis_off()
+        plots.legend_below(fig, axes, markerscale=3)
     return fig
 
 
@@ -81,7 +82,6 @@ def _predicted(ax: Axes, part: Any) -> None:
             part["predicted"][some], part["shift"][some], ".", color=plots.COLOURS[i], label=label,
             markersize=3, alpha=0.4,
         )  # fmt: skip
-    ax.legend(fontsize=8, markerscale=3)
 
 
 def _calibration(ax: Axes, part: Any) -> None:

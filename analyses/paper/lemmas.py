@@ -102,7 +102,7 @@ def draw_rank(table: pd.DataFrame, settings: RankSettings) -> Figure:
         axes.set_xticks(bits)
         axes.set_xlabel("bits m")
         axes.set_ylabel("rank of $W_E$, largest over a")
-        axes.legend()
+        plots.legend_below(figure, [axes], columns=2)
         return figure
 
 

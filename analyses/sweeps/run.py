@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from itertools import groupby, product
+from itertools import count, groupby, product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -81,14 +81,15 @@ class SweepResult(Result):
     def plot(self) -> Figure:
         """Plot efficacy by dose, and accuracy by learning rate: means over facts and seeds."""
         kinds = list(self.table["kind"].unique())
+        styles = map(plots.line, count())
         with plots.canvas(1, max(1, len(kinds)), width=5.4, height=3.8) as (figure, axes):
             for ax, kind in zip(axes, kinds, strict=False):
                 scoring = kind == "scoring"
                 x, y = ("dose", "efficacy") if scoring else ("lr", "accuracy")
                 rows = self.table[self.table["kind"] == kind]
-                for i, (key, group) in enumerate(rows.groupby(LINES[kind], dropna=False)):
+                for key, group in rows.groupby(LINES[kind], dropna=False):
                     values = group.groupby(x)[y].agg(["mean", "min", "max"])
-                    style = plots.line(i)
+                    style = next(styles)
                     ax.plot(values.index, values["mean"], label=plots.escape(_label(key)), **style)
                     fill = {"color": style["color"], "alpha": 0.15, "lw": 0}
                     ax.fill_between(values.index, values["min"], values["max"], **fill)
@@ -98,7 +99,7 @@ class SweepResult(Result):
                     ax.set_xticks(sorted(set(rows[x])))
                 else:
                     ax.set_xscale("log")
-                ax.legend(fontsize=8)
+            plots.legend_below(figure, axes)
         return figure
 
     def glance(self) -> Glance:

@@ -199,6 +199,7 @@ class TrainingResult(Result):
         with plots.canvas(1, 2, width=4.6, height=3.4) as (figure, axes):
             self._draw_loss(axes[0])
             self._draw_accuracy(axes[1])
+            plots.legend_below(figure, axes, columns=4)
             figure.suptitle(self._title(), fontsize=11)
         return figure
 
@@ -218,7 +219,7 @@ class TrainingResult(Result):
             axes.fill_between(
                 loss.index, loss.min(axis=1), loss.max(axis=1), color=colour, alpha=0.2, lw=0
             )
-        axes.set(xlabel="step", ylabel="training loss (nats)", yscale="log")
+        axes.set(xlabel="step", ylabel="training loss (nats)\nmean, range of seeds", yscale="log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -228,7 +229,6 @@ class TrainingResult(Result):
         else:  # a line that low would compress the curves
             label = f"Bayes: {self.bayes_loss:.1g} (below)"
             axes.plot([], [], color="black", ls="--", lw=1, label=label)
-        axes.legend(title="mean and range of seeds", fontsize=9, title_fontsize=9)
 
     def _draw_accuracy(self, axes: Axes) -> None:
         rates = self.recipe.learning_rates
@@ -248,7 +248,6 @@ class TrainingResult(Result):
         axes.set_xticks(range(len(rates)), [f"{lr:g}" for lr in rates])
         axes.set(xlabel="learning rate", ylabel="accuracy", xlim=(-0.6, len(rates) - 0.4))
         axes.grid(visible=False, axis="x")
-        axes.legend(fontsize=9)
 
     def _keys(self) -> list[tuple[int, float]]:
         return list(zip(self.table["seed"], self.table["lr"], strict=True))

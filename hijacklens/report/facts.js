@@ -19,7 +19,8 @@ async function startFacts(element) {
   const [items, prompts, links] = await Promise.all(
     ["items", "prompts", "links"].map((name) => unpack(`${element.id}-${name}`)),
   );
-  const { model, scheme, dose, relation_id: relation, subject, case_id: number } = items.named;
+  const { model, scheme, dose, subject, case_id: number } = items.named;
+  const { relation } = links.named; // id and name
   const bareOf = (i) => links.named.bare.at(i);
   const textOf = (i, name) => {
     const at = links.named.prompt.at(i);

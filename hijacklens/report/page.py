@@ -124,14 +124,13 @@ def _image(figure: Figure) -> dict[str, Any]:
 
 
 def description(figure: Figure) -> str:
-    """Describe a figure in words: titles, axes and lines of its panels."""
+    """Describe a figure in words: titles and axes of its panels, and its legend."""
     panels = []
     for ax in figure.axes:
-        legend = ax.get_legend()
-        lines = [text.get_text() for text in legend.get_texts()] if legend else []
         axes = [ax.get_ylabel(), ax.get_xlabel()]
-        words = [ax.get_title(), " against ".join(axis for axis in axes if axis), ", ".join(lines)]
+        words = [ax.get_title(), " against ".join(axis for axis in axes if axis)]
         panels.append(": ".join(word.replace("\n", " ") for word in words if word))
+    panels += [", ".join(t.get_text() for t in legend.get_texts()) for legend in figure.legends]
     return "Figure. " + "; ".join(panel for panel in panels if panel)
 
 

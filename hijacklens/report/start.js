@@ -1,12 +1,9 @@
 "use strict";
 
-const MOST_PRINTED = 100;
-
 (async () => {
-  const sheets = [];
   for (const [kind, start] of [["table", startTable], ["facts", startFacts]]) {
     for (const element of document.querySelectorAll(`div.${kind}`)) {
-      sheets.push(await start(element));
+      await start(element);
     }
   }
   for (const button of document.querySelectorAll("button[data-record]")) {
@@ -16,23 +13,5 @@ const MOST_PRINTED = 100;
       download(button.dataset.file, JSON.parse(text), "application/json");
     });
   }
-  // Print nothing folded, and tables as long as allowed.
-  let opened = [];
-  window.addEventListener("beforeprint", () => {
-    opened = [...document.querySelectorAll("details:not([open])")];
-    for (const fold of opened) fold.open = true;
-    for (const sheet of sheets) {
-      sheet.left = sheet.page;
-      sheet.page = 0;
-      sheet.show(MOST_PRINTED);
-    }
-  });
-  window.addEventListener("afterprint", () => {
-    for (const fold of opened) fold.open = false;
-    for (const sheet of sheets) {
-      sheet.page = sheet.left;
-      sheet.show();
-    }
-  });
   document.documentElement.dataset.ready = "true";
 })();

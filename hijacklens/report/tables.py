@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from hijacklens.facts.relations import relation_title
 from hijacklens.results.exhibits import Table
 
 LARGEST = 2**31 - 1
@@ -147,7 +148,7 @@ def _padded(data: bytes) -> bytes:
 def links(items: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
     """Find for every item the rows of its bare query (`bare`) and of its texts (`prompt`).
 
-    A row that is missing is -1.
+    A row that is missing is -1. The column `relation` has the id and the name.
     """
     keys = ["model", "scheme", "case_id"]
     bare = items.assign(bare=np.arange(len(items))).loc[items["dose"] == 0, [*keys, "bare"]]
@@ -155,4 +156,5 @@ def links(items: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
     texts = texts.astype({"case_id": items["case_id"].dtype, "scheme": items["scheme"].dtype})
     rows = items[keys].merge(bare.drop_duplicates(keys), on=keys, how="left")
     rows = rows.merge(texts.drop_duplicates(keys[1:]), on=keys[1:], how="left")
-    return rows[["bare", "prompt"]].fillna(-1).astype(int)
+    names = items["relation_id"].map(relation_title).to_numpy()
+    return rows[["bare", "prompt"]].fillna(-1).astype(int).assign(relation=names)

@@ -6,7 +6,7 @@ All tables are rows of `summary.csv` under one rule, for one set of facts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from textwrap import shorten
 from typing import Any
 
@@ -29,7 +29,7 @@ WIDEST = 30
 
 
 def dose_curves(
-    ax: Axes, table: pd.DataFrame, *, line: str, names: Sequence[str], small: bool = False
+    ax: Axes, table: pd.DataFrame, *, line: str, labels: Mapping[str, str], small: bool = False
 ) -> None:
     """Draw efficacy against dose with 95% intervals, a line for each name.
 
@@ -37,15 +37,15 @@ def dose_curves(
         ax: Where to draw.
         table: The rows of one relation.
         line: The column whose values are lines: `model` or `scheme`.
-        names: All values of that column in the figure, so that a name keeps its colour.
-        small: Draw thin lines, and leave the number of facts out of the labels.
+        labels: All values of that column in the figure, so that a name keeps its colour, with
+            their labels in the legend.
+        small: Draw thin lines.
     """
-    for i, name in enumerate(names):
+    for i, (name, label) in enumerate(labels.items()):
         rows: Any = table[table[line] == name]
         if rows.empty:
             continue
         style: Any = plots.line(i) | ({"markersize": 3.5, "linewidth": 1.2} if small else {})
-        label = name if small else f"{name} (n = {rows['n'].iloc[0]})"
         ax.plot(rows["dose"], rows["efficacy"], label=plots.escape(label), **style)
         ends = rows["efficacy_low"], rows["efficacy_high"]
         ax.fill_between(rows["dose"], *ends, color=style["color"], alpha=0.15, linewidth=0)
@@ -56,21 +56,23 @@ def dose_curves(
 def curves(table: pd.DataFrame, rule: str) -> Figure:
     """Draw a panel per model with a line per scheme, or one panel if there is one scheme."""
     panel, line = ("model", "scheme") if table["scheme"].nunique() > 1 else ("scheme", "model")
-    panels, names = list(table[panel].unique()), list(table[line].unique())
+    panels = list(table[panel].unique())
+    counts: Any = table.groupby(line, sort=False)["n"].unique()
+    labels = {name: f"{name} (n = {', '.join(map(str, n))})" for name, n in counts.items()}
     with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
         for ax, title in zip(axes, panels, strict=True):
-            dose_curves(ax, table.loc[table[panel] == title], line=line, names=names)
+            dose_curves(ax, table.loc[table[panel] == title], line=line, labels=labels)
             ax.set(title=plots.escape(title), xlabel="dose (hijacking sentences)")
             ax.set_xticks(sorted(table["dose"].unique()))
-            ax.legend(fontsize=8)
         axes[0].set_ylabel(f"efficacy: fraction with false > true\n(rule: {rule}, 95% interval)")
+        plots.legend_below(figure, axes)
     return figure
 
 
 def relation_curves(table: pd.DataFrame) -> Figure:
     """Draw a small panel for each relation, in the order of the property numbers."""
     ids = sorted(table["relation"].unique(), key=property_number)
-    names = list(table["model"].unique())
+    names = {name: name for name in table["model"].unique()}
     columns = min(COLUMNS, len(ids))
     scale = 2 if len(ids) == 1 else 1
     width, height = (scale * inches for inches in PANEL)
@@ -78,7 +80,7 @@ def relation_curves(table: pd.DataFrame) -> Figure:
     with plots.canvas(rows, columns, width=width, height=height, share_y=True) as (figure, axes):
         for ax, relation in zip(axes, ids, strict=False):
             of_relation = table.loc[table["relation"] == relation]
-            dose_curves(ax, of_relation, line="model", names=names, small=True)
+            dose_curves(ax, of_relation, line="model", labels=names, small=True)
             known = relations().get(relation)
             label = f"\n{shorten(known.label, WIDEST, placeholder=' …')}" if known else ""
             title = f"{relation}, n = {of_relation['n'].max():,}{label}"

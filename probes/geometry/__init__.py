@@ -136,7 +136,7 @@ class InnerProducts(Result):
             kind = "Hamming distance" if self.settings.bits else "distance"
             product = "inner product" if "unit" not in self.settings.scaling else "cosine"
             axes.set(xlabel=f"{kind} of the tokens", ylabel=f"{product} of embeddings")
-            axes.legend(fontsize=9)
+            plots.legend_below(figure, [axes], columns=2)
         return figure
 
     def glance(self) -> Glance:

@@ -116,7 +116,7 @@ class Spectra(Result):
                     axes.text(top + 0.5, 1.0, f"{top}", transform=at, **look)
             ylabel = f"singular value of {self.settings.matrix}"
             axes.set(xlabel="index", ylabel=ylabel, ylim=(0, None))
-            axes.legend(fontsize=9)
+            plots.legend_below(figure, [axes])
         return figure
 
     def glance(self) -> Glance:

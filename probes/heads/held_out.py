@@ -29,7 +29,8 @@ from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.items import ITEM_COLUMNS, SkippedTable
 from hijacklens.scoring.result import HijackSettings
-from probes.heads.contrasts import CHOSEN, contrasts, side_effects
+from hijacklens.statistics import clustered, clustered_fraction, independent
+from probes.heads.contrasts import CHOSEN, NONE, contrasts, side_effects
 
 KINDS = {
     "layers": "random, in the same layers",
@@ -160,34 +161,33 @@ class HeadTest(Result):
         """Draw efficacy, shift and bare recall: no ablation, the set, and every random set."""
         choice("rule", rule, efficacy.RULES)
         settings = self.settings
+        count = self.items["case_id"].nunique()
         title = (
-            f"{settings.models[0].name} · {settings.facts.title}, "
-            f"{self.items['case_id'].nunique()} facts · without heads {settings.heads}"
+            f"{settings.models[0].name} · {settings.facts.title}, {count} facts · "
+            f"without heads {settings.heads} · rule {rule}"
         )
         margin = efficacy.margin(self.items, rule)
         keys = [self.items[name] for name in ("ablation", "scheme", "case_id")]
         bare = margin.where(self.items["dose"] == 0).groupby(keys).transform("first")
         table = self.items.assign(efficacy=margin > 0, shift=margin - bare, retention=bare < 0)
-        hijacked = table.loc[table["dose"] > 0]
-        by_run = ["ablation", "scheme", "dose"]
-        means = hijacked.groupby(by_run, sort=False)[["efficacy", "shift"]].mean().reset_index()
-        means["run"] = means["scheme"] + "\ndose " + means["dose"].astype(str)
+        run = table["scheme"] + "\ndose " + table["dose"].astype(str)
+        hijacked = table.assign(run=run).loc[table["dose"] > 0]
         once = table.loc[~table.duplicated(subset=["ablation", "case_id"])].assign(run="bare query")
-        recall = once.groupby(["ablation", "run"], sort=False)[["retention"]].mean().reset_index()
         panels = [
-            (means, "efficacy", f"fraction with false > true\n(rule: {rule})"),
-            (means, "shift", "mean, from the bare query (nats)"),
-            (recall, "retention", "fraction with true > false"),
+            (hijacked, "efficacy", "fraction\nwith false > true"),
+            (hijacked, "shift", "mean,\nfrom the bare query (nats)"),
+            (once, "retention", "fraction\nwith true > false"),
         ]
+        about = independent(self.items["relation_id"])[1]
         with plots.canvas(1, 3, width=4.4) as (figure, axes):
             for ax, (rows, column, label) in zip(axes, panels, strict=True):
                 _dots(ax, rows, column, self.sets)
                 ax.set_ylabel(f"{column}: {label}")
-                ax.set_title("side effect on recall" if rows is recall else "hijacked", fontsize=9)
+                ax.set_title("side effect on recall" if rows is once else "hijacked", fontsize=9)
                 if column != "shift":
                     ax.set_ylim(-0.02, 1.02)
             axes[1].axhline(0, color="#888888", linewidth=0.8)
-            axes[0].legend(fontsize=8, loc="best")
+            plots.legend_below(figure, axes, columns=4, bars=f"95% intervals, about {about}")
             figure.suptitle(plots.escape(title), fontsize=10)
         return figure
 
@@ -263,24 +263,34 @@ def _effects(table: pd.DataFrame, *, title: str) -> Grid:
     )
 
 
-def _dots(ax: Axes, means: pd.DataFrame, column: str, sets: pd.DataFrame) -> None:
-    """Draw a column of dots for every run: random sets in grey, no ablation and the set."""
-    runs = list(dict.fromkeys(means["run"]))
+def _dots(ax: Axes, items: pd.DataFrame, column: str, sets: pd.DataFrame) -> None:
+    """Draw the means of every run: random sets in grey; no ablation and the set with intervals."""
+    runs = list(dict.fromkeys(items["run"]))
     kinds = dict(zip(sets["ablation"], sets["kind"], strict=True))
     looks: dict[str, tuple[str, float, str, str, int]] = {
-        "layers": ("random sets, same layers", -0.16, "o", RANDOM, 4),
-        "harm": ("random sets, equal harm", 0.16, "x", RANDOM, 4),
-        "model": ("random sets, any layer", 0.16, "x", RANDOM, 4),
-        "none": ("no ablation", 0.0, "_", "#000000", 18),
-        "chosen": ("found heads ablated", 0.0, "D", plots.COLOURS[1], 7),
+        "layers": ("random sets, same layers", -0.24, "o", RANDOM, 4),
+        "harm": ("random sets, equal harm", 0.24, "x", RANDOM, 4),
+        "model": ("random sets, any layer", 0.24, "x", RANDOM, 4),
+        "none": ("no ablation", -0.08, "s", "#000000", 6),
+        "chosen": ("found heads ablated", 0.08, "D", plots.COLOURS[1], 6),
     }
-    of_kind = means["ablation"].map(kinds)
+    of_kind = items["ablation"].map(kinds)
     for kind, (label, offset, marker, colour, size) in looks.items():
-        rows = means[of_kind == kind]
-        if len(rows):
-            places = [runs.index(run) + offset for run in rows["run"]]
-            style = {"marker": marker, "color": colour, "markersize": size, "label": label}
-            ax.plot(places, rows[column], linestyle="none", **style)
+        groups = items[of_kind == kind].groupby(["ablation", "run"], sort=False)
+        if not groups.ngroups:
+            continue
+        style = {"marker": marker, "color": colour, "markersize": size, "label": label}
+        places = [runs.index(run) + offset for _, run in groups.groups]
+        if kind in (NONE, CHOSEN):
+            of = clustered if column == "shift" else clustered_fraction
+            found = [
+                of(rows[column].to_numpy(float), independent(rows["relation_id"])[0])
+                for _, rows in groups
+            ]
+            values, ends = [one.value for one in found], plots.whiskers(found)
+            ax.errorbar(places, values, yerr=ends, linestyle="none", **style)
+        else:
+            ax.plot(places, groups[column].mean(), linestyle="none", **style)
     ax.set_xticks(range(len(runs)), runs, fontsize=8)
     ax.set_xlim(-0.6, len(runs) - 0.4)
 

@@ -254,6 +254,7 @@ class HeadSearch(Result):
             axes[0].set(xlabel="head", ylabel="layer")
             axes[0].set_title("attribution; chosen heads framed", fontsize=9)
             _bars(axes[1], tested.head(MOST_BARS), axis)
+            plots.legend_below(figure, axes[1:])
             figure.suptitle(plots.escape(title), fontsize=10)
         return figure
 
@@ -477,4 +478,3 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
         title="ablated one by one, chosen heads coloured;\n95% intervals corrected for all heads",
     )
     ax.title.set_fontsize(9)
-    ax.legend(fontsize=8, loc="best")

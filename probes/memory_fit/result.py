@@ -126,6 +126,7 @@ class MemoryFit(Result):
                     ax.tick_params(labelleft=not column)
             title = f"{self.settings.associations} ({self.settings.pairs} pairs)"
             figure.suptitle(plots.escape(title), fontsize=11)
+            plots.legend_below(figure, axes)
         return figure
 
     def glance(self) -> Glance:
@@ -168,8 +169,6 @@ def _draw_points(ax: Axes, rows: pd.DataFrame) -> None:
         labels += " " + first["layer"].astype(str) + "." + first["head"].astype(str)
     ax.set_yticks(y, list(map(plots.escape, labels)), fontsize=9)
     ax.set_ylim(-0.7, len(first) - 0.3)
-    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.09), ncols=3,
-              handletextpad=0.3, columnspacing=0.8)  # fmt: skip
 
 
 def _draw_map(ax: Axes, rows: pd.DataFrame) -> None:

@@ -107,6 +107,8 @@ class PatchingSweep(Result):
     def plot(self, *, value: Value = "share") -> Figure:
         """Draw a heat map of layer by span or head: the fraction of the shift, or the mean change.
 
+        A single span or head is a line over layers; a band is the interval of the fraction.
+
         Raises:
             InputError: Another value.
         """
@@ -121,6 +123,11 @@ class PatchingSweep(Result):
         else:
             start = "hijacked" if self._denoise else "clean"
             shown, clear = table["patched"] - table[start], table["patched"].isna()
+        label = "change in logit o_ - logit o* (logits)"
+        if value == "share":
+            label = f"fraction of the shift {'undone' if self._denoise else 'caused'} (1: all)"
+        if len(columns) == 1:
+            return self._line(table.assign(shown=shown), band=value == "share", label=label)
         # Heads given as pairs need not fill a rectangle.
         grid = np.full((len(layers), len(columns)), np.nan)
         bold = np.zeros(grid.shape, dtype=bool)
@@ -131,9 +138,6 @@ class PatchingSweep(Result):
         height = 1.5 + 0.24 * len(layers)
         # In a smaller figure the title and the label of the scale do not fit.
         with plots.canvas(width=max(width, 5.4), height=max(height, 3.2)) as (figure, (ax,)):
-            label = "change in logit o_ - logit o* (logits)"
-            if value == "share":
-                label = f"fraction of the shift {'undone' if self._denoise else 'caused'} (1: all)"
             plots.heat_map(ax, grid, rows=layers, columns=columns, label=label, origin="lower")
             if narrow:
                 _write_numbers(ax, grid, bold)
@@ -142,12 +146,29 @@ class PatchingSweep(Result):
             figure.suptitle(plots.escape(title), fontsize=9)
         return figure
 
+    def _line(self, table: pd.DataFrame, *, band: bool, label: str) -> Figure:
+        with plots.canvas() as (figure, (ax,)):
+            ax.plot(table["layer"], table["shown"], **plots.line(0))
+            ax.axhline(0, color="#444444", linewidth=0.8)
+            if band:
+                values = np.append(table["shown"].dropna(), [0.0, 1.0])
+                room = 0.5 * float(np.ptp(values))  # a corrected interval can be very wide
+                ends = table["share_low"], table["share_high"]
+                ax.fill_between(table["layer"], *ends, color=plots.COLOURS[0], alpha=0.15, lw=0)
+                ax.axhline(1, color="#888888", linewidth=0.8, linestyle=":")
+                ax.set_ylim(values.min() - room, values.max() + room)
+            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.set(xlabel="layer", ylabel=label)
+            corrected = "\nband: corrected 95% interval" if band else ""
+            figure.suptitle(plots.escape(self._title() + corrected), fontsize=9)
+        return figure
+
     def _title(self) -> str:
         settings = self.settings
         into = "clean → hijacked" if self._denoise else "hijacked → clean"
         n = self.patches["case_id"].nunique()
         means = self.patches[["clean", "hijacked"]].mean()
-        at = "" if settings.axis == "span" else f" at {settings.spans[0]}"
+        at = f" at {settings.spans[0]}" if len(settings.spans) == 1 else ""
         return (
             f"{settings.model.name}: {settings.site}{at}, {into}\n"
             f"{settings.scheme.name}, dose {settings.dose}, {n} facts\n"

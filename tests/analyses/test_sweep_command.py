@@ -148,7 +148,7 @@ def test_two_models_of_one_name_keep_their_own_lines(root, tmp_path):
     assert run(tmp_path / "s.toml", tmp_path / "out", "\ufeff" + text) == 0  # as Notepad saves it
     result = load_result(tmp_path / "out")
     assert list(result.table["model"].unique()) == ["runA/checkpoint-500", "runB/checkpoint-500"]
-    legend = result.plot().axes[0].get_legend()
+    (legend,) = result.plot().legends
     assert len(legend.get_texts()) == 2
 
 

@@ -255,6 +255,12 @@ def test_the_figure_shows_every_set(tested):
     efficacy, shift, recall = tested.plot().axes
     count = int((tested.sets["kind"] == "harm").sum())
     assert [len(line.get_xdata()) for line in efficacy.get_lines()] == [6, 2 * count, 2, 2]
+    none, chosen = shift.containers  # with error bars
+    table = tested.summary()
+    shifts = table[(table["measure"] == "shift") & (table["relations"] == "all")]
+    assert none[0].get_ydata().tolist() == pytest.approx(shifts["none"].tolist())
+    assert chosen[0].get_ydata().tolist() == pytest.approx(shifts["chosen"].tolist())
+    assert len(efficacy.containers) == len(recall.containers) == 2
     assert [tick.get_text() for tick in shift.get_xticklabels()] == [
         "do-not-think\ndose 1",
         "think\ndose 1",

@@ -211,6 +211,20 @@ def test_the_heat_map_has_each_number_in_its_cell():
         made_up().plot(value="ratio")
 
 
+def test_a_single_span_is_a_line_with_a_band():
+    result = made_up(spans=("query",))
+    more = [result.patches.assign(case_id=result.patches["case_id"] + 2 * i) for i in range(10)]
+    result = replace(result, patches=pd.concat(more))
+    (axes,) = result.plot().axes
+    table = result.summary()
+    assert axes.get_lines()[0].get_xydata().tolist() == table[["layer", "share"]].values.tolist()
+    (band,) = axes.collections
+    heights = {height for _, height in band.get_paths()[0].vertices}
+    assert {*table["share_low"], *table["share_high"]} <= heights
+    (axes,) = result.plot(value="logits").axes
+    assert not axes.collections and axes.get_ylabel().endswith("(logits)")
+
+
 def test_the_title_fits_however_few_cells_there_are():
     result = made_up()
     settings = replace(

@@ -68,8 +68,8 @@ class TestResult:
         assert (curves["loss"][curves["step"] == 1] < 3 * math.log(8)).all()
         figure = trained.plot()
         labels = [axes.get_ylabel() for axes in figure.axes]
-        assert labels == ["training loss (nats)", "accuracy"]
-        assert any("Bayes" in text.get_text() for text in figure.axes[0].get_legend().get_texts())
+        assert labels == ["training loss (nats)\nmean, range of seeds", "accuracy"]
+        assert any("Bayes" in text.get_text() for text in figure.legends[0].get_texts())
 
 
 class TestReplacement:

@@ -190,7 +190,7 @@ class Weights(Result):
         with plots.canvas() as (figure, (ax,)):
             ax.plot([0, 1], [0.25, 0.5], label="rank <1>")
             ax.set(title="Weights", xlabel="layer", ylabel="weight")
-            ax.legend()
+            plots.legend_below(figure, [ax])
         return figure
 
     def findings(self):
@@ -202,7 +202,7 @@ def test_any_result_has_its_figure_its_table_and_its_record(tmp_path):
     page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
     assert page.h1.text == page.title.text == "A <title>"
     assert page.h2.text == "Weights"
-    assert page.img["alt"] == "Figure. Weights: weight against layer: rank <1>"
+    assert page.img["alt"] == "Figure. Weights: weight against layer; rank <1>"
     cells = [
         [cell.text for cell in row.find_all(["th", "td"])] for row in page.tbody.find_all("tr")
     ]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 from browser import Visit, chromium
 from hijack_runs import made_up_run
 from hostile import HOSTILE
+from PIL import Image
 
 import hijacklens as hl
 from hijacklens.facts.fact import Fact
@@ -163,7 +165,8 @@ def test_a_fact_shows_both_prompts_targets_scores_and_answers(visit, run):
     assert now.locator(".prompt").inner_text() == f"{sentences} {text['query']}"
     assert now.locator("mark").inner_text() == sentences
     words = bare.locator("th").first.inner_text()
-    assert "true: French" in words and "false: English" in words and "P103 · case 2" in words
+    assert "true: French" in words and "false: English" in words
+    assert "P103 native language · case 2" in words
     items = run.items[(run.items["model"] == "alpha") & (run.items["scheme"] == "do-not-think")]
     for row, dose in ((bare, 0), (now, 2)):
         item = items[(items["case_id"] == 2) & (items["dose"] == dose)].iloc[0]
@@ -278,22 +281,26 @@ def contrast(page, selector):
     return (max(light) + 0.05) / (min(light) + 0.05)
 
 
-def test_paper_has_all_sections_and_no_controls(visit):
+def test_paper_has_what_is_open_and_no_controls(visit):
     page = visit.page
-    Sheet(visit, "Facts before and after").choose("dose", "")
     page.emulate_media(media="print")
-    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
-    assert page.locator("details:not([open])").count() == 0
     assert not page.locator(".controls").first.is_visible()
     assert not page.get_by_role("navigation").is_visible()
-    facts = Sheet(visit, "Facts before and after")
-    assert facts.place.locator("tbody").count() > 20  # more than on a page of the screen
-    assert facts.place.locator("caption").is_visible()
+    visible = [fold.is_visible() for fold in page.locator("details").all()]
+    printed = [fold.is_visible() for fold in page.locator("details.printed").all()]
+    assert all(printed) and sum(visible) == len(printed)  # the provenance, and nothing folded
+    assert page.get_by_text("Python session").first.is_visible()
+    assert Sheet(visit, "Facts before and after").place.locator("caption").is_visible()
     for place in page.locator(".scroll").all():
         assert place.evaluate("(e) => e.scrollHeight <= e.clientHeight + 1"), "a table is cut"
-    page.evaluate("window.dispatchEvent(new Event('afterprint'))")
-    assert page.locator("details[open]").count() == 0
-    assert facts.place.locator("tbody").count() == 20
+
+
+def test_figures_and_views_are_dark_where_the_page_is(browser, report):
+    with Visit(browser, report, color_scheme="dark") as visit:
+        image = visit.page.locator("figure.card").first.screenshot()
+        shown = np.asarray(Image.open(BytesIO(image)).convert("L"))
+        assert np.median(shown) < 60  # the ground is dark
+        assert shown.max() > 180  # and the ink light
 
 
 def test_without_scripts_the_main_numbers_are_there(browser, report, run):

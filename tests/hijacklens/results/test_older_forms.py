@@ -20,6 +20,8 @@ FOLDERS = sorted((Path(__file__).parents[2] / "data" / "old_results").iterdir())
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_a_folder_of_the_old_form_gives_its_table(folder, tmp_path):
     result = hl.load_result(folder)
+    for options in result.figures.values():  # a legend inside a panel would cover data
+        assert not any(panel.get_legend() for panel in result.plot(**options).axes)
     written = io.StringIO((folder / "reference.csv").read_text(encoding="utf-8"))
     table = io.StringIO(result.to_dataframe().to_csv(index=False, float_format="%.9g"))
     expected, found = pd.read_csv(written), pd.read_csv(table)

@@ -42,12 +42,9 @@ def test_names_of_users_are_shown_as_they_are():
     """A leading underscore hides a label from matplotlib, and dollars begin mathematics."""
     facts = tuple(replace(fact, relation_id="US$_in_C$") for fact in sample_facts())
     run = made_up_run(models=("_edited", "pay$_up$"), schemes=("do-not-think",), facts=facts)
-    for figure, legend in (
-        (run.plot(), lambda figure: figure.axes[0].get_legend()),
-        (run.plot_relations(), lambda figure: figure.legends[0]),
-    ):
+    for figure in (run.plot(), run.plot_relations()):
         figure.canvas.draw()
-        texts = [text.get_text().strip() for text in legend(figure).get_texts()]
+        texts = [text.get_text().strip() for text in figure.legends[0].get_texts()]
         assert [text.split(" (n")[0] for text in texts] == ["_edited", r"pay\$_up\$"]
     assert r"US\$_in_C\$" in figure.axes[0].get_title()
 

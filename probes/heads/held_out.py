@@ -276,7 +276,7 @@ def _dots(ax: Axes, items: pd.DataFrame, column: str, sets: pd.DataFrame) -> Non
     }
     of_kind = items["ablation"].map(kinds)
     for kind, (label, offset, marker, colour, size) in looks.items():
-        groups = items[of_kind == kind].groupby(["ablation", "run"], sort=False)
+        groups: Any = items[of_kind == kind].groupby(["ablation", "run"], sort=False)
         if not groups.ngroups:
             continue
         style = {"marker": marker, "color": colour, "markersize": size, "label": label}

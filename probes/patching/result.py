@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from hijacklens import plots
 from hijacklens.errors import choice
@@ -157,7 +158,7 @@ class PatchingSweep(Result):
                 ax.fill_between(table["layer"], *ends, color=plots.COLOURS[0], alpha=0.15, lw=0)
                 ax.axhline(1, color="#888888", linewidth=0.8, linestyle=":")
                 ax.set_ylim(values.min() - room, values.max() + room)
-            ax.xaxis.get_major_locator().set_params(integer=True)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set(xlabel="layer", ylabel=label)
             corrected = "\nband: corrected 95% interval" if band else ""
             figure.suptitle(plots.escape(self._title() + corrected), fontsize=9)

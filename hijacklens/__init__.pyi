@@ -4,6 +4,7 @@ import analyses.defence
 
 from . import views as views
 from .errors import InputError as InputError
+from .exports.export import export as export
 from .facts.atlas import atlas as atlas
 from .facts.chat import Chat as Chat
 from .facts.fact import Fact as Fact

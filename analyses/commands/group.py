@@ -47,6 +47,7 @@ COMMANDS = {
     "compare": "Compare two runs, or two schemes, doses, rules or models of one, fact by fact.",
     "report": "Put saved results on one page that needs no network.",
     "show": "Print the tables of saved results again.",
+    "export": "Write a saved run for lm-evaluation-harness, Every Eval Ever or the hub.",
     "sweep": "Run models, schemes, facts and one-layer recipes from one file.",
     "reproduce": "Reproduce the paper's figures and statements, with checks.",
     "completion": "Print the script by which a shell completes commands and names.",
@@ -55,7 +56,7 @@ COMMANDS = {
 `analyses.commands.<module>:<name>` for those of `SHARED`."""
 SHARED: dict[str, str] = {
     **dict.fromkeys(("models", "schemes", "probes", "facts", "completion"), "listing"),
-    **dict.fromkeys(("compare", "report", "show", "cache"), "saved"),
+    **dict.fromkeys(("compare", "report", "show", "export", "cache"), "saved"),
     **dict.fromkeys(("ask", "trace"), "one_fact"),
 }
 """Command -> the module that it shares with others."""

@@ -1,4 +1,4 @@
-"""`hijacklens compare`, `report`, `show` and `cache`: commands on saved results and readings."""
+"""`hijacklens compare`, `report`, `show`, `export`, `cache`: saved results and readings."""
 
 from __future__ import annotations
 
@@ -168,6 +168,69 @@ def show(
         kind = type(result).__name__
         documents.append({"folder": str(path), "type": kind, **asdict(glance), "inner": inner})
     output.show(results=documents)
+
+
+@click.command("export")
+@declared("files", "folder")
+def export(
+    *,
+    folder: Annotated[str, argument(metavar="DIR")],
+    to: Annotated[
+        tuple[Literal["lm-eval", "every-eval-ever", "hub", "dataset"], ...],
+        option("The form of the files; give it several times for several.", required=True),
+    ],
+    out: Annotated[Path, out_option("The folder; each form gets a folder in it.")],
+    rule: Rule = "first",
+    ids: Annotated[
+        tuple[str, ...],
+        option(
+            "Id of a model on the hub, if the run names it otherwise.",
+            "--id",
+            metavar="NAME=OWNER/NAME",
+        ),
+    ] = (),
+    dataset: Annotated[
+        str, option("For hub: id of the benchmark's data set.", metavar="OWNER/NAME")
+    ] = "",
+    organization: Annotated[
+        str, option("For every-eval-ever: who ran the evaluation.", metavar="TEXT")
+    ] = "unknown",
+    overwrite: Annotated[bool, option("Replace existing files.")] = False,
+    output: Output,
+) -> None:
+    """Write a saved run in forms that other tools read.
+
+    DIR is a folder that `hijacklens hijack` wrote. lm-eval: results and samples of
+    lm-evaluation-harness. every-eval-ever: its records, aggregate and per instance, with
+    intervals. hub: .eval_results of each model's repository. dataset: a folder for
+    datasets.load_dataset, with a card.
+
+    \b
+    Examples:
+      hijacklens export runs/first --to lm-eval --to dataset --out export
+      hijacklens export runs/first --to hub --out export --dataset me/facts --id gpt2=me/gpt2
+    """  # noqa: D301
+    for pair in ids:
+        if not all(pair.partition("=")[::2]):
+            raise InputError(f"--id takes NAME=OWNER/NAME, such as gpt2=me/gpt2; given: {pair!r}.")
+
+    from hijacklens.exports.export import export as write
+
+    named = dict(pair.split("=", 1) for pair in ids)
+    files: list[Path] = []
+    for kind in dict.fromkeys(to):
+        files += write(
+            folder,
+            out / kind,
+            to=kind,
+            rule=rule,
+            ids=named,
+            dataset=dataset,
+            organization=organization,
+            overwrite=overwrite,
+        )
+    written = [f"written to {out / kind}/" for kind in dict.fromkeys(to)]
+    output.show(*written, folder=str(out), files=[str(path.relative_to(out)) for path in files])
 
 
 @click.group("cache")

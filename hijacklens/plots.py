@@ -57,9 +57,11 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "hijacklens",  # equal figures give equal files
 }
 NO_GLYPH = (
-    "no installed font has some letters of a figure, which are boxes in its PNG file; the SVG file "
-    "has the text. Install a font with them, such as Noto Sans CJK"
+    "no installed font has some letters of a figure, which are boxes in pictures; SVG files have "
+    "the text. Install a font with them, such as Noto Sans CJK"
 )
+# matplotlib's own warnings, one for each letter; `warn_of_boxes` warns once.
+warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from")
 
 
 class FigureWarning(UserWarning):
@@ -102,6 +104,9 @@ def canvas(
 
     The figure is removed from pyplot's list, so that a notebook shows it once (as the value of a
     cell) and long runs do not accumulate figures.
+
+    Warns:
+        FigureWarning: No installed font has some of the letters.
     """
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
@@ -114,7 +119,8 @@ def canvas(
         )
         try:
             yield figure, list(axes.flat)
-            add_fonts(figure)
+            if not add_fonts(figure):
+                warn_of_boxes()
         finally:
             plt.close(figure)
 
@@ -246,6 +252,12 @@ def add_fonts(figure: Figure) -> bool:
     return complete
 
 
+@cache
+def warn_of_boxes() -> None:
+    """Warn that letters of a figure have no font, once in a process."""
+    warnings.warn(NO_GLYPH, FigureWarning, stacklevel=2)
+
+
 def _fonts_with(letters: set[int]) -> Iterator[str]:
     """Yield the fonts that together have these letters, and remove the letters that they have."""
     while letters:
@@ -277,14 +289,7 @@ def _letters(font: str) -> frozenset[int]:
 
 
 def write(figure: Figure, path: Path) -> None:
-    """Save a figure in the format of its file ending; equal figures give equal files.
-
-    Warns:
-        FigureWarning: No installed font has some of the letters.
-    """
+    """Save a figure in the format of its file ending; equal figures give equal files."""
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    if not add_fonts(figure) and path.suffix != ".svg":
-        warnings.warn(NO_GLYPH, FigureWarning, stacklevel=2)
-    with plt.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # one warning for each letter
+    with plt.rc_context(STYLE):
         figure.savefig(path, metadata=metadata)

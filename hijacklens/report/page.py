@@ -51,7 +51,10 @@ def page(entries: Sequence[Entry], *, title: str) -> str:
     keys, results = (f"part{i}" for i in count()), []
     for entry in entries:
         result, provenance = entry.result, entry.result.provenance
-        parts = [_part(exhibit, next(keys)) for exhibit in result.exhibits()]
+        with warnings.catch_warnings():
+            # The reader's browser draws letters that matplotlib's font lacks.
+            warnings.simplefilter("ignore", plots.FigureWarning)
+            parts = [_part(exhibit, next(keys)) for exhibit in result.exhibits()]
         # A JSON text inside JSON, in ASCII and without a tag that could end the script element.
         record = json_text({**result.configuration(), "provenance": asdict(provenance)})
         results.append(
@@ -111,9 +114,7 @@ def _part(exhibit: Exhibit, key: str) -> dict[str, Any]:
 def _image(figure: Figure) -> dict[str, Any]:
     """Return a figure as an image, in which nothing can run and whose style stays inside."""
     buffer = BytesIO()
-    with matplotlib.rc_context(plots.STYLE), warnings.catch_warnings():
-        # The reader's browser draws letters that matplotlib's font lacks.
-        warnings.filterwarnings("ignore", message="Glyph")
+    with matplotlib.rc_context(plots.STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     # XML must not hold control characters; a token may.
     svg = visible(buffer.getvalue().decode(), keep="\n\r\t")

@@ -90,9 +90,9 @@ def models(
 
 def _check_model(name: str, output: Output) -> None:
     """Print the outcome of every cell of `analyses.conformance` for a model."""
-    from hijacklens.models.naming import check_model
+    from hijacklens.models.naming import resolve
 
-    check_model(name)
+    resolve(name, None)
 
     from analyses.conformance.cells import CELLS, OF_NAMED, Check, Subject
 

@@ -216,10 +216,10 @@ class ModelChoice:
         Raises:
             InputError: As for `load_model`.
         """
-        from hijacklens.models.naming import check_model
+        from hijacklens.models.naming import resolve
 
         for name in names:
-            check_model(name, self.revision)
+            resolve(name, self.revision)
         if self.device is not None or self.devices > 1:
             from hijacklens.models.devices import device_of_model
 

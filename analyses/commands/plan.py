@@ -150,14 +150,14 @@ def _place(name: str) -> str:
         InputError: There is no such folder or hub model.
     """
     from hijacklens.files import expand_home
-    from hijacklens.models.naming import check_model
+    from hijacklens.models.naming import resolve
     from hijacklens.models.packaged import PACKAGED
 
     if name in PACKAGED:
         return str(PACKAGED[name].folder())
     if (folder := expand_home(name)).is_dir():
         return str(folder)
-    check_model(name)
+    resolve(name, None)
     return name
 
 

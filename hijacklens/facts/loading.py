@@ -220,7 +220,7 @@ def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable
     version = f" at the revision {revision!r}" if revision else ""
     try:
         commit = commit_of(name, revision, "dataset")
-        loaded = datasets.load_dataset(name, revision=commit or revision)
+        loaded = datasets.load_dataset(name, revision=commit)
     except Exception as error:  # datasets raises a different type for each way to fail
         text = " ".join(str(error).split()).rstrip(".")
         reason = hub_problem(error, instead) or f"{text}. {instead}"

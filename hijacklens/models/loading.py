@@ -25,7 +25,6 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from hijacklens.errors import InputError, choice, one_of_type
-from hijacklens.hub import commit_of
 from hijacklens.models.devices import device_of_model
 from hijacklens.models.hooked import vocabulary_of
 from hijacklens.models.naming import DTYPES, explained, resolve
@@ -97,16 +96,12 @@ def load_model(
         )
     else:
         found = label = model.config.name_or_path or type(model).__name__
+    origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         with quiet_transformers():
             if not isinstance(model, PreTrainedModel):
                 found, commit = _unpacked(str(model), found)
-                if not Path(found).is_dir():
-                    # All files come from one commit, also if the branch moves meanwhile.
-                    commit = commit_of(found, revision)
-                    revision = commit or revision
                 _refuse_adapter(found, revision)
-            origin: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
             # The tokenizer first: it is small, and it shows whether the name is right.
             # The caller's own tokenizer stays as it is.
             own: Any = copy.deepcopy(tokenizer) or AutoTokenizer.from_pretrained(found, **origin)
@@ -123,8 +118,9 @@ def load_model(
     except InputError:
         raise
     except Exception as error:  # one message for the dozen types that the libraries raise
-        named = label if isinstance(model, PreTrainedModel) else str(model)
-        raise InputError(explained(named, error, None if commit else revision)) from error
+        raise InputError(
+            explained(label if isinstance(model, PreTrainedModel) else str(model), error)
+        ) from error
     bridge.cfg.model_name = label = name or label
     base, known = getattr(own, "vocab_size", 0), vocabulary_of(bridge)
     if base > known:
@@ -134,10 +130,10 @@ def load_model(
             ModelWarning,
             stacklevel=2,
         )
-    if commit is not None:
-        # The commit of a hub model, a file's hash, or a packaged model's package.
+    if recorded := commit or revision:
+        # A file's hash, a packaged model's package, or the commit of a hub model.
         config: Any = bridge.original_model.config
-        config._commit_hash = commit
+        config._commit_hash = recorded
     return bridge
 
 

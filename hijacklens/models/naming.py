@@ -13,29 +13,14 @@ from hijacklens.models.packaged import PACKAGED
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def check_model(name: str, revision: str | None = None) -> None:
-    """Refuse the name of a missing model; reads only the configuration of one on the hub.
-
-    Raises:
-        InputError: As for `resolve`, or the hub cannot be reached or has no such model.
-    """
-    place, _, revision = resolve(name, revision)
-    if name in PACKAGED or Path(place).exists():
-        return
-    try:
-        commit_of(place, revision)
-    except Exception as error:
-        raise InputError(explained(name, error, revision)) from error
-
-
 def resolve(model: str | Path, revision: str | None) -> tuple[str, str, str | None]:
-    """Return where to load a model from, its name for results, and the revision for the hub.
+    """Return where to load a model from, its name for results, and its commit on the hub.
 
     The first is a packaged name, a folder, a GGUF file or a hub id.
 
     Raises:
-        InputError: A folder is missing or holds no model, a package is not installed, or a name is
-            nearly that of a packaged model.
+        InputError: A folder is missing or holds no model, a package is not installed, a name is
+            nearly that of a packaged model, or the hub refuses or cannot be reached.
     """
     name, path = str(model), named_path(model, "model")
     packaged = PACKAGED.get(name)
@@ -72,7 +57,10 @@ def resolve(model: str | Path, revision: str | None) -> tuple[str, str, str | No
             f"no model is called {name!r}; did you mean the packaged {near[0]!r}? Models of the "
             "hub are named owner/name."
         )
-    return name, name, revision
+    try:
+        return name, name, commit_of(name, revision)
+    except Exception as error:
+        raise InputError(explained(name, error, revision)) from error
 
 
 def explained(name: str, error: Exception, revision: str | None = None) -> str:

@@ -190,16 +190,11 @@ def move_into_place(folder: Path, final: Path) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hide the progress bars of transformers."""
+    """Hide the progress bars of transformers; those of downloads, which take long, stay."""
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
+    with patch.object(logging, "_tqdm_active", False):
         yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 _RECORDS = json.loads(Path(__file__).with_name("packaged.json").read_text("utf-8"))

@@ -23,7 +23,7 @@ import hijacklens as hl
 from analyses.commands.group import main
 from hijacklens.facts.loading import HUB_ID, PATH_VARIABLE
 from hijacklens.models.identity import identify
-from hijacklens.models.naming import check_model
+from hijacklens.models.naming import resolve
 
 IDS = torch.tensor([tiny_tokenizer("gpt2")("Do not think of Guam. Rome is in").input_ids])
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "errors.md"
@@ -78,6 +78,11 @@ def refused(load, *args, **options) -> str:
     return text
 
 
+def check(name: str, revision: str | None = None) -> None:
+    """What commands do before they load a model."""
+    resolve(name, revision)
+
+
 # ---------------------------------------------------------------- models
 
 
@@ -125,7 +130,7 @@ def test_a_download_that_is_cut_resumes_where_it_stopped(hub, folders, logits):
     assert parts == [("", 200), (f"bytes={block}-", 206), (f"bytes={2 * block}-", 206)]
 
 
-@pytest.mark.parametrize("load", [hl.load_model, check_model], ids=["load", "check"])
+@pytest.mark.parametrize("load", [hl.load_model, check], ids=["load", "check"])
 def test_a_model_that_the_hub_refuses(load, hub, folders, monkeypatch):
     hub.add("user/gated", folders[0], gated=True)
     hub.add("user/private", folders[0], private=True)
@@ -145,7 +150,7 @@ def test_a_model_that_the_hub_refuses(load, hub, folders, monkeypatch):
 
 def test_an_adapter_on_the_hub_is_refused(hub):
     hub.add("user/adapter", {"adapter_config.json": '{"base_model_name_or_path": "gpt2"}'})
-    check_model("user/adapter")
+    check("user/adapter")
     with pytest.raises(hl.InputError, match=r"'user/adapter' holds an adapter"):
         hl.load_model("user/adapter")
 
@@ -270,7 +275,8 @@ def test_a_run_on_the_hub_is_the_run_on_files(hub, folders, tmp_path, monkeypatc
     main(["hijack", "--model", str(folders[0]), "--facts", "facts.jsonl", *same, "--out", "files"])
     one, two = hl.load_result("hub"), hl.load_result("files")
     assert one.items.drop(columns="model").equals(two.items.drop(columns="model"))
-    assert (one.models[0].name, one.models[0].revision) == ("user/run", commit)
+    (scored,) = one.settings.models
+    assert (scored.name, scored.revision) == ("user/run", commit)
 
 
 SCRIPT = """

@@ -132,6 +132,7 @@ def online() -> Iterator[None]:
     from huggingface_hub import constants
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("HF_HUB_OFFLINE", raising=False)
         for settings in constants, datasets.config:
             patch.setattr(settings, "HF_HUB_OFFLINE", False)
         yield

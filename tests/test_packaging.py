@@ -71,7 +71,9 @@ def test_the_wheel_says_what_it_is(wheel):
         assert line in text
     assert re.search(r"^Requires-Dist: transformer-lens<5,>=3\.9$", text, re.MULTILINE)
     assert (ROOT / "README.md").read_text(encoding="utf-8") in text
-    assert b"hijacklens = analyses.commands:main" in found[f"{info}/entry_points.txt"]
+    points = found[f"{info}/entry_points.txt"].decode()
+    assert "hijacklens = analyses.commands:main" in points
+    assert "[inspect_ai]\nhijacklens = analyses.adapters.inspect_ai" in points
 
 
 def test_the_source_archive_holds_what_the_readme_shows_and_the_tests(built):
@@ -82,7 +84,13 @@ def test_the_source_archive_holds_what_the_readme_shows_and_the_tests(built):
     shown = {link for link in links if not link.startswith("http")}
     assert shown
     assert shown <= names
-    assert {"Makefile", "constraints.txt", "models.txt", "LICENSE", "tests/conftest.py"} <= names
+    assert {
+        "Makefile",
+        "constraints.txt",
+        "inspect.txt",
+        "models.txt",
+        "tests/conftest.py",
+    } <= names
     assert not {name for name in names if name.startswith(("runs/", ".venv", "dist/", ".git/"))}
 
 

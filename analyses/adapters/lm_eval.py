@@ -13,7 +13,7 @@ So the numbers are those of that backend.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,17 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
+from analyses.adapters.requests import cutting, probes_of, require_spans, symbols_of
 from hijacklens.engine.engine import read
 from hijacklens.engine.reading import ReadOptions
-from hijacklens.errors import InputError, unknown
+from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.probe import spans_of
-from hijacklens.prompts.layout import mark
-from hijacklens.prompts.spans import AT, positions
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.continuing import continued
-from probes.specification import parse
 
 TASKS = Path(__file__).with_name("tasks")
 """The folder of our tasks: `lm_eval --include_path`, `TaskManager(include_path=...)`."""
-AFTER = ("last", "target")
-"""Spans of a continuation, besides `at:` positions of a context; a request has no others."""
 _Backend: Any = HFLM  # its attributes have no types
 
 
@@ -69,12 +65,9 @@ class HijacklensLM(_Backend):
     ) -> None:
         named = isinstance(pretrained, (str, Path))
         self.hooked = load_model(pretrained, device=device, dtype=dtype) if named else pretrained
-        texts = [text for text in probe.split(";") if text.strip()]
-        self.probes = tuple(parse(text).probe(model=self.hooked) for text in texts)
+        self.probes = probes_of(self.hooked, probe)
         self.spans = spans_of(self.probes)
-        for span in self.spans:
-            if span not in AFTER and not span.startswith(AT):
-                raise unknown("span of a harness request", span, [*AFTER, "all", f"{AT}0"])
+        require_spans(self.spans)
         batch = 64 if str(batch_size).startswith("auto") else int(batch_size)
         options.pop("max_batch_size", None)
         super().__init__(
@@ -84,13 +77,6 @@ class HijacklensLM(_Backend):
             batch_size=batch,
             **options,
         )
-
-    def _symbols(self, context: Sequence[int], continuation: Sequence[int]) -> TokenIds:
-        """Return the symbols of a request, which mark the spans of the probes."""
-        n, ids = len(context), [*context, *continuation]
-        answer = range(n, len(ids))
-        places = {"last": range(max(n - 1, 0), len(ids)), "target": answer}
-        return mark(ids, [places[x] if x in AFTER else positions(x, n) for x in self.spans])
 
     def _loglikelihood_tokens(
         self,
@@ -108,7 +94,7 @@ class HijacklensLM(_Backend):
                     f"a continuation has {len(continuation)} tokens, and the context window of the "
                     f"model has {self.max_length}."
                 )
-            symbols = self._symbols(context[-kept:], continuation)
+            symbols = symbols_of(context[-kept:], continuation, self.spans)
             first = len(symbols) - len(continuation)
             found = [(symbols[: first + i], token) for i, token in enumerate(continuation)]
             steps.append(found)
@@ -142,18 +128,13 @@ class HijacklensLM(_Backend):
                 )
             stops = handle_stop_sequences(options.get("until"), eos=end)
             longest = options["max_gen_toks"]
-            contexts = [
-                self._symbols(self.tok_encode(requests[i].args[0])[longest - self.max_length :], ())
-                for i in members
-            ]
-
-            def cut(text: str, stops: Sequence[str] = stops) -> str | None:
-                at = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-                return text[: min(at)] if at else None
+            encoded = (self.tok_encode(requests[i].args[0]) for i in members)
+            start = longest - self.max_length
+            contexts = [symbols_of(tokens[start:], (), self.spans) for tokens in encoded]
 
             written = continued(
                 self.hooked, contexts, ReadOptions(probes=self.probes, spans=self.spans),
-                tokens=longest, cut=cut, quiet=disable_tqdm,
+                tokens=longest, cut=cutting(stops), quiet=disable_tqdm,
             )  # fmt: skip
             texts |= {i: samples[0] for i, samples in zip(members, written, strict=True)}
         for i, text in texts.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from hijacklens.engine.growing import Growing, groups
 from hijacklens.engine.plan import Sharing
@@ -55,8 +56,8 @@ class Generation:
 
 
 @dataclass(slots=True)
-class _Draft:
-    """An answer while it is written."""
+class Draft:
+    """An answer, or the beginning of one while it is written."""
 
     prefix: TokenIds
     """The symbols of the prompt and of the answer so far."""
@@ -64,6 +65,14 @@ class _Draft:
     """The number of symbols of the prompt."""
     text: str = ""
     done: bool = False
+    """Whether the answer ended before the maximum length."""
+    logprobs: list[float] = field(default_factory=list)
+    """Log-probability of each token of the answer, in nats, whatever the temperature."""
+
+    @property
+    def tokens(self) -> list[int]:
+        """The token ids of the answer."""
+        return [symbol & TOKEN_MASK for symbol in self.prefix[self.start :]]
 
 
 def write(
@@ -112,8 +121,15 @@ def first_sentence(text: str) -> str | None:
     return text[: end.start()] if end else None
 
 
-@exclusively
 def continued(
+    model: HookedLanguageModel, prompts: Sequence[TokenIds], options: ReadOptions, **how: Any
+) -> list[list[str]]:
+    """Return the texts of `drafted`, with its arguments."""
+    return [[draft.text for draft in drafts] for drafts in drafted(model, prompts, options, **how)]
+
+
+@exclusively
+def drafted(
     model: HookedLanguageModel,
     prompts: Sequence[TokenIds],
     options: ReadOptions,
@@ -123,8 +139,8 @@ def continued(
     samples: int = 1,
     seed: int = 0,
     quiet: bool = True,
-) -> list[list[str]]:
-    """Return the texts that continue prompts, one for each sample.
+) -> list[list[Draft]]:
+    """Return the texts that continue prompts, with their tokens, one for each sample.
 
     Args:
         model: A hooked language model.
@@ -145,29 +161,30 @@ def continued(
     places = [(0,) if span in ANSWER_SPANS else () for span in options.spans]
     (answer_mark,) = mark((0,), places)
     ends, window, more = end_tokens(model), int(model.cfg.n_ctx), tokens * samples
-    texts: dict[TokenIds, list[str]] = {}
+    found: dict[TokenIds, list[Draft]] = {}
     with bar(total=len(set(prompts)), unit="prompts", label="answers", quiet=quiet) as progress:
         for group in groups(model, prompts, more=more):
             growing = Growing(model, group, options, more=more)
             for sample in range(samples):
-                drafts = [_Draft(prompt, len(prompt)) for prompt in group]
+                drafts = [Draft(prompt, len(prompt)) for prompt in group]
                 for _ in range(tokens):
                     live = [draft for draft in drafts if not draft.done]
                     if not live:
                         break
                     readings = growing.read([x.prefix for x in live], draw=(seed, sample))
                     for draft in live:
-                        token = readings[draft.prefix].top_token
+                        reading = readings[draft.prefix]
+                        token = reading.top_token
                         if token in ends:
                             draft.done = True
                             continue
                         draft.prefix = (*draft.prefix, token | answer_mark)
+                        draft.logprobs.append(reading.top_logprob)
                         draft.done = len(draft.prefix) > window
-                        said = [symbol & TOKEN_MASK for symbol in draft.prefix[draft.start :]]
-                        draft.text = model.tokenizer.decode(said, skip_special_tokens=True)
+                        draft.text = model.tokenizer.decode(draft.tokens, skip_special_tokens=True)
                         if (kept := cut(draft.text)) is not None:
                             draft.text, draft.done = kept, True
                 for prompt, draft in zip(group, drafts, strict=True):
-                    texts.setdefault(prompt, []).append(draft.text)
+                    found.setdefault(prompt, []).append(draft)
             progress.update(len(group))
-    return [texts[prompt] for prompt in prompts]
+    return [found[prompt] for prompt in prompts]

@@ -57,7 +57,7 @@ SMALL = {
 """Option or keyword -> the most of it that a run on the stand-in takes."""
 FEWER = {"limit": 20, "candidates": 4, "random_sets": 2}
 """The same for a run on the real models."""
-MENTIONED = ("git", "cd", "pip", "pytest", "ray", "source", "hf", "lm_eval", "xdg-open")
+MENTIONED = ("git", "cd", "pip", "pytest", "ray", "source", "hf", "lm_eval", "inspect", "xdg-open")
 """Commands of other programs, which pages may name and the tests do not run."""
 
 

@@ -310,10 +310,11 @@ class ShiftAccount(Result):
             f"{token!r} at {position}" if kind == "attention" else ""
             for kind, token, position in biggest[["kind", "token", "position"]].to_numpy()
         ]
+        chat = ", in a chat" if settings.prompt.templated else ""
         places = {"token": "{token}", "layer": "{layer:d}", "head": "{head:d}"}
         return Glance(
             f"{settings.title} · case {fact.case_id} ({fact.subject or fact.template}) · "
-            f"{settings.scheme.name}, dose {settings.dose} · seed {settings.seed}",
+            f"{settings.scheme.name}, dose {settings.dose}{chat} · seed {settings.seed}",
             (
                 Grid.of(parts, {"part (logits)": "{part}", **numbers}),
                 Grid.of(biggest, {"biggest parts": "{part}", **places, **numbers}),

@@ -22,6 +22,8 @@ TITLES = {
     "4": "Bring your own model, facts and scheme",
     "5": "From the one-layer model to language models",
     "6": "Which facts give way: laws of the shift",
+    "7": "A world whose facts are known: switch the hijack off",
+    "8": "What brings recall back, and what it costs",
 }
 QUICK = {
     "score": ["--limit", "6", "--out", "out"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 UNREACHABLE = {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectionError"}
-UNREACHABLE |= {"ConnectError", "ConnectTimeout", "ReadError", "ReadTimeout", "RemoteProtocolError"}
+UNREACHABLE |= {"ConnectError", "ConnectTimeout"}
+BROKEN_OFF = {"ReadError", "ReadTimeout", "RemoteProtocolError"}
 ABSENT = {"RepositoryNotFoundError", "HFValidationError"}
 
 
@@ -65,7 +66,11 @@ def hub_problem(error: BaseException, instead: str) -> str | None:
             "the hub has had too many requests from this address (HTTP 429). Wait some minutes; "
             "logging in (`hf auth login`) raises the limit.",
         ),
-        (status >= 500, f"the hub fails (HTTP {status}). Try again later. {instead}"),
+        (
+            status >= 500 or kinds & BROKEN_OFF,
+            f"the hub fails ({f'HTTP {status}' if status else 'the connection broke off'}). Try "
+            f"again later; complete files are kept. {instead}",
+        ),
         (
             kinds & UNREACHABLE,
             "it is not in the local cache and the hub cannot be reached. Check the network (and "

@@ -222,7 +222,7 @@ def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable
         commit = commit_of(name, revision, "dataset")
         loaded = datasets.load_dataset(name, revision=commit)
     except Exception as error:  # datasets raises a different type for each way to fail
-        text = " ".join(str(error).split()).rstrip(".")
+        text = " ".join(str(error.__cause__ or error).split()).rstrip(".")
         reason = hub_problem(error, instead) or f"{text}. {instead}"
         raise InputError(f"cannot read the data set {name!r}{version}: {reason}") from error
     files = next(iter(loaded.values())).cache_files

@@ -90,6 +90,11 @@ def explained(name: str, error: Exception, revision: str | None = None) -> str:
             "architecture" in detail.lower() or "configuration class" in detail,
             f"TransformerLens has no bridge for its architecture. {detail}",
         ),
+        (
+            type(error).__name__ in ("SafetensorError", "JSONDecodeError"),
+            f"one of its files is damaged ({detail.rstrip('.')}). Copy it again; remove a model of "
+            "the hub from the local cache (`hf cache rm`) and load it again.",
+        ),
         (True, f"{detail} ({type(error).__name__})"),
     ]
     reason = hub_problem(error, instead) or next(text for fits, text in advice if fits)

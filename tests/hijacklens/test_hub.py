@@ -31,6 +31,7 @@ GATED = "it is gated. Accept its licence on its page of the hub, then log in wit
 ABSENT = "the hub has none of that name that this account may read"
 REVISION = "it has no such revision. Its page of the hub lists its branches, tags and commits."
 REFUSED = "the hub refuses the access token (HTTP 401). Log in with `hf auth login`"
+BROKEN_OFF = "the hub fails (the connection broke off). Try again later; complete files are kept."
 UNREACHABLE = "it is not in the local cache and the hub cannot be reached."
 
 
@@ -167,7 +168,7 @@ def test_the_code_of_a_model_on_the_hub_is_run_only_if_the_user_trusts_it(hub, f
 def test_a_hub_that_fails_in_the_middle(hub, folders):
     for name, ending, how, reason in (
         ("one", "model.safetensors", {"status": 503}, "the hub fails (HTTP 503). Try again later"),
-        ("two", "config.json", {"methods": ["HEAD"]}, UNREACHABLE),
+        ("two", "config.json", {"methods": ["HEAD"]}, BROKEN_OFF),
         ("three", "config.json", {"methods": ["HEAD"], "status": 403}, "HTTP 403"),
     ):
         hub.add(f"user/{name}", folders[0])
@@ -253,7 +254,9 @@ def test_a_data_set_that_the_hub_refuses(hub, monkeypatch):
     assert text == f"cannot read the data set 'user/plain' at the revision 'v9': {REVISION}"
     assert "['east', 'west']" in refused(load, "user/several")
     hub.fail("README.md", methods=["HEAD"])
-    assert UNREACHABLE in refused(load, "user/plain")
+    assert BROKEN_OFF in refused(load, "user/plain")
+    hub.add("user/damaged", {"train.jsonl": "{"}, kind="datasets")
+    assert "JSON parse error" in refused(load, "user/damaged")
     monkeypatch.setenv("HF_TOKEN", "expired")
     assert REFUSED in refused(load, "user/plain")
     assert "hl.atlas()" in refused(load, "user/absent ")
@@ -308,5 +311,14 @@ def test_a_hub_that_is_down_is_reported_within_a_minute(status, reason, hub, tmp
 
 def test_the_page_of_errors_shows_what_the_hub_says():
     page = " ".join(PAGE.read_text(encoding="utf-8").split())
-    for text in GATED, ABSENT, REVISION, REFUSED, UNREACHABLE, "(HTTP 429)", "(HTTP 503)":
+    for text in (
+        GATED,
+        ABSENT,
+        REVISION,
+        REFUSED,
+        BROKEN_OFF,
+        UNREACHABLE,
+        "(HTTP 429)",
+        "(HTTP 503)",
+    ):
         assert text in page

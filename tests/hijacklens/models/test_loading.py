@@ -348,7 +348,7 @@ def test_weights_cut_short(tmp_path):
     folder = save("llama", tmp_path)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    has(refused(folder), str(folder))
+    has(refused(folder), str(folder), "one of its files is damaged")
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.self_attn.v_proj.weight"])

@@ -22,16 +22,14 @@ DETAILS = ("ties", "clusters", "clustered_low", "clustered_high", "design_effect
 METADATA = ("relation_id", "subject", "scheme", "dose", "score_true", "score_false", "top_token")
 
 
-def files(run: Run, *, organization: str) -> dict[str, str]:
+def files(run: Run) -> dict[str, str]:
     """Return path -> text: an aggregate and its instances for each model."""
     return {
-        path: text
-        for name, model in run.models.items()
-        for path, text in _model(run, name, model, organization)
+        path: text for name, model in run.models.items() for path, text in _model(run, name, model)
     }
 
 
-def _model(run: Run, name: str, model: ScoredModel, organization: str) -> Iterator[tuple[str, str]]:
+def _model(run: Run, name: str, model: ScoredModel) -> Iterator[tuple[str, str]]:
     created = str(int(run.created.timestamp()))
     developer, _, short = name.rpartition("/")
     shared = {"schema_version": SCHEMA, "evaluation_id": f"hijacklens/{name}/{created}"}
@@ -52,7 +50,7 @@ def _model(run: Run, name: str, model: ScoredModel, organization: str) -> Iterat
         "source_metadata": {
             "source_name": "hijacklens",
             "source_type": "evaluation_run",
-            "source_organization_name": organization,
+            "source_organization_name": run.organization,
             "evaluator_relationship": "other",
         },
         "eval_library": library,

@@ -18,14 +18,12 @@ from hijacklens.scoring.efficacy import RULES, Rule
 from hijacklens.scoring.result import HijackResult
 
 Kind: TypeAlias = Literal["lm-eval", "every-eval-ever", "hub", "dataset"]
-FILES: dict[str, Callable[..., Mapping[str, str | pd.DataFrame]]] = {
+FILES: dict[str, Callable[[Run], Mapping[str, str | pd.DataFrame]]] = {
     "lm-eval": lm_eval.files,
     "every-eval-ever": every_eval_ever.files,
     "hub": hub.evaluations,
     "dataset": hub.data_set,
 }
-OPTIONS = {"hub": "dataset", "every-eval-ever": "organization"}
-"""Kind -> the option that it takes."""
 
 
 def export(
@@ -79,11 +77,9 @@ def export(
         raise InputError(f"two models of this run have the same id: {dict(ids)}.")
     if reason := _inexpressible(found, to):
         raise InputError(f"{to} cannot express this run: {reason}")
-    texts = {"dataset": dataset, "organization": organization}
-    for name, text in texts.items():
-        utf8(name, text, "'me/name'")
-    options = {OPTIONS[to]: texts[OPTIONS[to]]} if to in OPTIONS else {}
-    files = FILES[to](Run(found, rule, named), **options)
+    dataset = utf8("dataset", dataset, "'me/facts'")
+    organization = utf8("organization", organization, "'My laboratory'")
+    files = FILES[to](Run(found, rule, named, dataset, organization))
     place = named_path(folder, "folder")
     existing = [str(place / path) for path in files if (place / path).exists()]
     if existing and not overwrite:

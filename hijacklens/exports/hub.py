@@ -18,13 +18,13 @@ from hijacklens.results.glance import drawn, printable
 from hijacklens.scoring.result import MEANING
 
 
-def evaluations(run: Run, *, dataset: str) -> dict[str, str]:
+def evaluations(run: Run) -> dict[str, str]:
     """Return path -> text, in the folder `<owner>/<model>` of each model.
 
     Raises:
         InputError: The id of a model or of the benchmark's data set is missing or not allowed.
     """
-    _require_id("the benchmark's data set", dataset, "--dataset (dataset=)")
+    _require_id("the benchmark's data set", run.dataset, "--dataset (dataset=)")
     found = {}
     for name, model in run.models.items():
         _require_id(f"the model {model.name}", name, f"--id {model.name}=OWNER/NAME (ids=)")
@@ -34,7 +34,7 @@ def evaluations(run: Run, *, dataset: str) -> dict[str, str]:
         )
         entries = [
             EvalResultEntry(
-                dataset_id=dataset,
+                dataset_id=run.dataset,
                 task_id=part.task,
                 value=score.value,
                 date=run.created.isoformat(),

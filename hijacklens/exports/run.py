@@ -57,6 +57,8 @@ class Run:
     rule: Rule
     models: Mapping[str, ScoredModel]
     """Id on the hub, or the name if none is given -> the model."""
+    dataset: str
+    organization: str
 
     @cached_property
     def items(self) -> pd.DataFrame:

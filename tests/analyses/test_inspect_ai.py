@@ -48,7 +48,10 @@ def store(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("scheme", "rule", "probe"),
-    [("do-not-think", "first", ""), ("do-not-think-other", "mean", PROBE)],
+    [
+        pytest.param("do-not-think", "first", "", marks=pytest.mark.slow),
+        ("do-not-think-other", "mean", PROBE),
+    ],
 )
 def test_twenty_facts_have_the_scores_of_hijack(scheme, rule, probe, folder, name, tmp_path, store):
     (log,) = run_inspect(
@@ -130,6 +133,7 @@ def test_what_generation_cannot_do_is_refused(arguments, messages, config, reaso
         anyio.run(api.generate, messages, [], "none", GenerateConfig(**config))
 
 
+@pytest.mark.slow
 def test_other_providers_are_refused(tmp_path):
     (log,) = run_inspect(
         hijack(limit=1), model="mockllm/model", log_dir=str(tmp_path), display="none"

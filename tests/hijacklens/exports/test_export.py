@@ -186,7 +186,7 @@ def test_names_of_models_and_schemes_do_not_leave_the_folder(to, tmp_path):
 
 def test_the_command_writes_several_kinds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    made_up_run(schemes=("think",)).save("runs/first")
+    made_up_run(schemes=("think",), doses=(0, 1)).save("runs/first")
     line = ["export", "runs/first", "--to", "dataset", "--to", "hub", "--out", "out"]
     line += ["--id", "alpha=me/alpha", "--id", "beta=me/beta", "--dataset", "me/facts"]
 

@@ -94,7 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     for path in sorted(NOTEBOOKS.glob("*.py")):
         if path.name.startswith(tuple(options.names) or ""):
-            nbformat.write(for_colab(path), COLAB / f"{path.stem}.ipynb")
+            if options.to == RENDERED:
+                nbformat.write(for_colab(path), COLAB / f"{path.stem}.ipynb")
             print(write(run(path), path.stem, options.to))
 
 

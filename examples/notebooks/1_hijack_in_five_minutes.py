@@ -62,7 +62,8 @@ facts[0]
 
 # %%
 result = hl.hijack(model, facts, schemes=["do-not-think"], doses=range(4))
-result.summary().round(3)
+columns = ["dose", "n", "efficacy", "efficacy_low", "efficacy_high", "retention", "mean_shift"]
+result.summary()[columns].round(3)
 
 # %%
 result.plot()

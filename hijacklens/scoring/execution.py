@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from hijacklens.engine.engine import read
 from hijacklens.engine.plan import SHARINGS, Sharing
 from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests, ignore
-from hijacklens.errors import choice, whole_number
+from hijacklens.errors import InputError, choice, whole_number
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
@@ -38,9 +38,10 @@ class Execution:
     sharing: Sharing = "auto"
     """How prompts share computed prefixes: `plain`, `packed`, `cached`, or `auto`, which takes the
     cheapest of the three (`hijacklens.engine.plan`)."""
-    engine: str | RayEngine | Replicas = "local"
+    engine: str | RayEngine | Replicas | LocalModel = "local"
     """`"local"` runs the model in this process, a `RayEngine` on workers that each load the model;
-    `Replicas` are workers that are already running (`hijacklens.workers.workers`)."""
+    `Replicas` are workers that are already running (`hijacklens.workers.workers`), and a
+    `LocalModel` is a model whose weights are known (`held`)."""
     store: Store | str | Path | bool = True
     """Where finished readings are kept and looked up, so that an interrupted run resumes and
     nothing is computed twice: True for the file in the cache folder, False for no store, or a path
@@ -50,7 +51,7 @@ class Execution:
 
     def __post_init__(self) -> None:
         choice("sharing", self.sharing, SHARINGS)
-        if not isinstance(self.engine, (RayEngine, Replicas)):
+        if not isinstance(self.engine, (RayEngine, Replicas, LocalModel)):
             choice("engine", self.engine, ["local"], "Or pass a RayEngine(...).")
         chosen_store(self.store)
         if self.batch_tokens is not None:
@@ -71,9 +72,25 @@ class Execution:
         elif isinstance(self.engine, Replicas):
             self.engine.check(model)
             yield self.engine
+        elif isinstance(self.engine, LocalModel):
+            if model is not self.engine.model:
+                raise InputError(f"this execution is held for {self.engine.identity.name}.")
+            yield self.engine
         else:
             loaded = model.load() if isinstance(model, ModelLoader) else model
             yield LocalModel(loaded, identify(loaded))
+
+    @contextmanager
+    def held(self, model: HookedLanguageModel) -> Iterator[Execution]:
+        """Let several runs of a model share its engine, which starts once, and its hashed weights.
+
+        Nothing may change the weights meanwhile.
+
+        Raises:
+            InputError: As `running`.
+        """
+        with self.running(model) as run:
+            yield replace(self, engine=run)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,11 +142,14 @@ def search(
             doses=[pairs.dose],
             probes=probes,
             seed=pairs.seed,
-            execution=execution,
+            execution=held,
             quiet=True,
         )
 
-    with bar(total=GRADIENT_RUNS + steps, unit="runs", label=pairs.model, quiet=quiet) as progress:
+    with (
+        execution.held(model) as held,
+        bar(total=GRADIENT_RUNS + steps, unit="runs", label=pairs.model, quiet=quiet) as progress,
+    ):
         base = score()
         usable = _usable(pairs, base)
         facts = pairs.facts.where(case_ids=[pair.fact.case_id for pair in usable])

@@ -344,7 +344,7 @@ class HeadSearch(Result):
                 doses=doses,
                 probes=[probe] if heads else [],
                 seed=seed,
-                execution=execution,
+                execution=held,
                 quiet=True,
             )
 
@@ -357,7 +357,10 @@ class HeadSearch(Result):
 
         measured = ("chosen", "harm") if random_sets else ()
         total, label = 2 + 3 * random_sets, settings.model.name
-        with bar(total=total, unit="sets", label=label, quiet=quiet) as progress:
+        with (
+            execution.held(model) as held,
+            bar(total=total, unit="sets", label=label, quiet=quiet) as progress,
+        ):
             for name, (_, heads) in ablations.items():
                 results[name] = score(heads, *tested_on)
                 progress.update(1)
@@ -370,6 +373,13 @@ class HeadSearch(Result):
             for name, (_, heads) in list(ablations.items())[2:]:
                 results[name] = score(heads, *tested_on)
                 progress.update(1)
+            sets = pd.DataFrame(
+                [
+                    (name, kind, numbers(heads), harm(heads) if kind in measured else np.nan)
+                    for name, (kind, heads) in ablations.items()
+                ],
+                columns=["ablation", "kind", "heads", "harm"],
+            )
         items = pd.concat(
             [result.items.assign(ablation=name) for name, result in results.items()],
             ignore_index=True,
@@ -380,13 +390,7 @@ class HeadSearch(Result):
         scored = results[NONE].settings
         return HeadTest(
             items=items.loc[runs == len(ablations)].reset_index(drop=True),
-            sets=pd.DataFrame(
-                [
-                    (name, kind, numbers(heads), harm(heads) if kind in measured else np.nan)
-                    for name, (kind, heads) in ablations.items()
-                ],
-                columns=["ablation", "kind", "heads", "harm"],
-            ),
+            sets=sets,
             skipped=skipped.reset_index(drop=True),
             settings=HeadTestSettings(
                 **{field.name: getattr(scored, field.name) for field in fields(scored)},

@@ -249,6 +249,17 @@ def test_bad_executions(options, message):
         Execution(**options)
 
 
+def test_runs_of_a_held_execution_share_the_model(gpt2):
+    facts, other = sample_facts()[:2], load_model(tiny_model("llama"), tokenizer=gpt2.tokenizer)
+    plain = hijack(gpt2, facts, doses=[1], execution=Execution(store=False), quiet=True)
+    with Execution(store=False).held(gpt2) as held:
+        again = hijack(gpt2, facts, doses=[1], execution=held, quiet=True)
+        pd.testing.assert_frame_equal(again.items, plain.items)
+        assert again.settings.models[0].weights_hash == plain.settings.models[0].weights_hash
+        with pytest.raises(InputError, match="held for GPT2LMHeadModel"):
+            hijack(other, facts, execution=held, quiet=True)
+
+
 def test_arguments_of_the_execution_go_by_their_old_names(gpt2):
     options = {"facts": sample_facts()[:2], "doses": [1], "quiet": True}
     with pytest.warns(

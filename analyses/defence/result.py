@@ -131,8 +131,8 @@ class DefenceResult(Result):
     def plot(self) -> Figure:
         """Draw the fraction undone against the largest loss: a panel per model and scheme.
 
-        Placebos are hollow. The shaded corner has what undoes at least half at a loss of at most
-        `LIMIT`; the line joins the methods that no other beats in both.
+        Placebos are small and hollow. The shaded corner has what undoes at least half at a loss of
+        at most `LIMIT`; the line joins the methods that no other beats in both.
         """
         table = self.defences[self.defences["method"] != "nothing"]
         cells: Any = list(table.groupby(["model", "scheme"], sort=False))
@@ -141,6 +141,7 @@ class DefenceResult(Result):
                 _pareto(ax, part)
                 ax.set_title(plots.escape(f"{model}, {scheme}"), fontsize=9)
             plots.label_outer(axes, x="largest loss of retention", y="rise in efficacy undone")
+            plots.legend_below(figure, axes, columns=5)
         return figure
 
     def exhibits(self) -> list[Exhibit]:
@@ -304,19 +305,18 @@ def _made(bench: Bench, used: Sequence[Method], tuning: Any) -> dict[str, Made]:
 def _pareto(ax: Any, part: Any) -> None:
     loss = -part[["bare_retention_change", "helpful_change"]].min(axis=1).clip(upper=0)
     part = part.assign(loss=loss).sort_values(["loss", "undone"], ascending=[True, False])
-    ax.fill_between([-0.01, LIMIT], HALF, 1.1, color="#dddddd", linewidth=0)
+    ax.fill_between([-LIMIT / 2, LIMIT], HALF, 1.1, color="#dddddd", linewidth=0)
+    ax.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
     placebo = part["method"].str.startswith(PLACEBO)
-    for hollow, rows in part.groupby(placebo):
-        face = "none" if hollow else plots.COLOURS[0]
-        ax.scatter(rows["loss"], rows["undone"], s=18, facecolors=face, edgecolors=plots.COLOURS[0])
     rows = part[~placebo]
     front = rows[rows["undone"] > rows["undone"].cummax().shift(fill_value=-np.inf)]
-    ax.step(front["loss"], front["undone"], where="post", color=plots.COLOURS[1], linewidth=1)
-    for row in _records(rows):
-        at = (row["loss"], row["undone"])
-        ax.annotate(row["method"], at, fontsize=6, xytext=(3, 2), textcoords="offset points")
-    ax.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
-
-
-def _records(table: Any) -> list[dict[str, Any]]:
-    return table.to_dict("records")
+    ax.step(front["loss"], front["undone"], where="post", color="#888888", linewidth=1)
+    around = {"facecolors": "none", "edgecolors": "#888888", "label": "placebos"}
+    ax.scatter(part[placebo]["loss"], part[placebo]["undone"], s=12, **around)
+    for i, (method, row) in enumerate(rows.sort_index().groupby("method", sort=False)):
+        colour, marker = plots.series(i)
+        ax.scatter(row["loss"], row["undone"], s=26, color=colour, marker=marker, label=method)
+    # Linear up to the limit and logarithmic above it, since most methods lose little.
+    ax.set_xscale("symlog", linthresh=LIMIT, linscale=0.6)
+    ax.set_xlim(-LIMIT / 2, 1.2)
+    ax.set_xticks([0, LIMIT, 0.1, 1], ["0", f"{LIMIT:g}", "0.1", "1"])

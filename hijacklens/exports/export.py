@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -11,7 +12,7 @@ import pandas as pd
 from hijacklens.errors import InputError, choice, utf8
 from hijacklens.exports import every_eval_ever, hub, lm_eval
 from hijacklens.exports.run import Run
-from hijacklens.files import named_path, write_text
+from hijacklens.files import named_path, write_text, write_whole
 from hijacklens.results.result import load_result, staged
 from hijacklens.results.stored import write_table
 from hijacklens.scoring.efficacy import RULES, Rule
@@ -93,7 +94,7 @@ def export(
             if isinstance(content, str):
                 write_text(scratch / path, content)
             else:
-                write_table(content, scratch / path)
+                write_whole(scratch / path, partial(write_table, content))
     return [place / path for path in files]
 
 

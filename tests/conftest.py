@@ -1,4 +1,4 @@
-"""Shared fixtures. Nothing in the tests may reach the network; they have a hub of their own."""
+"""Shared fixtures. Nothing in the tests may reach the network; they use a local hub."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ UNSUPPORTED = (
 
 
 def _ours(registered: T) -> T:
-    """Return a function that Inspect registers under `hijacklens/`: it goes by the module."""
+    """Let Inspect register a function under `hijacklens/`, as it does for our module."""
     registered.__module__ = "hijacklens"
     return registered
 

@@ -96,6 +96,9 @@ def command(
         raise InputError("law needs a dose above 0, such as --doses 0-1.")
     named = "-".join(Path(name).name for name in models) or "exact"
     path = folder.check(run_name(f"law-{named}", loading, facts))
+    from hijacklens.world.trained import load_world
+
+    trained = None if world is None else load_world(world)
 
     import pandas as pd
 
@@ -104,7 +107,6 @@ def command(
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
     from hijacklens.store.store import chosen_store
-    from hijacklens.world.trained import load_world
 
     tables, title = [], ""
     if bits is not None:
@@ -115,8 +117,8 @@ def command(
         task, title = ConceptTask(bits=bits, length=12), f"latent concept task of {bits} bits"
         averaging = OneLayerTransformer.from_weights(memory.theorem_1(task), length=40)
         tables = [law.exact(task, each, seed=facts.seed) for each in (None, averaging)]
-    elif world is not None:
-        trained, title = load_world(world), "pocket world"
+    elif trained is not None:
+        title = "pocket world"
         by = (None, loading.load(str(trained.model)))
         counts = [dose for dose in doses if dose]
         tables = [law.exact(trained.world, x, doses=counts, seed=facts.seed) for x in by]

@@ -75,9 +75,12 @@ def exact(
         return score(prompt).detach().double().log_softmax(1)
 
     bare = read(tokens)
-    # The exact rule takes the last token of a context for informative, which a cue's is not.
-    alone = read(torch.cat([cue, tokens[:, -1:]], 1)) - read(tokens[:, -1:])
-    embeddings = torch.eye(task.vocab) if model is None else model.W_E.detach()
+    if model is None:
+        # The exact rule takes the last token of a context for informative, which a cue's is not.
+        alone = read(torch.cat([cue, tokens[:, -1:]], 1)) - read(tokens[:, -1:])
+        embeddings = torch.eye(task.vocab)
+    else:
+        alone, embeddings = read(cue), model.W_E.detach()
     mention = embeddings[cue].mean(1)
     columns = {
         "tokens_query": torch.full((facts,), task.length),
@@ -87,7 +90,6 @@ def exact(
         "similarity_targets": cosine_similarity(embeddings[true], embeddings[false]),
     }
     hijacked = {dose: read(torch.cat([cue.repeat(1, dose), tokens], 1)) for dose in doses}
-    alone = alone if model is None else read(cue)
     table = _table(torch.stack([true, false], 1), bare, alone, hijacked, columns)
     name = "exact posterior" if model is None else "one-layer"
     labels = [str(label) for label in range(task.vocab)]

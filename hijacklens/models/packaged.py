@@ -193,7 +193,8 @@ def quiet_transformers() -> Iterator[None]:
     """Hide the progress bars of transformers; those of downloads, which take long, stay."""
     from transformers.utils import logging
 
-    with patch.object(logging, "_tqdm_active", False):
+    # `disable_progress_bar` would hide those of downloads, too.
+    with patch.object(logging, "_tqdm_active", False, create=True):
         yield
 
 

@@ -36,7 +36,7 @@ TOKEN = "hf_of_the_tests"
 
 @dataclass
 class Repository:
-    """A repository: the files of every commit, and the commits that names stand for."""
+    """A repository: the files of every commit, and the commit to which each name refers."""
 
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)

@@ -58,6 +58,7 @@ SHARED: dict[str, str] = {
     **dict.fromkeys(("models", "schemes", "probes", "facts", "completion"), "listing"),
     **dict.fromkeys(("compare", "report", "show", "export", "cache"), "saved"),
     **dict.fromkeys(("ask", "trace"), "one_fact"),
+    **dict.fromkeys(("train", "world"), "training"),
 }
 """Command -> the module that it shares with others."""
 

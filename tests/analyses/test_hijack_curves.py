@@ -10,6 +10,7 @@ from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
+from analyses.paper import answers_over_facts
 from analyses.paper.example_answers import AnswerSettings, answers, draw_answers
 from analyses.paper.hijack_curves import (
     COLUMNS,
@@ -242,3 +243,35 @@ def test_the_answers_have_the_size_of_the_model_and_their_prompts_as_labels(benc
 
 def test_the_relations_are_in_the_order_of_the_paper():
     assert RELATIONS == ("P103", "P131", "P190", "P641")
+
+
+class TestAnswersOverFacts:
+    """Whether the first token of a target is the most likely one, fact by fact."""
+
+    def test_it_is_that_of_the_items(self, bench):
+        settings = answers_over_facts.LikelySettings(limit=4)
+        table = answers_over_facts.most_likely(settings, bench)
+        assert list(table["model"].unique()) == list(dict.fromkeys(bench.models))
+        assert len(table) == 2 * 4 * 2
+        assert not (table["true"] & table["false"]).any()
+        model = bench.language_model(bench.models[0])
+        for row in table[table["model"] == bench.models[0]].itertuples():
+            (fact,) = bench.scored.where(case_ids=[row.case_id])
+            text = f"Do not think of {fact.target_false}. " * row.dose + fact.prompt
+            found = hl.answer(model, text, targets=(fact.target_true, fact.target_false))
+            assert [row.true, row.false] == [side.rank == 0 for side in found.targets]
+        answers_over_facts.draw_most_likely(table, settings)
+
+    def test_its_checks_cluster_by_relation(self):
+        """Two relations of two facts whose false target becomes likeliest on 1 and on 2 facts."""
+        after = {0: (0, 0, 0, 0), 1: (1, 0, 1, 1)}
+        table = pd.DataFrame(
+            {"model": "m", "relation_id": "ab"[case // 2], "case_id": case, "dose": dose}
+            | {"false": likely, "true": 1 - likely}
+            for dose, cases in after.items()
+            for case, likely in enumerate(cases)
+        )
+        more, less = (check.judge(table, "full") for check in answers_over_facts.ANALYSES[0].checks)
+        # Relation means of 1/2 and 1: t(1) = 12.706 times 1/4.
+        assert more.value == 0.75 and more.low == pytest.approx(0.75 - 12.706 / 4, abs=1e-3)
+        assert (less.value, less.high) == (-more.value, -more.low)

@@ -1,8 +1,8 @@
-"""Sabotages of `analyses.paper.hijack_curves` and `example_answers`, on a tiny random model."""
+"""Sabotages of the figures that hijack language models, on a tiny random model."""
 
 from __future__ import annotations
 
-from analyses.paper import example_answers, hijack_curves
+from analyses.paper import answers_over_facts, example_answers, hijack_curves
 from probes import attention
 from sabotages import Sabotage
 
@@ -20,7 +20,8 @@ def blind_model(monkeypatch):
     def broken(model, facts, **options):
         return HIJACK(model, facts, probes=[blind], **options)
 
-    monkeypatch.setattr(hijack_curves, "hijack", broken)
+    for module in (hijack_curves, answers_over_facts):
+        monkeypatch.setattr(module, "hijack", broken)
 
 
 def empty_contexts(monkeypatch):
@@ -69,6 +70,14 @@ SABOTAGES = (
             patch=blind_model,
         )
         for name, how, changes, claims in (
+            (
+                "fig1-facts",
+                "",
+                {"limit": 6},
+                tuple(
+                    f"after one sentence the first token of the {of}" for of in ("false", "true")
+                ),
+            ),
             ("fig2a", "", FEW, (f"{RISES},", f"{RISES} by each", "five sentences raise")),
             (
                 "fig2b",

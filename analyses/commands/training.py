@@ -1,10 +1,11 @@
-"""`hijacklens train`: one-layer models on latent concept association (paper, sections 4 and 5)."""
+"""`hijacklens train` and `hijacklens world`: train models whose data are known exactly."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import itertools
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 
@@ -13,6 +14,9 @@ from analyses.commands.options import Overwrite, out_option
 from analyses.commands.screen import Output, records
 from hijacklens.errors import InputError, unknown
 from hijacklens.files import check_folder
+from hijacklens.world.trained import Recipe as WorldRecipe
+from hijacklens.world.trained import check_world_folder
+from hijacklens.world.world import World
 
 TASK = ("bits", "omega", "beta", "length", "support")
 HOW = ("out", "device", "overwrite", "checkpoint_seconds")
@@ -61,7 +65,7 @@ class TrainingChoice:
 @declared(
     "folder", "files", "task", "recipe", "seeds", "summary", "best_learning_rate", "bayes_loss"
 )
-def command(*, choice: TrainingChoice, output: Output) -> None:
+def train(*, choice: TrainingChoice, output: Output) -> None:
     """Train one-layer transformers on latent concept association, all seeds and rates at once.
 
     The table has a row per learning rate and seed, with three accuracies on the same fresh
@@ -106,9 +110,9 @@ def command(*, choice: TrainingChoice, output: Output) -> None:
     recipe = Recipe(**settings)
     recipe.runs(task)
 
-    from hijacklens.one_layer.training import train
+    from hijacklens.one_layer import training
 
-    result = train(task, recipe, quiet=output.quiet, **how)
+    result = training.train(task, recipe, quiet=output.quiet, **how)
     output.show_saved(
         choice.out,
         result.glance(),
@@ -119,3 +123,102 @@ def command(*, choice: TrainingChoice, output: Output) -> None:
         best_learning_rate=result.best_learning_rate,
         bayes_loss=result.bayes_loss,
     )
+
+
+def _choice(record: Any) -> Any:
+    """Return a record with an option for each knob of another record."""
+    made = []
+    for each in fields(record):
+        name = each.name.replace("_", "-")
+        flags = [f"--{name}/--no-{name}"] if isinstance(each.default, bool) else []
+        kind = Annotated[type(each.default), option(each.metadata["help"], *flags)]
+        made.append((each.name, kind, each.default))
+    return make_dataclass(f"{record.__name__}Choice", made, frozen=True, kw_only=True)
+
+
+if TYPE_CHECKING:
+    from hijacklens.world.trained import Recipe as RecipeChoice
+    from hijacklens.world.world import World as WorldChoice
+else:
+    WorldChoice, RecipeChoice = _choice(World), _choice(WorldRecipe)
+
+
+@click.command("world")
+@declared("folders", "worlds")
+def world(
+    *,
+    out: Annotated[Path, out_option("Folder for the files.")],
+    vary: Annotated[
+        tuple[str, ...],
+        option(
+            "Train one world per value, each in a folder below --out. Repeatable, for all "
+            "combinations.",
+            metavar="NAME=V1,V2,...",
+        ),
+    ] = (),
+    knobs: WorldChoice,
+    recipe: RecipeChoice,
+    overwrite: Overwrite = False,
+    output: Output,
+) -> None:
+    """Train a small language model on the pocket world, whose distribution is known exactly.
+
+    The model is an ordinary GPT-2 with a tokenizer of whole words, in a folder that every other
+    command takes as --model; facts.jsonl is for --facts. With --sharing 0 facts and related talk
+    share no documents, and nothing else changes. The same command resumes an interrupted training
+    and ends with the same weights.
+
+    Writes into the folder: world.json (knobs, recipe, losses), facts.jsonl, model/, and
+    checkpoints/step-000650/ and so on.
+
+    \b
+    Examples:
+      hijacklens world --out runs/pocket
+      hijacklens hijack --model runs/pocket/model --facts runs/pocket/facts.jsonl --doses 0-3
+      hijacklens world --vary sharing=0,0.5,1 --vary seed=0,1,2 --out runs/sharing
+    """  # noqa: D301
+    settings = {**asdict(knobs), **asdict(recipe)}
+    plan: dict[Path, tuple[World, WorldRecipe]] = {}
+    for changes in itertools.product(*(_values(text, settings) for text in vary)):
+        here = {**settings, **dict(changes)}
+        name = "_".join(
+            f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}"
+            for name, value in changes
+        )
+        made = World(**{f.name: here[f.name] for f in fields(World)})
+        plan[out / name] = made, WorldRecipe(**{f.name: here[f.name] for f in fields(WorldRecipe)})
+    for folder, (one, how) in plan.items():
+        check_world_folder(folder, one, how, overwrite=overwrite)
+
+    from hijacklens.world.training import train_world
+
+    worlds = []
+    for folder, (one, how) in plan.items():
+        done = train_world(one, how, out=folder, overwrite=overwrite, quiet=output.quiet)
+        output.show(done.glance())
+        worlds.append({"world": one.record(), "recipe": asdict(how), **done.scores})
+    folders = [str(folder) for folder in plan]
+    output.show(folders=folders, worlds=worlds)
+
+
+def _values(text: str, settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the pairs (name, value) of a text such as `sharing=0,1`."""
+    name, _, values = text.partition("=")
+    name = name.strip().removeprefix("--").replace("-", "_")
+    if name not in settings:
+        raise unknown("setting in --vary", name, settings, "Write it as sharing=0,1.")
+    kind = type(settings[name])
+    words = [word.strip() for word in values.split(",") if word.strip()]
+    try:
+        if kind is bool:
+            found = [{"true": True, "false": False}[word.lower()] for word in words]
+        else:
+            found = [kind(word) for word in words]
+    except (ValueError, KeyError):
+        found = []
+    if not found or len(set(found)) < len(found):
+        raise InputError(
+            f"--vary {text!r} has no values of {name}, or one twice; write values such as "
+            f"{name}={settings[name]} with commas between them."
+        )
+    return [(name, value) for value in found]

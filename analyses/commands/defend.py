@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import click
@@ -96,8 +95,7 @@ def command(
         raise InputError(f"--dose is {prompts.doses}; a defence is tested at one dose above 0.")
     get_scheme(tune_scheme)
     loading.check(*models)
-    named = "-".join(Path(name).name for name in models)
-    path = folder.check(run_name(f"defend-{named}", loading, facts))
+    path = folder.check(run_name("defend", *models, loading=loading, form=facts))
 
     from analyses.defence import Protocol, defend
     from analyses.defence.methods import load_method

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import click
@@ -129,7 +128,7 @@ def command(
     scheme = get_scheme(search.scheme)
     test_schemes = [get_scheme(name) for name in test.schemes] or [scheme]
     doses = [search.dose] if test.doses is None else read_doses(test.doses)
-    path = folder.check(run_name(f"heads-{Path(name).name}", loading, facts))
+    path = folder.check(run_name("heads", name, loading=loading, form=facts))
     check_size(search.size, search.candidates)
     loading.check(name)
     all_facts = facts.load()

@@ -126,7 +126,9 @@ def command(
     generating.check()
     if generating.generate and execution.engine != "local":
         raise InputError("--generate needs --engine local, since answers are generated here.")
-    path = folder.check(run_name("-".join(labels), loading, facts, probes), models=models)
+    path = folder.check(
+        run_name(*models, loading=loading, form=facts, probes=probes), models=models
+    )
     if execution.engine == "local":  # workers may have other folders and devices
         loading.check(*models)
     scored = facts.load()

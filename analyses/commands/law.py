@@ -94,8 +94,7 @@ def command(
         )
     if max(doses) == 0:
         raise InputError("law needs a dose above 0, such as --doses 0-1.")
-    named = "-".join(Path(name).name for name in models) or "exact"
-    path = folder.check(run_name(f"law-{named}", loading, facts))
+    path = folder.check(run_name("law", *models or ["exact"], loading=loading, form=facts))
     from hijacklens.world.trained import load_world
 
     trained = None if world is None else load_world(world)
@@ -133,12 +132,13 @@ def command(
                 f"--run {place} holds no scores of these facts; give the --facts, --limit, "
                 "--seed, --opening, --joining and --chat of that run."
             )
+    dtype = "" if loading.dtype == "float32" else f", {loading.dtype}"
     how = execution.load()
     store = chosen_store(how.store)
     for name in models:
         output.loading(name)
         model = loading.load(name)
-        label, title = str(model.cfg.model_name), record.title
+        label, title = str(model.cfg.model_name), record.title + dtype
         own = [run for run in saved if label in {one.name for one in run.settings.models}]
         if saved and not own:
             raise InputError(f"no --run has scored {label}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import click
@@ -278,8 +277,8 @@ def trace(
     from hijacklens.prompts.schemes import get_scheme
 
     rule = get_scheme(scheme)
-    label = f"trace-{Path(name).name}-{'own' if case is None else case}"
-    path = folder.check(run_name(label, loading, written, probes))
+    words = ("trace", name, "own" if case is None else str(case))
+    path = folder.check(run_name(*words, loading=loading, form=written, probes=probes))
     loading.check(name)
     facts = _fact(prompt, written, source, case)
     if facts.note:

@@ -241,15 +241,19 @@ class ModelChoice:
 _MODEL = "A packaged model (`hijacklens models`), a folder, a GGUF file, or a hub id."
 
 
-def run_name(model: str, loading: ModelChoice, form: PromptForm, probes: Sequence[Any] = ()) -> str:
-    """Return a name for the folder of a run, with the dtype, the probes and the chat if given.
+def run_name(
+    *words: str, loading: ModelChoice, form: PromptForm, probes: Sequence[Any] = ()
+) -> str:
+    """Return a name for the folder of a run: words and models, dtype, probes and chat.
 
-    >>> run_name("gpt2", ModelChoice(dtype="bfloat16"), PromptForm(hijack="system"))
-    'gpt2-bfloat16-chat-system'
+    >>> chat = PromptForm(hijack="system")
+    >>> run_name("law", "runs/a", "gpt2", loading=ModelChoice(dtype="bfloat16"), form=chat)
+    'law-a-gpt2-bfloat16-chat-system'
     """
+    named = [Path(word).name for word in words]
     dtype = "" if loading.dtype == "float32" else loading.dtype
     chat = f"chat-{form.hijack}" if form.hijack else ""
-    return "-".join(filter(None, [model, dtype, *(probe.kind.name for probe in probes), chat]))
+    return "-".join(filter(None, [*named, dtype, *(probe.kind.name for probe in probes), chat]))
 
 
 Model: TypeAlias = Annotated[str, model_option(_MODEL, "--model")]

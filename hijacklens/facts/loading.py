@@ -41,6 +41,7 @@ ENDINGS += tuple(f"{ending}.gz" for ending in ENDINGS[:-1])
 def load_facts(
     source: str | Path,
     *,
+    config: str | None = None,
     split: str | None = None,
     revision: str | None = None,
     joining: Joining = "auto",
@@ -57,6 +58,7 @@ def load_facts(
     Args:
         source: A file, a hub id `owner/name`, `atlas`, or `counterfact` (the file in the variable
             HIJACKLENS_COUNTERFACT, else the hub's NeelNanda/counterfact-tracing).
+        config: The configuration of a hub data set that has several.
         split: The split of a hub data set; by default the only one, or `train`.
         revision: The revision of a hub data set.
         joining: How targets join their prompts: with a space (`space`), directly (`none`), or by
@@ -89,7 +91,7 @@ def load_facts(
             f"facts file {name!r} {state}. Give a file that ends in "
             f"{', '.join(ENDINGS)}, a hub id such as {HUB_ID}, or use the embedded atlas."
         )
-    return facts_from_records(_hub_records(name, split, revision), name=name, **options)
+    return facts_from_records(_hub_records(name, config, split, revision), name=name, **options)
 
 
 def counterfact(source: str | Path | None = None, **options: Any) -> FactSet:
@@ -213,14 +215,22 @@ def _parquet_records(path: Path) -> Iterable[Record]:
         return file.read().to_pylist()
 
 
-def _hub_records(name: str, split: str | None, revision: str | None) -> Iterable[Record]:
+def _hub_records(
+    name: str, config: str | None, split: str | None, revision: str | None
+) -> Iterable[Record]:
     import datasets
 
     instead = "Name a local file, or use the embedded atlas (--facts atlas, hl.atlas())."
     version = f" at the revision {revision!r}" if revision else ""
     try:
         commit = commit_of(name, revision, "dataset")
-        loaded = datasets.load_dataset(name, revision=commit)
+        configs = datasets.get_dataset_config_names(name, revision=commit)
+        if config not in configs and (config or len(configs) > 1):
+            state = f"has no configuration {config!r}" if config else "has several configurations"
+            raise InputError(f"{name} {state}; give config= one of {', '.join(configs)}.")
+        loaded = datasets.load_dataset(name, config, revision=commit)
+    except InputError:
+        raise
     except Exception as error:  # datasets raises a different type for each way to fail
         text = " ".join(str(error.__cause__ or error).split()).rstrip(".")
         reason = hub_problem(error, instead) or f"{text}. {instead}"

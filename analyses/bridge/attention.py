@@ -25,7 +25,7 @@ from torch import Tensor
 
 from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of, one_layer
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import above, every, lowest
+from analyses.reproduction.check import FEW, above, every, lowest
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
@@ -260,8 +260,6 @@ def _follows(table: Any) -> Interval:
     return lowest([_spearman(each.mass, each.moves, *_relations(each)) for _, each in groups])
 
 
-FEW = "over the facts of the quick scale the interval is too wide"
-
 ANALYSES = (
     Analysis(
         id="bridge-attention",
@@ -289,16 +287,14 @@ ANALYSES = (
                 "exceeds uniform attention (relations like these)",
                 lambda t: _beyond(t, LANGUAGE, "strongest"),
                 0.0,
-                scales=("full",),
-                remark=FEW,
+                **FEW,
             ),
             above(
                 "over facts the shift grows with attention to the hijack, in every language model "
                 "(relations like these)",
                 _follows,
                 0.0,
-                scales=("full",),
-                remark=FEW,
+                **FEW,
             ),
         ),
     ),

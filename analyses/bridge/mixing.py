@@ -19,7 +19,7 @@ from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of
 from analyses.paper.context_mixing import WAYS, MixingSettings, mixed
 from analyses.paper.hijack_curves import RISES, CurveSettings, curves, moves, verdicts
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import above, lowest, mean, near
+from analyses.reproduction.check import FEW, above, lowest, mean, near
 from analyses.reproduction.drawing import OVER_SEEDS, WILSON, draw_intervals, draw_means
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
@@ -177,8 +177,7 @@ ANALYSES = (
                     f"fraction of tokens does with {name} (paired; relations like these)",
                     lambda t, way=way: _ahead(t, way),
                     0.0,
-                    scales=("full",),
-                    remark="over the 40 facts of the quick scale the interval is too wide",
+                    **FEW,
                 )
                 for way, name in ONE_LAYER_WAYS.items()
             ),

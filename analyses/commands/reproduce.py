@@ -74,8 +74,8 @@ def command(
 ) -> None:
     """Reproduce figures, theorems and lemmas of the paper (arXiv 2406.18400).
 
-    Each has checks that were written before it was run: a direction, or a number with a
-    tolerance. Exits with status 1 if a check fails. The same command with the same folder resumes
+    Each has checks: a direction, or a number with a tolerance. Exits with status 1 if a check
+    fails. The same command with the same folder resumes
     an interrupted run. With --list, the key `analyses` of --json has the descriptions.
 
     \b

@@ -239,6 +239,7 @@ ANALYSES = (
                 0.05,
                 scales=("full",),
                 remark="compared at the sizes of the paper only",
+                origin="own",
             ),
             below(
                 "the constructed model matches the anchors of 7.5 at every m and rate that they "

@@ -129,11 +129,6 @@ def draw_answers(table: pd.DataFrame, settings: AnswerSettings) -> Figure:
         return figure
 
 
-ONE_PROMPT = (
-    "one prompt, the same at both scales, on which the packaged models differ: the claim is "
-    "decided at full scale, where a failure is kept and explained"
-)
-
 ANALYSES = (
     Analysis(
         id="fig1",
@@ -154,8 +149,6 @@ ANALYSES = (
                     _shifts(t[t.context.isin(["question alone", "one sentence"])]).min()
                 ),
                 0.0,
-                scales=("full",),
-                remark=ONE_PROMPT,
             ),
             above(
                 "in every model some context raises the odds of Chicago (smallest over models of "

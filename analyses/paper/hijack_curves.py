@@ -26,7 +26,7 @@ from matplotlib.ticker import NullLocator
 
 from analyses.paper.example_answers import size_of
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import Check, above, below, highest, lowest, mean, paired
+from analyses.reproduction.check import FEW, Check, above, below, highest, lowest, mean, paired
 from analyses.reproduction.drawing import WILSON, draw_intervals, sideways
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
@@ -307,7 +307,7 @@ def moves(
         rules: Scoring rules; the claim must hold by each.
         only: Entries to which the claim is restricted, such as `{"relation": "P190"}`.
         about: The estimand: `these facts`, or `relations like these` for the panel `all`.
-        **more: `scales` and `remark` of a `Check`.
+        **more: Other fields of a `Check`.
     """
 
     def measure(rows: Any) -> Interval:
@@ -322,17 +322,6 @@ def moves(
 
 
 RELATIONS = ("P103", "P131", "P190", "P641")
-SATURATED = (
-    "the packaged models give way to one sentence, and further sentences of the generic scheme "
-    "hardly change their answers"
-)
-CEILING = (
-    "decided on all facts only: if one sentence turns nearly all of them, few are left to rise"
-)
-FLOOR = "decided on all facts only: if a model knows most of them, few verdicts are left to fall"
-FEW = "decided on all facts only: growth beyond one sentence is small, and quick has few facts"
-EACH = "decided on all facts only: at quick scale a relation has 25 facts, too few on their own"
-
 RISES = "one sentence raises efficacy"
 FALLS = "one sentence of the reverse lowers efficacy"
 GROWS = "five sentences raise efficacy above one sentence"
@@ -340,18 +329,11 @@ SINKS = "five sentences of the reverse lower efficacy below one sentence"
 BY_RULES = "by each of the three rules"
 
 
-def _left_open(remark: str) -> dict[str, Any]:
-    """Return the options of a check that is decided at full scale only."""
-    return {"scales": ("full",), "remark": remark}
-
-
-def _curve(
-    name: str, scheme: str, relations: tuple[str, ...], *, quick: int, open_because: str
-) -> Analysis:
+def _curve(name: str, scheme: str, relations: tuple[str, ...], *, quick: int) -> Analysis:
     """Return the analysis of one scheme, or of a reverse, whose name ends with `-true`.
 
     Several relations are pooled and also checked one by one. `quick` is the number of facts per
-    panel at quick scale; `open_because` says why the claim about five sentences is open there.
+    panel at quick scale.
     """
     up = not scheme.endswith("-true")
     pooled, each = (", relations pooled", relations) if len(relations) > 1 else ("", ())
@@ -361,11 +343,9 @@ def _curve(
     checks = (
         moves(one + pooled, (0, 1), up=up, about=about),
         moves(f"{one} {BY_RULES}{pooled}", (0, 1), up=up, rules=RULES, about=about),
-        moves(five + pooled, (1, 5), up=up, about=about, **_left_open(open_because)),
+        moves(five + pooled, (1, 5), up=up, about=about, **FEW),
         *(
-            moves(
-                f"{relation}: {one}", (0, 1), up=up, only={"relation": relation}, **_left_open(EACH)
-            )
+            moves(f"{relation}: {one}", (0, 1), up=up, only={"relation": relation}, **FEW)
             for relation in each
         ),
     )
@@ -393,11 +373,11 @@ def _analysis(
 NEAR, REVERSE = {"scheme": "near-word"}, {"scheme": "near-word-true"}
 
 ANALYSES = (
-    _curve("fig2a", "do-not-think", ("all",), quick=120, open_because=SATURATED),
-    _curve("figb1", "do-not-think-true", ("all",), quick=120, open_because=FLOOR),
-    _curve("fig2b", "relation", ("P190",), quick=40, open_because=CEILING),
-    _curve("figb2", "relation", RELATIONS, quick=25, open_because=FEW),
-    _curve("figb3", "relation-true", RELATIONS, quick=25, open_because=FLOOR),
+    _curve("fig2a", "do-not-think", ("all",), quick=120),
+    _curve("figb1", "do-not-think-true", ("all",), quick=120),
+    _curve("fig2b", "relation", ("P190",), quick=40),
+    _curve("figb2", "relation", RELATIONS, quick=25),
+    _curve("figb3", "relation-true", RELATIONS, quick=25),
     # The targets are languages, of one token each in the packaged models: the rules cannot differ.
     _analysis(
         "figb4",
@@ -406,9 +386,9 @@ ANALYSES = (
         quick=40,
         checks=(
             moves(f"near-word: {RISES}", (0, 1), up=True, only=NEAR),
-            moves(f"near-word: {GROWS}", (1, 5), up=True, only=NEAR, **_left_open(FEW)),
-            moves(f"near-word: {FALLS}", (0, 1), up=False, only=REVERSE, **_left_open(FLOOR)),
-            moves(f"near-word: {SINKS}", (1, 5), up=False, only=REVERSE, **_left_open(FLOOR)),
+            moves(f"near-word: {GROWS}", (1, 5), up=True, only=NEAR, **FEW),
+            moves(f"near-word: {FALLS}", (0, 1), up=False, only=REVERSE, **FEW),
+            moves(f"near-word: {SINKS}", (1, 5), up=False, only=REVERSE, **FEW),
         ),
     ),
 )

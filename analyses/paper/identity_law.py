@@ -257,6 +257,7 @@ ANALYSES = (
                 scales=("full",),
                 remark="at m = 3 the slope under the usual loss is a fiftieth of L / beta; with "
                 "the fewer steps of this scale the noise in the inner products is as large",
+                origin="own",
             ),
         ),
     ),

@@ -1,4 +1,4 @@
-"""Checks: claims about a figure or statement, written before the analysis is run.
+"""Checks: claims about a figure or statement, each with the range in which it holds.
 
 A check measures one number, with its confidence interval, on the table of an analysis. The claim
 passes according to its kind:
@@ -16,7 +16,7 @@ passes according to its kind:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -46,6 +46,13 @@ def scale_named(name: str) -> Scale:
         raise unknown("scale", name, SCALES)
     return scale
 
+
+FEW: Mapping[str, Any] = {
+    "scales": ("full",),
+    "few": True,
+    "remark": "undecided with the few facts of this scale",
+}
+"""Options of a direction for which the facts of the quick scale may be too few."""
 
 Measure: TypeAlias = Callable[[Any], Interval]
 """A function from the table of an analysis (a DataFrame) to a number with its interval."""
@@ -82,6 +89,9 @@ class Check:
     """The scales at which the claim is decided."""
     remark: str = ""
     """Why the claim is open at the other scales."""
+    few: bool = False
+    """Whether the other scales only have fewer facts: there the claim is open while its interval
+    has values on both sides of the bound."""
     origin: Origin | None = None
     """None for the origin that the catalogue has for the analysis."""
 
@@ -97,10 +107,12 @@ class Check:
         measured = self.measure(table)
         # Tables hold NumPy numbers; outcomes are saved as JSON.
         interval = Interval(*map(float, (measured.value, measured.low, measured.high)))
-        if scale not in self.scales:
-            state: State = "open"
+        holds = self._holds(interval)
+        decided = holds or (interval.low > self.bound or interval.high < self.bound)
+        if scale in self.scales or (self.few and decided):
+            state: State = "pass" if holds else "fail"
         else:
-            state = "pass" if self._holds(interval) else "fail"
+            state = "open"
         return Outcome(
             claim=self.claim,
             value=interval.value,

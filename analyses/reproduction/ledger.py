@@ -71,9 +71,10 @@ def write_ledger(folder: Path) -> str:
         "",
         *(_total(rows, origin) for origin in KINDS),
         f"- rows that repeat another one: {sum(bool(row['repeats']) for row in rows)}",
-        f"- runs whose checks were hashed before the run and have not changed since: {hashed} of "
-        f"{len(records)}; the others were judged again, from their saved tables, by checks that "
-        "were written or changed after them",
+        f"- runs whose checks and settings have the hash that was taken before the run: {hashed} "
+        f"of {len(records)}; the tables of the others were judged again by checks that were "
+        "written or changed later. The hash does not show that the checks were written before "
+        "similar data were seen",
         "",
         "| id | reference | models | facts | seeds | claim | kind | measured | allowed | state |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -103,9 +104,10 @@ def write_ledger(folder: Path) -> str:
     if shared:
         known = {name: value for each in shared for name, value in each.items()}
         lines += [
-            "Times exclude cached models and cached scores; `hijacklens reproduce --list` has "
-            "the cost from scratch. Settings of trained models unless a row says otherwise (all "
-            f"ours): {_listed(known)}.",
+            "Commands are written from the saved settings. A commit with + had changes that were "
+            "not committed. Times exclude cached models and cached scores; `hijacklens reproduce "
+            "--list` has the cost from scratch. Settings of trained models unless a row says "
+            f"otherwise (all ours): {_listed(known)}.",
             "",
         ]
     for record in records:
@@ -123,8 +125,8 @@ def _mark_repeats(records: list[dict[str, Any]]) -> None:
     seen: dict[Any, str] = {}
     for record in records:
         for check in record["outcomes"]:
-            numbers = [check[name] for name in ("claim", "value", "low", "high", "allowed")]
-            key = json.dumps([numbers, record["models"], record["facts"]])
+            facts = record["facts"] and record["facts"]["hash"]
+            key = (check["claim"], _number(check), *record["models"], facts)
             check["repeats"] = seen.get(key, "")
             seen.setdefault(key, record["analysis"])
 
@@ -213,8 +215,9 @@ def _settings(record: Mapping[str, Any]) -> str:
             more += f" --set {shlex.quote(f'{name}={json.dumps(value)}')}"
     hashed = {None: "made before checks were hashed", False: "changed since", True: "unchanged"}
     return (
-        f"**{record['path']}** {record['title']}. `hijacklens reproduce {record['analysis']} "
-        f"--scale {record['scale']}{more}`, {record['seconds']:.0f} s, commit {origin['commit']}, "
+        f"**{record['path']}** {record['title']}. Equal to `hijacklens reproduce "
+        f"{record['analysis']} --scale {record['scale']}{more}`, {record['seconds']:.0f} s, commit "
+        f"{origin['commit']}, "
         f"{origin['created'][:10]}, Python {origin['python']}, {made_with}. Settings (* ours): "
         f"{'; '.join(parts)}.{about} Checks: {hashed[_hashed(record)]}."
     )

@@ -7,7 +7,7 @@ import math
 import pandas as pd
 import pytest
 
-from analyses.reproduction.check import above, below, exact, mean, near
+from analyses.reproduction.check import FEW, above, below, exact, mean, near
 from hijacklens.statistics import Interval
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
@@ -27,6 +27,10 @@ CASES = {
     "not near, though the interval holds it": (near("c", fixed(0.3, 0, 1), 0.25, 0.02), "fail"),
     "no number": (above("c", fixed(math.nan, 1, 2), 0.0), "fail"),
     "no interval": (above("c", fixed(1, -math.inf, math.inf), 0.0), "fail"),
+    "few facts, undecided": (above("c", fixed(1, -1, 3), 0.0, **FEW), "open"),
+    "few facts, decided for": (above("c", fixed(1, 0.1, 3), 0.0, **FEW), "pass"),
+    "few facts, decided against": (above("c", fixed(-1, -2, -0.1), 0.0, **FEW), "fail"),
+    "few facts, nothing changed": (below("c", fixed(0, 0, 0), 0.0, **FEW), "open"),
     "not decided": (above("c", fixed(-1, -2, -1), 0.0, scales=("full",), remark="small"), "open"),
 }
 
@@ -36,7 +40,7 @@ def test_states(name):
     check, state = CASES[name]
     outcome = check.judge(TABLE, "quick")
     assert outcome.state == state
-    assert outcome.remark == ("small" if state == "open" else "")
+    assert outcome.remark == (check.remark if state == "open" else "")
 
 
 def test_the_mean_has_students_interval():

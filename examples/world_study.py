@@ -36,7 +36,7 @@ from hijacklens.world.trained import TrainedWorld
 from probes import account, attention, heads, memory_fit, patching
 from probes.memory_fit import associations
 
-DOSES = tuple(range(7))
+DOSES = tuple(range(6))
 THREE = 3
 FRESH = hl.Execution(store=False)
 
@@ -152,19 +152,29 @@ def training(folder: str, out: Path) -> pd.DataFrame:
 
 
 def draw_training(table: pd.DataFrame, out: Path) -> None:
-    """Shift and recall by step, a panel per value of sharing; means over seeds."""
+    """Shift and recall by step, a column per value of sharing, with 95% bands over seeds."""
     shared = sorted(table["sharing"].unique(), reverse=True)
-    with plots.panels(len(shared), height=2.8, share_y=True) as (figure, axes):
-        for panel, sharing in zip(axes, shared, strict=True):
-            steps: Any = table[table.sharing == sharing].groupby("step").mean(numeric_only=True)
-            for i, name in enumerate((TALK.name, NEGATION.name)):
-                colour, marker = plots.series(i)
-                panel.plot(steps.index, steps[name], marker=marker, color=colour, label=name, ms=4)
-            panel.plot(steps.index, steps["recall"], "k--", label="recall (0 to 1)")
-            panel.set(xscale="log")
-            panel.set_title(f"sharing {sharing:g}", fontsize=9)
-        plots.label_outer(axes, x="step", y="shift of three sentences (nats)")
-        plots.legend_below(figure, axes)
+    size = {"width": plots.PAGE / len(shared), "height": 2.2}
+    with plots.canvas(2, len(shared), **size) as (figure, axes):
+        for k, sharing in enumerate(shared):
+            rows = table[table.sharing == sharing]
+            above, below = axes[k], axes[k + len(shared)]
+            for panel, names in ((above, (TALK.name, NEGATION.name)), (below, ("recall",))):
+                for i, name in enumerate(names, start=2 * (panel is below)):
+                    groups = rows.groupby("step")[name]
+                    found = [mean(values) for _, values in groups]
+                    x, (colour, marker) = list(groups.groups), plots.series(i)
+                    middle = [each.value for each in found]
+                    panel.plot(x, middle, marker=marker, color=colour, label=name, ms=4)
+                    ends = [each.low for each in found], [each.high for each in found]
+                    panel.fill_between(x, *ends, color=colour, alpha=0.2, linewidth=0)
+                panel.set(xscale="log")
+            above.set_ylim(-0.3, 4.5)
+            below.set(ylim=(-0.05, 1.05), xlabel="step")
+            above.set_title(f"sharing {sharing:g}", fontsize=9)
+        axes[0].set_ylabel("shift of three\nsentences (nats)")
+        axes[len(shared)].set_ylabel("recall (fraction)")
+        plots.legend_below(figure, axes, bars="95% intervals over seeds (shaded)")
         plots.write(figure, out / "training.png")
 
 

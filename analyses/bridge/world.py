@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analyses.reproduction.analysis import Analysis
 from analyses.reproduction.check import above, exact, lowest, mean, near, paired
-from analyses.reproduction.drawing import OVER_SEEDS, draw_means
+from analyses.reproduction.drawing import draw_intervals
 from analyses.reproduction.settings import names_of, scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
@@ -151,7 +152,7 @@ def draw_switch(table: pd.DataFrame, settings: SwitchSettings) -> Figure:
         for panel, scheme in zip(axes, (TALK, NEGATION), strict=False):
             for i, sharing in enumerate(settings.sharings):
                 rows = _rows(table, scheme.name, sharing)
-                draw_means(panel, rows.groupby("dose")["shift"], i, label=f"sharing {sharing:g}")
+                _draw(panel, rows.groupby("dose")["shift"], i, f"sharing {sharing:g}")
             exact_ratio = _rows(table, scheme.name, 1.0).groupby("dose")["ratio"].mean()
             if len(exact_ratio):
                 panel.plot(
@@ -162,13 +163,19 @@ def draw_switch(table: pd.DataFrame, settings: SwitchSettings) -> Figure:
                     label="exact ratio, sharing 1",
                 )
             panel.set(title=scheme.name, xlabel="dose", ylabel="mean shift (nats)")
-            panel.set_xticks(list(settings.doses))
+            panel.set_xticks(sorted(table["dose"].unique()))
         for i, scheme in enumerate((TALK, NEGATION), start=len(settings.sharings)):
             rows = table[(table.scheme == scheme.name) & (table.dose == MOST)]
-            draw_means(axes[2], rows.groupby("sharing")["efficacy"], i, label=scheme.name)
+            _draw(axes[2], rows.groupby("sharing")["efficacy"], i, scheme.name)
         axes[2].set(title=f"dose {MOST}", xlabel="sharing", ylabel="efficacy")
-        plots.legend_below(figure, axes, bars=OVER_SEEDS.format(settings.seeds))
+        plots.legend_below(figure, axes, bars=f"95% intervals over {settings.seeds} seeds")
         return figure
+
+
+def _draw(panel: Axes, groups: Any, i: int, label: str) -> None:
+    """Draw means over seeds with their intervals as the i-th series of a panel."""
+    found = [mean(values) for _, values in groups]
+    draw_intervals(panel, list(groups.groups), found, i, label=label, capsize=2, markersize=4)
 
 
 def _rows(table: Any, scheme: str, sharing: float, dose: int | None = None) -> Any:

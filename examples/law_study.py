@@ -11,6 +11,7 @@ law and counts how often that law is selected (simulations.csv), and shuffles th
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -95,7 +96,7 @@ def repeated(make, facts: pd.DataFrame, count: int, file: Path) -> None:
 
 def interval(row: pd.Series, name: str) -> str:
     text = f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-    return text.replace("0.", ".")
+    return re.sub(r"(?<!\d)0\.", ".", text)
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -13,9 +13,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from functools import wraps
+from inspect import BoundArguments, Parameter, Signature, signature
+from itertools import count
+from typing import Any, TypeVar, cast
 
 MOST_NAMES = 24
 """Allowed names that an error lists; a model has hundreds of hooks."""
@@ -28,7 +33,10 @@ MOST = 2**63 - 1
 SHOWN = 80
 """Characters of a value that an error shows."""
 
+PACKAGES = ("hijacklens", "probes", "analyses")
+
 T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class InputError(ValueError):
@@ -75,6 +83,65 @@ def unknown(what: str, name: object, allowed: Iterable[str], hint: str = "") -> 
         listed += f" and {len(names) - MOST_NAMES} more"
     text = f"unknown {what} {name!r}{guess} Allowed: {listed or 'none exist here'}."
     return InputError(f"{text} {hint}".rstrip())
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line of the caller's own code that led here, such as a cell of a notebook."""
+    level = outside = 2
+    for level in count(2):
+        try:
+            module = sys._getframe(level - 1).f_globals.get("__name__", "")
+        except ValueError:  # no further frame
+            break
+        if module.partition(".")[0] in PACKAGES:
+            outside = level + 1
+    warnings.warn(message, category, stacklevel=outside)
+
+
+def bound(
+    name: str, form: Signature, arguments: Sequence[Any], keywords: Mapping[str, Any]
+) -> BoundArguments:
+    """Match the arguments of a call with the parameters of the function called `name`.
+
+    Raises:
+        InputError: The function has no such keyword, lacks an argument, or has too many.
+    """
+    try:
+        return form.bind(*arguments, **keywords)
+    except TypeError as error:
+        known = [each for each in form.parameters.values() if each.name != "self"]
+        needed = ", ".join(each.name for each in known if each.default is Parameter.empty)
+        hint = f"It needs {needed or 'none'}."
+        names = {each.name for each in known}
+        if not any(each.kind is Parameter.VAR_KEYWORD for each in known):
+            for keyword in keywords.keys() - names:
+                raise unknown(f"argument of {name}", keyword, names, hint) from None
+        raise InputError(f"{name}: {error}. {hint}") from None
+
+
+def strict(made: Function) -> Function:
+    """Let a call of a function or class with wrong arguments raise an `InputError` (`bound`).
+
+    >>> strict(utf8)(name="opening", valeu="Well.", example="'Well.'")
+    Traceback (most recent call last):
+    hijacklens.errors.InputError: unknown argument of utf8 'valeu'; did you mean 'value'? \
+Allowed: example, name, value. It needs name, value, example.
+    """
+    is_class, form = isinstance(made, type), signature(made)
+    inner = cast("Any", made).__init__ if is_class else made
+
+    @wraps(inner)
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return inner(*arguments, **keywords)
+        except TypeError:  # if the arguments are right, it is of another kind
+            bound(made.__name__, form, arguments[is_class:], keywords)
+            raise
+
+    if not is_class:
+        return cast("Function", call)
+    cast("Any", made).__init__ = call
+    return made
 
 
 def shown(value: object) -> str:

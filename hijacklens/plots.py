@@ -22,6 +22,7 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from hijacklens.errors import warn
 from hijacklens.statistics import Interval
 
 PAGE = 6.9
@@ -255,7 +256,7 @@ def add_fonts(figure: Figure) -> bool:
 @cache
 def warn_of_boxes() -> None:
     """Warn that letters of a figure have no font, once in a process."""
-    warnings.warn(NO_GLYPH, FigureWarning, stacklevel=2)
+    warn(NO_GLYPH, FigureWarning)
 
 
 def _fonts_with(letters: set[int]) -> Iterator[str]:

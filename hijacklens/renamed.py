@@ -10,16 +10,14 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from hijacklens.errors import InputError
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+from hijacklens.errors import Function as Function
+from hijacklens.errors import InputError, strict, warn
 
 
 def renamed(**new_names: str) -> Callable[[Function], Function]:
@@ -30,7 +28,7 @@ def renamed(**new_names: str) -> Callable[[Function], Function]:
             dataclass; the old keyword changes that field of the argument's default value.
 
     Raises:
-        InputError: On a call that gives a keyword under both names.
+        InputError: On a call that gives a keyword under both names, or wrong arguments.
 
     Warns:
         FutureWarning: On a call that uses an old name.
@@ -38,6 +36,7 @@ def renamed(**new_names: str) -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         parameters = signature(function).parameters
+        checked = function if hasattr(function, "__wrapped__") else strict(function)
 
         @wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
@@ -52,13 +51,12 @@ def renamed(**new_names: str) -> Callable[[Function], Function]:
                     default = renamed_values.get(argument, parameters[argument].default)
                     spelling += f"{type(default).__name__}({record_field}=...)"
                     value = replace(default, **{record_field: value})
-                warnings.warn(
+                warn(
                     f"{old}= is now called {spelling}; the next release drops the old name.",
                     FutureWarning,
-                    stacklevel=2,
                 )
                 renamed_values[argument] = value
-            return function(*args, **keywords, **renamed_values)
+            return checked(*args, **keywords, **renamed_values)
 
         return cast("Function", call)
 
@@ -88,10 +86,9 @@ def old_names(module: str, **new_names: str) -> Callable[[str], Any]:
         if name not in new_names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         new = new_names[name]
-        warnings.warn(
+        warn(
             f"{module}.{name} is now called {new}; the next release drops the old name.",
             FutureWarning,
-            stacklevel=2,
         )
         return getattr(sys.modules[module], new)
 

@@ -21,7 +21,13 @@ HeadAxis: TypeAlias = Literal["head", "kv_head"]
 Layers: TypeAlias = int | Iterable[int] | None
 """One layer, several, or None for all."""
 Heads: TypeAlias = int | Iterable[int | tuple[int, int]] | None
-"""Heads of every chosen layer, or pairs (layer, head) instead of layers; None for all."""
+"""Numbers are heads of every chosen layer (all by default): `[1, 2]`. Pairs (layer, head) choose
+the layers too: `[(1, 2)]`. None is all heads. `(1, 2)` without layers could mean both: refused."""
+
+WRITTEN = (
+    "give a number, several such as range(8, 12), or for heads pairs (layer, head) such as "
+    "[(8, 3)], which a command line writes as 8.3."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,7 @@ def pairs(
     Raises:
         InputError: As for `choose`.
     """
-    heads = range(n_heads) if heads is None else _items(heads)
+    heads = range(n_heads) if heads is None else _items(_unambiguous(heads, layers))
     if any(isinstance(head, tuple) for head in heads):
         if layers is not None:
             raise InputError("pairs (layer, head) choose the layers too; leave layers out.")
@@ -93,15 +99,34 @@ def pairs(
     return tuple(sites)
 
 
-def canonical(choice: Any) -> Any:
-    """Return a choice of layers or heads as None, one number, or a sorted tuple without repeats.
+def canonical(layers: Any, heads: Any) -> tuple[Any, Any]:
+    """Return a choice of layers and one of heads in a form that compares equal if they are equal.
+
+    That is None, one number, a sorted tuple of layers or pairs, or a frozenset of numbers of heads.
 
     Raises:
-        InputError: The choice holds anything but numbers, or anything but pairs of numbers.
+        InputError: A choice holds anything but numbers, or anything but pairs of numbers, or one
+            tuple of two numbers is given for heads and no layers.
     """
+    return _canonical(layers), _canonical(_unambiguous(heads, layers), frozenset)
+
+
+def _canonical(choice: Any, numbers: Any = tuple) -> Any:
     if choice is None or is_whole(choice):
         return choice if choice is None else operator.index(choice)
-    return tuple(sorted(set(_items(choice))))
+    items = sorted(set(_items(choice)))
+    return (tuple if items and isinstance(items[0], tuple) else numbers)(items)
+
+
+def _unambiguous(heads: Any, layers: Any) -> Any:
+    """Refuse one bare pair, which could also be two heads of every layer."""
+    if layers is None and isinstance(heads, tuple) and [*map(is_whole, heads)] == [True, True]:
+        first, second = map(operator.index, heads)
+        raise InputError(
+            f"heads=({first}, {second}) may mean two things; give [({first}, {second})] for head "
+            f"{second} of layer {first}, or [{first}, {second}] for these heads of every layer."
+        )
+    return heads
 
 
 def numbers(choice: Any) -> str:
@@ -119,10 +144,12 @@ def _items(choice: Any) -> list[Any]:
     if is_whole(choice):
         return [operator.index(choice)]
     items: list[Any] = []
-    for item in several("layers or heads", choice, "8, range(8, 12) or [(8, 3), (9, 1)]"):
+    if isinstance(choice, (str, float)) or not isinstance(choice, Iterable):
+        raise InputError(f"layers or heads are {shown(choice)}; {WRITTEN}")
+    for item in several("layers or heads", choice, "[8, 9]"):
         pair = isinstance(item, (tuple, list))
         if not all(map(is_whole, item if pair else [item])) or (pair and len(item) != 2):
-            raise InputError(f"{shown(item)} is not a layer or head number, nor a pair of them.")
+            raise InputError(f"{shown(item)} is not a layer or head number, nor a pair; {WRITTEN}")
         items.append(tuple(map(operator.index, item)) if pair else operator.index(item))
     if len({type(item) for item in items}) > 1:
         raise InputError(f"heads are numbers or pairs (layer, head), not both: {items}.")

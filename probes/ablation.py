@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.batches import batches
-from hijacklens.errors import InputError, choice
+from hijacklens.errors import InputError, choice, strict
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import (
     HookedLanguageModel,
@@ -39,7 +39,7 @@ from hijacklens.progress import bar
 from hijacklens.prompts.chat import prompt_of
 from hijacklens.prompts.layout import Layout, mark
 from hijacklens.prompts.prompt import Prompt
-from hijacklens.prompts.spans import EVERYWHERE, placed_atoms
+from hijacklens.prompts.spans import EVERYWHERE, check_span, placed_atoms
 from hijacklens.prompts.tokens import LocatedPrompt, locate
 from hijacklens.results.glance import Glance, Shown
 from hijacklens.sites import Heads, Layers, canonical, choose
@@ -125,6 +125,7 @@ class Ablation:
         return named
 
 
+@strict
 def ablate(
     *,
     heads: Heads = None,
@@ -137,8 +138,8 @@ def ablate(
     """Replace the outputs of heads, or of entire attention layers or MLPs, by zero or by a mean.
 
     Args:
-        heads: Query heads of each of the layers, or pairs (layer, head); None for all heads. They
-            need the site `z`.
+        heads: Query heads of each of the layers (`[1, 2]`), or pairs (layer, head) (`[(1, 2)]`);
+            None for all heads. They need the site `z`.
         layers: One layer, several, or None for all.
         site: `z` for head outputs, `attn_out` or `mlp_out` for what a layer adds to the residual
             stream. Ablating all heads of a layer leaves the bias of its output matrix (GPT-2),
@@ -165,12 +166,12 @@ def ablate(
         )
     if means is not None and means.site != site:
         raise InputError(f"the means are of {means.site}, not of {site}; make them for this site.")
-    placed_atoms([span])  # refuse an unreadable span now, not in the middle of a run
-    return Ablation(
-        site=site, layers=canonical(layers), heads=canonical(heads), means=means, span=span
-    )
+    check_span(span)
+    layers, heads = canonical(layers, heads)
+    return Ablation(site=site, layers=layers, heads=heads, means=means, span=span)
 
 
+@strict
 def mean_outputs(
     model: HookedModel,
     reference: FactSet | Sequence[Prompt | LocatedPrompt] | Layout,

@@ -149,7 +149,7 @@ def patch(
     """
     require_agreement(model, operation="patching")
     listed = [correspondences] if isinstance(correspondences, Correspondence) else correspondences
-    layers, heads = canonical(layers), canonical(heads)
+    layers, heads = canonical(layers, heads)
     sites = choose_sites(model, site, layers=layers, heads=heads).by_layer
     starts = list(accumulate((len(each.pairs) for each in listed), initial=0))
     targets = _targets(listed, starts)

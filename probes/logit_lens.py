@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from hijacklens import plots
@@ -189,6 +190,7 @@ class LogitLens(Result):
                 style: Any = plots.line(i) | {"markersize": 3.5}
                 lines.plot(at["layer"], at["difference"], label=f"dose {one}", **style)
             lines.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
+            lines.xaxis.set_major_locator(MaxNLocator(integer=True))
             lines.set_xlabel("after layer (-1: before the first)")
             lines.set_ylabel(plots.escape(f"{what}\nat the last token"))
             title = f"{self.settings.model.name}, {self.settings.scheme.name}"

@@ -22,12 +22,11 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hijacklens.errors import InputError, choice, number, one_of_type, unknown, whole_number
+from hijacklens.errors import InputError, choice, number, one_of_type, unknown, warn, whole_number
 from hijacklens.prompts.spans import FORMS, atoms
 from probes.checks import check_factor, check_heads, check_when
 
@@ -244,7 +243,7 @@ def parse(text: str) -> Specification:
     if old_names:
         new = ", ".join(f"{old} is now called {new}" for old, new in old_names.items())
         note = f"--probe {text!r}: {new}; the next release drops the old name."
-        warnings.warn(note, FutureWarning, stacklevel=2)
+        warn(note, FutureWarning)
     values = {option.replace("-", "_"): value for option, value in values.items()}
     try:  # refuse options that contradict each other, without the imports that a probe needs
         given: dict[str, Any] = {name: one.default for name, one in allowed.items()} | values
@@ -286,8 +285,10 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _heads(text: str) -> tuple[int, ...] | tuple[tuple[int, int], ...]:
-    return tuple(_two(item, ".") for item in text.split("+")) if "." in text else _numbers(text)
+def _heads(text: str) -> list[int] | tuple[tuple[int, int], ...]:
+    if "." in text:
+        return tuple(_two(item, ".") for item in text.split("+"))
+    return list(_numbers(text))
 
 
 def _two(text: str, mark: str) -> tuple[int, int]:

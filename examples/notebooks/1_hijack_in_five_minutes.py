@@ -76,7 +76,7 @@ result.plot()
 # - **retention** is the fraction with score(true) > score(false): the facts that the model still
 #   recalls.
 # - **mean_shift** is how much, on average, the false target gained on the true one, in nats.
-# - The interval is a 95% interval over *facts like these*, not over models or prompts.
+# - The interval is a 95% Wilson interval about *these facts*, not about models or prompts.
 #
 # Some summaries say that efficacy *drops* under hijacking. They use the opposite sign, so
 # hijacklens always shows both fractions.

@@ -96,8 +96,9 @@ found.growth.round(3)
 # %% [markdown]
 # ## Step 4: test on held-out facts
 #
-# We test the heads on the other half of the facts, and compare them with random sets of the same
-# size. A set of heads that undoes no more than a random set explains nothing.
+# We test the heads on the other half of the facts, and compare them with random sets: some have as
+# many heads in the same layers, and some harm bare recall as much. A set of heads that undoes no
+# more than a random set explains nothing.
 #
 # `none` is the hijacked prompt with no head ablated, `chosen` the same with the chosen heads
 # ablated. `recovered` is the fraction of the change from bare to hijacked that the ablation undoes.

@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import hijacklens as hl
 from hijacklens.probe import HookProbe
+from hijacklens.scoring import efficacy
 
 MODEL = "smollm2-135m"
 model = hl.load_model(MODEL)
@@ -65,12 +66,12 @@ mine
 
 # %%
 own = hl.hijack(model, mine, schemes=["dream"], doses=[0, 1], quiet=True)
-items = own.items.assign(margin=own.items["first_true"] - own.items["first_false"])
+items = own.items.assign(margin=efficacy.margin(own.items, "first"))
 items.pivot(index="subject", columns="dose", values="margin").round(2)
 
 # %% [markdown]
-# The numbers are in nats; above zero the true target leads. Six facts are too few for a conclusion,
-# as the wide intervals show.
+# The margin is score(false) - score(true), in nats: below zero the true target leads. Six facts are
+# too few for a conclusion, as the wide intervals show.
 
 # %%
 own.summary()[["dose", "n", "efficacy", "efficacy_low", "efficacy_high", "retention"]].round(2)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import pandas as pd
 
-from hijacklens.errors import InputError, choice, utf8
+from hijacklens.errors import InputError, choice, strict, utf8
 from hijacklens.exports import every_eval_ever, hub, lm_eval
 from hijacklens.exports.run import Run
 from hijacklens.files import named_path, write_text, write_whole
@@ -27,6 +27,7 @@ FILES: dict[str, Callable[[Run], Mapping[str, str | pd.DataFrame]]] = {
 }
 
 
+@strict
 def export(
     result: HijackResult | str | Path,
     folder: str | Path,

@@ -32,7 +32,7 @@ from typing import (
     runtime_checkable,
 )
 
-from hijacklens.errors import choice, utf8
+from hijacklens.errors import bound, choice, utf8
 
 Turn: TypeAlias = Literal["user", "system", "earlier"]
 Asker: TypeAlias = Literal["user", "assistant"]
@@ -117,14 +117,16 @@ def takes_chat(function: Callable[P, T_co]) -> Chats[P, T_co]:
     None, the default, leaves the facts as they are.
     """
     plain = signature(function)
+    added = Parameter("chat", Parameter.KEYWORD_ONLY, default=None, annotation="Chat | None")
+    form = plain.replace(parameters=[*plain.parameters.values(), added])
 
     @wraps(function)
-    def call(*arguments: Any, chat: Chat | None = None, **keywords: Any) -> T_co:
-        given = plain.bind(*arguments, **keywords)
+    def call(*arguments: Any, **keywords: Any) -> T_co:
+        given = bound(getattr(function, "__name__", ""), form, arguments, keywords)
+        chat = given.arguments.pop("chat", None)
         if chat is not None and hasattr(facts := given.arguments["facts"], "in_chat"):
             given.arguments["facts"] = facts.in_chat(chat)
         return function(*given.args, **given.kwargs)
 
-    added = Parameter("chat", Parameter.KEYWORD_ONLY, default=None, annotation="Chat | None")
-    call.__signature__ = plain.replace(parameters=[*plain.parameters.values(), added])  # type: ignore[attr-defined]
+    call.__signature__ = form  # type: ignore[attr-defined]
     return call

@@ -26,13 +26,13 @@ from hijacklens.errors import (
     is_whole,
     one_of_type,
     several,
-    unknown,
+    strict,
     utf8,
     whole_number,
 )
 from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import JOININGS, Joining
-from hijacklens.facts.relations import known_aliases, relation_id
+from hijacklens.facts.relations import known_aliases, known_relation, relation_id
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,10 +41,12 @@ if TYPE_CHECKING:
 ALIASES = ("aliases_true", "aliases_false")
 
 
+@strict
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
     """One record: subject s, relation r, prompt p, true target o* and false target o_.
 
+    White space around every text but the template is removed, as `load_facts` does.
     A pair of answers to any prompt is a fact without a subject; the first answer is true.
 
     Raises:
@@ -54,13 +56,14 @@ class Fact:
 
     case_id: int
     relation_id: str
-    """Wikidata property, such as `P190`, or the source's name for the relation; may be empty."""
+    """Wikidata property, such as `P190`, or the source's name for the relation; may be empty. The
+    name of a known relation becomes its property: `capital` is `P36`."""
     subject: str
     """Empty in a pair of answers to a prompt: the template is then the prompt itself."""
     template: str
     """The prompt with `{}` for the subject. White space at its end is part of the prompt."""
     target_true: str
-    """Usually without a leading space; `FactSet.joining` says how it joins the prompt."""
+    """`FactSet.joining` says how it joins the prompt."""
     target_false: str
     near_true: str | None = None
     """A word close in meaning to the true target (France for French), or None."""
@@ -78,9 +81,16 @@ class Fact:
             texts = (value or "" if optional else value,)
             if name in ALIASES:
                 texts = several(name, value, "('USA', 'U.S.')")
-                object.__setattr__(self, name, texts)
-            if name != "case_id" and not all(map(is_text, texts)):
+            if name == "case_id":
+                continue
+            if not all(map(is_text, texts)):
                 raise InputError(f"case {self.case_id}: {name} must be text, not {value!r:.60}.")
+            if name == "relation_id":
+                object.__setattr__(self, name, relation_id(value.strip()))
+            elif name in ALIASES:
+                object.__setattr__(self, name, tuple(text.strip() for text in texts))
+            elif name != "template" and value is not None:
+                object.__setattr__(self, name, value.strip())
         bare = not self.subject and "{}" not in self.template
         for name in ("subject", "template", "target_true", "target_false"):
             if not getattr(self, name).strip() and not (bare and name == "subject"):
@@ -93,7 +103,7 @@ class Fact:
                 f"case {self.case_id}: the template {self.template!r} must contain {{}} exactly "
                 "once, in place of the subject."
             )
-        if self.target_true.strip() == self.target_false.strip():
+        if self.target_true == self.target_false:
             raise InputError(
                 f"case {self.case_id}: the true and the false target are both "
                 f"{self.target_true!r}; they must differ."
@@ -144,6 +154,7 @@ class FactsRecord:
         return f"{self.name}{after}{f' in a {self.chat.title}' if self.chat else ''}"
 
 
+@strict
 @dataclass(frozen=True, slots=True)
 class FactSet(Sequence[Fact]):
     """An ordered, immutable set of facts with the name of its source.
@@ -226,11 +237,13 @@ class FactSet(Sequence[Fact]):
             several_ids = (relation,) if isinstance(relation, str) else relation
             known = self.relations()
             relations = {
-                relation_id(one_of_type("a relation", each, str, "'P190'"), known)
+                known_relation(
+                    one_of_type("a relation", each, str, "'P190'"),
+                    known,
+                    f"relation in {self.name}",
+                )
                 for each in several("relation", several_ids, "'P190' or a list")
             }
-            for missing in sorted(relations - set(known)):
-                raise unknown(f"relation in {self.name}", missing, known, "Names work too.")
             facts = tuple(fact for fact in facts if fact.relation_id in relations)
             skipped = tuple(row for row in skipped if row.relation_id in {"", *relations})
         if case_ids is not None:

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, strict
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
 from hijacklens.facts.joining import Joining
@@ -38,6 +38,7 @@ ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 ENDINGS += tuple(f"{ending}.gz" for ending in ENDINGS[:-1])
 
 
+@strict
 def load_facts(
     source: str | Path,
     *,

@@ -9,10 +9,13 @@ reason why a language has no single country; `aliases.csv` has other common name
 from __future__ import annotations
 
 import csv
-from collections.abc import Container
+import re
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+
+from hijacklens.errors import unknown
 
 LANGUAGE_RELATIONS = frozenset({"P37", "P103", "P364", "P407", "P1412"})
 """Relations whose targets are languages; the near word is their country."""
@@ -45,6 +48,20 @@ def relation_id(name: str, known: Container[str] = ()) -> str:
     ('P36', 'P36', 'father')
     """
     return name if name in known else _ids().get(name.strip().lower(), name)
+
+
+def known_relation(name: str, known: Collection[str], what: str = "relation") -> str:
+    """Return the id of a relation among the known ids, given by id or by name.
+
+    Raises:
+        InputError: It is not known; the message lists ids to who gave an id, otherwise names.
+    """
+    if (found := relation_id(name, known)) in known:
+        return found
+    if re.fullmatch(r"P\d+", found):
+        raise unknown(what, name, known, "Names work too.")
+    names = [relations()[each].label if each in relations() else each for each in known]
+    raise unknown(what, name, names, "Ids work too.")
 
 
 @cache

@@ -109,11 +109,16 @@ def require_text(model: HookedModel, *, operation: str) -> None:
     """Refuse a model that reads no text, such as the one-layer model.
 
     Raises:
-        InputError: The model is a name, or has no tokenizer.
+        InputError: The model is a name, or has no hooks or tokenizer.
     """
     if isinstance(model, str):
         raise InputError(
             f"{operation} needs a loaded model, not its name: hl.load_model({model!r}) gives one."
+        )
+    if not hasattr(model, "hook_dict"):
+        raise InputError(
+            f"{operation} needs a model with hooks, and this is a {type(model).__name__}; "
+            "hl.load_model(model, tokenizer=tokenizer) gives one."
         )
     if getattr(model, "tokenizer", None) is None:
         raise InputError(

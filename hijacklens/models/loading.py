@@ -15,7 +15,6 @@ get one.
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +23,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from hijacklens.errors import InputError, choice, one_of_type
+from hijacklens.errors import InputError, choice, one_of_type, warn
 from hijacklens.models.devices import device_of_model
 from hijacklens.models.hooked import vocabulary_of
-from hijacklens.models.naming import DTYPES, explained, resolve
+from hijacklens.models.naming import DTYPES, NO_TOKENIZER, explained, resolve
 from hijacklens.models.packaged import PACKAGED, gguf_folder, quiet_transformers
 from hijacklens.models.weights import load_weights
 from hijacklens.models.wrapping import wrap
@@ -82,6 +81,11 @@ def load_model(
     for option, text in (("revision", revision), ("name", name)):
         if text is not None:
             one_of_type(option, text, str, "'main'")
+    if tokenizer is not None:
+        example = "transformers.AutoTokenizer.from_pretrained('gpt2')"
+        one_of_type("tokenizer", tokenizer, PreTrainedTokenizerBase, example)
+        if not _has_vocabulary(tokenizer):
+            raise InputError(f"this {type(tokenizer).__name__} has no vocabulary; give {example}.")
     if isinstance(model, torch.nn.Module) and not isinstance(model, PreTrainedModel):
         raise InputError(_not_plain(model))
     commit = None
@@ -104,7 +108,11 @@ def load_model(
                 _refuse_adapter(found, revision)
             # The tokenizer first: it is small, and it shows whether the name is right.
             # The caller's own tokenizer stays as it is.
-            own: Any = copy.deepcopy(tokenizer) or AutoTokenizer.from_pretrained(found, **origin)
+            own: Any = copy.deepcopy(tokenizer)
+            if own is None:
+                own = AutoTokenizer.from_pretrained(found, **origin)
+                if not _has_vocabulary(own):
+                    raise InputError(f"cannot load the model {str(model)!r}: {NO_TOKENIZER}")
             if isinstance(model, PreTrainedModel):
                 plain: Any = model
                 plain.to(device=torch_device, dtype=torch_dtype)
@@ -124,17 +132,21 @@ def load_model(
     bridge.cfg.model_name = label = name or label
     base, known = getattr(own, "vocab_size", 0), vocabulary_of(bridge)
     if base > known:
-        warnings.warn(
+        warn(
             f"the tokenizer of {label!r} has {base:,} tokens and the model knows {known:,}; texts "
             "with other tokens are refused. Check that they belong together.",
             ModelWarning,
-            stacklevel=2,
         )
     if recorded := commit or revision:
         # A file's hash, a packaged model's package, or the commit of a hub model.
         config: Any = bridge.original_model.config
         config._commit_hash = recorded
     return bridge
+
+
+def _has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return whether a tokenizer has more than special tokens, all that it gets without files."""
+    return not set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids)
 
 
 def _not_plain(model: torch.nn.Module) -> str:

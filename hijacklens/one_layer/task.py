@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import PlainSerializer, PlainValidator
 from torch import Tensor
 
-from hijacklens.errors import InputError, number, shown, unknown, whole_number
+from hijacklens.errors import InputError, number, shown, strict, unknown, whole_number
 from hijacklens.one_layer import hypercube
 from hijacklens.one_layer.sampling import AliasTable
 
@@ -70,6 +70,7 @@ class MixedContexts:
     """The label of a token with probability `rate` (the false target)."""
 
 
+@strict
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConceptTask:
     """The latent concept association task.

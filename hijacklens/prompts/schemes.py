@@ -21,7 +21,7 @@ from importlib import resources
 from string import Formatter
 from typing import Literal, cast
 
-from hijacklens.errors import InputError, choice, is_text, one_of_type, shown, unknown
+from hijacklens.errors import InputError, choice, is_text, one_of_type, shown, strict, unknown
 from hijacklens.facts.fact import Fact
 from hijacklens.facts.relations import relation_id, relations
 
@@ -62,6 +62,7 @@ class SchemeRecord:
         )
 
 
+@strict
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scheme:
     """A rule that makes one sentence from a fact.
@@ -214,6 +215,7 @@ def schemes() -> dict[str, Scheme]:
     return dict(REGISTRY)
 
 
+@strict
 def add_scheme(
     name: str,
     template: str,

@@ -33,12 +33,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from difflib import get_close_matches
 
-from hijacklens.errors import InputError, is_text
+from hijacklens.errors import InputError, is_text, unknown
 
 EVERYWHERE = "all"
 TEXT, AT, TOKEN = "text:", "at:", "token:"
 OTHER_FORMS = "Other forms: text:WORDS, at:I, at:I..J, token:ID; join several with +."
+NAMES = (
+    *("all", "bos", "opening", "hijack", "mention", "query", "subject", "last", "target"),
+    *("template", "context", "cluster", "own", "label"),
+)
+"""The names that prompts and contexts have."""
 FORMS = "a name, text:WORDS, at:I, at:I..J, token:ID, all, or several joined by +"
 
 
@@ -62,6 +68,20 @@ def atoms(span: str) -> tuple[str, ...]:
         if empty or wrong_token or (part.startswith(AT) and not _is_range(part)):
             raise InputError(f"cannot read the span {span!r}; allowed: {FORMS}.")
     return tuple(dict.fromkeys(parts))
+
+
+def check_span(span: str) -> str:
+    """Return a span; refuse an unreadable one, and a name that is nearly one of `NAMES`.
+
+    Layouts may have other names, which are looked up when the probe runs.
+
+    Raises:
+        InputError: As above.
+    """
+    for part in atoms(span):
+        if part not in NAMES and get_close_matches(part, NAMES, n=1, cutoff=0.8):
+            raise unknown("span", part, NAMES, OTHER_FORMS)
+    return span
 
 
 def _is_range(part: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hijacklens.errors import InputError, utf8
+from hijacklens.errors import InputError, strict, utf8
 from hijacklens.files import RECORD, check_folder, named_path, write_text
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TITLE = "Context hijacking: a report"
 
 
+@strict
 def write_report(
     results: Result | str | Path | Sequence[Result | str | Path],
     *,

@@ -37,6 +37,12 @@ COLOURS = {"pass": "green", "fail": "red", "open": "yellow"}
 NUMBER = re.compile(r"\{\w+:(?:[^{}]*[dfgeG%,]|fraction|signed)\}")
 """The form of a column of numbers, which is aligned on the right."""
 
+UNBOUNDED = re.compile(r"\[[^],]*-inf, \+?inf\]")
+"""An interval that excludes nothing."""
+ONE = re.compile(
+    r"(?<![\d.,])1 ((?:random )?)(fact|pair|set|head|relation|layer|prompt|token|reading|row)s\b"
+)
+
 
 class Title(str):
     """A line that a terminal shows in bold."""
@@ -68,7 +74,12 @@ class Grid:
         """
         forms = columns.values()
         records = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
-        cells = (tuple(_FORMS.vformat(form, (), record) for form in forms) for record in records)
+        cells = (
+            tuple(
+                UNBOUNDED.sub("[too few facts]", _FORMS.vformat(form, (), each)) for form in forms
+            )
+            for each in records
+        )
         sides = "".join("r" if NUMBER.fullmatch(form) else "l" for form in forms)
         return cls(tuple(columns), tuple(cells), sides, title)
 
@@ -82,19 +93,21 @@ class Glance:
     tables: tuple[Grid, ...] = ()
     notes: tuple[str, ...] = ()
     """Lines below the tables."""
+    details: tuple[str, ...] = ()
+    """How the run went; only a command prints it, as `settings` has it in Python."""
     steps: tuple[str, ...] = ("summary()", "plot()", "save(folder)")
     """Methods to call next; only shown in Python."""
 
     def parts(self, name: str = "") -> Iterator[str | Grid]:
         """All lines and tables for a command, or for Python if the result's type is named."""
-        yield f"{name} · {self.what}" if name else Title(self.what)
+        yield f"{name} · {singular(self.what)}" if name else Title(singular(self.what))
         for i, table in enumerate(self.tables):
             if i and not table.title:
                 yield ""
             yield replace(table, rows=table.rows[:MOST_ROWS]) if name else table
             if name and len(table.rows) > MOST_ROWS:
                 yield f"and {len(table.rows) - MOST_ROWS} more"
-        yield from self.notes
+        yield from map(singular, self.notes if name else (*self.notes, *self.details))
         if name:
             yield f"next: {', '.join(f'.{step}' for step in self.steps)}"
 
@@ -198,6 +211,15 @@ def fraction(value: float) -> str:
     ('.250', '1.000')
     """
     return f"{value:.3f}".removeprefix("0") if value < 0.9995 else f"{value:.3f}"
+
+
+def singular(text: str) -> str:
+    """A text with "1 facts" and the like as "1 fact".
+
+    >>> singular("1 facts of 11 facts, 0.1 facts")
+    '1 fact of 11 facts, 0.1 facts'
+    """
+    return ONE.sub(r"1 \1\2", text)
 
 
 def signed(value: float) -> str:

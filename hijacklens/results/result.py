@@ -198,13 +198,14 @@ class Result(Shown, ABC):
 
 
 def load_result(folder: str | Path) -> Result:
-    """Read a saved result of any type.
+    """Read a saved result of any type from its folder, or from the `result.json` in it.
 
     Raises:
         InputError: The folder has no readable `result.json`, it does not name a type of result, or
             the files do not fit that type.
     """
-    path = named_path(folder, "folder") / RECORD
+    path = named_path(folder, "folder")
+    path = path if path.name == RECORD else path / RECORD
     record = _read_record(path)
     if record is None:
         raise InputError(

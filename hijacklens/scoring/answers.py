@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hijacklens.engine.forward import Pass
-from hijacklens.errors import InputError, choice, several, utf8, whole_number
+from hijacklens.errors import InputError, choice, several, strict, utf8, whole_number
 from hijacklens.facts.chat import Chat
 from hijacklens.facts.joining import JOININGS, Joining
 from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
@@ -55,6 +55,7 @@ class Answer:
     """The first token of each target, in the order of the targets."""
 
 
+@strict
 def answer(
     model: HookedLanguageModel,
     text: str | Prompt,

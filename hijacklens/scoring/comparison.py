@@ -21,7 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, choice, shown
+from hijacklens.errors import InputError, choice, shown, strict
 from hijacklens.facts.relations import relation_title
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
@@ -285,7 +285,8 @@ class Comparison(Result):
         if len(self.unmatched):
             first = self.unmatched.iloc[0]
             yield (
-                f"only in one side: {len(self.unmatched)} (unmatched.csv); first: {first['reason']}"
+                f"only in one side: {len(self.unmatched)} (.unmatched, unmatched.csv); first: "
+                f"{first['reason']}"
             )
 
     def findings(self) -> dict[str, Any]:
@@ -327,6 +328,7 @@ def _measures(rows: pd.DataFrame) -> tuple[str, ...]:
     return MEASURES[:3]
 
 
+@strict
 def compare(
     reference: Result | str | Path,
     other: Result | str | Path,

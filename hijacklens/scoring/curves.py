@@ -21,6 +21,16 @@ from hijacklens.results.exhibits import Drawing
 
 MODELS_PER_FIGURE = 2
 """Models in one figure of a report if each has a panel; more panels would be too small."""
+MEASURES = {
+    "efficacy": ("efficacy: fraction with false > true", "95% Wilson", 0.5),
+    "retention": ("retention: fraction with true > false", "95% Wilson", 0.5),
+    "margin": ("mean margin, false - true (nats)", "95% t", 0.0),
+}
+"""Measure -> its name on the axis, its interval, and the value without a preference."""
+BAND = "band: {}, these facts"
+ENDS = ("low", "high")
+APART = 0.008
+"""Distance of neighbouring lines, in axes: equal curves of several schemes hide nothing."""
 COLUMNS = 6
 PANEL = (1.9, 1.7)
 """Size of the panel of a relation, in inches."""
@@ -29,9 +39,15 @@ WIDEST = 30
 
 
 def dose_curves(
-    ax: Axes, table: pd.DataFrame, *, line: str, labels: Mapping[str, str], small: bool = False
+    ax: Axes,
+    table: pd.DataFrame,
+    *,
+    line: str,
+    labels: Mapping[str, str],
+    measure: str = "efficacy",
+    small: bool = False,
 ) -> None:
-    """Draw efficacy against dose with 95% intervals, a line for each name.
+    """Draw a measure against dose with 95% intervals, a line for each name.
 
     Args:
         ax: Where to draw.
@@ -39,6 +55,7 @@ def dose_curves(
         line: The column whose values are lines: `model` or `scheme`.
         labels: All values of that column in the figure, so that a name keeps its colour, with
             their labels in the legend.
+        measure: One of `MEASURES`; the table has its ends, `_low` and `_high`, too.
         small: Draw thin lines.
     """
     for i, (name, label) in enumerate(labels.items()):
@@ -46,14 +63,16 @@ def dose_curves(
         if rows.empty:
             continue
         style: Any = plots.line(i) | ({"markersize": 3.5, "linewidth": 1.2} if small else {})
-        ax.plot(rows["dose"], rows["efficacy"], label=plots.escape(label), **style)
-        ends = rows["efficacy_low"], rows["efficacy_high"]
-        ax.fill_between(rows["dose"], *ends, color=style["color"], alpha=0.15, linewidth=0)
-    ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
-    ax.set_ylim(-0.03, 1.03)
+        doses = rows["dose"] + APART * (i - (len(labels) - 1) / 2) * table["dose"].max()
+        ax.plot(doses, rows[measure], label=plots.escape(label), **style)
+        ends = (rows[f"{measure}_{end}"].replace([-math.inf, math.inf], math.nan) for end in ENDS)
+        ax.fill_between(doses, *ends, color=style["color"], alpha=0.15, linewidth=0)
+    ax.axhline(MEASURES[measure][2], color="#888888", linewidth=0.8, linestyle=":")
+    if measure != "margin":
+        ax.set_ylim(-0.03, 1.03)
 
 
-def curves(table: pd.DataFrame, rule: str) -> Figure:
+def curves(table: pd.DataFrame, rule: str, measure: str = "efficacy") -> Figure:
     """Draw a panel per model with a line per scheme, or one panel if there is one scheme."""
     panel, line = ("model", "scheme") if table["scheme"].nunique() > 1 else ("scheme", "model")
     panels = list(table[panel].unique())
@@ -61,10 +80,12 @@ def curves(table: pd.DataFrame, rule: str) -> Figure:
     labels = {name: f"{name} (n = {', '.join(map(str, n))})" for name, n in counts.items()}
     with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
         for ax, title in zip(axes, panels, strict=True):
-            dose_curves(ax, table.loc[table[panel] == title], line=line, labels=labels)
+            rows = table.loc[table[panel] == title]
+            dose_curves(ax, rows, line=line, labels=labels, measure=measure)
             ax.set(title=plots.escape(title), xlabel="dose (hijacking sentences)")
             ax.set_xticks(sorted(table["dose"].unique()))
-        axes[0].set_ylabel(f"efficacy: fraction with false > true\n(rule: {rule}, 95% interval)")
+        name, interval, _ = MEASURES[measure]
+        axes[0].set_ylabel(f"{name}\n(rule: {rule}; {BAND.format(interval)})", fontsize=9)
         plots.legend_below(figure, axes)
     return figure
 
@@ -90,7 +111,8 @@ def relation_curves(table: pd.DataFrame) -> Figure:
         for ax in axes[len(ids) :]:
             ax.set_axis_off()
         figure.supxlabel("dose (hijacking sentences)", fontsize=9)
-        figure.supylabel("efficacy: fraction with false > true (95% interval)", fontsize=9)
+        name, interval, _ = MEASURES["efficacy"]
+        figure.supylabel(f"{name} ({BAND.format(interval)})", fontsize=9)
         if len(names) > 1:
             entries = axes[0].get_legend_handles_labels()
             figure.legend(

@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 
 from hijacklens.errors import InputError, choice
-from hijacklens.statistics import clustered, clustered_fraction, half_effect, wilson
+from hijacklens.statistics import clustered, clustered_fraction, fraction, half_effect, wilson
 
 Rule = Literal["first", "sum", "mean"]
+Measure = Literal["efficacy", "retention", "margin"]
 RULES: tuple[Rule, ...] = ("first", "sum", "mean")
 KEYS = ("model", "scheme", "dose", "rule", "relation", "facts")
 CLUSTERED = ("clusters", "clustered_low", "clustered_high", "design_effect")
@@ -88,6 +89,25 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
     ends = wilson(table["false_wins"].to_numpy(), table["n"].to_numpy())
     table["efficacy_low"], table["efficacy_high"] = ends
     return _ordered(table, items).loc[:, list(SUMMARY_COLUMNS)]
+
+
+def about_these_facts(items: pd.DataFrame, rule: Rule, measure: Measure) -> pd.DataFrame:
+    """Return a measure with its 95% interval about these facts: a row per model, scheme and dose.
+
+    Columns: `n`, the measure, and its ends `_low` and `_high` (Wilson; for the mean `margin`, in
+    nats, Student's t, infinite for one fact).
+    """
+    rows = []
+    groups: Any = margins(items, rule).groupby(["model", "scheme", "dose"], sort=False)
+    for (model, scheme, dose), facts in groups:
+        if measure == "margin":
+            found = clustered(facts["margin"].to_numpy())
+        else:
+            wins = facts["false_wins" if measure == "efficacy" else "true_wins"]
+            found = fraction(int(wins.sum()), len(wins))
+        row = {"model": model, "scheme": scheme, "dose": dose, "n": len(facts)}
+        rows.append(row | found.columns(measure))
+    return pd.DataFrame(rows)
 
 
 def relation_label(relation_id: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from hijacklens.engine.engine import read
 from hijacklens.engine.plan import SHARINGS, Sharing
 from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests, ignore
-from hijacklens.errors import InputError, choice, whole_number
+from hijacklens.errors import InputError, choice, strict, whole_number
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
@@ -23,6 +23,7 @@ from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine, Replicas
 
 
+@strict
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Execution:
     """How scores are computed; in float32 no setting changes a score by more than 1e-4 nats.

@@ -20,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, one_of_type, shown
+from hijacklens.errors import InputError, one_of_type, shown, strict
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import HookedLanguageModel, require_text
 from hijacklens.models.identity import identify
@@ -190,6 +190,7 @@ def _ends(name: str, hits: pd.Series, clusters: pd.Series) -> dict[str, float | 
     return dict(zip((f"{name}_low", f"{name}_high"), ends, strict=True))
 
 
+@strict
 def answers(
     model: HookedLanguageModel,
     facts: FactSet,

@@ -9,7 +9,7 @@ from typing import Any
 
 from hijacklens.engine.reading import Readings, ReadOptions
 from hijacklens.engine.trie import Trie
-from hijacklens.errors import InputError, one_of_type, several, whole_number
+from hijacklens.errors import InputError, is_whole, one_of_type, several, whole_number
 from hijacklens.facts.chat import takes_chat
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.hooked import HookedLanguageModel
@@ -47,7 +47,7 @@ def hijack(
     facts: FactSet,
     *,
     schemes: str | Scheme | Sequence[str | Scheme] = ("do-not-think",),
-    doses: Iterable[int] = DEFAULT_DOSES,
+    doses: int | Iterable[int] = DEFAULT_DOSES,
     probes: Sequence[Probe] = (),
     seed: int = 0,
     execution: Execution = Execution(),
@@ -63,7 +63,7 @@ def hijack(
             workers of an engine use to load the model themselves.
         facts: The facts, e.g. `atlas()` or `counterfact(...).sample(200)`.
         schemes: One or several schemes, or their names.
-        doses: Numbers of hijacking sentences before the query.
+        doses: One or several numbers of hijacking sentences before the query.
         probes: Probes that change the model while it is scored, such as
             `probes.attention.knock_out(...)`. They act in the order of the list.
         seed: Seeds the random choices of a scheme (`do-not-think-other`).
@@ -177,8 +177,8 @@ def _schemes(schemes: str | Scheme | Sequence[str | Scheme]) -> list[Scheme]:
     return registered
 
 
-def _doses(doses: Iterable[int]) -> tuple[int, ...]:
-    listed = several("doses", doses, "range(6) or [0, 1, 5]")
+def _doses(doses: int | Iterable[int]) -> tuple[int, ...]:
+    listed = (doses,) if is_whole(doses) else several("doses", doses, "range(6) or [0, 1, 5]")
     if not listed:
         raise InputError("doses is empty; give some, such as range(6). Dose 0 is always added.")
     counts = {whole_number(DOSE, dose, most=MOST_SENTENCES) for dose in listed}

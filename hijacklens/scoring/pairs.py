@@ -11,15 +11,22 @@ that compares the two prompts:
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import pandas as pd
 
-from hijacklens.errors import InputError, choice, one_of_type, whole_number
+from hijacklens.errors import (
+    Function,
+    InputError,
+    choice,
+    one_of_type,
+    strict,
+    warn,
+    whole_number,
+)
 from hijacklens.facts.chat import takes_chat
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of
@@ -42,7 +49,6 @@ Direction: TypeAlias = Literal["denoise", "noise"]
 DIRECTIONS: tuple[Direction, ...] = ("denoise", "noise")
 SAME_FIRST_TOKEN = "both targets start with the same token, so that there is no shift"
 UNEVEN = "the tokenizer joins the end of the prompt with one of the targets only"
-Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +187,8 @@ def pairs(
         The pairs; `skipped` lists the facts that have none, with the reason.
 
     Raises:
-        InputError: No facts, an unknown scheme, a dose below 1, or a "slow" tokenizer.
+        InputError: No facts, no fact with a pair, an unknown scheme, a dose below 1, or a "slow"
+            tokenizer.
     """
     require_text(model, operation="a prompt pair")
     one_of_type("facts", facts, FactSet, "hl.atlas()")
@@ -210,7 +217,9 @@ def pairs(
         bare, hijacked = (locate(model.tokenizer, item.prompt) for item in both)
         made.append(Pair(bare, hijacked, both, units(bare, hijacked, model.tokenizer), rule, seed))
     skipped = skipped_table([*unscored, *too_long, *uneven], name, facts.skipped)
-    return Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
+    found = Pairs(tuple(made), skipped, facts, rule, dose, seed, name)
+    found.require(f"paired with its prompt under {rule.name}")
+    return found
 
 
 def only(pairs: Pair | Pairs, *, operation: str) -> Pair:
@@ -222,10 +231,7 @@ def only(pairs: Pair | Pairs, *, operation: str) -> Pair:
     """
     if not isinstance(pairs, Pair):
         one_of_type("pairs", pairs, Pairs, "hl.pairs(model, facts)[0]")
-        if len(pairs) == 0:
-            row = pairs.skipped.iloc[-1]
-            raise InputError(f"case {row['case_id']} has no prompt pair: {row['reason']}.")
-        if len(pairs) > 1:
+        if len(pairs) != 1:
             raise InputError(
                 f"{operation} takes one pair of prompts, and these are {len(pairs)}; give one of "
                 "them, such as pairs[0]."
@@ -245,6 +251,7 @@ def takes_facts(function: Function) -> Function:
     Warns:
         FutureWarning: On a call with facts.
     """
+    checked = strict(function)
 
     @wraps(function)
     def call(model: Any, *arguments: Any, **keywords: Any) -> Any:
@@ -253,16 +260,15 @@ def takes_facts(function: Function) -> Function:
         if isinstance(first, (Fact, FactSet)):
             names = ("scheme", "dose", "seed")
             choices = {name: keywords.pop(name) for name in names if name in keywords}
-            warnings.warn(
+            warn(
                 f"{function.__name__} takes prompt pairs: pairs = hl.pairs(model, facts, scheme=, "
                 "dose=, seed=); the next release no longer takes facts.",
                 FutureWarning,
-                stacklevel=2,
             )
             if isinstance(first, Fact):
                 first = FactSet((first,), name=f"case {first.case_id}")
             first = pairs(model, first, **choices)
-        return function(model, first, *rest, **keywords)
+        return checked(model, first, *rest, **keywords)
 
     return cast("Function", call)
 

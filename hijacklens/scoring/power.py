@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hijacklens.errors import InputError, shown
+from hijacklens.errors import InputError, shown, strict
 from hijacklens.results.glance import Glance, Grid, Shown
 from hijacklens.scoring.comparison import Comparison
 from hijacklens.statistics import needed
@@ -55,6 +55,7 @@ class Power(Shown):
         )
 
 
+@strict
 def power(
     change: float = 0.05,
     *,

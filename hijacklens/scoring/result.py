@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from pydantic import PlainSerializer
 
 from hijacklens.engine.reading import Accounting
-from hijacklens.errors import InputError, choice, unknown
+from hijacklens.errors import InputError, choice, one_of_type, unknown
 from hijacklens.facts.fact import FactsRecord
-from hijacklens.facts.relations import relation_id, relation_title
+from hijacklens.facts.relations import known_relation, relation_title
 from hijacklens.models.identity import ModelIdentity
 from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.prompts.wordings import PROMPT_COLUMNS
@@ -25,7 +25,7 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
 from hijacklens.scoring.comparison import Comparison, compare_within
-from hijacklens.scoring.curves import curves, drawings, relation_curves
+from hijacklens.scoring.curves import MEASURES, curves, drawings, relation_curves
 from hijacklens.scoring.efficacy import ALL, RULES, Rule
 from hijacklens.scoring.items import ITEM_COLUMNS, SkippedTable
 
@@ -163,7 +163,7 @@ class HijackResult(Result):
         table = self.full_summary
         choice("rule", rule, RULES)
         known = set(table["relation"])
-        relation = choice("relation", relation_id(relation, known), known)
+        relation = known_relation(one_of_type("relation", relation, str, "'P36'"), known)
         chosen = {"rule": rule, "relation": relation, "facts": "known" if known_only else ALL}
         return self._rows(chosen).drop(columns=list(chosen)).reset_index(drop=True)
 
@@ -231,12 +231,22 @@ class HijackResult(Result):
         """
         return efficacy.trends(self.items, rule=rule, seed=self.settings.seed)
 
-    def plot(self, *, rule: Rule = "first") -> Figure:
-        """Draw efficacy against dose with 95% intervals: a line per scheme, a panel per model.
+    def plot(self, *, rule: Rule = "first", measure: efficacy.Measure = "efficacy") -> Figure:
+        """Draw a measure against dose with 95% intervals: a line per scheme, a panel per model.
 
         With a single scheme, all models share one panel, with a line each.
+
+        Args:
+            rule: How targets are scored: `first`, `sum` or `mean`.
+            measure: `efficacy` or `retention`, with Wilson's interval; or the mean `margin`,
+                score(false) - score(true) in nats, with Student's. All are about these facts.
+
+        Raises:
+            InputError: An unknown rule or measure.
         """
-        return curves(self.summary(rule=rule), rule)
+        choice("rule", rule, RULES)
+        choice("measure", measure, MEASURES)
+        return curves(efficacy.about_these_facts(self.items, rule, measure), rule, measure)
 
     def plot_relations(self, *, scheme: str | None = None, rule: Rule = "first") -> Figure:
         """Draw efficacy against dose, a panel for each relation and a line for each model.
@@ -348,10 +358,16 @@ class HijackResult(Result):
             f"{named(schemes)} · rule {rule}",
             (Grid.of(table, columns),),
             tuple(self._notes()),
+            tuple(self._details()),
         )
 
     def _notes(self) -> Iterator[str]:
-        """Seed, the cost of each model, facts known, disagreement, facts skipped."""
+        """Schemes without facts, intervals, facts known, disagreement, facts skipped."""
+        scored = set(self.items["scheme"])
+        for scheme in self.settings.schemes:
+            if scheme.name not in scored:
+                reason = self.skipped.loc[self.skipped["scheme"] == scheme.name, "reason"].iloc[0]
+                yield f"nothing was scored under {scheme.name}: {reason}"
         yield "efficacy [low, high]: 95% Wilson interval, about these facts; mean shift in nats"
         pooled = self._rows({"relation": ALL, "facts": ALL})
         if (count := pooled["clusters"].max()) > 1:
@@ -363,16 +379,9 @@ class HijackResult(Result):
             yield "one relation: these facts say nothing about relations like these"
         if self.settings.facts.note:
             yield f"{self.settings.facts.name}: {self.settings.facts.note}"
-        yield f"seed {self.settings.seed}, for the sample of facts and random sentences"
         known = {row["model"]: row for row in self.known_facts()}
         for model in self.settings.models:
-            name, counts = model.name, model.readings
-            if counts.from_store:
-                yield (
-                    f"{name}: {counts.from_store:,} readings came from the store, "
-                    f"{counts.computed:,} were computed (--no-cache computes all)"
-                )
-            yield f"{name}: {model.engine.summary()}"
+            name = model.name
             if model.tokenizer_note:
                 yield f"{name}: {model.tokenizer_note}"
             if name in known:
@@ -381,14 +390,26 @@ class HijackResult(Result):
         collisions = len(self.findings()["same_first_token"])
         yield (
             f"rules first, sum and mean do not all agree on {self.total_disagreement():.1%} of the "
-            f"verdicts (rules.csv); in {collisions} facts both targets begin with "
+            f"verdicts (.disagreement(), rules.csv); in {collisions} facts both targets begin with "
             "the same token, a tie under rule first"
         )
         if len(self.skipped):
             yield (
-                f"skipped: {len(self.skipped)} pairs of fact and scheme (skipped.csv); first: "
-                f"{self.skipped['reason'].iloc[0]}"
+                f"skipped: {len(self.skipped)} pairs of fact and scheme (.skipped, skipped.csv); "
+                f"first: {self.skipped['reason'].iloc[0]}"
             )
+
+    def _details(self) -> Iterator[str]:
+        """Seed and the cost of each model."""
+        yield f"seed {self.settings.seed}, for the sample of facts and random sentences"
+        for model in self.settings.models:
+            counts = model.readings
+            if counts.from_store:
+                yield (
+                    f"{model.name}: {counts.from_store:,} readings came from the store, "
+                    f"{counts.computed:,} were computed (--no-cache computes all)"
+                )
+            yield f"{model.name}: {model.engine.summary()}"
 
 
 def _in_words(result: HijackResult) -> Text:

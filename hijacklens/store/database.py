@@ -12,13 +12,12 @@ from __future__ import annotations
 import glob
 import os
 import sqlite3
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, warn
 
 T = TypeVar("T")
 
@@ -134,11 +133,10 @@ class Database:
             self._give_up(refused)
             return
         if aside is not None:
-            warnings.warn(
+            warn(
                 f"the store of finished readings {str(self.path)!r} is broken ({error}). It was "
                 f"set aside as {aside.name!r}, and a new store is used from here on.",
                 StoreWarning,
-                stacklevel=4,
             )
 
     def _give_up(self, error: Exception) -> None:
@@ -147,11 +145,10 @@ class Database:
             raise InputError(
                 f"the store {str(self.path)!r} {self.off}. Name another file, or use no store."
             ) from error
-        warnings.warn(
+        warn(
             f"the store of finished readings {str(self.path)!r} {self.off}. This run continues "
             "without it, so its further readings are not stored for the next run.",
             StoreWarning,
-            stacklevel=4,
         )
 
 

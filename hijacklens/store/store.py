@@ -20,7 +20,6 @@ import hashlib
 import json
 import sqlite3
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -34,7 +33,7 @@ import pandas as pd
 
 from hijacklens.engine.reading import Reading, Readings, Requests
 from hijacklens.engine.trie import Prefix
-from hijacklens.errors import unknown
+from hijacklens.errors import unknown, warn
 from hijacklens.files import cache_folder, expand_home, named_path, switch, variable
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.store.database import (
@@ -131,12 +130,11 @@ class OpenStore:
         if difference <= (TOLERANCE if full else ROUNDED_TOLERANCE):
             return stored
         self._database.attempt(self._drop, None)
-        warnings.warn(
+        warn(
             f"{len(sample)} stored readings of {self._fingerprint.model!r} were computed again "
             f"and differ by up to {difference:.2g} nats, so something changed that the store "
             "cannot see. Its readings of this model are deleted, and all are computed again.",
             StoreWarning,
-            stacklevel=4,
         )
         return Readings.of({})
 
@@ -365,11 +363,10 @@ def open_store(
         first, *others = key.unkeyed
         more = f" and {len(others)} more" if others else ""
         off = f"is not used: no key covers {first}{more}"
-        warnings.warn(
+        warn(
             f"the store of finished readings {off}. Nothing is taken from the store or kept. "
             "Remove it; or for hooks, pass probes=[HookProbe(name, hooks)].",
             StoreWarning,
-            stacklevel=6,
         )
         yield OpenStore(None, None, off=off)
         return

@@ -53,9 +53,10 @@ def _heads(heading: str, props: dict[str, Any]) -> Figure:
     columns = min(COLUMNS, len(patterns))
     rows = math.ceil(len(patterns) / columns)
     side = min(_side(len(props["tokens"])), 20 / columns)
+    largest = _scale(patterns)
     with plots.canvas(rows, columns, width=side, height=side) as (figure, axes):
         for i, (ax, pattern, name) in enumerate(zip(axes, patterns, names, strict=False)):
-            _map(ax, props, pattern)
+            _map(ax, props, pattern, largest)
             ax.set_title(plots.escape(name), fontsize=9)
             if i % columns:
                 ax.set_yticklabels([])
@@ -63,6 +64,7 @@ def _heads(heading: str, props: dict[str, Any]) -> Figure:
                 ax.set_xticklabels([])
         for ax in axes[len(patterns) :]:
             ax.set_visible(False)
+        _bar(figure, axes, axes[0].images[0], largest)
         figure.suptitle(plots.escape(heading), fontsize=10)
     return figure
 
@@ -86,7 +88,9 @@ def _mosaic(heading: str, props: dict[str, Any]) -> Figure:
             axes[0].text(
                 middle, y - 0.7, plots.escape(name), ha="center", va="bottom", fontsize=4.5
             )
-        axes[0].imshow(picture, cmap=FRACTIONS, vmin=0, vmax=props["maxValue"], aspect="auto")
+        largest = _scale(props["attention"])
+        image = axes[0].imshow(picture, cmap=FRACTIONS, vmin=0, vmax=largest, aspect="auto")
+        _bar(figure, axes, image, largest)
         axes[0].axis("off")
         axes[0].set_title(plots.escape(heading), fontsize=10)
     return figure
@@ -95,18 +99,34 @@ def _mosaic(heading: str, props: dict[str, Any]) -> Figure:
 def _pattern(heading: str, props: dict[str, Any]) -> Figure:
     side = _side(len(props["tokens"])) + 0.8
     with plots.canvas(width=side + 0.5, height=side) as (figure, axes):
-        image = _map(axes[0], props, props["attention"])
+        largest = _scale([props["attention"]])
+        image = _map(axes[0], props, props["attention"], largest)
         axes[0].set_title(plots.escape(heading), fontsize=10)
         axes[0].set(xlabel="attended to", ylabel="attending")
-        figure.colorbar(image, ax=axes[0], shrink=0.6, label="attention")
+        _bar(figure, axes, image, largest)
     return figure
 
 
-def _map(ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]]) -> Any:
+def _scale(patterns: Sequence[Sequence[Sequence[float]]]) -> float:
+    """Return the weight with the darkest colour: the largest to a token other than the first.
+
+    Most heads rest on the first token (the attention sink), next to which nothing else shows.
+    """
+    return float(np.max(np.array(patterns)[:, :, 1:], initial=0.0)) or 1.0
+
+
+def _bar(figure: Figure, axes: Sequence[Axes], image: Any, largest: float) -> None:
+    extend = "max" if largest < 1 else "neither"
+    figure.colorbar(image, ax=list(axes), shrink=0.6, label="attention", extend=extend)
+
+
+def _map(
+    ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]], largest: float
+) -> Any:
     values = np.array(pattern, dtype=float)
     if props["maskUpperTri"]:
         values = np.ma.array(values, mask=np.triu(np.ones_like(values, dtype=bool), 1))
-    image = ax.imshow(values, cmap=FRACTIONS, vmin=0, vmax=props["maxValue"])
+    image = ax.imshow(values, cmap=FRACTIONS, vmin=0, vmax=largest)
     tokens = [plots.escape(token) for token in props["tokens"]]
     size = min(8.0, 8.0 * 34 / max(len(tokens), 1))
     if len(tokens) <= 80:

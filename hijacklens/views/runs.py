@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens import sites
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, strict
 from hijacklens.facts.fact import Fact
 from hijacklens.models.hooked import HookedModel, device_of, hooked
 from hijacklens.models.verification import require_agreement
@@ -90,8 +90,7 @@ class Run:
             heads: Heads of the chosen layers, or pairs (layer, head); None for all.
             layers: One layer, several, or None for all.
             heading: Text above the view; by default it names layers, heads and probes.
-            names: A name per head instead of `L3 H5` (`H5` in one layer), in the order of the
-                heads.
+            names: A name per head instead of `L3 H5`, in the order of the heads.
             folded: Start folded on a page.
 
         Raises:
@@ -99,9 +98,7 @@ class Run:
         """
         pairs = sites.pairs(*self.patterns.shape[:2], layers=layers, heads=heads)
         if names is None:
-            # The heading names a single layer, so short names leave more room for the maps.
-            one_layer = len({layer for layer, _ in pairs}) == 1 and len(pairs) > 1
-            names = [f"H{head}" if one_layer else f"L{layer} H{head}" for layer, head in pairs]
+            names = [f"L{layer} H{head}" for layer, head in pairs]
         patterns = self.patterns[[layer for layer, _ in pairs], [head for _, head in pairs]]
         heading = heading or f"Attention{self._of(pairs)}; rows attend to columns"
         if len(pairs) == 1 and len(names) == 1:
@@ -164,6 +161,7 @@ class Run:
         return said + "".join(f", {key}" for key in self.probes)
 
 
+@strict
 def run(
     model: HookedModel,
     subject: Subject,

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import pickle
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,7 +39,7 @@ from hijacklens.engine.reading import (
     ignore,
 )
 from hijacklens.engine.trie import Trie
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, warn
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
@@ -179,11 +178,10 @@ class Replicas:
                 f"{free.get(kind, 0):g} of {total.get(kind, 0):g} {kind}s free"
                 for kind in ("CPU", "GPU")
             )
-            warnings.warn(
+            warn(
                 f"no worker has loaded the model in {PATIENCE_SECONDS:.0f} seconds ({room} in the "
                 f"cluster; a worker takes {self.allocation.cpus:g} and {self.allocation.gpus:g}). "
                 f"Waiting for at most {START_SECONDS / 60:.0f} minutes.",
-                stacklevel=2,
             )
         while not self._idle:
             self._next_answer(max(0.0, deadline - time.monotonic()))

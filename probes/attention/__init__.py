@@ -32,7 +32,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hijacklens.errors import InputError, choice
+from hijacklens.errors import InputError, choice, strict
 from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.probe import hash_of, spell
 from hijacklens.prompts.layout import Layout
@@ -66,6 +66,7 @@ Split: TypeAlias = Literal["uniform", "proportional"]
 """How redirected attention is divided among the target tokens."""
 
 
+@strict
 def knock_out(
     source: str,
     target: str,
@@ -99,6 +100,7 @@ def knock_out(
     return KnockOut(*located(source, target, layers, heads), when, renormalise)
 
 
+@strict
 def rescale(
     factor: float | int,
     source: str,
@@ -156,6 +158,7 @@ def redirect(
     return Redirect(*located(source, target, layers, heads), split)
 
 
+@strict
 def transplant(
     cache: ActivationCache | Mapping[str, Tensor],
     *,

@@ -19,7 +19,7 @@ from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.probe import spell
 from hijacklens.prompts.layout import Layout
-from hijacklens.prompts.spans import atoms
+from hijacklens.prompts.spans import check_span
 from hijacklens.sites import Heads, Layers, canonical, choose
 
 LARGEST_SCORE = 2.0**13
@@ -134,8 +134,8 @@ def located(
 ) -> tuple[str, str, Layers, Heads]:
     """Return the fields of an `AttentionProbe`, checked as far as possible without a model."""
     for span in (source, target):
-        atoms(span)
-    return source, target, canonical(layers), canonical(heads)
+        check_span(span)
+    return source, target, *canonical(layers, heads)
 
 
 def keep_only(rows: Rows, keep: Bool[Tensor, "row head key"], *, renormalise: bool) -> Tensor:

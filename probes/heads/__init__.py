@@ -227,7 +227,8 @@ def _usable(pairs: Pairs, base: HijackResult) -> Pairs:
     if len(pairs) < MIN_FACTS:
         raise InputError(
             f"{len(pairs)} of the facts of {name} have a shift that can be measured; intervals "
-            f"over facts need at least {MIN_FACTS}. Give more facts, preferably 50."
+            f"over facts need at least {MIN_FACTS}. Give more facts, preferably 50; of one fact, "
+            "probes.logit_shift.trace(model, pairs[0]).biggest(5) names the heads."
         )
     return pairs
 

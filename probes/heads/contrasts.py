@@ -1,4 +1,4 @@
-"""The effect of ablating a set of heads, fact by fact, compared with random sets of its size.
+"""The effect of ablating a set of heads, fact by fact, compared with random sets.
 
 Everything is paired: a fact is compared with itself with no head ablated. Intervals and p-values
 are about relations like these, or, if all facts have one relation, about these facts

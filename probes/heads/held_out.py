@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeAlias
 
@@ -45,6 +45,10 @@ FEW_SETS = 100
 """With fewer layer-matched sets than this, a table says how many there are."""
 ATTEMPTS = 50
 """Draws per requested set, after which a small model is taken to have no further sets."""
+ORDERS = 3
+"""Random orders of the heads in which one set of equal harm is looked for."""
+EQUAL, NATS = 0.2, 0.05
+"""Harms are equal if they differ by at most this fraction of the chosen set's, or these nats."""
 Head: TypeAlias = tuple[int, int]
 """Layer and query head, counted from 0."""
 
@@ -92,7 +96,8 @@ class HeadTest(Result):
     sets: Annotated[pd.DataFrame, SETS]
     """A row per ablation: its name, its kind (`none`, `chosen`, `layers`, `harm`), its heads, and
     its `harm`, how much lower the mean log p(true) of the search's bare queries is (nats; only
-    `chosen` and `harm`)."""
+    `chosen` and `harm`). Sets of kind `harm` that turned out to do other harm than the chosen set
+    are listed, and compared with nothing."""
     skipped: SkippedTable
     """Facts that were not tested, with the reason."""
     settings: HeadTestSettings
@@ -102,8 +107,12 @@ class HeadTest(Result):
 
     @property
     def kinds(self) -> dict[str, str]:
-        """Name of each random set -> its kind."""
+        """Name of each random set that is compared -> its kind."""
         random = self.sets[self.sets["kind"].isin(KINDS)]
+        if (random["kind"] == "harm").any():
+            chosen: Any = self.sets.set_index("ablation")["harm"][CHOSEN]
+            same = np.array([equal(harm, chosen) for harm in random["harm"]])
+            random = random.loc[same | (random["kind"] != "harm")]
         return dict(zip(random["ablation"], random["kind"], strict=True))
 
     def to_dataframe(self) -> pd.DataFrame:
@@ -181,11 +190,12 @@ class HeadTest(Result):
         about = independent(self.items["relation_id"])[1]
         with plots.canvas(1, 3, width=4.4) as (figure, axes):
             for ax, (rows, column, label) in zip(axes, panels, strict=True):
-                _dots(ax, rows, column, self.sets)
+                _dots(ax, rows, column, {NONE: NONE, CHOSEN: CHOSEN, **self.kinds})
                 ax.set_ylabel(f"{column}: {label}")
-                ax.set_title("side effect on recall" if rows is once else "hijacked", fontsize=9)
+                when = "bare: side effect on recall" if rows is once else f"hijacked: {column}"
+                ax.set_title(when, fontsize=9)
                 if column != "shift":
-                    ax.set_ylim(-0.02, 1.02)
+                    ax.set_ylim(-0.06, 1.06)
             axes[1].axhline(0, color="#888888", linewidth=0.8)
             plots.legend_below(figure, axes, columns=4, bars=f"95% intervals, about {about}")
             figure.suptitle(plots.escape(title), fontsize=10)
@@ -197,7 +207,7 @@ class HeadTest(Result):
 
     def glance(self, rule: efficacy.Rule = "first") -> Glance:
         """What the set does to the hijack and to bare recall, compared with random sets."""
-        settings, counts = self.settings, self.sets["kind"].value_counts()
+        settings, counts = self.settings, Counter(self.kinds.values())
         notes = []
         estimand = self.summary(rule=rule)["estimand"]
         notes.append(f"intervals and p_holm: {', '.join(estimand.unique())}")
@@ -211,18 +221,29 @@ class HeadTest(Result):
                 f"only {settings.layer_sets} sets have as many heads in the same layers, so their "
                 f"p is at least {1 / (settings.layer_sets + 1):.2g} however many are asked for"
             )
-        if "harm" in kinds:
-            harm = self.sets.loc[self.sets["kind"] == "harm", :]
-            sizes = harm["heads"].str.count(r"\+") + 1
+        harm = self.sets.loc[self.sets["kind"] == "harm"]
+        if len(harm):
             chosen = self.sets.set_index("ablation")["harm"][CHOSEN]
             notes.append(
-                f"on the search's bare queries log p(true) falls by {chosen:.2f} nats without the "
-                f"heads, and by {harm['harm'].min():.2f} to {harm['harm'].max():.2f} without sets "
-                f"of equal harm, which have {min(sizes)} to {max(sizes)} heads"
+                f"on the search's bare queries log p(true) falls by {chosen:.2f} nats when the "
+                "heads are ablated"
             )
+            same = harm["ablation"].isin(list(self.kinds))
+            for sets, are in (
+                (harm.loc[same], "of equal harm"),
+                (harm.loc[~same], f"not within {EQUAL:.0%} of that, so not compared"),
+            ):
+                if len(sets):
+                    each = ", ".join(
+                        f"{nats:.2f} ({heads.count('+') + 1} heads)"
+                        for nats, heads in zip(sets["harm"], sets["heads"], strict=True)
+                    )
+                    notes.append(f"{len(sets)} random sets {are}, when ablated: {each}")
+            if not same.any():
+                notes.append("no set of equal harm was found: search on more facts, or fewer heads")
         if len(self.skipped):
             reason = self.skipped["reason"].iloc[0]
-            notes.append(f"skipped: {len(self.skipped)} (skipped.csv); first: {reason}")
+            notes.append(f"skipped: {len(self.skipped)} (.skipped, skipped.csv); first: {reason}")
         return Glance(
             f"held out: {settings.facts.title}, {self.items['case_id'].nunique()} facts · "
             f"{settings.title} without heads {settings.heads} · rule {rule}",
@@ -263,10 +284,9 @@ def _effects(table: pd.DataFrame, *, title: str) -> Grid:
     )
 
 
-def _dots(ax: Axes, items: pd.DataFrame, column: str, sets: pd.DataFrame) -> None:
+def _dots(ax: Axes, items: pd.DataFrame, column: str, kinds: Mapping[str, str]) -> None:
     """Draw the means of every run: random sets in grey; no ablation and the set with intervals."""
     runs = list(dict.fromkeys(items["run"]))
-    kinds = dict(zip(sets["ablation"], sets["kind"], strict=True))
     looks: dict[str, tuple[str, float, str, str, int]] = {
         "layers": ("random sets, same layers", -0.24, "o", RANDOM, 4),
         "harm": ("random sets, equal harm", 0.24, "x", RANDOM, 4),
@@ -345,18 +365,30 @@ def equally_harmful(
 
     Each set is the start of a random order of the heads, and has at least as many heads as the
     chosen set. Its size is found by bisection, as if each further head did harm; of the sizes that
-    were tried, the nearest in harm is used. Costs about log2(number of heads) calls for each set.
+    were tried, the nearest in harm is used. If its harm is not `equal` to that of the chosen set,
+    further orders are tried, `ORDERS` in all, and the nearest set is returned.
+    Costs about log2(number of heads) calls for each order.
     """
     target, rng = harm(chosen), np.random.default_rng([seed, 2])
     sets: dict[tuple[Head, ...], float] = {}
     for _ in range(count):
-        order = [others[i] for i in rng.permutation(len(others))]
-        tried: dict[int, float] = {}
-        low, high = len(chosen), len(others)
-        while low <= high:
-            size = (low + high) // 2
-            tried[size] = harm(order[:size])
-            low, high = (size + 1, high) if tried[size] < target else (low, size - 1)
-        size = min(tried, key=lambda size: abs(tried[size] - target))
-        sets[tuple(sorted(order[:size]))] = tried[size]
+        tried: dict[tuple[Head, ...], float] = {}
+        nearest: tuple[Head, ...] = ()
+        for _ in range(ORDERS):
+            order = [others[i] for i in rng.permutation(len(others))]
+            low, high = len(chosen), len(others)
+            while low <= high:
+                size = (low + high) // 2
+                heads = tuple(sorted(order[:size]))
+                tried[heads] = harm(heads)
+                low, high = (size + 1, high) if tried[heads] < target else (low, size - 1)
+            nearest = min(tried, key=lambda heads: abs(tried[heads] - target))
+            if equal(tried[nearest], target):
+                break
+        sets[nearest] = tried[nearest]
     return sets
+
+
+def equal(harm: float, target: float) -> bool:
+    """Return whether a harm to bare recall counts as equal to that of the chosen set, in nats."""
+    return abs(harm - target) <= max(EQUAL * abs(target), NATS)

@@ -6,7 +6,6 @@ set). It is positive for heads that bring the hijack about.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property, wraps
@@ -21,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from hijacklens import plots
-from hijacklens.errors import InputError, choice
+from hijacklens.errors import InputError, choice, warn
 from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
 from hijacklens.facts.halves import shared
 from hijacklens.models.hooked import HookedLanguageModel
@@ -46,6 +45,7 @@ from probes.heads.held_out import (
     HeadTest,
     HeadTestSettings,
     draw,
+    equal,
     equally_harmful,
     layer_sets,
 )
@@ -54,6 +54,7 @@ AXES = {"gradient": "attribution by gradient", "direct": "direct logit attributi
 """Kind of attribution -> its name in a figure."""
 MOST_BARS = 24
 """At most this many ablated heads are drawn, those with the largest effects."""
+NOTHING = "no head's effect differs from 0: the set is a guess; search on more facts"
 ARRAYS = Stored("search.npz")
 
 
@@ -113,11 +114,10 @@ def _takes_model_and_overlap(test: Function) -> Function:
     ) -> HeadTest:
         if model is not None or overlap:
             choice("treatment of overlap", overlap or "refuse", ("refuse", "leave-out"))
-            warnings.warn(
+            warn(
                 "model= and overlap= of test are now search.on(model) and search.unseen(facts); "
                 "the next release drops them.",
                 FutureWarning,
-                stacklevel=2,
             )
             search = search if model is None else search.on(model)
             facts = search.unseen(facts) if overlap == "leave-out" else facts
@@ -215,6 +215,11 @@ class HeadSearch(Result):
         """What intervals and p-values are about: relations like these, or these facts."""
         return independent([fact.relation_id for fact in self.facts])[1]
 
+    @property
+    def nothing(self) -> bool:
+        """Whether no effect of a head differs from 0 (p_holm at most 0.05)."""
+        return not (self.table["p_holm"] <= 0.05).any()
+
     @cached_property
     def agreement(self) -> Agreement:
         """Correlation of attribution and exact effects over the candidates."""
@@ -253,7 +258,7 @@ class HeadSearch(Result):
                 axes[0].add_patch(frame)
             axes[0].set(xlabel="head", ylabel="layer")
             axes[0].set_title("attribution; chosen heads framed", fontsize=9)
-            _bars(axes[1], tested.head(MOST_BARS), axis)
+            _bars(axes[1], tested.head(MOST_BARS), axis, NOTHING if self.nothing else "")
             plots.legend_below(figure, axes[1:])
             figure.suptitle(plots.escape(title), fontsize=10)
         return figure
@@ -281,13 +286,13 @@ class HeadSearch(Result):
         facts: FactSet,
         *,
         schemes: str | Scheme | Sequence[str | Scheme] | None = None,
-        doses: Iterable[int] | None = None,
+        doses: int | Iterable[int] | None = None,
         random_sets: int = 20,
         seed: int | None = None,
         execution: Execution = Execution(),
         quiet: bool = False,
     ) -> HeadTest:
-        """Ablate the set on facts that it was not chosen on, and random sets of its size.
+        """Ablate the set on facts that it was not chosen on, and random sets to compare it with.
 
         Args:
             facts: Facts that the search has not seen; `unseen` removes the others.
@@ -296,7 +301,8 @@ class HeadSearch(Result):
             random_sets: How many random sets of each kind; none has a head of the set. Sets of the
                 kind `layers` have as many heads in each layer. Those of the kind `harm` come from
                 anywhere and have as many heads as it takes to lower log p(true) of the search's
-                bare queries as much as the set does.
+                bare queries as much as the set does, to within 20% or 0.05 nats; sets that do not
+                are listed in `sets` and not compared.
             seed: Seeds the random sets and what a scheme draws; by default that of the search.
             execution: The engine, store, sharing and batch size, as for `hijacklens.hijack`.
             quiet: Draw no progress bar.
@@ -308,7 +314,8 @@ class HeadSearch(Result):
 
         Note:
             Costs `2 + 2 * random_sets` runs of `hijacklens.hijack` over the facts, and for each
-            set of kind `harm` about log2(number of heads) runs over the search's bare queries.
+            set of kind `harm` about log2(number of heads) runs over the search's bare queries, or
+            up to three times as many if sets of equal harm are hard to find.
         """
         model, settings = self.model, self.settings
         if model is None:
@@ -332,7 +339,7 @@ class HeadSearch(Result):
         tested_on = (
             facts,
             self.scheme if schemes is None else schemes,
-            [settings.dose] if doses is None else list(doses),
+            settings.dose if doses is None else doses,
         )
 
         def score(heads: Sequence[Head], of: FactSet, schemes: Any, doses: Any) -> HijackResult:
@@ -370,8 +377,9 @@ class HeadSearch(Result):
                 grown = equally_harmful(self.heads, others, harm, count=random_sets, seed=seed)
                 ablations |= {f"harm-{i}": ("harm", heads) for i, heads in enumerate(grown)}
                 progress.update(random_sets)
-            for name, (_, heads) in list(ablations.items())[2:]:
-                results[name] = score(heads, *tested_on)
+            for name, (kind, heads) in list(ablations.items())[2:]:
+                if kind != "harm" or equal(harm(heads), harm(self.heads)):
+                    results[name] = score(heads, *tested_on)
                 progress.update(1)
             sets = pd.DataFrame(
                 [
@@ -389,7 +397,7 @@ class HeadSearch(Result):
         skipped = pd.concat([result.skipped for result in results.values()]).drop_duplicates()
         scored = results[NONE].settings
         return HeadTest(
-            items=items.loc[runs == len(ablations)].reset_index(drop=True),
+            items=items.loc[runs == len(results)].reset_index(drop=True),
             sets=sets,
             skipped=skipped.reset_index(drop=True),
             settings=HeadTestSettings(
@@ -447,6 +455,7 @@ class HeadSearch(Result):
                 ),
             ),
             (
+                *([NOTHING] if self.nothing else ()),
                 f"intervals and p: {self.estimand}, corrected for all {len(self.table)} heads; "
                 "test the set on other facts",
                 f"mean shift {self.shift.mean():+.2f} logits · {settings.attribution}, "
@@ -458,17 +467,30 @@ class HeadSearch(Result):
         )
 
 
-def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
+def _bars(ax: Axes, rows: pd.DataFrame, axis: str, note: str) -> None:
     places = np.arange(len(rows))
     colours = [plots.COLOURS[1] if chosen else "#C8C8C8" for chosen in rows["chosen"]]
-    finite = rows[["low", "high"]].replace([-np.inf, np.inf], np.nan)
     drawn = np.append(rows[["carried", "attribution"]].to_numpy(), 0.0)
     least, most, room = drawn.min(), drawn.max(), 0.5 * float(np.ptp(drawn)) or 1.0
-    ends = np.stack([rows["carried"] - finite["low"], finite["high"] - rows["carried"]])
+    left, right = least - room, most + room
+    ends = np.stack(
+        [
+            rows["carried"] - rows["low"].clip(lower=left),
+            rows["high"].clip(upper=right) - rows["carried"],
+        ]
+    )
     ax.barh(places, rows["carried"], color=colours, height=0.75)
     ax.errorbar(
         rows["carried"], places, xerr=ends, fmt="none", ecolor="#444444", elinewidth=0.9, capsize=2
     )
+    beyond = {"color": "#444444", "ms": 4, "linestyle": "none", "clip_on": False}
+    for marker, edge, out in (
+        ("<", left, rows["low"] < left),
+        (">", right, rows["high"] > right),
+    ):
+        if out.any():
+            label = "the interval goes on beyond the axis"
+            ax.plot([edge] * sum(out), places[out], marker, label=label, **beyond)
     ax.plot(rows["attribution"], places, "D", color=plots.COLOURS[0], ms=4, label=axis)
     names = [f"{layer}.{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)]
     ax.set_yticks(places, names, fontsize=8)
@@ -478,7 +500,8 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str) -> None:
         xlabel="shift carried by the head (logits)",
         ylabel="layer.head",
         # A corrected interval over few relations can be many times as wide as the bars.
-        xlim=(least - room, most + room),
-        title="ablated one by one, chosen heads coloured;\n95% intervals corrected for all heads",
+        xlim=(left, right),
+        title="ablated one by one, chosen heads coloured;\n95% intervals corrected for all heads"
+        + f"\n{note}" * bool(note),
     )
     ax.title.set_fontsize(9)

@@ -323,6 +323,8 @@ class ShiftAccount(Result):
                 f"residual of the shift: {self.residual:+.1e} logits",
                 "every token counts once: hijack is without mention, query without subject and "
                 "last",
+                "biggest parts: what one head reads from one token; biggest() sums a head over all "
+                "tokens",
                 f"prompt: {settings.prompt.text}",
                 *(f"probe: {key}" for key in settings.probes),
             ),

@@ -241,4 +241,5 @@ def _fields(replacement: Any, layers: Layers, heads: Heads) -> dict[str, Any]:
             f"a value matrix is replaced by a replacement such as probes.values.zero(), a matrix, "
             f"or a mapping (layer, head) -> matrix; not by {replacement!r}.{hint}"
         )
-    return {"replacement": replacement, "layers": canonical(layers), "heads": canonical(heads)}
+    layers, heads = canonical(layers, heads)
+    return {"replacement": replacement, "layers": layers, "heads": heads}

@@ -16,6 +16,8 @@ CHOICES = {
     "pairs": ({"heads": [(2, 1), (0, 3), (2, 1)]}, ((0, 3), (2, 1))),
     "one layer": ({"layers": 1}, ((1, 0), (1, 1), (1, 2), (1, 3))),
     "grouped": ({"layers": [1], "axis": "kv_head"}, ((1, 0), (1, 1))),
+    "two numbers": ({"heads": [1, 2], "layers": 0}, ((0, 1), (0, 2))),
+    "two numbers of named layers": ({"heads": (1, 2), "layers": 0}, ((0, 1), (0, 2))),
     "all": ({"axis": "kv_head"}, ((0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1))),
 }
 WRONG = {
@@ -26,6 +28,9 @@ WRONG = {
     "none": ({"layers": []}, "no layer or head is chosen"),
     "pairs and layers": ({"layers": [0], "heads": [(0, 1)]}, "leave layers out"),
     "pairs and numbers": ({"heads": [(0, 1), 2]}, "not both"),
+    "one bare pair": ({"heads": (1, 2)}, r"give \[\(1, 2\)\] for head 2 of layer 1, or \[1, 2\]"),
+    "as a command writes it": ({"heads": "1.2"}, r"'1.2'; give a number, .* \[\(8, 3\)\]"),
+    "a fraction": ({"heads": 1.2}, r"1\.2; give a number"),
 }
 
 
@@ -41,6 +46,17 @@ def test_wrong_choices(name):
     asked, message = WRONG[name]
     with unchecked(), pytest.raises(InputError, match=message):
         sites.choose(MODEL, **asked)
+
+
+def test_a_probe_refuses_one_bare_pair_and_keeps_two_heads_of_every_layer():
+    with unchecked(), pytest.raises(InputError, match="may mean two things"):
+        sites.canonical(None, (1, 2))
+    layers, heads = sites.canonical(None, [2, 1, 2])
+    with unchecked():
+        chosen = sites.choose(MODEL, layers=layers, heads=heads)
+    assert chosen.by_layer == {0: (1, 2), 1: (1, 2), 2: (1, 2)}
+    assert sites.numbers(heads) == "1+2"
+    assert sites.canonical((1, 0), None) == ((0, 1), None)
 
 
 def test_heads_by_layer():

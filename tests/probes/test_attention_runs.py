@@ -257,8 +257,12 @@ def test_what_the_model_or_the_layout_lacks(gpt2):
         knock_out("last", "all", layers=2).hooks(gpt2, layout)
     with pytest.raises(InputError, match="head 4 is not one of this model's; it has 4"):
         knock_out("last", "all", heads=4).hooks(gpt2, layout)
-    with pytest.raises(InputError, match=r"unknown span 'hijak'.*Allowed: all, last"):
-        knock_out("last", "hijak").hooks(gpt2, layout)
+    with pytest.raises(InputError, match=r"unknown span 'hijack'.*Allowed: all, last"):
+        knock_out("last", "hijack").hooks(gpt2, layout)
+    with pytest.raises(InputError, match="unknown span 'hijak'; did you mean 'hijack'"):
+        knock_out("last", "hijak")
+    with pytest.raises(InputError, match="unknown argument of knock_out 'layer'; did you mean 'l"):
+        knock_out("last", "hijack", layer=3)
     with (
         pytest.raises(InputError, match=r"is \(1, 4, 4, 4\).* the layout says \(1, 4, 3, 3\)"),
         probed(gpt2, [knock_out("last", "all")], layout),

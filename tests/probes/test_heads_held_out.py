@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from hijacklens.scoring.pairs import pairs
 from hijacklens.sites import numbers
 from probes import heads
 from probes.ablation import ablate
+from probes.heads import held_out
 from probes.heads.held_out import HeadTest, draw, equally_harmful, layer_sets
 from probes.heads.ranking import HeadSearch
 
@@ -50,8 +52,11 @@ def found(model, parts) -> HeadSearch:
 
 
 @pytest.fixture(scope="module")
-def tested(found, parts) -> HeadTest:
-    return found.test(parts[1], schemes=SCHEMES, random_sets=4, quiet=True)
+def tested(found, parts) -> Iterator[HeadTest]:
+    with pytest.MonkeyPatch.context() as patch:
+        # No other heads of this model do as much harm as the planted one.
+        patch.setattr(held_out, "NATS", 0.15)
+        yield found.test(parts[1], schemes=SCHEMES, random_sets=4, quiet=True)
 
 
 def row(table: pd.DataFrame, **where) -> pd.Series:
@@ -131,7 +136,7 @@ def test_the_harm_of_sets_is_that_to_the_search_s_bare_queries(model, found, tes
 
 @pytest.mark.parametrize("target", [0.0, 2.5, 3.2, 40.0])
 def test_sets_of_equal_harm_are_the_nearest_in_their_order(target):
-    """Each head does a harm of 1; the chosen ones do as much as the target."""
+    """Each head does a harm of 1; the chosen ones do as much as the target, if sets can."""
     others = [(layer, 0) for layer in range(9)]
     chosen = [(20, 0), (20, 1)]
     calls = []
@@ -147,7 +152,26 @@ def test_sets_of_equal_harm_are_the_nearest_in_their_order(target):
     }
     assert all(set(heads) <= set(others) for heads in sets)
     assert list(sets.values()) == [float(len(heads)) for heads in sets]
-    assert len(calls) <= 1 + 5 * 4
+    assert len(calls) <= 1 + 5 * 4 * (1 if target in (2.5, 3.2) else 3)
+
+
+def test_sets_of_other_harm_are_listed_and_not_compared(tested):
+    """The heads lower log p(true) by 10 nats, and the random sets by 11.9, 12.1, 12.3, ..."""
+    kinds = tested.sets["kind"]
+    harm = pd.Series(float("nan"), kinds.index)
+    harm[kinds == "chosen"] = 10.0
+    harm[kinds == "harm"] = [11.9 + 0.2 * i for i in range((kinds == "harm").sum())]
+    result = replace(tested, sets=tested.sets.assign(harm=harm))
+    assert [name for name, kind in result.kinds.items() if kind == "harm"] == ["harm-0"]
+    shift = row(result.summary(), scheme="think", relations="all", measure="shift")
+    assert shift["harm_low"] == shift["harm_high"]
+    assert "random set of equal harm, when ablated: 11.90 (" in str(result)
+    assert "not within 20% of that, so not compared, when ablated: 12.10 (" in str(result)
+    none = replace(tested, sets=tested.sets.assign(harm=harm + 90 * (kinds == "chosen")))
+    assert "no set of equal harm was found" in str(none)
+    assert not any(column.startswith(("harm", "beyond_harm")) for column in none.summary())
+    labels = [text.get_text() for text in none.plot().legends[0].get_texts()]
+    assert "random sets, same layers" in labels and "random sets, equal harm" not in labels
 
 
 def test_side_effects_agree_with_the_items(tested):

@@ -209,11 +209,11 @@ def test_facts_without_a_pair_are_listed(gpt2):
     assert found.skipped["reason"].str.contains("no sentence for relation").all()
     with pytest.raises(InputError, match="case 2 cannot be attributed: rare has no sentence"):
         logit_shift.head_attribution(gpt2, made)
-    one = pairs(gpt2, FACTS.where(case_ids=[2]), scheme=rare)
-    with pytest.raises(InputError, match="case 2 has no prompt pair: rare has no sentence"):
-        logit_shift.trace(gpt2, one)
-    with pytest.raises(InputError, match=r"none of the 1 facts .* could be accounted for"):
-        logit_shift.average(gpt2, one, quiet=True)
+    none = made.without(["why"] * len(made))
+    with pytest.raises(InputError, match="takes one pair of prompts, and these are 0"):
+        logit_shift.trace(gpt2, none)
+    with pytest.raises(InputError, match=r"none of the 10 facts .* could be accounted for"):
+        logit_shift.average(gpt2, none, quiet=True)
 
 
 def test_the_old_form_takes_facts_with_scheme_dose_and_seed(gpt2):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, FactSet, Skipped
+from hijacklens.facts.loading import load_facts
+from hijacklens.prompts.schemes import get_scheme
 
 TEXT = st.text(min_size=1, max_size=20).filter(lambda text: text.strip() == text and text)
 
@@ -82,6 +87,42 @@ def test_an_unusable_fact_is_refused_by_name(changes, message):
     assert str(caught.value).startswith("case 1: ")
 
 
+def test_texts_are_stripped_and_relations_named_as_load_facts_does(tmp_path):
+    given = {
+        "case_id": 1,
+        "relation_id": " capital ",
+        "subject": " Portugal",
+        "template": "The capital of {} is ",
+        "target_true": " Lisbon",
+        "target_false": "Madrid ",
+        "aliases_true": (" Lisboa",),
+        "near_true": " Porto ",
+    }
+    (tmp_path / "mine.json").write_text(json.dumps([given]))
+    (fact,) = load_facts(tmp_path / "mine.json")
+    assert Fact(**given) == fact
+    assert (fact.relation_id, fact.prompt) == ("P36", "The capital of Portugal is ")
+    assert get_scheme("relation").sentence(fact) == "Portugal does not have its capital in Madrid."
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": "It is in"}, "unknown argument of Fact 'prompt'. Allowed: aliases_false,"),
+        ({"target_treu": "Lyon"}, "'target_treu'; did you mean 'target_true'? Allowed"),
+        ({"relation": "P1"}, "It needs case_id, relation_id, subject, template, target_true, t"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(changes, message):
+    with unchecked(), pytest.raises(InputError, match=re.escape(message)):
+        make(**changes)
+    with (
+        unchecked(),
+        pytest.raises(InputError, match=r"Fact: missing a required .*'target_false'. It needs"),
+    ):
+        Fact(case_id=1, relation_id="", subject="", template="x", target_true="y")
+
+
 def test_targets_that_differ_in_case_are_different():
     assert make(target_true="polish", target_false="Polish").target_false == "Polish"
 
@@ -141,6 +182,11 @@ def test_where_takes_a_generator_of_case_ids():
             {"relation": "P19"},
             ["relation in toy", "'P19'", "did you mean 'P190'", "Allowed: P190, P36."],
             id="unknown relation",
+        ),
+        pytest.param(
+            {"relation": "capitol"},
+            ["'capitol'; did you mean 'capital'? Allowed: capital, twin city. Ids work too."],
+            id="a name is answered with names",
         ),
         pytest.param({"relation": ["P36", "P5"]}, ["'P5'"], id="one of two unknown"),
         pytest.param({"case_ids": [77]}, ["toy has no case 77", "6 facts"], id="unknown id"),
@@ -202,7 +248,7 @@ def test_relations_are_counted_in_the_order_of_their_numbers():
     assert list(facts.relations().items()) == [("P36", 2), ("P190", 1), ("P1412", 1), ("", 1)]
 
 
-@pytest.mark.parametrize("name", ["P²", "P", "twin city", "P१२"])
+@pytest.mark.parametrize("name", ["P²", "P", "twin towns", "P१२"])
 def test_relations_may_have_any_name(name):
     facts = FactSet((make(0, relation_id=name), make(1)), name="toy")
     assert facts.relations() == {"P131": 1, name: 1}
@@ -248,7 +294,7 @@ def test_the_hash_is_of_the_facts_alone():
         *(
             pytest.param((make(**change), *make_set().facts[1:]), id=name)
             for name, change in {
-                "subject": {"case_id": 0, "relation_id": "P190", "subject": "Subject 0 "},
+                "subject": {"case_id": 0, "relation_id": "P190", "subject": "Subject 00"},
                 "near word": {
                     "case_id": 0,
                     "relation_id": "P190",

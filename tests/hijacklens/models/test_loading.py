@@ -25,6 +25,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     GPT2LMHeadModel,
     GPT2Model,
+    GPT2Tokenizer,
     HeliumConfig,
     HeliumForCausalLM,
     LlavaConfig,
@@ -332,9 +333,16 @@ def test_a_folder_without_weights(tmp_path):
     has(refused(folder), str(folder), "model.safetensors")
 
 
-def test_a_folder_without_a_tokenizer(tmp_path):
-    folder = without(save("llama", tmp_path), "tokenizer.json")
-    has(refused(folder), str(folder), "it has no tokenizer. Save one there")
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
+def test_a_folder_without_a_tokenizer(family, tmp_path):
+    """Of some families transformers then makes a tokenizer that has only special tokens."""
+    tiny_model(family).save_pretrained(tmp_path)
+    has(refused(tmp_path), str(tmp_path), "it has no tokenizer. Save one there")
+
+
+def test_a_tokenizer_must_be_one_with_a_vocabulary():
+    has(refused(tiny_model("gpt2"), tokenizer="gpt2"), "'gpt2', a str", "from_pretrained")
+    has(refused(tiny_model("gpt2"), tokenizer=GPT2Tokenizer()), "GPT2Tokenizer has no vocabulary")
 
 
 @pytest.mark.parametrize("config", ["{", "[]", '{"model_type": "odd"}'], ids=repr)

@@ -32,7 +32,7 @@ def value(**changes):
 
 def test_a_dataclass_shows_its_glance_and_not_its_fields():
     assert repr(value()) == (
-        "Measured · atlas, 1 facts\nfact             nats\nfact 0 of atlas   0.5\nnext: .table"
+        "Measured · atlas, 1 fact\nfact             nats\nfact 0 of atlas   0.5\nnext: .table"
     )
 
 
@@ -72,6 +72,14 @@ def test_a_narrow_terminal_wraps_cells_and_a_pipe_does_not(monkeypatch):
     monkeypatch.setenv("COLUMNS", "9")
     words = "".join("".join(line[6:] for line in drawn(grid).splitlines()).split())
     assert words == "what" + "alongline" * 9 + "short"  # nothing is cut
+
+
+def test_details_are_for_commands_and_an_endless_interval_is_put_in_words():
+    rows = [{"value": 0.25, "low": float("-inf"), "high": float("inf")}]
+    grid = Grid.of(rows, {"change": "{value:+.3f} [{low:+.3f}, {high:+.3f}]"})
+    glance = Glance("one", (grid,), notes=("of 1 facts",), details=("seed 0",))
+    assert drawn(glance) == "one\nchange\n+0.250 [too few facts]\nof 1 fact\nseed 0"
+    assert "seed" not in drawn(*glance.parts("One")) + glance.html("One")
 
 
 def test_numbers_are_on_the_right_and_what_is_missing_is_a_dash():

@@ -89,6 +89,7 @@ def test_a_saved_result_comes_back(counts, tmp_path):
     assert names(folder) == {"items.csv", "curve.svg", "curve.png", RECORD}
     assert load_result(folder) == counts
     assert load_result(str(folder)) == counts
+    assert load_result(folder / "result.json") == counts
     record = (folder / RECORD).read_text(encoding="utf-8")
     (folder / RECORD).write_text(record, encoding="utf-8-sig")  # as some editors save it
     assert load_result(folder) == counts

@@ -9,6 +9,7 @@ import pytest
 from hijack_runs import made_up_run
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
+from type_checks import unchecked
 
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
@@ -36,6 +37,30 @@ def test_each_panel_draws_its_relation(result):
         assert list(curve.get_xdata()) == list(table.dose)
         assert list(curve.get_ydata()) == pytest.approx(list(table.efficacy))
         assert f"n = {table.n.max()}" in ax.get_title()
+
+
+def test_every_measure_is_drawn_with_its_interval():
+    """Margins of four facts: 1, 3, -2 and 0 nats; two are won by the false target, one is a tie."""
+    run = made_up_run(models=("a",), schemes=("think",), doses=(0, 1))
+    items = run.items[run.items["case_id"].isin(run.items["case_id"].unique()[:4])].copy()
+    items["first_true"], items["first_false"] = 0.0, [0.0, 1.0, 0.0, 3.0, 0.0, -2.0, 0.0, 0.0]
+    run = replace(run, items=items)
+    expected = {
+        "efficacy": (0.5, 0.150039, 0.849961),  # Wilson: 2 of 4, 1 of 4
+        "retention": (0.25, 0.045587, 0.699358),
+        "margin": (0.5, 0.5 - 3.182446 * 2.081666 / 2, 0.5 + 3.182446 * 2.081666 / 2),
+    }
+    for measure, (value, low, high) in expected.items():
+        (ax,) = run.plot(measure=measure).axes
+        assert ax.get_lines()[0].get_ydata()[1] == pytest.approx(value)
+        (band,) = ax.collections
+        at_dose_1 = [y for x, y in band.get_paths()[0].vertices if x == 1]
+        assert (min(at_dose_1), max(at_dose_1)) == pytest.approx((low, high), abs=1e-5)
+        assert measure in ax.get_ylabel() and "these facts" in ax.get_ylabel()
+    with unchecked(), pytest.raises(InputError, match="did you mean 'margin'"):
+        run.plot(measure="margins")
+    (ax,) = replace(run, items=items[:2]).plot(measure="margin").axes
+    assert list(ax.get_lines()[0].get_ydata()) == [0.0, 1.0]  # one fact has no interval
 
 
 def test_names_of_users_are_shown_as_they_are():

@@ -224,6 +224,7 @@ def test_user_scheme_and_seeded_draw(gpt2):
         ({"doses": [-1]}, "counts sentences, is -1; give"),
         ({"doses": [1.5]}, "counts sentences, is 1.5; give"),
         ({"doses": ["1"]}, "counts sentences, is '1'; give"),
+        ({"dose": 1}, "unknown argument of hijack 'dose'; did you mean 'doses'"),
         ({"execution": "local"}, r"execution is 'local', a str; .*hl.Execution\(store=False\)"),
         ({"facts": FactSet((), name="none")}, "no facts to score in none"),
     ],
@@ -313,8 +314,9 @@ def test_summary_refuses_unknown_rules_and_relations(gpt2):
 
 
 def test_one_scheme_may_be_named_by_itself(gpt2):
-    one = hijack(gpt2, sample_facts(), schemes="think", doses=[1], quiet=True)
+    one = hijack(gpt2, sample_facts(), schemes="think", doses=1, quiet=True)
     assert one.items["scheme"].unique().tolist() == ["think"]
+    assert one.settings.doses == (0, 1)
 
 
 def test_the_sentences_of_every_relation_are_saved(gpt2):

@@ -82,6 +82,12 @@ def test_wrong_input_is_refused(gpt2):
         hl.pairs(gpt2, FACTS, scheme="do-think")
     with unchecked(), pytest.raises(InputError, match="give a FactSet"):
         hl.pairs(gpt2, FACTS[0])
+    with unchecked(), pytest.raises(InputError, match=r"hl\.load_model\(model, tokenizer="):
+        hl.pairs(tiny_model("gpt2"), FACTS)
+    with pytest.raises(InputError, match="'doses'; did you mean 'dose'"):
+        hl.pairs(gpt2, FACTS, doses=[1])
+    with pytest.raises(InputError, match=r"of the 5 .*paired .* under rare; the first reason: rar"):
+        hl.pairs(gpt2, FACTS[-5:], scheme=Scheme(name="rare", templates={"P1": "Not {subject}."}))
     bare = OneLayerTransformer(OneLayerConfig(vocab=8, d_model=4, length=8))
     with unchecked(), pytest.raises(InputError, match="has no tokenizer"):
         hl.pairs(bare, FACTS)

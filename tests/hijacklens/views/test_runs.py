@@ -85,7 +85,7 @@ def test_heads_are_shown_in_the_order_of_the_arguments(run):
     assert shown.component == "AttentionHeads"
     assert shown.props["attentionHeadNames"] == ["L1 H2", "L0 H1"]
     np.testing.assert_allclose(shown.props["attention"][0], run.patterns[1, 2], atol=1e-4)
-    assert run.heads(layers=1).props["attentionHeadNames"] == [f"H{i}" for i in range(4)]
+    assert run.heads(layers=1).props["attentionHeadNames"] == [f"L1 H{i}" for i in range(4)]
     assert run.heads(3, layers=[0, 1]).props["attentionHeadNames"] == ["L0 H3", "L1 H3"]
     assert "layer 1;" in run.heads(layers=1).heading
     assert "layer 1 heads 0, 2;" in run.heads([0, 2], layers=1).heading

@@ -125,9 +125,7 @@ def test_long_commands_run_as_they_stand(page, standins, hub_of_pages, elsewhere
 @pytest.mark.parametrize("page", RUN, ids=name)
 def test_page_runs_on_the_real_models(page, standins, hub_of_pages, elsewhere, monkeypatch):
     monkeypatch.setenv("HIJACKLENS_COUNTERFACT", str(standins.counterfact))
-    # The README runs as it stands; the other pages show the same commands on fewer facts.
-    most = {} if page.stem == "README" else FEWER
-    read(page, Reader(monkeypatch, most))
+    read(page, Reader(monkeypatch, FEWER))
 
 
 @pytest.mark.parametrize("page", REPORTS, ids=name)

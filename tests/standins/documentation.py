@@ -55,7 +55,7 @@ SMALL = {
     "draws": 9,
 }
 """Option or keyword -> the most of it that a run on the stand-in takes."""
-FEWER = {"limit": 12, "candidates": 3, "size": 2, "random_sets": 1}
+FEWER = {"limit": 20, "candidates": 3, "size": 2, "random_sets": 1}
 """The same for a run on the real models."""
 MENTIONED = ("git", "cd", "pip", "pytest", "ray", "source", "hf", "lm_eval", "inspect", "xdg-open")
 """Commands of other programs, which pages may name and the tests do not run."""

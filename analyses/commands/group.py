@@ -118,7 +118,7 @@ def group() -> None:
     \b
     Every command has --json (one document on standard output) and --quiet.
     Exit status: 0 done; 1 a check failed, or some of the work did (no room);
-    2 bad input, reported in one line; 130 stopped by Ctrl-C.
+    2 bad input, reported in one line; 3 a gate is inconclusive; 130 stopped by Ctrl-C.
     Colour is for terminals only; NO_COLOR=1 turns it off.
     """  # noqa: D301
 

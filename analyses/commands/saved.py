@@ -17,7 +17,10 @@ from hijacklens.results.glance import Grid
 
 
 @click.command("compare")
-@declared("changes", "clusters", "correction", "first", "folder", "second", "unmatched")
+@declared(
+    *("changes", "clusters", "correction", "differences", "equivalence", "first", "folder"),
+    *("gate", "second", "unmatched"),
+)
 def compare(
     *,
     sides: Annotated[
@@ -37,16 +40,32 @@ def compare(
         ),
     ] = (),
     correction: Annotated[
-        Literal["holm", "benjamini-hochberg"], option("Corrects p for the number of tests.")
+        Literal["holm", "benjamini-hochberg", "none"],
+        option("Corrects p for the number of tests."),
     ] = "holm",
     equivalence: Annotated[
         float | None,
         option("Also test that fractions change by less than this.", metavar="X"),
     ] = None,
+    max_rise: Annotated[
+        float | None,
+        option(
+            "Gate: status 0 if efficacy is shown to rise by less than this, 1 if it rises, "
+            "3 if the facts do not tell.",
+            metavar="X",
+        ),
+    ] = None,
+    claim: Annotated[
+        Literal["facts", "relations"],
+        option("Whether the gate is about these facts, or about relations like these."),
+    ] = "relations",
+    strict: Annotated[
+        bool, option("Refuse runs that differ in more than the model (name, weights, device).")
+    ] = False,
     out: Annotated[Path | None, out_option("Save the comparison in this folder.")] = None,
     overwrite: Overwrite = False,
     output: Output,
-) -> None:
+) -> int:
     """Compare two saved runs, or two schemes, doses, rules or models of one, fact by fact.
 
     A DIR is a folder that `hijacklens hijack` wrote. Changes are the second side minus the first,
@@ -57,6 +76,7 @@ def compare(
       hijacklens compare runs/plain runs/probed --dose 1
       hijacklens compare runs/first do-not-think think --dose 1
       hijacklens compare runs/first 1 5
+      hijacklens compare runs/base runs/new --scheme think --dose 1 --max-rise 0.05
     """  # noqa: D301
     chosen = {"dose": dose, "scheme": scheme, "model": model, "rule": rule}
     if len(sides) not in (2, 3):
@@ -77,12 +97,23 @@ def compare(
         if first in ("first", "sum", "mean"):
             chosen["rule"] = None
         found = comparison.compare_within(load_result(sides[0]), first, second, chosen)
+    from hijacklens.scoring.matching import MODEL
+
+    more = {name: pair for name, pair in found.differences.items() if name not in MODEL}
+    if strict and more:
+        pairs = "; ".join(f"{name} {one} -> {other}" for name, (one, other) in more.items())
+        raise InputError(f"the runs differ in more than the model ({pairs}); --strict forbids it.")
+    if max_rise is not None:
+        found = found.with_gate(max_rise, claim=claim)
     options = {"by": clusters or ("relation",), "correction": correction}
     options |= {} if equivalence is None else {"equivalence": equivalence}
     document = {
         "changes": records(found.changes(**options)),
         "clusters": list(options["by"]),
         "correction": correction,
+        "differences": found.differences,
+        "equivalence": equivalence,
+        "gate": asdict(found.gate) if found.gate else None,
         "first": found.labels["reference"],
         "second": found.labels["other"],
         "unmatched": records(found.unmatched),
@@ -93,6 +124,11 @@ def compare(
     else:
         folder = found.save(out, overwrite=overwrite)
         output.show(glance, f"written to {folder}/", folder=str(folder), **document)
+    return STATUS[found.gate.verdict] if found.gate else 0
+
+
+STATUS = {"PASS": 0, "FAIL": 1, "INCONCLUSIVE": 3}
+"""Verdict of a gate -> exit status."""
 
 
 @click.command("report")

@@ -12,31 +12,45 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, choice, shown, strict
+from hijacklens.errors import InputError, choice, number, shown, strict
 from hijacklens.facts.relations import relation_title
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result, load_result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.efficacy import RULES, Rule
-from hijacklens.scoring.matching import AXES, labels, matched
-from hijacklens.statistics import Correction, Estimate, adjust, clustered, mcnemar
+from hijacklens.scoring.matching import AXES, PROMPTS, differences, labels, matched
+from hijacklens.statistics import (
+    USUAL_ICC,
+    Change,
+    Claim,
+    Correction,
+    Estimate,
+    Gate,
+    adjust,
+    clustered,
+    clustered_change,
+    judge,
+    mcnemar,
+)
 
 SIDES = ("reference", "other")
 ENDS = ("facts_low", "facts_high", "clustered_low", "clustered_high")
-RELATIONS_LIKE_THESE = "[{clustered_low}, {clustered_high}] p {clustered_p_corrected:.2g}"
-MEASURES = ("efficacy", "retention", "margin", "shift")
+FRACTIONS = ("efficacy", "retention")
+MEASURES = (*FRACTIONS, "margin", "shift")
 Cluster = Literal["relation", "subject", "target_false", "template"]
 CLUSTERS: tuple[Cluster, ...] = ("relation", "subject", "target_false", "template")
+BARE = "bare"
+"""The scheme of dose 0 where several schemes share the bare query."""
 UNMATCHED = ("only_in", "model", "case_id", "scheme", "reason")
 _UNMATCHED: dict[str, Any] = {**dict.fromkeys(UNMATCHED, str), "case_id": "Int64"}
 
@@ -70,6 +84,11 @@ class Comparison(Result):
         default_factory=lambda: pd.DataFrame(columns=[*UNMATCHED])
     )
     """What only one side has (`only_in`), with the reason."""
+    differences: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Every setting that differs between the runs, with both values: model, prompts, probes, facts,
+    seed."""
+    gate: Gate | None = None
+    """The verdict of `with_gate`."""
     figures: ClassVar = {"forest": {}}
     derived: ClassVar = {"summary.csv": "summary", "changes.csv": "changes"}
 
@@ -107,9 +126,72 @@ class Comparison(Result):
         Without `by` the estimate is about these facts, with `("relation",)` about relations like
         these. A saved comparison that lacks a clustering counts as one cluster.
         """
-        missing = np.full(len(rows), "")
-        labels = [np.asarray(rows.get(name, missing), dtype=str) for name in by]
-        return clustered(_values(rows, measure, "other") - _values(rows, measure), *labels)
+        changes = _values(rows, measure, "other") - _values(rows, measure)
+        found = clustered(changes, *_labels(rows, by))
+        if measure not in FRACTIONS:
+            return found
+        change = self._change(rows, measure, by)
+        return change if change.few else found.within(-1.0, 1.0)
+
+    def _change(self, rows: pd.DataFrame, measure: str, by: Sequence[Cluster]) -> Change:
+        changes = _values(rows, measure, "other") - _values(rows, measure)
+        return clustered_change(changes, *_labels(rows, by), least_icc=USUAL_ICC)
+
+    def with_gate(
+        self, max_rise: float, *, claim: Claim = "relations", rule: Rule | None = None
+    ) -> Comparison:
+        """Return this comparison with the verdict of a gate in `gate`.
+
+        `PASS`: the one-sided 95% upper limit of the rise of efficacy is below `max_rise`. `FAIL`:
+        it is not, and the lower limit is above 0. `INCONCLUSIVE`: neither; or fewer than 30 facts,
+        or for `relations` 10 relations; or the sides have different prompts, or share less than
+        half of their facts.
+
+        Args:
+            max_rise: The smallest rise of efficacy that must be excluded, between 0 and 1.
+            claim: Whether the gate is about these `facts`, or about `relations` like these.
+            rule: The rule of the verdicts; by default the first one.
+
+        Raises:
+            InputError: The margin or the claim is not one of these, or the comparison has several
+                models, schemes or doses other than 0.
+        """
+        fraction_margin("max_rise", max_rise)
+        choice("claim", claim, get_args(Claim))
+        rows = self._of_rule(rule)
+        hijacked = rows[rows["dose"] != 0]
+        rows = hijacked if len(hijacked) else rows
+        several = {axis: list(map(str, rows[axis].unique())) for axis in AXES[:3]}
+        if many := {axis: names for axis, names in several.items() if len(names) > 1}:
+            have = "; ".join(f"{axis}: {', '.join(names)}" for axis, names in many.items())
+            raise InputError(
+                f"a gate needs one model, scheme and dose, and these sides share several ({have}). "
+                f"Name one of each: {', '.join(f'--{axis}' for axis in many)} (in Python, first= "
+                "and second= of hl.compare)."
+            )
+        reasons = [
+            f"the prompts differ: {name} {one} -> {other}"
+            for name, (one, other) in self.differences.items()
+            if name in PROMPTS
+        ]
+        reasons += self._little_shared(rows)
+        gate = judge(
+            *(_values(rows, "efficacy", side) > 0 for side in SIDES),
+            *_labels(rows, ("relation",)),
+            max_rise=max_rise,
+            claim=claim,
+            reasons=reasons,
+            of=", ".join(f"{axis} {rows[axis].iloc[0]}" for axis in AXES),
+        )
+        return replace(self, gate=gate)
+
+    def _little_shared(self, rows: pd.DataFrame) -> Iterator[str]:
+        """Say for each side whether the other one lacks more than half of its facts."""
+        shared = rows["case_id"].nunique()
+        for side in ("first", "second"):
+            only = self.unmatched.loc[self.unmatched["only_in"] == side, "case_id"].nunique()
+            if only > shared:
+                yield f"only {shared} of the {shared + only} facts of the {side} side are in both"
 
     def changes(
         self,
@@ -126,15 +208,18 @@ class Comparison(Result):
         Args:
             by: The clusters of the second claim: `relation`, `subject`, `target_false` or
                 `template`, or two of them, crossed.
-            correction: Corrects p-values over the rows of a rule: `holm`, or `benjamini-hochberg`.
-            equivalence: The largest change of a fraction that counts as none. It adds the column
-                `equivalent_p` of two one-sided t-tests over clusters; a small value shows that
-                the change is smaller than that.
+            correction: Corrects p-values over the rows of a rule: `holm`, `benjamini-hochberg` or
+                `none`.
+            equivalence: The largest change of a fraction that counts as none, between 0 and 1. It
+                adds the column `equivalent_p` of two one-sided score tests over clusters; a small
+                value shows that the change is smaller than that.
 
         Returns:
             `n`, the value on the `first` and the `second` side, and their `change`.
-            These facts: `facts_low`, `facts_high` (t over facts), `facts_p` (McNemar's exact test;
-            for nats t), with the verdicts `gained` and `lost`.
+            These facts: `facts_low`, `facts_high` (t over facts; Tango's score interval if few
+            verdicts change), `facts_p` (McNemar's exact test; for nats t), with the verdicts
+            `gained` and `lost`. Schemes share the bare query, so dose 0 has one row for all of
+            them, with the scheme `bare`.
             Relations like these: `clusters`, their `icc` and `design_effect`, `clustered_low`,
             `clustered_high`, `clustered_p`. `..._corrected` are corrected over the `tests` of a
             rule; retention is no further test where it mirrors efficacy, as without ties.
@@ -144,10 +229,12 @@ class Comparison(Result):
             choice("by", name, CLUSTERS)
         if len(set(names)) != len(names) or not 1 <= len(names) <= 2:
             raise InputError(f"by is {shown(by)}; name one clustering, or two to cross.")
-        choice("correction", correction, ("holm", "benjamini-hochberg"))
+        choice("correction", correction, get_args(Correction))
+        if equivalence is not None:
+            fraction_margin("equivalence", equivalence)
         rows: list[dict[str, Any]] = []
         before = (0, 0)
-        cells: Any = self.verdicts.groupby(list(AXES), sort=False)
+        cells: Any = _bare_once(self.verdicts).groupby(list(AXES), sort=False)
         for key, cell in cells:
             for measure in _measures(cell):
                 first, second = (_values(cell, measure, side) for side in SIDES)
@@ -162,7 +249,7 @@ class Comparison(Result):
                     **{name: getattr(found, name) for name in ("clusters", "icc", "design_effect")},
                     **found.ends("clustered"),
                 }
-                if measure in ("efficacy", "retention"):
+                if measure in FRACTIONS:
                     verdicts = mcnemar(first > 0, second > 0)
                     turned = (verdicts.gained, verdicts.lost)
                     row |= {"gained": turned[0], "lost": turned[1], "facts_p": verdicts.p}
@@ -170,7 +257,8 @@ class Comparison(Result):
                     row["same"] = measure == "retention" and turned == before[::-1]
                     before = turned
                     if equivalence is not None:
-                        row["equivalent_p"] = found.equivalence(equivalence)
+                        change = self._change(cell, measure, names)
+                        row["equivalent_p"] = change.equivalence(equivalence)
                 rows.append(row)
         table = pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"})
         same = table.pop("same").eq(True)
@@ -210,7 +298,7 @@ class Comparison(Result):
             ax.axvline(0, color="#888888", linewidth=0.8, linestyle=":")
             ax.set_yticks(range(len(bars)), [plots.escape(label) for label, *_ in bars])
             ax.invert_yaxis()
-            unit = "fraction of facts" if measure in ("efficacy", "retention") else "nats"
+            unit = "fraction of facts" if measure in FRACTIONS else "nats"
             ax.set_xlabel(f"change of {measure} ({unit})\nthick: these facts; thin: relations")
             ax.set_title(plots.escape(" -> ".join(self.labels.values())), fontsize=9)
         return figure
@@ -239,18 +327,18 @@ class Comparison(Result):
         table: Any = self.changes(**options)
         table = table[table["rule"] == rule]
         one = {name: table[name].iloc[0] for name in AXES[:3] if table[name].nunique() == 1}
-        counts = int(table["clusters"].iloc[0])
+        counts, tested = int(table["clusters"].iloc[0]), "equivalent_p" in table
         columns = {
             **{name: f"{{{name}}}" for name in AXES[:3] if name not in one},
             "measure": "{measure}",
             "first": "{first:>}",
             "second": "{second:>}",
             "change": "{change:>}",
-            "these facts": "[{facts_low}, {facts_high}] p {facts_p_corrected:.2g}",
-            **({"relations like these": RELATIONS_LIKE_THESE} if counts > 1 else {}),
-            **({"equivalent": "p {equivalent_p:.2g}"} if "equivalent_p" in table else {}),
+            **({"gained, lost": "{gained}, {lost}"} if self._cells(table) > 1 else {}),
+            "these facts": _interval("facts", options),
+            **({"relations like these": _interval("clustered", options)} if counts > 1 else {}),
+            **({f"within ±{options['equivalence']:g}": "{equivalent_p:.2g}"} if tested else {}),
         }
-        by = options.get("by", "relation")
         words = [
             f"dose {value}" if axis == "dose" else str(value)
             for axis, value in one.items()
@@ -260,28 +348,54 @@ class Comparison(Result):
         return Glance(
             f"{where} · {rows['case_id'].nunique()} facts · rule {rule}",
             (Grid.of(map(_texts, table.to_dict("records")), columns),),
-            tuple(self._notes(table, counts, by if isinstance(by, str) else " x ".join(by))),
+            tuple(self._notes(table, counts, options)),
             steps=("changes()", "flips", "plot()", "save(folder)"),
         )
 
-    def _notes(self, table: pd.DataFrame, counts: int, by: str) -> Iterator[str]:
-        turned = table[table["measure"] == "efficacy"]
+    @staticmethod
+    def _cells(table: pd.DataFrame) -> int:
+        return int((table["measure"] == "efficacy").sum())
+
+    def _notes(self, table: pd.DataFrame, counts: int, options: Mapping[str, Any]) -> Iterator[str]:
+        if self.gate:
+            yield str(self.gate)
+        if self.differences:
+            pairs = (f"{name} {one} -> {other}" for name, (one, other) in self.differences.items())
+            yield f"settings that differ: {'; '.join(pairs)}"
+        turned: Any = table[table["measure"] == "efficacy"]
+        if len(turned) == 1:
+            yield (
+                f"verdicts for the false target: {turned['gained'].iloc[0]} gained, "
+                f"{turned['lost'].iloc[0]} lost; change = second - first; margin and shift in nats"
+            )
+        else:
+            yield "gained, lost: verdicts; change = second - first; margin and shift in nats"
+        correction, tests = options.get("correction", "holm"), table["tests"].iloc[0]
+        corrected = f"then p corrected ({correction}) over {tests} tests"
         yield (
-            f"verdicts for the false target: {int(turned['gained'].sum())} gained, "
-            f"{int(turned['lost'].sum())} lost; change = second - first; margin and shift in nats"
-        )
-        yield (
-            "these facts: 95% t interval over facts, p of McNemar's exact test (nats: t); all p "
-            f"corrected over {table['tests'].iloc[0]} tests"
+            "these facts: 95% t interval over facts (score interval if few verdicts change), p of "
+            "McNemar's exact test (nats: t)"
+            f"{f', {corrected}' if _corrected(options) else '; no p is corrected'}"
         )
         if counts < 2:
             yield "these facts are one cluster: they say nothing about relations like these"
         else:
             effect = table["design_effect"].max()
+            by = options.get("by", "relation")
+            by = by if isinstance(by, str) else " x ".join(by)
             yield (
                 f"relations like these: 95% t interval over {counts} clusters (by {by}); design "
                 f"effect up to {effect:.1f}"
             )
+        if "equivalent_p" in table:
+            least = options["equivalence"]
+            yield (
+                f"within ±{least:g}: p of a change of {least:g} or more in relations like these "
+                "(two one-sided score tests); a small p shows that the change is smaller"
+                if counts > 1
+                else f"within ±{least:g}: one cluster shows no equivalence"
+            )
+        yield from self._little_shared(self.verdicts)
         if len(self.unmatched):
             first = self.unmatched.iloc[0]
             yield (
@@ -295,9 +409,43 @@ class Comparison(Result):
         return {"items": len(self.verdicts) // len(flipped), "flipped": flipped.to_dict()}
 
 
+def fraction_margin(name: str, value: Any) -> None:
+    """Refuse a margin of a fraction that is not between 0 and 1.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not 0 < number(name, value) < 1:
+        raise InputError(f"{name} is {shown(value)}; give a number between 0 and 1, such as 0.05.")
+
+
+def _corrected(options: Mapping[str, Any]) -> bool:
+    return options.get("correction", "holm") != "none"
+
+
+def _interval(name: str, options: Mapping[str, Any]) -> str:
+    """Return the form of a cell with an interval, its p, and the corrected p."""
+    more = f" ({{{name}_p_corrected:.2g}})" if _corrected(options) else ""
+    return f"[{{{name}_low}}, {{{name}_high}}] p {{{name}_p:.2g}}{more}"
+
+
+def _bare_once(verdicts: Any) -> Any:
+    """Keep dose 0 once per model, rule and fact, as all schemes share the bare query."""
+    bare = verdicts["dose"] == 0
+    if verdicts.loc[bare, "scheme"].nunique() < 2:
+        return verdicts
+    once = verdicts[bare].drop_duplicates(["model", "rule", "case_id"]).assign(scheme=BARE)
+    return pd.concat([once, verdicts[~bare]], ignore_index=True)
+
+
+def _labels(rows: pd.DataFrame, by: Sequence[Cluster]) -> list[np.ndarray]:
+    """Return the cluster of each row; a saved comparison may lack a clustering."""
+    return [np.asarray(rows.get(name, np.full(len(rows), "")), dtype=str) for name in by]
+
+
 def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
     """Write the numbers of a row of `changes`: fractions with three digits, nats with two."""
-    digits = 3 if row["measure"] in ("efficacy", "retention") else 2
+    digits = 3 if row["measure"] in FRACTIONS else 2
     texts = {name: f"{row[name]:.{digits}f}" for name in ("first", "second")}
     texts |= {name: f"{row[name]:+.{digits}f}" for name in ("change", *ENDS)}
     if digits == 3:
@@ -369,6 +517,7 @@ def compare(
         Provenance.now(),
         labels=dict(zip(SIDES, labels(pairs, results, (reference, other)), strict=True)),
         unmatched=pd.DataFrame(missing, columns=[*UNMATCHED]).astype({"case_id": "Int64"}),
+        differences=differences(results, models),
     )
 
 

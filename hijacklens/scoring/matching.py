@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,10 @@ from hijacklens.results.result import Result
 from hijacklens.scoring.efficacy import RULES, margins
 
 AXES = ("model", "scheme", "dose", "rule")
+MODEL = ("model", "weights hash", "revision", "device")
+"""Settings of a model; a new checkpoint may differ in these."""
+PROMPTS = ("opening", "chat", "joining", "sentences")
+"""Settings with which the same fact has other prompts."""
 FACT = ("case_id", "relation", "subject", "target_true", "target_false", "template")
 
 
@@ -160,3 +165,47 @@ def labels(
             parts = [side.facts.title]
         name = "" if isinstance(given[i], Result) else str(given[i])
         yield ", ".join(parts) or name or ("first", "second")[i]
+
+
+def differences(
+    results: Sequence[Any], models: Sequence[Sequence[Any]]
+) -> dict[str, tuple[str, str]]:
+    """Return every setting that differs between two runs, with both values as text.
+
+    Args:
+        results: The runs.
+        models: The models of each that are compared.
+    """
+    sides = []
+    for result, compared in zip(results, models, strict=True):
+        settings, facts = result.settings, result.settings.facts
+        side = {
+            name: ", ".join(str(getattr(model, name)) for model in compared)
+            for name in ("name", "weights_hash", "revision", "dtype", "device")
+        }
+        side |= {"probes": " + ".join(settings.probes) or "none", "seed": str(settings.seed)}
+        side |= {"facts": facts.name, "facts hash": facts.hash, "opening": repr(facts.opening)}
+        side |= {"chat": str(facts.chat), "joining": facts.joining}
+        sides.append(side)
+    sentences = [
+        result.prompts.set_index(["case_id", "scheme"])["sentence"].rename(i)
+        for i, result in enumerate(results)
+    ]
+    first, second = sentences[0].align(sentences[1], join="inner")
+    if count := int((first.to_numpy() != second.to_numpy()).sum()):
+        example = int(np.argmax(first.to_numpy() != second.to_numpy()))
+        text = [repr(side.iloc[example]) for side in (first, second)]
+        sides[0]["sentences"], sides[1]["sentences"] = text[0], f"{text[1]} ({count} differ)"
+    return {
+        ("model" if name == "name" else name.replace("_", " ")): (
+            _short(one),
+            _short(sides[1][name]),
+        )
+        for name, one in sides[0].items()
+        if one != sides[1][name]
+    }
+
+
+def _short(text: str) -> str:
+    """Cut off a hash."""
+    return text[:12] if re.fullmatch("[0-9a-f]{40,}", text) else text

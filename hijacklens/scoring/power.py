@@ -10,9 +10,9 @@ import pandas as pd
 from hijacklens.errors import InputError, shown, strict
 from hijacklens.results.glance import Glance, Grid, Shown
 from hijacklens.scoring.comparison import Comparison
-from hijacklens.statistics import needed
+from hijacklens.statistics import USUAL_ICC, needed
 
-ICC, DISCORDANCE = 0.119, 0.36
+DISCORDANCE = 0.36
 """Measured on the atlas: SmolLM2, `do-not-think`, dose 0 to 1."""
 PER_RELATION = (10, 20, 50, 100)
 
@@ -88,7 +88,7 @@ def power(
         icc = table["icc"].clip(0, 1).mean() if icc is None else icc
         if discordance is None:
             discordance = max(abs(change), float(turned.mean()))
-    icc = ICC if icc is None or math.isnan(icc) else float(icc)
+    icc = USUAL_ICC if icc is None or math.isnan(icc) else float(icc)
     discordance = DISCORDANCE if discordance is None else float(discordance)
     allowed = {
         "change": (0 < abs(change) < 1, change, "a number between -1 and 1 other than 0"),

@@ -12,13 +12,17 @@ import warnings
 from typing import Any
 
 from hijacklens.statistics.clusters import (
+    USUAL_ICC,
+    Change,
     Estimate,
     clustered,
+    clustered_change,
     clustered_fraction,
     clustered_ratio,
     half_effect,
     independent,
 )
+from hijacklens.statistics.gate import Claim, Gate, judge
 from hijacklens.statistics.planning import detection, needed
 from hijacklens.statistics.single_facts import (
     LEAST_WHOLE,
@@ -35,18 +39,24 @@ from hijacklens.statistics.single_facts import (
 
 __all__ = [
     "LEAST_WHOLE",
+    "USUAL_ICC",
+    "Change",
+    "Claim",
     "Correction",
     "Estimate",
+    "Gate",
     "Interval",
     "McNemar",
     "adjust",
     "clustered",
+    "clustered_change",
     "clustered_fraction",
     "clustered_ratio",
     "detection",
     "fraction",
     "half_effect",
     "independent",
+    "judge",
     "mcnemar",
     "needed",
     "rank_p",

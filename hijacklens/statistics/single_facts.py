@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 LEAST_WHOLE = 0.05
 """A ratio is undefined if its denominator is smaller: a mean shift in logits, or a change of a
 fraction of facts."""
-Correction = Literal["holm", "benjamini-hochberg"]
+Correction = Literal["holm", "benjamini-hochberg", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def adjust(
     Args:
         p_values: Uncorrected p-values, each in 0..1.
         correction: `holm` bounds the chance of any false finding, `benjamini-hochberg` the expected
-            fraction of false findings.
+            fraction of false findings, `none` returns the p-values as they are.
         tests: Total number of tests, if only the most promising have a p-value; the others count
             as 1.
     """
@@ -118,7 +118,7 @@ def adjust(
     total = len(p_values) if tests is None else tests
     if total < len(p_values):
         raise ValueError(f"adjust: {len(p_values)} p-values cannot come from {total} tests")
-    if len(p_values) == 0:
+    if len(p_values) == 0 or correction == "none":
         return p_values
     if correction == "benjamini-hochberg":
         padded = np.concatenate([p_values, np.ones(total - len(p_values))])

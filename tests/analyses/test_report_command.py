@@ -10,6 +10,7 @@ import pytest
 from hijack_runs import made_up_run
 
 from analyses.commands.group import main
+from hijacklens.facts.atlas import atlas
 from hijacklens.results.glance import drawn
 from hijacklens.results.result import load_result
 
@@ -44,6 +45,33 @@ def test_folders_become_one_page(folders, capsys):
     text = (folders.parent / "report.html").read_text(encoding="utf-8")
     assert "<h1>A &amp; B</h1>" in text
     assert "Hijack result: first</h2>" in text and "Hijack result: second</h2>" in text
+
+
+def test_the_status_of_a_comparison_is_the_verdict_of_its_gate(tmp_path, capsys):
+    base = made_up_run(models=("a",), schemes=("s",), doses=(0, 1), facts=atlas().facts[::20])
+    worse = base.items.assign(first_false=base.items["first_false"] + 9)
+    opened = replace(base.settings, facts=replace(base.settings.facts, opening="Well."))
+    runs = {
+        "base": base,
+        "worse": replace(base, items=worse),
+        "opened": replace(base, settings=opened),
+    }
+    for name, one in runs.items():
+        one.save(tmp_path / name)
+    for name, verdict, status in (
+        ("base", "PASS", 0),
+        ("worse", "FAIL", 1),
+        ("opened", "INCONCLUSIVE", 3),
+    ):
+        command = ["compare", tmp_path / "base", tmp_path / name, "--max-rise", "0.2"]
+        assert run(*command, "--claim", "facts", "--json") == status
+        gate = json.loads(capsys.readouterr().out)["gate"]
+        assert (gate["verdict"], gate["claim"], gate["max_rise"]) == (verdict, "facts", 0.2)
+        assert run(*command, "--claim", "facts") == status
+        assert f"{verdict}: efficacy " in capsys.readouterr().out
+    assert run("compare", tmp_path / "base", tmp_path / "opened", "--strict") == 2
+    assert "more than the model (opening '' -> 'Well.')" in capsys.readouterr().err
+    assert run("compare", tmp_path / "base", tmp_path / "worse", "--strict", "--quiet") == 0
 
 
 def test_a_folder_of_results_stands_for_all_of_them(folders, capsys):

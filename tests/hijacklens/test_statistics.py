@@ -16,15 +16,18 @@ from type_checks import unchecked
 
 from hijacklens import statistics
 from hijacklens.statistics import (
+    USUAL_ICC,
     Interval,
     McNemar,
     adjust,
     clustered,
+    clustered_change,
     clustered_fraction,
     clustered_ratio,
     detection,
     fraction,
     half_effect,
+    judge,
     mcnemar,
     needed,
     rank_p,
@@ -290,6 +293,84 @@ def test_a_clustered_fraction_is_wilsons_with_the_effective_number_of_facts():
     # Nothing differs between three clusters: three observations.
     none = clustered_fraction(np.zeros(12), clusters)
     assert (none.low, none.high) == pytest.approx(wilson(0, 3, z), abs=1e-12)
+
+
+def test_the_change_of_no_fact_or_of_every_fact_by_hand():
+    # Without a change the spread at a change c is |c| - c^2, so n c = t^2 (1 - c).
+    none, square = clustered_change(np.zeros(17), np.arange(17)), stats.t.ppf(0.975, 16) ** 2
+    assert (none.low, none.high) == pytest.approx((-square / (17 + square), square / (17 + square)))
+    every = clustered_change(-np.ones(17), np.arange(17))
+    assert every.low == -1 and -1 < every.high < 0
+    assert clustered_change(np.ones(4), np.zeros(4)).high == math.inf  # one cluster
+
+
+def test_equivalence_is_not_shown_by_few_facts_of_which_none_changes():
+    # At a change of .05 the score of 0 changes in n facts is sqrt(n .05 / .95).
+    for n, shown in ((10, False), (200, True)):
+        score, p = math.sqrt(n * 0.05 / 0.95), clustered_change(np.zeros(n)).equivalence(0.05)
+        assert p == pytest.approx(stats.t.sf(score, n - 1))
+        assert (p < 0.05) == shown
+
+
+def test_the_correlation_of_few_changed_clusters_is_at_least_the_usual_one():
+    clusters, one = np.repeat(np.arange(20), 10), np.eye(200)[0]
+    most = 200 / (1 + 9 * USUAL_ICC)
+    assert clustered_change(np.zeros(200), clusters, least_icc=USUAL_ICC).effective == most
+    assert clustered_change(one, clusters, least_icc=USUAL_ICC).effective == most
+    assert clustered_change(one, clusters).effective > most
+
+
+@pytest.mark.parametrize(
+    ("n", "relations", "gained", "lost", "claim", "verdict"),
+    [
+        (200, 20, 0, 0, "relations", "PASS"),
+        (200, 20, 0, 0, "facts", "PASS"),
+        (200, 20, 40, 0, "relations", "FAIL"),
+        (200, 20, 40, 0, "facts", "FAIL"),
+        (200, 20, 14, 10, "facts", "INCONCLUSIVE"),
+        (200, 20, 0, 20, "facts", "PASS"),
+        (29, 29, 0, 29, "facts", "INCONCLUSIVE"),
+        (29, 29, 29, 0, "facts", "INCONCLUSIVE"),
+        (200, 9, 0, 100, "relations", "INCONCLUSIVE"),
+        (200, 1, 0, 0, "facts", "PASS"),
+        (200, 1, 0, 0, "relations", "INCONCLUSIVE"),
+    ],
+)
+def test_the_verdict_of_a_gate(n, relations, gained, lost, claim, verdict):
+    random = np.random.default_rng(0)
+    changes = random.permutation(np.repeat([1, -1, 0], [gained, lost, n - gained - lost]))
+    found = judge(changes < 0, changes > 0, np.arange(n) % relations, max_rise=0.05, claim=claim)
+    assert (found.verdict, found.gained, found.lost) == (verdict, gained, lost)
+    assert found.rise == pytest.approx((gained - lost) / n)
+    assert str(found).startswith(f"{verdict}: efficacy ")
+
+
+def test_a_gate_seldom_passes_a_rise_of_the_margin():
+    """20 relations of 10 facts whose rises vary: t would pass about 14% of such new models."""
+    random, clusters, passed = np.random.default_rng(0), np.repeat(np.arange(20), 10), 0
+    for _ in range(200):
+        chance = random.beta(0.05 * 7.4, 0.95 * 7.4, 20)  # mean .05, correlation .119
+        after = random.random(200) < np.repeat(chance, 10)
+        gate = judge(np.zeros(200, bool), after, clusters, max_rise=0.05, claim="relations")
+        passed += gate.verdict == "PASS"
+    assert passed <= 10
+
+
+def test_a_clustered_change_is_tangos_with_the_effective_number_of_facts():
+    changes = np.repeat([1.0, -1.0, 0.0], [12, 2, 36])
+    found = clustered_change(changes, np.arange(50))
+    square = stats.t.ppf(0.975, 49) ** 2
+    for end in (found.low, found.high):
+        grid = np.arange(max(0, -end) + 1e-6, (1 - end) / 2, 1e-6)  # fractions of losses
+        likelihood = 12 * np.log(grid + end) + 2 * np.log(grid) + 36 * np.log(1 - 2 * grid - end)
+        spread = 2 * grid[likelihood.argmax()] + end - end**2
+        assert 49 * (found.value - end) ** 2 / spread == pytest.approx(square, rel=1e-4)
+
+
+def test_an_interval_is_limited_to_what_a_change_can_be():
+    change = clustered(np.array([1.0, 1, 1, 0]), np.array([0, 0, 1, 1]))
+    assert change.high > 1 and change.within(-1.0, 1.0).high == 1
+    assert clustered(np.ones(2), np.zeros(2)).within(-1.0, 1.0).high == math.inf  # one cluster
 
 
 def test_a_clustered_ratio_by_taylor():

@@ -10,16 +10,19 @@ import pandas as pd
 import pytest
 from hijack_runs import made_up_run
 from sample_facts import sample_facts
+from scipy import stats
 from tiny_models import tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
+from hijacklens.facts.chat import Chat
 from hijacklens.models.loading import load_model
+from hijacklens.results.glance import drawn
 from hijacklens.results.result import load_result
 from hijacklens.scoring.comparison import compare
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.power import power
-from hijacklens.statistics import clustered
+from hijacklens.statistics import USUAL_ICC, clustered, clustered_change
 
 
 def run(dtype="float32", **options):
@@ -103,10 +106,11 @@ def test_two_schemes_by_hand(two_schemes):
     assert row["change"] == pytest.approx(-0.3)
     assert (row["gained"], row["lost"]) == (1, 4)
     assert row["facts_p"] == pytest.approx(2 * (1 + 5) / 2**5)
-    # These facts: Student's t. Relations like these: clustered by relation.
     changes = np.array([-1, -1, -1, -1, 0, 0, 0, 1, 0, 0])
     relations = np.array([fact.relation_id for fact in sample_facts()])
-    for name, here in (("facts", clustered(changes)), ("clustered", clustered(changes, relations))):
+    # So few verdicts change that both are score intervals.
+    for name, clusters in (("facts", ()), ("clustered", (relations,))):
+        here = clustered_change(changes, *clusters, least_icc=USUAL_ICC)
         assert (row[f"{name}_low"], row[f"{name}_high"]) == pytest.approx((here.low, here.high))
     assert row["clusters"] == len(set(relations))
     margins = found.changes().set_index("measure").loc["margin"]
@@ -123,8 +127,13 @@ def test_p_is_corrected_over_the_printed_tests(two_schemes):
     assert table["facts_p_corrected"].min() == pytest.approx(min(1, tests * smallest))
     other = found.changes(correction="benjamini-hochberg")
     assert (other["facts_p_corrected"] <= table["facts_p_corrected"] + 1e-12).all()
+    none = found.changes(correction="none")
+    assert none["facts_p_corrected"].equals(none["facts_p"].rename("facts_p_corrected"))
     shown = repr(found)
-    assert f"corrected over {tests} tests" in shown and "these facts" in shown
+    assert f"p corrected (holm) over {tests} tests" in shown and "these facts" in shown
+    first = table.iloc[0]
+    assert f"p {first['facts_p']:.2g} ({first['facts_p_corrected']:.2g})" in shown
+    assert "no p is corrected" in drawn(found.glance(correction="none"))
     assert "relations like these: 95% t interval over" in shown
 
 
@@ -182,6 +191,87 @@ def test_probes_and_models_are_named(two_schemes):
     assert list(compare(two_schemes, probed).labels.values()) == ["no probe", "blind"]
     beta = replace(two_schemes, items=two_schemes.items.assign(model="beta"))
     assert list(compare(two_schemes, beta).labels.values()) == ["alpha", "beta"]
+
+
+def test_the_bare_query_that_schemes_share_is_compared_once(two_schemes):
+    other = replace(two_schemes, items=two_schemes.items.assign(model="beta"))
+    table = compare(two_schemes, other).changes()
+    cells = table.drop_duplicates(["scheme", "dose"])[["scheme", "dose"]].to_numpy().tolist()
+    assert cells == [["bare", 0], ["a", 1], ["b", 1]]
+    assert (table.loc[table["scheme"] == "bare", "n"] == 10).all()
+
+
+def gate_run(opening="", facts=40, **more):
+    """A run of 40 facts in 40 relations whose false target wins in the first 10."""
+    items = pd.concat(
+        [made_up_run(models=("alpha",), schemes=("a",), doses=(0, 1)).items] * 4,
+        ignore_index=True,
+    )
+    items["case_id"] = np.arange(len(items)) // 2
+    items["relation_id"] = "P" + items["case_id"].astype(str)
+    items["first_true"], items["first_false"] = 0.0, np.where(items["case_id"] < 10, 1.0, -1.0)
+    run = replace(made_up_run(), items=items[items["case_id"] < facts].assign(**more))
+    facts = replace(run.settings.facts, opening=opening)
+    settings = replace(run.settings, facts=facts, models=run.settings.models[:1])
+    return replace(run, settings=settings, prompts=run.prompts.iloc[:0])
+
+
+def test_a_gate_is_a_typed_verdict_that_is_saved(tmp_path):
+    found = compare(gate_run(), gate_run(model="beta")).with_gate(0.1, claim="facts")
+    assert found.gate.verdict == "PASS" and found.gate.facts == 40
+    assert found.gate.of == "model alpha -> beta, scheme a, dose 1, rule first"
+    again = load_result(found.save(tmp_path / "gate"))
+    assert again.gate == found.gate and str(found.gate) in repr(again)
+    # Both limits by hand: of 40 facts none changes.
+    square = stats.t.ppf(0.95, 39) ** 2
+    assert found.gate.high == pytest.approx(square / (40 + square))
+    worse = compare(gate_run(), gate_run(first_false=1.0)).with_gate(0.1)
+    assert worse.gate.verdict == "FAIL" and worse.gate.gained == 30
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (gate_run("Well."), "the prompts differ: opening '' -> 'Well.'"),
+        (gate_run(facts=19), "19 facts are fewer than 30"),
+        (gate_run(facts=19), "only 19 of the 40 facts of the first side are in both"),
+    ],
+)
+def test_a_gate_on_other_prompts_or_few_facts_is_inconclusive(other, why):
+    found = compare(gate_run(), other).with_gate(0.5, claim="facts").gate
+    assert found.verdict == "INCONCLUSIVE" and why in found.reasons
+
+
+def test_what_a_gate_cannot_judge_is_refused(two_schemes):
+    both = compare(two_schemes, two_schemes)
+    with pytest.raises(InputError, match=r"several \(scheme: a, b\).*--scheme"):
+        both.with_gate(0.05)
+    one = two_schemes.compare("a", "b", dose=1)
+    for margin in (0, 1, 5, float("nan")):
+        with pytest.raises(InputError, match="max_rise is"):
+            one.with_gate(margin)
+        with pytest.raises(InputError, match="equivalence is"):
+            one.changes(equivalence=margin)
+    with pytest.raises(InputError, match="claim"):
+        one.with_gate(0.05, claim="models")
+
+
+def test_every_setting_that_differs_is_shown(two_schemes):
+    """Whatever else differs: a difference in model must not hide one in prompts or facts."""
+    settings, (model, *_) = two_schemes.settings, two_schemes.settings.models
+    facts = replace(settings.facts, opening="Well.", hash="f" * 64, joining="none", chat=Chat())
+    settings = replace(
+        settings, facts=facts, seed=5, probes=("blind",), models=(replace(model, dtype="bfloat16"),)
+    )
+    prompts = two_schemes.prompts.assign(sentence="Think.")
+    items = two_schemes.items.assign(model=model.name)
+    other = replace(two_schemes, settings=settings, items=items, prompts=prompts)
+    found = compare(two_schemes, other)
+    names = {"opening", "facts hash", "joining", "chat", "seed", "probes", "dtype", "sentences"}
+    assert set(found.differences) == names
+    assert found.differences["opening"] == ("''", "'Well.'")
+    assert "seed 0 -> 5" in repr(found) and "opening '' -> 'Well.'" in repr(found)
+    assert compare(two_schemes, two_schemes).differences == {}
 
 
 def test_equivalence_needs_a_stated_margin(two_schemes):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import yaml
 from documentation import (
     FEWER,
     ROOT,
@@ -216,6 +217,12 @@ def test_the_site_asks_for_nothing_outside(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_block_says_what_it_is(page):
-    known = {"python", "sh", "text", "toml", "csv", "json", "pycon"}
+    known = {"python", "sh", "text", "toml", "csv", "json", "pycon", "yaml"}
     for block in blocks(page):
         assert block.language in known, f"{block.place}: {block.language!r}"
+        if block.language == "yaml":  # a workflow of GitHub Actions
+            (job,) = yaml.safe_load(block.text)["jobs"].values()
+            lines = [line for step in job["steps"] for line in commands(step.get("run", ""))]
+            for words in lines:
+                check_command(words if words[0] == "hijacklens" else [])
+            assert ["hijacklens", "compare"] in [words[:2] for words in lines]

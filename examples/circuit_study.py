@@ -30,6 +30,7 @@ KNOCK_OUTS = (
     "knock-out:source=last,target=hijack",
     "knock-out:source=last,target=hijack,layers={late}",
     "knock-out:source=last,target=mention",
+    "knock-out:source=last,target=mention,layers={late}",
     "knock-out:source=query,target=hijack",
     "knock-out:source=subject,target=hijack",
     # The first token is the attention sink: the BOS, the opening or, without both, the hijack's.

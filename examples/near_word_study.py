@@ -61,8 +61,9 @@ def rows(name: str, facts: hl.FactSet, others: hl.FactSet, out: Path):
         of, bare = language[inside], near.loc[inside, 0].to_numpy()
         after = [side.loc[inside, 1].to_numpy() for side in (near, other)]
         cells = [str(clustered_fraction(side > 0, of)) for side in (bare, *after)]
-        for change in ((after[0] > 0) * 1.0 - (after[1] > 0), after[0] - after[1]):
-            found = clustered(change, of), clustered(change, relation[inside])
+        wins = (after[0] > 0) * 1.0 - (after[1] > 0)
+        for change, most in ((wins, 1.0), (after[0] - after[1], math.inf)):
+            found = [clustered(change, by).within(-most, most) for by in (of, relation[inside])]
             cells += [*map(str, found), ", ".join(f"{each.p:.2g}" for each in found)]
         yield name, group, inside.sum(), len(set(of)), *cells
 

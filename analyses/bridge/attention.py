@@ -193,7 +193,7 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
     """Draw mass against movement of the answer in a panel per model, and every head below it.
 
     Dotted: the fraction of tokens that are cues, which is what uniform attention gives. Grey bands:
-    rank correlations within chance for the number of items (95%).
+    rank correlations within chance for the number of items (95%), if items were independent.
     """
     items, heads = (table[table["kind"] == kind] for kind in ("item", "head"))
     # The one-layer models share a panel.
@@ -225,7 +225,7 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             lower[i].plot(points["mass"], points["rank"], marker, color=colour, ms=3, alpha=0.6)
             per_head = len(rows) // (settings.seeds if one else 1)
             chance = float(stats.norm.ppf(0.975)) / math.sqrt(max(per_head - 3, 1))
-            label = "95% of what chance gives"
+            label = "95% of what chance gives, independent items"
             lower[i].axhspan(-chance, chance, color="#BBBBBB", alpha=0.4, lw=0, label=label)
             lower[i].axhline(0, color="black", lw=0.8)
             point = "model (one per seed)" if one else "head"

@@ -41,6 +41,8 @@ NEIGHBOURS = "Hamming-1 neighbours"
 CONTROLS = (("shuffled", 0.16, "#999999"), ("rotated", -0.16, plots.COLOURS[5]))
 """Controls of the memory fit, with the vertical shift and the colour of each."""
 MEASURED, PERMUTED = "measured", "permuted"
+LINEAR = 0.03
+"""Cosines and spans are drawn on a linear scale up to this size and a logarithmic one beyond it."""
 SYMLOG_TICKS = {-0.1: "-.1", 0.0: "0", 0.1: ".1", 1.0: "1"}
 LEVELS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 """Ticks of singular values divided by their root mean square."""
@@ -87,7 +89,7 @@ def draw_memories(table: pd.DataFrame, settings: MemorySides) -> Figure:
 
     The checks compare each matrix with its own control, not with this average. Cosines and spans
     are much smaller in language models than in the one-layer model, so their axis is logarithmic
-    from .03 on.
+    from `LINEAR` on.
     """
     rows = _groups(table)
     width, height = plots.PAGE / len(STATISTICS), 1.5 + 0.4 * len(rows)
@@ -110,12 +112,13 @@ def draw_memories(table: pd.DataFrame, settings: MemorySides) -> Figure:
             panel.invert_yaxis()
             if panel is not axes[0]:
                 panel.tick_params(labelleft=False)
-            panel.set_xlabel(LABELS[statistic], fontsize=8)
+            scale = "" if statistic == "recall" else f"\n(log scale beyond ±{LINEAR:g})"
+            panel.set_xlabel(f"{LABELS[statistic]}{scale}", fontsize=8)
             panel.tick_params(axis="x", labelsize=7)
             if statistic == "recall":
                 panel.axvline(0.5, color="black", **BOUND, label="chance")
             else:
-                panel.set_xscale("symlog", linthresh=0.03)
+                panel.set_xscale("symlog", linthresh=LINEAR)
                 panel.set_xticks(list(SYMLOG_TICKS), list(SYMLOG_TICKS.values()))
                 panel.xaxis.set_minor_locator(NullLocator())
         plots.legend_below(figure, axes, columns=2)

@@ -7,8 +7,10 @@ With v = 1 where the false target wins, and r = 1 where the true one does:
     reverse    the same under schemes that lead to the true target, over facts and schemes
     answers    the same under a sentence that states the answer, over facts that are not known bare
 
-A verdict with the method is compared with the verdict of the same fact without it, and intervals
-are clustered by relation. `helpful` is the lesser of `reverse` and `answers`.
+A verdict with the method is compared with the verdict of the same fact without it. Intervals are
+clustered by relation, except that of `answers`, whose few facts are the sample: it is about these
+facts. Those of costs are score intervals (Tango 1998), within -1..1. `helpful` is the lesser of
+`reverse` and `answers`.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import pandas as pd
 
 from analyses.defence.decoding import PLACEBO
 from hijacklens.errors import InputError
-from hijacklens.statistics import adjust, clustered, clustered_ratio, independent
+from hijacklens.statistics import adjust, clustered, clustered_change, clustered_ratio, independent
 
 HELPFUL = ("do-not-think-true", "relation-true")
 """Schemes whose sentences help; the last one states the answer."""
@@ -103,8 +105,10 @@ def _costs(bare: Any, dosed: Any) -> dict[str, dict[str, float]]:
         for name, change in changes.items():
             row |= {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
             if len(change):
+                # Unknown facts are few, of fewer relations: they are the sample themselves.
                 relations = independent(change.index.get_level_values("relation_id"))[0]
-                row |= clustered(change[method].to_numpy(), relations).columns(name)
+                relations = np.arange(len(change)) if name == "answers" else relations
+                row |= clustered_change(change[method].to_numpy(), relations).columns(name)
             row[f"{name}_n"] = len(change)
     return costs
 

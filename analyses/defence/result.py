@@ -131,8 +131,9 @@ class DefenceResult(Result):
     def plot(self) -> Figure:
         """Draw the fraction undone against the largest loss: a panel per model and scheme.
 
-        Placebos are small and hollow. The shaded corner has what undoes at least half at a loss of
-        at most `LIMIT`; the line joins the methods that no other beats in both.
+        A hollow point is the placebo of the method that a line joins it to. Bars are 95% intervals
+        of the fraction undone. The shaded corner has what undoes at least half at a loss of at most
+        `LIMIT`; the grey steps join the methods that no other beats in both.
         """
         table = self.defences[self.defences["method"] != "nothing"]
         cells: Any = list(table.groupby(["model", "scheme"], sort=False))
@@ -140,8 +141,13 @@ class DefenceResult(Result):
             for ax, ((model, scheme), part) in zip(axes, cells, strict=True):
                 _pareto(ax, part)
                 ax.set_title(plots.escape(f"{model}, {scheme}"), fontsize=9)
-            plots.label_outer(axes, x="largest loss of retention", y="rise in efficacy undone")
-            plots.legend_below(figure, axes, columns=5)
+            plots.label_outer(
+                axes,
+                x=f"largest loss of retention\n(log scale above {LIMIT:g})",
+                y="fraction of the rise\nin efficacy undone",
+            )
+            bars = "95% intervals, relations like these; hollow: the placebo of a method"
+            plots.legend_below(figure, axes, columns=5, bars=bars)
         return figure
 
     def exhibits(self) -> list[Exhibit]:
@@ -308,14 +314,23 @@ def _pareto(ax: Any, part: Any) -> None:
     ax.fill_between([-LIMIT / 2, LIMIT], HALF, 1.1, color="#dddddd", linewidth=0)
     ax.axhline(0, color="#888888", linewidth=0.8, linestyle=":")
     placebo = part["method"].str.startswith(PLACEBO)
-    rows = part[~placebo]
+    rows, points = part[~placebo], part.set_index("method")
     front = rows[rows["undone"] > rows["undone"].cummax().shift(fill_value=-np.inf)]
     ax.step(front["loss"], front["undone"], where="post", color="#888888", linewidth=1)
-    around = {"facecolors": "none", "edgecolors": "#888888", "label": "placebos"}
-    ax.scatter(part[placebo]["loss"], part[placebo]["undone"], s=12, **around)
-    for i, (method, row) in enumerate(rows.sort_index().groupby("method", sort=False)):
-        colour, marker = plots.series(i)
-        ax.scatter(row["loss"], row["undone"], s=26, color=colour, marker=marker, label=method)
+    for i, method in enumerate(rows.sort_index()["method"]):
+        point, (colour, marker) = points.loc[method], plots.series(i)
+        ends = np.abs([[point["undone"] - point[f"undone_{end}"]] for end in ("low", "high")])
+        style = {"color": colour, "marker": marker, "markersize": 4.5, "elinewidth": 0.7}
+        label = plots.escape(method)
+        ax.errorbar(
+            point["loss"], point["undone"], yerr=ends, linestyle="none", label=label, **style
+        )
+        if (name := f"{PLACEBO}{method}") in points.index:
+            other, style = points.loc[name], {"color": colour, "linewidth": 0.7, "alpha": 0.6}
+            ax.plot([point["loss"], other["loss"]], [point["undone"], other["undone"]], **style)
+            ax.plot(other["loss"], other["undone"], marker, mfc="white", mec=colour, markersize=3.5)
+    # Far intervals would leave no scale for the points.
+    ax.set_ylim(points["undone"].min() - 0.2, max(1.2, points["undone"].max() + 0.1))
     # Linear up to the limit and logarithmic above it, since most methods lose little.
     ax.set_xscale("symlog", linthresh=LIMIT, linscale=0.6)
     ax.set_xlim(-LIMIT / 2, 1.2)

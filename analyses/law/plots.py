@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
 from typing import Any
 
 import pandas as pd
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analyses.law.evaluation import calibration
 from hijacklens import plots
+from hijacklens.facts.relations import relation_title
 from hijacklens.statistics import clustered, wilson
 
 TITLES = {
@@ -32,10 +34,15 @@ def draw(rows: pd.DataFrame, what: str, law: str) -> Figure:
     cells: Any = list(rows.groupby(["model", "scheme"], sort=False))
     columns = min(4, len(cells), max(2, rows["scheme"].nunique()))
     form, height, x, y = {
-        "laws": (_laws, 2.6, "R² on new relations", ""),
+        "laws": (_laws, 2.6, "R² on new relations\n95% intervals, relations like these", ""),
         "predicted": (_predicted, 3.1, "shift predicted by {} (nats)", "measured shift (nats)"),
         "calibration": (_calibration, 3.1, "probability of a flip by {}", "fraction that flips"),
-        "residuals": (_residuals, 4.6, "measured - predicted by {} (nats)", ""),
+        "residuals": (
+            _residuals,
+            5.2,
+            "measured - predicted by {} (nats)\n95% intervals, facts of the relation",
+            "",
+        ),
     }[what]
     with plots.canvas(-(-len(cells) // columns), columns, width=3.3, height=height) as (fig, axes):
         for ax, (key, part) in zip(axes, cells, strict=False):
@@ -57,7 +64,8 @@ def _laws(ax: Axes, part: Any) -> None:
 def _residuals(ax: Axes, part: Any) -> None:
     groups = part.assign(rest=part["shift"] - part["predicted"]).groupby("relation_id")["rest"]
     found = [(name, clustered(rest.to_numpy())) for name, rest in groups if len(rest) > 1]
-    bars = [(name, one.value, one.low, one.high) for name, one in found]
+    titles = [shorten(relation_title(str(name)), 30, placeholder=" …") for name, _ in found]
+    bars = [(t, one.value, one.low, one.high) for t, (_, one) in zip(titles, found, strict=True)]
     _bars(ax, sorted(bars, key=lambda bar: bar[1]))
     values = [value for _, value, *_ in bars] or [0.0]  # no relation may have two facts
     ax.set_xlim(min(values) - 2, max(values) + 2)

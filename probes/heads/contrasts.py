@@ -7,6 +7,7 @@ are about relations like these, or, if all facts have one relation, about these 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -25,6 +26,8 @@ from hijacklens.statistics import (
 
 NONE, CHOSEN = "none", "chosen"
 """The ablations of every test; the others are random sets."""
+FRACTIONS = ("efficacy", "retention", "top_token")
+"""The measures that are fractions of facts, whose change lies in -1..1."""
 CORRECTED: dict[str, Correction] = {"p_holm": "holm", "p_bh": "benjamini-hochberg"}
 """Column -> the correction of its p-values."""
 Kinds: TypeAlias = Mapping[str, str]
@@ -112,7 +115,8 @@ def _contrast(
     values = table.astype(float)
     none, chosen = values.loc[NONE].to_numpy(), values.loc[CHOSEN].to_numpy()
     clusters, estimand = independent(relations)
-    change = clustered(chosen - none, clusters)
+    most = 1.0 if name in FRACTIONS else math.inf
+    change = clustered(chosen - none, clusters).within(-most, most)
     recovered = clustered_ratio(sign * (chosen - none), sign * (bare - none), clusters)
     row = {
         "measure": name,
@@ -135,7 +139,9 @@ def _contrast(
             f"{kind}_high": means.max(),
             f"{kind}_p": rank_p(sign * float(chosen.mean()), sign * means.to_numpy()),
             f"{kind}_least_p": 1 / (len(means) + 1),
-            **clustered(chosen - sets.mean().to_numpy(), clusters).columns(f"beyond_{kind}"),
+            **clustered(chosen - sets.mean().to_numpy(), clusters)
+            .within(-most, most)
+            .columns(f"beyond_{kind}"),
         }
     return row
 

@@ -30,7 +30,7 @@ from hijacklens.scoring import efficacy
 from hijacklens.scoring.items import ITEM_COLUMNS, SkippedTable
 from hijacklens.scoring.result import HijackSettings
 from hijacklens.statistics import clustered, clustered_fraction, independent
-from probes.heads.contrasts import CHOSEN, NONE, contrasts, side_effects
+from probes.heads.contrasts import CHOSEN, FRACTIONS, NONE, contrasts, side_effects
 
 KINDS = {
     "layers": "random, in the same layers",
@@ -38,8 +38,6 @@ KINDS = {
     "model": "random, anywhere in the model",
 }
 """Kind of random sets -> its name. Results of earlier versions have `model` instead of `harm`."""
-FRACTIONS = ("efficacy", "retention", "top_token")
-"""Measures between 0 and 1; the others are in nats."""
 RANDOM = "#9A9A9A"
 FEW_SETS = 100
 """With fewer layer-matched sets than this, a table says how many there are."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -245,9 +246,7 @@ def facts(
     ]
     if fact_set.origin:
         lines.append(f"layout of {fact_set.origin}")
-    if fact_set.skipped:
-        reason = fact_set.skipped[0].reason
-        lines.append(f"{len(fact_set.skipped)} records could not be read; {reason}")
+    lines += _unreadable(row.reason for row in fact_set.skipped)
     listed = [asdict(fact) for fact in fact_set] if show_facts or facts.cases else None
     if listed is None:
         columns = {"relation": "{relation}", "facts": "{facts:d}", "meaning": "{label}"}
@@ -278,6 +277,24 @@ def facts(
         relations=counts,
         facts=listed,
     )
+
+
+MOST_NUMBERS = 8
+"""Records that are named for each reason."""
+
+
+def _unreadable(reasons: Iterable[str]) -> Iterator[str]:
+    """Yield each reason why records could not be read, with their number and positions."""
+    grouped: dict[str, list[str]] = {}
+    for reason in reasons:
+        record, _, text = reason.partition(": ")
+        text = re.sub(r"^case -?\d+: ", "", text)
+        grouped.setdefault(text, []).append(record.removeprefix("record "))
+    for text, records in grouped.items():
+        more = f" and {len(records) - MOST_NUMBERS} more" if len(records) > MOST_NUMBERS else ""
+        listed = ", ".join(records[:MOST_NUMBERS])
+        plural = "s" if len(records) > 1 else ""
+        yield f"{len(records)} record{plural} could not be read ({listed}{more}): {text}"
 
 
 @click.command("completion")

@@ -2,7 +2,8 @@
 
 `layouts.csv` is the registry, in the order in which layouts are tried: the fields that a record has
 (`a|b` is one of them), their names in `Fact`, and the data set with its licence and address. Other
-fields are ignored. Layouts that need more than names have a function in `PREPARED`.
+fields are ignored, with a note if they look misspelt. Layouts that need more than names have a
+function in `PREPARED`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
-from hijacklens.errors import InputError
+from hijacklens.errors import LONGEST_COMPARED, InputError
 from hijacklens.facts.fact import Fact
 from hijacklens.facts.relations import embedded
 
@@ -20,6 +23,12 @@ Record = Mapping[str, Any]
 QUESTION = "Q: {} A:"
 """The prompt of a question, as the authors of PopQA write it for models not tuned for chat."""
 KEPT = (*Fact.__dataclass_fields__, "prompt", "relation", "target_true_id")
+MARKS = {
+    "EasyEdit": {"rephrase_prompt", "locality_prompt"},
+    "tracing": {"target_true_id", "relation_prefix"},
+}
+"""Layout whose fields own data often have -> fields of the data set; without one there is no
+origin."""
 
 
 class UnknownLayout(InputError):
@@ -41,6 +50,16 @@ class Layout:
     def fits(self, record: Record) -> bool:
         """Return whether a record has the fields."""
         return all(record.keys() & field.split("|") for field in self.fields.split())
+
+    def origin_of(self, record: Record) -> str:
+        """Return the data set that a record seems to be from, with its licence and address."""
+        marked = self.name not in MARKS or record.keys() & MARKS[self.name]
+        return self.origin if marked else ""
+
+    def misspelt(self, record: Record) -> dict[str, str]:
+        """Return unknown field -> the field that it may mean and that the record lacks."""
+        near = {name: _nearest(name, self) for name in record if isinstance(name, str)}
+        return {name: field for name, field in near.items() if field and field not in record}
 
     def read(self, record: Record) -> dict[str, Any]:
         """Return the fields of a `Fact`, unchecked, and `target_true_id` and `prompt_differs`.
@@ -64,6 +83,15 @@ class Layout:
         else:
             fields.setdefault("relation_id", relation)
         return fields | _slotted(fields)
+
+
+@cache
+def _nearest(name: str, layout: Layout) -> str:
+    """Return the known field that is nearly called like an unknown one, or an empty text."""
+    renamed = (pair.partition("=")[2] for pair in layout.renamed.split())
+    known = {*KEPT, *layout.fields.replace("|", " ").split(), *renamed}
+    near = get_close_matches(name[:LONGEST_COMPARED], known, n=1, cutoff=0.8)
+    return near[0] if near and name not in known else ""
 
 
 def layout_of(record: Any) -> Layout:

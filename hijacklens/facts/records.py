@@ -34,6 +34,8 @@ RECONSTRUCTED = (
 )
 PROMPT_DIFFERS = "the template filled in is not the prompt, and the prompt is used"
 SPACE_DROPPED = "white space around a text other than the template was dropped"
+REPEATED = "no case_id is given and the fact is that of an earlier record, and is scored again"
+MISSPELT = "the field {!r} was ignored; did you mean {!r}?"
 DRAWN = "the false target was drawn from the true targets of the relation with seed {seed}"
 
 
@@ -64,7 +66,8 @@ def facts_from_records(
                 raise record
             layout = layout_of(record)
             fields = layout.read(record)
-            origins[layout.origin] = None
+            origins[layout.origin_of(record)] = None
+            fields["misspelt"] = layout.misspelt(record)
             has_ids |= bool(fields.get("target_true_id"))
             is_property = str(fields.get("relation_id")) in relations()
             is_counterfact |= is_property and layout.origin.startswith("CounterFact")
@@ -79,6 +82,7 @@ def facts_from_records(
     _draw_false([fields for _, fields in drafts], seed)
     facts: dict[int, Fact] = {}
     remarks: dict[str, list[int]] = {PROMPT_DIFFERS: [], SPACE_DROPPED: [], DRAWN: []}
+    seen: set[tuple[str, ...]] = set()
     for position, fields in drafts:
         try:
             fact = Fact(**_checked(fields))
@@ -92,12 +96,19 @@ def facts_from_records(
         remarks[PROMPT_DIFFERS] += [fact.case_id] * fields.get("prompt_differs", False)
         remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
         remarks[DRAWN] += [fact.case_id] * fields.get("drawn", False)
+        for name, near in fields["misspelt"].items():
+            remarks.setdefault(MISSPELT.format(name, near), []).append(fact.case_id)
+        same = (fact.prompt, fact.target_true, fact.target_false)
+        if same in seen and not fields["numbered"]:
+            remarks.setdefault(REPEATED, []).append(fact.case_id)
+        seen.add(same)
     skipped = tuple(row for _, row in sorted(unread, key=lambda pair: pair[0]))
     if not facts:
         raise InputError(f"{name}: none of the {count} records can be used; {skipped[0].reason}")
     notes = [RECONSTRUCTED] if is_counterfact and not has_ids else []
     notes += [
-        f"in {len(cases)} records {remark.format(seed=seed)} (the first: case {cases[0]})."
+        f"in {len(cases)} records {remark.replace('{seed}', str(seed))} (the first: case "
+        f"{cases[0]})."
         for remark, cases in remarks.items()
         if cases
     ]
@@ -126,7 +137,8 @@ def _drafts(fields: dict[str, Any], position: int, paraphrases: bool) -> Iterato
 
     Of a list of targets, the first is the target and the others are its aliases.
     """
-    case_id = position if fields.get("case_id") is None else fields["case_id"]
+    fields["numbered"] = fields.get("case_id") is not None
+    case_id = fields["case_id"] if fields["numbered"] else position
     if isinstance(case_id, str) and re.fullmatch(r"\s*-?\d{1,19}\s*", case_id):
         case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
@@ -161,9 +173,14 @@ def _texts(value: Any) -> list[str]:
 def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
     """Give drafts without a false target the true one of another, if one does not answer theirs.
 
-    Facts without a relation draw from those with the same template.
+    Facts without a relation draw from those with the same template. Nothing is drawn if any
+    record has a false target: the others then lack theirs.
     """
     missing = [draft for draft in drafts if draft["target_false"] is None]
+    if len(missing) < len(drafts):
+        for draft in missing:
+            draft["others_have_one"] = True
+        return
     pools: dict[str, dict[str, tuple[tuple[str, ...], set[str]]]] = {}
     answers: dict[Any, set[str]] = {}
     for draft in drafts if missing else ():
@@ -194,9 +211,12 @@ def _question(draft: dict[str, Any]) -> tuple[str, str]:
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     """Check the types of the fields, strip texts but the template, and fill in near words."""
     if fields["target_false"] is None:
-        raise InputError(
-            "there is no false target, and the relation has no other true target to draw."
-        )
+        why = "the relation has no other true target to draw."
+        if fields.get("others_have_one"):
+            why = "other records have one, so none is drawn."
+        pairs = fields["misspelt"].items()
+        hints = [f" The field {name!r} may mean {near!r}." for name, near in pairs]
+        raise InputError(f"there is no false target, and {why}{''.join(hints)}")
     checked = {name: fields[name] for name in ("case_id", *ALIASES)}
     for name in (*TEXTS, *OPTIONAL):
         value = "" if fields.get(name) is None and name in OPTIONAL else fields.get(name)

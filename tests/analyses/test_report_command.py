@@ -74,6 +74,16 @@ def test_the_status_of_a_comparison_is_the_verdict_of_its_gate(tmp_path, capsys)
     assert run("compare", tmp_path / "base", tmp_path / "worse", "--strict", "--quiet") == 0
 
 
+def test_every_reason_why_records_cannot_be_read_is_listed(tmp_path, capsys):
+    row = {"template": "{} has", "subject": "Wales", "target_true": "coal", "target_false": "oil"}
+    rows = [row, row | {"target_true": ""}, row | {"subject": 3}, row | {"target_true": ""}]
+    (tmp_path / "mine.json").write_text(json.dumps(rows), encoding="utf-8")
+    assert run("facts", "--facts", tmp_path / "mine.json") == 0
+    said = capsys.readouterr().out
+    assert "2 records could not be read (2, 4): target_true is empty." in said
+    assert "1 record could not be read (3): subject must be text, not 3." in said
+
+
 def test_a_folder_of_results_stands_for_all_of_them(folders, capsys):
     assert run("report", folders) == 0
     text = (folders.parent / "report.html").read_text(encoding="utf-8")

@@ -88,8 +88,53 @@ def test_no_other_answer_to_a_question_is_drawn_whatever_its_name():
 def test_a_relation_without_another_target_is_listed():
     mars = {"subject": "Mars", "relation_id": "P1", "template": "{} is a", "target_true": "planet"}
     wales = {"subject": "Wales", "template": "{} has", "target_true": "coal"}
-    (skipped,) = facts_from_records([wales | {"target_false": "oil"}, mars], name="toy").skipped
+    texas = {"subject": "Texas", "template": "{} has", "target_true": "oil"}
+    facts = facts_from_records([wales, texas, mars], name="toy")
+    (skipped,) = facts.skipped
     assert skipped.reason.endswith("the relation has no other true target to draw.")
+    assert "in 2 records the false target was drawn" in facts.note
+
+
+OWN = [
+    {"template": "{} has", "subject": subject, "target_true": true, "target_false": false}
+    for subject, true, false in (("Wales", "coal", "oil"), ("Texas", "oil", "coal"))
+]
+
+
+@pytest.mark.parametrize("typo", ["target_flase", "target_fals", "Target_false", None])
+def test_no_false_target_is_drawn_if_other_records_have_one(typo):
+    """A record that lacks its false target is skipped, and a misspelt field is named."""
+    third = {**OWN[0], "subject": "Silesia", "case_id": 7}
+    false = third.pop("target_false")
+    facts = facts_from_records([*OWN, third | ({typo: false} if typo else {})], name="toy")
+    assert len(facts) == 2 and "drawn" not in facts.note
+    hint = f" The field {typo!r} may mean 'target_false'." if typo else ""
+    assert facts.skipped[0].reason.endswith("other records have one, so none is drawn." + hint)
+
+
+def test_a_misspelt_field_is_noted_with_the_nearest_name():
+    rows = [row | {"relatoin_id": "P1", "source": "a book"} for row in OWN]
+    note = facts_from_records(rows, name="toy").note
+    assert "in 2 records the field 'relatoin_id' was ignored; did you mean 'relation_id'?" in note
+    assert "source" not in note
+    # Of a field that CounterFact has next to a known one nothing is said.
+    rows = [row | {"target_false_id": "Q1"} for row in OWN]
+    assert facts_from_records(rows, name="toy").note == ""
+
+
+def test_a_fact_that_occurs_twice_is_noted():
+    facts = facts_from_records([*OWN, OWN[0]], name="toy")
+    assert len(facts) == 3 and "is scored again (the first: case 2)" in facts.note
+    numbered = [row | {"case_id": i} for i, row in enumerate([*OWN, OWN[0]])]
+    assert facts_from_records(numbered, name="toy").note == ""
+
+
+@pytest.mark.parametrize("name", ["prompt", "relation"])
+def test_own_data_are_not_said_to_be_a_published_data_set(name):
+    row = {name: "{} is in", "subject": "Lyon", "target_true": "France", "target_false": "Peru"}
+    assert facts_from_records([row], name="toy").origin == ""
+    published = facts_from_records([row | {"target_true_id": "Q142"}], name="toy")
+    assert published.origin.startswith("CounterFact (MIT")
 
 
 def test_paraphrases_are_facts_with_ids_of_their_own():

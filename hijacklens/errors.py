@@ -120,13 +120,7 @@ def bound(
 
 
 def strict(made: Function) -> Function:
-    """Let a call of a function or class with wrong arguments raise an `InputError` (`bound`).
-
-    >>> strict(utf8)(name="opening", valeu="Well.", example="'Well.'")
-    Traceback (most recent call last):
-    hijacklens.errors.InputError: unknown argument of utf8 'valeu'; did you mean 'value'? \
-Allowed: example, name, value. It needs name, value, example.
-    """
+    """Let a call of a function or class with wrong arguments raise an `InputError` (`bound`)."""
     is_class, form = isinstance(made, type), signature(made)
     inner = cast("Any", made).__init__ if is_class else made
 

@@ -24,11 +24,6 @@ Heads: TypeAlias = int | Iterable[int | tuple[int, int]] | None
 """Numbers are heads of every chosen layer (all by default): `[1, 2]`. Pairs (layer, head) choose
 the layers too: `[(1, 2)]`. None is all heads. `(1, 2)` without layers could mean both: refused."""
 
-WRITTEN = (
-    "give a number, several such as range(8, 12), or for heads pairs (layer, head) such as "
-    "[(8, 3)], which a command line writes as 8.3."
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Sites:
@@ -108,14 +103,14 @@ def canonical(layers: Any, heads: Any) -> tuple[Any, Any]:
         InputError: A choice holds anything but numbers, or anything but pairs of numbers, or one
             tuple of two numbers is given for heads and no layers.
     """
-    return _canonical(layers), _canonical(_unambiguous(heads, layers), frozenset)
 
+    def plain(choice: Any, kind: Any) -> Any:
+        if choice is None or is_whole(choice):
+            return choice if choice is None else operator.index(choice)
+        items = sorted(set(_items(choice)))
+        return (tuple if items and isinstance(items[0], tuple) else kind)(items)
 
-def _canonical(choice: Any, numbers: Any = tuple) -> Any:
-    if choice is None or is_whole(choice):
-        return choice if choice is None else operator.index(choice)
-    items = sorted(set(_items(choice)))
-    return (tuple if items and isinstance(items[0], tuple) else numbers)(items)
+    return plain(layers, tuple), plain(_unambiguous(heads, layers), frozenset)
 
 
 def _unambiguous(heads: Any, layers: Any) -> Any:
@@ -144,12 +139,11 @@ def _items(choice: Any) -> list[Any]:
     if is_whole(choice):
         return [operator.index(choice)]
     items: list[Any] = []
-    if isinstance(choice, (str, float)) or not isinstance(choice, Iterable):
-        raise InputError(f"layers or heads are {shown(choice)}; {WRITTEN}")
-    for item in several("layers or heads", choice, "[8, 9]"):
+    example = "range(8, 12), or heads as [(8, 3)], which a command line writes as 8.3"
+    for item in several("layers or heads", choice, example):
         pair = isinstance(item, (tuple, list))
         if not all(map(is_whole, item if pair else [item])) or (pair and len(item) != 2):
-            raise InputError(f"{shown(item)} is not a layer or head number, nor a pair; {WRITTEN}")
+            raise InputError(f"{shown(item)} is not a layer or head number, nor a pair of them.")
         items.append(tuple(map(operator.index, item)) if pair else operator.index(item))
     if len({type(item) for item in items}) > 1:
         raise InputError(f"heads are numbers or pairs (layer, head), not both: {items}.")

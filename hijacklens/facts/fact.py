@@ -236,12 +236,9 @@ class FactSet(Sequence[Fact]):
         if relation is not None:
             several_ids = (relation,) if isinstance(relation, str) else relation
             known = self.relations()
+            what = f"relation in {self.name}"
             relations = {
-                known_relation(
-                    one_of_type("a relation", each, str, "'P190'"),
-                    known,
-                    f"relation in {self.name}",
-                )
+                known_relation(one_of_type("a relation", each, str, "'P190'"), known, what)
                 for each in several("relation", several_ids, "'P190' or a list")
             }
             facts = tuple(fact for fact in facts if fact.relation_id in relations)

@@ -84,8 +84,6 @@ def load_model(
     if tokenizer is not None:
         example = "transformers.AutoTokenizer.from_pretrained('gpt2')"
         one_of_type("tokenizer", tokenizer, PreTrainedTokenizerBase, example)
-        if not _has_vocabulary(tokenizer):
-            raise InputError(f"this {type(tokenizer).__name__} has no vocabulary; give {example}.")
     if isinstance(model, torch.nn.Module) and not isinstance(model, PreTrainedModel):
         raise InputError(_not_plain(model))
     commit = None
@@ -111,8 +109,9 @@ def load_model(
             own: Any = copy.deepcopy(tokenizer)
             if own is None:
                 own = AutoTokenizer.from_pretrained(found, **origin)
-                if not _has_vocabulary(own):
-                    raise InputError(f"cannot load the model {str(model)!r}: {NO_TOKENIZER}")
+            # Without files some tokenizers have special tokens, and read every text as none.
+            if set(own.get_vocab().values()) <= set(own.all_special_ids):
+                raise InputError(f"cannot load the model {label!r}: {NO_TOKENIZER}")
             if isinstance(model, PreTrainedModel):
                 plain: Any = model
                 plain.to(device=torch_device, dtype=torch_dtype)
@@ -142,11 +141,6 @@ def load_model(
         config: Any = bridge.original_model.config
         config._commit_hash = recorded
     return bridge
-
-
-def _has_vocabulary(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether a tokenizer has more than special tokens, all that it gets without files."""
-    return not set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids)
 
 
 def _not_plain(model: torch.nn.Module) -> str:

@@ -39,9 +39,7 @@ NUMBER = re.compile(r"\{\w+:(?:[^{}]*[dfgeG%,]|fraction|signed)\}")
 
 UNBOUNDED = re.compile(r"\[[^],]*-inf, \+?inf\]")
 """An interval that excludes nothing."""
-ONE = re.compile(
-    r"(?<![\d.,])1 ((?:random )?)(fact|pair|set|head|relation|layer|prompt|token|reading|row)s\b"
-)
+ONE = re.compile(r"(?<![\d.,])1 (fact|pair|set|head|relation|layer|prompt|token|reading|row)s\b")
 
 
 class Title(str):
@@ -93,10 +91,10 @@ class Glance:
     tables: tuple[Grid, ...] = ()
     notes: tuple[str, ...] = ()
     """Lines below the tables."""
-    details: tuple[str, ...] = ()
-    """How the run went; only a command prints it, as `settings` has it in Python."""
     steps: tuple[str, ...] = ("summary()", "plot()", "save(folder)")
     """Methods to call next; only shown in Python."""
+    details: tuple[str, ...] = ()
+    """How the run went; only a command prints it, as `settings` has it in Python."""
 
     def parts(self, name: str = "") -> Iterator[str | Grid]:
         """All lines and tables for a command, or for Python if the result's type is named."""
@@ -219,7 +217,7 @@ def singular(text: str) -> str:
     >>> singular("1 facts of 11 facts, 0.1 facts")
     '1 fact of 11 facts, 0.1 facts'
     """
-    return ONE.sub(r"1 \1\2", text)
+    return ONE.sub(r"1 \1", text)
 
 
 def signed(value: float) -> str:

@@ -28,7 +28,6 @@ MEASURES = {
 }
 """Measure -> its name on the axis, its interval, and the value without a preference."""
 BAND = "band: {}, these facts"
-ENDS = ("low", "high")
 APART = 0.008
 """Distance of neighbouring lines, in axes: equal curves of several schemes hide nothing."""
 COLUMNS = 6
@@ -65,8 +64,8 @@ def dose_curves(
         style: Any = plots.line(i) | ({"markersize": 3.5, "linewidth": 1.2} if small else {})
         doses = rows["dose"] + APART * (i - (len(labels) - 1) / 2) * table["dose"].max()
         ax.plot(doses, rows[measure], label=plots.escape(label), **style)
-        ends = (rows[f"{measure}_{end}"].replace([-math.inf, math.inf], math.nan) for end in ENDS)
-        ax.fill_between(doses, *ends, color=style["color"], alpha=0.15, linewidth=0)
+        ends = rows[[f"{measure}_low", f"{measure}_high"]].replace([-math.inf, math.inf], math.nan)
+        ax.fill_between(doses, *ends.to_numpy().T, color=style["color"], alpha=0.15, linewidth=0)
     ax.axhline(MEASURES[measure][2], color="#888888", linewidth=0.8, linestyle=":")
     if measure != "margin":
         ax.set_ylim(-0.03, 1.03)

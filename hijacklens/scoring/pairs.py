@@ -18,15 +18,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import pandas as pd
 
-from hijacklens.errors import (
-    Function,
-    InputError,
-    choice,
-    one_of_type,
-    strict,
-    warn,
-    whole_number,
-)
+from hijacklens.errors import Function, InputError, choice, one_of_type, strict, warn, whole_number
 from hijacklens.facts.chat import takes_chat
 from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.hooked import HookedLanguageModel, require_text, vocabulary_of

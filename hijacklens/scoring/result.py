@@ -358,16 +358,15 @@ class HijackResult(Result):
             f"{named(schemes)} · rule {rule}",
             (Grid.of(table, columns),),
             tuple(self._notes()),
-            tuple(self._details()),
+            details=tuple(self._details()),
         )
 
     def _notes(self) -> Iterator[str]:
         """Schemes without facts, intervals, facts known, disagreement, facts skipped."""
-        scored = set(self.items["scheme"])
-        for scheme in self.settings.schemes:
-            if scheme.name not in scored:
-                reason = self.skipped.loc[self.skipped["scheme"] == scheme.name, "reason"].iloc[0]
-                yield f"nothing was scored under {scheme.name}: {reason}"
+        unscored = self.skipped.loc[~self.skipped["scheme"].isin(self.items["scheme"])]
+        for scheme, rows in unscored.groupby("scheme", sort=False):
+            if scheme:
+                yield f"nothing was scored under {scheme}: {rows['reason'].iloc[0]}"
         yield "efficacy [low, high]: 95% Wilson interval, about these facts; mean shift in nats"
         pooled = self._rows({"relation": ALL, "facts": ALL})
         if (count := pooled["clusters"].max()) > 1:

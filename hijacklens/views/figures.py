@@ -120,9 +120,7 @@ def _bar(figure: Figure, axes: Sequence[Axes], image: Any, largest: float) -> No
     figure.colorbar(image, ax=list(axes), shrink=0.6, label="attention", extend=extend)
 
 
-def _map(
-    ax: Axes, props: dict[str, Any], pattern: Sequence[Sequence[float]], largest: float
-) -> Any:
+def _map(ax: Axes, props: dict[str, Any], pattern: Any, largest: float) -> Any:
     values = np.array(pattern, dtype=float)
     if props["maskUpperTri"]:
         values = np.ma.array(values, mask=np.triu(np.ones_like(values, dtype=bool), 1))

@@ -23,7 +23,7 @@ from hijacklens import plots
 from hijacklens.errors import InputError, choice
 from hijacklens.facts.fact import FactsRecord
 from hijacklens.prompts.schemes import SchemeRecord
-from hijacklens.results.glance import Glance, Grid, fraction, signed
+from hijacklens.results.glance import Glance, Grid, fraction, named, signed
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
@@ -221,23 +221,18 @@ class HeadTest(Result):
             )
         harm = self.sets.loc[self.sets["kind"] == "harm"]
         if len(harm):
-            chosen = self.sets.set_index("ablation")["harm"][CHOSEN]
+            each = [
+                f"{row.harm:.2f} ({row.heads.count('+') + 1} heads"
+                + ("" if row.ablation in self.kinds else ", not compared")
+                + ")"
+                for row in harm.itertuples()
+            ]
             notes.append(
-                f"on the search's bare queries log p(true) falls by {chosen:.2f} nats when the "
-                "heads are ablated"
+                "ablation lowers log p(true) of the search's bare queries, in nats: the heads by "
+                f"{self.sets.set_index('ablation')['harm'][CHOSEN]:.2f}, random sets by "
+                f"{named(each, most=8)}; beyond {EQUAL:.0%} or {NATS} nats: not compared"
             )
-            same = harm["ablation"].isin(list(self.kinds))
-            for sets, are in (
-                (harm.loc[same], "of equal harm"),
-                (harm.loc[~same], f"not within {EQUAL:.0%} of that, so not compared"),
-            ):
-                if len(sets):
-                    each = ", ".join(
-                        f"{nats:.2f} ({heads.count('+') + 1} heads)"
-                        for nats, heads in zip(sets["harm"], sets["heads"], strict=True)
-                    )
-                    notes.append(f"{len(sets)} random sets {are}, when ablated: {each}")
-            if not same.any():
+            if "harm" not in kinds:
                 notes.append("no set of equal harm was found: search on more facts, or fewer heads")
         if len(self.skipped):
             reason = self.skipped["reason"].iloc[0]

@@ -54,7 +54,7 @@ AXES = {"gradient": "attribution by gradient", "direct": "direct logit attributi
 """Kind of attribution -> its name in a figure."""
 MOST_BARS = 24
 """At most this many ablated heads are drawn, those with the largest effects."""
-NOTHING = "no head's effect differs from 0: the set is a guess; search on more facts"
+NOTHING = "no head's effect differs from 0: use more facts"
 ARRAYS = Stored("search.npz")
 
 
@@ -473,24 +473,15 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str, note: str) -> None:
     drawn = np.append(rows[["carried", "attribution"]].to_numpy(), 0.0)
     least, most, room = drawn.min(), drawn.max(), 0.5 * float(np.ptp(drawn)) or 1.0
     left, right = least - room, most + room
-    ends = np.stack(
-        [
-            rows["carried"] - rows["low"].clip(lower=left),
-            rows["high"].clip(upper=right) - rows["carried"],
-        ]
-    )
+    low, high = rows["low"], rows["high"]
+    ends = np.stack([rows["carried"] - low.clip(left), high.clip(upper=right) - rows["carried"]])
     ax.barh(places, rows["carried"], color=colours, height=0.75)
     ax.errorbar(
         rows["carried"], places, xerr=ends, fmt="none", ecolor="#444444", elinewidth=0.9, capsize=2
     )
-    beyond = {"color": "#444444", "ms": 4, "linestyle": "none", "clip_on": False}
-    for marker, edge, out in (
-        ("<", left, rows["low"] < left),
-        (">", right, rows["high"] > right),
-    ):
-        if out.any():
-            label = "the interval goes on beyond the axis"
-            ax.plot([edge] * sum(out), places[out], marker, label=label, **beyond)
+    inside = 0.015 * (right - left)
+    for marker, x, out in (("<", left + inside, low < left), (">", right - inside, high > right)):
+        ax.plot([x] * int(out.sum()), places[out], marker, color="#444444", ms=4)
     ax.plot(rows["attribution"], places, "D", color=plots.COLOURS[0], ms=4, label=axis)
     names = [f"{layer}.{head}" for layer, head in zip(rows["layer"], rows["head"], strict=True)]
     ax.set_yticks(places, names, fontsize=8)
@@ -501,7 +492,7 @@ def _bars(ax: Axes, rows: pd.DataFrame, axis: str, note: str) -> None:
         ylabel="layer.head",
         # A corrected interval over few relations can be many times as wide as the bars.
         xlim=(left, right),
-        title="ablated one by one, chosen heads coloured;\n95% intervals corrected for all heads"
-        + f"\n{note}" * bool(note),
+        title="ablated one by one, chosen heads coloured; 95% intervals\n"
+        f"corrected for all heads (arrow: beyond the axis)\n{note}".strip(),
     )
     ax.title.set_fontsize(9)

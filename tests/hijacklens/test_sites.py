@@ -29,8 +29,8 @@ WRONG = {
     "pairs and layers": ({"layers": [0], "heads": [(0, 1)]}, "leave layers out"),
     "pairs and numbers": ({"heads": [(0, 1), 2]}, "not both"),
     "one bare pair": ({"heads": (1, 2)}, r"give \[\(1, 2\)\] for head 2 of layer 1, or \[1, 2\]"),
-    "as a command writes it": ({"heads": "1.2"}, r"'1.2'; give a number, .* \[\(8, 3\)\]"),
-    "a fraction": ({"heads": 1.2}, r"1\.2; give a number"),
+    "as a command writes it": ({"heads": "1.2"}, r"'1.2'; give several, .* \[\(8, 3\)\]"),
+    "a fraction": ({"heads": 1.2}, r"1\.2; give several"),
 }
 
 

@@ -303,6 +303,20 @@ def test_the_figure_shows_the_map_and_the_bars(found):
     assert left.images[0].get_array().shape == (3, 4)
     assert right.get_yticklabels()[0].get_text() == "1.2"
     assert len(right.patches) == 5
+    assert "no head's effect differs" not in right.get_title() + str(found)
+
+
+def test_a_search_that_finds_nothing_says_so_and_marks_intervals_beyond_the_axis(found):
+    noise = np.linspace(-1.0, 1.0, len(found.facts))[:, None] * np.ones(found.carried.shape[1])
+    nothing = replace(found, carried=noise + 0.01)
+    assert "no head's effect differs from 0: use more facts" in str(nothing)
+    bars = nothing.plot().axes[1]
+    assert "no head's effect differs from 0" in bars.get_title()
+    left, right = bars.get_xlim()
+    markers = {line.get_marker(): line for line in bars.get_lines()}
+    assert len(markers["<"].get_xdata()) == len(markers[">"].get_xdata()) == 5
+    bars.figure.canvas.draw()
+    assert bars.get_position().width > 0.3 and left < markers["<"].get_xdata()[0] < right
 
 
 WRONG = {

@@ -165,8 +165,8 @@ def test_sets_of_other_harm_are_listed_and_not_compared(tested):
     assert [name for name, kind in result.kinds.items() if kind == "harm"] == ["harm-0"]
     shift = row(result.summary(), scheme="think", relations="all", measure="shift")
     assert shift["harm_low"] == shift["harm_high"]
-    assert "random set of equal harm, when ablated: 11.90 (" in str(result)
-    assert "not within 20% of that, so not compared, when ablated: 12.10 (" in str(result)
+    assert "bare queries, in nats: the heads by 10.00, random sets by 11.90 (" in str(result)
+    assert "heads), 12.10 (" in str(result) and "heads, not compared)" in str(result)
     none = replace(tested, sets=tested.sets.assign(harm=harm + 90 * (kinds == "chosen")))
     assert "no set of equal harm was found" in str(none)
     assert not any(column.startswith(("harm", "beyond_harm")) for column in none.summary())

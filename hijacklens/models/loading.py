@@ -26,7 +26,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from hijacklens.errors import InputError, choice, one_of_type, warn
 from hijacklens.models.devices import device_of_model
 from hijacklens.models.hooked import vocabulary_of
-from hijacklens.models.naming import DTYPES, NO_TOKENIZER, explained, resolve
+from hijacklens.models.naming import DTYPES, explained, resolve
 from hijacklens.models.packaged import PACKAGED, gguf_folder, quiet_transformers
 from hijacklens.models.weights import load_weights
 from hijacklens.models.wrapping import wrap
@@ -111,7 +111,7 @@ def load_model(
                 own = AutoTokenizer.from_pretrained(found, **origin)
             # Without files some tokenizers have special tokens, and read every text as none.
             if set(own.get_vocab().values()) <= set(own.all_special_ids):
-                raise InputError(f"cannot load the model {label!r}: {NO_TOKENIZER}")
+                raise ValueError("no vocabulary to instantiate the backend tokenizer")
             if isinstance(model, PreTrainedModel):
                 plain: Any = model
                 plain.to(device=torch_device, dtype=torch_dtype)

@@ -63,11 +63,6 @@ def resolve(model: str | Path, revision: str | None) -> tuple[str, str, str | No
         raise InputError(explained(name, error, revision)) from error
 
 
-NO_TOKENIZER = (
-    "it has no tokenizer. Save one there (tokenizer.save_pretrained) or pass tokenizer=..."
-)
-
-
 def explained(name: str, error: Exception, revision: str | None = None) -> str:
     """Turn an exception of the libraries into a message that says what to do."""
     text = str(error).strip()
@@ -84,7 +79,7 @@ def explained(name: str, error: Exception, revision: str | None = None) -> str:
         ),
         (
             "instantiate the backend tokenizer" in detail,
-            NO_TOKENIZER,
+            "it has no tokenizer. Save one there (tokenizer.save_pretrained) or pass tokenizer=...",
         ),
         (
             "tokenizer" in detail.lower(),

@@ -111,10 +111,11 @@ def knobs(folder: str, out: Path) -> pd.DataFrame:
 def defences(folder: str, out: Path) -> pd.DataFrame:
     """What each defence undoes: over worlds, in other models, and the rank correlation of both."""
     parts = []
-    for path in sorted(Path(folder).rglob("result.json")):
+    for path in sorted(Path(folder).glob("**/result.json")):
         result = hl.load_result(path.parent)
         name = None if result.settings.facts.name != "facts.jsonl" else "world"
         table = result.defences.assign(seed=path.parent.name)
+        table = table[~table["method"].str.startswith("placebo")]
         parts.append(table.assign(model=name) if name else table)
     table = pd.concat(parts, ignore_index=True)
     table.to_csv(out / "defences-seeds.csv", index=False)

@@ -141,7 +141,8 @@ def command(
         label, title = str(model.cfg.model_name), record.title + dtype
         own = [run for run in saved if label in {one.name for one in run.settings.models}]
         if saved and not own:
-            raise InputError(f"no --run has scored {label}.")
+            have = sorted({one.name for run in saved for one in run.settings.models})
+            raise InputError(f"no --run has scored {label}; these runs have {', '.join(have)}.")
         own = own or [
             hijack(
                 model, chosen, schemes=schemes, doses=doses, seed=facts.seed, execution=how,

@@ -50,6 +50,8 @@ def evaluations(run: Run) -> dict[str, str]:
 
 
 def _require_id(what: str, name: str, option: str) -> None:
+    if not name:
+        raise InputError(f"hub needs the id of {what}, such as 'me/name'. Give {option}.")
     try:
         validate_repo_id(name)
         reason = "" if "/" in name else "it has no owner"

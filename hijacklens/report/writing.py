@@ -27,7 +27,8 @@ def write_report(
 
     Args:
         results: One or several: folders that a run wrote, or results themselves. A folder of
-            such folders, as `hijacklens reproduce` writes, means all of them.
+            such folders, as `hijacklens reproduce` writes, means all of them. Comparisons come
+            first on the page.
         out: The HTML file.
         title: Title of the page.
         overwrite: Replace the file if it exists.
@@ -70,6 +71,8 @@ def write_report(
     ]
     from hijacklens.report.page import Entry, page
 
+    # Readers look for the verdict first; within a kind, the order is that of the arguments.
+    found.sort(key=lambda one: not one[0].leads)
     write_text(path, page([Entry(*one) for one in found], title=title))
     return path
 

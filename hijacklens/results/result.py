@@ -117,6 +117,8 @@ class Result(Shown, ABC):
     """
 
     provenance: Provenance
+    leads: ClassVar[bool] = False
+    """Whether a report begins with the results of this type."""
     figures: ClassVar[Mapping[str, Mapping[str, Any]]] = {"curve": {}}
     """File name without ending -> options of `plot()`; saved as SVG and PNG."""
     derived: ClassVar[Mapping[str, str]] = {}

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from hijacklens import plots
 from hijacklens.errors import InputError, choice, number, shown, strict
 from hijacklens.facts.relations import relation_title
-from hijacklens.results.exhibits import Drawing, Exhibit, Table
+from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result, load_result
 from hijacklens.results.stored import Stored
@@ -89,6 +89,7 @@ class Comparison(Result):
     seed."""
     gate: Gate | None = None
     """The verdict of `with_gate`."""
+    leads: ClassVar = True
     figures: ClassVar = {"forest": {}}
     derived: ClassVar = {"summary.csv": "summary", "changes.csv": "changes"}
 
@@ -309,9 +310,13 @@ class Comparison(Result):
         return self.verdicts[self.verdicts["rule"] == choice("rule", rule or rules[0], rules)]
 
     def exhibits(self) -> list[Exhibit]:
-        """The forest plot, all changes, and the facts whose verdict differs."""
+        """The gate, settings that differ, forest plot, all changes, facts whose verdict differs."""
         filters = ("model", "scheme", "rule", "measure")
+        gate = [str(self.gate)] if self.gate else []
+        pairs = [f"{name}: {one} -> {other}" for name, (one, other) in self.differences.items()]
         exhibits: list[Exhibit] = [
+            *([Text("Verdict of the gate", gate)] if gate else []),
+            *([Text("Settings that differ", points=pairs)] if pairs else []),
             Drawing("Change of efficacy", self.plot()),
             Table("Changes", self.changes(), file="changes.csv", filters=filters),
             Table("Verdicts that differ", self.flips, file="flips.csv", folded=True),

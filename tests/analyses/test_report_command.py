@@ -69,6 +69,14 @@ def test_the_status_of_a_comparison_is_the_verdict_of_its_gate(tmp_path, capsys)
         assert (gate["verdict"], gate["claim"], gate["max_rise"]) == (verdict, "facts", 0.2)
         assert run(*command, "--claim", "facts") == status
         assert f"{verdict}: efficacy " in capsys.readouterr().out
+    gated = ["compare", tmp_path / "base", tmp_path / "worse", "--max-rise", "0.2"]
+    assert run(*gated, "--out", tmp_path / "gate", "--quiet") == 1
+    page = tmp_path / "r.html"
+    assert run("report", tmp_path / "base", tmp_path / "gate", "--out", page, "--quiet") == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.index("Comparison: gate</h2>") < text.index("Hijack result: base</h2>")
+    assert "Verdict of the gate</h3>" in text and "FAIL: efficacy " in text
+    capsys.readouterr()
     assert run("compare", tmp_path / "base", tmp_path / "opened", "--strict") == 2
     assert "more than the model (opening '' -> 'Well.')" in capsys.readouterr().err
     assert run("compare", tmp_path / "base", tmp_path / "worse", "--strict", "--quiet") == 0

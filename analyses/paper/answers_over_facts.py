@@ -76,17 +76,17 @@ def draw_most_likely(table: pd.DataFrame, settings: LikelySettings) -> Figure:
             groups = rows[rows["model"] == model].groupby("dose")["likely"]
             bars = [fraction(int(likely.sum()), len(likely)) for _, likely in groups]
             x = [int(dose) + 0.12 * sideways(i, len(models)) for dose, _ in groups]
-            draw_intervals(panel, x, bars, i, label=plots.escape(model), capsize=2)
+            draw_intervals(panel, x, bars, i, label=plots.escape(model), capsize=2, markersize=4)
         panel.set_xticks(settings.doses)
-        panel.set_ylim(-0.05, 1.05)
+        panel.set_ylim(bottom=0)
 
     return draw_panels(
         long,
         draw,
         by="target",
-        title="the {} target",
+        title="most likely next token: the {} target's first",
         x="dose (sentences)",
-        y="fraction of facts where its first\ntoken is the most likely one",
+        y="fraction of facts",
         legend={"bars": f"{WILSON} over facts", "columns": 3},
     )
 

@@ -30,6 +30,10 @@ class Power(Shown):
     """Facts for a claim about these facts."""
     relations: pd.DataFrame
     """For claims about relations like these: `facts_per_relation`, `relations`, `facts`."""
+    gate_facts: int
+    gate_relations: int
+    """Facts, or relations of 20 facts, with which a gate with the change as its margin passes a
+    model that has not changed (one-sided, with the same power)."""
 
     def glance(self) -> Glance:
         """The numbers for both claims."""
@@ -50,6 +54,9 @@ class Power(Shown):
                 f"assumed: {self.discordance:.3g} of the verdicts change, and changes correlate by "
                 f"{self.icc:.3g} in a relation (ICC); like=result.compare(...) takes both from a "
                 "pilot",
+                f"a gate with the margin {abs(self.change):g} (compare --max-rise) passes an "
+                f"unchanged model with that power from {self.gate_facts:,} facts on, or from "
+                f"{self.gate_relations:,} relations of 20 facts (one-sided)",
             ),
             ("relations", "facts"),
         )
@@ -108,8 +115,10 @@ def power(
     try:
         counts = [needed(change, icc=icc, facts=facts, **options) for facts in PER_RELATION]
         alone = needed(change, icc=0.0, facts=1, **options)
+        options["alpha"] = min(2 * alpha, 0.99)
+        gate = [needed(change, icc=x, facts=n, **options) for x, n in ((0.0, 1), (icc, 20))]
     except ValueError as error:
         raise InputError(f"change is {change}: {error}. Give a larger change.") from None
     relations = pd.DataFrame({"facts_per_relation": PER_RELATION, "relations": counts})
     relations["facts"] = relations["facts_per_relation"] * relations["relations"]
-    return Power(change, power, alpha, icc, discordance, alone, relations)
+    return Power(change, power, alpha, icc, discordance, alone, relations, *gate)

@@ -331,6 +331,9 @@ def test_power_of_a_pilot(two_schemes):
     assert found.icc == pytest.approx(max(0, pilot.changes()["icc"].iloc[0]))
     assert found.facts < power(0.05, like=pilot).facts
     assert "relations of 20 facts" in repr(found)
+    # A one-sided gate needs fewer facts than a two-sided test of the same change.
+    assert found.gate_facts < found.facts
+    assert found.gate_relations <= found.relations["relations"].iloc[1]
     for name, value in (("change", 0.0), ("icc", 2.0), ("discordance", 0.01), ("power", 1.0)):
         with pytest.raises(InputError, match=f"{name} is "):
             power(**{name: value})

@@ -329,8 +329,9 @@ def _pareto(ax: Any, part: Any) -> None:
             other, style = points.loc[name], {"color": colour, "linewidth": 0.7, "alpha": 0.6}
             ax.plot([point["loss"], other["loss"]], [point["undone"], other["undone"]], **style)
             ax.plot(other["loss"], other["undone"], marker, mfc="white", mec=colour, markersize=3.5)
-    # Far intervals would leave no scale for the points.
-    ax.set_ylim(points["undone"].min() - 0.2, max(1.2, points["undone"].max() + 0.1))
+    # Far intervals would leave no scale for the points; nothing is undone if nothing rose.
+    undone = points["undone"]
+    ax.set_ylim(np.fmin(0.0, undone.min()) - 0.2, np.fmax(1.2, undone.max() + 0.1))
     # Linear up to the limit and logarithmic above it, since most methods lose little.
     ax.set_xscale("symlog", linthresh=LIMIT, linscale=0.6)
     ax.set_xlim(-LIMIT / 2, 1.2)

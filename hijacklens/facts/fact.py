@@ -46,12 +46,13 @@ ALIASES = ("aliases_true", "aliases_false")
 class Fact:
     """One record: subject s, relation r, prompt p, true target o* and false target o_.
 
-    White space around every text but the template is removed, as `load_facts` does.
+    White space around texts is removed, but for the template; `load_facts` removes it from targets.
     A pair of answers to any prompt is a fact without a subject; the first answer is true.
 
     Raises:
-        InputError: The case id is not a 64-bit whole number, a text is empty or not a string, the
-            template of a subject lacks `{}` or repeats it, or both targets are equal.
+        InputError: The case id is not a 64-bit whole number, a text is empty or not a string, a
+            target has white space around it, the template of a subject lacks `{}` or repeats it, or
+            both targets are equal.
     """
 
     case_id: int
@@ -90,6 +91,11 @@ class Fact:
             elif name in ALIASES:
                 object.__setattr__(self, name, tuple(text.strip() for text in texts))
             elif name != "template" and value is not None:
+                if name.startswith("target") and value.strip() not in ("", value):
+                    raise InputError(
+                        f"case {self.case_id}: {name} is {value!r}; leave out the white space. "
+                        "The joining of the facts says how a target follows its prompt."
+                    )
                 object.__setattr__(self, name, value.strip())
         bare = not self.subject and "{}" not in self.template
         for name in ("subject", "template", "target_true", "target_false"):

@@ -150,7 +150,12 @@ def test_a_data_set_loads_with_its_card(tmp_path):
     ("to", "changes", "options", "reason"),
     [
         ("hub", {"probes": ("knock-out",)}, {"dataset": "me/x", "ids": IDS}, "the probe 'knock-o"),
-        ("hub", {}, {"ids": IDS}, "id of the benchmark's data set, such as 'me/name', not ''"),
+        (
+            "hub",
+            {},
+            {"ids": IDS},
+            "hub needs the id of the benchmark's data set, such as 'me/name'",
+        ),
         ("hub", {}, {"dataset": "me/facts"}, "the model alpha.*no owner.*--id alpha=OWNER/NAME"),
         ("hub", {}, {"dataset": "../x", "ids": IDS}, "not '../x'"),
         ("lm-eval", {}, {"ids": {"alfa": "me/alpha"}}, "model of this run 'alfa'.*alpha"),

@@ -240,7 +240,9 @@ def test_relations_have_names_wherever_they_have_ids():
     assert facts.where(relation=["Capital", "P17"]) == facts.where(relation=["P36", "P17"])
     scheme = Scheme(name="city", templates={"capital": "{target_false} is a city."})
     assert scheme.sentence(facts.where(relation="P36")[0]).endswith("is a city.")
-    with pytest.raises(InputError, match=r"unknown relation in atlas 'capitol'.*Names work too"):
+    with pytest.raises(
+        InputError, match=r"unknown relation in atlas 'capitol'; did you mean 'capital'"
+    ):
         facts.where(relation="capitol")
 
 

@@ -77,7 +77,7 @@ def test_prompt_is_its_parts_whatever_the_subject_holds(subject, before, after):
         pytest.param({"template": "{} and {}"}, "'{} and {}'", id="template with two {}"),
         pytest.param({"template": "{ } is"}, "exactly once", id="a space in the braces"),
         pytest.param({"target_false": "Paris"}, "are both 'Paris'", id="equal targets"),
-        pytest.param({"target_false": " Paris "}, "must differ", id="equal but for spaces"),
+        pytest.param({"target_false": " Paris "}, "leave out the white", id="spaces"),
     ],
 )
 def test_an_unusable_fact_is_refused_by_name(changes, message):
@@ -93,14 +93,16 @@ def test_texts_are_stripped_and_relations_named_as_load_facts_does(tmp_path):
         "relation_id": " capital ",
         "subject": " Portugal",
         "template": "The capital of {} is ",
-        "target_true": " Lisbon",
-        "target_false": "Madrid ",
+        "target_true": "Lisbon",
+        "target_false": "Madrid",
         "aliases_true": (" Lisboa",),
         "near_true": " Porto ",
     }
     (tmp_path / "mine.json").write_text(json.dumps([given]))
     (fact,) = load_facts(tmp_path / "mine.json")
     assert Fact(**given) == fact
+    with pytest.raises(InputError, match="target_true is ' Lisbon'; leave out the white space"):
+        Fact(**given | {"target_true": " Lisbon"})
     assert (fact.relation_id, fact.prompt) == ("P36", "The capital of Portugal is ")
     assert get_scheme("relation").sentence(fact) == "Portugal does not have its capital in Madrid."
 

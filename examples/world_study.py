@@ -113,10 +113,10 @@ def defences(folder: str, out: Path) -> pd.DataFrame:
     parts = []
     for path in sorted(Path(folder).glob("**/result.json")):
         result = hl.load_result(path.parent)
-        name = None if result.settings.facts.name != "facts.jsonl" else "world"
         table = result.defences.assign(seed=path.parent.name)
-        table = table[~table["method"].str.startswith("placebo")]
-        parts.append(table.assign(model=name) if name else table)
+        if result.settings.facts.name == "facts.jsonl":
+            table["model"] = "world"
+        parts.append(table[~table["method"].str.startswith("placebo")])
     table = pd.concat(parts, ignore_index=True)
     table.to_csv(out / "defences-seeds.csv", index=False)
     world = table[table["model"] == "world"].groupby("method", sort=False)["undone"]

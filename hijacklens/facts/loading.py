@@ -225,11 +225,14 @@ def _hub_records(
     version = f" at the revision {revision!r}" if revision else ""
     try:
         commit = commit_of(name, revision, "dataset")
-        configs = datasets.get_dataset_config_names(name, revision=commit)
-        if config not in configs and (config or len(configs) > 1):
+        try:
+            loaded = datasets.load_dataset(name, config, revision=commit)
+        except ValueError:  # without a default configuration, or with an unknown one
+            configs = datasets.get_dataset_config_names(name, revision=commit)
+            if config in configs or (config is None and len(configs) < 2):
+                raise
             state = f"has no configuration {config!r}" if config else "has several configurations"
-            raise InputError(f"{name} {state}; give config= one of {', '.join(configs)}.")
-        loaded = datasets.load_dataset(name, config, revision=commit)
+            raise InputError(f"{name} {state}; give config= one of {', '.join(configs)}.") from None
     except InputError:
         raise
     except Exception as error:  # datasets raises a different type for each way to fail

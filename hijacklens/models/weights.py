@@ -46,6 +46,9 @@ def load_weights(name: str, *, dtype: torch.dtype, **origin: Any) -> PreTrainedM
     _refuse_sizes(name, config)
     # Models of text and images are listed under another class of transformers.
     images = type(config) in IMAGE_TEXT and type(config) not in CAUSAL
+    if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        # The fused attention of older transformers leaves out the cap and does not say so.
+        origin["attn_implementation"] = "eager"
     loaded: Any = (AutoModelForImageTextToText if images else AutoModelForCausalLM).from_pretrained(
         name, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **origin
     )

@@ -95,7 +95,8 @@ def row(name, dtype, tokenizer, facts, folder):
     """One model: a line for each side."""
     import hijacklens as hl
     from hijacklens.prompts.schemes import get_scheme
-    from hijacklens.scoring.items import make_items, make_prompts
+    from hijacklens.prompts.wordings import make_prompts
+    from hijacklens.scoring.items import make_items
 
     plain = random_model(name, len(tokenizer), dtype)
     model = hl.load_model(plain, tokenizer=tokenizer, device=DEVICE, dtype=dtype)

@@ -30,8 +30,9 @@ TRUNK_BYTES = {"cpu": 2**28, "cuda": 2**33}
 COPIES = 6
 """Copies of a residual stream, a hidden layer or a score that exist at one time."""
 
-READ_VALUES = 2**26
-"""Maximum number of logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
+READ_VALUES = {"cpu": 2**26, "cuda": 2**28}
+"""Maximum number of logits (reads x vocabulary) at once, by type of device: 1/4 and 1 GiB in
+float32."""
 
 LOGIT_BYTES = 16
 """Bytes for one logit: its value, a float32 copy and the softmax of the copy."""
@@ -64,7 +65,7 @@ class BatchSize:
         free = free_bytes(self._device)
         self._budget = None if free is None or tokens is not None else int(free * FRACTION)
         self.tokens = tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cpu"])
-        values = READ_VALUES
+        values = READ_VALUES.get(self._device.type, READ_VALUES["cpu"])
         if self._budget is not None:
             values = min(values, self._budget // (2 * LOGIT_BYTES))
         self.reads = max(1, values // int(self._config.d_vocab))

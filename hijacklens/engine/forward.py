@@ -13,12 +13,13 @@ from torch import Tensor
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import Pack
 from hijacklens.engine.rows import PackedRows, Row, write_out
-from hijacklens.engine.trie import Trie, prefix_of
+from hijacklens.engine.trie import Trie
 from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.unhooked import logits_of
 from hijacklens.models.verification import plain_of, require_agreement
 from hijacklens.probe import Probe, logits_at
 from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.prefixes import prefix_of
 from hijacklens.prompts.tokens import TokenIds
 
 

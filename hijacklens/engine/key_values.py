@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from hijacklens.engine.rows import PackedRows, Row, to_device
-from hijacklens.engine.trie import WIDTH, Prefix, Trie, common
+from hijacklens.engine.trie import Trie
+from hijacklens.prompts.prefixes import WIDTH, Prefix, common
 
 
 class Pool:

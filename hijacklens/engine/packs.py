@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hijacklens.engine.trie import WIDTH, Prefix, Trie
+from hijacklens.engine.trie import Trie
+from hijacklens.prompts.prefixes import WIDTH, Prefix
 
 MOST_LEAVES = 48
 """Maximum number of leaves in a pack, which bounds the search for the best cuts."""
@@ -50,8 +51,9 @@ class Machine:
 
 
 CPU = Machine(score=90.0, state=135.0, forward_pass=40.0)
-GPU = Machine(score=600.0, state=60.0, forward_pass=2_000.0)
-GPU_16_BIT = Machine(score=2_500.0, state=250.0, forward_pass=4_000.0)
+# Fitted to an H200: GPT-2 small in both, and LLaMA-2 7B in 16 bits.
+GPU = Machine(score=100.0, state=150.0, forward_pass=2_000.0)
+GPU_16_BIT = Machine(score=300.0, state=1_000.0, forward_pass=4_000.0)
 ROW = 0.4
 """One row of a batch, in tokens."""
 

@@ -9,7 +9,7 @@ Prefixes can share the tokens that they have in common in three ways:
 
 A plan consists of units that do not depend on each other. No model is needed to make one.
 
->>> from hijacklens.engine.trie import prefix_of
+>>> from hijacklens.prompts.prefixes import prefix_of
 >>> prefixes = [(*[1, 2, 3, 4] * dose, query, 6) for dose in range(4) for query in (5, 7)]
 >>> plan = make_plan(map(prefix_of, prefixes), Costs.usual(), sharing="packed")
 >>> plan.naive_tokens, plan.trie_tokens, plan.forward_tokens
@@ -26,9 +26,10 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 
 from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
-from hijacklens.engine.trie import Prefix, Trie
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import choice
 from hijacklens.garbage import no_collection
+from hijacklens.prompts.prefixes import Prefix
 
 Sharing: TypeAlias = Literal["auto", "plain", "packed", "cached"]
 """How prompts share computed prefixes; `auto` takes the cheapest way."""

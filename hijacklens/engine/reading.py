@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 from hijacklens.engine.packs import MOST_TOKENS
 from hijacklens.engine.plan import Sharing
-from hijacklens.engine.trie import WIDTH, Prefix, prefix_of, symbols_of
 from hijacklens.probe import Probe
+from hijacklens.prompts.prefixes import WIDTH, Prefix, prefix_of, symbols_of
 from hijacklens.prompts.tokens import TokenIds
 
 

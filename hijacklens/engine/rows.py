@@ -24,7 +24,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hijacklens.engine.packs import Pack
-from hijacklens.engine.trie import WIDTH, Prefix, Trie
+from hijacklens.engine.trie import Trie
+from hijacklens.prompts.prefixes import WIDTH, Prefix
 
 
 @dataclass(frozen=True, slots=True)

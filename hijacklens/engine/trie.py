@@ -10,6 +10,7 @@ a compressed prefix tree completely, and every subtree is a stretch of neighbour
     Do not think of Guam . The            6                               └ The
     Rome is                               0      ─ Rome is
 
+>>> from hijacklens.prompts.prefixes import prefix_of, symbols_of
 >>> trie = Trie.of(map(prefix_of, [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,)]))
 >>> list(map(symbols_of, trie.leaves)), trie.shared.tolist()
 ([(1, 2, 3), (1, 2, 4, 5), (7,)], [0, 2, 0])
@@ -19,31 +20,14 @@ a compressed prefix tree completely, and every subtree is a stretch of neighbour
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int
 
-from hijacklens.prompts.tokens import TokenIds
-
-Prefix: TypeAlias = bytes
-"""Symbols as big-endian 64-bit numbers, so that prefixes sort as their symbols do."""
-WIDTH = 8
-"""Bytes of a symbol in a prefix."""
-
-
-def prefix_of(symbols: Sequence[int]) -> Prefix:
-    """Return symbols as a prefix."""
-    return struct.pack(f">{len(symbols)}q", *symbols)
-
-
-def symbols_of(prefix: Prefix) -> TokenIds:
-    """Return the symbols of a prefix."""
-    return struct.unpack(f">{len(prefix) // WIDTH}q", prefix)
+from hijacklens.prompts.prefixes import WIDTH, Prefix, common
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +53,15 @@ class Trie:
                 lexicographic order.
 
         Note:
-            Costs a sort of the prefixes.
+            Costs a sort of the prefixes, if they are not sorted.
         """
         leaves: list[Prefix] = []
         shared: list[int] = []
         reads: list[tuple[int, int]] = []
         first = [0]
-        ordered = sorted({*prefixes, *(ids or ())})
+        ordered = list(prefixes)
+        if ids or any(one >= next_one for one, next_one in pairwise(ordered)):
+            ordered = sorted({*ordered, *(ids or ())})
         # In lexicographic order a sequence directly follows its own prefixes.
         for i, (prefix, following) in enumerate(pairwise([*ordered, b""])):
             if ids is None or prefix in ids:
@@ -109,14 +95,3 @@ class Trie:
     def nodes(self) -> int:
         """Distinct nodes: the fewest tokens that any run can compute."""
         return self.tokens - int(self.shared.sum())
-
-
-def common(first: Prefix, second: Prefix) -> int:
-    """Return how many symbols the longest common prefix has.
-
-    >>> common(prefix_of((1, 2, 3)), prefix_of((1, 2, 4)))
-    2
-    """
-    n = min(len(first), len(second))
-    different = int.from_bytes(first[:n], "big") ^ int.from_bytes(second[:n], "big")
-    return (8 * n - different.bit_length()) // (8 * WIDTH)

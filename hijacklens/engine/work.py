@@ -20,9 +20,9 @@ from hijacklens.engine.key_values import Pool
 from hijacklens.engine.plan import Level
 from hijacklens.engine.reading import Finished, Readings, ReadOptions
 from hijacklens.engine.rows import Row, apart, to_device, write_out
-from hijacklens.engine.trie import Prefix
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import is_out_of_memory
+from hijacklens.prompts.prefixes import Prefix
 
 CACHED_ROWS = 4
 """Rows of logits that fit into the cache of a CPU core."""

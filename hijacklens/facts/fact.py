@@ -16,7 +16,7 @@ import operator
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex, overload
 
 from hijacklens.errors import (
@@ -77,7 +77,8 @@ class Fact:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "case_id", _case_id(self.case_id))
-        for name, value in asdict(self).items():
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
             optional = name in ("near_true", "near_false", "distractor")
             texts = (value or "" if optional else value,)
             if name in ALIASES:

@@ -47,9 +47,9 @@ class Layout:
     def __str__(self) -> str:
         return f"{self.name} ({self.fields.replace(' ', ', ').replace('|', ' or ')})"
 
-    def fits(self, record: Record) -> bool:
-        """Return whether a record has the fields."""
-        return all(record.keys() & field.split("|") for field in self.fields.split())
+    def fits(self, names: frozenset[Any]) -> bool:
+        """Return whether a record with fields of these names has the layout."""
+        return all(names.intersection(field.split("|")) for field in self.fields.split())
 
     def origin_of(self, record: Record) -> str:
         """Return the data set that a record seems to be from, with its licence and address."""
@@ -86,6 +86,11 @@ class Layout:
 
 
 @cache
+def _layout_with(names: frozenset[Any]) -> Layout | None:
+    return next((layout for layout in LAYOUTS if layout.fits(names)), None)
+
+
+@cache
 def _nearest(name: str, layout: Layout) -> str:
     """Return the known field that is nearly called like an unknown one, or an empty text."""
     renamed = (pair.partition("=")[2] for pair in layout.renamed.split())
@@ -102,9 +107,8 @@ def layout_of(record: Any) -> Layout:
     """
     if not isinstance(record, Mapping):
         raise UnknownLayout(f"a record must be an object with named fields, not {record!r:.60}.")
-    for layout in LAYOUTS:
-        if layout.fits(record):
-            return layout
+    if layout := _layout_with(frozenset(record)):
+        return layout
     columns = ", ".join(map(str, list(record)[:12])) or "no fields at all"
     lists = [name for name, value in record.items() if _holds_objects(value)]
     cure = f" The list {lists[0]!r} may hold records; save it alone." if lists else ""

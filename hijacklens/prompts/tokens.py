@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain, takewhile
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 from hijacklens.errors import InputError, unknown
+from hijacklens.prompts.prefixes import WIDTH, Prefix, common, prefix_of
 from hijacklens.prompts.prompt import CharacterSpan, Prompt
 from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 
@@ -65,20 +66,20 @@ class WordByWord:
         self._tokenizer = tokenizer
         self._fewest = fewest
         # Words and pieces that open a text, and others, after a space; None if one is not sure.
-        self._heads: dict[str, TokenIds | None] = {}
-        self._tails: dict[str, TokenIds | None] = {}
+        self._heads: dict[str, Prefix | None] = {}
+        self._tails: dict[str, Prefix | None] = {}
 
-    def encode(self, texts: Sequence[Sequence[str]]) -> list[TokenIds]:
-        """Return the ids that `encode` returns of texts, each given as pieces that spaces join."""
+    def encode(self, texts: Sequence[Sequence[str]]) -> list[Prefix]:
+        """Encode texts as `encode` does, each given as pieces that spaces join."""
         if len(texts) < self._fewest or not self._space:
-            return self._whole([" ".join(pieces) for pieces in texts])
+            return self._prefixes([" ".join(pieces) for pieces in texts])
         heads, tails = self._heads, self._tails
         openings = {pieces[0]: pieces[0].split(" ") for pieces in texts}
         others = {piece for pieces in texts for piece in pieces[1:]} - tails.keys()
         split = {piece: piece.split(" ") for piece in others}
-        self._learn({words[0] for words in openings.values()}, heads, "", ())
+        self._learn({words[0] for words in openings.values()}, heads, "", b"")
         after = {word for words in openings.values() for word in words[1:]}
-        self._learn(after.union(*split.values()), tails, "a ", self._a)
+        self._learn(after.union(*split.values()), tails, "a ", prefix_of(self._a))
         for piece, words in split.items():
             tails[piece] = _joined(tails[word] for word in words)
         for piece, (first, *words) in openings.items():
@@ -87,9 +88,12 @@ class WordByWord:
             _joined([heads[pieces[0]], *map(tails.__getitem__, pieces[1:])]) for pieces in texts
         ]
         unsure = iter(
-            self._whole([" ".join(x) for x, y in zip(texts, found, strict=True) if y is None])
+            self._prefixes([" ".join(x) for x, y in zip(texts, found, strict=True) if y is None])
         )
         return [next(unsure) if ids is None else ids for ids in found]
+
+    def _prefixes(self, texts: Sequence[str]) -> list[Prefix]:
+        return list(map(prefix_of, self._whole(texts)))
 
     @cached_property
     def _space(self) -> str:
@@ -112,7 +116,7 @@ class WordByWord:
         return "" if "\ufffd" in self._never_last else space  # a part of a character
 
     def _learn(
-        self, words: set[str], known: dict[str, TokenIds | None], before: str, anchor: TokenIds
+        self, words: set[str], known: dict[str, Prefix | None], before: str, anchor: Prefix
     ) -> None:
         """Encode new words after `before`, whose ids are `anchor`, and between two words."""
         new = words - known.keys()
@@ -122,20 +126,23 @@ class WordByWord:
             for x in new
             if x.split() == [x] and x[-1] not in self._never_last and self._space not in x
         ]
-        framed = self._whole([before + word for word in new])
-        followed = self._whole([f"{before}{word} a" for word in new])
+        framed = self._prefixes([before + word for word in new])
+        followed = self._prefixes([f"{before}{word} a" for word in new])
+        after = prefix_of(self._after)
         for word, ids, more in zip(new, framed, followed, strict=True):
-            if more == ids + self._after and ids[: len(anchor)] == anchor:
+            if more == ids + after and ids.startswith(anchor):
                 known[word] = ids[len(anchor) :]
 
 
-def _joined(parts: Iterable[TokenIds | None]) -> TokenIds | None:
+def _joined(parts: Iterable[Prefix | None]) -> Prefix | None:
     """Return the ids of several pieces, or None if those of one are not sure."""
-    listed: list[Any] = list(parts)
-    return None if None in listed else tuple(chain.from_iterable(listed))
+    try:
+        return b"".join(parts)  # type: ignore[arg-type]
+    except TypeError:  # one is None
+        return None
 
 
-def require_known(ids: TokenIds, vocabulary: int | None) -> None:
+def require_known(ids: Sequence[int], vocabulary: int | None) -> None:
     """Refuse token ids that a model has no embedding for.
 
     Args:
@@ -180,17 +187,15 @@ def continuation(prompt: TokenIds, prompt_and_target: TokenIds) -> Continuation:
     >>> continuation((5, 6), (5, 6, 9, 8))
     Continuation(context=(5, 6), target=(9, 8))
     """
-    n = split_at(prompt, prompt_and_target)
+    n = split_at(prefix_of(prompt), prefix_of(prompt_and_target))
     return Continuation(prompt_and_target[:n], prompt_and_target[n:])
 
 
-def split_at(prompt: TokenIds, prompt_and_target: TokenIds) -> int:
+def split_at(prompt: Prefix, prompt_and_target: Prefix) -> int:
     """Return the number of tokens before the target; errors are those of `continuation`."""
-    n = len(prompt)
-    if prompt_and_target[:n] != prompt:
-        pairs = enumerate(zip(prompt, prompt_and_target, strict=False))
-        n = next((i for i, (a, b) in pairs if a != b), len(prompt_and_target))
-    if n == len(prompt_and_target):
+    whole = prompt_and_target.startswith(prompt)
+    n = len(prompt) // WIDTH if whole else common(prompt, prompt_and_target)
+    if n * WIDTH == len(prompt_and_target):
         raise ValueError("the target adds no token to this prompt")
     if n == 0:
         raise ValueError("no token precedes the target, so the model would read nothing")

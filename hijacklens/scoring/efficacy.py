@@ -184,8 +184,9 @@ def trends(items: pd.DataFrame, *, rule: Rule, seed: int) -> pd.DataFrame:
 def margins(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     """Return a row per item under one rule: its margin, that of the bare query, and verdicts."""
     keys = ["model", "scheme", "case_id"]
+    labels = {name: relation_label(name) for name in items["relation_id"].unique()}
     table = items[[*keys, "dose"]].assign(
-        relation=items["relation_id"].map(relation_label), rule=rule, margin=margin(items, rule)
+        relation=items["relation_id"].map(labels), rule=rule, margin=margin(items, rule)
     )
     bare = table.loc[table["dose"] == 0, [*keys, "margin"]].rename(columns={"margin": "bare"})
     table = table.merge(bare, on=keys, how="left", validate="many_to_one")
@@ -199,7 +200,7 @@ def margins(items: pd.DataFrame, rule: Rule) -> pd.DataFrame:
 
 def _ordered(table: pd.DataFrame, items: pd.DataFrame) -> pd.DataFrame:
     """Sort rows in the order of the run: models and schemes as given, `all` before its parts."""
-    labels = set(items["relation_id"].map(relation_label))
+    labels = map(relation_label, items["relation_id"].unique())
     relations = sorted(labels, key=lambda name: (len(name), name))
     orders: dict[str, Sequence[Any]] = {
         "model": list(items["model"].unique()),

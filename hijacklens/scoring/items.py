@@ -15,11 +15,12 @@ import pandas as pd
 from jaxtyping import Int
 
 from hijacklens.engine.reading import Readings, Requests
-from hijacklens.engine.trie import Prefix, Trie, prefix_of, symbols_of
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, Skipped
 from hijacklens.garbage import no_collection
 from hijacklens.prompts.layout import ID_BITS, TOKEN_MASK, mark
+from hijacklens.prompts.prefixes import WIDTH, Prefix, prefix_of, symbols_of
 from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.spans import TEXT
 from hijacklens.prompts.tokens import (
@@ -57,8 +58,8 @@ SkippedTable: TypeAlias = Annotated[pd.DataFrame, Stored("skipped.csv", dtypes=_
 """The field of a result that lists what could not be scored, with the reason."""
 Step: TypeAlias = tuple[TokenIds, int]
 """The symbols before a token of a target, and that token."""
-Row: TypeAlias = tuple[TokenIds, Sequence[TokenIds], tuple[int, int]]
-"""A prompt, and the prompt with each target, in symbols, and the number of symbols before each."""
+Row: TypeAlias = tuple[Prefix, Sequence[Prefix], tuple[int, int]]
+"""A prompt, and the prompt with each target, and the number of symbols before each target."""
 ANSWER_SPANS = ("query", "target", "last")
 """The spans of an answer: its tokens continue the query, and the next token is read at them."""
 AT_ONCE = 5_000
@@ -122,27 +123,27 @@ class Items(Sequence[Item]):
         self._steps: list[int] = []  # of each item: steps of the true and of the false target
         self._ends: list[tuple[int, int]] = []  # of each item: its `prompt_ends`
         self._of_step: list[int] = []  # of each step: the number of its prefix
-        self._tokens: list[int] = []  # of each step: the token that follows it
+        self._symbols: list[Prefix] = []  # of each step: the symbol that follows it
 
     def add(self, wording: Wording, rows: Iterable[Row]) -> None:
         """Add the items of a wording, one for each dose."""
         self.prompts.wordings.append(wording)  # type: ignore[attr-defined]
         ids = self._ids
         for prompt, targets, starts in rows:
-            step = read = prefix_of(prompt)
-            longest = {read}
-            self._of_prompt.append(ids.setdefault(read, len(ids)))
+            self._of_prompt.append(ids.setdefault(prompt, len(ids)))
+            longest = {prompt}
             start = min(starts)
             for target in targets:
-                for n in range(start, len(target)):
-                    before = target[:n]
-                    step = read if before == prompt else prefix_of(before)
+                step = prompt
+                for n in range(WIDTH * start, len(target), WIDTH):
+                    step = target[:n]
                     self._of_step.append(ids.setdefault(step, len(ids)))
-                    self._tokens.append(target[n] & TOKEN_MASK)
+                    self._symbols.append(target[n : n + WIDTH])
                 longest.add(step)
-                self._steps.append(len(target) - start)
+                self._steps.append(len(target) // WIDTH - start)
             self._ends.append((starts[0] - start, starts[1] - start))
-            self.naive_tokens += len(prompt) if len(longest) == 1 else Trie.of(longest).tokens
+            leaves = longest if len(longest) == 1 else Trie.of(longest).leaves
+            self.naive_tokens += sum(map(len, leaves)) // WIDTH
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -151,7 +152,7 @@ class Items(Sequence[Item]):
         i = range(len(self))[index]
         first, middle, last = self._starts[2 * i : 2 * i + 3].tolist()
         before = [symbols_of(self._prefixes[read]) for read in self._of_step[first:last]]
-        steps = tuple(zip(before, self._tokens[first:last], strict=True))
+        steps = tuple(zip(before, self._tokens[first:last].tolist(), strict=True))
         ids = symbols_of(self._prefixes[self._of_prompt[i]])
         middle -= first
         return Item(*self.prompts[i], ids, steps[:middle], steps[middle:], self._ends[i])
@@ -159,6 +160,12 @@ class Items(Sequence[Item]):
     @cached_property
     def _prefixes(self) -> list[Prefix]:
         return list(self._ids)
+
+    @cached_property
+    def _tokens(self) -> Int[np.ndarray, " step"]:
+        """The token that follows each step."""
+        symbols = np.frombuffer(b"".join(self._symbols), ">i8")
+        return symbols.astype(np.int64) & TOKEN_MASK
 
     @cached_property
     def _starts(self) -> Int[np.ndarray, " starts"]:
@@ -171,7 +178,7 @@ class Items(Sequence[Item]):
         order = np.array(sorted(range(len(self._ids)), key=self._prefixes.__getitem__), np.int64)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        keys = (rank[self._of_step] << ID_BITS) | np.array(self._tokens, np.int64)
+        keys = (rank[self._of_step] << ID_BITS) | self._tokens
         pairs, of_step = np.unique(keys, return_inverse=True)
         starts = np.searchsorted(pairs, np.arange(len(order) + 1) << ID_BITS)
         prefixes = [self._prefixes[i] for i in order.tolist()]
@@ -268,11 +275,13 @@ def make_items(
     for first in range(0, len(prompts.wordings), size):
         part = prompts.wordings[first : first + size]
         ids = words.encode([text for wording in part for text in wording.texts(doses)])
+        largest = np.frombuffer(b"".join(ids), ">i8").max(initial=0)
+        known = None if vocabulary is None or largest < vocabulary else vocabulary
         for i, wording in enumerate(part):
             rows = [ids[j : j + 3] for j in range(3 * len(doses) * i, 3 * len(doses) * (i + 1), 3)]
             try:
                 starts = [
-                    _starts(row, dose, context_length, vocabulary)
+                    _starts(row, dose, context_length, known)
                     for row, dose in zip(rows, doses, strict=True)
                 ]
             except ValueError as reason:
@@ -282,8 +291,12 @@ def make_items(
             for (prompt, *targets), both, dose in zip(rows, starts, doses, strict=True):
                 if spans:
                     located = locate(tokenizer, wording.prompt(dose))
-                    prompt = mark(prompt, [located.positions(span) for span in spans])
-                    targets = [_marked(x, min(both), located, spans) for x in targets]
+                    marked = [located.positions(span) for span in spans]
+                    prompt = prefix_of(mark(symbols_of(prompt), marked))
+                    targets = [
+                        prefix_of(_marked(symbols_of(x), min(both), located, spans))
+                        for x in targets
+                    ]
                 found.append((prompt, targets, both))
             items.add(wording, found)
         tokenised(len(part) * len(doses))
@@ -291,15 +304,15 @@ def make_items(
 
 
 def _starts(
-    ids: Sequence[TokenIds], dose: int, context_length: int, vocabulary: int | None
+    ids: Sequence[Prefix], dose: int, context_length: int, vocabulary: int | None
 ) -> tuple[int, int]:
     """Return the number of tokens before each target; raise `ValueError` if it cannot be scored."""
     prompt, true, false = ids
     starts = split_at(prompt, true), split_at(prompt, false)
-    for text in ids:
-        require_known(text, vocabulary)
+    for text in ids if vocabulary is not None else ():
+        require_known(symbols_of(text), vocabulary)
     # The model predicts the last token of a target but is not given it.
-    longest = max(len(prompt), len(true) - 1, len(false) - 1)
+    longest = max(len(prompt), len(true) - WIDTH, len(false) - WIDTH) // WIDTH
     if longest > context_length:
         raise ValueError(
             f"the prompt at dose {dose} has {longest} tokens, more than the model's context "

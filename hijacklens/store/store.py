@@ -32,9 +32,9 @@ import numpy as np
 import pandas as pd
 
 from hijacklens.engine.reading import Reading, Readings, Requests
-from hijacklens.engine.trie import Prefix
 from hijacklens.errors import unknown, warn
 from hijacklens.files import cache_folder, expand_home, named_path, switch, variable
+from hijacklens.prompts.prefixes import Prefix
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.store.database import (
     SCHEMA,

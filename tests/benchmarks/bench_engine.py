@@ -73,7 +73,8 @@ def padded_logprobs(plain, requests, batch_tokens):
     """Answer requests by a plain model on length-sorted, right-padded batches."""
     import torch
 
-    from hijacklens.engine.trie import Trie, prefix_of, symbols_of
+    from hijacklens.engine.trie import Trie
+    from hijacklens.prompts.prefixes import prefix_of, symbols_of
 
     trie = Trie.of(map(prefix_of, requests))
     leaves = [symbols_of(leaf) for leaf in trie.leaves]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from hijacklens.engine.plan import Plan
-from hijacklens.engine.trie import WIDTH, Prefix, Trie, symbols_of
+from hijacklens.engine.trie import Trie
+from hijacklens.prompts.prefixes import WIDTH, Prefix, symbols_of
 from hijacklens.prompts.tokens import TokenIds
 
 

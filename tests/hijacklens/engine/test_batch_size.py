@@ -13,9 +13,10 @@ from hijacklens.engine.batch_size import BatchSize
 from hijacklens.engine.packs import separate
 from hijacklens.engine.plan import Level
 from hijacklens.engine.reading import Accounting
-from hijacklens.engine.trie import Trie, prefix_of
+from hijacklens.engine.trie import Trie
 from hijacklens.models import device_memory
 from hijacklens.models.loading import load_model
+from hijacklens.prompts.prefixes import prefix_of
 
 CPU = torch.device("cpu")
 

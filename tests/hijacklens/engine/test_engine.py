@@ -23,11 +23,12 @@ from hijacklens.engine.forward import Pass
 from hijacklens.engine.packs import Pack, trunk
 from hijacklens.engine.plan import Level, Plan, Unit
 from hijacklens.engine.reading import ReadOptions
-from hijacklens.engine.trie import Trie, prefix_of
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.layout import Layout, mark
+from hijacklens.prompts.prefixes import prefix_of
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
@@ -182,7 +183,7 @@ def test_random_sets_of_prefixes(gpt2, wanted):
 
 def test_limit_on_reads_gives_the_same_numbers(gpt2, monkeypatch):
     plain, model = gpt2
-    monkeypatch.setattr(batch_size, "READ_VALUES", 3 * model.cfg.d_vocab)
+    monkeypatch.setitem(batch_size.READ_VALUES, "cpu", 3 * model.cfg.d_vocab)
     check(plain, read(model, prompts()), prompts())
 
 

@@ -14,8 +14,8 @@ from type_checks import unchecked
 from analyses.commands.group import group
 from hijacklens.engine import plan as plans
 from hijacklens.engine.packs import Costs, Limits
-from hijacklens.engine.trie import prefix_of
 from hijacklens.errors import InputError
+from hijacklens.prompts.prefixes import prefix_of
 from hijacklens.scoring.forecast import forecast
 
 FREE = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)

@@ -11,7 +11,8 @@ from planned import leaf_reads
 
 from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
 from hijacklens.engine.rows import apart, write_out
-from hijacklens.engine.trie import Trie, common, prefix_of, symbols_of
+from hijacklens.engine.trie import Trie
+from hijacklens.prompts.prefixes import common, prefix_of, symbols_of
 
 CHEAP = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)
 PREFIXES = [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,), (1, 2, 4, 6), (7,)]

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hijacklens.engine.reading import Reading
-from hijacklens.engine.trie import prefix_of
 from hijacklens.errors import InputError
+from hijacklens.prompts.prefixes import prefix_of
 from hijacklens.store import database
 from hijacklens.store.database import (
     Database,

@@ -48,12 +48,15 @@ class Machine:
     """One number of a cached key or value, in the same unit."""
     forward_pass: float
     """One forward pass, in tokens."""
+    simpler: float
+    """A simpler way of sharing is taken if it costs at most this many times as much. A GPU waits
+    for the host that prepares the rows, and simple rows are prepared faster."""
 
 
-CPU = Machine(score=90.0, state=135.0, forward_pass=40.0)
+CPU = Machine(score=90.0, state=135.0, forward_pass=40.0, simpler=1.01)
 # Fitted to an H200: GPT-2 small in both, and LLaMA-2 7B in 16 bits.
-GPU = Machine(score=100.0, state=150.0, forward_pass=2_000.0)
-GPU_16_BIT = Machine(score=300.0, state=1_000.0, forward_pass=4_000.0)
+GPU = Machine(score=100.0, state=150.0, forward_pass=2_000.0, simpler=1.1)
+GPU_16_BIT = Machine(score=300.0, state=1_000.0, forward_pass=4_000.0, simpler=1.1)
 ROW = 0.4
 """One row of a batch, in tokens."""
 
@@ -68,6 +71,8 @@ class Costs:
     """One cached token that a row attends to."""
     row: float
     forward_pass: float
+    simpler: float = 1.01
+    """As of the `Machine`."""
 
     @classmethod
     def of(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Costs:
@@ -87,6 +92,7 @@ class Costs:
             past=machine.state * width * (4 * kv_heads + 2 * heads) / linear,
             row=ROW,
             forward_pass=machine.forward_pass,
+            simpler=machine.simpler,
         )
 
     @classmethod

@@ -34,8 +34,6 @@ from hijacklens.prompts.prefixes import Prefix
 Sharing: TypeAlias = Literal["auto", "plain", "packed", "cached"]
 """How prompts share computed prefixes; `auto` takes the cheapest way."""
 SHARINGS: tuple[Sharing, ...] = get_args(Sharing)
-MARGIN = 0.99
-"""A plan is preferred to a simpler one only if it costs less than this fraction of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +132,7 @@ def make_plan(
     ]
     cheapest, size = plans[0], limits.batch_tokens
     for plan in plans[1:]:
-        if plan.cost(costs, size) < MARGIN * cheapest.cost(costs, size):
+        if costs.simpler * plan.cost(costs, size) < cheapest.cost(costs, size):
             cheapest = plan
     return cheapest
 

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact
-from hijacklens.prompts.prompt import Prompt, compose, make_prompt
 from hijacklens.prompts.prefixes import symbols_of
+from hijacklens.prompts.prompt import Prompt, compose, make_prompt
 from hijacklens.prompts.tokens import (
     WITHIN,
     Continuation,

@@ -17,6 +17,9 @@ BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
+# Tests are compiled once, also where Python is told not to keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help env demo test test-models test-slow test-use test-long test-ray test-old \
 	reproduce reproduce-models reproduce-theory families coverage-table notebooks docs check format bench test-gpu bench-gpu fuzz dist clean
 

@@ -193,7 +193,8 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
     """Draw mass against movement of the answer in a panel per model, and every head below it.
 
     Dotted: the fraction of tokens that are cues, which is what uniform attention gives. Grey bands:
-    rank correlations within chance for the number of items (95%), if items were independent.
+    a correlation of 0 with the 95% interval above it, which for facts is clustered by relation;
+    for one of several models, that of its part of the contexts.
     """
     items, heads = (table[table["kind"] == kind] for kind in ("item", "head"))
     # The one-layer models share a panel.
@@ -223,10 +224,9 @@ def draw_attention(table: pd.DataFrame, settings: AttentionSides) -> Figure:
             upper[i].axvline(uniform, color="#888888", ls=":", label=label)
             points = heads[names[heads.index] == name]
             lower[i].plot(points["mass"], points["rank"], marker, color=colour, ms=3, alpha=0.6)
-            per_head = len(rows) // (settings.seeds if one else 1)
-            chance = float(stats.norm.ppf(0.975)) / math.sqrt(max(per_head - 3, 1))
-            label = "95% of what chance gives, independent items"
-            lower[i].axhspan(-chance, chance, color="#BBBBBB", alpha=0.4, lw=0, label=label)
+            half = (rank.high - rank.low) / 2 * math.sqrt(settings.seeds if one else 1)
+            label = "0 with the interval of the panel above"
+            lower[i].axhspan(-half, half, color="#BBBBBB", alpha=0.4, lw=0, label=label)
             lower[i].axhline(0, color="black", lw=0.8)
             point = "model (one per seed)" if one else "head"
             lower[i].set_xlabel(f"mean attention of a {point}", fontsize=8)

@@ -20,6 +20,8 @@ from difflib import get_close_matches
 from functools import wraps
 from inspect import BoundArguments, Parameter, Signature, signature
 from itertools import count
+from linecache import getline
+from traceback import walk_tb
 from typing import Any, TypeVar, cast
 
 MOST_NAMES = 24
@@ -56,6 +58,16 @@ class InputError(ValueError):
             half = MOST_CHARACTERS // 2 - 3
             text = f"{text[:half]} ... {text[-half:]}"
         super().__init__(text)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what a notebook shows: the message, which says what to do, and the user's line."""
+        frames = walk_tb(self.__traceback__)
+        lines = [
+            getline(frame.f_code.co_filename, number).strip()
+            for frame, number in frames
+            if frame.f_globals.get("__name__") == "__main__"
+        ]
+        return [f"{type(self).__name__}: {self}", *(f"in: {line}" for line in lines[-1:])]
 
 
 def _visible(character: str) -> str:

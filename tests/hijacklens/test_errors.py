@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from hijacklens.errors import MOST_CHARACTERS, InputError, unknown
 
@@ -56,3 +57,13 @@ def test_a_message_has_an_end():
     assert len(text) <= MOST_CHARACTERS
     assert text.startswith("begins x") and text.endswith("x ends")
     assert len(str(unknown("scheme", "y" * 100_000, ["think"]))) <= MOST_CHARACTERS
+
+
+def test_a_notebook_shows_the_message_and_the_line_of_the_user(capsys):
+    shell = InteractiveShell()
+    shell.run_cell("import hijacklens as hl\nhl.load_facts('nowhere.jsonl')")
+    shown = capsys.readouterr()
+    message, line = (shown.out + shown.err).strip().splitlines()
+    assert message.startswith("InputError: ")
+    assert "nowhere.jsonl" in message
+    assert line == "in: hl.load_facts('nowhere.jsonl')"

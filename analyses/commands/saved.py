@@ -105,11 +105,11 @@ def compare(
         raise InputError(f"the runs differ in more than the model ({pairs}); --strict forbids it.")
     if max_rise is not None:
         found = found.with_gate(max_rise, claim=claim)
-    options = {"by": clusters or ("relation",), "correction": correction}
-    options |= {} if equivalence is None else {"equivalence": equivalence}
+    by = clusters or ("relation",)
+    options = {"by": by, "correction": correction, "equivalence": equivalence}
     document = {
         "changes": records(found.changes(**options)),
-        "clusters": list(options["by"]),
+        "clusters": list(by),
         "correction": correction,
         "differences": found.differences,
         "equivalence": equivalence,

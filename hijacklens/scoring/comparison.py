@@ -10,8 +10,7 @@ relations are the sample (`hijacklens.statistics`).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -24,14 +23,15 @@ from hijacklens import plots
 from hijacklens.errors import InputError, choice, number, shown, strict
 from hijacklens.facts.relations import relation_title
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text
-from hijacklens.results.glance import Glance, Grid
+from hijacklens.results.glance import Glance
 from hijacklens.results.result import Provenance, Result, load_result
 from hijacklens.results.stored import Stored
+from hijacklens.scoring import matching
 from hijacklens.scoring.efficacy import RULES, Rule
-from hijacklens.scoring.matching import AXES, PROMPTS, differences, labels, matched
+from hijacklens.scoring.matching import AXES
+from hijacklens.scoring.printed_changes import FRACTIONS, glance_of
 from hijacklens.statistics import (
     USUAL_ICC,
-    Change,
     Claim,
     Correction,
     Estimate,
@@ -43,16 +43,11 @@ from hijacklens.statistics import (
     mcnemar,
 )
 
-SIDES = ("reference", "other")
-ENDS = ("facts_low", "facts_high", "clustered_low", "clustered_high")
-FRACTIONS = ("efficacy", "retention")
+SIDES = {"reference": "first", "other": "second"}
 MEASURES = (*FRACTIONS, "margin", "shift")
 Cluster = Literal["relation", "subject", "target_false", "template"]
-CLUSTERS: tuple[Cluster, ...] = ("relation", "subject", "target_false", "template")
-BARE = "bare"
-"""The scheme of dose 0 where several schemes share the bare query."""
-UNMATCHED = ("only_in", "model", "case_id", "scheme", "reason")
-_UNMATCHED: dict[str, Any] = {**dict.fromkeys(UNMATCHED, str), "case_id": "Int64"}
+UNMATCHED: dict[str, Any] = dict.fromkeys(("only_in", "model", "case_id", "scheme", "reason"), str)
+UNMATCHED["case_id"] = "Int64"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,11 +71,9 @@ class Comparison(Result):
     runs: Mapping[str, tuple[ComparedModel, ...]]
     """The models of both sides, under `reference` and `other`."""
     provenance: Provenance
-    labels: Mapping[str, str] = field(
-        default_factory=lambda: {"reference": "first", "other": "second"}
-    )
+    labels: Mapping[str, str] = field(default_factory=SIDES.copy)
     """What distinguishes each side: a scheme, dose, rule, model, probe, dtype or folder."""
-    unmatched: Annotated[pd.DataFrame, Stored("unmatched.csv", dtypes=_UNMATCHED)] = field(
+    unmatched: Annotated[pd.DataFrame, Stored("unmatched.csv", dtypes=UNMATCHED)] = field(
         default_factory=lambda: pd.DataFrame(columns=[*UNMATCHED])
     )
     """What only one side has (`only_in`), with the reason."""
@@ -111,15 +104,14 @@ class Comparison(Result):
         `largest` absolute difference of the margins, in nats.
         """
         table = self.verdicts.assign(size=self.verdicts["difference"].abs())
-        groups = table.groupby(list(AXES), sort=False)
-        summary = groups.agg(
+        summary = table.groupby(list(AXES), sort=False).agg(
             n=("flipped", "size"),
             flipped=("flipped", "sum"),
+            share=("flipped", "mean"),
             median=("size", "median"),
             largest=("size", "max"),
-        ).reset_index()
-        summary.insert(6, "share", summary["flipped"] / summary["n"])
-        return summary
+        )
+        return summary.reset_index()
 
     def estimate(self, rows: pd.DataFrame, measure: str, by: Sequence[Cluster] = ()) -> Estimate:
         """Return the mean change of a measure over some rows of `verdicts`.
@@ -128,15 +120,10 @@ class Comparison(Result):
         these. A saved comparison that lacks a clustering counts as one cluster.
         """
         changes = _values(rows, measure, "other") - _values(rows, measure)
-        found = clustered(changes, *_labels(rows, by))
-        if measure not in FRACTIONS:
-            return found
-        change = self._change(rows, measure, by)
-        return change if change.few else found.within(-1.0, 1.0)
-
-    def _change(self, rows: pd.DataFrame, measure: str, by: Sequence[Cluster]) -> Change:
-        changes = _values(rows, measure, "other") - _values(rows, measure)
-        return clustered_change(changes, *_labels(rows, by), least_icc=USUAL_ICC)
+        clusters = _labels(rows, by)
+        if measure in FRACTIONS:
+            return clustered_change(changes, *clusters, least_icc=USUAL_ICC, only_if_few=True)
+        return clustered(changes, *clusters)
 
     def with_gate(
         self, max_rise: float, *, claim: Claim = "relations", rule: Rule | None = None
@@ -159,40 +146,21 @@ class Comparison(Result):
         """
         fraction_margin("max_rise", max_rise)
         choice("claim", claim, get_args(Claim))
-        rows = self._of_rule(rule)
-        hijacked = rows[rows["dose"] != 0]
-        rows = hijacked if len(hijacked) else rows
-        several = {axis: list(map(str, rows[axis].unique())) for axis in AXES[:3]}
-        if many := {axis: names for axis, names in several.items() if len(names) > 1}:
-            have = "; ".join(f"{axis}: {', '.join(names)}" for axis, names in many.items())
-            raise InputError(
-                f"a gate needs one model, scheme and dose, and these sides share several ({have}). "
-                f"Name one of each: {', '.join(f'--{axis}' for axis in many)} (in Python, first= "
-                "and second= of hl.compare)."
-            )
+        rows = matching.one_endpoint(self._of_rule(rule))
         reasons = [
             f"the prompts differ: {name} {one} -> {other}"
             for name, (one, other) in self.differences.items()
-            if name in PROMPTS
+            if name in matching.PROMPTS
         ]
-        reasons += self._little_shared(rows)
         gate = judge(
             *(_values(rows, "efficacy", side) > 0 for side in SIDES),
             *_labels(rows, ("relation",)),
             max_rise=max_rise,
             claim=claim,
-            reasons=reasons,
+            reasons=[*reasons, *matching.little_shared(rows, self.unmatched)],
             of=", ".join(f"{axis} {rows[axis].iloc[0]}" for axis in AXES),
         )
         return replace(self, gate=gate)
-
-    def _little_shared(self, rows: pd.DataFrame) -> Iterator[str]:
-        """Say for each side whether the other one lacks more than half of its facts."""
-        shared = rows["case_id"].nunique()
-        for side in ("first", "second"):
-            only = self.unmatched.loc[self.unmatched["only_in"] == side, "case_id"].nunique()
-            if only > shared:
-                yield f"only {shared} of the {shared + only} facts of the {side} side are in both"
 
     def changes(
         self,
@@ -227,49 +195,40 @@ class Comparison(Result):
         """
         names: tuple[Cluster, ...] = (by,) if isinstance(by, str) else tuple(by)
         for name in names:
-            choice("by", name, CLUSTERS)
+            choice("by", name, get_args(Cluster))
         if len(set(names)) != len(names) or not 1 <= len(names) <= 2:
             raise InputError(f"by is {shown(by)}; name one clustering, or two to cross.")
         choice("correction", correction, get_args(Correction))
         if equivalence is not None:
             fraction_margin("equivalence", equivalence)
         rows: list[dict[str, Any]] = []
-        before = (0, 0)
         cells: Any = _bare_once(self.verdicts).groupby(list(AXES), sort=False)
         for key, cell in cells:
             for measure in _measures(cell):
                 first, second = (_values(cell, measure, side) for side in SIDES)
-                facts = self.estimate(cell, measure)
-                found = self.estimate(cell, measure, names)
-                row = {
-                    **dict(zip(AXES, key, strict=True)),
-                    **{"measure": measure, "n": len(cell)},
-                    **{"first": first.mean(), "second": second.mean(), "change": facts.value},
-                    **facts.ends("facts"),
-                    **{"gained": pd.NA, "lost": pd.NA},
-                    **{name: getattr(found, name) for name in ("clusters", "icc", "design_effect")},
-                    **found.ends("clustered"),
-                }
+                facts, found = (self.estimate(cell, measure, of) for of in ((), names))
+                row = dict(zip(AXES, key, strict=True)) | {"measure": measure, "n": len(cell)}
+                row |= {"first": first.mean(), "second": second.mean(), "change": facts.value}
+                row |= facts.ends("facts") | {"gained": pd.NA, "lost": pd.NA}
+                row |= {name: getattr(found, name) for name in ("clusters", "icc", "design_effect")}
+                row |= found.ends("clustered")
                 if measure in FRACTIONS:
                     verdicts = mcnemar(first > 0, second > 0)
-                    turned = (verdicts.gained, verdicts.lost)
-                    row |= {"gained": turned[0], "lost": turned[1], "facts_p": verdicts.p}
-                    # Without ties, retention is the same test as efficacy, which precedes it.
-                    row["same"] = measure == "retention" and turned == before[::-1]
-                    before = turned
+                    row |= {"gained": verdicts.gained, "lost": verdicts.lost, "facts_p": verdicts.p}
                     if equivalence is not None:
-                        change = self._change(cell, measure, names)
-                        row["equivalent_p"] = change.equivalence(equivalence)
+                        row["equivalent_p"] = found.equivalence(equivalence)
                 rows.append(row)
-        table = pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"})
-        same = table.pop("same").eq(True)
+        table: Any = pd.DataFrame(rows).astype({"gained": "Int64", "lost": "Int64"})
+        # Without ties, retention is the same test as efficacy, which precedes it.
+        retention = table["measure"] == "retention"
+        gained, lost = (table[name].astype(float) for name in ("gained", "lost"))
+        tests = ~(retention & (gained == lost.shift()) & (lost == gained.shift()))
         for name in ("facts_p", "clustered_p"):
-            for _, family in table.loc[~same].groupby("rule")[name]:
-                corrected = adjust(family.fillna(1).to_numpy(float), correction=correction)
-                table.loc[family.index, f"{name}_corrected"] = corrected
-            filled = table[f"{name}_corrected"].ffill()
+            families = table.loc[tests, name].fillna(1).groupby(table["rule"])
+            corrected = families.transform(lambda p: adjust(p.to_numpy(), correction=correction))
+            filled = corrected.reindex(table.index).ffill()
             table[f"{name}_corrected"] = filled.where(table[name].notna())
-        table["tests"] = (~same).groupby(table["rule"]).transform("sum")
+        table["tests"] = tests.groupby(table["rule"]).transform("sum")
         return table
 
     def plot(self, *, rule: Rule | None = None, measure: str = "efficacy") -> Figure:
@@ -279,25 +238,25 @@ class Comparison(Result):
         """
         rows = self._of_rule(rule)
         choice("measure", measure, _measures(rows))
-        cells: Any = list(rows.groupby(list(AXES[:3]), sort=False))
-        bars: list[tuple[str, Estimate, Estimate | None]] = []
-        if len(cells) == 1 and "relation" in rows:
-            for name, part in rows.groupby("relation"):
-                label = f"{relation_title(str(name))} ({len(part)})"
-                bars.append((label, self.estimate(part, measure), None))
-        for key, cell in cells:
-            pooled = self.estimate(cell, measure, ("relation",))
-            label = "all" if len(cells) == 1 else ", ".join(map(str, key))
-            bars.append((f"{label} ({len(cell)})", self.estimate(cell, measure), pooled))
+        cells: Any = rows.groupby(list(AXES[:3]), sort=False)
+        bars = [(", ".join(map(str, key)), cell, True) for key, cell in cells]
+        if len(bars) == 1:
+            relations = rows.groupby("relation") if "relation" in rows else ()
+            bars = [(relation_title(str(name)), part, False) for name, part in relations]
+            bars.append(("all", rows, True))
         with plots.canvas(height=1.2 + 0.25 * len(bars)) as (figure, (ax,)):
-            for i, (_, facts, pooled) in enumerate(bars):
-                colour = plots.COLOURS[1 if pooled else 0]
-                for found, width in ((facts, 4), (pooled, 1.2)):
-                    if found is not None and found.clusters > 1:
+            for i, (_, part, pooled) in enumerate(bars):
+                colour, facts = plots.COLOURS[int(pooled)], self.estimate(part, measure)
+                intervals = [(facts, 4.0)]
+                if pooled:
+                    intervals.append((self.estimate(part, measure, ("relation",)), 1.2))
+                for found, width in intervals:
+                    if found.clusters > 1:
                         ax.plot([found.low, found.high], [i, i], color=colour, linewidth=width)
                 ax.plot(facts.value, i, "o", color="black", markersize=4)
             ax.axvline(0, color="#888888", linewidth=0.8, linestyle=":")
-            ax.set_yticks(range(len(bars)), [plots.escape(label) for label, *_ in bars])
+            texts = [plots.escape(f"{label} ({len(part)})") for label, part, _ in bars]
+            ax.set_yticks(range(len(bars)), texts)
             ax.invert_yaxis()
             unit = "fraction of facts" if measure in FRACTIONS else "nats"
             ax.set_xlabel(f"change of {measure} ({unit})\nthick: these facts; thin: relations")
@@ -327,86 +286,20 @@ class Comparison(Result):
 
     def glance(self, rule: Rule | None = None, **options: Any) -> Glance:
         """The changes under one rule, with both claims; `options` are those of `changes`."""
-        rows = self._of_rule(rule)
-        rule = rows["rule"].iloc[0]
-        table: Any = self.changes(**options)
-        table = table[table["rule"] == rule]
-        one = {name: table[name].iloc[0] for name in AXES[:3] if table[name].nunique() == 1}
-        counts, tested = int(table["clusters"].iloc[0]), "equivalent_p" in table
-        columns = {
-            **{name: f"{{{name}}}" for name in AXES[:3] if name not in one},
-            "measure": "{measure}",
-            "first": "{first:>}",
-            "second": "{second:>}",
-            "change": "{change:>}",
-            **({"gained, lost": "{gained}, {lost}"} if self._cells(table) > 1 else {}),
-            "these facts": _interval("facts", options),
-            **({"relations like these": _interval("clustered", options)} if counts > 1 else {}),
-            **({f"within ±{options['equivalence']:g}": "{equivalent_p:.2g}"} if tested else {}),
-        }
-        words = [
-            f"dose {value}" if axis == "dose" else str(value)
-            for axis, value in one.items()
-            if "->" not in str(value)  # the labels say it
-        ]
-        where = " · ".join([" -> ".join(self.labels.values()), *words])
-        return Glance(
-            f"{where} · {rows['case_id'].nunique()} facts · rule {rule}",
-            (Grid.of(map(_texts, table.to_dict("records")), columns),),
-            tuple(self._notes(table, counts, options)),
-            steps=("changes()", "flips", "plot()", "save(folder)"),
-        )
-
-    @staticmethod
-    def _cells(table: pd.DataFrame) -> int:
-        return int((table["measure"] == "efficacy").sum())
-
-    def _notes(self, table: pd.DataFrame, counts: int, options: Mapping[str, Any]) -> Iterator[str]:
-        if self.gate:
-            yield str(self.gate)
+        rows, changes = self._of_rule(rule), self.changes(**options)
+        changes = changes[changes["rule"] == rows["rule"].iloc[0]]
+        found = glance_of(changes, self.labels.values(), rows["case_id"].nunique(), **options)
+        notes = [str(self.gate)] if self.gate else []
         if self.differences:
             pairs = (f"{name} {one} -> {other}" for name, (one, other) in self.differences.items())
-            yield f"settings that differ: {'; '.join(pairs)}"
-        turned: Any = table[table["measure"] == "efficacy"]
-        if len(turned) == 1:
-            yield (
-                f"verdicts for the false target: {turned['gained'].iloc[0]} gained, "
-                f"{turned['lost'].iloc[0]} lost; change = second - first; margin and shift in nats"
-            )
-        else:
-            yield "gained, lost: verdicts; change = second - first; margin and shift in nats"
-        correction, tests = options.get("correction", "holm"), table["tests"].iloc[0]
-        corrected = f"then p corrected ({correction}) over {tests} tests"
-        yield (
-            "these facts: 95% t interval over facts (score interval if few verdicts change), p of "
-            "McNemar's exact test (nats: t)"
-            f"{f', {corrected}' if _corrected(options) else '; no p is corrected'}"
-        )
-        if counts < 2:
-            yield "these facts are one cluster: they say nothing about relations like these"
-        else:
-            effect = table["design_effect"].max()
-            by = options.get("by", "relation")
-            by = by if isinstance(by, str) else " x ".join(by)
-            yield (
-                f"relations like these: 95% t interval over {counts} clusters (by {by}); design "
-                f"effect up to {effect:.1f}"
-            )
-        if "equivalent_p" in table:
-            least = options["equivalence"]
-            yield (
-                f"within ±{least:g}: p of a change of {least:g} or more in relations like these "
-                "(two one-sided score tests); a small p shows that the change is smaller"
-                if counts > 1
-                else f"within ±{least:g}: one cluster shows no equivalence"
-            )
-        yield from self._little_shared(self.verdicts)
+            notes.append(f"settings that differ: {'; '.join(pairs)}")
+        notes += [*found.notes, *matching.little_shared(self.verdicts, self.unmatched)]
         if len(self.unmatched):
-            first = self.unmatched.iloc[0]
-            yield (
+            notes.append(
                 f"only in one side: {len(self.unmatched)} (.unmatched, unmatched.csv); first: "
-                f"{first['reason']}"
+                f"{self.unmatched['reason'].iloc[0]}"
             )
+        return replace(found, notes=tuple(notes))
 
     def findings(self) -> dict[str, Any]:
         """Return the number of items, and how many verdicts differ under each rule."""
@@ -415,23 +308,9 @@ class Comparison(Result):
 
 
 def fraction_margin(name: str, value: Any) -> None:
-    """Refuse a margin of a fraction that is not between 0 and 1.
-
-    Raises:
-        InputError: It is not.
-    """
+    """Refuse, with an `InputError`, a margin of a fraction that is not between 0 and 1."""
     if not 0 < number(name, value) < 1:
         raise InputError(f"{name} is {shown(value)}; give a number between 0 and 1, such as 0.05.")
-
-
-def _corrected(options: Mapping[str, Any]) -> bool:
-    return options.get("correction", "holm") != "none"
-
-
-def _interval(name: str, options: Mapping[str, Any]) -> str:
-    """Return the form of a cell with an interval, its p, and the corrected p."""
-    more = f" ({{{name}_p_corrected:.2g}})" if _corrected(options) else ""
-    return f"[{{{name}_low}}, {{{name}_high}}] p {{{name}_p:.2g}}{more}"
 
 
 def _bare_once(verdicts: Any) -> Any:
@@ -439,7 +318,7 @@ def _bare_once(verdicts: Any) -> Any:
     bare = verdicts["dose"] == 0
     if verdicts.loc[bare, "scheme"].nunique() < 2:
         return verdicts
-    once = verdicts[bare].drop_duplicates(["model", "rule", "case_id"]).assign(scheme=BARE)
+    once = verdicts[bare].drop_duplicates(["model", "rule", "case_id"]).assign(scheme="bare")
     return pd.concat([once, verdicts[~bare]], ignore_index=True)
 
 
@@ -448,37 +327,19 @@ def _labels(rows: pd.DataFrame, by: Sequence[Cluster]) -> list[np.ndarray]:
     return [np.asarray(rows.get(name, np.full(len(rows), "")), dtype=str) for name in by]
 
 
-def _texts(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the numbers of a row of `changes`: fractions with three digits, nats with two."""
-    digits = 3 if row["measure"] in FRACTIONS else 2
-    texts = {name: f"{row[name]:.{digits}f}" for name in ("first", "second")}
-    texts |= {name: f"{row[name]:+.{digits}f}" for name in ("change", *ENDS)}
-    if digits == 3:
-        texts = {name: re.sub(r"^([+-]?)0\.", r"\1.", text) for name, text in texts.items()}
-    return {**row, **texts}
-
-
 def _values(rows: pd.DataFrame, measure: str, side: str = "reference") -> np.ndarray:
     """Return a measure of each row on one side: 0 or 1 for fractions, nats otherwise."""
     margins = rows[side].to_numpy(dtype=float)
-    if measure == "efficacy":
-        return (margins > 0).astype(float)
-    if measure == "retention":
-        return (margins < 0).astype(float)
-    if measure == "shift":
-        return margins - rows[f"bare_{side}"].to_numpy(dtype=float)
-    return margins
+    if measure in FRACTIONS:
+        return (margins > 0 if measure == "efficacy" else margins < 0).astype(float)
+    return margins - rows[f"bare_{side}"].to_numpy(dtype=float) if measure == "shift" else margins
 
 
 def _measures(rows: pd.DataFrame) -> tuple[str, ...]:
     """Return the measures; the shift only where it differs from the margin and is not 0."""
-    if "bare_other" in rows:
-        margins, other, bare, bare_other = (
-            rows[name].to_numpy() for name in ("reference", "other", "bare_reference", "bare_other")
-        )
-        if (bare != bare_other).any() and ((margins != bare) | (other != bare_other)).any():
-            return MEASURES
-    return MEASURES[:3]
+    bare = "bare_other" in rows and (rows["bare_reference"] != rows["bare_other"]).any()
+    shifted = bare and any(_values(rows, "shift", side).any() for side in SIDES)
+    return MEASURES if shifted else MEASURES[:3]
 
 
 @strict
@@ -506,7 +367,7 @@ def compare(
     """
     results = [_hijack_run(one) for one in (reference, other)]
     restrictions = (first or {}, second or {})
-    table, missing, pairs = matched(results, restrictions)
+    table, missing, pairs = matching.matched(results, restrictions)
     kept = [item.name for item in fields(ComparedModel)]
     models = [
         tuple(
@@ -516,13 +377,14 @@ def compare(
         )
         for result, chosen in zip(results, restrictions, strict=True)
     ]
+    labels = matching.labels(pairs, results, (reference, other))
     return Comparison(
         table,
         dict(zip(SIDES, models, strict=True)),
         Provenance.now(),
-        labels=dict(zip(SIDES, labels(pairs, results, (reference, other)), strict=True)),
+        labels=dict(zip(SIDES, labels, strict=True)),
         unmatched=pd.DataFrame(missing, columns=[*UNMATCHED]).astype({"case_id": "Int64"}),
-        differences=differences(results, models),
+        differences=matching.differences(results, models),
     )
 
 
@@ -537,12 +399,8 @@ def compare_within(result: Any, first: Any, second: Any, chosen: Mapping[str, An
             f"or models of this run. It has {have}."
         )
     restricted = {axis: value for axis, value in chosen.items() if value is not None}
-    return compare(
-        result,
-        result,
-        first={**restricted, axes[0]: first},
-        second={**restricted, axes[0]: second},
-    )
+    sides = [restricted | {axes[0]: name} for name in (first, second)]
+    return compare(result, result, first=sides[0], second=sides[1])
 
 
 def _hijack_run(result: Result | str | Path) -> Any:

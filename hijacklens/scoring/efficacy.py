@@ -164,20 +164,10 @@ def trends(items: pd.DataFrame, *, rule: Rule, seed: int) -> pd.DataFrame:
             slopes = values @ centred / (centred**2).sum()
             here, like = clustered(slopes), clustered(slopes, relations)
             half = half_effect(values, doses, relations, seed=seed)
-            rows.append(
-                {
-                    "model": model,
-                    "scheme": scheme,
-                    "measure": measure,
-                    "n": len(wide),
-                    "slope": here.value,
-                    **here.ends("facts"),
-                    "clusters": like.clusters,
-                    "design_effect": like.design_effect,
-                    **like.ends("clustered"),
-                    **half.columns("half_dose"),
-                }
-            )
+            row = {"model": model, "scheme": scheme, "measure": measure, "n": len(wide)}
+            row |= {"slope": here.value} | here.ends("facts")
+            row |= {"clusters": like.clusters, "design_effect": like.design_effect}
+            rows.append(row | like.ends("clustered") | half.columns("half_dose"))
     return pd.DataFrame(rows)
 
 

@@ -127,7 +127,7 @@ def _match(
 
 def _missing_facts(rows: Any, results: Sequence[Any]) -> list[dict[str, Any]]:
     """Say for each fact that only one side has why the other lacks it."""
-    found = []
+    found: list[dict[str, Any]] = []
     once = rows.drop_duplicates(["_merge", "model", "scheme", "case_id"])
     for row in once.to_dict("records"):
         i = int(row["_merge"] == "left_only")  # the side that lacks it
@@ -136,11 +136,8 @@ def _missing_facts(rows: Any, results: Sequence[Any]) -> list[dict[str, Any]]:
         reason = said.iloc[0] if len(said) else "the other run has another fact of this case id"
         if not len(said) and row["case_id"] not in set(results[i].items["case_id"]):
             reason = "the other run did not include this fact"
-        only_in = ("second", "first")[i]
-        found.append(
-            {name: row[name] for name in ("model", "case_id", "scheme")}
-            | {"only_in": only_in, "reason": reason}
-        )
+        lost = {name: row[name] for name in ("model", "case_id", "scheme")}
+        found.append(lost | {"only_in": ("second", "first")[i], "reason": reason})
     return found
 
 
@@ -150,18 +147,15 @@ def labels(
     """Say what distinguishes each of the two sides."""
     settings = [result.settings for result in results]
     probed = settings[0].probes != settings[1].probes
-    for i, side in enumerate(settings):
+    for i, (side, other) in enumerate((settings, settings[::-1])):
         parts = [("dose " if axis == "dose" else "") + pair[i] for axis, pair in pairs.items()]
         if probed:
             parts.append(" + ".join(side.probes) or "no probe")
         for name in ("dtype", "device", "revision"):
-            mine, others = (
-                {str(getattr(model, name)) for model in one.models}
-                for one in (side, settings[1 - i])
-            )
-            if not parts and mine != others:
+            mine, its = ({str(getattr(x, name)) for x in of.models} for of in (side, other))
+            if not parts and mine != its:
                 parts = [", ".join(sorted(mine))]
-        if not parts and side.facts.title != settings[1 - i].facts.title:
+        if not parts and side.facts.title != other.facts.title:
             parts = [side.facts.title]
         name = "" if isinstance(given[i], Result) else str(given[i])
         yield ", ".join(parts) or name or ("first", "second")[i]
@@ -176,12 +170,14 @@ def differences(
         results: The runs.
         models: The models of each that are compared.
     """
+    titles = {"model": "name", "weights hash": "weights_hash"}
+    titles |= {name: name for name in ("revision", "dtype", "device")}
     sides = []
     for result, compared in zip(results, models, strict=True):
         settings, facts = result.settings, result.settings.facts
         side = {
-            name: ", ".join(str(getattr(model, name)) for model in compared)
-            for name in ("name", "weights_hash", "revision", "dtype", "device")
+            title: ", ".join(str(getattr(model, name)) for model in compared)
+            for title, name in titles.items()
         }
         side |= {"probes": " + ".join(settings.probes) or "none", "seed": str(settings.seed)}
         side |= {"facts": facts.name, "facts hash": facts.hash, "opening": repr(facts.opening)}
@@ -191,19 +187,46 @@ def differences(
         result.prompts.set_index(["case_id", "scheme"])["sentence"].rename(i)
         for i, result in enumerate(results)
     ]
-    first, second = sentences[0].align(sentences[1], join="inner")
-    if count := int((first.to_numpy() != second.to_numpy()).sum()):
-        example = int(np.argmax(first.to_numpy() != second.to_numpy()))
-        text = [repr(side.iloc[example]) for side in (first, second)]
-        sides[0]["sentences"], sides[1]["sentences"] = text[0], f"{text[1]} ({count} differ)"
+    one, two = sentences[0].align(sentences[1], join="inner")
+    differ = one.to_numpy() != two.to_numpy()
+    if differ.any():
+        example = int(np.argmax(differ))
+        sides[0]["sentences"] = repr(one.iloc[example])
+        sides[1]["sentences"] = f"{two.iloc[example]!r} ({differ.sum()} differ)"
+    first, second = sides
     return {
-        ("model" if name == "name" else name.replace("_", " ")): (
-            _short(one),
-            _short(sides[1][name]),
-        )
-        for name, one in sides[0].items()
-        if one != sides[1][name]
+        name: (_short(one), _short(second[name]))
+        for name, one in first.items()
+        if one != second[name]
     }
+
+
+def one_endpoint(verdicts: Any) -> Any:
+    """Return the verdicts that a gate judges: those above dose 0, or all if there are none.
+
+    Raises:
+        InputError: They are of several models, schemes or doses.
+    """
+    hijacked = verdicts[verdicts["dose"] != 0]
+    rows = hijacked if len(hijacked) else verdicts
+    several = {axis: list(map(str, rows[axis].unique())) for axis in AXES[:3]}
+    if many := {axis: names for axis, names in several.items() if len(names) > 1}:
+        have = "; ".join(f"{axis}: {', '.join(names)}" for axis, names in many.items())
+        raise InputError(
+            f"a gate needs one model, scheme and dose, and these sides share several ({have}). "
+            f"Name one of each: {', '.join(f'--{axis}' for axis in many)} (in Python, first= "
+            "and second= of hl.compare)."
+        )
+    return rows
+
+
+def little_shared(rows: Any, unmatched: Any) -> Iterator[str]:
+    """Say for each side whether the other one lacks more than half of its facts."""
+    shared = rows["case_id"].nunique()
+    for side in ("first", "second"):
+        only = unmatched.loc[unmatched["only_in"] == side, "case_id"].nunique()
+        if only > shared:
+            yield f"only {shared} of the {shared + only} facts of the {side} side are in both"
 
 
 def _short(text: str) -> str:

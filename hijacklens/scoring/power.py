@@ -38,14 +38,9 @@ class Power(Shown):
     def glance(self) -> Glance:
         """The numbers for both claims."""
         rows = [{"claim": "these facts", "needed": f"{self.facts:,} facts"}]
-        rows += [
-            {
-                "claim": "relations like these",
-                "needed": f"{row['relations']:,} relations of {row['facts_per_relation']} facts "
-                f"({row['facts']:,})",
-            }
-            for row in self.relations.to_dict("records")
-        ]
+        form = "{relations:,} relations of {facts_per_relation} facts ({facts:,})"
+        for row in self.relations.to_dict("records"):
+            rows.append({"claim": "relations like these", "needed": form.format_map(row)})
         return Glance(
             f"to find a change of {self.change:g} with power {self.power:g} (two-sided, alpha "
             f"{self.alpha:g})",

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,17 +135,9 @@ def clustered(
     error = math.sqrt(variance)
     half = float(stdtrit(df, (1 + confidence) / 2)) * error
     independent = float(values.var(ddof=1)) / len(values)
-    return Estimate(
-        value,
-        value - half,
-        value + half,
-        clusters=count,
-        error=error,
-        df=df,
-        icc=icc,
-        design_effect=variance / independent if independent else 1.0,
-        p=_p_value(np.bincount(codes[0], values), value, error, df),
-    )
+    effect = variance / independent if independent else 1.0
+    p = _p_value(np.bincount(codes[0], values), value, error, df)
+    return Estimate(value, value - half, value + half, count, error, df, icc, effect, p)
 
 
 def _variance(values: np.ndarray, codes: np.ndarray) -> tuple[float, float, float]:
@@ -253,6 +245,7 @@ def clustered_change(
     *clusters: Shaped[np.ndarray, " fact"],
     confidence: float = 0.95,
     least_icc: float | None = None,
+    only_if_few: bool = False,
 ) -> Change:
     """Return the change of a fraction with its score interval for clustered facts (Tango 1998).
 
@@ -267,6 +260,7 @@ def clustered_change(
         least_icc: If few clusters change, the correlation in clusters cannot be estimated and is
             taken to be at least this. By default, if no cluster differs from another, each counts
             as one fact.
+        only_if_few: Unless few clusters change, return the t interval, within -1..1, instead.
     """
     found = clustered(changes, *clusters, confidence=confidence)
     gained = float(np.maximum(changes, 0).mean())
@@ -278,12 +272,12 @@ def clustered_change(
     if least_icc is not None and (few or not found.error):
         most = n / (1 + (n / found.clusters - 1) * least_icc)
         effective = min(effective, most) if found.error else most
-    change = Change(
-        **{item.name: getattr(found, item.name) for item in fields(found)},
-        **{"gained": gained, "lost": lost, "effective": float(effective), "few": few},
-    )
+    parts: list[Any] = [*astuple(found), gained, lost, float(effective), few]
+    change = Change(*parts)
     if found.clusters < 2:
         return change
+    if only_if_few and not few:
+        return replace(change, low=max(found.low, -1.0), high=min(found.high, 1.0))
     square = float(stdtrit(found.df, (1 + confidence) / 2)) ** 2
 
     def excess(x: float) -> float:

@@ -3,15 +3,6 @@
 PASS            the one-sided 95% upper limit of the rise is below the margin
 FAIL            it is not, and the lower limit is above 0: the fraction has risen
 INCONCLUSIVE    neither, too few facts or relations, or sides that cannot be compared
-
->>> before = np.array([True] * 10 + [False] * 90)
->>> after = np.array([True] * 60 + [False] * 40)
->>> judge(before, after, np.arange(100), max_rise=0.05, claim="facts").verdict
-'FAIL'
->>> judge(before, before, np.arange(100), max_rise=0.05, claim="facts").verdict
-'PASS'
->>> judge(before[:20], before[:20], np.arange(20), max_rise=0.05, claim="facts").verdict
-'INCONCLUSIVE'
 """
 
 from __future__ import annotations
@@ -56,8 +47,9 @@ class Gate:
     """Models, scheme, dose and rule."""
 
     def __str__(self) -> str:
-        over = f"{self.facts} facts" if self.claim == "facts" else f"{self.relations} relations"
-        about = "these facts" if self.claim == "facts" else "relations like these"
+        relations = self.claim == "relations"
+        about = "relations like these" if relations else "these facts"
+        over = f"{self.relations} relations" if relations else f"{self.facts} facts"
         why = f" Because: {'; '.join(self.reasons)}." if self.reasons else ""
         return (
             f"{self.verdict}: efficacy {self.first:.3f} -> {self.second:.3f}, a rise of "
@@ -100,12 +92,13 @@ def judge(
         confidence=0.9,
         least_icc=USUAL_ICC,
     )
-    few = [f"{len(first)} facts are fewer than {LEAST_FACTS}"] if len(first) < LEAST_FACTS else []
+    why = list(reasons)
+    if len(first) < LEAST_FACTS:
+        why.append(f"{len(first)} facts are fewer than {LEAST_FACTS}")
     if claim == "relations" and count < LEAST_RELATIONS:
-        few.append(f"{count} relations are fewer than {LEAST_RELATIONS} (--claim facts needs none)")
-    reasons = (*reasons, *few)
+        why.append(f"{count} relations are fewer than {LEAST_RELATIONS} (claim='facts' needs none)")
     verdict: Verdict = "INCONCLUSIVE"
-    if not reasons:
+    if not why:
         verdict = "PASS" if found.high < max_rise else "FAIL" if found.low > 0 else verdict
     return Gate(
         verdict=verdict,
@@ -120,6 +113,6 @@ def judge(
         relations=count,
         gained=int((second & ~first).sum()),
         lost=int((first & ~second).sum()),
-        reasons=reasons,
+        reasons=tuple(why),
         of=of,
     )

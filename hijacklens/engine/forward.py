@@ -66,8 +66,7 @@ class Pass:
             pool: The keys and values of their pasts.
             keep: Whether the keys and values of the rows go into the pool, too.
         """
-        masked = self.windows is not None
-        batch = PackedRows.of(rows, device_of(self.model), masked=masked)
+        batch = PackedRows.of(rows, device_of(self.model))
         forward: dict[str, Any] = {}
         if self.windows is not None:
             dtype = next(iter(self.model.parameters())).dtype

@@ -47,10 +47,6 @@ class Branch:
 Row: TypeAlias = Sequence[Branch]
 """Branches one after the other."""
 
-ALIGNED = {"cpu": 1, "cuda": 8}
-"""Queries and keys of a row are a multiple of this, by type of device: before every layer, fused
-attention on a GPU would copy other masks to align them."""
-
 
 def write_out(trie: Trie, pack: Pack) -> Branch:
     """Return the tokens of a pack."""
@@ -79,11 +75,6 @@ def write_out(trie: Trie, pack: Pack) -> Branch:
     new = [leaf[WIDTH * shared :] for leaf, shared in zip(leaves, overlaps, strict=True)]
     symbols = np.frombuffer(b"".join(new), ">i8").astype(np.int64)
     return Branch(symbols, positions, ends, leaves[0][: WIDTH * past], reads, leaves)
-
-
-def length(row: Row) -> int:
-    """Return the number of tokens of a row, without padding."""
-    return sum(len(branch.symbols) for branch in row)
 
 
 def apart(branch: Branch) -> Iterator[Branch]:
@@ -128,18 +119,11 @@ class PackedRows:
     """Row and index of each read, in the order of rows, branches and their reads."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device, *, masked: bool = False) -> PackedRows:
-        """Return the tensors of rows, which are sent to the device in three copies.
-
-        Args:
-            rows: The rows.
-            device: Where the tensors go.
-            masked: Whether attention gets a mask; then rows may have more padding (`ALIGNED`).
-        """
+    def of(cls, rows: Sequence[Row], device: torch.device) -> PackedRows:
+        """Return the tensors of rows, which are sent to the device in three copies."""
         paths = [[np.frombuffer(branch.path, ">i8") for branch in row] for row in rows]
-        aligned = ALIGNED.get(device.type, 1) if masked else 1
-        width = -(-max(map(length, rows)) // aligned) * aligned
-        keys = -(-max(sum(map(len, of_row)) for of_row in paths) // aligned) * aligned
+        width = max(sum(len(branch.symbols) for branch in row) for row in rows)
+        keys = max(sum(map(len, of_row)) for of_row in paths)
         query = np.zeros((6, len(rows), width), dtype=np.int64)
         key = np.zeros((2, len(rows), keys), dtype=np.int64)
         reads: list[tuple[int, int]] = []

@@ -54,6 +54,11 @@ def state_bytes(config: Any, dtype: torch.dtype) -> int:
     return 2 * config.n_layers * heads * config.d_head * dtype.itemsize
 
 
+def read_values(device: torch.device) -> int:
+    """Return the maximum number of logits at once on a device (`READ_VALUES`)."""
+    return READ_VALUES.get(device.type, READ_VALUES["cpu"])
+
+
 class BatchSize:
     """How large batches are; it shrinks when memory runs out."""
 
@@ -65,7 +70,7 @@ class BatchSize:
         free = free_bytes(self._device)
         self._budget = None if free is None or tokens is not None else int(free * FRACTION)
         self.tokens = tokens or BATCH_TOKENS.get(self._device.type, BATCH_TOKENS["cpu"])
-        values = READ_VALUES.get(self._device.type, READ_VALUES["cpu"])
+        values = read_values(self._device)
         if self._budget is not None:
             values = min(values, self._budget // (2 * LOGIT_BYTES))
         self.reads = max(1, values // int(self._config.d_vocab))

@@ -36,7 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.engine.batch_size import READ_VALUES
+from hijacklens.engine.batch_size import read_values
 from hijacklens.engine.batches import TokenBatch, batch_size, batches
 from hijacklens.errors import InputError, choice, one_of_type
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
@@ -266,7 +266,7 @@ def run(
     layers = tuple(dict.fromkeys(cell.layer for cell in cells))
     device = device_of(model)
     size = batch_size(device, batch_tokens)
-    most_rows = max(1, READ_VALUES // int(model.cfg.d_vocab))
+    most_rows = max(1, read_values(device) // int(model.cfg.d_vocab))
     differences = np.zeros((len(cases), 2 + len(cells)))  # source, target, patches
     longest = [max(case.where.source, case.where.target, key=len) for case in cases]
     for batch in batches(longest, device=device, limit=size, most_rows=most_rows):

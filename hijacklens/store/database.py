@@ -169,7 +169,7 @@ def connect(path: Path) -> sqlite3.Connection:
                 if not _has_tables(connection):  # another process may have created them first
                     for statement in TABLES:
                         connection.execute(statement)
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(connection)
         # Safe when the process is killed; a power cut may lose the last transactions.
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA cache_size = -65536")  # KiB
@@ -177,6 +177,19 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
+    """Give the file a write-ahead log, so that readers and a writer do not wait for each other.
+
+    The file keeps it. While another process uses a new file, SQLite may refuse the change without
+    waiting; then that process makes the change, or the next one that opens the file.
+    """
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+    except sqlite3.OperationalError as error:
+        if "locked" not in str(error):
+            raise
 
 
 def _has_tables(connection: sqlite3.Connection) -> bool:

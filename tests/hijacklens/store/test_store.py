@@ -425,6 +425,18 @@ def test_a_store_that_stays_locked_is_given_up(tmp_path, monkeypatch):
         other.execute("ROLLBACK")
 
 
+def test_a_new_file_that_another_process_reads_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    path = tmp_path / "s.sqlite"
+    with closing(database.connect(path)) as other:
+        other.execute("PRAGMA journal_mode = DELETE")  # as it is before its first change
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM readings").fetchall()
+        database.connect(path).close()
+    with closing(database.connect(path)) as now:
+        assert now.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_processes_that_write_at_once_lose_nothing(tmp_path):
     path = tmp_path / "s.sqlite"
     shares = [some_readings(300, seed) for seed in range(4)]

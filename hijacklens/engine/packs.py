@@ -71,8 +71,8 @@ class Costs:
     """One cached token that a row attends to."""
     row: float
     forward_pass: float
-    simpler: float = 1.01
-    """As of the `Machine`."""
+    simpler: float = CPU.simpler
+    """See `Machine`."""
 
     @classmethod
     def of(cls, config: Any, *, device: torch.device, dtype: torch.dtype) -> Costs:

@@ -275,13 +275,14 @@ def make_items(
     for first in range(0, len(prompts.wordings), size):
         part = prompts.wordings[first : first + size]
         ids = words.encode([text for wording in part for text in wording.texts(doses)])
+        # One look at all ids, so that single texts are checked only if one of them is too large.
         largest = np.frombuffer(b"".join(ids), ">i8").max(initial=0)
-        known = None if vocabulary is None or largest < vocabulary else vocabulary
+        exceeded = vocabulary if vocabulary is not None and largest >= vocabulary else None
         for i, wording in enumerate(part):
             rows = [ids[j : j + 3] for j in range(3 * len(doses) * i, 3 * len(doses) * (i + 1), 3)]
             try:
                 starts = [
-                    _starts(row, dose, context_length, known)
+                    _starts(row, dose, context_length, exceeded)
                     for row, dose in zip(rows, doses, strict=True)
                 ]
             except ValueError as reason:

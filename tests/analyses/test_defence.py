@@ -10,7 +10,7 @@ from command_calls import run as run_command
 from model_state import left_as_it_was
 from planted_head import PLANTED, planted_facts, planted_model
 from scipy.spatial.distance import jensenshannon
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
 import hijacklens as hl
 from analyses import defence
@@ -313,8 +313,8 @@ def test_methods_are_registered_once_and_read_from_files(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3"])
-def test_all_methods_on_three_families(family, monkeypatch):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_methods_on_five_families(family, monkeypatch):
     monkeypatch.setattr(evaluation, "texts", lambda: ["The Colosseum is in the city of Rome."])
     model = hl.load_model(tiny_model(family), tokenizer=tiny_tokenizer(family))
     facts, ids = planted_facts(), torch.tensor([[5, 9, 40]])

@@ -358,10 +358,11 @@ def test_a_users_own_hooked_transformer():
 
 
 @pytest.mark.packaged
-def test_search_on_a_real_model():
-    """The chosen heads carry a part of the shift of ten facts."""
+def test_search_and_test_on_a_real_model():
+    """Ten facts each: the heads that carry the shift take most of it away on others too."""
     model = load_model("smollm2-135m", device="cpu")
-    found = search(model, atlas().sample(10, seed=0), size=3, candidates=6)
+    searched, held_back = heads.halves(atlas().sample(20, seed=0), by="relation", seed=0)
+    found = search(model, searched, size=3, candidates=6)
     carried = found.growth["carried"].iloc[-1]
     assert found.shift.mean() > 1
     assert carried > 0.3 * found.shift.mean()
@@ -371,3 +372,7 @@ def test_search_on_a_real_model():
     probe = ablate(heads=[found.heads[0]], kind="mean", means=found.means)
     again = found.shift - shifts(model, found.facts, probes=[probe])
     np.testing.assert_allclose(found.carried[:, at], again, atol=1e-4)
+    tested = found.test(held_back, random_sets=2, quiet=True)
+    shift = tested.summary().query("relations == 'all' and measure == 'shift'").iloc[0]
+    assert shift["chosen"] < min(shift["layers_low"], shift["none"])
+    assert set(tested.side_effects()["relations"]) == {"all", "new"}

@@ -33,9 +33,9 @@ def model(name):
 
 @pytest.fixture(scope="module")
 def facts():
-    """Twenty-five facts of CounterFact, or of the atlas if CounterFact is missing."""
+    """Fifty CounterFact facts where the whole set is at hand, fifty of the atlas elsewhere."""
     path = SHARED / "counterfact" / "counterfact_21919.parquet"
-    return (counterfact(path) if path.exists() else atlas()).sample(25, seed=1)
+    return (counterfact(path) if path.exists() else atlas()).sample(50, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_items_equal_single_plain_forward_passes(name, model, facts, result):
     scorer = PlainScorer(plain, AutoTokenizer.from_pretrained(folder))
     by_case = {fact.case_id: fact for fact in facts}
     items = result.items[result.items["scheme"] == "do-not-think"]
-    assert len(items) == 25 * 4
+    assert len(items) == 50 * 4
     for item in items.to_dict("records"):
         fact = by_case[item["case_id"]]
         sentence = get_scheme("do-not-think").sentence(fact)

@@ -429,7 +429,7 @@ def test_a_new_file_that_another_process_reads_is_opened(tmp_path, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
     path = tmp_path / "s.sqlite"
     with closing(database.connect(path)) as other:
-        other.execute("PRAGMA journal_mode = DELETE")  # as it is before its first change
+        other.execute("PRAGMA journal_mode = DELETE")  # the mode of a new file
         other.execute("BEGIN")
         other.execute("SELECT * FROM readings").fetchall()
         database.connect(path).close()

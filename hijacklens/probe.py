@@ -28,6 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.errors import InputError, several, utf8
 from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook, hooked
+from hijacklens.models.unhooked import PlainBlocks
 from hijacklens.models.verification import require_one_side
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import placed_atoms
@@ -161,8 +162,21 @@ def check_probes(probes: Iterable[Any]) -> tuple[Probe, ...]:
 
 
 @contextmanager
-def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Iterator[HookedModel]:
+def probed(
+    model: HookedModel,
+    probes: Sequence[Probe],
+    layout: Layout,
+    *,
+    plain_blocks: PlainBlocks = PlainBlocks(),
+) -> Iterator[HookedModel]:
     """Run the body with probes on the model, in their order; always remove them afterwards.
+
+    Args:
+        model: A hooked model.
+        probes: The probes.
+        layout: The tokens that the body runs.
+        plain_blocks: Blocks that replace those of the layers that no probe acts on; by default all
+            hook points work in the body.
 
     Raises:
         InputError: A probe needs something that the model or the layout does not have, or the
@@ -179,7 +193,8 @@ def probed(model: HookedModel, probes: Sequence[Probe], layout: Layout) -> Itera
                 if probe.key in str(error):
                     raise
                 raise InputError(f"the probe {probe.key}: {error}") from error
-        with hooked(model, [(name, _recorded(function, name, ran)) for name, function in hooks]):
+        recorded = [(name, _recorded(function, name, ran)) for name, function in hooks]
+        with hooked(model, recorded), plain_blocks.where_no_hook_acts(name for name, _ in hooks):
             yield model
     if ran and (idle := next((name for name, _ in hooks if name not in ran), None)):
         raise InputError(
@@ -203,6 +218,7 @@ def logits_at(
     at_position: Int[Tensor, " read"],
     *,
     probes: Sequence[Probe] = (),
+    plain_blocks: PlainBlocks = PlainBlocks(),
     **forward: Any,
 ) -> Float[Tensor, "read vocab"]:
     """Return logits at chosen positions of a batch, with probes on.
@@ -210,8 +226,8 @@ def logits_at(
     Only these positions are unembedded: nothing of size batch x pos x vocabulary is made, and no
     gradient is kept.
 
-    Positions are counted among the computed tokens; `forward` are further arguments of the model's
-    forward pass, such as masks and positions.
+    Positions are counted among the computed tokens; `plain_blocks` are as in `probed`, and
+    `forward` are further arguments of the model's forward pass, such as masks and positions.
     """
 
     def keep_read(residual: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
@@ -224,5 +240,6 @@ def logits_at(
         if "position_ids" not in forward:
             require_one_side(model, layout.tokens.shape[1], at_position)
     reader = HookProbe("read", [("unembed.hook_in", keep_read)])
-    with torch.inference_mode(), probed(model, [*probes, reader], layout):
+    on = probed(model, [*probes, reader], layout, plain_blocks=plain_blocks)
+    with torch.inference_mode(), on:
         return model(layout.tokens, **forward)[0].to(layout.tokens.device)

@@ -15,8 +15,8 @@ from hijacklens.engine.packs import Pack
 from hijacklens.engine.rows import PackedRows, Row, write_out
 from hijacklens.engine.trie import Trie
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.models.unhooked import logits_of
-from hijacklens.models.verification import plain_of, require_agreement
+from hijacklens.models.unhooked import PlainBlocks, logits_of
+from hijacklens.models.verification import plain_blocks_of, plain_of, require_agreement
 from hijacklens.probe import Probe, logits_at
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.prefixes import prefix_of
@@ -35,6 +35,8 @@ class Pass:
     one leaf each, for which a causal model needs no mask."""
     plain: torch.nn.Module | None = None
     """The module that runs instead of the hooked model (`hijacklens.models.unhooked`), if any."""
+    plain_blocks: PlainBlocks = PlainBlocks()
+    """With probes, the blocks of the layers that no probe acts on."""
 
     @classmethod
     def of(
@@ -48,7 +50,8 @@ class Pass:
         """
         if probes:
             require_agreement(model, operation="a probe")
-            return cls(model, probes, spans, None)
+            blocks = plain_blocks_of(model)
+            return cls(model, probes, spans, None, plain_blocks=blocks)
         return cls(model, (), spans, None, plain_of(model, operation=operation))
 
     def after(self, prefix: TokenIds) -> Float[Tensor, " vocab"]:
@@ -79,4 +82,12 @@ class Pass:
         at_row, at_position = batch.reads.T
         if self.plain is not None:
             return logits_of(self.plain, layout.tokens, at_row, at_position, **forward)
-        return logits_at(self.model, layout, at_row, at_position, probes=self.probes, **forward)
+        return logits_at(
+            self.model,
+            layout,
+            at_row,
+            at_position,
+            probes=self.probes,
+            plain_blocks=self.plain_blocks,
+            **forward,
+        )

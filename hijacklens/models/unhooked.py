@@ -5,14 +5,19 @@ scores with a hook must be stored, which rules out fused kernels. `unhooked` rem
 that TransformerLens puts around those of Hugging Face and keeps everything else, such as adapters
 and the user's own hooks. The hooked model is not touched: modules are copied, weights are shared.
 `hijacklens.models.verification` checks that the numbers are those of the plain model.
+
+With probes, the hooked model runs, and `PlainBlocks` removes hook points only in the layers that no
+hook acts on.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -28,6 +33,7 @@ from hijacklens.models.computation import is_of_library, users_hooks
 from hijacklens.models.hooked import HookedModel
 
 _WRAPPERS = (TransformerBridge, GeneralizedComponent)
+_IN_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 def unhooked(model: HookedModel, attention: str | None = None) -> torch.nn.Module | None:
@@ -54,6 +60,53 @@ def unhooked(model: HookedModel, attention: str | None = None) -> torch.nn.Modul
     for config in configs.values() if attention else ():
         config._attn_implementation = attention
     return plain
+
+
+@dataclass(frozen=True, slots=True)
+class PlainBlocks:
+    """The plain modules that can stand in for the blocks of a hooked model, layer by layer."""
+
+    places: tuple[tuple[dict[str, torch.nn.Module | None], str, torch.nn.Module], ...] = ()
+    """For each layer the children of the module that holds its block, the name of the block among
+    them, and the plain block."""
+
+    @classmethod
+    def of(cls, model: HookedModel, attention: str | None) -> PlainBlocks:
+        """Copy the blocks of a hooked model; none if the copies might compute something else.
+
+        Args:
+            model: A hooked model.
+            attention: The implementation of attention in the plain blocks.
+
+        Note:
+            Costs as `unhooked`.
+        """
+        plain = unhooked(model, attention)
+        if plain is None:
+            return cls()
+        whole: Any = model.original_model  # type: ignore[attr-defined]
+        paths = {id(module): path for path, module in whole.named_modules()}
+        places = []
+        for block in getattr(model, "blocks", ()):
+            above, _, name = paths[id(block)].rpartition(".")
+            children = whole.get_submodule(above)._modules
+            places.append((children, name, plain.get_submodule(f"{above}.{name}")))
+        return cls(tuple(places))
+
+    @contextmanager
+    def where_no_hook_acts(self, names: Iterable[str]) -> Iterator[None]:
+        """Run the body with plain blocks in all layers but those of the named hooks."""
+        hooked = {int(match[1]) for name in names if (match := _IN_BLOCK.match(name))}
+        idle = [place for layer, place in enumerate(self.places) if layer not in hooked]
+        before = [children[name] for children, name, _ in idle]
+        try:
+            for children, name, plain in idle:
+                children[name] = plain
+            with _no_cudnn_attention():
+                yield
+        finally:
+            for (children, name, _), block in zip(idle, before, strict=True):
+                children[name] = block
 
 
 def logits_of(

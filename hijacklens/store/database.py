@@ -15,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from hijacklens.errors import InputError, warn
 
@@ -164,7 +164,9 @@ def connect(path: Path) -> sqlite3.Connection:
     # Damaged text must fail its checksum, not the decoding.
     connection.text_factory = lambda text: text.decode(errors="replace")
     try:
-        if not _has_tables(connection):
+        with transaction(connection, "DEFERRED"):  # another process may be creating the tables
+            created = _has_tables(connection)
+        if not created:
             with transaction(connection):
                 if not _has_tables(connection):  # another process may have created them first
                     for statement in TABLES:
@@ -209,9 +211,15 @@ def _has_tables(connection: sqlite3.Connection) -> bool:
 
 
 @contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Run the body as one writing transaction: either all of it is kept, or nothing."""
-    connection.execute("BEGIN IMMEDIATE")
+def transaction(
+    connection: sqlite3.Connection, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE"
+) -> Iterator[None]:
+    """Run the body as one transaction: either all of it is kept, or nothing.
+
+    All that it reads is the file at one moment. `IMMEDIATE` waits for other writers at the start;
+    `DEFERRED` is for bodies that only read.
+    """
+    connection.execute(f"BEGIN {kind}")
     try:
         yield
         connection.execute("COMMIT")

@@ -7,11 +7,14 @@ import copy
 import pytest
 import torch
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from torch.overrides import TorchFunctionMode
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 
 from hijacklens.engine.engine import next_token_logprobs, read
+from hijacklens.engine.forward import Pass
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
+from hijacklens.models.delegated import SOFTMAXES
 from hijacklens.models.loading import load_model
 from hijacklens.models.unhooked import unhooked
 from hijacklens.models.verification import agreement_of
@@ -19,7 +22,13 @@ from hijacklens.probe import HookProbe
 
 SENTENCE = (11, 12, 13, 14, 15, 16)
 WANTED = {SENTENCE * dose + query: {1, 2} for dose in range(3) for query in ((21, 22), (21, 24))}
-IDLE = HookProbe("idle", (), packs=True)
+HOOKS = {
+    "no hook": [],
+    "a hook before the blocks": ["hook_embed"],
+    "a hook in the first layer": ["blocks.0.hook_resid_post"],
+    "hooks in the last layer": ["blocks.1.attn.hook_pattern", "blocks.1.mlp.hook_out"],
+    "hooks in all layers": ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"],
+}
 
 
 def loaded(family):
@@ -54,14 +63,54 @@ def test_it_shares_weights_and_leaves_the_hooked_model_as_it_was(model):
     assert (config.to_dict(), config._attn_implementation) == (settings, attention)
 
 
+def idle(names):
+    """A probe that looks at activations and changes none."""
+    return HookProbe("idle", [(name, lambda value, hook: None) for name in names], packs=True)
+
+
 @pytest.mark.parametrize("sharing", ["plain", "packed", "cached"])
 def test_hook_points_change_no_number(model, sharing):
-    hooked, plain = (
-        read(model, WANTED, ReadOptions(probes=probes, sharing=sharing)) for probes in ([IDLE], [])
-    )
-    assert hooked.accounting.sharing == plain.accounting.sharing == sharing
-    for prefix, reading in plain.items():
-        assert reading.logprobs == pytest.approx(hooked[prefix].logprobs, abs=1e-4)
+    plain = read(model, WANTED, ReadOptions(sharing=sharing))
+    children = [list(module._modules.items()) for module in model.original_model.modules()]
+    for names in HOOKS.values():
+        hooked = read(model, WANTED, ReadOptions(probes=[idle(names)], sharing=sharing))
+        assert hooked.accounting.sharing == plain.accounting.sharing == sharing
+        for prefix, reading in plain.items():
+            assert reading.logprobs == pytest.approx(hooked[prefix].logprobs, abs=1e-4)
+    assert [list(module._modules.items()) for module in model.original_model.modules()] == children
+
+
+class Attentions(TorchFunctionMode):
+    """Counts fused attention and the softmax of eager attention."""
+
+    fused = eager = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.fused += func is torch.nn.functional.scaled_dot_product_attention
+        self.eager += func in SOFTMAXES and args[0].dim() == 4
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("names", HOOKS.values(), ids=HOOKS)
+def test_attention_is_eager_only_in_layers_with_hooks(names):
+    model = loaded("llama")
+    layers = {name.split(".")[1] for name in names if name.startswith("blocks")}
+    run = Pass.of(model, [idle(names)], (), operation="a test")
+    with Attentions() as counted:
+        run.after(SENTENCE)
+    assert (counted.fused, counted.eager) == (2 - len(layers), len(layers))
+
+
+def test_blocks_return_after_an_error():
+    model = loaded("llama")
+    children = [list(module._modules.items()) for module in model.original_model.modules()]
+
+    def fail(value, hook):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        read(model, WANTED, ReadOptions(probes=[HookProbe("fails", [("hook_embed", fail)])]))
+    assert [list(module._modules.items()) for module in model.original_model.modules()] == children
 
 
 def test_hooks_on_the_model_act():

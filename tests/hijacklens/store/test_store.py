@@ -6,8 +6,9 @@ import os
 import random
 import sqlite3
 import warnings
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -423,6 +424,29 @@ def test_a_store_that_stays_locked_is_given_up(tmp_path, monkeypatch):
         with pytest.warns(StoreWarning, match="locked"):
             store.keep({(1,): ONE})
         other.execute("ROLLBACK")
+
+
+def test_a_file_that_another_process_is_creating_is_opened(tmp_path, monkeypatch):
+    """Its header and its tables are those of one moment."""
+    path, attempts = tmp_path / "s.sqlite", []
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    connect = sqlite3.connect
+
+    class Overtaken(sqlite3.Connection):
+        def execute(self, statement, *arguments):
+            found = super().execute(statement, *arguments)
+            if statement == "PRAGMA application_id" and not attempts:
+                found = found.fetchall()  # the statement is over
+                attempts.append(statement)
+                monkeypatch.setattr(sqlite3, "connect", connect)
+                with suppress(sqlite3.OperationalError):  # it may have to wait
+                    database.connect(path).close()
+            return found
+
+    monkeypatch.setattr(sqlite3, "connect", partial(connect, factory=Overtaken))
+    with closing(database.connect(path)) as store:
+        assert store.execute("SELECT * FROM readings").fetchall() == []
+    assert attempts
 
 
 def test_a_new_file_that_another_process_reads_is_opened(tmp_path, monkeypatch):

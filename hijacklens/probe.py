@@ -28,7 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.errors import InputError, several, utf8
 from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook, hooked
-from hijacklens.models.unhooked import PlainBlocks
+from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks
 from hijacklens.models.verification import require_one_side
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import placed_atoms
@@ -167,7 +167,7 @@ def probed(
     probes: Sequence[Probe],
     layout: Layout,
     *,
-    plain_blocks: PlainBlocks = PlainBlocks(),
+    plain_blocks: PlainBlocks = NO_PLAIN_BLOCKS,
 ) -> Iterator[HookedModel]:
     """Run the body with probes on the model, in their order; always remove them afterwards.
 
@@ -218,7 +218,7 @@ def logits_at(
     at_position: Int[Tensor, " read"],
     *,
     probes: Sequence[Probe] = (),
-    plain_blocks: PlainBlocks = PlainBlocks(),
+    plain_blocks: PlainBlocks = NO_PLAIN_BLOCKS,
     **forward: Any,
 ) -> Float[Tensor, "read vocab"]:
     """Return logits at chosen positions of a batch, with probes on.

@@ -15,7 +15,7 @@ from hijacklens.engine.packs import Pack
 from hijacklens.engine.rows import PackedRows, Row, write_out
 from hijacklens.engine.trie import Trie
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.models.unhooked import PlainBlocks, logits_of
+from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, logits_of
 from hijacklens.models.verification import plain_blocks_of, plain_of, require_agreement
 from hijacklens.probe import Probe, logits_at
 from hijacklens.prompts.layout import Layout
@@ -35,7 +35,7 @@ class Pass:
     one leaf each, for which a causal model needs no mask."""
     plain: torch.nn.Module | None = None
     """The module that runs instead of the hooked model (`hijacklens.models.unhooked`), if any."""
-    plain_blocks: PlainBlocks = PlainBlocks()
+    plain_blocks: PlainBlocks = NO_PLAIN_BLOCKS
     """With probes, the blocks of the layers that no probe acts on."""
 
     @classmethod

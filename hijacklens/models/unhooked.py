@@ -83,7 +83,7 @@ class PlainBlocks:
         """
         plain = unhooked(model, attention)
         if plain is None:
-            return cls()
+            return NO_PLAIN_BLOCKS
         whole: Any = model.original_model  # type: ignore[attr-defined]
         paths = {id(module): path for path, module in whole.named_modules()}
         places = []
@@ -107,6 +107,10 @@ class PlainBlocks:
         finally:
             for (children, name, _), block in zip(idle, before, strict=True):
                 children[name] = block
+
+
+NO_PLAIN_BLOCKS = PlainBlocks()
+"""With these every layer keeps its hook points."""
 
 
 def logits_of(

@@ -26,7 +26,7 @@ from hijacklens.errors import InputError
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.devices import arithmetic
 from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
-from hijacklens.models.unhooked import PlainBlocks, logits_of, unhooked
+from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, logits_of, unhooked
 
 TEXT = "The Eiffel Tower is in the city of Paris. Do not think of Guam, said Anna in 1984."
 LONG, SHORT = 12, 5
@@ -201,7 +201,7 @@ def plain_of(model: HookedModel, *, operation: str) -> torch.nn.Module | None:
 def plain_blocks_of(model: HookedModel) -> PlainBlocks:
     """Return the plain blocks that may run in layers without hooks, next to hooked ones."""
     agreement = agreement_of(model)
-    return PlainBlocks() if agreement.plain else PlainBlocks.of(model, agreement.attention)
+    return NO_PLAIN_BLOCKS if agreement.plain else PlainBlocks.of(model, agreement.attention)
 
 
 def require_unchanged(model: HookedModel) -> None:

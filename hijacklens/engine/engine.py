@@ -174,7 +174,7 @@ def _prepare(
 
     def plan_for(sharing: Sharing, why: str = "") -> Plan:
         limits = size.limits(options.pack_tokens)
-        return make_plan(requests.prefixes, size.costs, limits, sharing=sharing, why=why)
+        return make_plan(requests.trie, size.costs, limits, sharing=sharing, why=why)
 
     if not requests:
         return plan_for("plain"), None

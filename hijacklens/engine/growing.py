@@ -43,7 +43,7 @@ class Growing:
         """
         self._options = options
         self._run = Pass.of(model, options.probes, options.spans, operation="generating")
-        self._trie = Trie.of(Requests.of(dict.fromkeys(prefixes, ())).prefixes)
+        self._trie = Requests.of(dict.fromkeys(prefixes, ())).trie
         self._size = BatchSize(model, options.batch_tokens)
         self._pool: Pool | None = None
         self._room = more * len(prefixes)

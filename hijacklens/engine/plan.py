@@ -11,7 +11,7 @@ A plan consists of units that do not depend on each other. No model is needed to
 
 >>> from hijacklens.prompts.prefixes import prefix_of
 >>> prefixes = [(*[1, 2, 3, 4] * dose, query, 6) for dose in range(4) for query in (5, 7)]
->>> plan = make_plan(map(prefix_of, prefixes), Costs.usual(), sharing="packed")
+>>> plan = make_plan(Trie.of(map(prefix_of, prefixes)), Costs.usual(), sharing="packed")
 >>> plan.naive_tokens, plan.trie_tokens, plan.forward_tokens
 (64, 28, 28)
 """
@@ -95,7 +95,7 @@ class Plan:
 
 @no_collection()
 def make_plan(
-    prefixes: Iterable[Prefix],
+    trie: Trie,
     costs: Costs,
     limits: Limits = Limits(),
     *,
@@ -105,7 +105,7 @@ def make_plan(
     """Plan how to read after prefixes.
 
     Args:
-        prefixes: Symbols (`hijacklens.prompts.layout`), none empty.
+        trie: The prefixes.
         costs: What rows cost with the model on its machine.
         limits: Sizes of batches, packs and trunks.
         sharing: How prefixes share tokens; by default the cheapest.
@@ -115,10 +115,9 @@ def make_plan(
         InputError: An unknown sharing.
 
     Note:
-        Costs a sort of the prefixes, and the search for cuts for each sharing that is compared.
+        Costs the search for cuts for each sharing that is compared.
     """
     choice("sharing", sharing, SHARINGS)
-    trie = Trie.of(prefixes)
     makers: dict[Sharing, Callable[[], list[Unit]]] = {  # simpler ones first
         "plain": lambda: [Unit(None, Level(trie, separate(trie)))],
         "packed": lambda: [Unit(None, Level(trie, cut(trie, costs, limits, cached=False)))],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Float, Int
 
 from hijacklens.engine.packs import MOST_TOKENS
 from hijacklens.engine.plan import Sharing
+from hijacklens.engine.trie import Trie
 from hijacklens.probe import Probe
 from hijacklens.prompts.prefixes import WIDTH, Prefix, prefix_of, symbols_of
 from hijacklens.prompts.tokens import TokenIds
@@ -66,6 +68,11 @@ class Requests(Mapping[TokenIds, Collection[int]]):
         """The number of symbols of each prefix."""
         return np.fromiter(map(len, self.prefixes), np.int64, len(self)) // WIDTH
 
+    @cached_property
+    def trie(self) -> Trie:
+        """The tree of the prefixes."""
+        return Trie.of(self.prefixes)
+
     def where(
         self, rows: Int[np.ndarray, " row"]
     ) -> tuple[Int[np.ndarray, " token"], Int[np.ndarray, " row"]]:
@@ -76,6 +83,8 @@ class Requests(Mapping[TokenIds, Collection[int]]):
 
     def take(self, rows: Int[np.ndarray, " row"]) -> Requests:
         """Return the requests of the prefixes with these indices, which ascend."""
+        if len(rows) == len(self):
+            return self
         at, counts = self.where(rows)
         prefixes = [self.prefixes[i] for i in rows.tolist()]
         return Requests(prefixes, self.tokens[at], np.append(0, np.cumsum(counts)))

@@ -20,14 +20,17 @@ a compressed prefix tree completely, and every subtree is a stretch of neighbour
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int
 
-from hijacklens.prompts.prefixes import WIDTH, Prefix, common
+from hijacklens.prompts.prefixes import WIDTH, Prefix
+
+AT_ONCE = 8_192
+"""Prefixes that are compared at once, which bounds the memory of their symbols."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,36 +58,33 @@ class Trie:
         Note:
             Costs a sort of the prefixes, if they are not sorted.
         """
-        leaves: list[Prefix] = []
-        shared: list[int] = []
-        reads: list[tuple[int, int]] = []
-        first = [0]
         ordered = list(prefixes)
         if ids or any(one >= next_one for one, next_one in pairwise(ordered)):
             ordered = sorted({*ordered, *(ids or ())})
+        lengths = _lengths(ordered)
+        with_last = _overlaps(ordered, lengths)
         # In lexicographic order a sequence directly follows its own prefixes.
-        for i, (prefix, following) in enumerate(pairwise([*ordered, b""])):
-            if ids is None or prefix in ids:
-                reads.append((len(prefix) // WIDTH, i if ids is None else ids[prefix]))
-            if not following.startswith(prefix):
-                shared.append(common(leaves[-1], prefix) if leaves else 0)
-                leaves.append(prefix)
-                first.append(len(reads))
-        columns = np.array(reads, dtype=np.int64).reshape(-1, 2)
-        return cls(leaves, np.array(shared, dtype=np.int64), columns, np.array(first))
+        last = np.flatnonzero(np.append(with_last[1:], 0) < lengths)
+        first = np.append(0, last[:-1] + 1)[: len(last)]
+        shared = np.minimum.reduceat(with_last, first) if len(last) else last
+        read = [i for i, prefix in enumerate(ordered) if ids is None or prefix in ids]
+        of_read = [read if ids is None else [ids[ordered[i]] for i in read]]
+        reads = np.array([lengths[read], *of_read], dtype=np.int64).T
+        first_read = np.searchsorted(read, np.append(first, len(ordered)))
+        return cls([ordered[i] for i in last.tolist()], shared, reads, first_read)
 
     @classmethod
     def apart(cls, prefixes: Iterable[Prefix]) -> Trie:
         """Return a leaf for every prefix, even if another one continues it; nothing is shared."""
         leaves = sorted(set(prefixes))
         order = np.arange(len(leaves) + 1)
-        lengths = np.fromiter(map(len, leaves), np.int64, len(leaves)) // WIDTH
+        lengths = _lengths(leaves)
         return cls(leaves, 0 * lengths, np.stack([lengths, order[:-1]], axis=1), order)
 
     @property
     def lengths(self) -> Int[np.ndarray, " leaf"]:
         """The number of symbols of each leaf."""
-        return np.fromiter(map(len, self.leaves), np.int64, len(self.leaves)) // WIDTH
+        return _lengths(self.leaves)
 
     @property
     def tokens(self) -> int:
@@ -95,3 +95,27 @@ class Trie:
     def nodes(self) -> int:
         """Distinct nodes: the fewest tokens that any run can compute."""
         return self.tokens - int(self.shared.sum())
+
+
+def _lengths(prefixes: Sequence[Prefix]) -> Int[np.ndarray, " prefix"]:
+    """Return the number of symbols of each prefix."""
+    return np.fromiter(map(len, prefixes), np.int64, len(prefixes)) // WIDTH
+
+
+def _overlaps(
+    prefixes: Sequence[Prefix], lengths: Int[np.ndarray, " prefix"]
+) -> Int[np.ndarray, " prefix"]:
+    """Return how many symbols each prefix shares with the one before it, and 0 for the first."""
+    overlaps = np.zeros_like(lengths)
+    for first in range(1, len(prefixes), AT_ONCE):
+        part = slice(first - 1, first + AT_ONCE)
+        symbols = np.frombuffer(b"".join(prefixes[part]), np.int64)
+        n = lengths[part]
+        starts = np.cumsum(n) - n
+        compared = np.minimum(n[1:], n[:-1])
+        first_of_pair = np.cumsum(compared) - compared
+        at = np.arange(compared.sum()) - np.repeat(first_of_pair, compared)
+        before, after = (symbols[np.repeat(s, compared) + at] for s in (starts[:-1], starts[1:]))
+        agreeing = np.where(before == after, np.repeat(compared, compared), at)
+        overlaps[first : first + AT_ONCE] = np.minimum.reduceat(agreeing, first_of_pair)
+    return overlaps

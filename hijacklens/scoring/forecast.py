@@ -81,5 +81,5 @@ def forecast(
         prompts=len(items),
         skipped=len(unusable) + len(too_long),
         naive_tokens=items.naive_tokens,
-        plan=make_plan(items.requests.prefixes, costs or Costs.usual(), sharing=sharing),
+        plan=make_plan(items.requests.trie, costs or Costs.usual(), sharing=sharing),
     )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from hijacklens.engine.reading import Readings, ReadOptions
-from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError, is_whole, one_of_type, several, whole_number
 from hijacklens.facts.chat import takes_chat
 from hijacklens.facts.fact import FactSet
@@ -156,7 +155,7 @@ def _read(
     accounting = replace(
         computed.accounting,
         naive_tokens=items.naive_tokens,
-        trie_tokens=Trie.of(requests.prefixes).nodes,
+        trie_tokens=requests.trie.nodes,
     )
     counts = ReadingCounts(
         computed=len(computed),

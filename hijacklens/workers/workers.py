@@ -38,7 +38,6 @@ from hijacklens.engine.reading import (
     Requests,
     ignore,
 )
-from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError, warn
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
@@ -356,7 +355,7 @@ def cut_parts(requests: Requests, count: int, *, shared: bool = True) -> list[Pa
     """
     if not requests:
         return []
-    trie = Trie.of(requests.prefixes)
+    trie = requests.trie
     overlap, first_read = trie.shared, trie.first_read
     alone = np.add.reduceat(trie.reads[:, 0], first_read[:-1])
     costs = trie.lengths - overlap if shared else alone
@@ -372,7 +371,7 @@ def cut_parts(requests: Requests, count: int, *, shared: bool = True) -> list[Pa
 
 def count_parts(requests: Requests, *, workers: int, batch_tokens: int) -> int:
     """Return a number of parts that balances the workers without parts smaller than a batch."""
-    tokens = Trie.of(requests.prefixes).nodes
+    tokens = requests.trie.nodes
     few, many = max(workers, tokens // batch_tokens), tokens // (MOST_BATCHES * batch_tokens) + 1
     return min(few, max(PER_WORKER * workers, many))
 

@@ -14,6 +14,7 @@ from type_checks import unchecked
 from analyses.commands.group import group
 from hijacklens.engine import plan as plans
 from hijacklens.engine.packs import Costs, Limits
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.prompts.prefixes import prefix_of
 from hijacklens.scoring.forecast import forecast
@@ -27,7 +28,7 @@ DISTINCT = 3 * len(SENTENCE) + 4 * (1 + 20 * 2)
 
 
 def make_plan(prefixes, *arguments, **options):
-    return plans.make_plan(map(prefix_of, prefixes), *arguments, **options)
+    return plans.make_plan(Trie.of(map(prefix_of, prefixes)), *arguments, **options)
 
 
 words = st.lists(st.integers(0, 2), min_size=1, max_size=10).map(tuple)

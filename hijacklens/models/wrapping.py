@@ -134,8 +134,9 @@ def _round_rotations(bridge: TransformerBridge, dtype: torch.dtype) -> None:
     for block in getattr(bridge, "blocks", ()):
         attn: Any = getattr(block, "attn", None)
         if dtype != torch.float32 and isinstance(attn, PositionEmbeddingsAttentionBridge):
-            for point in (attn.hook_rot_q, attn.hook_rot_k):
-                point.add_hook(rounded, is_permanent=True)
+            for name in ("hook_rot_q", "hook_rot_k"):
+                if hasattr(attn, name):  # a model without positions (Granite hybrid) has none
+                    getattr(attn, name).add_hook(rounded, is_permanent=True)
 
 
 def require_split_heads(model: Any) -> None:

@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hijacklens.engine.batch_size import read_values
 from hijacklens.engine.batches import TokenBatch, batch_size, batches
 from hijacklens.errors import InputError
 from hijacklens.models.exclusive import exclusively
@@ -48,8 +49,6 @@ from hijacklens.results.glance import Glance, Grid, Shown
 from probes.anatomy import Anatomy, Norm, anatomy_of
 from probes.values.matrices import head_matrices
 
-READ_VALUES = 2**26
-"""At most this many logits (reads x vocabulary) at once: a quarter of a GiB in float32."""
 SINGLE = ("embedding", "position", "norm_bias", "unembed_bias", "soft_cap", "normaliser", "other")
 """The parts that belong to no layer, and `other`: what layers add to the stream that is neither a
 head nor an MLP, such as state-space mixers."""
@@ -161,7 +160,7 @@ def accounts(
     tokens = Layout.of_symbols(torch.tensor([questions[0].symbols]), spans).tokens[0]
     anatomy = anatomy_of(model, tokens.tolist())
     limit = batch_size(device, batch_tokens)
-    max_rows = max(1, READ_VALUES // int(model.cfg.d_vocab))
+    max_rows = max(1, read_values(device) // int(model.cfg.d_vocab))
     total = sum(len(question.symbols) for question in questions)
     # Under a probe that does not pack, only prompts of one length share a batch.
     packs = all(probe.packs for probe in active)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from inspect import isabstract
 from pathlib import Path
@@ -86,6 +86,7 @@ class Provenance:
         )
 
 
+@cache  # finding a package takes milliseconds, and what is imported stays
 def _version(package: str) -> str:
     try:
         return metadata.version(package)

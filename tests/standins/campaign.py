@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,12 @@ _RUNS = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "pickle.f
 _watching: list[list[tuple[str, str]]] = []
 
 
+@cache
+def _watch() -> None:
+    """Let Python tell what it opens, from now to its end; that slows down all other tests."""
+    sys.addaudithook(_audit)
+
+
 def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if not _watching:
         return
@@ -138,12 +145,10 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         _watching[-1].append((event, repr(arguments)[:200]))
 
 
-sys.addaudithook(_audit)
-
-
 @contextmanager
 def writing_only_below(*folders: Path) -> Iterator[None]:
     """Fail when Python writes outside some folders in the body, starts a program, or unpickles."""
+    _watch()
     seen: list[tuple[str, str]] = []
     _watching.append(seen)
     try:

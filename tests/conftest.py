@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import re
 
@@ -48,6 +50,16 @@ def _checked_once(function: Any = None, **options: Any) -> Any:
 
 jaxtyping.jaxtyped = _checked_once
 
+# What imports and collection make stays to the end. Looking through it for garbage again and again
+# would take a tenth of the time.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
 # A busy machine is no reason for a test to fail.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
@@ -59,6 +71,15 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared data folder (set HIJACKLENS_SHARED); {SHARED} is not there")
     return SHARED
+
+
+@pytest.fixture
+def undrawn() -> Iterator[None]:
+    """Saves figures as empty files, for tests that look at none: drawing takes most of a save."""
+    plots = importlib.import_module("hijacklens.plots")  # only once `jaxtyped` is replaced
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "write", lambda figure, path: path.touch())
+        yield
 
 
 @pytest.fixture

@@ -19,6 +19,8 @@ from hijacklens.results.result import load_result
 from hijacklens.scoring import execution
 from hijacklens.store.store import Store
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

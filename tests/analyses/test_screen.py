@@ -20,6 +20,8 @@ from analyses.reproduction import check, reproduction
 from hijacklens import progress
 from hijacklens.plots import FigureWarning
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):

@@ -106,13 +106,15 @@ def tensors_of(model: Any) -> dict[str, Tensor]:
     attributes, and copies that TransformerLens computes with. A rotary frequency that the model
     replaces by the length of its input is given as it is for short inputs.
     """
-    return _walk(model).tensors
+    return _walk(model, code=False).tensors
 
 
 @dataclass(slots=True)
 class _Walk:
     """What has been found so far."""
 
+    code: bool = True
+    """Whether to describe classes and functions too, which have no tensors of a pass."""
     lines: list[Described] = field(default_factory=list)
     unkeyed: set[str] = field(default_factory=set)
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -190,6 +192,8 @@ class _Walk:
 
     def kind(self, cls: type) -> Described:
         """Describe a class: its name, and its methods and settings with those of its bases."""
+        if not self.code:
+            return None
         if id(cls) not in self.known:
             self.known[id(cls)] = (cls, cls.__qualname__)
             parts: list[Described] = []
@@ -217,6 +221,8 @@ class _Walk:
 
     def function(self, function: types.FunctionType) -> Described:
         """Describe a function by its code and the functions that it calls or has captured."""
+        if not self.code:
+            return None
         if id(function) not in self.known:
             self.known[id(function)] = (function, function.__qualname__)
             package = function.__module__.partition(".")[0] if function.__module__ else ""
@@ -267,8 +273,8 @@ _IMPLEMENTATIONS = ("_attn_implementation", "_experts_implementation")
 """Settings of a configuration that `to_dict` leaves out."""
 
 
-def _walk(model: Any) -> _Walk:
-    walk = _Walk()
+def _walk(model: Any, *, code: bool = True) -> _Walk:
+    walk = _Walk(code)
     plain = getattr(model, "original_model", model)
     walk.module(plain, "")
     for name in ("sdpa", "eager"):  # the attention of the plain modules, and of the hooked ones

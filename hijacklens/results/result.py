@@ -94,6 +94,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+@cache  # of the code that was imported, whatever is committed later
 def _commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():

@@ -1,8 +1,9 @@
-"""Tiny models that many tests of probes run on."""
+"""Tiny models that many tests of probes run on. They are loaded once: no test changes them."""
 
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 from edited_values import ids_of
@@ -16,12 +17,18 @@ def family(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def pair(family):
+@cache
+def loaded(family):
     """A plain model and the same model with hooks."""
     plain = tiny_model(family)
     plain.set_attn_implementation("eager")
     return plain, load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer(family), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pair(family):
+    """A plain model and the same model with hooks."""
+    return loaded(family)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +38,7 @@ def model(pair):
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return load_model(tiny_model("gpt2"), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+    return loaded("gpt2")[1]
 
 
 @pytest.fixture(scope="module")

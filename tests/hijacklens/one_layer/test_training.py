@@ -225,6 +225,7 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch, *, killed_at: int = -1) -> list
     return steps
 
 
+@pytest.mark.usefixtures("undrawn")
 class TestResuming:
     @pytest.fixture
     def kill_at(self, tmp_path, monkeypatch):

@@ -86,7 +86,7 @@ def test_a_reproduction_is_read_back(tmp_path):
     assert again.settings == result.settings
     assert again.outcomes == result.outcomes
     pd.testing.assert_frame_equal(again.to_dataframe(), result.to_dataframe())
-    again.plot()
+    again.plot().canvas.draw()
 
 
 def test_the_ledger_has_a_row_for_every_check_and_names_what_is_missing(tmp_path):
@@ -277,6 +277,7 @@ def test_seeds_and_settings_are_in_the_record_and_the_ledger(tmp_path):
     }
     result = reproduce("figc14", changes=changes)
     assert result.provenance.seed == 0
+    result.plot().canvas.draw()
     record = result.configuration()
     assert set(record["our_defaults"]) & set(record["settings"]) == set()
     assert record["our_defaults"]["weight_decay"] == 0.01
@@ -295,6 +296,7 @@ def test_models_and_facts_are_recorded_and_results_of_others_refused(tmp_path, t
     held = hl.load_result(tmp_path / "figb4")
     assert held.facts is not None
     assert (held.facts.name, held.facts.n) == ("few.csv", 4)
+    held.plot().canvas.draw()
     assert f"--model {tiny_folder} --facts few.csv`" in (tmp_path / "README.md").read_text()
     for changed, what in ((asked[:5], "facts few.csv"), (asked[:3] + asked[5:], "models")):
         refused = run(*changed)

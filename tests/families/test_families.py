@@ -24,8 +24,8 @@ FIRST = ("gpt2", "gemma3", "gpt_oss")
 QUICK = (
     "gpt2:inverse layer scale", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "codegen", "opt",
     "xglm", "bloom", "mpt", "falcon", "llama:yarn", "mistral", "mixtral", "qwen2_moe:mixed",
-    "qwen3:window", "qwen3_next", "gemma2", "phi3", "olmo2", "granite", "granitemoehybrid:nope", "cohere", "deepseek_v2",
-    "jamba", "mamba",
+    "qwen3:window", "qwen3_next", "gemma2", "phi3", "olmo2", "granite",
+    "granitemoehybrid:nope", "cohere", "deepseek_v2", "jamba", "mamba",
 )  # fmt: skip
 """In the long tests, with all cells."""
 SPECIAL = (

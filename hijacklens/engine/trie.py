@@ -51,7 +51,7 @@ class Trie:
         """Build the tree of prefixes; equal ones count once.
 
         Args:
-            prefixes: The prefixes in the tree.
+            prefixes: The prefixes in the tree, none empty.
             ids: The prefixes that are read, with their ids; by default all, numbered in
                 lexicographic order.
 

@@ -76,10 +76,7 @@ class PlainBlocks:
 
         Args:
             model: A hooked model.
-            attention: The implementation of attention in the plain blocks.
-
-        Note:
-            Costs as `unhooked`.
+            attention: As for `unhooked`, which is what this costs.
         """
         plain = unhooked(model, attention)
         if plain is None:
@@ -88,9 +85,10 @@ class PlainBlocks:
         paths = {id(module): path for path, module in whole.named_modules()}
         places = []
         for block in getattr(model, "blocks", ()):
-            above, _, name = paths[id(block)].rpartition(".")
-            children = whole.get_submodule(above)._modules
-            places.append((children, name, plain.get_submodule(f"{above}.{name}")))
+            path = paths[id(block)]
+            above, _, name = path.rpartition(".")
+            below = plain.get_submodule(path.replace("_original_component.", ""))
+            places.append((whole.get_submodule(above)._modules, name, below))
         return cls(tuple(places))
 
     @contextmanager

@@ -62,16 +62,20 @@ class Trie:
         if ids or any(one >= next_one for one, next_one in pairwise(ordered)):
             ordered = sorted({*ordered, *(ids or ())})
         lengths = _lengths(ordered)
-        with_last = _overlaps(ordered, lengths)
-        # In lexicographic order a sequence directly follows its own prefixes.
-        last = np.flatnonzero(np.append(with_last[1:], 0) < lengths)
-        first = np.append(0, last[:-1] + 1)[: len(last)]
-        shared = np.minimum.reduceat(with_last, first) if len(last) else last
+        overlaps = _overlaps(ordered, lengths)
+        # In lexicographic order a sequence directly follows its own prefixes, so a leaf is a prefix
+        # that the next one does not continue, and those since the leaf before are parts of it.
+        leaves = np.flatnonzero(np.append(overlaps[1:], 0) < lengths)
+        first = np.append(0, leaves[:-1] + 1)[: len(leaves)]
+        shared = np.minimum.reduceat(overlaps, first) if len(leaves) else leaves
         read = [i for i, prefix in enumerate(ordered) if ids is None or prefix in ids]
-        of_read = [read if ids is None else [ids[ordered[i]] for i in read]]
-        reads = np.array([lengths[read], *of_read], dtype=np.int64).T
-        first_read = np.searchsorted(read, np.append(first, len(ordered)))
-        return cls([ordered[i] for i in last.tolist()], shared, reads, first_read)
+        numbers = read if ids is None else [ids[ordered[i]] for i in read]
+        return cls(
+            leaves=[ordered[i] for i in leaves.tolist()],
+            shared=shared,
+            reads=np.array([lengths[read], numbers], dtype=np.int64).T,
+            first_read=np.searchsorted(read, np.append(first, len(ordered))),
+        )
 
     @classmethod
     def apart(cls, prefixes: Iterable[Prefix]) -> Trie:

@@ -58,7 +58,7 @@ def forecast(
         InputError: An unknown scheme or sharing, or no fact that could be scored.
 
     Note:
-        Costs the tokenisation of all prompts and targets, and the plan: about 11 s of one core for
+        Costs the tokenisation of all prompts and targets, and the plan: about 5 s of one core for
         the complete CounterFact at doses 0 to 5.
     """
     prompts, unusable = make_prompts(

@@ -6,8 +6,8 @@ also say which spans contain them. What prefixes share is computed as few times 
 prefix continues has a separate row; `Accounting` says what was done and why.
 
 Only the positions that are read reach the unembedding, so nothing of size batch x pos x vocabulary
-is ever stored. The softmax is taken in float32. Without probes, the plain modules under the hooked
-model run on the same rows (`hijacklens.models.unhooked`).
+is ever stored. The softmax is taken in float32. Where no probe acts, in some layers or in all, the
+plain modules under the hooked model run on the same rows (`hijacklens.models.unhooked`).
 
 Contract 1: a reading equals the one of a plain Hugging Face forward pass of that single prefix
 (float32: within 1e-4 nats), whatever the sharing, the batch and the padding.

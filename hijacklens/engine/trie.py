@@ -29,8 +29,8 @@ from jaxtyping import Int
 
 from hijacklens.prompts.prefixes import WIDTH, Prefix
 
-AT_ONCE = 8_192
-"""Prefixes that are compared at once, which bounds the memory of their symbols."""
+AT_ONCE = 2**18
+"""Symbols of prefixes that are compared at once, which bounds the memory for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,15 +111,19 @@ def _overlaps(
 ) -> Int[np.ndarray, " prefix"]:
     """Return how many symbols each prefix shares with the one before it, and 0 for the first."""
     overlaps = np.zeros_like(lengths)
-    for first in range(1, len(prefixes), AT_ONCE):
-        part = slice(first - 1, first + AT_ONCE)
-        symbols = np.frombuffer(b"".join(prefixes[part]), np.int64)
+    cuts = np.flatnonzero(np.diff(np.cumsum(lengths) // AT_ONCE)) + 1
+    for first, stop in pairwise([0, *cuts.tolist(), len(prefixes)]):
+        part = slice(max(first - 1, 0), stop)  # with the last one before
+        symbols = np.frombuffer(b"".join(prefixes[part]) + bytes(WIDTH), np.int64)
         n = lengths[part]
         starts = np.cumsum(n) - n
-        compared = np.minimum(n[1:], n[:-1])
-        first_of_pair = np.cumsum(compared) - compared
-        at = np.arange(compared.sum()) - np.repeat(first_of_pair, compared)
-        before, after = (symbols[np.repeat(s, compared) + at] for s in (starts[:-1], starts[1:]))
-        agreeing = np.where(before == after, np.repeat(compared, compared), at)
-        overlaps[first : first + AT_ONCE] = np.minimum.reduceat(agreeing, first_of_pair)
+        # Of each pair as many symbols as the shorter one has, and one more, which decides nothing.
+        most = np.minimum(n[1:], n[:-1])
+        count = most + 1
+        first_of_pair = np.cumsum(count) - count
+        at = np.arange(count.sum()) - np.repeat(first_of_pair, count)
+        before, after = (symbols[np.repeat(s, count) + at] for s in (starts[:-1], starts[1:]))
+        differing = np.where(before == after, np.repeat(most, count), at)
+        if len(most):
+            overlaps[part][1:] = np.minimum.reduceat(differing, first_of_pair)
     return overlaps

@@ -106,7 +106,8 @@ def tensors_of(model: Any) -> dict[str, Tensor]:
     attributes, and copies that TransformerLens computes with. A rotary frequency that the model
     replaces by the length of its input is given as it is for short inputs.
     """
-    return _walk(model, code=False).tensors
+    with held(model):  # in a run with probes other modules stand in for some
+        return _walk(model, code=False).tensors
 
 
 @dataclass(slots=True)

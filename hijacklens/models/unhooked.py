@@ -30,6 +30,7 @@ from transformer_lens.model_bridge.generalized_components.base import Generalize
 from transformers import PretrainedConfig
 
 from hijacklens.models.computation import is_of_library, users_hooks
+from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel
 
 _WRAPPERS = (TransformerBridge, GeneralizedComponent)
@@ -78,24 +79,28 @@ class PlainBlocks:
             model: A hooked model.
             attention: As for `unhooked`, which is what this costs.
         """
-        plain = unhooked(model, attention)
-        if plain is None:
-            return NO_PLAIN_BLOCKS
-        whole: Any = model.original_model  # type: ignore[attr-defined]
-        paths = {id(module): path for path, module in whole.named_modules()}
-        places = []
-        for block in getattr(model, "blocks", ()):
-            path = paths[id(block)]
-            above, _, name = path.rpartition(".")
-            below = plain.get_submodule(path.replace("_original_component.", ""))
-            places.append((whole.get_submodule(above)._modules, name, below))
-        return cls(tuple(places))
+        with held(model):  # while another thread runs it, the blocks are not in their places
+            plain = unhooked(model, attention)
+            whole: Any = getattr(model, "original_model", None)
+            blocks = getattr(model, "blocks", ())
+            paths = {} if plain is None else {x: path for path, x in whole.named_modules()}
+            if plain is None or not all(block in paths for block in blocks):
+                return NO_PLAIN_BLOCKS
+            places = []
+            for block in blocks:
+                above, _, name = paths[block].rpartition(".")
+                below = plain.get_submodule(paths[block].replace("_original_component.", ""))
+                places.append((whole.get_submodule(above)._modules, name, below))
+            return cls(tuple(places))
 
     @contextmanager
     def where_no_hook_acts(self, names: Iterable[str]) -> Iterator[None]:
         """Run the body with plain blocks in all layers but those of the named hooks."""
         hooked = {int(match[1]) for name in names if (match := _IN_BLOCK.match(name))}
         idle = [place for layer, place in enumerate(self.places) if layer not in hooked]
+        if not idle:
+            yield
+            return
         before = [children[name] for children, name, _ in idle]
         try:
             for children, name, plain in idle:

@@ -25,6 +25,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.devices import arithmetic
+from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
 from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, logits_of, unhooked
 
@@ -61,6 +62,8 @@ class Agreement:
     of a batch decides, so shorter and longer prompts run apart."""
     attention: str | None = None
     """The implementation of attention in the plain modules."""
+    blocks: str = ""
+    """Why plain blocks do not stand in for those of the hooked model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
             does.
 
     Note:
-        Costs two forward passes over 60 tokens in all.
+        Costs three forward passes over 90 tokens in all.
     """
     if not isinstance(model, TransformerBridge):
         return Agreement(plain=f"a {type(model).__name__} has no plain modules")
@@ -142,7 +145,16 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
             f"cannot run this {type(model.original_model).__name__} as transformers does. With "
             f"hook points: {reason}. Without: {agreement.plain}."
         )
-    agreement = replace(agreement, hooked=reason, switch=_switch(model))
+    blocks = reason or agreement.plain
+    if not blocks:
+        own = PlainBlocks.of(model, agreement.attention)
+
+        def between(batch: _Batch) -> Tensor:
+            with held(model), own.where_no_hook_acts(()):
+                return _hooked_logits(model, batch)
+
+        blocks = _disagreement(between, expected, model, alone=bool(agreement.alone))
+    agreement = replace(agreement, hooked=reason, blocks=blocks, switch=_switch(model))
     vars(model)[_KEPT] = agreement
     return agreement
 
@@ -201,7 +213,7 @@ def plain_of(model: HookedModel, *, operation: str) -> torch.nn.Module | None:
 def plain_blocks_of(model: HookedModel) -> PlainBlocks:
     """Return the plain blocks that may run in layers without hooks, next to hooked ones."""
     agreement = agreement_of(model)
-    return NO_PLAIN_BLOCKS if agreement.plain else PlainBlocks.of(model, agreement.attention)
+    return NO_PLAIN_BLOCKS if agreement.blocks else PlainBlocks.of(model, agreement.attention)
 
 
 def require_unchanged(model: HookedModel) -> None:

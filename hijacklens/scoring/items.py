@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -15,7 +16,6 @@ import pandas as pd
 from jaxtyping import Int
 
 from hijacklens.engine.reading import Readings, Requests
-from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import Fact, Skipped
 from hijacklens.garbage import no_collection
@@ -142,8 +142,9 @@ class Items(Sequence[Item]):
                 longest.add(step)
                 self._steps.append(len(target) // WIDTH - start)
             self._ends.append((starts[0] - start, starts[1] - start))
-            leaves = longest if len(longest) == 1 else Trie.of(longest).leaves
-            self.naive_tokens += sum(map(len, leaves)) // WIDTH
+            for one, following in pairwise([*sorted(longest), b""]):
+                if not following.startswith(one):
+                    self.naive_tokens += len(one) // WIDTH
 
     def __len__(self) -> int:
         return len(self.prompts)

@@ -396,6 +396,8 @@ def test_bad_input(gpt2):
     with pytest.raises(InputError, match=message), probed(gemma, of_gpt2, layout):
         gemma(layout.tokens)
     gpt2.train()
-    with pytest.raises(InputError, match="training mode"):
-        patch(gpt2, where)
-    gpt2.eval()
+    try:
+        with pytest.raises(InputError, match="training mode"):
+            patch(gpt2, where)
+    finally:
+        gpt2.eval()

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from planned import leaf_reads
 
+from hijacklens.engine import trie as module
 from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
 from hijacklens.engine.rows import apart, write_out
 from hijacklens.engine.trie import Trie
@@ -46,9 +47,11 @@ def test_only_some_prefixes_are_read():
     assert leaf_reads(trie) == [((1, 2),), ()]
 
 
-@given(sets)
-def test_a_trie_has_a_node_for_every_distinct_beginning(prefixes):
-    trie = trie_of(prefixes)
+@given(sets, st.sampled_from([1, 10, 2**18]))
+def test_a_trie_has_a_node_for_every_distinct_beginning(prefixes, at_once):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "AT_ONCE", at_once)
+        trie = trie_of(prefixes)
     beginnings = {prefix[:n] for prefix in prefixes for n in range(1, len(prefix) + 1)}
     assert trie.nodes == len(beginnings)
     read = [prefix for reads in leaf_reads(trie) for prefix in reads]

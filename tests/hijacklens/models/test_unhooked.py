@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from hijacklens.engine.engine import next_token_logprobs, read
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
+from hijacklens.models.computation import tensors_of
 from hijacklens.models.delegated import SOFTMAXES
 from hijacklens.models.loading import load_model
-from hijacklens.models.unhooked import unhooked
-from hijacklens.models.verification import agreement_of
+from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, unhooked
+from hijacklens.models.verification import agreement_of, check, plain_blocks_of
 from hijacklens.probe import HookProbe
 
 SENTENCE = (11, 12, 13, 14, 15, 16)
@@ -99,6 +102,30 @@ def test_attention_is_eager_only_in_layers_with_hooks(names):
     with Attentions() as counted:
         run.after(SENTENCE)
     assert (counted.fused, counted.eager) == (2 - len(layers), len(layers))
+
+
+def test_another_thread_identifies_the_hooked_model():
+    model = loaded("gpt2")  # its bridge has matrices of its own
+    names, found = list(tensors_of(model)), []
+    with ThreadPoolExecutor(1) as pool:
+
+        def look(value, hook):
+            found.append(pool.submit(lambda: list(tensors_of(model))))
+            time.sleep(0.05)
+
+        probe = HookProbe("looks", [("blocks.0.hook_resid_post", look)])
+        read(model, WANTED, ReadOptions(probes=[probe]))
+        assert found and all(future.result() == names for future in found)
+
+
+def test_plain_blocks_that_compute_something_else_are_not_used(monkeypatch):
+    model = loaded("llama")
+    assert plain_blocks_of(model).places
+    first, last = PlainBlocks.of(model, None).places
+    exchanged = PlainBlocks(((*first[:2], last[2]), (*last[:2], first[2])))
+    monkeypatch.setattr(PlainBlocks, "of", lambda *given: exchanged)
+    assert "differ" in check(model).blocks
+    assert plain_blocks_of(model) is NO_PLAIN_BLOCKS
 
 
 def test_blocks_return_after_an_error():

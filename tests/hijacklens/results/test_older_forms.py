@@ -22,6 +22,7 @@ FOLDERS = sorted((Path(__file__).parents[2] / "data" / "old_results").iterdir())
 def test_a_folder_of_the_old_form_gives_its_table(folder, tmp_path, monkeypatch):
     def without_inner_legends(figure, path):  # one inside a panel would cover data
         assert not any(panel.get_legend() for panel in figure.axes)
+        figure.canvas.draw()
         path.touch()
 
     monkeypatch.setattr(plots, "write", without_inner_legends)

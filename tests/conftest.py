@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import re
 
@@ -71,15 +70,6 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"needs the shared data folder (set HIJACKLENS_SHARED); {SHARED} is not there")
     return SHARED
-
-
-@pytest.fixture
-def undrawn() -> Iterator[None]:
-    """Saves figures as empty files, for tests that look at none: drawing takes most of a save."""
-    plots = importlib.import_module("hijacklens.plots")  # only once `jaxtyped` is replaced
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "write", lambda figure, path: path.touch())
-        yield
 
 
 @pytest.fixture

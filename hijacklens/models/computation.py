@@ -106,7 +106,7 @@ def tensors_of(model: Any) -> dict[str, Tensor]:
     attributes, and copies that TransformerLens computes with. A rotary frequency that the model
     replaces by the length of its input is given as it is for short inputs.
     """
-    with held(model):  # in a run with probes other modules stand in for some
+    with held(model):  # a run with probes replaces some modules meanwhile
         return _walk(model, code=False).tensors
 
 
@@ -115,7 +115,7 @@ class _Walk:
     """What has been found so far."""
 
     code: bool = True
-    """Whether to describe classes and functions too, which have no tensors of a pass."""
+    """Whether to describe classes and functions, too; they hold no tensors."""
     lines: list[Described] = field(default_factory=list)
     unkeyed: set[str] = field(default_factory=set)
     tensors: dict[str, Tensor] = field(default_factory=dict)

@@ -65,7 +65,7 @@ def unhooked(model: HookedModel, attention: str | None = None) -> torch.nn.Modul
 
 @dataclass(frozen=True, slots=True)
 class PlainBlocks:
-    """The plain modules that can stand in for the blocks of a hooked model, layer by layer."""
+    """The plain modules that can replace the blocks of a hooked model, layer by layer."""
 
     places: tuple[tuple[dict[str, torch.nn.Module | None], str, torch.nn.Module], ...] = ()
     """For each layer the children of the module that holds its block, the name of the block among

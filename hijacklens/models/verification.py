@@ -62,8 +62,8 @@ class Agreement:
     of a batch decides, so shorter and longer prompts run apart."""
     attention: str | None = None
     """The implementation of attention in the plain modules."""
-    blocks: str = ""
-    """Why plain blocks do not stand in for those of the hooked model."""
+    plain_blocks: str = ""
+    """Why plain blocks do not run next to hooked ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,16 +145,16 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
             f"cannot run this {type(model.original_model).__name__} as transformers does. With "
             f"hook points: {reason}. Without: {agreement.plain}."
         )
-    blocks = reason or agreement.plain
-    if not blocks:
-        own = PlainBlocks.of(model, agreement.attention)
+    apart = reason or agreement.plain
+    if not apart:
+        blocks = PlainBlocks.of(model, agreement.attention)
 
-        def between(batch: _Batch) -> Tensor:
-            with held(model), own.where_no_hook_acts(()):
+        def with_plain_blocks(batch: _Batch) -> Tensor:
+            with held(model), blocks.where_no_hook_acts(()):
                 return _hooked_logits(model, batch)
 
-        blocks = _disagreement(between, expected, model, alone=bool(agreement.alone))
-    agreement = replace(agreement, hooked=reason, blocks=blocks, switch=_switch(model))
+        apart = _disagreement(with_plain_blocks, expected, model, alone=bool(agreement.alone))
+    agreement = replace(agreement, hooked=reason, plain_blocks=apart, switch=_switch(model))
     vars(model)[_KEPT] = agreement
     return agreement
 
@@ -213,7 +213,7 @@ def plain_of(model: HookedModel, *, operation: str) -> torch.nn.Module | None:
 def plain_blocks_of(model: HookedModel) -> PlainBlocks:
     """Return the plain blocks that may run in layers without hooks, next to hooked ones."""
     agreement = agreement_of(model)
-    return NO_PLAIN_BLOCKS if agreement.blocks else PlainBlocks.of(model, agreement.attention)
+    return NO_PLAIN_BLOCKS if agreement.plain_blocks else PlainBlocks.of(model, agreement.attention)
 
 
 def require_unchanged(model: HookedModel) -> None:

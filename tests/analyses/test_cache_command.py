@@ -19,8 +19,6 @@ from hijacklens.results.result import load_result
 from hijacklens.scoring import execution
 from hijacklens.store.store import Store
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

@@ -22,8 +22,6 @@ from hijacklens.errors import InputError
 from hijacklens.results.result import load_result
 from hijacklens.scoring.efficacy import SUMMARY_COLUMNS
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

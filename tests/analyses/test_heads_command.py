@@ -13,8 +13,6 @@ from tiny_models import tiny_tokenizer
 from analyses.commands.group import main
 from hijacklens.results.result import load_result
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):

@@ -14,8 +14,6 @@ from hijacklens.facts.atlas import atlas
 from hijacklens.results.glance import drawn
 from hijacklens.results.result import load_result
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 def run(*arguments):
     """Exit status of a command line; 0 where it just returns."""

@@ -20,8 +20,6 @@ from analyses.reproduction.reproduction import reproduce
 from analyses.reproduction.settings import TrainingSettings
 from hijacklens.errors import InputError
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 ALL = analyses()
 FIGURES_OF_SPECTRA = ("figc9", "figc10", "figc11", "figc12")
 LEDGER = Path(__file__).parents[2] / "docs" / "reproduction"

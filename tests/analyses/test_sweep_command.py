@@ -20,8 +20,6 @@ from hijacklens.models.loading import load_model
 from hijacklens.results.result import load_result
 from hijacklens.scoring.hijack import hijack
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
 TRAINING = """
 [training]

@@ -16,8 +16,6 @@ from tiny_models import tiny_model, tiny_tokenizer
 from analyses.commands import group
 from hijacklens.results.result import load_result
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 FILES = {
     "account.parquet",
     "summary.csv",

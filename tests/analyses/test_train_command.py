@@ -17,8 +17,6 @@ from analyses.commands import group
 from hijacklens.one_layer.checkpoint import FILE
 from hijacklens.results.result import load_result
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 COLUMNS = "seed,lr,accuracy,accuracy_low,accuracy_high,bayes_accuracy,constructed_accuracy,loss"
 QUICK = "train --bits 3 --length 32 --d-model 8 --steps 130 --batch 16 --evaluation 500 --quiet"
 

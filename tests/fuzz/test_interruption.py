@@ -28,8 +28,6 @@ from hijacklens.one_layer.checkpoint import FILE
 from hijacklens.results.result import FILES, load_result
 from hijacklens.store.store import OpenStore
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -260,7 +260,6 @@ def test_a_test_is_saved_and_loaded(tested, tmp_path):
     assert np.allclose(written["change"], tested.summary()["change"])
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_test_of_an_earlier_version_is_loaded(tested, tmp_path):
     folder = tested.save(tmp_path / "test")
     renamed = tested.items["ablation"].str.replace("harm", "model")
@@ -293,7 +292,6 @@ def test_the_figure_shows_every_set(tested):
     assert [len(line.get_xdata()) for line in recall.get_lines()] == [3, count, 1, 1]
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_another_model_and_a_loaded_search(model, found, parts, tmp_path):
     back = load_result(found.save(tmp_path / "search"))
     with pytest.raises(InputError, match="no model to test on"):

@@ -105,7 +105,7 @@ def test_attention_is_eager_only_in_layers_with_hooks(names):
 
 
 def test_another_thread_identifies_the_hooked_model():
-    model = loaded("gpt2")  # its bridge has matrices of its own
+    model = loaded("gpt2")  # its bridge has separate matrices
     names, found = list(tensors_of(model)), []
     with ThreadPoolExecutor(1) as pool:
 
@@ -124,7 +124,7 @@ def test_plain_blocks_that_compute_something_else_are_not_used(monkeypatch):
     first, last = PlainBlocks.of(model, None).places
     exchanged = PlainBlocks(((*first[:2], last[2]), (*last[:2], first[2])))
     monkeypatch.setattr(PlainBlocks, "of", lambda *given: exchanged)
-    assert "differ" in check(model).blocks
+    assert "differ" in check(model).plain_blocks
     assert plain_blocks_of(model) is NO_PLAIN_BLOCKS
 
 

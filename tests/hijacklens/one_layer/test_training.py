@@ -225,7 +225,6 @@ def watch_steps(monkeypatch: pytest.MonkeyPatch, *, killed_at: int = -1) -> list
     return steps
 
 
-@pytest.mark.usefixtures("undrawn")
 class TestResuming:
     @pytest.fixture
     def kill_at(self, tmp_path, monkeypatch):

@@ -340,6 +340,7 @@ class FactSet(Sequence[Fact]):
     def content_hash(self) -> str:
         """Return the SHA-256 of the facts in order, without the aliases in `known_aliases`."""
         digest = hashlib.sha256()
+        encode = json.JSONEncoder(ensure_ascii=False).encode
         for fact in self.facts:
             fields = {name: getattr(fact, name) for name in Fact.__dataclass_fields__}
             for name in ALIASES:
@@ -348,7 +349,7 @@ class FactSet(Sequence[Fact]):
                     del fields[name]
             if fact.distractor is None:
                 del fields["distractor"]
-            digest.update(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+            digest.update(encode(fields).encode() + b"\n")
         return digest.hexdigest()
 
     def record(self) -> FactsRecord:

@@ -21,6 +21,10 @@ from hijacklens.prompts.prompt import CharacterSpan, Prompt
 from hijacklens.prompts.spans import AT, EVERYWHERE, TEXT, TOKEN, positions
 
 TokenIds: TypeAlias = tuple[int, ...]
+Pieces: TypeAlias = Sequence[str]
+"""Parts of a text, which single spaces join."""
+Texts: TypeAlias = tuple[Sequence[Pieces], Sequence[Pieces]]
+"""Beginnings, which may be empty, and endings: each beginning with each ending is a text."""
 WITHIN = {"mention": "hijack", "subject": "query"}
 """A span of words -> the part of the prompt that holds it."""
 AT_A_TIME = 1_024
@@ -69,28 +73,55 @@ class WordByWord:
         self._heads: dict[str, Prefix | None] = {}
         self._tails: dict[str, Prefix | None] = {}
 
-    def encode(self, texts: Sequence[Sequence[str]]) -> list[Prefix]:
-        """Encode texts as `encode` does, each given as pieces that spaces join."""
-        if len(texts) < self._fewest or not self._space:
-            return self._prefixes([" ".join(pieces) for pieces in texts])
-        heads, tails = self._heads, self._tails
-        openings = {pieces[0]: pieces[0].split(" ") for pieces in texts}
-        others = {piece for pieces in texts for piece in pieces[1:]} - tails.keys()
-        split = {piece: piece.split(" ") for piece in others}
-        self._learn({words[0] for words in openings.values()}, heads, "", b"")
-        after = {word for words in openings.values() for word in words[1:]}
-        self._learn(after.union(*split.values()), tails, "a ", prefix_of(self._a))
-        for piece, words in split.items():
-            tails[piece] = _joined(tails[word] for word in words)
-        for piece, (first, *words) in openings.items():
-            heads[piece] = _joined([heads[first], *map(tails.__getitem__, words)])
-        found = [
-            _joined([heads[pieces[0]], *map(tails.__getitem__, pieces[1:])]) for pieces in texts
-        ]
-        unsure = iter(
-            self._prefixes([" ".join(x) for x, y in zip(texts, found, strict=True) if y is None])
+    def encode(self, texts: Sequence[Texts]) -> list[Prefix]:
+        """Encode texts as `encode` does: each beginning with all endings, in their order."""
+        whole = (
+            " ".join([*beginning, *ending])
+            for beginnings, endings in texts
+            for beginning in beginnings
+            for ending in endings
         )
-        return [next(unsure) if ids is None else ids for ids in found]
+        n = sum(len(beginnings) * len(endings) for beginnings, endings in texts)
+        if n < self._fewest or not self._space:
+            return self._prefixes(list(whole))
+        self._learn_pieces(texts)
+        found: list[Prefix | None] = []
+        for beginnings, endings in texts:
+            after = [_joined(map(self._tails.__getitem__, ending)) for ending in endings]
+            for beginning in beginnings:
+                if beginning:
+                    before = self._opening(beginning)
+                    found += [_joined((before, ids)) for ids in after]
+                else:
+                    found += map(self._opening, endings)
+        if None in found:
+            unsure = [text for text, ids in zip(whole, found, strict=True) if ids is None]
+            of_unsure = iter(self._prefixes(unsure))
+            return [next(of_unsure) if ids is None else ids for ids in found]
+        return found  # type: ignore[return-value]
+
+    def _opening(self, pieces: Pieces) -> Prefix | None:
+        """Return the ids of pieces that open a text."""
+        return _joined([self._heads[pieces[0]], *map(self._tails.__getitem__, pieces[1:])])
+
+    def _learn_pieces(self, texts: Sequence[Texts]) -> None:
+        """Encode the new words of texts, and join them to pieces."""
+        heads, tails = self._heads, self._tails
+        pieces = {piece for parts in texts for part in parts for text in part for piece in text}
+        openings = {
+            text[0]
+            for beginnings, endings in texts
+            for beginning in beginnings
+            for text in ([beginning] if beginning else endings)
+        }
+        tail_words = {piece: piece.split(" ") for piece in pieces - tails.keys()}
+        head_words = {piece: piece.split(" ") for piece in openings - heads.keys()}
+        self._learn({words[0] for words in head_words.values()}, heads, "", b"")
+        self._learn(set().union(*tail_words.values()), tails, "a ", prefix_of(self._a))
+        for piece, words in tail_words.items():
+            tails[piece] = _joined(tails[word] for word in words)
+        for piece, words in head_words.items():
+            heads[piece] = self._opening(words)
 
     def _prefixes(self, texts: Sequence[str]) -> list[Prefix]:
         return list(map(prefix_of, self._whole(texts)))

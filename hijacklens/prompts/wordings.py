@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
 
 from hijacklens.facts.fact import Fact, FactSet
-from hijacklens.facts.joining import gap
+from hijacklens.facts.joining import Joining, gap
 from hijacklens.prompts.chat import prompt_of
 from hijacklens.prompts.prompt import Prompt, pieces
 from hijacklens.prompts.schemes import Scheme, Unusable
+from hijacklens.prompts.tokens import Texts
 
 PROMPT_COLUMNS = ("case_id", "scheme", "sentence", "query", "target_true", "target_false")
 
@@ -38,24 +41,22 @@ class Wording:
     tokenizer: Any
     """Has the template of a chat."""
 
-    def texts(self, doses: Iterable[int]) -> Iterator[list[str]]:
-        """Yield the text of the prompt at each dose, alone and with each target, in pieces."""
+    def texts(self, doses: Iterable[int]) -> Iterator[Texts]:
+        """Yield the texts of the prompts in the order of the doses: alone, and with each target."""
+        if self.facts.chat:
+            for prompt in map(self.prompt, doses):
+                yield [[]], self._endings(prompt.text, prompt.joining)
+            return
+        of = (pieces(self.fact.prompt, self.sentence, dose, self.facts.opening) for dose in doses)
+        for last, prompts in groupby(of, key=itemgetter(-1)):
+            yield [prompt[:-1] for prompt in prompts], self._endings(last, self.facts.joining)
+
+    def _endings(self, last: str, joining: Joining) -> list[list[str]]:
+        """Return the last piece of a prompt, alone and with each target."""
         targets = (self.fact.target_true, self.fact.target_false)
-        endings: dict[str, list[list[str]]] = {}  # of each last piece: itself with each target
-        joining = self.facts.joining
-        for dose in doses:
-            if self.facts.chat:
-                prompt = self.prompt(dose)
-                before, last, joining = [], prompt.text, prompt.joining
-            else:
-                *before, last = pieces(self.fact.prompt, self.sentence, dose, self.facts.opening)
-            if last not in endings:
-                endings[last] = [
-                    [last, target] if gap(last, target, joining) else [last + target]
-                    for target in targets
-                ]
-            yield [*before, last]
-            yield from ([*before, *ending] for ending in endings[last])
+        return [[last]] + [
+            [last, target] if gap(last, target, joining) else [last + target] for target in targets
+        ]
 
     def prompt(self, dose: int) -> Prompt:
         """Return the prompt at a dose."""

@@ -275,7 +275,7 @@ def make_items(
     doses, size = prompts.doses, max(1, AT_ONCE // len(prompts.doses))
     for first in range(0, len(prompts.wordings), size):
         part = prompts.wordings[first : first + size]
-        ids = words.encode([text for wording in part for text in wording.texts(doses)])
+        ids = words.encode([texts for wording in part for texts in wording.texts(doses)])
         # One look at all ids, so that single texts are checked only if one of them is too large.
         largest = np.frombuffer(b"".join(ids), ">i8").max(initial=0)
         exceeded = vocabulary if vocabulary is not None and largest >= vocabulary else None

@@ -36,7 +36,7 @@ from hijacklens.engine.reading import (
     Requests,
     ignore,
 )
-from hijacklens.engine.support import Support, disagreement, support_of
+from hijacklens.engine.support import Support, cost_of_test, disagreement, support_of
 from hijacklens.engine.work import Work
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import peak_bytes
@@ -84,6 +84,10 @@ def read(
     for name, limit in (("batch", options.batch_tokens), ("pack", options.pack_tokens)):
         if limit is not None and limit < 1:
             raise InputError(f"{name} size must be at least 1 token, not {limit}.")
+    if not requests:
+        readings = Readings(requests)
+        readings.accounting = Accounting.total([], "", 0.0)
+        return readings
     run = Pass.of(model, options.probes, options.spans, operation="scoring")
     switch = agreement_of(model).switch
     longer = requests.lengths > (math.inf if switch is None else switch)
@@ -96,6 +100,8 @@ def read(
     accounts = []
     for chosen, part_options in ((~longer, options), (longer, packed)):
         part = requests.take(np.flatnonzero(chosen))
+        if not part:
+            continue
         fraction = len(part) / len(requests)
 
         def partly(finished_part: Readings, of_part: float) -> None:
@@ -124,8 +130,8 @@ def _read(run: Pass, requests: Requests, options: ReadOptions, finished: Finishe
             work.do(level, pool, keep=level is unit.trunk, one_length=one_length)
     work.fetch()
     work.readings.accounting = Accounting(
-        sharing=plan.sharing if requests else "none",
-        why=plan.why if requests else "nothing was requested",
+        sharing=plan.sharing,
+        why=plan.why,
         forward_tokens=work.forward_tokens,
         padded_tokens=work.padded_tokens,
         naive_tokens=plan.naive_tokens,
@@ -176,14 +182,17 @@ def _prepare(
         limits = size.limits(options.pack_tokens)
         return make_plan(requests.trie, size.costs, limits, sharing=sharing, why=why)
 
-    if not requests:
-        return plan_for("plain"), None
     support = support_in(run)
     if support.refused and options.sharing != "plain":
         return plan_for("plain", support.refused), None
     plan = plan_for(options.sharing)
     if plan.sharing == "plain":
         return plan, None
+    if run.probes and options.sharing == "auto":  # then each run tests its sharing
+        apart = plan_for("plain", plan.why)
+        cost = plan.cost(size.costs, size.tokens) + cost_of_test(requests.trie, size.costs)
+        if apart.cost(size.costs, size.tokens) < cost:
+            return apart, None
     trie, cached = plan.units[0].leaves.trie, plan.sharing == "cached"
     if problem := disagreement(run, trie, support, cached=cached):
         return plan_for("plain", problem), None

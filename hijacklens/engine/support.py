@@ -19,7 +19,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
-from hijacklens.engine.packs import Pack, separate, trunk
+from hijacklens.engine.packs import Costs, Pack, separate, trunk
 from hijacklens.engine.rows import Row, write_out
 from hijacklens.engine.trie import Trie
 from hijacklens.models.device_memory import is_out_of_memory
@@ -80,13 +80,12 @@ def disagreement(run: Pass, trie: Trie, support: Support, *, cached: bool) -> st
     Note:
         Costs the forward passes of three leaves, twice.
     """
-    longest = int(trie.lengths.argmax())
-    length = int(trie.lengths[longest])
+    tried = _tried(trie)
+    length = int(trie.lengths.max())
     tested: dict[Any, int] = vars(run.model).setdefault(_TESTED, {})
     key = (cached, str(support.windows), run.plain is None)
     if not run.probes and length <= tested.get(key, 0):
         return ""
-    tried = Trie.of(trie.leaves[max(longest - 1, 0) : longest + 2])
     packed = replace(run, windows=support.windows)
     try:
         logits = packed.logits(*_packs(packed, tried, cached=cached))
@@ -101,6 +100,19 @@ def disagreement(run: Pass, trie: Trie, support: Support, *, cached: bool) -> st
     if not run.probes:
         tested[key] = length
     return ""
+
+
+def cost_of_test(trie: Trie, costs: Costs) -> float:
+    """Return the cost of `disagreement`, in tokens: a pass for each leaf, and one for all."""
+    tried = _tried(trie)
+    rows = costs.rows(tried.lengths, 0).sum() + costs.rows(tried.nodes, 0)
+    return float(rows) + (len(tried.leaves) + 1) * costs.forward_pass
+
+
+def _tried(trie: Trie) -> Trie:
+    """Return the longest leaf and the two neighbouring leaves."""
+    longest = int(trie.lengths.argmax())
+    return Trie.of(trie.leaves[max(longest - 1, 0) : longest + 2])
 
 
 def _packs(run: Pass, trie: Trie, *, cached: bool) -> tuple[list[Row], Pool | None]:

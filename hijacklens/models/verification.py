@@ -13,7 +13,8 @@ modules, probes are refused if the hooked model differs, and a model that looks 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -42,6 +43,7 @@ ROUNDED = 0.25
 """The same in rounded arithmetic (16-bit dtypes, TF32, autocast). There, batches of another shape
 change the packaged models by up to 0.08."""
 _KEPT = "_hijacklens_agreement"
+_COMPARED = "_hijacklens_compared"
 
 _Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Tokens [batch, pos], and the row and the position of each read."""
@@ -216,6 +218,18 @@ def plain_blocks_of(model: HookedModel) -> PlainBlocks:
     return NO_PLAIN_BLOCKS if agreement.plain_blocks else PlainBlocks.of(model, agreement.attention)
 
 
+@contextmanager
+def comparing_once(model: HookedModel) -> Iterator[None]:
+    """Let `require_unchanged` compare a model once in the body, in which no weight changes."""
+    outer = vars(model).get(_COMPARED)
+    vars(model)[_COMPARED] = [] if outer is None else outer
+    try:
+        yield
+    finally:
+        if outer is None:
+            vars(model).pop(_COMPARED, None)
+
+
 def require_unchanged(model: HookedModel) -> None:
     """Refuse a model whose hooked form no longer computes what its plain modules compute.
 
@@ -223,8 +237,11 @@ def require_unchanged(model: HookedModel) -> None:
         InputError: They differ, for example because a weight was changed of which TransformerLens
             has a copy.
     """
+    compared: list[bool] = vars(model).get(_COMPARED, [])
     agreement = agreement_of(model)
-    plain = None if agreement.plain or agreement.hooked else unhooked(model, agreement.attention)
+    if compared or agreement.plain or agreement.hooked:
+        return
+    plain = unhooked(model, agreement.attention)
     if plain is None:
         return
     prompt = _prompt(plain, model.tokenizer)[:SHORT]  # type: ignore[attr-defined]
@@ -236,6 +253,7 @@ def require_unchanged(model: HookedModel) -> None:
             f"form follows: {reason}. Change the Hugging Face model first, and then load it with "
             "hl.load_model."
         )
+    compared.append(True)
 
 
 def require_one_side(model: HookedModel, width: int, at_position: Int[Tensor, " read"]) -> None:

@@ -16,6 +16,7 @@ from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests,
 from hijacklens.errors import InputError, choice, strict, whole_number
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
+from hijacklens.models.verification import comparing_once
 from hijacklens.probe import Probe
 from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
 from hijacklens.store.store import OpenStore, Store, chosen_store, open_store
@@ -79,7 +80,8 @@ class Execution:
             yield self.engine
         else:
             loaded = model.load() if isinstance(model, ModelLoader) else model
-            yield LocalModel(loaded, identify(loaded))
+            with comparing_once(loaded):
+                yield LocalModel(loaded, identify(loaded))
 
     @contextmanager
     def held(self, model: HookedLanguageModel) -> Iterator[Execution]:

@@ -265,6 +265,28 @@ def test_probes_that_do_not_pack_run_alone(gemma3):
             assert readings[prefix].logprobs[token] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("prompts", "shared"), [(4, False), (60, True)])
+def test_few_prompts_with_probes_are_not_shared(gemma3, monkeypatch, prompts, shared):
+    """To test whether sharing is right would cost more than sharing saves."""
+    _, model = gemma3
+    tested = []
+    real = engine.disagreement
+    monkeypatch.setattr(
+        engine, "disagreement", lambda *args, **options: tested.append(1) or real(*args, **options)
+    )
+    half = HookProbe(
+        "half", (("blocks.0.hook_mlp_out", lambda value, hook: value / 2),), packs=True
+    )
+    wanted = {(*SENTENCE, *SENTENCE, 21 + i, 1): {2} for i in range(prompts)}
+    readings = read(model, wanted, ReadOptions(probes=[half]))
+    assert (readings.accounting.sharing != "plain") == shared == bool(tested)
+    for prefix in [*wanted][:2]:
+        expected = alone(model, prefix, (half,), ())
+        assert readings[prefix].logprobs[2] == pytest.approx(expected[2], abs=1e-4)
+    read(model, wanted, ReadOptions(probes=[half], sharing="packed"))
+    assert len(tested) == 1 + shared
+
+
 @pytest.mark.parametrize("sharing", SHARED)
 def test_a_probe_that_is_wrong_on_packs_is_noticed(gemma3, sharing):
     """It claims to pack, but uses positions in the row."""

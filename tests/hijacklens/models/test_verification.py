@@ -14,9 +14,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.engine.engine import next_token_logprobs, read
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
+from hijacklens.models import verification
 from hijacklens.models.loading import load_model
 from hijacklens.models.verification import agreement_of, difference, require_agreement
 from hijacklens.probe import HookProbe
+from hijacklens.scoring.execution import Execution
 
 IDLE = HookProbe("idle", (), packs=True)
 SENTENCE = tuple(range(11, 21))
@@ -256,3 +258,21 @@ def test_difference_by_hand():
     spread = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
     assert not difference(spread + 0.2, spread, exact=False)
     assert difference(spread + 0.3, spread, exact=False)
+
+
+def test_the_two_forms_are_compared_once_while_a_model_is_held(monkeypatch):
+    model = load(gpt2())
+    execution = Execution(store=False)
+    compared = []
+    real = verification._hooked_logits
+    monkeypatch.setattr(
+        verification, "_hooked_logits", lambda *args: compared.append(1) or real(*args)
+    )
+    for runs in (1, 2):
+        with execution.held(model):
+            for _ in range(3):
+                read(model, REQUESTS, ReadOptions(probes=[IDLE]))
+        assert len(compared) == runs
+    read(model, REQUESTS, ReadOptions(probes=[IDLE]))
+    read(model, REQUESTS, ReadOptions(probes=[IDLE]))
+    assert len(compared) == 4

@@ -66,7 +66,8 @@ def read(
         finished: Called after each batch with its readings and the fraction of the work done.
 
     Returns:
-        The reading of every prefix, and the accounting.
+        The reading of every prefix, and the accounting. Without requests, the model is not looked
+        at.
 
     Raises:
         InputError: An empty prefix, a batch or pack size below 1, an unknown sharing, a model in

@@ -103,7 +103,7 @@ def disagreement(run: Pass, trie: Trie, support: Support, *, cached: bool) -> st
 
 
 def cost_of_test(trie: Trie, costs: Costs) -> float:
-    """Return the cost of `disagreement`, in tokens: a pass for each leaf, and one for all."""
+    """Return about what `disagreement` costs, in tokens: a pass for each leaf, one for all."""
     tried = _tried(trie)
     rows = costs.rows(tried.lengths, 0).sum() + costs.rows(tried.nodes, 0)
     return float(rows) + (len(tried.leaves) + 1) * costs.forward_pass

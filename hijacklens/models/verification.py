@@ -179,7 +179,7 @@ def require_agreement(model: HookedModel, *, operation: str) -> None:
             one of the two was changed since it was loaded.
 
     Note:
-        Costs two forward passes over five tokens.
+        Costs two forward passes over five tokens, once in a body of `comparing_once`.
     """
     require_eval(model, operation=operation)
     if reason := agreement_of(model).hooked:
@@ -198,7 +198,8 @@ def plain_of(model: HookedModel, *, operation: str) -> torch.nn.Module | None:
 
     Note:
         Costs a copy of the modules, and for a model of whose weights TransformerLens has copies
-        (GPT-NeoX, Falcon, Phi-3, ...) two forward passes over five tokens.
+        (GPT-NeoX, Falcon, Phi-3, ...) two forward passes over five tokens, once in a body of
+        `comparing_once`.
     """
     require_eval(model, operation=operation)
     agreement = agreement_of(model)
@@ -221,13 +222,14 @@ def plain_blocks_of(model: HookedModel) -> PlainBlocks:
 @contextmanager
 def comparing_once(model: HookedModel) -> Iterator[None]:
     """Let `require_unchanged` compare a model once in the body, in which no weight changes."""
-    outer = vars(model).get(_COMPARED)
-    vars(model)[_COMPARED] = [] if outer is None else outer
+    if _COMPARED in vars(model):
+        yield
+        return
+    vars(model)[_COMPARED] = []
     try:
         yield
     finally:
-        if outer is None:
-            vars(model).pop(_COMPARED, None)
+        vars(model).pop(_COMPARED, None)
 
 
 def require_unchanged(model: HookedModel) -> None:

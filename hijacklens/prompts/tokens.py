@@ -87,41 +87,45 @@ class WordByWord:
         self._learn_pieces(texts)
         found: list[Prefix | None] = []
         for beginnings, endings in texts:
-            after = [_joined(map(self._tails.__getitem__, ending)) for ending in endings]
+            followed = endings if any(beginnings) else ()
+            after = [_joined(map(self._tails.__getitem__, ending)) for ending in followed]
             for beginning in beginnings:
                 if beginning:
-                    before = self._opening(beginning)
+                    before = self._at_start(beginning)
                     found += [_joined((before, ids)) for ids in after]
                 else:
-                    found += map(self._opening, endings)
+                    found += map(self._at_start, endings)
         if None in found:
             unsure = [text for text, ids in zip(whole, found, strict=True) if ids is None]
             of_unsure = iter(self._prefixes(unsure))
             return [next(of_unsure) if ids is None else ids for ids in found]
         return found  # type: ignore[return-value]
 
-    def _opening(self, pieces: Pieces) -> Prefix | None:
-        """Return the ids of pieces that open a text."""
+    def _at_start(self, pieces: Pieces) -> Prefix | None:
+        """Return the ids of pieces at the start of a text."""
         return _joined([self._heads[pieces[0]], *map(self._tails.__getitem__, pieces[1:])])
 
     def _learn_pieces(self, texts: Sequence[Texts]) -> None:
         """Encode the new words of texts, and join them to pieces."""
         heads, tails = self._heads, self._tails
-        pieces = {piece for parts in texts for part in parts for text in part for piece in text}
-        openings = {
-            text[0]
-            for beginnings, endings in texts
-            for beginning in beginnings
-            for text in ([beginning] if beginning else endings)
-        }
-        tail_words = {piece: piece.split(" ") for piece in pieces - tails.keys()}
-        head_words = {piece: piece.split(" ") for piece in openings - heads.keys()}
+        at_start: set[str] = set()
+        others: set[str] = set()
+        for beginnings, endings in texts:
+            if any(beginnings):
+                others.update(*endings)
+            for beginning in beginnings:
+                for first, *rest in [beginning] if beginning else endings:
+                    at_start.add(first)
+                    others.update(rest)
+        head_words = {piece: piece.split(" ") for piece in at_start - heads.keys()}
+        tail_words = {piece: piece.split(" ") for piece in others - tails.keys()}
         self._learn({words[0] for words in head_words.values()}, heads, "", b"")
-        self._learn(set().union(*tail_words.values()), tails, "a ", prefix_of(self._a))
+        after = {word for words in head_words.values() for word in words[1:]}
+        self._learn(after.union(*tail_words.values()), tails, "a ", prefix_of(self._a))
         for piece, words in tail_words.items():
             tails[piece] = _joined(tails[word] for word in words)
         for piece, words in head_words.items():
-            heads[piece] = self._opening(words)
+            heads[piece] = self._at_start(words)
 
     def _prefixes(self, texts: Sequence[str]) -> list[Prefix]:
         return list(map(prefix_of, self._whole(texts)))

@@ -47,8 +47,9 @@ class Wording:
             for prompt in map(self.prompt, doses):
                 yield [[]], self._endings(prompt.text, prompt.joining)
             return
-        of = (pieces(self.fact.prompt, self.sentence, dose, self.facts.opening) for dose in doses)
-        for last, prompts in groupby(of, key=itemgetter(-1)):
+        query, sentence, opening = self.fact.prompt, self.sentence, self.facts.opening
+        in_pieces = (pieces(query, sentence, dose, opening) for dose in doses)
+        for last, prompts in groupby(in_pieces, key=itemgetter(-1)):
             yield [prompt[:-1] for prompt in prompts], self._endings(last, self.facts.joining)
 
     def _endings(self, last: str, joining: Joining) -> list[list[str]]:

@@ -70,8 +70,8 @@ def summarise(items: pd.DataFrame) -> pd.DataFrame:
         of_rule = margins(items, rule)
         values = of_rule[["false_wins", "true_wins", "shift"]].to_numpy(float)
         known = of_rule["known"].to_numpy()
-        for run, at in runs.items():
-            for facts, chosen in ((ALL, at), ("known", at[known[at]])):
+        for run, of_run in runs.items():
+            for facts, chosen in ((ALL, of_run), ("known", of_run[known[of_run]])):
                 if len(chosen):
                     found = _relation_rows(values[chosen], codes[chosen], labels)
                     rows += [(*run, rule, facts, *row) for row in found]

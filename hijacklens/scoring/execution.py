@@ -64,6 +64,9 @@ class Execution:
     def running(self, model: HookedLanguageModel | ModelLoader) -> Iterator[LocalModel | Replicas]:
         """Run the body with the model ready on its engine.
 
+        Nothing may change the weights in the body: they are hashed, and the hooked model is
+        compared with its plain modules, only once.
+
         Raises:
             InputError: The model cannot be loaded, there is no room for the workers, or running
                 workers have another model.

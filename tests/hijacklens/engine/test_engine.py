@@ -465,6 +465,13 @@ def test_hooks_that_are_on_the_model_act(gpt2):
     assert read(model, wanted)[1, 2].logprobs[1] == bare
 
 
+def test_nothing_to_read(gpt2):
+    readings = read(gpt2[1], {})
+    assert len(readings) == 0
+    assert (readings.accounting.sharing, readings.accounting.passes) == ("none", 0)
+    assert readings.accounting.why == "nothing was requested"
+
+
 def test_bad_input(gpt2):
     _, model = gpt2
     with pytest.raises(InputError, match="empty prefix"):

@@ -269,9 +269,10 @@ def test_the_two_forms_are_compared_once_while_a_model_is_held(monkeypatch):
         verification, "_hooked_logits", lambda *args: compared.append(1) or real(*args)
     )
     for runs in (1, 2):
-        with execution.held(model):
+        with pytest.raises(KeyError), execution.held(model) as held, held.running(model):
             for _ in range(3):
                 read(model, REQUESTS, ReadOptions(probes=[IDLE]))
+            raise KeyError
         assert len(compared) == runs
     read(model, REQUESTS, ReadOptions(probes=[IDLE]))
     read(model, REQUESTS, ReadOptions(probes=[IDLE]))

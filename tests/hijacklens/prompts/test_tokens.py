@@ -111,8 +111,8 @@ AWKWARD |= st.text(max_size=5) | st.sampled_from(
 PIECES = st.lists(AWKWARD, max_size=3).map(" ".join)
 ENDING = st.lists(PIECES, min_size=1, max_size=2)
 TEXTS = st.tuples(
-    st.lists(st.lists(PIECES, max_size=2), min_size=1, max_size=2),
-    st.lists(ENDING, min_size=1, max_size=2),
+    st.lists(st.lists(PIECES, max_size=2), max_size=2),
+    st.lists(ENDING, max_size=2),
 )
 
 

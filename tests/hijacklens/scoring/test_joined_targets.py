@@ -67,6 +67,25 @@ def expected(scorer, prompt, gap, targets):
         yield sum(scores[: own + 1]), sum(scores), len(scores) - own
 
 
+@pytest.mark.parametrize("opening", ["", "Well.", "Okay, ", "<|endoftext|>"])
+def test_pieces_join_to_the_texts_of_prompts(opening):
+    doses = [2, 0, 0, 1, 3]
+    facts = FactSet(FACTS, name="ends", opening=opening)
+    wordings = make_prompts(facts, get_scheme("do-not-think"), doses, None, seed=0)[0].wordings
+    for wording in wordings:
+        found = [
+            " ".join([*beginning, *ending])
+            for beginnings, endings in wording.texts(doses)
+            for beginning in beginnings
+            for ending in endings
+        ]
+        targets = (wording.fact.target_true, wording.fact.target_false)
+        for prompt in map(wording.prompt, doses):
+            expected = [prompt.text, *(joined(prompt.text, target) for target in targets)]
+            assert [found.pop(0) for _ in expected] == expected
+        assert not found
+
+
 def test_every_end_of_a_prompt_is_scored_as_it_is_written(pair):
     scorer, model = pair
     options = {"doses": [1], "execution": Execution(store=False), "quiet": True}

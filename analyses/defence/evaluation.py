@@ -7,7 +7,7 @@ that tuning did not see. A scored target is its first token (rule `first`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
@@ -28,7 +28,7 @@ from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.prompts.layout import mark
 from hijacklens.prompts.prompt import Prompt, compose
 from hijacklens.prompts.schemes import Scheme, get_scheme
-from hijacklens.prompts.tokens import locate
+from hijacklens.prompts.tokens import Texts, locate
 from hijacklens.prompts.wordings import Prompts, Unscored, Wording, make_prompts
 from hijacklens.scoring.execution import Execution, LocalModel, read_stored
 from hijacklens.scoring.items import (
@@ -85,11 +85,9 @@ class Changed(Wording):
         """Return the changed prompt at a dose."""
         return self.change(Wording.prompt(self, dose), Wording.prompt(self, 0))
 
-    def texts(self, doses: Iterable[int]) -> Any:
-        """Yield the text of the changed prompt at each dose, alone and with each target."""
-        for prompt in map(self.prompt, doses):
-            targets = (self.fact.target_true, self.fact.target_false)
-            yield from ([text] for text in (prompt.text, *map(prompt.followed_by, targets)))
+    def texts(self, doses: Iterable[int]) -> Iterator[Texts]:
+        """Yield the texts of the changed prompts: alone, and with each target."""
+        return self.whole_texts(doses)
 
 
 @dataclass

@@ -44,13 +44,17 @@ class Wording:
     def texts(self, doses: Iterable[int]) -> Iterator[Texts]:
         """Yield the texts of the prompts in the order of the doses: alone, and with each target."""
         if self.facts.chat:
-            for prompt in map(self.prompt, doses):
-                yield [[]], self._endings(prompt.text, prompt.joining)
+            yield from self.whole_texts(doses)
             return
         query, sentence, opening = self.fact.prompt, self.sentence, self.facts.opening
         in_pieces = (pieces(query, sentence, dose, opening) for dose in doses)
         for last, prompts in groupby(in_pieces, key=itemgetter(-1)):
             yield [prompt[:-1] for prompt in prompts], self._endings(last, self.facts.joining)
+
+    def whole_texts(self, doses: Iterable[int]) -> Iterator[Texts]:
+        """Yield the same as `texts`, with each prompt as one piece."""
+        for prompt in map(self.prompt, doses):
+            yield [[]], self._endings(prompt.text, prompt.joining)
 
     def _endings(self, last: str, joining: Joining) -> list[list[str]]:
         """Return the last piece of a prompt, alone and with each target."""

@@ -83,8 +83,9 @@ class Execution:
             yield self.engine
         else:
             loaded = model.load() if isinstance(model, ModelLoader) else model
+            identity = identify(loaded)
             with comparing_once(loaded):
-                yield LocalModel(loaded, identify(loaded))
+                yield LocalModel(loaded, identity)
 
     @contextmanager
     def held(self, model: HookedLanguageModel) -> Iterator[Execution]:

@@ -44,6 +44,7 @@ ROUNDED = 0.25
 change the packaged models by up to 0.08."""
 _KEPT = "_hijacklens_agreement"
 _COMPARED = "_hijacklens_compared"
+"""Attribute of a model in a body of `comparing_once`: a list that is empty until it is compared."""
 
 _Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Tokens [batch, pos], and the row and the position of each read."""
@@ -221,7 +222,10 @@ def plain_blocks_of(model: HookedModel) -> PlainBlocks:
 
 @contextmanager
 def comparing_once(model: HookedModel) -> Iterator[None]:
-    """Let `require_unchanged` compare a model once in the body, in which no weight changes."""
+    """Let `require_unchanged` compare a model once in the body, in which no weight changes.
+
+    Unlike `exclusive`, it does not keep other threads waiting.
+    """
     if _COMPARED in vars(model):
         yield
         return

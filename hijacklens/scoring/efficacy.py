@@ -92,12 +92,12 @@ def _relation_rows(
     """Return numbers of all facts, then of each relation that they have.
 
     Args:
-        values: Whether the false and the true target of each fact win, and its shift.
+        values: Whether the false and the true target of each fact win, and its shift in nats.
         codes: The index of each fact's relation in `labels`.
         labels: The relations, as `relation_label` writes them.
 
     Returns:
-        Tuples of a label, n, the wins, the mean shift, and `CLUSTERED`.
+        Tuples of a label, n, both wins, the mean shift in nats, and `CLUSTERED`.
     """
     pooled = clustered_fraction(values[:, 0], codes)
     ends = (pooled.low, pooled.high, pooled.design_effect) if pooled.clusters > 1 else UNKNOWN

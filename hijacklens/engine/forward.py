@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.key_values import Pool
-from hijacklens.engine.packs import Pack
-from hijacklens.engine.rows import PackedRows, Row, write_out
+from hijacklens.engine.packs import separate
+from hijacklens.engine.rows import PackedRows
 from hijacklens.engine.trie import Trie
 from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, logits_of
@@ -56,27 +56,27 @@ class Pass:
 
     def after(self, prefix: TokenIds) -> Float[Tensor, " vocab"]:
         """Return log-probabilities (nats, float32) of every next token after one prefix."""
-        row = write_out(Trie.of([prefix_of(prefix)]), Pack(0, 1, 0, len(prefix)))
-        return self.logits([[row]])[0].float().log_softmax(-1)
+        trie = Trie.of([prefix_of(prefix)])
+        batch = PackedRows.of(trie, [separate(trie)], device_of(self.model))
+        return self.logits(batch)[0].float().log_softmax(-1)
 
     def logits(
-        self, rows: Sequence[Row], pool: Pool | None = None, *, keep: bool = False
+        self, batch: PackedRows, pool: Pool | None = None, *, keep: bool = False
     ) -> Float[Tensor, "read vocab"]:
         """Return the logits of all reads of the rows, row by row.
 
         Args:
-            rows: The rows; without masks, one leaf in each.
+            batch: The rows; without masks, one leaf in each.
             pool: The keys and values of their pasts.
             keep: Whether the keys and values of the rows go into the pool, too.
         """
-        batch = PackedRows.of(rows, device_of(self.model))
         forward: dict[str, Any] = {}
         if self.windows is not None:
             dtype = next(iter(self.model.parameters())).dtype
             forward["attention_mask"] = batch.masks(self.windows, dtype)
             forward["position_ids"] = batch.positions
         if pool is not None:
-            forward["past_key_values"] = pool.states(rows, batch, keep=keep)
+            forward["past_key_values"] = pool.states(batch, keep=keep)
         past = batch.path if batch.path.shape[1] else None
         layout = Layout.of_symbols(batch.symbols, self.spans, past)
         at_row, at_position = batch.reads.T

@@ -17,9 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from hijacklens.engine.rows import PackedRows, Row, to_device
+from hijacklens.engine.rows import PackedRows, to_device
 from hijacklens.engine.trie import Trie
-from hijacklens.prompts.prefixes import WIDTH, Prefix, common
+from hijacklens.prompts.prefixes import WIDTH, Prefix
 
 
 class Pool:
@@ -61,26 +61,26 @@ class Pool:
         # The first leaf that does not sort before a path begins with it.
         return self._slots[bisect_left(self._leaves, path)][: len(path) // WIDTH]
 
-    def states(self, rows: Sequence[Row], batch: PackedRows, *, keep: bool) -> PooledKeyValues:
+    def states(self, batch: PackedRows, *, keep: bool) -> PooledKeyValues:
         """Return the cache of a forward pass over rows.
 
         Args:
-            rows: The rows; the nodes of their pasts are in the pool.
-            batch: The rows as tensors.
+            batch: The rows; the nodes of their pasts are in the pool.
             keep: Whether the nodes of the rows are in the pool, too, and their keys and values are
                 written.
         """
+        leaves, shared = batch.trie.leaves, batch.trie.shared
         past = np.zeros(batch.path.shape, np.int64)  # padding may name any slot: it is masked
         written: list[tuple[int, int, int]] = []
-        for i, row in enumerate(rows):
-            slots = [slot for branch in row for slot in self.slots(branch.path)]
+        for i, row in enumerate(batch.rows):
+            paths = [leaves[pack.first][: WIDTH * pack.past] for pack in row]
+            slots = [slot for path in paths for slot in self.slots(path)]
             past[i, : len(slots)] = slots
             own: list[int] = []
-            for branch in row if keep else ():
-                before = branch.path
-                for leaf in branch.leaves:
-                    own.extend(self.slots(leaf)[common(before, leaf) :])
-                    before = leaf
+            for pack in row if keep else ():
+                own.extend(self.slots(leaves[pack.first])[pack.past :])
+                for leaf in range(pack.first + 1, pack.stop):
+                    own.extend(self.slots(leaves[leaf])[shared[leaf] :])
             written.extend((i, position, slot) for position, slot in enumerate(own))
         device = batch.path.device
         columns = np.array(written, dtype=np.int64).T.copy()

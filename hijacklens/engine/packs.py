@@ -141,6 +141,15 @@ def separate(trie: Trie) -> list[Pack]:
     return [Pack(i, i + 1, 0, length) for i, length in enumerate(trie.lengths.tolist())]
 
 
+def apart(trie: Trie, pack: Pack) -> list[Pack]:
+    """Split a pack into its leaves, which have the same past."""
+    lengths = [len(leaf) // WIDTH for leaf in trie.leaves[pack.first : pack.stop]]
+    return [
+        Pack(i, i + 1, pack.past, length - pack.past)
+        for i, length in enumerate(lengths, start=pack.first)
+    ]
+
+
 def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]:
     """Find the cheapest cuts of a trie into packs.
 

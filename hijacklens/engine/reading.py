@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from hijacklens.engine.packs import MOST_TOKENS
 from hijacklens.engine.plan import Sharing
+from hijacklens.engine.ragged import ranges
 from hijacklens.engine.trie import Trie
 from hijacklens.probe import Probe
 from hijacklens.prompts.prefixes import WIDTH, Prefix, prefix_of, symbols_of
@@ -78,8 +79,7 @@ class Requests(Mapping[TokenIds, Collection[int]]):
     ) -> tuple[Int[np.ndarray, " token"], Int[np.ndarray, " row"]]:
         """Return the indices in `tokens` of some prefixes, and how many tokens each has."""
         counts = np.diff(self.starts)[rows]
-        before = np.cumsum(counts) - counts
-        return np.repeat(self.starts[rows] - before, counts) + np.arange(counts.sum()), counts
+        return ranges(self.starts[rows], counts), counts
 
     def take(self, rows: Int[np.ndarray, " row"]) -> Requests:
         """Return the requests of the prefixes with these indices, which ascend."""

@@ -14,7 +14,7 @@ padded on the right; a padding token is seen by itself only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -24,90 +24,28 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hijacklens.engine.packs import Pack
+from hijacklens.engine.ragged import ranges, starts
 from hijacklens.engine.trie import Trie
-from hijacklens.prompts.prefixes import WIDTH, Prefix
+from hijacklens.prompts.prefixes import WIDTH
 
-
-@dataclass(frozen=True, slots=True)
-class Branch:
-    """A pack in tokens."""
-
-    symbols: Int[np.ndarray, " pos"]
-    positions: Sequence[int]
-    """The depth of each token in the tree, from 0."""
-    ends: Sequence[int]
-    """For each token, the index of the first token outside its subtree."""
-    path: Prefix
-    """The symbols of the past."""
-    reads: Sequence[tuple[int, int]]
-    """Index of a token, and the id of the prefix that ends with it."""
-    leaves: Sequence[Prefix]
-
-
-Row: TypeAlias = Sequence[Branch]
-"""Branches one after the other."""
-
-
-def write_out(trie: Trie, pack: Pack) -> Branch:
-    """Return the tokens of a pack."""
-    past = pack.past
-    leaves = trie.leaves[pack.first : pack.stop]
-    overlaps = [past, *trie.shared[pack.first + 1 : pack.stop].tolist()]
-    lengths = [len(leaf) // WIDTH for leaf in leaves]
-    reads_of_leaves = trie.first_read[pack.first : pack.stop + 1].tolist()
-    all_reads = trie.reads[reads_of_leaves[0] : reads_of_leaves[-1]].tolist()
-    positions: list[int] = []
-    reads: list[tuple[int, int]] = []
-    indices: list[int] = []  # of the present leaf's tokens, by depth
-    starts: list[int] = []
-    for i, (shared, length) in enumerate(zip(overlaps, lengths, strict=True)):
-        start = len(positions)
-        starts.append(start)
-        indices[shared - past :] = range(start, start + length - shared)
-        positions.extend(range(shared, length))
-        first, stop = (k - reads_of_leaves[0] for k in reads_of_leaves[i : i + 2])
-        reads += [(indices[n - 1 - past], read) for n, read in all_reads[first:stop] if n > past]
-    ends = [0] * len(positions)
-    closing = [len(positions)] * (max(lengths) - past)  # end of the subtree at each depth
-    for shared, length, start in zip(overlaps[::-1], lengths[::-1], starts[::-1], strict=True):
-        ends[start : start + length - shared] = closing[shared - past : length - past]
-        closing[shared - past :] = [start] * (len(closing) - shared + past)
-    new = [leaf[WIDTH * shared :] for leaf, shared in zip(leaves, overlaps, strict=True)]
-    symbols = np.frombuffer(b"".join(new), ">i8").astype(np.int64)
-    return Branch(symbols, positions, ends, leaves[0][: WIDTH * past], reads, leaves)
-
-
-def apart(branch: Branch) -> Iterator[Branch]:
-    """Split a branch into its leaves, each a branch with the same past."""
-    past = len(branch.path) // WIDTH
-    unread = branch.reads
-    following = [*branch.positions[1:], past]
-    pairs = zip(branch.positions, following, strict=True)
-    last_of_leaves = [i for i, (depth, below) in enumerate(pairs) if below <= depth]
-    for leaf, last in zip(branch.leaves, last_of_leaves, strict=True):
-        reads = [(i, read) for i, read in unread if i <= last < branch.ends[i]]
-        unread = [read for read in unread if read not in reads]
-        symbols = np.frombuffer(leaf, ">i8").astype(np.int64)[past:]
-        width = len(symbols)
-        yield Branch(
-            symbols=symbols,
-            positions=range(past, past + width),
-            ends=[width] * width,
-            path=branch.path,
-            reads=[(branch.positions[i] - past, read) for i, read in reads],
-            leaves=[leaf],
-        )
+Row: TypeAlias = Sequence[Pack]
+"""Packs one after the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRows:
     """A batch of rows as tensors, padded on the right with zeros."""
 
+    trie: Trie
+    rows: Sequence[Row]
+    """Packs of the trie."""
     symbols: Int[Tensor, "batch query"]
     positions: Int[Tensor, "batch query"]
+    """The depth of each token in the tree, from 0."""
     ends: Int[Tensor, "batch query"]
+    """For each token, the index of the first token outside its subtree."""
     path: Int[Tensor, "batch past"]
-    """Symbols of the pasts of each row's branches, one after the other."""
+    """Symbols of the pasts of each row's packs, one after the other."""
     path_positions: Int[Tensor, "batch past"]
     past_from: Int[Tensor, "batch query"]
     """The first key of the past that a token sees."""
@@ -116,38 +54,68 @@ class PackedRows:
     real: Bool[Tensor, "batch query"]
     """Which tokens are not padding."""
     reads: Int[Tensor, "read 2"]
-    """Row and index of each read, in the order of rows, branches and their reads."""
+    """Row and index of each read, in the order of rows, packs and leaves."""
+    ids: Int[np.ndarray, " read"]
+    """The prefix that each read is of."""
 
     @classmethod
-    def of(cls, rows: Sequence[Row], device: torch.device) -> PackedRows:
-        """Return the tensors of rows, which are sent to the device in three copies."""
-        paths = [[np.frombuffer(branch.path, ">i8") for branch in row] for row in rows]
-        width = max(sum(len(branch.symbols) for branch in row) for row in rows)
-        keys = max(sum(map(len, of_row)) for of_row in paths)
+    def of(cls, trie: Trie, rows: Sequence[Row], device: torch.device) -> PackedRows:
+        """Write packs of a trie out, and send them to the device in three copies."""
+        packs = np.array([(pack.first, pack.stop, pack.past) for row in rows for pack in row])
+        first, stop, past = packs.T
+        # Leaves of all packs, one after the other. Each adds tokens to those that it shares with
+        # the leaf before, or with the past.
+        head = starts(stop - first)
+        leaf = ranges(first, stop - first)
+        leaves = [trie.leaves[i] for i in leaf.tolist()]
+        lengths = np.fromiter(map(len, leaves), np.int64, len(leaves)) // WIDTH
+        known = trie.shared[leaf]
+        known[head] = past
+        added = lengths - known
+        start = starts(added)
+        symbols = np.frombuffer(b"".join(leaves), ">i8")[ranges(starts(lengths) + known, added)]
+        position = ranges(known, added)
+        end = _ends(position, known, added, head)
+
+        # Packs in their rows.
+        in_row = np.array([len(row) for row in rows])
+        row_of_pack = np.repeat(np.arange(len(rows)), in_row)
+        size = np.add.reduceat(added, head)
+        column, past_from = (_within(sizes, in_row) for sizes in (size, past))
+        row, index = np.repeat(row_of_pack, size), ranges(column, size)
+        width, keys = (np.add.reduceat(sizes, starts(in_row)).max() for sizes in (size, past))
+        end += np.repeat(column - start[head], size)
+        seen = np.repeat([past_from, past_from + past], size, axis=1)
         query = np.zeros((6, len(rows), width), dtype=np.int64)
+        query[:, row, index] = [symbols, position, end, *seen, np.ones_like(end)]
+        tokens, positions, ends, first_seen, stop_seen, real = to_device(query, device)
+
+        paths = [trie.leaves[pack.first][: WIDTH * pack.past] for row in rows for pack in row]
         key = np.zeros((2, len(rows), keys), dtype=np.int64)
-        reads: list[tuple[int, int]] = []
-        for i, row in enumerate(rows):
-            start = past = 0
-            for branch, path in zip(row, paths[i], strict=True):
-                own = slice(start, start + len(branch.symbols))
-                cached = slice(past, past + len(path))
-                query[0, i, own] = branch.symbols
-                query[1, i, own] = branch.positions
-                query[2, i, own] = branch.ends
-                query[2, i, own] += start
-                query[3, i, own] = past
-                query[4, i, own] = cached.stop
-                query[5, i, own] = 1
-                key[0, i, cached] = path
-                key[1, i, cached] = range(len(path))
-                reads.extend((i, start + index) for index, _ in branch.reads)
-                start, past = own.stop, cached.stop
-        symbols, positions, ends, past_from, past_to, real = to_device(query, device)
+        key[:, np.repeat(row_of_pack, past), ranges(past_from, past)] = (
+            np.frombuffer(b"".join(paths), ">i8"),
+            ranges(0 * past, past),
+        )
         path, path_positions = to_device(key, device)
-        indices = to_device(np.array(reads, dtype=np.int64).reshape(-1, 2), device)
+
+        # A read is at the last token of its prefix; prefixes that end in the past were read there.
+        n_reads = trie.first_read[leaf + 1] - trie.first_read[leaf]
+        length, ids = trie.reads[ranges(trie.first_read[leaf], n_reads)].T
+        new = length - np.repeat(known, n_reads)
+        token = (np.repeat(start, n_reads) + new - 1)[new > 0]
         return cls(
-            symbols, positions, ends, path, path_positions, past_from, past_to, real.bool(), indices
+            trie=trie,
+            rows=rows,
+            symbols=tokens,
+            positions=positions,
+            ends=ends,
+            path=path,
+            path_positions=path_positions,
+            past_from=first_seen,
+            past_to=stop_seen,
+            real=real.bool(),
+            reads=to_device(np.stack([row[token], index[token]], axis=1), device),
+            ids=ids[new > 0],
         )
 
     def visible(self, window: int | None = None) -> Bool[Tensor, "batch 1 query key"]:
@@ -178,6 +146,38 @@ class PackedRows:
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
             masks[kind] = mask.masked_fill_(~seen, torch.finfo(dtype).min)
         return masks.get("", masks)
+
+
+def _ends(
+    position: Int[np.ndarray, " token"],
+    known: Int[np.ndarray, " leaf"],
+    added: Int[np.ndarray, " leaf"],
+    head: Int[np.ndarray, " pack"],
+) -> Int[np.ndarray, " token"]:
+    """Return the index of the first token outside the subtree of each token.
+
+    That token begins a leaf: the next one that shares fewer symbols than lie above the token, or
+    the first one of the next pack.
+    """
+    shares = np.append(known, -1)
+    shares[head] = -1
+    begins = np.append(starts(added), added.sum())
+    ends = np.empty_like(position)
+    open_ = np.arange(len(position))
+    leaf = np.repeat(np.arange(1, len(known) + 1), added)  # the next one to look at
+    while len(open_):
+        closed = shares[leaf] <= position[open_]
+        ends[open_[closed]] = begins[leaf[closed]]
+        open_, leaf = open_[~closed], leaf[~closed] + 1
+    return ends
+
+
+def _within(
+    sizes: Int[np.ndarray, " pack"], in_row: Int[np.ndarray, " row"]
+) -> Int[np.ndarray, " pack"]:
+    """Return where each pack begins in its row."""
+    begin = starts(sizes)
+    return begin - np.repeat(begin[starts(in_row)], in_row)
 
 
 def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:

@@ -20,10 +20,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import Costs, Pack, separate, trunk
-from hijacklens.engine.rows import Row, write_out
+from hijacklens.engine.rows import PackedRows
 from hijacklens.engine.trie import Trie
 from hijacklens.models.device_memory import is_out_of_memory
-from hijacklens.models.hooked import HookedModel
+from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.verification import difference, is_exact
 
 _TESTED = "_hijacklens_tested_packs"
@@ -89,7 +89,7 @@ def disagreement(run: Pass, trie: Trie, support: Support, *, cached: bool) -> st
     packed = replace(run, windows=support.windows)
     try:
         logits = packed.logits(*_packs(packed, tried, cached=cached))
-        expected = torch.cat([run.logits([[write_out(tried, pack)]]) for pack in separate(tried)])
+        expected = torch.cat([run.logits(_row(run, tried, pack)) for pack in separate(tried)])
     except Exception as error:  # an architecture may fail in any way on masks it does not know
         if is_out_of_memory(error):
             return "memory ran out in a test of packed prompts"
@@ -115,11 +115,11 @@ def _tried(trie: Trie) -> Trie:
     return Trie.of(trie.leaves[max(longest - 1, 0) : longest + 2])
 
 
-def _packs(run: Pass, trie: Trie, *, cached: bool) -> tuple[list[Row], Pool | None]:
+def _packs(run: Pass, trie: Trie, *, cached: bool) -> tuple[PackedRows, Pool | None]:
     """Return rows with all leaves of a small trie, in order, and the pool of their pasts."""
     n = len(trie.leaves)
     if not cached:
-        return [[write_out(trie, Pack(0, n, 0, trie.nodes))]], None
+        return _row(run, trie, Pack(0, n, 0, trie.nodes)), None
     # One row for the first leaf and one for the others, with pasts of different lengths.
     first, *others = trie.lengths.tolist()
     packs = [Pack(0, 1, first // 2, first - first // 2)]
@@ -128,5 +128,9 @@ def _packs(run: Pass, trie: Trie, *, cached: bool) -> tuple[list[Row], Pool | No
     below = trunk(trie, packs)
     pool = Pool(below)
     for pack in separate(below):
-        run.logits([[write_out(below, pack)]], pool, keep=True)
-    return [[write_out(trie, pack)] for pack in packs], pool
+        run.logits(_row(run, below, pack), pool, keep=True)
+    return PackedRows.of(trie, [[pack] for pack in packs], device_of(run.model)), pool
+
+
+def _row(run: Pass, trie: Trie, pack: Pack) -> PackedRows:
+    return PackedRows.of(trie, [[pack]], device_of(run.model))

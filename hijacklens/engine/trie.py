@@ -27,6 +27,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int
 
+from hijacklens.engine.ragged import ranges, starts
 from hijacklens.prompts.prefixes import WIDTH, Prefix
 
 AT_ONCE = 2**18
@@ -116,14 +117,12 @@ def _overlaps(
         part = slice(max(first - 1, 0), stop)  # with the last one before
         symbols = np.frombuffer(b"".join(prefixes[part]) + bytes(WIDTH), np.int64)
         n = lengths[part]
-        starts = np.cumsum(n) - n
+        begin = starts(n)
         # Of each pair as many symbols as the shorter one has, and one more, which decides nothing.
         most = np.minimum(n[1:], n[:-1])
         count = most + 1
-        first_of_pair = np.cumsum(count) - count
-        at = np.arange(count.sum()) - np.repeat(first_of_pair, count)
-        before, after = (symbols[np.repeat(s, count) + at] for s in (starts[:-1], starts[1:]))
-        differing = np.where(before == after, np.repeat(most, count), at)
+        before, after = (symbols[ranges(x, count)] for x in (begin[:-1], begin[1:]))
+        differing = np.where(before == after, np.repeat(most, count), ranges(0 * most, count))
         if len(most):
-            overlaps[part][1:] = np.minimum.reduceat(differing, first_of_pair)
+            overlaps[part][1:] = np.minimum.reduceat(differing, starts(count))
     return overlaps

@@ -17,11 +17,14 @@ from torch import Tensor
 from hijacklens.engine.batch_size import BatchSize
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
+from hijacklens.engine.packs import apart
 from hijacklens.engine.plan import Level
 from hijacklens.engine.reading import Finished, Readings, ReadOptions
-from hijacklens.engine.rows import Row, apart, to_device, write_out
+from hijacklens.engine.rows import PackedRows, Row, to_device
+from hijacklens.engine.trie import Trie
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import is_out_of_memory
+from hijacklens.models.hooked import device_of
 from hijacklens.prompts.prefixes import Prefix
 
 CACHED_ROWS = 4
@@ -46,7 +49,7 @@ class Work:
     padded_tokens: int = 0
     passes: int = 0
     fraction: float = 0.0
-    started: tuple[Tensor, list[int], float] | None = None
+    started: tuple[Tensor, Int[np.ndarray, " read"], float] | None = None
     """The numbers of the last batch, the ids of its prefixes, and its fraction of the work."""
 
     def do(self, level: Level, pool: Pool | None, *, keep: bool, one_length: bool = False) -> None:
@@ -60,20 +63,18 @@ class Work:
         """
         fill = self.run.windows is not None
         for batch in self.size.batches(level, one_length=one_length, fill=fill):
-            rows = [[write_out(level.trie, pack) for pack in row] for row in batch]
-            self._do(rows, pool, keep=keep)
+            self._do(level.trie, batch, pool, keep=keep)
 
-    def _do(self, rows: Sequence[Row], pool: Pool | None, *, keep: bool) -> None:
+    def _do(self, trie: Trie, rows: Sequence[Row], pool: Pool | None, *, keep: bool) -> None:
         """Run rows in one forward pass, or in several smaller ones if memory runs out."""
-        lengths = [sum(len(branch.symbols) for branch in row) for row in rows]
+        lengths = [sum(pack.computed for pack in row) for row in rows]
         padded = len(rows) * max(lengths)
-        ids = [read for row in rows for branch in row for _, read in branch.reads]
-        numbers = self._attempt(rows, pool, keep, ids)
-        if numbers is None:
+        found = self._attempt(trie, rows, pool, keep)
+        if found is None:
             # The error is gone by now, and with it the tensors in its traceback.
             self.size.shrink(padded)
-            for part in _smaller(rows):
-                self._do(part, pool, keep=keep)
+            for part in _smaller(trie, rows):
+                self._do(trie, part, pool, keep=keep)
             return
         tokens = sum(lengths)
         self.forward_tokens += tokens
@@ -83,16 +84,15 @@ class Work:
         fraction = min(tokens / max(self.planned_tokens, 1), 1 - self.fraction)
         self.fraction += fraction
         self.fetch()
-        self.started = numbers, ids, fraction
-        if numbers.device.type == "cpu":
+        self.started = *found, fraction
+        if found[0].device.type == "cpu":
             self.fetch()
 
     def fetch(self) -> None:
         """Take over the numbers of the batch that was started last."""
         if self.started is None:
             return
-        (numbers, ids, fraction), self.started = self.started, None
-        rows = np.array(ids, dtype=np.int64)
+        (numbers, rows, fraction), self.started = self.started, None
         at, _ = self.readings.requests.where(rows)
         values = numbers.cpu().numpy()
         self.readings.logprobs[at] = values[: len(at)]
@@ -100,34 +100,38 @@ class Work:
         self.finished(self.readings.take(np.sort(rows)), fraction)
 
     def _attempt(
-        self, rows: Sequence[Row], pool: Pool | None, keep: bool, ids: Sequence[int]
-    ) -> Float[Tensor, " number"] | None:
-        """Return the numbers that are read in rows, or None if memory ran out."""
+        self, trie: Trie, rows: Sequence[Row], pool: Pool | None, keep: bool
+    ) -> tuple[Float[Tensor, " number"], Int[np.ndarray, " read"]] | None:
+        """Return the numbers that are read in rows, and where; None if memory ran out."""
         try:
-            logits = self.run.logits(rows, pool, keep=keep).float()
+            batch = PackedRows.of(trie, rows, device_of(self.run.model))
+            logits = self.run.logits(batch, pool, keep=keep).float()
             requests = self.readings.requests
-            at, counts = requests.where(np.array(ids, dtype=np.int64))
-            of_row = np.repeat(np.arange(len(ids)), counts)
-            prefixes = [requests.prefixes[i] for i in ids]
-            drawn = _drawn(logits, prefixes, self.options) if self.options.temperature else None
-            return _numbers(logits, np.stack([of_row, requests.tokens[at]]), drawn)
+            at, counts = requests.where(batch.ids)
+            of_row = np.repeat(np.arange(len(batch.ids)), counts)
+            drawn = None
+            if self.options.temperature:
+                prefixes = [requests.prefixes[i] for i in batch.ids.tolist()]
+                drawn = _drawn(logits, prefixes, self.options)
+            numbers = _numbers(logits, np.stack([of_row, requests.tokens[at]]), drawn)
+            return numbers, batch.ids
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             return None
 
 
-def _smaller(rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
+def _smaller(trie: Trie, rows: Sequence[Row]) -> Sequence[Sequence[Row]]:
     """Split a batch that was too large; a single leaf cannot be split."""
-    middle, branches = len(rows) // 2, rows[0]
+    middle, packs = len(rows) // 2, rows[0]
     if middle:
         return rows[:middle], rows[middle:]
-    if len(branches) > 1:
-        return [[[branch]] for branch in branches]
-    if len(branches[0].leaves) > 1:
-        return [[[leaf]] for leaf in apart(branches[0])]
+    if len(packs) > 1:
+        return [[[pack]] for pack in packs]
+    if packs[0].stop > packs[0].first + 1:
+        return [[[leaf]] for leaf in apart(trie, packs[0])]
     raise InputError(
-        f"not enough memory for a single prompt of {len(branches[0].symbols)} tokens. Use a "
+        f"not enough memory for a single prompt of {packs[0].computed} tokens. Use a "
         "smaller dtype or another device, or free memory."
     )
 

@@ -322,10 +322,10 @@ def test_a_run_continues_when_memory_runs_out(gemma3, monkeypatch, sharing):
     wanted = prompts()
     real = Pass.logits
 
-    def tight(self, rows, pool=None, *, keep=False):
-        if sum(len(branch.symbols) for row in rows for branch in row) > 30:
+    def tight(self, batch, pool=None, *, keep=False):
+        if int(batch.real.sum()) > 30:
             raise error
-        return real(self, rows, pool, keep=keep)
+        return real(self, batch, pool, keep=keep)
 
     monkeypatch.setattr(Pass, "logits", tight)
     fractions = []
@@ -345,7 +345,7 @@ def test_a_prompt_that_does_not_fit_and_other_errors(gemma3, monkeypatch):
     _, model = gemma3
 
     def broken(error):
-        def logits(self, rows, pool=None, *, keep=False):
+        def logits(self, batch, pool=None, *, keep=False):
             raise error
 
         monkeypatch.setattr(Pass, "logits", logits)

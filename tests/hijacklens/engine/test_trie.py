@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from planned import leaf_reads
 
 from hijacklens.engine import trie as module
-from hijacklens.engine.packs import Costs, Limits, Pack, cut, separate, trunk
-from hijacklens.engine.rows import apart, write_out
+from hijacklens.engine.packs import Costs, Limits, Pack, apart, cut, separate, trunk
+from hijacklens.engine.rows import PackedRows
 from hijacklens.engine.trie import Trie
-from hijacklens.prompts.prefixes import common, prefix_of, symbols_of
+from hijacklens.prompts.prefixes import WIDTH, common, prefix_of, symbols_of
 
 CHEAP = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)
 PREFIXES = [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,), (1, 2, 4, 6), (7,)]
@@ -62,26 +64,49 @@ def test_a_trie_has_a_node_for_every_distinct_beginning(prefixes, at_once):
         assert left[:shared] == right[:shared] and left[shared] != right[shared]
 
 
+def written(trie, rows):
+    """Packs as the engine writes them: a namespace of lists for each row, without padding."""
+    batch = PackedRows.of(trie, rows, torch.device("cpu"))
+    reads = [*zip(batch.reads.tolist(), batch.ids.tolist(), strict=True)]
+    past = torch.stack([batch.past_from, batch.past_to], dim=-1)
+    for i, real in enumerate(batch.real):
+        yield SimpleNamespace(
+            path=batch.path[i][: sum(pack.past for pack in rows[i])].tolist(),
+            symbols=batch.symbols[i][real].tolist(),
+            positions=batch.positions[i][real].tolist(),
+            ends=batch.ends[i][real].tolist(),
+            past=[*map(tuple, past[i][real].tolist())],
+            reads=[(place, read) for (row, place), read in reads if row == i],
+        )
+
+
 def test_a_pack_by_hand():
     trie = trie_of(PREFIXES)
-    branch = write_out(trie, Pack(0, 3, 1, 5))
-    assert symbols_of(branch.path) == (1,)
-    assert list(branch.symbols) == [2, 3, 4, 5, 6]
-    assert list(branch.positions) == [1, 2, 2, 3, 3]
-    assert list(branch.ends) == [5, 2, 5, 4, 5]
+    pack = Pack(0, 3, 1, 5)
+    (row,) = written(trie, [[pack]])
+    assert row.path == [1]
+    assert row.symbols == [2, 3, 4, 5, 6]
+    assert row.positions == [1, 2, 2, 3, 3]
+    assert row.ends == [5, 2, 5, 4, 5]
     # The prefixes that are read, in order: 1 2, 1 2 3, 1 2 4 5, 1 2 4 6.
-    assert list(branch.reads) == [(0, 0), (1, 1), (3, 2), (4, 3)]
-    parts = list(apart(branch))
-    assert [list(part.symbols) for part in parts] == [[2, 3], [2, 4, 5], [2, 4, 6]]
-    assert [list(part.reads) for part in parts] == [
-        [(0, 0), (1, 1)],
-        [(2, 2)],
-        [(2, 3)],
-    ]
+    assert row.reads == [(0, 0), (1, 1), (3, 2), (4, 3)]
+    parts = [*written(trie, [[part] for part in apart(trie, pack)])]
+    assert [part.symbols for part in parts] == [[2, 3], [2, 4, 5], [2, 4, 6]]
+    assert [part.reads for part in parts] == [[(0, 0), (1, 1)], [(2, 2)], [(2, 3)]]
 
 
-@given(sets, st.booleans())
-def test_packs_cover_the_leaves_and_see_their_ancestors(prefixes, cached):
+def test_packs_in_a_row_by_hand():
+    trie = trie_of(PREFIXES)
+    first, second = written(trie, [[Pack(1, 3, 2, 3), Pack(3, 4, 0, 1)], [Pack(0, 1, 1, 2)]])
+    assert (first.path, first.symbols) == ([1, 2], [4, 5, 6, 7])
+    assert (first.positions, first.ends) == ([2, 3, 3, 0], [3, 2, 3, 4])
+    assert first.past == [(0, 2), (0, 2), (0, 2), (2, 2)]  # 7 sees no key of the past
+    assert first.reads == [(1, 2), (2, 3), (3, 4)]
+    assert (second.path, second.symbols, second.reads) == ([1], [2, 3], [(0, 0), (1, 1)])
+
+
+@given(sets, st.booleans(), st.integers(1, 4))
+def test_packs_cover_the_leaves_and_see_their_ancestors(prefixes, cached, in_row):
     trie = trie_of(prefixes)
     costs = Costs(pair=0.01, past=0.02, row=0.1, forward_pass=0.0)
     packs = cut(trie, costs, Limits(pack_tokens=12), cached=cached)
@@ -89,18 +114,20 @@ def test_packs_cover_the_leaves_and_see_their_ancestors(prefixes, cached):
     assert packs[-1].stop == len(trie.leaves)
     below = trunk(trie, packs)
     assert cached or not below.leaves
+    for pack in packs:
+        path = trie.leaves[pack.first][: WIDTH * pack.past]
+        assert not path or any(leaf.startswith(path) for leaf in below.leaves)
     ordered = sorted(set(prefixes))
     read = below.reads[:, 1].tolist()
-    for pack in packs:
-        branch = write_out(trie, pack)
-        assert len(branch.symbols) == pack.computed > 0
-        assert not pack.past or any(leaf.startswith(branch.path) for leaf in below.leaves)
-        read += [i for _, i in branch.reads]
-        for place, i in branch.reads:
-            prefix, path = ordered[i], symbols_of(branch.path)
-            ancestors = [k for k in range(place + 1) if place < branch.ends[k]]
-            assert path + tuple(branch.symbols[k] for k in ancestors) == prefix
-            assert [branch.positions[k] for k in ancestors] == [*range(pack.past, len(prefix))]
+    rows = [packs[i : i + in_row] for i in range(0, len(packs), in_row)]
+    for row, packs_of_row in zip(written(trie, rows), rows, strict=True):
+        assert len(row.symbols) == sum(pack.computed for pack in packs_of_row)
+        read += [i for _, i in row.reads]
+        for place, i in row.reads:
+            past = row.path[slice(*row.past[place])]
+            ancestors = [k for k in range(place + 1) if place < row.ends[k]]
+            assert (*past, *(row.symbols[k] for k in ancestors)) == ordered[i]
+            assert [row.positions[k] for k in ancestors] == [*range(len(past), len(ordered[i]))]
     assert sorted(read) == [*range(len(ordered))]
 
 

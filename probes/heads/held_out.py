@@ -38,6 +38,8 @@ KINDS = {
     "model": "random, anywhere in the model",
 }
 """Kind of random sets -> its name. Results of earlier versions have `model` instead of `harm`."""
+NEAREST = "random, in the same or the nearest layers"
+"""The name of the kind `layers` if the same layers have too few other heads."""
 RANDOM = "#9A9A9A"
 FEW_SETS = 100
 """With fewer layer-matched sets than this, a table says how many there are."""
@@ -186,9 +188,11 @@ class HeadTest(Result):
             (once, "retention", "fraction\nwith true > false"),
         ]
         about = independent(self.items["relation_id"])[1]
+        layers = "same or nearest" if settings.layer_sets == 0 else "same"
+        kinds = {NONE: NONE, CHOSEN: CHOSEN, **self.kinds}
         with plots.canvas(1, 3, width=4.4) as (figure, axes):
             for ax, (rows, column, label) in zip(axes, panels, strict=True):
-                _dots(ax, rows, column, {NONE: NONE, CHOSEN: CHOSEN, **self.kinds})
+                _dots(ax, rows, column, kinds, layers=layers)
                 ax.set_ylabel(f"{column}: {label}")
                 when = "bare: side effect on recall" if rows is once else f"hijacked: {column}"
                 ax.set_title(when, fontsize=9)
@@ -211,10 +215,16 @@ class HeadTest(Result):
         notes.append(f"intervals and p_holm: {', '.join(estimand.unique())}")
         kinds = [kind for kind in KINDS if kind in counts]
         if kinds:
-            sets = "; ".join(f"{kind}: {counts[kind]} {KINDS[kind]}" for kind in kinds)
+            said = KINDS | ({"layers": NEAREST} if settings.layer_sets == 0 else {})
+            sets = "; ".join(f"{kind}: {counts[kind]} {said[kind]}" for kind in kinds)
             least = ", ".join(f"{kind} {1 / (counts[kind] + 1):.2g}" for kind in kinds)
             notes.append(f"sets: {sets}; p: fraction of them that do as much, at least: {least}")
-        if settings.layer_sets and settings.layer_sets < FEW_SETS:
+        if settings.layer_sets == 0:
+            notes.append(
+                "the layers of the heads have too few other heads, so no set has as many in each; "
+                "random sets take the others from the nearest layers"
+            )
+        elif settings.layer_sets and settings.layer_sets < FEW_SETS:
             notes.append(
                 f"only {settings.layer_sets} sets have as many heads in the same layers, so their "
                 f"p is at least {1 / (settings.layer_sets + 1):.2g} however many are asked for"
@@ -277,11 +287,13 @@ def _effects(table: pd.DataFrame, *, title: str) -> Grid:
     )
 
 
-def _dots(ax: Axes, items: pd.DataFrame, column: str, kinds: Mapping[str, str]) -> None:
+def _dots(
+    ax: Axes, items: pd.DataFrame, column: str, kinds: Mapping[str, str], *, layers: str
+) -> None:
     """Draw the means of every run: random sets in grey; no ablation and the set with intervals."""
     runs = list(dict.fromkeys(items["run"]))
     looks: dict[str, tuple[str, float, str, str, int]] = {
-        "layers": ("random sets, same layers", -0.24, "o", RANDOM, 4),
+        "layers": (f"random sets, {layers} layers", -0.24, "o", RANDOM, 4),
         "harm": ("random sets, equal harm", 0.24, "x", RANDOM, 4),
         "model": ("random sets, any layer", 0.24, "x", RANDOM, 4),
         "none": ("no ablation", -0.08, "s", "#000000", 6),

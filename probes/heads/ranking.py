@@ -299,10 +299,11 @@ class HeadSearch(Result):
             schemes: One or several; by default the scheme of the search.
             doses: By default the dose of the search; 0 is always included.
             random_sets: How many random sets of each kind; none has a head of the set. Sets of the
-                kind `layers` have as many heads in each layer. Those of the kind `harm` come from
-                anywhere and have as many heads as it takes to lower log p(true) of the search's
-                bare queries as much as the set does, to within 20% or 0.05 nats; sets that do not
-                are listed in `sets` and not compared.
+                kind `layers` have as many heads in each layer, or in the nearest ones if a layer
+                has too few others. Those of the kind `harm` come from anywhere and have as many
+                heads as it takes to lower log p(true) of the search's bare queries as much as the
+                set does, to within 20% or 0.05 nats; sets that do not are listed in `sets` and not
+                compared.
             seed: Seeds the random sets and what a scheme draws; by default that of the search.
             execution: The engine, store, sharing and batch size, as for `hijacklens.hijack`.
             quiet: Draw no progress bar.

@@ -119,6 +119,17 @@ def test_random_sets(tested):
     assert not any("1.2" in heads.split("+") for heads in sets["heads"].iloc[2:])
     assert tested.settings.layer_sets == 3
     assert "only 3 sets have as many heads in the same layers" in str(tested)
+    assert "layers: 3 random, in the same layers;" in str(tested)
+
+
+def test_layers_without_enough_other_heads(tested):
+    """`draw` takes the nearest layers then, and a result must not call them the same."""
+    assert draw([(1, 0), (1, 2)], [(0, 0), (1, 1), (3, 0)], count=1, seed=0) == (((0, 0), (1, 1)),)
+    result = replace(tested, settings=replace(tested.settings, layer_sets=0))
+    assert "layers: 3 random, in the same or the nearest layers;" in str(result)
+    assert "random sets take the others from the nearest layers" in str(result)
+    labels = [text.get_text() for text in result.plot().legends[0].get_texts()]
+    assert "random sets, same or nearest layers" in labels
 
 
 def test_the_harm_of_sets_is_that_to_the_search_s_bare_queries(model, found, tested, parts):

@@ -36,7 +36,7 @@ from hijacklens.engine.reading import (
     Requests,
     ignore,
 )
-from hijacklens.engine.support import Support, cost_of_test, disagreement, support_of
+from hijacklens.engine.support import cost_of_test, disagreement, support_of
 from hijacklens.engine.work import Work
 from hijacklens.errors import InputError
 from hijacklens.models.device_memory import peak_bytes
@@ -59,8 +59,9 @@ def read(
     Other threads that read from the model wait until this call returns.
 
     Args:
-        model: A hooked causal model. If hooks that are not probes are on it, it runs with `plain`
-            sharing, since such hooks may depend on positions in the row.
+        model: A hooked causal model. If hooks that are not probes are on it, every prefix has a
+            separate row and the rows of a batch have equal length, since such hooks may depend on
+            positions in the row.
         requests: Prefix -> tokens (`Requests` or a dict); every prefix has at least one symbol.
         options: The probes, the spans they look up, the sharing and the batch size.
         finished: Called after each batch with its readings and the fraction of the work done.
@@ -159,17 +160,12 @@ def next_token_logprobs(
 def reason_apart(run: Pass) -> str:
     """Return why no prompts may share a row or a batch with longer ones, if so."""
     alone = [f"the probe {probe.key} does not pack" for probe in run.probes if not probe.packs]
+    if unnamed_hooks(run.model):  # they may act on the last position of a row
+        alone.append("hooks that are not probes are on it")
     agreement = agreement_of(run.model)
     if agreement.switch is None and agreement.alone:
         alone.append(agreement.alone)
     return alone[0] if alone else ""
-
-
-def support_in(run: Pass) -> Support:
-    """Return how the model can share tokens with the hooks that are on it now."""
-    if unnamed_hooks(run.model):
-        return Support(refused="hooks that are not probes are on it")
-    return support_of(run.model)
 
 
 def _prepare(
@@ -183,7 +179,7 @@ def _prepare(
         limits = size.limits(options.pack_tokens)
         return make_plan(requests.trie, size.costs, limits, sharing=sharing, why=why)
 
-    support = support_in(run)
+    support = support_of(run.model)
     if support.refused and options.sharing != "plain":
         return plan_for("plain", support.refused), None
     plan = plan_for(options.sharing)

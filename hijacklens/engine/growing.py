@@ -10,13 +10,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from hijacklens.engine.batch_size import BatchSize
-from hijacklens.engine.engine import read, reason_apart, support_in
+from hijacklens.engine.engine import read, reason_apart
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import Pack, cut
 from hijacklens.engine.plan import Level
 from hijacklens.engine.reading import Readings, ReadOptions, Requests, ignore
-from hijacklens.engine.support import disagreement
+from hijacklens.engine.support import disagreement, support_of
 from hijacklens.engine.trie import Trie
 from hijacklens.engine.work import Work
 from hijacklens.models.hooked import HookedModel
@@ -47,7 +47,7 @@ class Growing:
         self._size = BatchSize(model, options.batch_tokens)
         self._pool: Pool | None = None
         self._room = more * len(prefixes)
-        support, switch = support_in(self._run), agreement_of(model).switch
+        support, switch = support_of(model), agreement_of(model).switch
         longest = max(map(len, prefixes)) + more
         kept = options.sharing != "plain" and (switch is None or longest <= switch)
         kept = kept and not (reason_apart(self._run) or support.refused)

@@ -3,8 +3,8 @@
 Packed and cached rows are right only if the model uses the attention mask and the positions that it
 is given. Its configuration may say that it does not. Otherwise this is tried: before the first pack
 of a run, a few of its prompts are read both with sharing and without. A model that gives different
-numbers is run without sharing, and the result says why. Without probes, a later run with prompts
-of the same length is not tried again.
+numbers is run without sharing, and the result says why. Without probes, a later run of the same
+computation with prompts of the same length is not tried again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hijacklens.engine.rows import PackedRows
 from hijacklens.engine.trie import Trie
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.models.verification import difference, is_exact
+from hijacklens.models.verification import agreement_of, difference, is_exact
 
 _TESTED = "_hijacklens_tested_packs"
 _KINDS = {"full_attention", "sliding_attention"}
@@ -83,7 +83,8 @@ def disagreement(run: Pass, trie: Trie, support: Support, *, cached: bool) -> st
     tried = _tried(trie)
     length = int(trie.lengths.max())
     tested: dict[Any, int] = vars(run.model).setdefault(_TESTED, {})
-    key = (cached, str(support.windows), run.plain is None)
+    computation = agreement_of(run.model).computation
+    key = (computation, cached, str(support.windows), run.plain is None)
     if not run.probes and length <= tested.get(key, 0):
         return ""
     packed = replace(run, windows=support.windows)

@@ -32,6 +32,7 @@ from torch import Tensor
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PreTrainedTokenizerBase
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hijacklens.models.exclusive import held
@@ -70,6 +71,9 @@ STATELESS = (
     *(type(threading.Lock()), type(threading.RLock()), PreTrainedTokenizerBase),
 )
 """Types of attributes that no logit depends on."""
+
+ATTENTION = "_hijacklens_attention"
+"""Attribute of a hooked model: the implementation of attention before it got hook points."""
 
 _MODULE_FIELDS = set(vars(torch.nn.Module())) - {"training"}
 
@@ -280,6 +284,10 @@ def _walk(model: Any, *, code: bool = True) -> _Walk:
     walk.module(plain, "")
     for name in ("sdpa", "eager"):  # the attention of the plain modules, and of the hooked ones
         walk.lines.append([name, walk.member(ALL_ATTENTION_FUNCTIONS.get(name))])
+        if is_own(mask := ALL_MASK_ATTENTION_FUNCTIONS.get(name)):
+            walk.lines.append(["mask", name, walk.describe(mask, f"the mask function {name}")])
+    if is_own(own := own_attention(model)):
+        walk.lines.append(["attention", walk.describe(own, "the attention function")])
     if plain is not model:
         walk.lines.append(walk.fields({"cfg": vars(model.cfg)}, "bridge"))
         walk.lines.append(getattr(model, "compatibility_mode", None))
@@ -356,6 +364,25 @@ def _places(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 def is_of_library(hook: Any) -> bool:
     """Return whether a function comes from a library that hooks models itself."""
     return str(getattr(hook, "__module__", "")).partition(".")[0] in LIBRARIES
+
+
+def is_own(function: Any) -> bool:
+    """Return whether a function is the user's."""
+    while isinstance(function, partial):
+        function = function.func
+    return function is not None and not is_of_library(function)
+
+
+def attention_of(model: Any) -> str | None:
+    """Return the implementation of attention in the plain model; hooked modules are eager."""
+    config: Any = getattr(getattr(model, "original_model", model), "config", None)
+    name = getattr(config, "_attn_implementation", None)
+    return vars(model).get(ATTENTION, name) if name == "eager" else name
+
+
+def own_attention(model: Any) -> Any:
+    """Return the function that computes attention in the plain model, if it is registered."""
+    return ALL_ATTENTION_FUNCTIONS.get(attention_of(model) or "")
 
 
 def _name(function: Any) -> str:

@@ -96,9 +96,10 @@ def require_eval(model: HookedModel, *, operation: str) -> None:
     """Refuse a model in training mode, whose dropout would make every number random.
 
     Raises:
-        InputError: The model is in training mode.
+        InputError: The model, or a part of it, is in training mode.
     """
-    if model.training:
+    parts = model.modules() if isinstance(model, torch.nn.Module) else (model,)
+    if any(part.training for part in parts):  # `train()` of the plain model leaves the hooked one
         raise InputError(
             f"{operation} needs a model in evaluation mode, and this one is in training mode "
             "(dropout would make its scores random). Call model.eval() first."

@@ -24,16 +24,21 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError
+from hijacklens.models.computation import attention_of, computation_of, is_own, own_attention
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.devices import arithmetic
-from hijacklens.models.exclusive import held
+from hijacklens.models.exclusive import held, made_for_run
 from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
 from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, logits_of, unhooked
 
-TEXT = "The Eiffel Tower is in the city of Paris. Do not think of Guam, said Anna in 1984."
-LONG, SHORT = 12, 5
+TEXT = (
+    "The Eiffel Tower is in the city of Paris. Do not think of Guam, said Anna in 1984. The "
+    "mother tongue of Danielle Darrieux is French, and she was born in Bordeaux; nobody knows "
+    "why Leo, who works for Apple, speaks of Rome."
+)
+LONG, SHORT = 48, 5
 """Tokens of the two prompts; the short one is the beginning of the long one."""
-READ = (SHORT - 1, 8, LONG - 1)
+READ = (SHORT - 1, 11, LONG - 1)
 """Positions of the long prompt at which predictions are compared."""
 NATS = 1e-4
 """Root mean square difference over the vocabulary, in nats, up to which float32 models agree."""
@@ -43,8 +48,8 @@ ROUNDED = 0.25
 """The same in rounded arithmetic (16-bit dtypes, TF32, autocast). There, batches of another shape
 change the packaged models by up to 0.08."""
 _KEPT = "_hijacklens_agreement"
-_COMPARED = "_hijacklens_compared"
-"""Attribute of a model in a body of `comparing_once`: a list that is empty until it is compared."""
+_ONCE = "_hijacklens_once"
+"""Attribute of a model in a body of `comparing_once`: what was found out about it in the body."""
 
 _Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Tokens [batch, pos], and the row and the position of each read."""
@@ -67,6 +72,8 @@ class Agreement:
     """The implementation of attention in the plain modules."""
     plain_blocks: str = ""
     """Why plain blocks do not run next to hooked ones."""
+    computation: str = ""
+    """The digest of what the model computed (`hijacklens.models.computation`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +126,15 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
             does.
 
     Note:
-        Costs three forward passes over 90 tokens in all.
+        Costs three forward passes over 300 tokens in all.
     """
     if not isinstance(model, TransformerBridge):
         return Agreement(plain=f"a {type(model).__name__} has no plain modules")
     if expected is None:
-        plain = unhooked(model)
+        plain = unhooked(model, attention_of(model))
         if plain is None:  # there is nothing to compare with
-            return Agreement(plain="hooks or folded weights are on the model")
+            reason = "hooks or folded weights are on the model"
+            return Agreement(plain=reason, computation=_computation(model))
         expected = Expected.of(plain, model.tokenizer)
     agreement = Agreement(plain="it is spread over several devices")
     for attention in _implementations(model, expected):
@@ -137,11 +145,15 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
             break
     last_layer = f"blocks.{int(model.cfg.n_layers) - 1}."
     idle = [(name, _idle) for name in model.hook_dict if name.startswith(last_layer)]
-    reason = _disagreement(
-        lambda batch: _hooked_logits(model, batch, idle),
-        expected,
-        model,
-        alone=bool(agreement.alone),
+    reason = (
+        "its attention function is not one of transformers, and hook points have eager attention"
+        if is_own(own_attention(model))
+        else _disagreement(
+            lambda batch: _hooked_logits(model, batch, idle),
+            expected,
+            model,
+            alone=bool(agreement.alone),
+        )
     )
     if agreement.plain and reason:
         raise InputError(
@@ -157,19 +169,27 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
                 return _hooked_logits(model, batch)
 
         apart = _disagreement(with_plain_blocks, expected, model, alone=bool(agreement.alone))
-    agreement = replace(agreement, hooked=reason, plain_blocks=apart, switch=_switch(model))
+    agreement = replace(
+        agreement,
+        hooked=reason,
+        plain_blocks=apart,
+        switch=_switch(model),
+        computation=_computation(model),
+    )
     vars(model)[_KEPT] = agreement
     return agreement
 
 
 def agreement_of(model: HookedModel) -> Agreement:
-    """Return what the check of a model found; check it first if that was not done.
+    """Return what the check of a model found; check it first if it computes something else now.
 
     Raises:
         InputError: As `check`.
     """
-    kept = vars(model).get(_KEPT)
-    return check(model) if kept is None else kept
+    kept: Agreement | None = vars(model).get(_KEPT)
+    if kept is None or kept.computation != _computation(model):
+        return check(model)
+    return kept
 
 
 def require_agreement(model: HookedModel, *, operation: str) -> None:
@@ -222,18 +242,32 @@ def plain_blocks_of(model: HookedModel) -> PlainBlocks:
 
 @contextmanager
 def comparing_once(model: HookedModel) -> Iterator[None]:
-    """Let `require_unchanged` compare a model once in the body, in which no weight changes.
+    """Let a model be compared and described once in the body, in which it does not change.
 
     Unlike `exclusive`, it does not keep other threads waiting.
     """
-    if _COMPARED in vars(model):
+    if _ONCE in vars(model):
         yield
         return
-    vars(model)[_COMPARED] = []
+    vars(model)[_ONCE] = {}
     try:
         yield
     finally:
-        vars(model).pop(_COMPARED, None)
+        vars(model).pop(_ONCE, None)
+
+
+def _found_once(model: Any) -> dict[Any, Any]:
+    """Return what was found out in a body of `comparing_once` or `exclusive`."""
+    once = vars(model).get(_ONCE)
+    return made_for_run(model) if once is None else once
+
+
+def _computation(model: Any) -> str:
+    """Return the digest of what a model computes."""
+    found = _found_once(model)
+    if _KEPT not in found:
+        found[_KEPT] = computation_of(model).digest
+    return found[_KEPT]
 
 
 def require_unchanged(model: HookedModel) -> None:
@@ -243,9 +277,9 @@ def require_unchanged(model: HookedModel) -> None:
         InputError: They differ, for example because a weight was changed of which TransformerLens
             has a copy.
     """
-    compared: list[bool] = vars(model).get(_COMPARED, [])
+    found = _found_once(model)
     agreement = agreement_of(model)
-    if compared or agreement.plain or agreement.hooked:
+    if _ONCE in found or agreement.plain or agreement.hooked:
         return
     plain = unhooked(model, agreement.attention)
     if plain is None:
@@ -259,7 +293,7 @@ def require_unchanged(model: HookedModel) -> None:
             f"form follows: {reason}. Change the Hugging Face model first, and then load it with "
             "hl.load_model."
         )
-    compared.append(True)
+    found[_ONCE] = True
 
 
 def require_one_side(model: HookedModel, width: int, at_position: Int[Tensor, " read"]) -> None:
@@ -313,7 +347,9 @@ def _prompt(plain: torch.nn.Module, tokenizer: Any) -> list[int]:
     """Return the tokens of the long prompt: a text, or numbers if it has too few tokens."""
     size = int(plain.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     ids = [i for i in tokenizer(TEXT).input_ids if i < size] if tokenizer is not None else []
-    return [*ids, *range(max(0, size - LONG), size)][:LONG]
+    config: Any = plain.config
+    context = getattr(config.get_text_config(), "max_position_embeddings", None) or LONG
+    return [*ids, *range(max(0, size - LONG), size)][: min(LONG, context)]
 
 
 def _read_positions(ids: Sequence[int]) -> list[int]:
@@ -337,6 +373,8 @@ def _batch(rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]], device:
 def _implementations(model: TransformerBridge, expected: Expected) -> list[str | None]:
     """Return the implementations of attention to try in the plain modules, the fastest first."""
     inner: Any = model.original_model
+    if is_own(own_attention(model)):  # a short prompt may not show what another one does
+        return [expected.attention]
     # Fused attention does not compute soft caps.
     capped = getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None
     fused = bool(getattr(inner, "_supports_sdpa", False)) and not capped
@@ -417,6 +455,8 @@ def _idle(value: Any, hook: Any) -> None:
 
 def _storage(weight: Tensor) -> int:
     """Return the memory of a weight; the parts of a joint matrix may be views of it."""
+    if hasattr(weight, "__tensor_flatten__"):  # quantised: its parts have memory
+        return id(weight)
     return weight.untyped_storage().data_ptr()
 
 

@@ -21,6 +21,7 @@ from transformer_lens.model_bridge.sources.transformers import determine_archite
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hijacklens.errors import InputError
+from hijacklens.models.computation import ATTENTION
 from hijacklens.models.identity import OWN_TOKENIZER
 from hijacklens.models.verification import Expected, check
 
@@ -90,6 +91,7 @@ def wrap(
     # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
     vars(bridge)[OWN_TOKENIZER] = True
+    vars(bridge)[ATTENTION] = expected.attention
     bridge.eval()
     check(bridge, expected)
     object.__setattr__(bridge, "__class__", Bridge)

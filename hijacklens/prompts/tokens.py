@@ -38,21 +38,26 @@ def encode(tokenizer: Any, texts: Sequence[str], *, templated: bool = False) -> 
 
     A chat template has written all special tokens, so that none are added to `templated` texts.
 
-    A few tokenizers append an end-of-sequence token, after which no model could continue a prompt;
-    it is removed.
+    A few tokenizers append an end of sequence or a separator, after which no model could continue a
+    prompt; it is removed.
     """
-    end = tokenizer.eos_token_id
-    sample = tokenizer("a")["input_ids"]
-    appends_end = len(sample) > 1 and end is not None and sample[-1] == end
+    end = () if templated else _appended(tokenizer)
     token_ids: list[TokenIds] = []
     for first in range(0, len(texts), AT_A_TIME):
         part = list(texts[first : first + AT_A_TIME])
         options = {"padding": False, "truncation": False, "add_special_tokens": not templated}
         for row in tokenizer(part, **options)["input_ids"]:
-            drop = appends_end and not templated and row and row[-1] == end
-            ids = row[:-1] if drop else row
-            token_ids.append(tuple(ids))
+            ids = tuple(row)
+            token_ids.append(ids[: -len(end)] if end and ids[-len(end) :] == end else ids)
     return token_ids
+
+
+def _appended(tokenizer: Any) -> TokenIds:
+    """Return the special tokens that a tokenizer puts after a text."""
+    whole, text = (tuple(tokenizer("a", add_special_tokens=x)["input_ids"]) for x in (True, False))
+    rest = len(whole) - len(text)
+    before = next((n for n in range(rest + 1) if whole[n : n + len(text)] == text), rest)
+    return whole[before + len(text) :] if text else ()
 
 
 class WordByWord:
@@ -147,7 +152,9 @@ class WordByWord:
         vocabulary = self._tokenizer.get_vocab().keys() - added.keys()
         across = [token for token in vocabulary if space in token.lstrip(space)]
         read = self._tokenizer.convert_tokens_to_string
-        self._never_last = {x for token in across for x in re.findall(r"(\S) ", read([token]))}
+        # Tokens of bytes are letters once they are read; reading may drop the spaces of a token.
+        shown = [*(read([token]) for token in across), *(x.replace(space, " ") for x in across)]
+        self._never_last = {x for text in shown for x in re.findall(r"(\S) ", text)}
         return "" if "\ufffd" in self._never_last else space  # a part of a character
 
     def _learn(

@@ -15,6 +15,7 @@ from plain_huggingface import PlainScorer
 from planned import planned_reads
 from sample_facts import sample_facts
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from transformers.models.llama.modeling_llama import LlamaAttention
 from type_checks import unchecked
 
 from hijacklens.engine import batch_size, engine
@@ -64,11 +65,16 @@ def prompts(doses=(0, 1, 3)):
     return wanted
 
 
+def tiny_pair(family):
+    """A tiny model, and a hooked copy of it."""
+    plain = tiny_model(family)
+    tokenizer = tiny_tokenizer(family)
+    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+
+
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request):
-    plain = tiny_model(request.param)
-    tokenizer = tiny_tokenizer(request.param)
-    return plain, load_model(copy.deepcopy(plain), tokenizer=tokenizer, device="cpu")
+    return tiny_pair(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -419,23 +425,62 @@ def test_only_read_positions_are_unembedded(gpt2, monkeypatch):
     _, model = gpt2
     shapes = []
     unembedding = model.unembed.original_component
-    real = unembedding.forward
+    real, note = unembedding.forward, shapes.append
 
     def seen(x):
-        shapes.append(real(x).shape)
+        note(real(x).shape)
         return real(x)
 
     wanted = {tuple(range(50)): {1}, tuple(range(60, 100)): {1}, (*range(40), 7, 8): {2}}
     sharings = ("plain", "packed", "cached")
-    for sharing in sharings:  # the first run with packs also tries a few prompts
-        read(model, wanted, ReadOptions(sharing=sharing))
     # Not by a hook: with one on it, the model would be run without sharing.
     monkeypatch.setattr(unembedding, "forward", seen)
+    for sharing in sharings:  # the first run checks the changed model, and tries a few prompts
+        read(model, wanted, ReadOptions(sharing=sharing))
+    shapes.clear()
     for sharing in sharings:
         accounting = read(model, wanted, ReadOptions(sharing=sharing)).accounting
         assert accounting.sharing == sharing
     reads = [shape[1] for shape in shapes if shape[1]]
     assert sum(reads) == 9 and all(shape[::2] == (1, model.cfg.d_vocab) for shape in shapes)
+
+
+@pytest.mark.parametrize("place", ["hook point", "module"])
+def test_a_hook_on_the_last_position_acts_on_no_padding(place):
+    """Put on after loading, it makes every prefix run with others of its length only."""
+    plain, model = tiny_pair("llama")
+
+    def steer(value):
+        return torch.cat([value[:, :-1], value[:, -1:] + torch.linspace(-2, 2, 32)], dim=1)
+
+    for tree in (plain, model.original_model) if place == "module" else (plain,):
+        tree.model.layers[1].mlp.register_forward_hook(lambda module, x, out: steer(out))
+    if place == "hook point":
+        model.blocks[1].mlp.hook_out.add_hook(lambda value, hook: steer(value))
+    check(plain, read(model, prompts()), prompts())
+
+
+def test_a_module_that_is_exchanged_after_a_run_is_noticed():
+    """The check of the load and the test of packs are of another computation."""
+    plain, model = tiny_pair("llama")
+    read(model, prompts())
+    for tree in (plain, model.original_model):
+        for part in tree.modules():
+            if type(part) is LlamaAttention:
+                part.__class__ = Windowed
+    readings = read(model, prompts())
+    check(plain, readings, prompts())
+    assert readings.accounting.sharing == "plain"
+
+
+class Windowed(LlamaAttention):
+    """Attention to the last five tokens, whatever the mask."""
+
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, **options):
+        at = torch.arange(hidden_states.shape[1])
+        seen = (at[:, None] >= at) & (at[:, None] - at < 5)
+        mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[None, None]
+        return super().forward(hidden_states, position_embeddings, attention_mask=mask, **options)
 
 
 def test_no_hook_or_gradient_remains(gpt2):

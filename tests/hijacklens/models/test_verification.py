@@ -10,11 +10,13 @@ import pytest
 import torch
 from tiny_models import SHAPE, random_model, tiny_model, tiny_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hijacklens.engine.engine import next_token_logprobs, read
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
 from hijacklens.models import verification
+from hijacklens.models.computation import computation_of
 from hijacklens.models.loading import load_model
 from hijacklens.models.verification import agreement_of, difference, require_agreement
 from hijacklens.probe import HookProbe
@@ -194,6 +196,33 @@ def test_a_model_whose_positions_depend_on_the_batch_runs_every_prompt_alone(mon
     for probes in ([], [IDLE]):
         accounting = assert_scores(model, expected, probes=probes)
         assert "depend" in accounting.why
+
+
+def windowed(module, query, key, value, attention_mask, scaling=None, **options):
+    """Attention to the last 60 tokens: prompts of the check are shorter."""
+    at = torch.arange(key.shape[2])
+    seen = (at[:, None] >= at) & (at[:, None] - at < 60)
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~seen[-query.shape[2] :], -1e9)
+    pattern = scores.softmax(-1)
+    return (pattern @ value).transpose(1, 2).contiguous(), pattern
+
+
+def test_attention_of_the_user_is_never_replaced(monkeypatch):
+    """No prompt of a check is long enough for everything that a function may do."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "windowed", windowed)
+    plain = gpt2()
+    keys = [computation_of(load(copy.deepcopy(plain))).digest]
+    plain.set_attn_implementation("windowed")
+    model = load(copy.deepcopy(plain))
+    keys.append(computation_of(model).digest)
+    assert keys[0] != keys[1]
+    prefix = (*range(11, 91),)
+    with torch.no_grad():
+        expected = plain(torch.tensor([prefix])).logits[0, -1].log_softmax(-1)
+    found = next_token_logprobs(model, prefix)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="its attention function is not one of transformers"):
+        require_agreement(model, operation="a probe")
 
 
 def test_a_bridge_from_elsewhere_is_checked_when_it_is_used(tmp_path):

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import FAMILIES, tiny_tokenizer
-from tokenizers import processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hijacklens.errors import InputError
+from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import Fact
 from hijacklens.prompts.prefixes import symbols_of
 from hijacklens.prompts.prompt import Prompt, compose, make_prompt
@@ -47,16 +48,17 @@ def gpt2(shared):
     return AutoTokenizer.from_pretrained(shared / "tokenizers" / "gpt2")
 
 
-def closing(family: str):
+def closing(family: str, end: str | None = None):
     """A tokenizer that closes every text with an end-of-sequence token."""
     tokenizer = copy.deepcopy(tiny_tokenizer(family))
-    bos, eos = tokenizer.bos_token, tokenizer.eos_token
+    bos, end = tokenizer.bos_token, end or tokenizer.eos_token
     before = "" if family == "gpt2" else f"{bos} "
+    end_id = tokenizer.convert_tokens_to_ids(end)
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{before}$A {eos}",
-        special_tokens=[(bos, tokenizer.bos_token_id), (eos, tokenizer.eos_token_id)],
+        single=f"{before}$A {end}",
+        special_tokens=[(bos, tokenizer.bos_token_id), (end, end_id)],
     )
-    assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
+    assert tokenizer("a").input_ids[-1] == end_id
     return tokenizer
 
 
@@ -83,9 +85,12 @@ def test_no_texts_give_no_ids(tokenizer):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_appended_end_token_is_taken_off(family):
+def test_an_appended_token_is_taken_off(family):
+    """The end of sequence, or a separator that is not one."""
     texts = [PROMPT, "Rome"]
-    assert encode(closing(family), texts) == encode(tiny_tokenizer(family), texts)
+    expected = encode(tiny_tokenizer(family), texts)
+    for end in (None, tiny_tokenizer(family).convert_ids_to_tokens(7)):
+        assert encode(closing(family, end), texts) == expected
 
 
 def test_an_end_token_that_the_text_spells_out_stays(family, tokenizer):
@@ -119,6 +124,29 @@ TEXTS = st.tuples(
 @cache
 def word_by_word(tokenizer):
     return WordByWord(tokenizer, fewest=0)
+
+
+@cache
+def across_spaces():
+    """A tokenizer whose pieces may hold a space, as those of SentencePiece without splitting do."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    texts = [f"{fact.prompt} {fact.target_true}. Do not think of Guam." for fact in atlas()]
+    core.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", eos_token="</s>")
+
+
+def test_no_word_is_encoded_alone_whose_end_a_token_joins_with_the_next():
+    tokenizer = across_spaces()
+    facts = [f"{fact.prompt} {fact.target_true}" for fact in atlas().sample(60, seed=0)]
+    assert any(" " in piece.replace("\u2581", " ").strip() for piece in tokenizer.get_vocab())
+    texts = [([[]], [fact.split(" ")]) for fact in facts]
+    found = WordByWord(tokenizer, fewest=0).encode(texts)
+    assert list(map(symbols_of, found)) == encode(tokenizer, facts)
 
 
 @settings(max_examples=100)

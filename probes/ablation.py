@@ -31,7 +31,6 @@ from hijacklens.models.hooked import (
     HookedModel,
     HookFunction,
     NamedHook,
-    device_of,
 )
 from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
@@ -278,5 +277,5 @@ def _layouts(
     for prompt in prompts:
         located = locate(model.tokenizer, prompt) if isinstance(prompt, Prompt) else prompt
         rows.append(mark(located.ids, [located.positions(name) for name in names]))
-    for batch in batches(rows, device=device_of(model), limit=batch_tokens):
+    for batch in batches(model, rows, limit=batch_tokens):
         yield Layout.of_symbols(batch.symbols, names), batch.real

@@ -37,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.batch_size import read_values
-from hijacklens.engine.batches import TokenBatch, batch_size, batches
+from hijacklens.engine.batches import TokenBatch, batches
 from hijacklens.errors import InputError
 from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedModel, NamedHook, device_of
@@ -159,22 +159,16 @@ def accounts(
         return []
     tokens = Layout.of_symbols(torch.tensor([questions[0].symbols]), spans).tokens[0]
     anatomy = anatomy_of(model, tokens.tolist())
-    limit = batch_size(device, batch_tokens)
     max_rows = max(1, read_values(device) // int(model.cfg.d_vocab))
     total = sum(len(question.symbols) for question in questions)
-    # Under a probe that does not pack, only prompts of one length share a batch.
     packs = all(probe.packs for probe in active)
-    lengths = [0 if packs else len(question.symbols) for question in questions]
+    rows = [question.symbols for question in questions]
     results: dict[int, Account] = {}
-    for length in sorted(set(lengths)):
-        group = [i for i, other in enumerate(lengths) if other == length]
-        rows = [questions[i].symbols for i in group]
-        for batch in batches(rows, device=device, limit=limit, most_rows=max_rows):
-            members = [group[i] for i in batch.members]
-            in_batch = [questions[i] for i in members]
-            parts = _run(model, anatomy, in_batch, batch, active, spans)
-            results.update(zip(members, parts, strict=True))
-            advance(sum(len(question.symbols) for question in in_batch) / total)
+    for batch in batches(model, rows, limit=batch_tokens, most_rows=max_rows, one_length=not packs):
+        in_batch = [questions[i] for i in batch.members]
+        parts = _run(model, anatomy, in_batch, batch, active, spans)
+        results.update(zip(batch.members, parts, strict=True))
+        advance(sum(len(question.symbols) for question in in_batch) / total)
     return [results[i] for i in range(len(questions))]
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook
 from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.prompts.correspondence import Correspondence
@@ -163,7 +163,7 @@ def patch(
         stored[layer][slots] = values.cpu()
 
     prompts = [each.source for each in listed]
-    for batch in batches(prompts, device=device_of(model), limit=batch_tokens):
+    for batch in batches(model, prompts, limit=batch_tokens):
         tokens = [
             (row, i, starts[member] + n)
             for row, member in enumerate(batch.members)

@@ -1,8 +1,9 @@
 """The logit lens: what the model would answer if it stopped after a layer, at every position.
 
 The residual stream after each layer goes through the model's own final norm (with the scale of
-that stream, not a frozen one), unembedding and soft-cap. At the last position this shows in which
-layers the answer changes from o* to o_; at other positions, where a target is first written.
+that stream, not a frozen one), its unembedding, and what it does with its logits. At the last
+position this shows in which layers the answer changes from o* to o_; at other positions, where a
+target is first written.
 (nostalgebraist, "interpreting GPT: the logit lens", 2020.)
 
     pairs = hl.pairs(model, facts, scheme="do-not-think", dose=1)
@@ -14,8 +15,8 @@ Layers count from 0; the row of layer -1 is the stream before layer 0. The last 
 last position is the model's own answer. The one-layer model has no residual stream: its layer -1
 is an embedding that does not reach the output.
 
-Cost: one forward pass that keeps the stream [layer, pos, d_model], and [pos, vocab] of logits for
-one layer at a time.
+Cost: a forward pass that keeps the stream [layer, pos, d_model] and unembeds all layers; several if
+[layer, pos, vocab] logits are too many at once.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from hijacklens import plots
+from hijacklens.engine.batch_size import read_values
 from hijacklens.errors import InputError, whole_number
 from hijacklens.facts.fact import Fact
-from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
 from hijacklens.models.identity import identify
 from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
@@ -48,6 +50,10 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
 from hijacklens.scoring.result import ProbedSettings
+from probes.anatomy import EQUAL, NEARLY_EQUAL
+
+TAIL = ("ln_final", "project_out")
+"""The parts between the stream and the unembedding."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,50 +95,69 @@ def through(
     layout has their spans.
 
     Raises:
-        InputError: The model is in training mode, or the rows and tokens differ in number.
+        InputError: The model is in training mode, the rows and tokens differ in number, hooks do
+            not show every layer's stream, or more than a norm is between the last one and the
+            unembedding.
     """
     require_agreement(model, operation="the logit lens")
-    rows = len(layout.tokens)
+    rows, pos = layout.tokens.shape
     if len(plus) != rows or len(minus) != rows:
         raise InputError(f"give a token per row: {rows} rows, {len(plus)} and {len(minus)} tokens.")
-    n_layers = int(model.cfg.n_layers)
-    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in range(n_layers))]
+    depths, active = int(model.cfg.n_layers) + 1, check_probes(probes)
+    pair = torch.tensor([list(plus), list(minus)]).repeat(1, depths)
+    at_once = max(1, read_values(layout.tokens.device) // (pos * int(model.cfg.d_vocab)))
+    logprobs, ranks = [], []
+    for read in torch.arange(depths * rows).split(at_once):
+        at_row = torch.arange(len(read)).repeat_interleave(pos)
+        at_position = torch.arange(pos).repeat(len(read))
+        lens = HookProbe("lens", _hooks(model, read), packs=True)
+        logits = logits_at(model, layout, at_row, at_position, probes=[*active, lens])
+        for one, tokens in zip(logits.split(pos), pair.T[read], strict=True):
+            values = one.float()
+            two = values[:, tokens.to(values.device)]  # [pos, 2]
+            logprobs.append((two - values.logsumexp(-1, keepdim=True)).T.cpu().double())
+            ranks.append(torch.stack([(values > x[:, None]).sum(-1) for x in two.T]).cpu())
+    p, r = (torch.stack(x).reshape(depths, rows, 2, pos).numpy() for x in (logprobs, ranks))
+    return Depths(p[:, :, 0], p[:, :, 1], r[:, :, 0], r[:, :, 1])
+
+
+def _hooks(model: HookedModel, read: Int[Tensor, " read"]) -> list[NamedHook]:
+    """Return hooks that let a pass unembed some of its streams, numbered by depth and row.
+
+    What the model does after its last norm (adapters, multipliers, soft-caps) is done to all.
+    """
+    untyped: Any = model
+    tail = [getattr(untyped, part) for part in TAIL if f"{part}.hook_out" in model.hook_dict]
+    layers = range(int(model.cfg.n_layers))
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.hook_resid_post" for i in layers)]
     streams: dict[str, Tensor] = {}
 
     def keep(name: str, value: Tensor, hook: Any) -> None:
         streams[name] = value
 
-    reader = HookProbe("lens", [(name, partial(keep, name)) for name in names], packs=True)
-    zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
-    logits_at(model, layout, zero, zero, probes=[*check_probes(probes), reader])
-    pair = torch.tensor([list(plus), list(minus)])
-    by_depth = [_read_stream(model, streams[name], pair) for name in names]
-    logprobs, ranks = (torch.stack(part).numpy() for part in zip(*by_depth, strict=True))
-    return Depths(logprobs[:, 0], logprobs[:, 1], ranks[:, 0], ranks[:, 1])
+    def unembed(value: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
+        if len(streams) < len(names):
+            raise _refused(model, "its hooks do not show the stream after every layer")
+        ends = []
+        for name in names:
+            end = streams[name].to(streams[names[-1]].device)
+            for part in tail:
+                end = part(end)
+            ends.append(end.to(value))
+        tolerance = EQUAL if value.dtype in (torch.float32, torch.float64) else NEARLY_EQUAL
+        same = ends[-1].shape == value.shape
+        if not same or (ends[-1] - value).norm() > tolerance * value.norm():
+            raise _refused(model, "it does more than a norm between its layers and its unembedding")
+        return torch.cat(ends)[read.to(value.device)]
+
+    return [*((name, partial(keep, name)) for name in names), ("unembed.hook_in", unembed)]
 
 
-def _read_stream(
-    model: HookedModel, stream: Float[Tensor, "batch pos d_model"], pair: Int[Tensor, "2 batch"]
-) -> tuple[Float[Tensor, "2 batch pos"], Int[Tensor, "2 batch pos"]]:
-    """Return log-probabilities and ranks of two tokens per row, one row at a time."""
-    untyped: Any = model
-    norm = getattr(untyped, "ln_final", None) if "ln_final.hook_scale" in model.hook_dict else None
-    cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
-    W_U, b_U = untyped.W_U, untyped.b_U
-    logprobs, ranks = [], []
-    with torch.inference_mode():
-        for row, tokens in zip(stream, pair.T, strict=True):
-            normed = row if norm is None else norm(row[None])[0]
-            logits = normed.to(W_U.device) @ W_U
-            if b_U is not None:
-                logits = logits + b_U
-            logits = logits.float()
-            if cap > 0:
-                logits = cap * torch.tanh(logits / cap)
-            two = logits[:, tokens.to(logits.device)]  # [pos, 2]
-            logprobs.append((two - logits.logsumexp(-1, keepdim=True)).T.cpu().double())
-            ranks.append(torch.stack([(logits > one[:, None]).sum(-1) for one in two.T]).cpu())
-    return torch.stack(logprobs, 1), torch.stack(ranks, 1)
+def _refused(model: HookedModel, reason: str) -> InputError:
+    return InputError(
+        f"the logit lens cannot read {model.cfg.model_name!r}: {reason}, so its last row would not "
+        "be the model's answer. Patch activations (probes.patching) instead."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

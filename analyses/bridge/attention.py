@@ -31,7 +31,7 @@ from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedModel, device_of
+from hijacklens.models.hooked import HookedModel
 from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.layout import Layout, mark
@@ -109,7 +109,7 @@ def _answers(model: Any, pairs: list[Pair], *, hijacked: bool) -> tuple[Tensor, 
     rows = [mark(p.ids, [p.positions(span) for span in SPANS]) for p in prompts]
     order: list[int] = []
     parts = []
-    for batch in batches(rows, device=device_of(model)):
+    for batch in batches(model, rows):
         layout = Layout.of_symbols(batch.symbols, SPANS)
         cues = layout.key("hijack") & ~layout.key("at:0")
         logits, mass = _attended(model, layout, batch.lengths - 1, cues)

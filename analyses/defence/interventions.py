@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.batches import batches
-from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
+from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook
 from hijacklens.probe import HookProbe, hash_of, logits_at
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
@@ -214,7 +214,7 @@ def mean_stream(
 
         return keep
 
-    for batch in batches(prompts, device=device_of(model)):
+    for batch in batches(model, prompts):
         rows = torch.arange(len(batch.members), device=batch.symbols.device)
         last = batch.lengths - 1
         hooks = [reading(model, "resid_post", n, rows, last, add(n)) for n in layers]

@@ -204,7 +204,7 @@ def _read(
     for i, prompt in enumerate(prompts):
         rows_of.setdefault(prompt, []).append(i)
     distinct, found, device = list(rows_of), [[]] * len(prompts), device_of(model)
-    for batch in batches([ids for ids, _ in distinct], device=device, most_rows=MOST_READ):
+    for batch in batches(model, [ids for ids, _ in distinct], most_rows=MOST_READ):
         seen: dict[str, Tensor] = {}
         probe = HookProbe("law", [(name, partial(_show, seen, name)) for name in hooks])
         every, last = torch.arange(len(batch.members), device=device), batch.lengths - 1

@@ -1,9 +1,4 @@
-"""Batches of token rows of different lengths, padded on the right, for probes that run a model.
-
->>> both = list(batches([(5, 6, 7), (8,), (9, 9)], device=torch.device("cpu"), limit=6))
->>> [batch.members for batch in both], both[0].symbols.tolist()
-([(0, 2), (1,)], [[5, 6, 7], [9, 9, 0]])
-"""
+"""Batches of token rows of different lengths, padded on the right, for probes that run a model."""
 
 from __future__ import annotations
 
@@ -17,6 +12,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hijacklens.engine.packs import BATCH_TOKENS
 from hijacklens.errors import InputError
+from hijacklens.models.hooked import HookedModel, device_of
+from hijacklens.models.verification import agreement_of
 from hijacklens.prompts.tokens import TokenIds
 
 
@@ -58,27 +55,38 @@ def batch_size(device: torch.device, limit: int | None = None) -> int:
 
 
 def batches(
+    model: HookedModel,
     rows: Sequence[TokenIds],
     *,
-    device: torch.device,
     limit: int | None = None,
     most_rows: int | None = None,
+    one_length: bool = False,
 ) -> Iterator[TokenBatch]:
     """Yield rows in batches of similar length, the longest first.
 
     Args:
+        model: The model that reads them; some models need `one_length`.
         rows: Token ids or symbols (`hijacklens.prompts.layout`); every row has at least one.
-        device: The device of the model's input.
         limit: As for `batch_size`; a longer row runs alone.
         most_rows: Maximum number of rows in a batch, at least 1; None for no limit.
+        one_length: Whether all rows of a batch must have the same length.
 
     Raises:
         InputError: The limit is below 1.
     """
-    size = batch_size(device, limit)
+    device = device_of(model)
+    size, one_length = batch_size(device, limit), one_length or needs_one_length(model)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
     while order:
-        count = max(1, size // len(rows[order[0]]))
+        width = len(rows[order[0]])
+        count = max(1, size // width)
         count = count if most_rows is None else min(count, most_rows)
-        yield TokenBatch.of(rows, order[:count], device=device)
-        order = order[count:]
+        here = [i for i in order[:count] if not one_length or len(rows[i]) == width]
+        yield TokenBatch.of(rows, here, device=device)
+        order = order[len(here) :]
+
+
+def needs_one_length(model: HookedModel) -> bool:
+    """Return whether the numbers of a model depend on the longest prompt of a batch."""
+    agreement = agreement_of(model)
+    return agreement.switch is None and bool(agreement.alone)

@@ -153,6 +153,11 @@ def _not_plain(model: torch.nn.Module) -> str:
             f"this {kind} keeps its adapter apart from the weights. Give load_model the model with "
             "the adapter merged, model.merge_and_unload(), which changes the model in place."
         )
+    for name in ("_orig_mod", "module"):  # torch.compile, DataParallel
+        if isinstance(getattr(model, name, None), PreTrainedModel):
+            return (
+                f"this {kind} wraps a Hugging Face model. Give load_model the model in it, .{name}."
+            )
     return (
         f"a {kind} is not a Hugging Face model. Give a name, a folder or a transformers model such "
         "as AutoModelForCausalLM loads."

@@ -163,6 +163,8 @@ def _without_bridges(
     # Not copy.copy, which refuses parametrised modules.
     plain = type(module).__new__(type(module))
     vars(plain).update(vars(module))
+    # What module.compile() left runs the original module, without the hooks of the copy.
+    vars(plain).pop("_compiled_call_impl", None)
     plain._modules = {
         name: None if child is None else _without_bridges(child, configs)
         for name, child in module._modules.items()

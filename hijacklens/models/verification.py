@@ -345,7 +345,14 @@ def _difference(one: Tensor, other: Tensor, model: Any) -> str:
 
 def _prompt(plain: torch.nn.Module, tokenizer: Any) -> list[int]:
     """Return the tokens of the long prompt: a text, or numbers if it has too few tokens."""
-    size = int(plain.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    embedding: Any = plain.get_input_embeddings()  # type: ignore[operator]
+    if not hasattr(embedding, "num_embeddings"):
+        raise InputError(
+            f"the embedding of this {type(plain).__name__} is a {type(embedding).__name__}, which "
+            "does not say how many tokens it has. If it is an adapter, merge it first "
+            "(merge_and_unload)."
+        )
+    size = int(embedding.num_embeddings)
     ids = [i for i in tokenizer(TEXT).input_ids if i < size] if tokenizer is not None else []
     config: Any = plain.config
     context = getattr(config.get_text_config(), "max_position_embeddings", None) or LONG

@@ -27,7 +27,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.engine.batches import TokenBatch, batches
 from hijacklens.errors import InputError
-from hijacklens.models.hooked import HookedLanguageModel, HookFunction, NamedHook, device_of, hooked
+from hijacklens.models.hooked import HookedLanguageModel, HookFunction, NamedHook, hooked
 from hijacklens.models.verification import require_agreement
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Pair, Pairs
@@ -81,7 +81,7 @@ def gradient_attribution(
             "Load it outside; the search itself may run inside."
         )
     with torch.inference_mode(False):  # batches, too, must be tensors that autograd can save
-        for batch in batches([row.ids for row in rows], device=device_of(model), limit=limit):
+        for batch in batches(model, [row.ids for row in rows], limit=limit):
             members = [rows[i] for i in batch.members]
             effects = _effects(model, batch, members, means)
             for row, effect in zip(members, effects, strict=True):

@@ -37,7 +37,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hijacklens.engine.batch_size import read_values
-from hijacklens.engine.batches import TokenBatch, batch_size, batches
+from hijacklens.engine.batches import TokenBatch, batch_size, batches, needs_one_length
 from hijacklens.errors import InputError, choice, one_of_type
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
 from hijacklens.models.identity import identify
@@ -269,7 +269,9 @@ def run(
     most_rows = max(1, read_values(device) // int(model.cfg.d_vocab))
     differences = np.zeros((len(cases), 2 + len(cells)))  # source, target, patches
     longest = [max(case.where.source, case.where.target, key=len) for case in cases]
-    for batch in batches(longest, device=device, limit=size, most_rows=most_rows):
+    # A source may differ in length from the next one although the longer prompts do not.
+    together = 1 if needs_one_length(model) else most_rows
+    for batch in batches(model, longest, limit=size, most_rows=together):
         members = batch.members
         here = [cases[i] for i in members]
         sources, targets = (

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers as hf
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
+from tiny_models import FAMILIES, rough, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
@@ -73,6 +74,69 @@ def test_the_last_layer_is_the_answer(pair, lens):
         assert row["logprob_true"] == pytest.approx(scorer.scores(prompt, "Paris")[0], abs=1e-4)
         assert row["token"] == "of" and row["span"] == "last"
         assert lens.configuration()["difference"][str(dose)] == row["difference"]
+
+
+class Capped(hf.LlamaForCausalLM):
+    """A subclass that caps its logits, of which no configuration knows."""
+
+    def forward(self, *args, **options):
+        out = super().forward(*args, **options)
+        out.logits = 2 * torch.tanh(out.logits / 2)
+        return out
+
+
+SHAPE = {"vocab_size": 420, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {**SHAPE, "intermediate_size": 64, "pad_token_id": 3}
+OPT = {**SHAPE, "ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False}
+AFTER = {
+    "a divisor of logits": (hf.GraniteForCausalLM, {**LLAMA, "logits_scaling": 4.0}),
+    "a factor of logits": (hf.CohereForCausalLM, {**LLAMA, "logit_scale": 0.25}),
+    "a subclass": (Capped, LLAMA),
+    "a projection": (hf.OPTForCausalLM, OPT),
+    "a fixed batch": (hf.GPTBigCodeForCausalLM, SHAPE),
+    "lm_head": (hf.LlamaForCausalLM, LLAMA),
+    "model.norm": (hf.LlamaForCausalLM, LLAMA),
+}
+
+
+@pytest.mark.parametrize("at_once", [None, 1])
+@pytest.mark.parametrize("name", AFTER)
+def test_what_follows_the_last_layer_is_the_models_own(name, at_once, monkeypatch):
+    kind, settings = AFTER[name]
+    plain = rough(kind(kind.config_class(**settings)))
+    if kind is hf.LlamaForCausalLM:  # as an adapter would change what the part gives
+        plain.get_submodule(name).register_forward_hook(lambda module, inputs, out: out / 2)
+    if at_once:
+        monkeypatch.setattr(logit_lens, "read_values", lambda device: at_once)
+    model = load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("llama"), device="cpu")
+    tokens = torch.tensor([[5, 9, 300, 12, 7], [8, 310, 9, 11, 6]])
+    seen = logit_lens.through(model, Layout(tokens, {}), [300, 305], [310, 290])
+    for row in range(2):
+        with torch.no_grad():
+            own = plain(tokens[row : row + 1]).logits[0].double().log_softmax(-1)
+        np.testing.assert_allclose(seen.logprob_plus[-1, row], own[:, [300, 305][row]], atol=1e-4)
+        np.testing.assert_allclose(seen.logprob_minus[-1, row], own[:, [310, 290][row]], atol=1e-4)
+        assert np.abs(seen.logprob_plus[0, row] - seen.logprob_plus[-1, row]).max() > 1e-2
+
+
+def test_a_change_between_the_last_norm_and_the_unembedding_is_refused():
+    plain = tiny_model("llama")
+
+    def halve(module, inputs, out):
+        out.last_hidden_state = out.last_hidden_state / 2
+        return out
+
+    plain.model.register_forward_hook(halve)
+    model = load_model(plain, tokenizer=tiny_tokenizer("llama"), device="cpu")
+    with pytest.raises(InputError, match="more than a norm between its layers"):
+        logit_lens.through(model, Layout(torch.tensor([[5, 9, 300]]), {}), [300], [310])
+
+
+def test_a_model_without_the_hooks_of_its_streams_is_refused():
+    plain = rough(hf.OpenAIGPTLMHeadModel(hf.OpenAIGPTConfig(**SHAPE)))
+    model = load_model(plain, tokenizer=tiny_tokenizer("llama"), device="cpu")
+    with pytest.raises(InputError, match="do not show the stream after every layer"):
+        logit_lens.through(model, Layout(torch.tensor([[5, 9, 300]]), {}), [300], [310])
 
 
 def test_the_table_has_a_row_per_dose_layer_and_position(pair, lens):

@@ -40,6 +40,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hijacklens.engine.engine import next_token_logprobs
 from hijacklens.errors import InputError
 from hijacklens.files import CACHE_VARIABLE
 from hijacklens.models.hooked import unnamed_hooks
@@ -546,3 +547,26 @@ def test_a_model_in_memory_cannot_be_spread(monkeypatch):
 def test_a_misspelt_packaged_name_gets_a_suggestion():
     assert "Did you mean the packaged 'smollm2-135m'?" in refused("smollm")
     assert "Did you mean" not in refused("some-other-model")
+
+
+def test_a_wrapper_is_told_from_the_model_in_it():
+    plain = tiny_model("llama")
+    has(refused(torch.nn.DataParallel(plain)), "DataParallel wraps", "the model in it, .module.")
+    compiled = torch.compile(plain, backend="eager")
+    has(refused(compiled), "OptimizedModule wraps", "the model in it, ._orig_mod.")
+
+
+def test_an_embedding_of_unknown_size_is_refused():
+    plain = tiny_model("llama")
+    plain.model.embed_tokens = torch.nn.Sequential(plain.model.embed_tokens)  # as an adapter does
+    with pytest.raises(InputError, match=r"is a Sequential.*merge it first"):
+        load_model(plain, tokenizer=tiny_tokenizer("llama"))
+
+
+def test_a_model_that_compiles_itself_gives_its_own_numbers():
+    tokenizer, compiled = tiny_tokenizer("llama"), tiny_model("llama")
+    compiled.compile(backend="eager")
+    model = load_model(compiled, tokenizer=tokenizer, device="cpu")
+    plain = load_model(tiny_model("llama"), tokenizer=tokenizer, device="cpu")
+    ids = tuple(tokenizer("Rome is in").input_ids)
+    torch.testing.assert_close(next_token_logprobs(model, ids), next_token_logprobs(plain, ids))

@@ -178,6 +178,8 @@ def _variance(values: np.ndarray, codes: np.ndarray) -> tuple[float, float, floa
 def _few(values: np.ndarray, codes: np.ndarray) -> bool:
     """Return whether so many clusters have the same mean that their variance is uncertain."""
     means = np.round(np.bincount(codes, values) / np.bincount(codes), EXACT)
+    if np.isnan(means).any():
+        return False
     alike = np.unique(means, return_counts=True)[1].max()
     alike = max(alike if alike > 1 else 0, (means == 0).sum())
     return bool(len(means) - alike <= min(FEW, len(means) / 2))

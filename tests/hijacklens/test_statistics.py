@@ -290,6 +290,11 @@ def test_the_interval_of_few_clusters_covers_changes_near_none_and_all(relations
     assert covered >= 0.95 * 200
 
 
+def test_what_is_not_known_has_no_p():
+    for values in (np.full(6, np.nan), np.r_[np.zeros(5), np.nan]):
+        assert math.isnan(clustered(values, np.repeat([0, 1, 2], 2)).p)
+
+
 def test_crossed_clusters_have_no_order():
     changes, rows = np.zeros(60), np.repeat(np.arange(4), 15)
     changes[[0, 1, 15, 30, 31]] = 1

@@ -23,7 +23,14 @@ import pandas as pd
 
 from analyses.defence.decoding import PLACEBO
 from hijacklens.errors import InputError
-from hijacklens.statistics import adjust, clustered, clustered_change, clustered_ratio, independent
+from hijacklens.statistics import (
+    Interval,
+    adjust,
+    clustered,
+    clustered_change,
+    clustered_ratio,
+    independent,
+)
 
 HELPFUL = ("do-not-think-true", "relation-true")
 """Schemes whose sentences help; the last one states the answer."""
@@ -64,7 +71,10 @@ def measures(items: pd.DataFrame, schemes: Iterable[str]) -> pd.DataFrame:
             undone = (wins["nothing"].astype(float) - wins[method]).to_numpy()
             retention = (before[method] < 0).mean()
             row = {"scheme": scheme, "method": method}
-            row |= clustered_ratio(undone, rise.to_numpy(), relations).columns("undone")
+            found = clustered_ratio(undone, rise.to_numpy(), relations)
+            if method in BASELINES:  # 0 and 1 by definition, whatever the facts are
+                found = Interval(found.value, found.value, found.value)
+            row |= found.columns("undone")
             row |= {
                 "bare_retention": retention,
                 "bare_retention_change": retention - (before["nothing"] < 0).mean(),

@@ -29,7 +29,7 @@ from scipy.stats import norm, rankdata
 from analyses.law.laws import LAWS, Law, folds
 from hijacklens.errors import InputError, whole_number
 from hijacklens.progress import bar
-from hijacklens.statistics import adjust, clustered
+from hijacklens.statistics import Estimate, adjust, clustered, clustered_fraction
 
 SPLITS = ("relations", "all doses", "later doses", "schemes", "models")
 CELL = ("split", "model", "scheme", "fitted_on")
@@ -155,8 +155,8 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table of laws: a row per law and cell (`CELL`).
 
     Columns: `n` rows, their `relations`, how many are `known`; `r2` and `auc` with 95% intervals
-    clustered by relation; `ece` (expected calibration error) and `brier` of flips; `bias`, the
-    predicted minus the measured fraction of facts whose false target wins.
+    clustered by relation, within what they can be; `ece` (expected calibration error) and `brier`
+    of flips; `bias`, the predicted minus the measured fraction of facts whose false target wins.
     """
     found = []
     for key, rows in _cells(table, ("law", *CELL)):
@@ -168,11 +168,27 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
         wins = [(rows["prior"] + rows[name] > 0).mean() for name in ("predicted", "shift")]
         off = (bins["n"] * (bins["probability"] - bins["flipped"]).abs()).sum()
         sizes = {"n": len(rows), "relations": len(set(relation)), "known": int(bins["n"].sum())}
-        for name in ("r2", "auc"):
-            sizes |= clustered(influence[name], relation).columns(name)
-        rest = {"ece": off / bins["n"].sum(), "brier": influence["brier"].mean()}
+        sizes |= clustered(influence["r2"], relation).within(-np.inf, 1.0).columns("r2")
+        sizes |= _auc(rows, influence["auc"]).columns("auc")
+        known = sizes["known"] or np.nan  # without a known fact there is no measure of flips
+        rest = {"ece": off / known, "brier": influence["brier"].mean()}
         found.append(key | sizes | rest | {"bias": wins[0] - wins[1]})
     return pd.DataFrame(found)
+
+
+def _auc(rows: pd.DataFrame, influence: np.ndarray) -> Estimate:
+    """Return AUC with its interval, within 0..1.
+
+    At 0 or 1 no fact has an influence. Then it is the interval of a fraction of the rarer facts,
+    those that flip or those that do not.
+    """
+    found = clustered(influence, rows["relation_id"].to_numpy())
+    if found.error:
+        return found.within(0.0, 1.0)
+    known: Any = rows[rows["prior"] < 0]
+    flipped = known["prior"] + known["shift"] > 0
+    rarer = known[flipped == (flipped.mean() <= 0.5)]
+    return clustered_fraction(np.full(len(rarer), found.value), rarer["relation_id"].to_numpy())
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:

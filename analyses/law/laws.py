@@ -2,8 +2,10 @@
 
 m_k is the margin log p(o_) - log p(o*) at dose k in nats, m_0 the prior log-odds, and the shift
 m_k - m_0. A law predicts it from `analyses.law.predictors` alone. Parameters have 95% intervals
-clustered by relation (sandwich estimate times G / (G - 1), t with G - 1 degrees of freedom); what
-the data do not fix has an infinite interval.
+clustered by relation: the linear jackknife that leaves out one relation (CR3), and Student's t with
+the degrees of freedom of Satterthwaite for independent facts (Bell and McCaffrey 2002). What the
+data, or those without one relation, do not fix has an infinite interval. In simulations of 3 to 30
+relations of equal or very different size, the intervals cover .94 to .995.
 
 >>> table = pd.DataFrame({"shift": [1.0, 3.0], "relation_id": ["P36", "P103"], "dose": 1})
 >>> law = BY_NAME["constant"].fit(table)
@@ -98,15 +100,41 @@ class Law:
     ) -> Any:
         """Return the law with parameters and their intervals, clustered by relation."""
         codes = np.unique(table["relation_id"], return_inverse=True)[1]
-        scores = np.zeros((codes.max() + 1, jacobian.shape[1]))
-        np.add.at(scores, codes, jacobian * rest[:, None])
-        bread = np.linalg.pinv(jacobian.T @ jacobian + penalty)
-        others = max(len(scores) - 1, 1)
-        errors = np.sqrt(np.square(scores @ bread).sum(0) * len(scores) / others)
-        errors[(np.abs(jacobian).max(0) < 1e-9) | (len(scores) < 2)] = np.inf
-        half = float(stdtrit(others, 0.975)) * errors
+        # In units of one size for each column; one that never varies is 0.
+        size = np.sqrt(np.square(jacobian).sum(0))
+        unit = np.where(size > 1e-9, 1 / np.maximum(size, 1e-9), 0.0)
+        errors, df = _jackknife(jacobian * unit, rest, codes, penalty * np.outer(unit, unit))
+        half = stdtrit(df, 0.975) * errors * np.where(unit > 0, unit, 1)
         ends = zip(names, values, values - half, values + half, strict=True)
         return replace(self, parameters={k: Interval(*map(float, rest)) for k, *rest in ends})
+
+
+def _jackknife(x: Any, rest: Any, codes: Any, penalty: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the standard error of each coefficient over clusters, and its degrees of freedom.
+
+    The error is infinite if the data, or those without one of the clusters, do not fix the
+    coefficient: its unit vector is outside their row space.
+    """
+    own = [codes == each for each in range(codes.max() + 1)]
+    grams = np.stack([x[of].T @ x[of] for of in own])
+    whole = grams.sum(0) + penalty
+    left = np.concatenate([whole[None], whole - grams])
+    inverses = np.linalg.pinv(left, rcond=1e-10, hermitian=True)
+    held = np.diagonal(inverses @ left, axis1=1, axis2=2).min(0) > 1 - 1e-6
+    errors, df = np.full(len(held), np.inf), np.ones(len(held))
+    if len(own) < 2 or not held.any():
+        return errors, df
+    # What the coefficients move by without a cluster.
+    bread, without = inverses[0], inverses[1:]
+    moves = [inverse @ (x[of].T @ rest[of]) for inverse, of in zip(without, own, strict=True)]
+    errors[held] = np.sqrt(np.square(moves).sum(0) * (1 - 1 / len(own)))[held]
+    # The covariances of these moves, cluster by cluster, if facts are independent.
+    parts, shared = without @ grams, 2 * bread - bread @ (whole - penalty) @ bread
+    for i in np.flatnonzero(held):
+        covariance = -parts[:, i] @ shared @ parts[:, i].T
+        covariance[np.diag_indices(len(own))] += (parts @ without)[:, i, i]
+        df[i] = np.trace(covariance) ** 2 / np.square(covariance).sum()
+    return errors, df
 
 
 @dataclass(frozen=True)

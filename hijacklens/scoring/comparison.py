@@ -185,10 +185,10 @@ class Comparison(Result):
 
         Returns:
             `n`, the value on the `first` and the `second` side, and their `change`.
-            These facts: `facts_low`, `facts_high` (t over facts; Tango's score interval if few
-            verdicts change), `facts_p` (McNemar's exact test; for nats t), with the verdicts
-            `gained` and `lost`. Schemes share the bare query, so dose 0 has one row for all of
-            them, with the scheme `bare`.
+            These facts: `facts_low`, `facts_high` (t over facts; Tango's score interval if
+            nearly all change alike, as when few do), `facts_p` (McNemar's exact test; for nats t),
+            with the verdicts `gained` and `lost`. Schemes share the bare query, so dose 0 has one
+            row for all of them, with the scheme `bare`.
             Relations like these: `clusters`, their `icc` and `design_effect`, `clustered_low`,
             `clustered_high`, `clustered_p`. `..._corrected` are corrected over the `tests` of a
             rule; retention is no further test where it mirrors efficacy, as without ties.

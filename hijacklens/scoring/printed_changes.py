@@ -45,8 +45,8 @@ def glance_of(
     columns["these facts"] = interval.replace("CLAIM", "facts")
     notes = [
         f"{turned}; change = second - first; margin and shift in nats",
-        "these facts: 95% t interval over facts (score interval if few verdicts change), p of "
-        f"McNemar's exact test (nats: t){corrected}",
+        "these facts: 95% t interval over facts (score interval if nearly all facts change "
+        f"alike), p of McNemar's exact test (nats: t){corrected}",
     ]
     clusters = int(first["clusters"])
     if clusters > 1:

@@ -27,7 +27,9 @@ from hijacklens.statistics.single_facts import LEAST_WHOLE, Interval
 RESAMPLES = 2000
 """Bootstrap resamples: another seed moves an interval's ends by a fiftieth of its width."""
 FEW = 12
-"""If at most this many clusters changed, and at most half of all, p is exact."""
+"""Clusters are nearly all alike if at most this many, and at most half of all, differ."""
+EXACT = 12
+"""Decimals at which means count as equal: further ones are rounding errors."""
 USUAL_ICC = 0.119
 """Correlation of changes in a relation, measured on the atlas (SmolLM2, dose 0 to 1)."""
 
@@ -43,7 +45,8 @@ class Estimate(Interval):
     df: float
     """Degrees of freedom of Student's t."""
     icc: float
-    """Intra-cluster correlation (analysis of variance); `nan` if every cluster has one fact."""
+    """Intra-cluster correlation (analysis of variance), of two clusterings the larger; `nan` if
+    every cluster has one fact."""
     design_effect: float
     """Variance of the mean over that of as many independent facts."""
     p: float
@@ -114,8 +117,12 @@ def clustered(
         ValueError: No value, a different number of labels, or more than two clusterings.
 
     Note:
-        p is that of t. If at most `FEW` clusters, and at most half of all, have a sum other than 0,
-        it is the exact p of flipping the signs of their sums, as in McNemar's test.
+        p is that of t, but t finds nearly no variance if nearly all clusters have the same mean:
+        at most `FEW`, and at most half of all, differ from 0, or from the mean that most have. Then
+        p is the exact one of flipping the signs of the sums other than 0, as in McNemar's test; if
+        they are more than `FEW`, the p of t, but at least the least p that flipping can give. With
+        two clusterings it is the larger p. The interval is that of t all the same, since it depends
+        on what the values can be: use `clustered_change` or `clustered_fraction` for verdicts.
     """
     labels = clusters or (np.arange(len(values)),)
     if not len(values) or len(labels) > 2 or any(len(of) != len(values) for of in labels):
@@ -125,6 +132,7 @@ def clustered(
     parts = [_variance(values, code) for code in codes]
     variance, df, icc = parts[0]
     if len(codes) == 2:
+        icc = float(np.fmax(icc, parts[1][2]))
         cells = np.unique(codes[0] * (codes[1].max() + 1) + codes[1], return_inverse=True)[1]
         sides = [part[0] for part in parts]
         variance = max(*sides, sum(sides) - _variance(values, cells)[0])
@@ -136,7 +144,7 @@ def clustered(
     half = float(stdtrit(df, (1 + confidence) / 2)) * error
     independent = float(values.var(ddof=1)) / len(values)
     effect = variance / independent if independent else 1.0
-    p = _p_value(np.bincount(codes[0], values), value, error, df)
+    p = max(_p_value(values, code, error, df) for code in codes)
     return Estimate(value, value - half, value + half, count, error, df, icc, effect, p)
 
 
@@ -146,7 +154,7 @@ def _variance(values: np.ndarray, codes: np.ndarray) -> tuple[float, float, floa
     if len(n) < 2:
         return math.inf, 0.0, math.nan
     means, value = np.bincount(codes, values) / n, values.mean()
-    total, squares = n.sum(), (means - value) ** 2
+    total, squares = n.sum(), np.round(means - value, EXACT) ** 2
     icc = math.nan
     if total > len(n):
         between = (n * squares).sum() / (len(n) - 1)
@@ -167,18 +175,25 @@ def _variance(values: np.ndarray, codes: np.ndarray) -> tuple[float, float, floa
     return float((factors * squares).sum()), float(expected**2 / spread), icc
 
 
-def _few(sums: np.ndarray) -> bool:
-    """Return whether so few clusters have a sum other than 0 that their variance is uncertain."""
-    return int((sums != 0).sum()) <= min(FEW, len(sums) / 2)
+def _few(values: np.ndarray, codes: np.ndarray) -> bool:
+    """Return whether so many clusters have the same mean that their variance is uncertain."""
+    means = np.round(np.bincount(codes, values) / np.bincount(codes), EXACT)
+    if np.isnan(means).any():
+        return False
+    alike = np.unique(means, return_counts=True)[1].max()
+    alike = max(alike if alike > 1 else 0, (means == 0).sum())
+    return bool(len(means) - alike <= min(FEW, len(means) / 2))
 
 
-def _p_value(sums: np.ndarray, value: float, error: float, df: float) -> float:
-    changed = sums[sums != 0]
-    if _few(sums):
+def _p_value(values: np.ndarray, codes: np.ndarray, error: float, df: float) -> float:
+    sums = np.round(np.bincount(codes, values), EXACT)
+    changed, few = sums[sums != 0], _few(values, codes)
+    if few and len(changed) <= FEW:
         signs = np.array(list(itertools.product((-1, 1), repeat=len(changed))))
         flipped = np.abs(signs @ changed) if len(changed) else np.zeros(1)
         return float((flipped >= abs(changed.sum()) * (1 - 1e-12)).mean())
-    return float(2 * stdtr(df, -abs(value) / error)) if error else float(value == 0)
+    p = float(2 * stdtr(df, -abs(values.mean()) / error)) if error else 0.0
+    return max(p, 2.0 ** (1 - len(changed))) if few else p
 
 
 def clustered_fraction(
@@ -219,7 +234,7 @@ class Change(Estimate):
     effective: float
     """The number of independent facts that say as much."""
     few: bool
-    """Whether so few clusters changed that a t interval would be too narrow."""
+    """Whether clusters are so nearly alike that a t interval would be too narrow."""
 
     def spread(self, change: float) -> float:
         """Return the variance of a fact's change if this is the true change."""
@@ -257,16 +272,18 @@ def clustered_change(
         changes: For each fact the change of its verdict, -1, 0 or 1, or a mean of several.
         clusters: As in `clustered`.
         confidence: The level of the interval.
-        least_icc: If few clusters change, the correlation in clusters cannot be estimated and is
-            taken to be at least this. By default, if no cluster differs from another, each counts
-            as one fact.
-        only_if_few: Unless few clusters change, return the t interval, within -1..1, instead.
+        least_icc: If clusters are nearly all alike, the correlation in them cannot be estimated
+            and is taken to be at least this. By default, if no cluster differs from another, each
+            counts as one fact.
+        only_if_few: Unless clusters are nearly all alike (see `clustered`; with two clusterings, in
+            either), return the t interval, within -1..1, instead.
     """
     found = clustered(changes, *clusters, confidence=confidence)
     gained = float(np.maximum(changes, 0).mean())
     lost = gained - found.value
-    codes = np.unique(clusters[0], return_inverse=True)[1] if clusters else np.arange(len(changes))
-    few, n = _few(np.bincount(codes, changes)), len(changes)
+    n = len(changes)
+    codes = [np.unique(of, return_inverse=True)[1] for of in clusters or (np.arange(n),)]
+    few = any(_few(changes, code) for code in codes)
     variance = gained + lost - found.value**2
     effective = variance / found.error**2 if found.error else found.clusters
     if least_icc is not None and (few or not found.error):
@@ -300,8 +317,10 @@ def clustered_ratio(
 ) -> Interval:
     """Return the ratio of two means over the same facts, with its interval over clusters.
 
-    The variance is that of the linearised ratio (Taylor). The ends are infinite if the interval of
-    the denominator contains 0; if its mean is below `LEAST_WHOLE`, all are `nan`.
+    The variance is that of the linearised ratio (Taylor). It is 0 if all changes of verdicts, or
+    none, are undone: then the interval is that of `clustered_fraction` over the facts that changed.
+    The ends are infinite if the interval of the denominator contains 0; if its mean is below
+    `LEAST_WHOLE`, all are `nan`.
     """
     whole = clustered(wholes, *clusters, confidence=confidence)
     if whole.value < LEAST_WHOLE:
@@ -309,7 +328,15 @@ def clustered_ratio(
     value = float(parts.mean() / whole.value)
     if whole.low <= 0:
         return Interval(value, -math.inf, math.inf)
-    found = clustered(parts - value * wholes, *clusters, confidence=confidence)
+    rest = parts - value * wholes
+    if value in (0, 1) and not rest.any() and np.isin(wholes, (-1, 0, 1)).all():
+        changed = wholes != 0
+        labels = clusters or (np.arange(len(wholes)),)
+        found = clustered_fraction(
+            np.full(changed.sum(), value), *(of[changed] for of in labels), confidence=confidence
+        )
+        return Interval(value, found.low, found.high)
+    found = clustered(rest, *clusters, confidence=confidence)
     half = (found.high - found.low) / 2 / whole.value
     return Interval(value, value - half, value + half)
 

@@ -2,12 +2,12 @@
 
 Everything is paired: a fact is compared with itself with no head ablated. Intervals and p-values
 are about relations like these, or, if all facts have one relation, about these facts
-(`hijacklens.statistics.independent`). p-values are corrected over the schemes and doses of a table.
+(`hijacklens.statistics.independent`); those of changes of verdicts are from `clustered_change`.
+p-values are corrected over the schemes and doses of a table.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -16,9 +16,12 @@ import pandas as pd
 
 from hijacklens.scoring import efficacy
 from hijacklens.statistics import (
+    USUAL_ICC,
     Correction,
+    Estimate,
     adjust,
     clustered,
+    clustered_change,
     clustered_ratio,
     independent,
     rank_p,
@@ -115,8 +118,13 @@ def _contrast(
     values = table.astype(float)
     none, chosen = values.loc[NONE].to_numpy(), values.loc[CHOSEN].to_numpy()
     clusters, estimand = independent(relations)
-    most = 1.0 if name in FRACTIONS else math.inf
-    change = clustered(chosen - none, clusters).within(-most, most)
+
+    def mean(changes: np.ndarray) -> Estimate:
+        if name in FRACTIONS:
+            return clustered_change(changes, clusters, least_icc=USUAL_ICC, only_if_few=True)
+        return clustered(changes, clusters)
+
+    change = mean(chosen - none)
     recovered = clustered_ratio(sign * (chosen - none), sign * (bare - none), clusters)
     row = {
         "measure": name,
@@ -139,9 +147,7 @@ def _contrast(
             f"{kind}_high": means.max(),
             f"{kind}_p": rank_p(sign * float(chosen.mean()), sign * means.to_numpy()),
             f"{kind}_least_p": 1 / (len(means) + 1),
-            **clustered(chosen - sets.mean().to_numpy(), clusters)
-            .within(-most, most)
-            .columns(f"beyond_{kind}"),
+            **mean(chosen - sets.mean().to_numpy()).columns(f"beyond_{kind}"),
         }
     return row
 

@@ -14,7 +14,7 @@ from tiny_models import tiny_tokenizer
 
 import hijacklens as hl
 from analyses import law
-from analyses.law.evaluation import calibration, influences, predictions, selected
+from analyses.law.evaluation import calibration, influences, predictions, scores, selected
 from analyses.law.laws import BY_NAME, folds
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.model import OneLayerTransformer
@@ -77,6 +77,26 @@ def test_the_interval_of_a_mean_is_that_of_its_relations():
     assert (found.value, found.high) == pytest.approx((4, 4 + 12.7062 * 2), abs=1e-3)
     one_dose = BY_NAME["additive"].fit(table)
     assert one_dose.parameters["alpha"].high == np.inf  # one dose says nothing about the growth
+    # At another dose, only gamma 2^(1 - alpha) is fixed: neither of them is.
+    two = BY_NAME["additive"].fit(table.assign(dose=2)).parameters
+    assert [one.high for one in two.values()] == [np.inf, np.inf]
+    # Only the last relation has another dose, so the others do not fix the growth.
+    last = BY_NAME["additive"].fit(table.assign(dose=[1, 1, 1, 2])).parameters
+    assert last["alpha"].high == np.inf
+
+
+@pytest.mark.parametrize("sizes", [[10] * 3, [1, 2, 3, 4, 5, 6, 8, 10, 20, 60]])
+def test_the_intervals_of_parameters_cover_with_few_and_with_unequal_relations(sizes):
+    random, codes, covered = np.random.default_rng(0), np.repeat(range(len(sizes)), sizes), 0
+    for _ in range(100):
+        shared, prior = 1.5 * random.normal(size=len(sizes)), random.normal(size=len(sizes))
+        table = pd.DataFrame({"relation_id": codes, "dose": 1})
+        table["shift"] = shared[codes] + 2 * random.normal(size=len(codes))
+        table["logp_true"] = prior[codes] + 0.3 * random.normal(size=len(codes))
+        table["logp_false"] = random.normal(size=len(codes))
+        found = BY_NAME["prior"].fit(table).parameters["t"]
+        covered += found.low <= 0 <= found.high
+    assert covered >= 95
 
 
 def test_the_ceiling_is_ridge_regression_and_chooses_its_penalty_inside():
@@ -115,6 +135,20 @@ def test_measures_by_hand():
     assert found["auc"] == pytest.approx((1 + 1 + 0.5 + 0) / 4)  # margins 1, -1 against -1, 0
     assert found["brier"] == pytest.approx((0.04 + 0.01 + 0.36 + 0.25) / 4)
     assert calibration(rows)["n"].tolist() == [1, 1, 1, 1]  # known facts alone
+
+
+@pytest.mark.parametrize("prior", [[-1.0, -1, -1, -1, -2], [1.0] * 5])
+def test_intervals_of_few_facts_stay_within_what_a_measure_can_be(prior):
+    """AUC is 0, or no fact is known."""
+    rows = {"shift": [2.0, 0, 2, 0, 3], "predicted": [0.0, 1, 0, 1, 0.5], "probability": 0.5}
+    axes = {"law": "a", "split": "b", "model": "c", "scheme": "d", "fitted_on": ""}
+    table = pd.DataFrame({**rows, **axes, "prior": prior, "relation_id": [*"aabcd"]})
+    (row,) = scores(table).to_dict("records")
+    assert row["r2_low"] < row["r2"] < row["r2_high"] <= 1
+    if prior[0] < 0:
+        assert row["auc"] == row["auc_low"] == 0 and 0.5 < row["auc_high"] <= 1
+    else:
+        assert all(np.isnan(row[name]) for name in ("auc", "auc_low", "auc_high", "ece", "brier"))
 
 
 @pytest.fixture(scope="module")

@@ -262,6 +262,49 @@ def test_p_is_exact_if_few_clusters_change():
     assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize(("n", "p"), [(3, 1 / 4), (5, 1 / 2**4), (12, 1 / 2**11), (20, 1 / 2**19)])
+def test_clusters_that_all_change_alike_say_as_much_as_their_number(n, p):
+    """p is that of the sign flips, and the change may be less than 1."""
+    values, clusters = np.ones(3 * n), np.repeat(np.arange(n), 3)
+    found = clustered_change(values, clusters, least_icc=USUAL_ICC, only_if_few=True)
+    assert found.p == clustered(values, clusters).p == p == clustered(np.ones(n)).p
+    assert found.few and found.low < 1 - 1 / n and found.high == 1
+    # One fact more or less, or thirds, which are rounded, change nothing of this.
+    values[0] = 0
+    nearly = clustered_change(values, clusters, least_icc=USUAL_ICC, only_if_few=True)
+    assert nearly.few and nearly.low < found.low and nearly.p >= p
+    thirds = clustered_change(np.full(3 * n, 1 / 3), clusters, least_icc=USUAL_ICC)
+    assert thirds.few and thirds.p == p and thirds.low < 1 / 3 - 1 / 4 / n
+
+
+@pytest.mark.parametrize(
+    ("relations", "facts", "change"),
+    [(3, 3, 0.85), (4, 3, 0.9), (5, 2, 0.9), (10, 1, 0.9), (10, 5, 0.05), (3, 3, 0.1)],
+)
+def test_the_interval_of_few_clusters_covers_changes_near_none_and_all(relations, facts, change):
+    random, clusters, covered = np.random.default_rng(0), np.repeat(range(relations), facts), 0
+    for _ in range(200):
+        changes = (random.random(len(clusters)) < change).astype(float)
+        found = clustered_change(changes, clusters, least_icc=USUAL_ICC, only_if_few=True)
+        covered += found.low <= change <= found.high
+    assert covered >= 0.95 * 200
+
+
+def test_what_is_not_known_has_no_p():
+    for values in (np.full(6, np.nan), np.r_[np.zeros(5), np.nan]):
+        assert math.isnan(clustered(values, np.repeat([0, 1, 2], 2)).p)
+
+
+def test_crossed_clusters_have_no_order():
+    changes, rows = np.zeros(60), np.repeat(np.arange(4), 15)
+    changes[[0, 1, 15, 30, 31]] = 1
+    of_rows, of_facts = (clustered(changes, of) for of in (rows, np.arange(60)))
+    for options in ({}, {"least_icc": USUAL_ICC, "only_if_few": True}):
+        one = clustered_change(changes, rows, np.arange(60), **options)
+        assert one == clustered_change(changes, np.arange(60), rows, **options)
+        assert one.few and one.p >= max(of_rows.p, of_facts.p) and one.icc == of_rows.icc
+
+
 def test_one_cluster_has_no_interval():
     found = clustered(np.array([1.0, 0.0]), np.array(["P36", "P36"]))
     assert str(found) == "0.500 (one cluster: no interval)"
@@ -386,6 +429,15 @@ def test_a_clustered_ratio_by_taylor():
     )
     uncertain = clustered_ratio(parts, wholes - wholes.mean() + 0.1, clusters)
     assert (uncertain.low, uncertain.high) == (-math.inf, math.inf)
+
+
+def test_a_ratio_of_verdicts_that_are_all_undone_is_no_certainty():
+    clusters = np.repeat(np.arange(12), 2)
+    changes = np.tile([1.0, 0.0], 12)
+    every, none = (clustered_ratio(x * changes, changes, clusters) for x in (1, 0))
+    of_facts = clustered_fraction(np.ones(12), np.arange(12))
+    assert (every.value, every.low, every.high) == (1, of_facts.low, 1)
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(1 - of_facts.low))
 
 
 def test_the_dose_of_half_effect_by_hand():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from hijacklens.statistics import USUAL_ICC, clustered_change
 from probes.heads.contrasts import contrasts, side_effects
 
 # Margins score(o_) - score(o*) of six facts: on the bare query, and hijacked.
@@ -70,10 +71,20 @@ def test_shares_by_hand():
     # Of the six facts, three win without the heads and six without the set of equal harm; by
     # relation the difference is -1 and 0.
     assert row["beyond_harm"] == pytest.approx(-3 / 6)
-    assert row["beyond_harm_high"] == 1
+    assert -0.5 < row["beyond_harm_high"] < 1
     retention = table(items()).loc["do-not-think", 1, "all", "retention"]
     assert (retention["none"], retention["chosen"]) == pytest.approx((1 / 6, 3 / 6))
     assert (retention["recovered"], retention["layers_p"]) == (0.5, 0.5)
+
+
+def test_heads_that_change_no_verdict_are_not_certain_to_change_none():
+    frame = items().assign(first_true=0.0, first_false=-1.0)
+    found = side_effects(frame, KINDS, rule="first", seen_relations=["P1"])
+    row = found.set_index(["relations", "measure"]).loc["all", "retention"]
+    none = clustered_change(np.zeros(6), np.repeat([0, 1], 3), least_icc=USUAL_ICC)
+    for name in ("change", "beyond_harm"):
+        assert row[name] == 0
+        assert (row[f"{name}_low"], row[f"{name}_high"]) == (none.low, none.high)
 
 
 def test_the_shift_is_against_the_bare_query_under_the_same_ablation():

@@ -110,9 +110,10 @@ class DefenceResult(Result):
         """A row per model, scheme and method, with the columns `COLUMNS`.
 
         `undone` is the fraction of the rise in efficacy that the method undoes. `helpful_change` is
-        the lesser of two changes of retention, which `costs` has. `neutral_nats` is the change of
-        the log-likelihood of neutral text per token. `p` compares with the placebo of the method;
-        `p_corrected` is Holm's over the methods of a model and scheme.
+        the lesser of two changes of retention, which `costs` has, and missing if one of them is.
+        `neutral_nats` is the change of the log-likelihood of neutral text per token. `p` compares
+        with the placebo of the method; `p_corrected` is Holm's over the methods of a model and
+        scheme.
         """
         return self._measures[[*COLUMNS]]
 
@@ -133,7 +134,8 @@ class DefenceResult(Result):
 
         A hollow point is the placebo of the method that a line joins it to. Bars are 95% intervals
         of the fraction undone. The shaded corner has what undoes at least half at a loss of at most
-        `LIMIT`; the grey steps join the methods that no other beats in both.
+        `LIMIT`; the grey steps join the methods that no other beats in both. Methods whose loss
+        could not be measured are left out.
         """
         table = self.defences[self.defences["method"] != "nothing"]
         cells: Any = list(table.groupby(["model", "scheme"], sort=False))
@@ -181,28 +183,63 @@ class DefenceResult(Result):
         rows = self._measures[~self._measures["method"].str.startswith(PLACEBO)]
         cells: Any = rows.groupby(["model", "scheme"], sort=False)
         grids = tuple(
-            Grid.of(part, forms, title=f"{model} · {scheme}, {part['n'].iloc[0]} facts")
+            Grid.of(part, forms, title=_title(model, scheme, part.iloc[0]))
             for (model, scheme), part in cells
         )
         return Glance(
             f"{self.settings.facts.title} · defences on "
-            f"{len(self.settings.relations['held_out'])} relations that are new to them",
+            f"{len(self.settings.relations['held_out'])} relations new to them",
             grids,
             tuple(self._sentences()),
             steps=("defences", "costs", "verdict", "tuning", "plot()"),
         )
 
     def _sentences(self) -> Iterable[str]:
-        goal = f"undoes at least half at a loss of at most {LIMIT:.2f} under every scheme"
+        goal = f"at least half at a loss of at most {LIMIT:.2f} under every scheme"
         for model, part in self.verdict.groupby("model", sort=False):
-            if part["helps"].any():
-                yield f"{model}: {', '.join(part.loc[part['helps'], 'method'])} {goal}"
-            elif len(part):
-                best = part.iloc[0]
+            # What is measured depends on the facts alone, so it is the same for all methods.
+            missing, best = part["unmeasured"].iloc[0], part.iloc[0]
+            able = part.loc[part["fails"].isin(["", "placebo"]), "method"]
+            helping = part.loc[part["fails"] == "", "method"]
+            if missing and len(helping):
+                yield f"{model}: whether {_named(helping, 'help')} cannot be judged"
+            elif missing:
+                yield f"{model}: no method helps, by what could be measured"
+            elif len(helping):
+                yield f"{model}: {_named(helping, 'undo')} {goal}"
+            elif len(able):
                 yield (
-                    f"{model}: no method {goal}; nearest is {best['method']}, which undoes at "
-                    f"least {best['undone']:.2f} and loses {best['loss']:.2f}"
+                    f"{model}: {_named(able, 'undo')} {goal}, but none undoes significantly more "
+                    "than a placebo"
                 )
+            else:
+                yield (
+                    f"{model}: no method undoes {goal}; nearest is {best['method']}: over the "
+                    f"schemes it undoes {best['undone']:.2f} at worst and loses at most "
+                    f"{best['loss']:.2f}"
+                )
+            if missing:
+                yield f"{model}: too few facts, or no rise, to measure {missing}"
+            if "answers" in missing:
+                yield (
+                    "answers need facts that the model does not know, of relations that have a "
+                    f"sentence of {HELPFUL[-1]}: give more of them"
+                )
+        tuning = self.tuning
+        if "answers_n" in tuning:  # results of earlier versions lack it
+            for model in tuning.loc[tuning["answers"].isna(), "model"].unique():
+                yield f"{model}: no setting was chosen by answers, as too few facts validate them"
+
+
+def _title(model: str, scheme: str, row: Any) -> str:
+    return f"{model} · {scheme}, {row['n']} facts (answers: {row['answers_n']})"
+
+
+def _named(methods: Iterable[str], verb: str) -> str:
+    """Return methods with their verb in the present tense."""
+    *others, last = methods
+    ending = "es" if verb.endswith("o") else "s"
+    return f"{', '.join(others)} and {last} {verb}" if others else f"{last} {verb}{ending}"
 
 
 def defend(
@@ -309,7 +346,11 @@ def _made(bench: Bench, used: Sequence[Method], tuning: Any) -> dict[str, Made]:
 
 
 def _pareto(ax: Any, part: Any) -> None:
-    loss = -part[["bare_retention_change", "helpful_change"]].min(axis=1).clip(upper=0)
+    changes = part[["bare_retention_change", "helpful_change"]]
+    # A point whose loss is not measured has no place.
+    loss = -changes.min(axis=1, skipna=False).clip(upper=0)
+    if loss.isna().all():
+        ax.text(0.5, 0.5, "loss not measured", ha="center", transform=ax.transAxes)
     part = part.assign(loss=loss).sort_values(["loss", "undone"], ascending=[True, False])
     ax.fill_between([-LIMIT / 2, LIMIT], HALF, 1.1, color="#dddddd", linewidth=0)
     ax.axhline(0, color="#888888", linewidth=0.8, linestyle=":")

@@ -23,7 +23,7 @@ from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.prompts.schemes import Scheme, SchemeRecord, get_scheme
+from hijacklens.prompts.schemes import Scheme, SchemeRecord, get_scheme, get_schemes
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
@@ -31,6 +31,7 @@ from hijacklens.results.stored import Stored
 from hijacklens.scoring.execution import Execution, LocalModel
 from hijacklens.scoring.items import SkippedTable, skipped_table
 from hijacklens.scoring.result import FactsRecord
+from hijacklens.statistics import independent
 
 COLUMNS = (
     *("model", "scheme", "method", "undone", "undone_low", "undone_high", "bare_retention"),
@@ -67,6 +68,8 @@ class DefenceSettings:
     """The relations of the `tuning`, `validation` and `held_out` facts."""
     methods: Mapping[str, Mapping[str, str]]
     """Method -> its `source`, what it `changes`, and what it `needs` to know."""
+    tuning: int | None = None
+    """At most this many facts tune, and as many validate; None in results of earlier versions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ class DefenceResult(Result):
     """Defences against the hijack, compared on relations and schemes that are new to them.
 
     Every number is about held-out facts, by the rule `first`; intervals and p-values are clustered
-    by relation.
+    by relation, or about these facts if they have one relation.
     """
 
     items: pd.DataFrame
@@ -148,7 +151,8 @@ class DefenceResult(Result):
                 x=f"largest loss of retention\n(log scale above {LIMIT:g})",
                 y="fraction of the rise\nin efficacy undone",
             )
-            bars = "95% intervals, relations like these; hollow: the placebo of a method"
+            about = independent(self.items["relation_id"])[1]
+            bars = f"95% intervals, {about}; hollow: the placebo of a method"
             plots.legend_below(figure, axes, columns=5, bars=bars)
         return figure
 
@@ -265,8 +269,9 @@ def defend(
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: Too few relations, an unknown method or scheme, a scheme that is also tuned on
-            or measures a cost, an engine with workers, or a method that does not fit a model.
+        InputError: Too few relations, an unknown method or scheme, a scheme that is repeated, also
+            tuned on, or measures a cost, an engine with workers, or a method that does not fit a
+            model.
 
     Note:
         Costs about as many runs over all prompts as there are methods and placebos, and one per
@@ -276,17 +281,9 @@ def defend(
     one_of_type("facts", facts, FactSet, "hl.atlas()")
     whole_number(DOSE, protocol.dose, least=1, most=MOST_SENTENCES)
     seed = whole_number("seed", protocol.seed)
-    given = [schemes] if isinstance(schemes, (str, Scheme)) else list(schemes)
-    tested, scheme = [get_scheme(each) for each in given], get_scheme(protocol.tune_scheme)
-    for each in tested:
-        if each.name in (scheme.name, *HELPFUL):
-            use = "tuned on" if each.name == scheme.name else "a measure of costs"
-            raise InputError(
-                f"the scheme {each.name} is {use}, so methods cannot be tested on it; leave it "
-                "out, or choose another scheme to tune on."
-            )
-    if execution.engine != "local" or not tested:
-        raise InputError("a comparison of defences needs a scheme, and the engine 'local'.")
+    tested, scheme = checked(schemes, protocol.tune_scheme)
+    if execution.engine != "local":
+        raise InputError("a comparison of defences needs the engine 'local'.")
     listed: list[Any] = list(models) if isinstance(models, (list, tuple)) else [models]
     used, parts = named(methods), split(facts, most=protocol.tuning, seed=seed)
     tried = sum(len(method.settings) for method in used if len(method.settings) > 1)
@@ -324,6 +321,7 @@ def defend(
             tune_scheme=scheme.record(),
             dose=protocol.dose,
             seed=seed,
+            tuning=protocol.tuning,
             relations={name: tuple(part.relations()) for name, part in parts.items()},
             methods={
                 x.name: {"source": x.source, "changes": x.changes, "needs": x.needs} for x in used
@@ -331,6 +329,30 @@ def defend(
         ),
         provenance=Provenance.now(seed=seed),
     )
+
+
+def checked(
+    schemes: str | Scheme | Sequence[str | Scheme], tune_scheme: str | Scheme
+) -> tuple[list[Scheme], Scheme]:
+    """Return the schemes that are tested, and the one that methods are tuned on.
+
+    Raises:
+        InputError: As `get_schemes`, or a scheme has two uses.
+    """
+    tested, tuned_on = get_schemes(schemes), get_scheme(tune_scheme)
+    uses = {tuned_on.name: "tuned on"} | dict.fromkeys(HELPFUL, "a measure of costs")
+    if tuned_on.name in HELPFUL:
+        raise InputError(
+            f"the scheme {tuned_on.name} is a measure of costs, so methods cannot be tuned on it; "
+            "choose another one, such as 'think'."
+        )
+    for each in tested:
+        if each.name in uses:
+            raise InputError(
+                f"the scheme {each.name} is {uses[each.name]}, so methods cannot be tested on it; "
+                "leave it out, or choose another scheme to tune on."
+            )
+    return tested, tuned_on
 
 
 def _made(bench: Bench, used: Sequence[Method], tuning: Any) -> dict[str, Made]:

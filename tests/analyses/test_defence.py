@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from command_calls import run as run_command
+from matplotlib.text import Text
 from model_state import left_as_it_was
 from planted_head import PLANTED, planted_facts, planted_model
 from scipy.spatial.distance import jensenshannon
@@ -165,10 +166,30 @@ def test_what_is_learned_is_in_the_model(planted):
     assert learned.heads("writers", 1) == (PLANTED,)  # PH3 prunes the head that writes the shift
     (probe,) = METHODS["ph3"].make(learned, fraction=0.01)
     assert probe.key == "scale-heads:1.2=0.0"
+    drawn = [learned.placebo(seed).low_rank(2) for seed in (0, 0, 1)]
+    (same, again, other) = [replacement.key for replacement in drawn]
+    assert same == again != other
     placebo = learned.placebo(0)
     assert PLANTED not in placebo.heads("writers", 1)
     assert placebo.difference(1).norm() == pytest.approx(float(expected.norm()))
     assert not torch.allclose(placebo.difference(1), learned.difference(1), atol=0.1)
+
+
+@pytest.mark.parametrize("opening", ["", "Well, now."])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_placebo_of_knock_out_hides_an_attended_token_outside_the_sentences(family, opening):
+    model = hl.load_model(tiny_model(family), tokenizer=tiny_tokenizer(family))
+    facts = planted_facts().with_opening(opening) if opening else planted_facts()
+    for scheme in ("think", "mention", "do-not-think"):
+        pairs = hl.pairs(model, facts, scheme=scheme)
+        learned = Learned(model, pairs, hl.Execution(store=False))
+        (probe,) = METHODS["knock-out"].placebo_of(learned, {"target": "hijack"}, 0)
+        assert probe.target == ("at:1" if opening else "last")
+        for pair in pairs:
+            hidden = set(pair.hijacked.positions(probe.target))
+            assert len(hidden) == 1
+            assert not hidden & {0, *pair.hijacked.positions("hijack")}
+            assert min(hidden) <= max(pair.hijacked.positions("query"))
 
 
 def scores(method, bare, dosed, *, scheme="s", tokens=1):
@@ -248,6 +269,10 @@ def comparison(methods, *, known, facts):
     )
 
 
+def legend(result):
+    return " ".join(str(each) for each in result.plot().findobj(Text))
+
+
 def test_a_verdict_says_what_fails_and_what_was_not_measured():
     methods = {"a": 3, "placebo of a": 0, "b": 3, "placebo of b": 0, "c": 1, "placebo of c": 0}
     goal = "at least half at a loss of at most 0.02 under every scheme"
@@ -270,6 +295,7 @@ def test_a_verdict_says_what_fails_and_what_was_not_measured():
     assert "answers need facts that the model does not know" in shown
     (panel,) = result.plot().axes
     assert [text.get_text() for text in panel.texts] == ["loss not measured"]
+    assert "95% intervals, relations like these" in legend(result)
     # Facts that do not give way: there is nothing to undo.
     shown = str(comparison({"a": 1, "placebo of a": 0}, known=0, facts=1))
     assert "m: whether a helps cannot be judged\n" in shown
@@ -286,6 +312,7 @@ def test_one_relation_of_few_facts_judges_nothing():
     result = comparison({"a": 3, "placebo of a": 0}, known=3, facts=4)
     items = result.items[result.items["case_id"] < 3].assign(relation_id="P1")
     few = replace(result, items=items)
+    assert "95% intervals, these facts (one relation)" in legend(few)
     assert few.verdict["helps"].tolist() == [False]
     assert few.verdict["unmeasured"].tolist() == ["answers (0 facts)"]
     one = replace(result, items=items[items["case_id"] < 1])
@@ -363,6 +390,7 @@ def test_the_comparison_of_defences(planted, tmp_path, monkeypatch):
     # Six held-out facts do not show a rise in efficacy.
     assert "to measure undone under do-not-think (6 facts)" in str(result)
     assert not result.verdict["helps"].any()
+    assert result.settings.tuning == 60
     result.save(tmp_path / "out")
     loaded = hl.load_result(tmp_path / "out")
     pd.testing.assert_frame_equal(loaded.defences, result.defences)
@@ -375,7 +403,11 @@ def test_the_comparison_of_defences(planted, tmp_path, monkeypatch):
 
 REFUSED = {
     "tuned on": {"schemes": ["think"]},
-    "measure of costs": {"schemes": ["relation-true"]},
+    "measure of costs, so methods cannot be tested": {"schemes": ["relation-true"]},
+    "measure of costs, so methods cannot be tuned": {
+        "protocol": defence.Protocol(tune_scheme="do-not-think-true")
+    },
+    "name at least one scheme, and each once": {"schemes": ["do-not-think", "do-not-think"]},
     "unknown method 'gait'; did you mean 'gate'": {"methods": ["gait"]},
     "there is no file": {"methods": ["nowhere.py:Method"]},
     "engine 'local'": {"execution": hl.Execution(engine=hl.RayEngine())},

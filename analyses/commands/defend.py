@@ -99,7 +99,9 @@ def command(
 
     from analyses.defence import Protocol, defend
     from analyses.defence.methods import load_method
+    from analyses.defence.result import checked
 
+    checked(schemes, tune_scheme)
     found = [load_method(name) for name in methods]
     chosen, loaded = facts.load(), []
     for name in models:

@@ -160,9 +160,9 @@ class SchemesChoice:
         """Return the schemes; by default `do-not-think`.
 
         Raises:
-            InputError: A scheme is unknown, or a template has no name or a taken one.
+            InputError: A scheme is unknown or repeated, or a template has no name or a taken one.
         """
-        from hijacklens.prompts.schemes import Scheme, get_scheme, schemes
+        from hijacklens.prompts.schemes import Scheme, get_schemes, schemes
 
         written = [
             Scheme(name=name, template=text) for name, text in map(read_template, self.templates)
@@ -170,7 +170,7 @@ class SchemesChoice:
         for scheme in written:
             if scheme.name in schemes():
                 raise InputError(f"--template: scheme {scheme.name!r} exists; choose another name.")
-        return [*map(get_scheme, self.schemes), *written] or [get_scheme("do-not-think")]
+        return get_schemes([*self.schemes, *written] or "do-not-think")
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ import pandas as pd
 
 from analyses.defence.decoding import read_pairs
 from analyses.defence.interventions import Learned
-from analyses.defence.measures import HELPFUL, LIMIT, measures
+from analyses.defence.measures import HELPFUL, LOSSES, accepted, measures
 from analyses.defence.methods import METHODS, Method, PromptChange
 from hijacklens.engine.reading import ReadOptions, Requests
 from hijacklens.errors import InputError
@@ -42,8 +42,8 @@ PARTS = 5
 """Parts of the facts by relation: one tunes, one validates."""
 ITEM = ("scheme", "dose", "case_id", "relation_id", "subject")
 SCORES = (*ITEM, "first_true", "first_false", "tokens")
-TUNED = ("undone", "bare_retention_change", "helpful_change")
-"""The measures that settings are chosen by."""
+TUNED = ("undone", *LOSSES, "answers_n")
+"""The measures that settings are chosen by, and how many facts show a loss of `answers`."""
 NOTHING = METHODS["nothing"]
 Made = tuple[Method, Any]
 """A method, and what it changes under a setting."""
@@ -283,9 +283,9 @@ def tuned(bench: Bench, methods: Sequence[Method], advance: Any) -> pd.DataFrame
 def chosen(tuning: pd.DataFrame, methods: Sequence[Method]) -> pd.DataFrame:
     """Return the tuning table with the column `chosen`: for each model, one setting per method.
 
-    It undoes most among the settings that lose at most `LIMIT` of bare retention and of helpful
-    contexts; if there are none, it is the one that loses least. Methods that learn nothing from a
-    model take the setting that is best on the other models, if there are any.
+    It undoes most among the settings whose losses, as far as they were measured, are accepted; if
+    there are none, it is the one that loses least. Methods that learn nothing from a model take
+    the setting that is best on the other models, if there are any.
     """
     table = tuning.assign(chosen=False)
     learns = {method.name: method.learns for method in methods}
@@ -295,8 +295,8 @@ def chosen(tuning: pd.DataFrame, methods: Sequence[Method]) -> pd.DataFrame:
         if learns[name] or rows.empty:
             rows = own
         means: Any = rows.groupby("setting")[[*TUNED]].mean()
-        loss = -means[[*TUNED[1:]]].min(axis=1)
-        allowed = means.loc[loss <= LIMIT, "undone"].dropna()
+        loss = -means[[*LOSSES]].min(axis=1)
+        allowed = means.loc[accepted(loss), "undone"].dropna()
         best = allowed.idxmax() if len(allowed) else loss.idxmin()
         table.loc[own.index[own["setting"] == best], "chosen"] = True
     return table

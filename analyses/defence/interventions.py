@@ -5,14 +5,14 @@
     stream_change    the residual stream x becomes x + v, or x - (x . v) v / |v|^2
 
 `Learned` finds heads and directions on the tuning facts, each once. Its `placebo` has as many heads
-of the same layers, and directions of the same norm, drawn at random.
+of the same layers, directions of the same norm, and subspaces of the same rank, drawn at random.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import torch
@@ -27,9 +27,11 @@ from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.pairs import Pairs
 from hijacklens.sites import choose
-from probes import heads, logit_shift
+from probes import heads, logit_shift, values
 from probes.activation_sites import hook_name, reading
 from probes.heads.held_out import Head, draw
+from probes.values.matrices import value_matrix
+from probes.values.replacements import Replacement
 
 HeadKind = Literal["carriers", "writers", "keepers"]
 CANDIDATES, MOST_HEADS = 12, 6
@@ -157,8 +159,12 @@ class Learned:
         """Return the mean residual stream after a layer at the last token, bare minus hijacked."""
         return self._differences[layer]
 
+    def low_rank(self, rank: int) -> Replacement:
+        """Return the change of W_V to its best approximation of a rank."""
+        return values.low_rank(rank)
+
     def placebo(self, seed: int) -> Learned:
-        """Return random heads and directions in place of those found."""
+        """Return random heads, directions and subspaces in place of those found."""
         return _Random(self, seed)
 
     @cached_property
@@ -182,7 +188,7 @@ class Learned:
 
 
 class _Random(Learned):
-    """Random heads and directions."""
+    """Random heads, directions and subspaces."""
 
     def __init__(self, true: Learned, seed: int) -> None:
         super().__init__(true.model, true.pairs, true.execution)
@@ -200,6 +206,20 @@ class _Random(Learned):
         generator = torch.Generator().manual_seed(self._seed + layer)
         drawn = torch.randn(found.shape, generator=generator)
         return drawn * found.norm() / drawn.norm()
+
+    def low_rank(self, rank: int) -> Replacement:
+        """Return the projection of the outputs of W_V on a random subspace, with its norm."""
+        name = f"random subspace of rank {rank}, seed {self._seed}"
+        return values.matched(values.computed(partial(_projected, rank, self._seed), name=name))
+
+
+def _projected(rank: int, seed: int, model: HookedModel, layer: int, head: int) -> Tensor:
+    matrix = value_matrix(model, layer, head)
+    of_site = (1_000_000 * seed + 1000 * layer + head) % 2**63
+    generator = torch.Generator().manual_seed(of_site)
+    drawn = torch.randn(matrix.shape[1], rank, generator=generator, dtype=torch.float64)
+    basis = torch.linalg.qr(drawn)[0].to(matrix)
+    return matrix @ basis @ basis.T
 
 
 def mean_stream(

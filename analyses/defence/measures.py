@@ -10,7 +10,7 @@ With v = 1 where the false target wins, and r = 1 where the true one does:
 A verdict with the method is compared with the verdict of the same fact without it. Intervals are
 clustered by relation, except that of `answers`, whose few facts are the sample: it is about these
 facts. Those of costs are score intervals (Tango 1998), within -1..1. `helpful` is the lesser of
-`reverse` and `answers`.
+`reverse` and `answers`; it is unknown if one of them is.
 """
 
 from __future__ import annotations
@@ -41,6 +41,13 @@ HALF = 0.5
 BASELINES = ("nothing", "oracle")
 """Always run: what the other methods are measured against."""
 COSTS = ("bare", "reverse", "answers")
+LOSSES = ("bare_retention_change", "reverse", "answers")
+"""The changes by which a method is judged: none may be a loss above `LIMIT`."""
+
+
+def accepted(loss: Any) -> Any:
+    """Return whether a loss is at most `LIMIT`, but for rounding."""
+    return loss <= LIMIT + 1e-9
 
 
 def measures(items: pd.DataFrame, schemes: Iterable[str]) -> pd.DataFrame:
@@ -48,6 +55,7 @@ def measures(items: pd.DataFrame, schemes: Iterable[str]) -> pd.DataFrame:
 
     Columns: `undone`, that of the `placebo`, and `p`; the change of `bare_retention` and of
     `helpful` contexts, each of `COSTS` with its interval and number of facts, and the tokens.
+    A cost over less than two facts is missing.
 
     Raises:
         InputError: No fact has scores under a scheme.
@@ -78,7 +86,7 @@ def measures(items: pd.DataFrame, schemes: Iterable[str]) -> pd.DataFrame:
             row |= {
                 "bare_retention": retention,
                 "bare_retention_change": retention - (before["nothing"] < 0).mean(),
-                "helpful_change": np.fmin(costs[method]["reverse"], costs[method]["answers"]),
+                "helpful_change": np.minimum(costs[method]["reverse"], costs[method]["answers"]),
                 "tokens_ratio": total[method] / total["nothing"],
                 "p": np.nan,
                 "n": len(wins),
@@ -114,7 +122,7 @@ def _costs(bare: Any, dosed: Any) -> dict[str, dict[str, float]]:
         row = costs.setdefault(str(method), {})
         for name, change in changes.items():
             row |= {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-            if len(change):
+            if len(change) > 1:  # one fact bounds nothing
                 # Unknown facts are few, of fewer relations: they are the sample themselves.
                 relations = independent(change.index.get_level_values("relation_id"))[0]
                 relations = np.arange(len(change)) if name == "answers" else relations
@@ -126,22 +134,46 @@ def _costs(bare: Any, dosed: Any) -> dict[str, dict[str, float]]:
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row per model and method that is no baseline or placebo, the nearest ones first.
 
-    `undone` is the least over the schemes, `loss` the largest of bare retention and of helpful
-    contexts. A method `helps` if it undoes at least `HALF`, loses at most `LIMIT`, and undoes
-    significantly more than its placebo, under every scheme.
+    `undone` is the least over the schemes, `loss` the largest of `LOSSES`; both are missing if a
+    part of them is `unmeasured`. A method `fails` what was measured: to undo at least `HALF`, to
+    lose at most `LIMIT`, to undo significantly more than its placebo, under every scheme. It
+    `helps` if everything was measured and it fails nothing.
     """
     rows = []
     groups: Any = table.groupby(["model", "method"], sort=False)
     for (model, method), own in groups:
         if method in BASELINES or method.startswith(PLACEBO):
             continue
-        loss = max(0.0, -own[["bare_retention_change", "helpful_change"]].min().min())
+        known = np.isfinite(own["undone_low"])
+        changes = own[[*LOSSES]].min()
+        missing = _unmeasured(own)
+        undone, loss = own["undone"].where(known), max(0.0, -changes.min())
         beaten = (own["undone"] > own["placebo"]) & (own["p_corrected"] < 0.05)
-        undone = own["undone"].min(skipna=False)
-        helps = bool(undone >= HALF and loss <= LIMIT + 1e-9 and beaten.all())
-        short = max(HALF - undone, 0) + max(loss - LIMIT, 0) if undone == undone else np.inf
-        beats = f"{beaten.sum()}/{len(own)}"
-        rows.append((short, model, method, undone, loss, beats, helps))
-    columns = ["short", "model", "method", "undone", "loss", "placebo_beaten", "helps"]
-    found = pd.DataFrame(rows, columns=columns).sort_values("short", kind="stable")
+        failed = {
+            "half": (undone < HALF).any(),
+            "loss": not accepted(loss),
+            "placebo": (known & ~beaten).any(),
+        }
+        least = undone.min(skipna=False)
+        short = max(HALF - least, 0) + max(loss - LIMIT, 0) if least == least else np.inf
+        row = {"short": short, "model": model, "method": method, "undone": least}
+        row |= {
+            "loss": loss if changes.notna().all() else np.nan,
+            "placebo_beaten": f"{beaten.sum()}/{len(own)}",
+            "fails": ", ".join(name for name, each in failed.items() if each),
+            "unmeasured": missing,
+        }
+        rows.append(row | {"helps": not row["fails"] and not missing})
+    columns = ["short", "model", "method", "undone", "loss", "placebo_beaten", "fails"]
+    found = pd.DataFrame(rows, columns=[*columns, "unmeasured", "helps"])
+    found = found.sort_values("short", kind="stable")
     return found.drop(columns="short").reset_index(drop=True)
+
+
+def _unmeasured(own: pd.DataFrame) -> str:
+    """Return which measures of a method have too few facts, or no rise, and how many facts."""
+    open_ends = own[~np.isfinite(own["undone_low"])]
+    parts = [f"undone under {row.scheme} ({row.n} facts)" for row in open_ends.itertuples()]
+    first = own.iloc[0]
+    parts += [f"{name} ({first[f'{name}_n']} facts)" for name in COSTS[1:] if np.isnan(first[name])]
+    return ", ".join(parts)

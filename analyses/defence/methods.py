@@ -25,18 +25,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor
-
 from analyses.defence import decoding
 from analyses.defence.interventions import Learned, Twice, scaled_heads, stream_change
 from analyses.defence.measures import BASELINES
 from hijacklens.errors import InputError, choice, one_of_type
-from hijacklens.models.hooked import HookedModel
 from hijacklens.probe import Probe
 from hijacklens.prompts.prompt import Prompt
 from probes import attention, values
-from probes.values.matrices import value_matrix
 
 Changes = Literal["prompt", "probes", "decoding"]
 PromptChange = Callable[[Prompt, Prompt], Prompt]
@@ -62,7 +57,7 @@ class Method:
     needs: str = "nothing"
     """What it knows about a prompt when it is used."""
     placebo: Make | Literal["random"] | None = None
-    """As `make`; `random` calls `make` with random heads and directions."""
+    """As `make`; `random` calls `make` with random heads, directions and subspaces."""
     learns: bool = False
     """Whether it learns from the model. If not, its setting can come from other models."""
     passes: int = 1
@@ -133,7 +128,10 @@ def _knocked_out(learned: Learned, *, target: str) -> list[Probe]:
 
 
 def _other_token(learned: Learned, **setting: Any) -> list[Probe]:
-    return [attention.knock_out("query", "at:1")]
+    # The second token, unless a sentence may hold it: then the last, which attends to itself.
+    # The first token is an attention sink.
+    starts = [min(pair.hijacked.positions("hijack")) for pair in learned.pairs]
+    return [attention.knock_out("query", "at:1" if min(starts) > 1 else "last")]
 
 
 def _scaled(learned: Learned, *, count: int, factor: float) -> list[Probe]:
@@ -161,24 +159,9 @@ def _removed(learned: Learned, *, depth: float, later: bool) -> list[Probe]:
     return [stream_change(learned.model, layers, learned.difference(layer), remove=True)]
 
 
-def _low_rank(
-    learned: Learned, *, fraction: float, depth: float, random: bool = False
-) -> list[Probe]:
-    rank = max(1, round(fraction * int(learned.model.cfg.d_head)))
-    new = values.low_rank(rank)
-    if random:
-        name = f"random subspace of rank {rank}"
-        new = values.matched(values.computed(partial(_projected, rank), name=name))
+def _low_rank(learned: Learned, *, fraction: float, depth: float) -> list[Probe]:
+    new = learned.low_rank(max(1, round(fraction * int(learned.model.cfg.d_head))))
     return [values.replace(new, layers=range(learned.layer(depth), learned.layers))]
-
-
-def _projected(rank: int, model: HookedModel, layer: int, head: int) -> Tensor:
-    """Return W_V with its outputs projected on a random subspace."""
-    matrix = value_matrix(model, layer, head)
-    generator = torch.Generator().manual_seed(1000 * layer + head)
-    drawn = torch.randn(matrix.shape[1], rank, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(drawn)[0].to(matrix)
-    return matrix @ basis @ basis.T
 
 
 def _decoded(rule: decoding.Rule, **settings: Any) -> dict[str, Any]:
@@ -230,7 +213,7 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "low-rank": {
         "make": _low_rank, "settings": grid(fraction=(0.25, 0.5), depth=(0.5,)),
-        "placebo": partial(_low_rank, random=True),
+        "placebo": "random",
     },
     "against-context": _decoded(decoding.against_context, alpha=(-0.25, -0.5, -0.75, -0.9)),
     "adaptive": _decoded(decoding.adaptive),

@@ -23,7 +23,7 @@ from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.prompts.schemes import Scheme, SchemeRecord, get_scheme
+from hijacklens.prompts.schemes import Scheme, SchemeRecord, get_scheme, get_schemes
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
@@ -31,6 +31,7 @@ from hijacklens.results.stored import Stored
 from hijacklens.scoring.execution import Execution, LocalModel
 from hijacklens.scoring.items import SkippedTable, skipped_table
 from hijacklens.scoring.result import FactsRecord
+from hijacklens.statistics import independent
 
 COLUMNS = (
     *("model", "scheme", "method", "undone", "undone_low", "undone_high", "bare_retention"),
@@ -67,6 +68,8 @@ class DefenceSettings:
     """The relations of the `tuning`, `validation` and `held_out` facts."""
     methods: Mapping[str, Mapping[str, str]]
     """Method -> its `source`, what it `changes`, and what it `needs` to know."""
+    tuning: int | None = None
+    """At most this many facts tune, and as many validate; None in results of earlier versions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ class DefenceResult(Result):
     """Defences against the hijack, compared on relations and schemes that are new to them.
 
     Every number is about held-out facts, by the rule `first`; intervals and p-values are clustered
-    by relation.
+    by relation, or about these facts if they have one relation.
     """
 
     items: pd.DataFrame
@@ -110,9 +113,10 @@ class DefenceResult(Result):
         """A row per model, scheme and method, with the columns `COLUMNS`.
 
         `undone` is the fraction of the rise in efficacy that the method undoes. `helpful_change` is
-        the lesser of two changes of retention, which `costs` has. `neutral_nats` is the change of
-        the log-likelihood of neutral text per token. `p` compares with the placebo of the method;
-        `p_corrected` is Holm's over the methods of a model and scheme.
+        the lesser of two changes of retention, which `costs` has, and missing if one of them is.
+        `neutral_nats` is the change of the log-likelihood of neutral text per token. `p` compares
+        with the placebo of the method; `p_corrected` is Holm's over the methods of a model and
+        scheme.
         """
         return self._measures[[*COLUMNS]]
 
@@ -133,7 +137,8 @@ class DefenceResult(Result):
 
         A hollow point is the placebo of the method that a line joins it to. Bars are 95% intervals
         of the fraction undone. The shaded corner has what undoes at least half at a loss of at most
-        `LIMIT`; the grey steps join the methods that no other beats in both.
+        `LIMIT`; the grey steps join the methods that no other beats in both. Methods whose loss
+        could not be measured are left out.
         """
         table = self.defences[self.defences["method"] != "nothing"]
         cells: Any = list(table.groupby(["model", "scheme"], sort=False))
@@ -146,7 +151,8 @@ class DefenceResult(Result):
                 x=f"largest loss of retention\n(log scale above {LIMIT:g})",
                 y="fraction of the rise\nin efficacy undone",
             )
-            bars = "95% intervals, relations like these; hollow: the placebo of a method"
+            about = independent(self.items["relation_id"])[1]
+            bars = f"95% intervals, {about}; hollow: the placebo of a method"
             plots.legend_below(figure, axes, columns=5, bars=bars)
         return figure
 
@@ -181,28 +187,63 @@ class DefenceResult(Result):
         rows = self._measures[~self._measures["method"].str.startswith(PLACEBO)]
         cells: Any = rows.groupby(["model", "scheme"], sort=False)
         grids = tuple(
-            Grid.of(part, forms, title=f"{model} · {scheme}, {part['n'].iloc[0]} facts")
+            Grid.of(part, forms, title=_title(model, scheme, part.iloc[0]))
             for (model, scheme), part in cells
         )
         return Glance(
             f"{self.settings.facts.title} · defences on "
-            f"{len(self.settings.relations['held_out'])} relations that are new to them",
+            f"{len(self.settings.relations['held_out'])} relations new to them",
             grids,
             tuple(self._sentences()),
             steps=("defences", "costs", "verdict", "tuning", "plot()"),
         )
 
     def _sentences(self) -> Iterable[str]:
-        goal = f"undoes at least half at a loss of at most {LIMIT:.2f} under every scheme"
+        goal = f"at least half at a loss of at most {LIMIT:.2f} under every scheme"
         for model, part in self.verdict.groupby("model", sort=False):
-            if part["helps"].any():
-                yield f"{model}: {', '.join(part.loc[part['helps'], 'method'])} {goal}"
-            elif len(part):
-                best = part.iloc[0]
+            # What is measured depends on the facts alone, so it is the same for all methods.
+            missing, best = part["unmeasured"].iloc[0], part.iloc[0]
+            able = part.loc[part["fails"].isin(["", "placebo"]), "method"]
+            helping = part.loc[part["fails"] == "", "method"]
+            if missing and len(helping):
+                yield f"{model}: whether {_named(helping, 'help')} cannot be judged"
+            elif missing:
+                yield f"{model}: no method helps, by what could be measured"
+            elif len(helping):
+                yield f"{model}: {_named(helping, 'undo')} {goal}"
+            elif len(able):
                 yield (
-                    f"{model}: no method {goal}; nearest is {best['method']}, which undoes at "
-                    f"least {best['undone']:.2f} and loses {best['loss']:.2f}"
+                    f"{model}: {_named(able, 'undo')} {goal}, but none undoes significantly more "
+                    "than a placebo"
                 )
+            else:
+                yield (
+                    f"{model}: no method undoes {goal}; nearest is {best['method']}: over the "
+                    f"schemes it undoes {best['undone']:.2f} at worst and loses at most "
+                    f"{best['loss']:.2f}"
+                )
+            if missing:
+                yield f"{model}: too few facts, or no rise, to measure {missing}"
+            if "answers" in missing:
+                yield (
+                    "answers need facts that the model does not know, of relations that have a "
+                    f"sentence of {HELPFUL[-1]}: give more of them"
+                )
+        tuning = self.tuning
+        if "answers_n" in tuning:  # results of earlier versions lack it
+            for model in tuning.loc[tuning["answers"].isna(), "model"].unique():
+                yield f"{model}: no setting was chosen by answers, as too few facts validate them"
+
+
+def _title(model: str, scheme: str, row: Any) -> str:
+    return f"{model} · {scheme}, {row['n']} facts (answers: {row['answers_n']})"
+
+
+def _named(methods: Iterable[str], verb: str) -> str:
+    """Return methods with their verb in the present tense."""
+    *others, last = methods
+    ending = "es" if verb.endswith("o") else "s"
+    return f"{', '.join(others)} and {last} {verb}" if others else f"{last} {verb}{ending}"
 
 
 def defend(
@@ -228,8 +269,9 @@ def defend(
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: Too few relations, an unknown method or scheme, a scheme that is also tuned on
-            or measures a cost, an engine with workers, or a method that does not fit a model.
+        InputError: Too few relations, an unknown method or scheme, a scheme that is repeated, also
+            tuned on, or measures a cost, an engine with workers, or a method that does not fit a
+            model.
 
     Note:
         Costs about as many runs over all prompts as there are methods and placebos, and one per
@@ -239,17 +281,9 @@ def defend(
     one_of_type("facts", facts, FactSet, "hl.atlas()")
     whole_number(DOSE, protocol.dose, least=1, most=MOST_SENTENCES)
     seed = whole_number("seed", protocol.seed)
-    given = [schemes] if isinstance(schemes, (str, Scheme)) else list(schemes)
-    tested, scheme = [get_scheme(each) for each in given], get_scheme(protocol.tune_scheme)
-    for each in tested:
-        if each.name in (scheme.name, *HELPFUL):
-            use = "tuned on" if each.name == scheme.name else "a measure of costs"
-            raise InputError(
-                f"the scheme {each.name} is {use}, so methods cannot be tested on it; leave it "
-                "out, or choose another scheme to tune on."
-            )
-    if execution.engine != "local" or not tested:
-        raise InputError("a comparison of defences needs a scheme, and the engine 'local'.")
+    tested, scheme = checked(schemes, protocol.tune_scheme)
+    if execution.engine != "local":
+        raise InputError("a comparison of defences needs the engine 'local'.")
     listed: list[Any] = list(models) if isinstance(models, (list, tuple)) else [models]
     used, parts = named(methods), split(facts, most=protocol.tuning, seed=seed)
     tried = sum(len(method.settings) for method in used if len(method.settings) > 1)
@@ -287,6 +321,7 @@ def defend(
             tune_scheme=scheme.record(),
             dose=protocol.dose,
             seed=seed,
+            tuning=protocol.tuning,
             relations={name: tuple(part.relations()) for name, part in parts.items()},
             methods={
                 x.name: {"source": x.source, "changes": x.changes, "needs": x.needs} for x in used
@@ -294,6 +329,30 @@ def defend(
         ),
         provenance=Provenance.now(seed=seed),
     )
+
+
+def checked(
+    schemes: str | Scheme | Sequence[str | Scheme], tune_scheme: str | Scheme
+) -> tuple[list[Scheme], Scheme]:
+    """Return the schemes that are tested, and the one that methods are tuned on.
+
+    Raises:
+        InputError: As `get_schemes`, or a scheme has two uses.
+    """
+    tested, tuned_on = get_schemes(schemes), get_scheme(tune_scheme)
+    uses = {tuned_on.name: "tuned on"} | dict.fromkeys(HELPFUL, "a measure of costs")
+    if tuned_on.name in HELPFUL:
+        raise InputError(
+            f"the scheme {tuned_on.name} is a measure of costs, so methods cannot be tuned on it; "
+            "choose another one, such as 'think'."
+        )
+    for each in tested:
+        if each.name in uses:
+            raise InputError(
+                f"the scheme {each.name} is {uses[each.name]}, so methods cannot be tested on it; "
+                "leave it out, or choose another scheme to tune on."
+            )
+    return tested, tuned_on
 
 
 def _made(bench: Bench, used: Sequence[Method], tuning: Any) -> dict[str, Made]:
@@ -309,7 +368,11 @@ def _made(bench: Bench, used: Sequence[Method], tuning: Any) -> dict[str, Made]:
 
 
 def _pareto(ax: Any, part: Any) -> None:
-    loss = -part[["bare_retention_change", "helpful_change"]].min(axis=1).clip(upper=0)
+    changes = part[["bare_retention_change", "helpful_change"]]
+    # A point whose loss is not measured has no place.
+    loss = -changes.min(axis=1, skipna=False).clip(upper=0)
+    if loss.isna().all():
+        ax.text(0.5, 0.5, "loss not measured", ha="center", transform=ax.transAxes)
     part = part.assign(loss=loss).sort_values(["loss", "undone"], ascending=[True, False])
     ax.fill_between([-LIMIT / 2, LIMIT], HALF, 1.1, color="#dddddd", linewidth=0)
     ax.axhline(0, color="#888888", linewidth=0.8, linestyle=":")

@@ -21,7 +21,16 @@ from importlib import resources
 from string import Formatter
 from typing import Literal, cast
 
-from hijacklens.errors import InputError, choice, is_text, one_of_type, shown, strict, unknown
+from hijacklens.errors import (
+    InputError,
+    choice,
+    is_text,
+    one_of_type,
+    several,
+    shown,
+    strict,
+    unknown,
+)
 from hijacklens.facts.fact import Fact
 from hijacklens.facts.relations import relation_id, relations
 
@@ -255,3 +264,18 @@ def get_scheme(name: str | Scheme) -> Scheme:
         return name
     known = choice("scheme", name, REGISTRY, "Add your own with add_scheme or --template.")
     return REGISTRY[known]
+
+
+def get_schemes(names: str | Scheme | Sequence[str | Scheme]) -> list[Scheme]:
+    """Return one or several schemes, each of which is named once.
+
+    Raises:
+        InputError: As `get_scheme`, or there is none, or two have the same name.
+    """
+    one = isinstance(names, (str, Scheme))
+    listed = [names] if one else several("schemes", names, "['do-not-think', 'relation']")
+    found = [get_scheme(name) for name in listed]
+    given = [scheme.name for scheme in found]
+    if not given or len(set(given)) < len(given):
+        raise InputError(f"name at least one scheme, and each once; given: {given or 'none'}.")
+    return found

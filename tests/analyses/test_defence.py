@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from command_calls import run as run_command
+from matplotlib.text import Text
 from model_state import left_as_it_was
 from planted_head import PLANTED, planted_facts, planted_model
 from scipy.spatial.distance import jensenshannon
@@ -19,7 +22,11 @@ from analyses.defence.evaluation import chosen, split, texts
 from analyses.defence.interventions import Learned, Twice, scaled_heads, stream_change
 from analyses.defence.measures import measures, verdicts
 from analyses.defence.methods import METHODS, insert, load_method
+from analyses.defence.result import DefenceSettings
 from hijacklens.prompts.prompt import compose
+from hijacklens.prompts.schemes import SchemeRecord
+from hijacklens.results.result import Provenance
+from hijacklens.scoring.items import skipped_table
 from probes.ablation import ablate
 
 P, Q = np.array([0.7, 0.2, 0.1]), np.array([0.1, 0.6, 0.3])
@@ -159,10 +166,30 @@ def test_what_is_learned_is_in_the_model(planted):
     assert learned.heads("writers", 1) == (PLANTED,)  # PH3 prunes the head that writes the shift
     (probe,) = METHODS["ph3"].make(learned, fraction=0.01)
     assert probe.key == "scale-heads:1.2=0.0"
+    drawn = [learned.placebo(seed).low_rank(2) for seed in (0, 0, 1)]
+    (same, again, other) = [replacement.key for replacement in drawn]
+    assert same == again != other
     placebo = learned.placebo(0)
     assert PLANTED not in placebo.heads("writers", 1)
     assert placebo.difference(1).norm() == pytest.approx(float(expected.norm()))
     assert not torch.allclose(placebo.difference(1), learned.difference(1), atol=0.1)
+
+
+@pytest.mark.parametrize("opening", ["", "Well, now."])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_the_placebo_of_knock_out_hides_an_attended_token_outside_the_sentences(family, opening):
+    model = hl.load_model(tiny_model(family), tokenizer=tiny_tokenizer(family))
+    facts = planted_facts().with_opening(opening) if opening else planted_facts()
+    for scheme in ("think", "mention", "do-not-think"):
+        pairs = hl.pairs(model, facts, scheme=scheme)
+        learned = Learned(model, pairs, hl.Execution(store=False))
+        (probe,) = METHODS["knock-out"].placebo_of(learned, {"target": "hijack"}, 0)
+        assert probe.target == ("at:1" if opening else "last")
+        for pair in pairs:
+            hidden = set(pair.hijacked.positions(probe.target))
+            assert len(hidden) == 1
+            assert not hidden & {0, *pair.hijacked.positions("hijack")}
+            assert min(hidden) <= max(pair.hijacked.positions("query"))
 
 
 def scores(method, bare, dosed, *, scheme="s", tokens=1):
@@ -202,14 +229,100 @@ def test_measures_by_hand():
     assert verdict[["method", "undone", "loss", "helps"]].values.tolist() == [
         ["mine", pytest.approx(2 / 3), 1, False]
     ]
-    better = table.assign(bare_retention_change=-0.02, helpful_change=0.0, p_corrected=0.01)
+    better = table.assign(bare_retention_change=-0.02, reverse=0.0, answers=0.0, p_corrected=0.01)
     assert verdicts(better.reset_index().assign(model="m"))["helps"].tolist() == [True]
     better["placebo"] = 0.7
-    assert verdicts(better.reset_index().assign(model="m"))["helps"].tolist() == [False]
+    found = verdicts(better.reset_index().assign(model="m"))
+    assert found[["fails", "helps"]].values.tolist() == [["placebo", False]]
+
+
+def comparison(methods, *, known, facts):
+    """A comparison of methods on hijacked facts, of which each undoes this number."""
+    bare = [-1.0] * known + [1.0] * (facts - known)
+    parts = []
+    for method, undone in {"nothing": 0, "oracle": facts, **methods}.items():
+        dosed = [-1.0] * undone + [1.0] * (facts - undone)
+        parts.append(scores(method, bare, dosed))
+        for scheme in ("do-not-think-true", "relation-true"):
+            parts.append(scores(method, bare, [-1.0] * facts, scheme=scheme))
+    items = pd.concat(parts).assign(model="m")
+    names = items["method"].unique()
+    neutral = pd.DataFrame({"model": "m", "method": names, "passage": 0, "tokens": 1, "nats": -1.0})
+    tuning = pd.DataFrame({"model": ["m"], "answers": [np.nan], "answers_n": [0]})
+    settings = DefenceSettings(
+        models=(),
+        facts=hl.atlas().record(),
+        schemes=(SchemeRecord(name="s"),),
+        tune_scheme=SchemeRecord(name="think"),
+        dose=1,
+        seed=0,
+        relations={"held_out": ("P1",)},
+        methods={},
+    )
+    return defence.DefenceResult(
+        items=items,
+        neutral=neutral,
+        tuning=tuning,
+        skipped=skipped_table([], "m"),
+        settings=settings,
+        provenance=Provenance.now(seed=0),
+    )
+
+
+def legend(result):
+    return " ".join(str(each) for each in result.plot().findobj(Text))
+
+
+def test_a_verdict_says_what_fails_and_what_was_not_measured():
+    methods = {"a": 3, "placebo of a": 0, "b": 3, "placebo of b": 0, "c": 1, "placebo of c": 0}
+    goal = "at least half at a loss of at most 0.02 under every scheme"
+    shown = str(comparison(methods, known=3, facts=4))
+    assert f"m: a and b undo {goal}\n" in shown and "4 facts" not in shown
+    assert "defences on 1 relation new to them" in shown
+    assert "m: no setting was chosen by answers, as too few facts validate them" in shown
+    # All facts are known, so that no stated answer can be lost.
+    result = comparison(methods, known=4, facts=4)
+    assert result.defences["helpful_change"].isna().all()
+    assert result.verdict[["method", "fails", "unmeasured", "helps"]].values.tolist() == [
+        ["a", "", "answers (0 facts)", False],
+        ["b", "", "answers (0 facts)", False],
+        ["c", "half, placebo", "answers (0 facts)", False],
+    ]
+    assert result.verdict["loss"].isna().all() and result.findings() == {"helps": {}}
+    shown = str(result)
+    assert "m: whether a and b help cannot be judged\n" in shown
+    assert "too few facts, or no rise, to measure answers (0 facts)\n" in shown
+    assert "answers need facts that the model does not know" in shown
+    (panel,) = result.plot().axes
+    assert [text.get_text() for text in panel.texts] == ["loss not measured"]
+    assert "95% intervals, relations like these" in legend(result)
+    # Facts that do not give way: there is nothing to undo.
+    shown = str(comparison({"a": 1, "placebo of a": 0}, known=0, facts=1))
+    assert "m: whether a helps cannot be judged\n" in shown
+    assert "to measure undone under s (4 facts)\n" in shown
+    equal = {"a": 3, "placebo of a": 3, "c": 3}
+    shown = str(comparison(equal, known=3, facts=4))
+    assert f"a and c undo {goal}, but none undoes significantly more than a placebo" in shown
+    shown = str(comparison({"c": 1, "placebo of c": 0}, known=3, facts=4))
+    nearest = "nearest is c: over the schemes it undoes 0.33 at worst and loses at most 0.00"
+    assert f"m: no method undoes {goal}; {nearest}" in shown
+
+
+def test_one_relation_of_few_facts_judges_nothing():
+    result = comparison({"a": 3, "placebo of a": 0}, known=3, facts=4)
+    items = result.items[result.items["case_id"] < 3].assign(relation_id="P1")
+    few = replace(result, items=items)
+    assert "95% intervals, these facts (one relation)" in legend(few)
+    assert few.verdict["helps"].tolist() == [False]
+    assert few.verdict["unmeasured"].tolist() == ["answers (0 facts)"]
+    one = replace(result, items=items[items["case_id"] < 1])
+    assert one.verdict["undone"].isna().all()
+    unmeasured = "undone under s (1 facts), reverse (1 facts), answers (0 facts)"
+    assert one.verdict["unmeasured"].tolist() == [unmeasured]
 
 
 def test_settings_are_chosen_within_the_limit_and_on_other_models():
-    columns = ["model", "method", "setting", "undone", "bare_retention_change", "helpful_change"]
+    columns = ["model", "method", "setting", "undone", "bare_retention_change", "answers"]
     table = [
         ("a", "steering", 0, 0.3, 0.0, -0.02), ("a", "steering", 1, 0.9, -0.1, 0.0),
         ("b", "steering", 0, 0.3, -0.2, 0.0), ("b", "steering", 1, 0.9, 0.0, -0.1),
@@ -217,7 +330,8 @@ def test_settings_are_chosen_within_the_limit_and_on_other_models():
         ("b", "gate", 0, 0.1, 0.0, 0.0), ("b", "gate", 1, 0.2, 0.0, 0.0),
     ]  # fmt: skip
     methods = [METHODS["steering"], METHODS["gate"]]
-    found = chosen(pd.DataFrame(table, columns=columns), methods)
+    scored = pd.DataFrame(table, columns=columns).assign(reverse=0.0, answers_n=50)
+    found = chosen(scored, methods)
     of = found[found["chosen"]].set_index(["model", "method"])["setting"].to_dict()
     assert of == {
         ("a", "steering"): 0,  # 1 loses too much
@@ -225,6 +339,11 @@ def test_settings_are_chosen_within_the_limit_and_on_other_models():
         ("a", "gate"): 1,  # it learns nothing, so the other model chooses
         ("b", "gate"): 0,
     }
+    # Without a known fact, the other losses choose; one of 50 facts is within the limit.
+    own = scored[(scored["model"] == "a") & (scored["method"] == "steering")]
+    for changes, best in (([-0.5, 0.0], 1), ([0.0, 49 / 50 - 1.0], 1), ([0.0, -0.03], 0)):
+        found = chosen(own.assign(answers=np.nan, bare_retention_change=changes), methods)
+        assert found.loc[found["chosen"], "setting"].tolist() == [best]
 
 
 def test_relations_are_not_shared():
@@ -268,7 +387,10 @@ def test_the_comparison_of_defences(planted, tmp_path, monkeypatch):
     assert {relation for part in result.settings.relations.values() for relation in part} == {
         "P131", "P36", "P103",
     }  # fmt: skip
-    assert "no method" in str(result) or "undoes at least half" in str(result)
+    # Six held-out facts do not show a rise in efficacy.
+    assert "to measure undone under do-not-think (6 facts)" in str(result)
+    assert not result.verdict["helps"].any()
+    assert result.settings.tuning == 60
     result.save(tmp_path / "out")
     loaded = hl.load_result(tmp_path / "out")
     pd.testing.assert_frame_equal(loaded.defences, result.defences)
@@ -281,7 +403,11 @@ def test_the_comparison_of_defences(planted, tmp_path, monkeypatch):
 
 REFUSED = {
     "tuned on": {"schemes": ["think"]},
-    "measure of costs": {"schemes": ["relation-true"]},
+    "measure of costs, so methods cannot be tested": {"schemes": ["relation-true"]},
+    "measure of costs, so methods cannot be tuned": {
+        "protocol": defence.Protocol(tune_scheme="do-not-think-true")
+    },
+    "name at least one scheme, and each once": {"schemes": ["do-not-think", "do-not-think"]},
     "unknown method 'gait'; did you mean 'gate'": {"methods": ["gait"]},
     "there is no file": {"methods": ["nowhere.py:Method"]},
     "engine 'local'": {"execution": hl.Execution(engine=hl.RayEngine())},

@@ -115,6 +115,7 @@ MISTAKES = {
     "defend --model ./nowhere": "does not exist",
     f"defend {MODEL} --tune-scheme foo": "unknown scheme",
     f"defend {MODEL} --dose 0-2": "one dose above 0",
+    f"defend {MODEL} --scheme think --scheme think": "each once",
     f"defend {MODEL} --out {{result}}": "already contains a result",
     f"trace {MODEL}": "name a fact",
     f"trace {MODEL} --case 99999": "no case 99999",

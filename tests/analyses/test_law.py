@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from command_calls import run as run_command
 from planted_head import planted_facts, planted_model
 from tiny_models import tiny_tokenizer
@@ -335,6 +336,53 @@ def test_the_command_takes_a_saved_run(planted, tmp_path, capsys):
     assert files >= {"predictions.parquet", "differences.csv", "laws.svg", "calibration.png"}
     assert run_command("law") == 2
     assert "law needs one of --model" in capsys.readouterr().err
+
+
+def test_a_saved_run_decides_schemes_doses_and_seed(planted, tmp_path, monkeypatch, capsys):
+    model, facts, _, folder = planted
+    options = {"schemes": ["do-not-think-other", "think"], "doses": [1, 3], "quiet": True}
+    hl.hijack(model, facts, seed=7, **options).save(tmp_path / "run")
+    words = ["law", "--model", folder, "--facts", folder / "facts.jsonl", "--run", tmp_path / "run"]
+    words += ["--folds", 3, "--out", tmp_path / "law", "--quiet"]
+    for given, refusal in (
+        (["--doses", "0-1"], "--doses is not that of the --run: [0, 1] and [0, 1, 3]. Leave it"),
+        (["--seed", 0], "--seed is not that of the --run: 0 and 7"),
+        (["--scheme", "think"], "--scheme is not that of the --run: think (Think of"),
+        (["--template", "x=Think {target_false}."], "--scheme is not that of the --run: x (Think"),
+        (["--dtype", "bfloat16"], "is not that of the --run: bfloat16 and float32. Load the"),
+        (["--sharing", "plain", "--engine", "local"], "--run makes no use of --sharing, --engine"),
+        (["--run", tmp_path / "run"], "a model occurs twice"),
+        (["--run", tmp_path / "other"], "results differ in seed; only models may differ"),
+    ):
+        if tmp_path / "other" in given:
+            hl.hijack(model, facts, seed=8, **options).save(tmp_path / "other")
+        assert run_command(*words, *given) == 2
+        assert refusal in capsys.readouterr().err
+    seen = []
+    module, made = importlib.import_module("analyses.law.predictors"), hl.pairs
+
+    def spy(*arguments, seed, scheme):
+        seen.append((scheme.name, seed))
+        return made(*arguments, seed=seed, scheme=scheme)
+
+    def compare(table, *, seed, **_):
+        seen.append((set(table["dose"]), seed))
+        raise hl.InputError("enough")  # the fit takes half a minute
+
+    monkeypatch.setattr(module, "pairs", spy)
+    monkeypatch.setattr(law, "compare", compare)
+    equal = ["--scheme", "think", "--scheme", "do-not-think-other", "--seed", 7, "--doses", "1,3"]
+    for given in ([], equal):
+        assert run_command(*words, *given) == 2
+        assert "enough" in capsys.readouterr().err
+        assert seen == [("do-not-think-other", 7), ("think", 7), ({1, 3}, 7)]
+        seen.clear()
+    changed = hl.load_model(str(folder))
+    with torch.no_grad():
+        next(changed.parameters()).add_(1)
+    hl.hijack(changed, facts, seed=7, **options).save(tmp_path / "run", overwrite=True)
+    assert run_command(*words) == 2
+    assert "the weights hash of" in capsys.readouterr().err
 
 
 @pytest.mark.slow

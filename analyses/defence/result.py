@@ -23,7 +23,7 @@ from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.prompts.schemes import Scheme, SchemeRecord, get_scheme
+from hijacklens.prompts.schemes import Scheme, SchemeRecord, get_scheme, get_schemes
 from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
@@ -228,8 +228,9 @@ def defend(
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: Too few relations, an unknown method or scheme, a scheme that is also tuned on
-            or measures a cost, an engine with workers, or a method that does not fit a model.
+        InputError: Too few relations, an unknown method, an unknown or repeated scheme, one
+            that is also tuned on or measures a cost, an engine with workers, or a method that does
+            not fit a model.
 
     Note:
         Costs about as many runs over all prompts as there are methods and placebos, and one per
@@ -239,8 +240,7 @@ def defend(
     one_of_type("facts", facts, FactSet, "hl.atlas()")
     whole_number(DOSE, protocol.dose, least=1, most=MOST_SENTENCES)
     seed = whole_number("seed", protocol.seed)
-    given = [schemes] if isinstance(schemes, (str, Scheme)) else list(schemes)
-    tested, scheme = [get_scheme(each) for each in given], get_scheme(protocol.tune_scheme)
+    tested, scheme = get_schemes(schemes), get_scheme(protocol.tune_scheme)
     for each in tested:
         if each.name in (scheme.name, *HELPFUL):
             use = "tuned on" if each.name == scheme.name else "a measure of costs"
@@ -248,8 +248,8 @@ def defend(
                 f"the scheme {each.name} is {use}, so methods cannot be tested on it; leave it "
                 "out, or choose another scheme to tune on."
             )
-    if execution.engine != "local" or not tested:
-        raise InputError("a comparison of defences needs a scheme, and the engine 'local'.")
+    if execution.engine != "local":
+        raise InputError("a comparison of defences needs the engine 'local'.")
     listed: list[Any] = list(models) if isinstance(models, (list, tuple)) else [models]
     used, parts = named(methods), split(facts, most=protocol.tuning, seed=seed)
     tried = sum(len(method.settings) for method in used if len(method.settings) > 1)

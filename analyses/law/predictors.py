@@ -44,7 +44,7 @@ from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
 from hijacklens.prompts.layout import Layout
-from hijacklens.prompts.schemes import Scheme
+from hijacklens.prompts.schemes import Scheme, get_schemes
 from hijacklens.scoring.pairs import Pair, pairs
 from hijacklens.scoring.result import HijackResult
 from hijacklens.store.fingerprint import fingerprint_of
@@ -70,7 +70,7 @@ CHUNK = 256
 def predictors(
     model: HookedLanguageModel,
     facts: FactSet,
-    schemes: Iterable[str | Scheme] = ("do-not-think",),
+    schemes: str | Scheme | Iterable[str | Scheme] = ("do-not-think",),
     *,
     seed: int = 0,
     keep: Path | None = None,
@@ -84,18 +84,22 @@ def predictors(
     Args:
         model: The model.
         facts: The facts.
-        schemes: The schemes.
+        schemes: One or several schemes, or their names, each once.
         seed: Seeds the schemes.
         keep: A folder for finished rows, so that none is read again. They are keyed by the model,
             the prompts and the code of this module.
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: As for `hijacklens.pairs`; no fact has a shift; or the model's logits are not a
-            sum over heads that its hooks show.
+        InputError: As for `hijacklens.pairs`; a scheme is given twice; no fact has a shift; or
+            the model's logits are not a sum over heads that its hooks show.
     """
     require_agreement(model, operation="a law")
-    made = [pair for each in schemes for pair in pairs(model, facts, scheme=each, seed=seed)]
+    made = [
+        pair
+        for each in get_schemes(schemes)
+        for pair in pairs(model, facts, scheme=each, seed=seed)
+    ]
     chosen = [pair for pair in made if not pair.same_first_token]
     if not chosen:
         raise InputError(f"no fact of {facts.name} has a shift under these schemes.")

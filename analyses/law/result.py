@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analyses.law import plots
 from analyses.law.evaluation import differences, predictions, scores, selected
-from analyses.law.laws import BY_NAME, LAWS, Law
+from analyses.law.laws import LAWS, Law, LawRecord
 from analyses.law.predictors import PREDICTORS, TEXTS
 from hijacklens.errors import InputError, choice, unknown, whole_number
 from hijacklens.facts.fact import Fact
@@ -21,6 +21,8 @@ from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
+
+ONE = "the facts of this model and scheme are of one relation."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class LawSettings:
     models: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     doses: tuple[int, ...] = ()
+    laws: tuple[LawRecord, ...] = LAWS
+    """A saved result has no functions of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,10 @@ class LawResult(Result):
         """Return the simplest law that is not significantly worse than the best, on all doses."""
         rows = self._cell(self.predictions, model, scheme)
         doses = rows[rows["split"] == "all doses"]
-        return selected(doses if len(doses) else self._new(rows))
+        rows = doses if len(doses) else self._new(rows)
+        if rows.empty:
+            raise InputError(f"no law is tested here on a relation that is new to it; {ONE}")
+        return selected(rows, self.settings.laws)
 
     def explain(
         self,
@@ -96,7 +103,8 @@ class LawResult(Result):
             `together`. The name says which fact and law it is.
 
         Raises:
-            InputError: The result lacks the fact, law, model, scheme or dose.
+            InputError: The result lacks the fact, law, model, scheme or dose; all facts are of one
+                relation; or the law is your own and the result was read from a folder.
         """
         cell: Any = self._cell(self.facts, model, scheme)
         cell = cell[cell["dose"] == (cell["dose"].min() if dose is None else dose)]
@@ -109,7 +117,10 @@ class LawResult(Result):
             )
         found = row.iloc[0]
         others = cell[cell["relation_id"] != found["relation_id"]]
-        fitted = BY_NAME[choice("law", law, BY_NAME)].fit(others)
+        if others.empty:
+            raise InputError(f"case {case!r} is explained by a law of other relations; {ONE}")
+        laws = {each.name: each for each in self.settings.laws}
+        fitted = laws[choice("law", law, laws)].law().fit(others)
         mean = row.assign(**others[list(PREDICTORS)].mean())
         alone = [mean.assign(**{name: found[name]}) for name in fitted.needs]
         base, predicted, *values = (fitted.predict(one)[0] for one in (mean, row, *alone))
@@ -165,7 +176,9 @@ class LawResult(Result):
 
     def findings(self) -> dict[str, Any]:
         """Return the number of rows, and the formula and source of each law."""
-        laws = {law.name: {"formula": law.formula, "source": law.source} for law in LAWS}
+        laws = {
+            law.name: {"formula": law.formula, "source": law.source} for law in self.settings.laws
+        }
         return {"rows": len(self.facts), "laws": laws}
 
     def glance(self) -> Glance:
@@ -219,15 +232,19 @@ def compare(
 
     Args:
         table: The columns of `analyses.law.measured`; those of several models are concatenated.
-        laws: The laws.
+        laws: The laws, each with its own name.
         folds: Folds of the cross-validation, each of whole relations.
         seed: Seeds the folds.
         name: What the facts are called.
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: There are fewer than two folds or relations.
+        InputError: There are fewer than two folds, or relations of a model and scheme; or two laws
+            have one name.
     """
+    names = [law.name for law in laws]
+    if len(set(names)) < len(names):
+        raise InputError(f"laws: every law needs a name of its own; given: {names}.")
     seed, table = whole_number("seed", seed), table.reset_index(drop=True)
     rows = [
         (*key, law.name, parameter, found.value, found.low, found.high)
@@ -241,6 +258,6 @@ def compare(
         facts=table,
         predictions=predictions(table, laws=laws, count=folds, seed=seed, quiet=quiet),
         parameters=pd.DataFrame(rows, columns=columns),
-        settings=LawSettings(facts=name, folds=folds, seed=seed, **made_of),
+        settings=LawSettings(facts=name, folds=folds, seed=seed, laws=tuple(laws), **made_of),
         provenance=Provenance.now(seed=seed),
     )

@@ -15,13 +15,22 @@ import dataclasses
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from string import Formatter
 from typing import Literal, cast
 
-from hijacklens.errors import InputError, choice, is_text, one_of_type, shown, strict, unknown
+from hijacklens.errors import (
+    InputError,
+    choice,
+    is_text,
+    one_of_type,
+    several,
+    shown,
+    strict,
+    unknown,
+)
 from hijacklens.facts.fact import Fact
 from hijacklens.facts.relations import relation_id, relations
 
@@ -255,3 +264,18 @@ def get_scheme(name: str | Scheme) -> Scheme:
         return name
     known = choice("scheme", name, REGISTRY, "Add your own with add_scheme or --template.")
     return REGISTRY[known]
+
+
+def get_schemes(schemes: str | Scheme | Iterable[str | Scheme]) -> list[Scheme]:
+    """Return one or several schemes, each as `get_scheme` does.
+
+    Raises:
+        InputError: There is none, or one is unknown or given twice.
+    """
+    one = isinstance(schemes, (str, Scheme))
+    listed = [schemes] if one else several("schemes", schemes, "['do-not-think', 'relation']")
+    registered = [get_scheme(scheme) for scheme in listed]
+    names = [scheme.name for scheme in registered]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"name at least one scheme, and each once; given: {names or 'none'}.")
+    return registered

@@ -15,7 +15,7 @@ from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import Probe, check_probes, spans_of
 from hijacklens.progress import bar
 from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
-from hijacklens.prompts.schemes import Scheme, get_scheme
+from hijacklens.prompts.schemes import Scheme, get_schemes
 from hijacklens.prompts.wordings import make_prompts, prompt_table
 from hijacklens.renamed import renamed
 from hijacklens.results.result import Provenance
@@ -86,7 +86,7 @@ def hijack(
         Costs one forward pass over every distinct prompt, and over the prompt with its target if
         the target has several tokens. Equal prompts (dose 0 of several schemes) run once.
     """
-    schemes = _schemes(schemes)
+    schemes = get_schemes(schemes)
     doses = _doses(doses)
     seed = whole_number("seed", seed)
     one_of_type("execution", execution, Execution, "hl.Execution(store=False)")
@@ -164,16 +164,6 @@ def _read(
         store_off=kept.off,
     )
     return readings, {"readings": counts, "engine": accounting}
-
-
-def _schemes(schemes: str | Scheme | Sequence[str | Scheme]) -> list[Scheme]:
-    one = isinstance(schemes, (str, Scheme))
-    listed = [schemes] if one else several("schemes", schemes, "['do-not-think', 'relation']")
-    registered = [get_scheme(scheme) for scheme in listed]
-    names = [scheme.name for scheme in registered]
-    if not names or len(set(names)) < len(names):
-        raise InputError(f"name at least one scheme, and each once; given: {names or 'none'}.")
-    return registered
 
 
 def _doses(doses: int | Iterable[int]) -> tuple[int, ...]:

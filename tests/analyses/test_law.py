@@ -338,6 +338,46 @@ def test_the_command_takes_a_saved_run(planted, tmp_path, capsys):
     assert "law needs one of --model" in capsys.readouterr().err
 
 
+def test_a_result_knows_its_own_laws(tmp_path):
+    table = drawn(40, doses=(1,), relations=5).assign(
+        subject="x", target_true="a", target_false="b"
+    )
+    table["shift"] = 2 + 3 * table["entropy"] + np.random.default_rng(1).normal(size=40) / 10
+    mine = law.Law(
+        "entropy", "a + b entropy", "mine", ("entropy",),
+        start={"a": 0.0, "b": 0.0}, shift=lambda p, x: p["a"] + p["b"] * x["entropy"],
+    )  # fmt: skip
+    alone = table.assign(scheme="alone", relation_id="P0")
+    laws = [BY_NAME["constant"], BY_NAME["prior"], mine]
+    result = law.compare(pd.concat([table, alone]), laws=laws, folds=3, quiet=True)
+    assert result.selected(scheme="s") == "entropy"
+    explained = result.explain(7, law="entropy")
+    assert explained["predicted"] == pytest.approx(2 + 3 * table["entropy"][7], abs=0.2)
+    formulas = {name: each["formula"] for name, each in result.findings()["laws"].items()}
+    assert formulas == {each.name: each.formula for each in laws}
+    with pytest.raises(hl.InputError, match="unknown law 'ceiling'"):
+        result.explain(7)
+    with pytest.raises(hl.InputError, match="case 7 is explained by a law of other relations"):
+        result.explain(7, law="entropy", scheme="alone")
+    loaded = hl.load_result(result.save(tmp_path / "law"))
+    assert loaded.selected(scheme="s") == "entropy"
+    assert loaded.findings() == result.findings()
+    pd.testing.assert_series_equal(loaded.explain(7, law="prior"), result.explain(7, law="prior"))
+    assert set(loaded.parameters.query("law == 'entropy'")["parameter"]) == {"a", "b"}
+    with pytest.raises(hl.InputError, match=r"'entropy' \(a \+ b entropy\) is your own"):
+        loaded.explain(7, law="entropy")
+    with pytest.raises(hl.InputError, match="every law needs a name of its own"):
+        law.compare(table, laws=[*laws, mine], quiet=True)
+    with pytest.raises(hl.InputError, match="give at least two"):
+        law.compare(alone, laws=laws, quiet=True)
+
+
+def test_a_scheme_is_given_once(planted):
+    model, facts, *_ = planted
+    with pytest.raises(hl.InputError, match="each once"):
+        law.predictors(model, facts, ["think", "think"], quiet=True)
+
+
 def test_a_saved_run_decides_schemes_doses_and_seed(planted, tmp_path, monkeypatch, capsys):
     model, facts, _, folder = planted
     options = {"schemes": ["do-not-think-other", "think"], "doses": [1, 3], "quiet": True}

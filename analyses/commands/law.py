@@ -49,6 +49,7 @@ SCORING = _names(ExecutionChoice) - {"no_cache"}
     "differences",
     "parameters",
     "surprises",
+    "skipped",
     label="law-<models>",
 )
 def command(
@@ -95,8 +96,8 @@ def command(
     predictors in the folder next to it that ends in .predictors.
 
     Writes into the folder: laws.csv (a row per law and split), differences.csv, parameters.csv,
-    surprises.csv, facts.parquet (predictors and shifts), predictions.parquet, result.json, and
-    laws, predicted, calibration and residuals as .svg and .png.
+    surprises.csv, skipped.csv, facts.parquet (predictors and shifts), predictions.parquet,
+    result.json, and laws, predicted, calibration and residuals as .svg and .png.
 
     \b
     Examples:
@@ -130,7 +131,7 @@ def command(
     from hijacklens.scoring.hijack import hijack
     from hijacklens.store.store import chosen_store
 
-    tables, title = [], ""
+    tables, left_out, title = [], [], ""
     if bits is not None:
         from hijacklens.one_layer import memory
         from hijacklens.one_layer.model import OneLayerTransformer
@@ -186,10 +187,16 @@ def command(
             model, chosen, schemes, seed=facts.seed, keep=keep, quiet=output.quiet
         )
         tables.append(law.measured(measured, table))
+        unscored = measured.skipped
+        left_out += [
+            unscored[unscored["model"] == model.cfg.model_name],
+            law.skipped(model, chosen, schemes, seed=facts.seed),
+        ]
         del model  # before the next one is loaded
     result = law.compare(
         pd.concat(tables).drop_duplicates(["model", "scheme", "dose", "case_id"]),
         folds=folds, seed=facts.seed, name=title, quiet=output.quiet,
+        skipped=pd.concat(left_out).drop_duplicates(ignore_index=True) if left_out else None,
     )  # fmt: skip
     result.save(path, overwrite=folder.overwrite)
     output.show_saved(
@@ -200,6 +207,7 @@ def command(
         differences=records(result.differences),
         parameters=records(result.parameters),
         surprises=records(result.surprises()),
+        skipped=records(result.skipped),
     )
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
@@ -21,6 +21,7 @@ from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
+from hijacklens.scoring.items import SkippedTable, skipped_table
 
 ONE = "the facts of this model and scheme are of one relation."
 
@@ -55,6 +56,8 @@ class LawResult(Result):
     """A row per model, scheme, law and parameter, fitted on all facts: value, low, high."""
     settings: LawSettings
     provenance: Provenance
+    skipped: SkippedTable = field(default_factory=partial(skipped_table, (), ""))
+    """Facts without a shift or predictors, with the reason: model, case_id, ..., scheme, reason."""
     figures: ClassVar = {what: {"what": what} for what in plots.TITLES}
     derived: ClassVar = {f"{name}.csv": name for name in ("laws", "differences", "surprises")}
 
@@ -172,14 +175,19 @@ class LawResult(Result):
             Table("Differences", self.differences, file="differences.csv", filters=filters),
             Table("Parameters", self.parameters, filters=("law", "model", "scheme"), folded=True),
             Table("Surprises", self.surprises(), file="surprises.csv", filters=("model", "scheme")),
+            *(
+                [Table("Facts that were skipped", self.skipped, file="skipped.csv", folded=True)]
+                if len(self.skipped)
+                else []
+            ),
         ]
 
     def findings(self) -> dict[str, Any]:
-        """Return the number of rows, and the formula and source of each law."""
+        """Return the numbers of rows and skipped facts, and the formula and source of each law."""
         laws = {
             law.name: {"formula": law.formula, "source": law.source} for law in self.settings.laws
         }
-        return {"rows": len(self.facts), "laws": laws}
+        return {"rows": len(self.facts), "skipped": len(self.skipped), "laws": laws}
 
     def glance(self) -> Glance:
         """The laws on new relations, for each model and scheme."""
@@ -191,11 +199,21 @@ class LawResult(Result):
             "Brier": "{brier:fraction}",
         }
         cells = self._new(self.laws).groupby(["model", "scheme"], sort=False)
+        tested = self._new(self.predictions)[["case_id", "relation_id"]].nunique()
+        notes = ["R2 of the shift; the others of flips among known facts; intervals over relations"]
+        if len(self.skipped):
+            notes.append(
+                f"skipped: {len(self.skipped)} pairs of fact and scheme (.skipped, skipped.csv); "
+                f"first: {self.skipped['reason'].iloc[0]}"
+            )
         return Glance(
-            f"{self.settings.facts} · laws of the shift on {int(self.laws['relations'].max())} "
-            "relations that they were not fitted on",
-            tuple(Grid.of(part, forms, title=" · ".join(key)) for key, part in cells),
-            ("R2 of the shift; the others of flips among known facts; intervals over relations",),
+            f"{self.settings.facts} · laws of the shift: {tested['case_id']} facts of "
+            f"{tested['relation_id']} relations, each predicted by a fit on the other folds",
+            tuple(
+                Grid.of(part, forms, title=f"{' · '.join(key)}, {part['n'].iloc[0]} facts")
+                for key, part in cells
+            ),
+            tuple(notes),
             steps=("laws", "differences", "explain(case_id)", "surprises()", "plot(what=...)"),
         )
 
@@ -226,6 +244,7 @@ def compare(
     folds: int = 10,
     seed: int = 0,
     name: str = "facts",
+    skipped: pd.DataFrame | None = None,
     quiet: bool = False,
 ) -> LawResult:
     """Fit laws of the shift and compare them on what they were not fitted on.
@@ -236,6 +255,7 @@ def compare(
         folds: Folds of the cross-validation, each of whole relations.
         seed: Seeds the folds.
         name: What the facts are called.
+        skipped: The facts that the table lacks (`analyses.law.skipped`), which the result lists.
         quiet: Draw no progress bar.
 
     Raises:
@@ -260,4 +280,5 @@ def compare(
         parameters=pd.DataFrame(rows, columns=columns),
         settings=LawSettings(facts=name, folds=folds, seed=seed, laws=tuple(laws), **made_of),
         provenance=Provenance.now(seed=seed),
+        skipped=skipped_table((), "") if skipped is None else skipped,
     )

@@ -124,6 +124,16 @@ def _made(name: str, kind: Any, default: Any, texts: dict[str, str]) -> Callable
     return make(*(flags or (name,)), **{**derived, **settings})
 
 
+def given() -> dict[str, str]:
+    """Return what the command line has: the name of each parameter -> its option."""
+    context, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
+    return {
+        str(option.name): option.opts[0]
+        for option in context.command.params
+        if context.get_parameter_source(str(option.name)) is not default
+    }
+
+
 class FilePath(click.Path):
     """A path; an empty one, as of an unset variable of the shell, would mean this folder."""
 

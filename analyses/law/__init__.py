@@ -13,7 +13,17 @@
 
 from analyses.law.exact import exact
 from analyses.law.laws import LAWS, Law
-from analyses.law.predictors import PREDICTORS, measured, predictors
+from analyses.law.predictors import PREDICTORS, measured, predictors, skipped
 from analyses.law.result import LawResult, compare
 
-__all__ = ["LAWS", "PREDICTORS", "Law", "LawResult", "compare", "exact", "measured", "predictors"]
+__all__ = [
+    "LAWS",
+    "PREDICTORS",
+    "Law",
+    "LawResult",
+    "compare",
+    "exact",
+    "measured",
+    "predictors",
+    "skipped",
+]

@@ -26,7 +26,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy.stats import norm, rankdata
 
-from analyses.law.laws import LAWS, Law, folds
+from analyses.law.laws import LAWS, Law, LawRecord, folds
 from hijacklens.errors import InputError, whole_number
 from hijacklens.progress import bar
 from hijacklens.statistics import Estimate, adjust, clustered, clustered_fraction
@@ -59,10 +59,10 @@ def predictions(
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: There are fewer than two folds or relations.
+        InputError: There are fewer than two folds, or relations of a model and scheme.
     """
     whole_number("folds", count, least=2)
-    if table["relation_id"].nunique() < 2:
+    if table.groupby(["model", "scheme"])["relation_id"].nunique().max() < 2:
         raise InputError("a law is tested on relations that it has not seen; give at least two.")
     fold = folds(table["relation_id"].to_numpy(), count, seed=seed)
     parts: list[pd.DataFrame] = []
@@ -216,7 +216,7 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def selected(table: pd.DataFrame, laws: Sequence[Law] = LAWS) -> str:
+def selected(table: pd.DataFrame, laws: Sequence[LawRecord] = LAWS) -> str:
     """Return the simplest law whose R squared in one cell is not significantly below the best.
 
     Simple means few parameters, for the ceiling few predictors; significant, corrected p < .05.

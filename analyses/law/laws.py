@@ -16,7 +16,7 @@ relations of equal or very different size, the intervals cover .94 to .995.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from scipy.optimize import least_squares
 from scipy.special import expit, stdtrit
 
 from analyses.law.predictors import PREDICTORS
+from hijacklens.errors import InputError
 from hijacklens.statistics import Interval
 
 PENALTIES = 10.0 ** np.arange(-1, 7)
@@ -45,8 +46,8 @@ def folds(groups: Shaped[np.ndarray, " row"], count: int, *, seed: int) -> Int[n
 
 
 @dataclass(frozen=True)
-class Law:
-    """A formula of a few parameters `p` and predictors `x`; `fit` returns a fitted copy."""
+class LawRecord:
+    """What a saved result knows of a law: all but its function."""
 
     name: str
     formula: str
@@ -55,6 +56,28 @@ class Law:
     """The predictors that the law reads."""
     start: Mapping[str, float] = field(default_factory=dict)
     """Parameter -> where the search starts."""
+
+    def law(self) -> Law:
+        """Return the law with its function.
+
+        Raises:
+            InputError: It is not a built-in law.
+        """
+        names = [item.name for item in fields(LawRecord)]
+        built_in = BY_NAME.get(self.name)
+        if any(getattr(built_in, name, None) != getattr(self, name) for name in names):
+            raise InputError(
+                f"the law {self.name!r} ({self.formula}) is your own, and a saved result has no "
+                "function of it. Compare the table `facts` of the result again: "
+                "law.compare(result.facts, laws=[...])."
+            )
+        return BY_NAME[self.name]
+
+
+@dataclass(frozen=True)
+class Law(LawRecord):
+    """A formula of a few parameters `p` and predictors `x`; `fit` returns a fitted copy."""
+
     shift: Callable[[Values, Values], Any] = field(default=lambda p, x: 0.0)
     """The formula: the shift in nats from parameters, predictors and `dose`."""
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
@@ -62,6 +85,10 @@ class Law:
     """Whether the law says how the shift grows with the dose."""
     parameters: Mapping[str, Interval] = field(default_factory=dict)
     """Parameter -> estimate with its interval; empty before the fit."""
+
+    def law(self) -> Law:
+        """Return the law itself."""
+        return self
 
     def fit(self, table: pd.DataFrame) -> Law:
         """Fit the law to the columns `shift`, `dose`, `relation_id` and the predictors."""

@@ -44,8 +44,8 @@ from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
 from hijacklens.prompts.layout import Layout
-from hijacklens.prompts.schemes import Scheme
-from hijacklens.scoring.pairs import Pair, pairs
+from hijacklens.prompts.schemes import Scheme, get_schemes
+from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, Pair, Pairs, pairs
 from hijacklens.scoring.result import HijackResult
 from hijacklens.store.fingerprint import fingerprint_of
 from probes.anatomy import anatomy_of
@@ -70,7 +70,7 @@ CHUNK = 256
 def predictors(
     model: HookedLanguageModel,
     facts: FactSet,
-    schemes: Iterable[str | Scheme] = ("do-not-think",),
+    schemes: str | Scheme | Iterable[str | Scheme] = ("do-not-think",),
     *,
     seed: int = 0,
     keep: Path | None = None,
@@ -78,25 +78,24 @@ def predictors(
 ) -> pd.DataFrame:
     """Return a row per fact and scheme, with the columns `TEXTS` and `PREDICTORS`.
 
-    Facts without a prompt pair, or whose targets share their first token, have no row. Costs one
-    forward pass over every bare query and every sentence.
+    Facts without a prompt pair, or whose targets share their first token, have no row (`skipped`).
+    Costs one forward pass over every bare query and every sentence.
 
     Args:
         model: The model.
         facts: The facts.
-        schemes: The schemes.
+        schemes: One or several schemes, or their names, each once.
         seed: Seeds the schemes.
         keep: A folder for finished rows, so that none is read again. They are keyed by the model,
             the prompts and the code of this module.
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: As for `hijacklens.pairs`; no fact has a shift; or the model's logits are not a
-            sum over heads that its hooks show.
+        InputError: As for `hijacklens.pairs`; a scheme is given twice; no fact has a shift; or
+            the model's logits are not a sum over heads that its hooks show.
     """
     require_agreement(model, operation="a law")
-    made = [pair for each in schemes for pair in pairs(model, facts, scheme=each, seed=seed)]
-    chosen = [pair for pair in made if not pair.same_first_token]
+    chosen = [pair for each in _usable(model, facts, schemes, seed) for pair in each]
     if not chosen:
         raise InputError(f"no fact of {facts.name} has a shift under these schemes.")
     name, fingerprint = str(model.cfg.model_name), fingerprint_of(model, identify(model))
@@ -126,6 +125,27 @@ def predictors(
     spread: Any = table.groupby("scheme")[scaled].transform("std", ddof=0)
     table[scaled] /= spread.where(spread > 0, 1)
     return table
+
+
+def skipped(
+    model: HookedLanguageModel,
+    facts: FactSet,
+    schemes: str | Scheme | Iterable[str | Scheme] = ("do-not-think",),
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the facts that `predictors` has no row for: model, case_id, ..., scheme, reason."""
+    parts = [each.skipped for each in _usable(model, facts, schemes, seed)]
+    return pd.concat(parts).drop_duplicates(ignore_index=True)
+
+
+def _usable(model: Any, facts: FactSet, schemes: Any, seed: int) -> list[Pairs]:
+    """Return the pairs of each scheme that have a shift."""
+    made = [pairs(model, facts, scheme=each, seed=seed) for each in get_schemes(schemes)]
+    return [
+        each.without(SAME_FIRST_TOKEN if pair.same_first_token else None for pair in each)
+        for each in made
+    ]
 
 
 def _inputs(pair: Pair) -> tuple[Any, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, cast
 
 import numpy as np
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from analyses.law import plots
 from analyses.law.evaluation import differences, predictions, scores, selected
-from analyses.law.laws import BY_NAME, LAWS, Law
+from analyses.law.laws import LAWS, Law, LawRecord
 from analyses.law.predictors import PREDICTORS, TEXTS
 from hijacklens.errors import InputError, choice, unknown, whole_number
 from hijacklens.facts.fact import Fact
@@ -21,6 +21,9 @@ from hijacklens.results.exhibits import Drawing, Exhibit, Table
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
+from hijacklens.scoring.items import SkippedTable, skipped_table
+
+ONE = "the facts of this model and scheme are of one relation."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class LawSettings:
     models: tuple[str, ...] = ()
     schemes: tuple[str, ...] = ()
     doses: tuple[int, ...] = ()
+    laws: tuple[LawRecord, ...] = LAWS
+    """A saved result has no functions of them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,8 @@ class LawResult(Result):
     """A row per model, scheme, law and parameter, fitted on all facts: value, low, high."""
     settings: LawSettings
     provenance: Provenance
+    skipped: SkippedTable = field(default_factory=partial(skipped_table, (), ""))
+    """Facts without a shift or predictors, with the reason: model, case_id, ..., scheme, reason."""
     figures: ClassVar = {what: {"what": what} for what in plots.TITLES}
     derived: ClassVar = {f"{name}.csv": name for name in ("laws", "differences", "surprises")}
 
@@ -76,7 +83,10 @@ class LawResult(Result):
         """Return the simplest law that is not significantly worse than the best, on all doses."""
         rows = self._cell(self.predictions, model, scheme)
         doses = rows[rows["split"] == "all doses"]
-        return selected(doses if len(doses) else self._new(rows))
+        rows = doses if len(doses) else self._new(rows)
+        if rows.empty:
+            raise InputError(f"no law is tested here on a relation that is new to it; {ONE}")
+        return selected(rows, self.settings.laws)
 
     def explain(
         self,
@@ -96,7 +106,8 @@ class LawResult(Result):
             `together`. The name says which fact and law it is.
 
         Raises:
-            InputError: The result lacks the fact, law, model, scheme or dose.
+            InputError: The result lacks the fact, law, model, scheme or dose; all facts are of one
+                relation; or the law is your own and the result was read from a folder.
         """
         cell: Any = self._cell(self.facts, model, scheme)
         cell = cell[cell["dose"] == (cell["dose"].min() if dose is None else dose)]
@@ -109,7 +120,10 @@ class LawResult(Result):
             )
         found = row.iloc[0]
         others = cell[cell["relation_id"] != found["relation_id"]]
-        fitted = BY_NAME[choice("law", law, BY_NAME)].fit(others)
+        if others.empty:
+            raise InputError(f"case {case!r} is explained by a law of other relations; {ONE}")
+        laws = {each.name: each for each in self.settings.laws}
+        fitted = laws[choice("law", law, laws)].law().fit(others)
         mean = row.assign(**others[list(PREDICTORS)].mean())
         alone = [mean.assign(**{name: found[name]}) for name in fitted.needs]
         base, predicted, *values = (fitted.predict(one)[0] for one in (mean, row, *alone))
@@ -161,12 +175,19 @@ class LawResult(Result):
             Table("Differences", self.differences, file="differences.csv", filters=filters),
             Table("Parameters", self.parameters, filters=("law", "model", "scheme"), folded=True),
             Table("Surprises", self.surprises(), file="surprises.csv", filters=("model", "scheme")),
+            *(
+                [Table("Facts that were skipped", self.skipped, file="skipped.csv", folded=True)]
+                if len(self.skipped)
+                else []
+            ),
         ]
 
     def findings(self) -> dict[str, Any]:
-        """Return the number of rows, and the formula and source of each law."""
-        laws = {law.name: {"formula": law.formula, "source": law.source} for law in LAWS}
-        return {"rows": len(self.facts), "laws": laws}
+        """Return the numbers of rows and skipped facts, and the formula and source of each law."""
+        laws = {
+            law.name: {"formula": law.formula, "source": law.source} for law in self.settings.laws
+        }
+        return {"rows": len(self.facts), "skipped": len(self.skipped), "laws": laws}
 
     def glance(self) -> Glance:
         """The laws on new relations, for each model and scheme."""
@@ -178,11 +199,21 @@ class LawResult(Result):
             "Brier": "{brier:fraction}",
         }
         cells = self._new(self.laws).groupby(["model", "scheme"], sort=False)
+        tested = self._new(self.predictions)[["case_id", "relation_id"]].nunique()
+        notes = ["R2 of the shift; the others of flips among known facts; intervals over relations"]
+        if len(self.skipped):
+            notes.append(
+                f"skipped: {len(self.skipped)} pairs of fact and scheme (.skipped, skipped.csv); "
+                f"first: {self.skipped['reason'].iloc[0]}"
+            )
         return Glance(
-            f"{self.settings.facts} · laws of the shift on {int(self.laws['relations'].max())} "
-            "relations that they were not fitted on",
-            tuple(Grid.of(part, forms, title=" · ".join(key)) for key, part in cells),
-            ("R2 of the shift; the others of flips among known facts; intervals over relations",),
+            f"{self.settings.facts} · laws of the shift: {tested['case_id']} facts of "
+            f"{tested['relation_id']} relations, each predicted by a fit on the other folds",
+            tuple(
+                Grid.of(part, forms, title=f"{' · '.join(key)}, {part['n'].iloc[0]} facts")
+                for key, part in cells
+            ),
+            tuple(notes),
             steps=("laws", "differences", "explain(case_id)", "surprises()", "plot(what=...)"),
         )
 
@@ -213,21 +244,27 @@ def compare(
     folds: int = 10,
     seed: int = 0,
     name: str = "facts",
+    skipped: pd.DataFrame | None = None,
     quiet: bool = False,
 ) -> LawResult:
     """Fit laws of the shift and compare them on what they were not fitted on.
 
     Args:
         table: The columns of `analyses.law.measured`; those of several models are concatenated.
-        laws: The laws.
+        laws: The laws, each with its own name.
         folds: Folds of the cross-validation, each of whole relations.
         seed: Seeds the folds.
         name: What the facts are called.
+        skipped: The facts that the table lacks (`analyses.law.skipped`), which the result lists.
         quiet: Draw no progress bar.
 
     Raises:
-        InputError: There are fewer than two folds or relations.
+        InputError: There are fewer than two folds, or relations of a model and scheme; or two laws
+            have one name.
     """
+    names = [law.name for law in laws]
+    if len(set(names)) < len(names):
+        raise InputError(f"laws: every law needs a name of its own; given: {names}.")
     seed, table = whole_number("seed", seed), table.reset_index(drop=True)
     rows = [
         (*key, law.name, parameter, found.value, found.low, found.high)
@@ -241,6 +278,7 @@ def compare(
         facts=table,
         predictions=predictions(table, laws=laws, count=folds, seed=seed, quiet=quiet),
         parameters=pd.DataFrame(rows, columns=columns),
-        settings=LawSettings(facts=name, folds=folds, seed=seed, **made_of),
+        settings=LawSettings(facts=name, folds=folds, seed=seed, laws=tuple(laws), **made_of),
         provenance=Provenance.now(seed=seed),
+        skipped=skipped_table((), "") if skipped is None else skipped,
     )

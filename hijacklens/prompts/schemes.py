@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from string import Formatter
@@ -266,16 +266,16 @@ def get_scheme(name: str | Scheme) -> Scheme:
     return REGISTRY[known]
 
 
-def get_schemes(names: str | Scheme | Sequence[str | Scheme]) -> list[Scheme]:
-    """Return one or several schemes, each of which is named once.
+def get_schemes(schemes: str | Scheme | Iterable[str | Scheme]) -> list[Scheme]:
+    """Return one or several schemes, each as `get_scheme` does.
 
     Raises:
-        InputError: As `get_scheme`, or there is none, or two have the same name.
+        InputError: There is none, or one is unknown or given twice.
     """
-    one = isinstance(names, (str, Scheme))
-    listed = [names] if one else several("schemes", names, "['do-not-think', 'relation']")
-    found = [get_scheme(name) for name in listed]
-    given = [scheme.name for scheme in found]
-    if not given or len(set(given)) < len(given):
-        raise InputError(f"name at least one scheme, and each once; given: {given or 'none'}.")
-    return found
+    one = isinstance(schemes, (str, Scheme))
+    listed = [schemes] if one else several("schemes", schemes, "['do-not-think', 'relation']")
+    registered = [get_scheme(scheme) for scheme in listed]
+    names = [scheme.name for scheme in registered]
+    if not names or len(set(names)) < len(names):
+        raise InputError(f"name at least one scheme, and each once; given: {names or 'none'}.")
+    return registered

@@ -210,9 +210,7 @@ class HeadTest(Result):
     def glance(self, rule: efficacy.Rule = "first") -> Glance:
         """What the set does to the hijack and to bare recall, compared with random sets."""
         settings, counts = self.settings, Counter(self.kinds.values())
-        notes = []
-        estimand = self.summary(rule=rule)["estimand"]
-        notes.append(f"intervals and p_holm: {', '.join(estimand.unique())}")
+        notes = [f"intervals and p_holm: {_estimands(_printed(self.summary(rule=rule)))}"]
         kinds = [kind for kind in KINDS if kind in counts]
         if kinds:
             said = KINDS | ({"layers": NEAREST} if settings.layer_sets == 0 else {})
@@ -240,7 +238,8 @@ class HeadTest(Result):
             notes.append(
                 "ablation lowers log p(true) of the search's bare queries, in nats: the heads by "
                 f"{self.sets.set_index('ablation')['harm'][CHOSEN]:.2f}, random sets by "
-                f"{named(each, most=8)}; beyond {EQUAL:.0%} or {NATS} nats: not compared"
+                f"{named(each, most=8)}; sets whose harm differs from that of the heads by "
+                f"more than {EQUAL:.0%} (or {NATS} nats, if that is larger) are not compared"
             )
             if "harm" not in kinds:
                 notes.append("no set of equal harm was found: search on more facts, or fewer heads")
@@ -259,10 +258,27 @@ class HeadTest(Result):
         )
 
 
+def _printed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows to print; if all relations are new, or none is, `all` repeats them."""
+    if table["relations"].nunique() == 2:
+        return table.loc[table["relations"] != efficacy.ALL]
+    return table
+
+
+def _estimands(table: pd.DataFrame) -> str:
+    """Say what intervals are about and, if that differs, in which rows."""
+    rows = table["relations"]
+    if table["scheme"].nunique() > 1:
+        rows = table["scheme"] + " " + rows
+    about = {of: list(part.unique()) for of, part in rows.groupby(table["estimand"], sort=False)}
+    if len(about) == 1:
+        return str(next(iter(about)))
+    return "; ".join(f"{of} in rows {', '.join(names)}" for of, names in about.items())
+
+
 def _effects(table: pd.DataFrame, *, title: str) -> Grid:
     """A row per measure. Side effects have no scheme, and no hijack that could be undone."""
-    if table["relations"].nunique() == 2:  # all relations are new, or none is
-        table = table.loc[table["relations"] != efficacy.ALL]
+    table = _printed(table)
     numbers = table.columns.intersection(["bare", "none", "chosen", *(f"{x}_mean" for x in KINDS)])
     rows = [
         row | {x: (fraction if row["measure"] in FRACTIONS else signed)(row[x]) for x in numbers}

@@ -57,6 +57,9 @@ MISTAKES = {
     f"hijack {MODEL} --facts {{malformed}}": "is not valid JSON",
     f"hijack {MODEL} --relation P999": "P999",
     f"hijack {MODEL} --case 99999": "no case 99999",
+    "law --bits 3 --doses 0-1 --limit 20 --chat user": "--bits makes no use of --doses, --chat, "
+    "--limit; leave that out",
+    "law --world nowhere --scheme think": "--world makes no use of --scheme",
     "law --world nowhere": "'nowhere' holds no finished pocket world",
     f"hijack {MODEL} --limit 0": "--limit is 0; give a whole number of at least 1",
     f"hijack {MODEL} --seed -1": "--seed is -1",

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from command_calls import run as run_command
 from planted_head import planted_facts, planted_model
 from tiny_models import tiny_tokenizer
@@ -369,6 +370,119 @@ def test_the_command_takes_a_saved_run(planted, tmp_path, capsys):
     assert files >= {"predictions.parquet", "differences.csv", "laws.svg", "calibration.png"}
     assert run_command("law") == 2
     assert "law needs one of --model" in capsys.readouterr().err
+
+
+def test_a_result_knows_its_own_laws(tmp_path):
+    table = drawn(40, doses=(1,), relations=5).assign(
+        subject="x", target_true="a", target_false="b"
+    )
+    table["shift"] = 2 + 3 * table["entropy"] + np.random.default_rng(1).normal(size=40) / 10
+    mine = law.Law(
+        "entropy", "a + b entropy", "mine", ("entropy",),
+        start={"a": 0.0, "b": 0.0}, shift=lambda p, x: p["a"] + p["b"] * x["entropy"],
+    )  # fmt: skip
+    alone = table.assign(scheme="alone", relation_id="P0")
+    laws = [BY_NAME["constant"], BY_NAME["prior"], mine]
+    result = law.compare(pd.concat([table, alone]), laws=laws, folds=3, quiet=True)
+    assert result.selected(scheme="s") == "entropy"
+    explained = result.explain(7, law="entropy")
+    assert explained["predicted"] == pytest.approx(2 + 3 * table["entropy"][7], abs=0.2)
+    formulas = {name: each["formula"] for name, each in result.findings()["laws"].items()}
+    assert formulas == {each.name: each.formula for each in laws}
+    with pytest.raises(hl.InputError, match="unknown law 'ceiling'"):
+        result.explain(7)
+    with pytest.raises(hl.InputError, match="case 7 is explained by a law of other relations"):
+        result.explain(7, law="entropy", scheme="alone")
+    loaded = hl.load_result(result.save(tmp_path / "law"))
+    assert loaded.selected(scheme="s") == "entropy"
+    assert loaded.findings() == result.findings()
+    pd.testing.assert_series_equal(loaded.explain(7, law="prior"), result.explain(7, law="prior"))
+    assert set(loaded.parameters.query("law == 'entropy'")["parameter"]) == {"a", "b"}
+    with pytest.raises(hl.InputError, match=r"'entropy' \(a \+ b entropy\) is your own"):
+        loaded.explain(7, law="entropy")
+    with pytest.raises(hl.InputError, match="every law needs a name of its own"):
+        law.compare(table, laws=[*laws, mine], quiet=True)
+    with pytest.raises(hl.InputError, match="give at least two"):
+        law.compare(alone, laws=laws, quiet=True)
+
+
+def test_skipped_facts_are_listed(planted, tmp_path):
+    model, facts, *_ = planted
+    fact = facts[0]
+    same = replace(fact, case_id=999, target_false=fact.target_true + " of old")
+    more = replace(facts, facts=(*facts, same))
+    table = law.predictors(model, more, ["do-not-think", "think"], quiet=True)
+    assert 999 not in set(table["case_id"])
+    skipped = law.skipped(model, more, ["do-not-think", "think"])
+    assert skipped["case_id"].tolist() == [999, 999]
+    assert skipped["scheme"].tolist() == ["do-not-think", "think"]
+    assert "start with the same token" in skipped["reason"][0]
+    run = hl.hijack(model, more, schemes=["do-not-think", "think"], doses=[1], quiet=True)
+    laws = [BY_NAME["constant"], BY_NAME["prior"]]
+    table = law.measured(run, table)
+    result = law.compare(table, laws=laws, folds=3, skipped=skipped, quiet=True)
+    text = str(result)
+    n, relations = table["case_id"].nunique(), table["relation_id"].nunique()
+    assert f"laws of the shift: {n} facts of {relations} relations, each predicted by a" in text
+    assert f"· think, {n} facts" in text
+    assert "skipped: 2 pairs of fact and scheme (.skipped, skipped.csv); first: both tar" in text
+    loaded = hl.load_result(result.save(tmp_path / "law"))
+    pd.testing.assert_frame_equal(loaded.skipped, skipped)
+    assert "skipped:" not in str(law.compare(table, laws=laws, folds=3, quiet=True))
+
+
+def test_a_scheme_is_given_once(planted):
+    model, facts, *_ = planted
+    with pytest.raises(hl.InputError, match="each once"):
+        law.predictors(model, facts, ["think", "think"], quiet=True)
+
+
+def test_a_saved_run_decides_schemes_doses_and_seed(planted, tmp_path, monkeypatch, capsys):
+    model, facts, _, folder = planted
+    options = {"schemes": ["do-not-think-other", "think"], "doses": [1, 3], "quiet": True}
+    hl.hijack(model, facts, seed=7, **options).save(tmp_path / "run")
+    words = ["law", "--model", folder, "--facts", folder / "facts.jsonl", "--run", tmp_path / "run"]
+    words += ["--folds", 3, "--out", tmp_path / "law", "--quiet"]
+    for given, refusal in (
+        (["--doses", "0-1"], "--doses is not that of the --run: [0, 1] and [0, 1, 3]. Leave it"),
+        (["--seed", 0], "--seed is not that of the --run: 0 and 7"),
+        (["--scheme", "think"], "--scheme is not that of the --run: think (Think of"),
+        (["--template", "x=Think {target_false}."], "--scheme is not that of the --run: x (Think"),
+        (["--dtype", "bfloat16"], "is not that of the --run: bfloat16 and float32. Load the"),
+        (["--sharing", "plain", "--engine", "local"], "--run makes no use of --sharing, --engine"),
+        (["--run", tmp_path / "run"], "a model occurs twice"),
+        (["--run", tmp_path / "other"], "results differ in seed; only models may differ"),
+    ):
+        if tmp_path / "other" in given:
+            hl.hijack(model, facts, seed=8, **options).save(tmp_path / "other")
+        assert run_command(*words, *given) == 2
+        assert refusal in capsys.readouterr().err
+    seen = []
+    module, made = importlib.import_module("analyses.law.predictors"), hl.pairs
+
+    def spy(*arguments, seed, scheme):
+        seen.append((scheme.name, seed))
+        return made(*arguments, seed=seed, scheme=scheme)
+
+    def compare(table, *, seed, **_):
+        seen.append((tuple(sorted({*table["dose"]})), seed))
+        raise hl.InputError("enough")  # the fit takes half a minute
+
+    monkeypatch.setattr(module, "pairs", spy)
+    monkeypatch.setattr(law, "compare", compare)
+    equal = ["--scheme", "think", "--scheme", "do-not-think-other", "--seed", 7, "--doses", "1,3"]
+    for given in ([], equal):
+        assert run_command(*words, *given) == 2
+        assert "enough" in capsys.readouterr().err
+        expected = [("do-not-think-other", 7), ("think", 7), ((1, 3), 7)]
+        assert list(dict.fromkeys(seen)) == expected
+        seen.clear()
+    changed = hl.load_model(str(folder))
+    with torch.no_grad():
+        next(changed.parameters()).add_(1)
+    hl.hijack(changed, facts, seed=7, **options).save(tmp_path / "run", overwrite=True)
+    assert run_command(*words) == 2
+    assert "the weights hash of" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -178,11 +178,33 @@ def test_sets_of_other_harm_are_listed_and_not_compared(tested):
     assert shift["harm_low"] == shift["harm_high"]
     assert "bare queries, in nats: the heads by 10.00, random sets by 11.90 (" in str(result)
     assert "heads), 12.10 (" in str(result) and "heads, not compared)" in str(result)
+    assert "nats, if that is larger) are not compared" in str(result)
     none = replace(tested, sets=tested.sets.assign(harm=harm + 90 * (kinds == "chosen")))
     assert "no set of equal harm was found" in str(none)
     assert not any(column.startswith(("harm", "beyond_harm")) for column in none.summary())
     labels = [text.get_text() for text in none.plot().legends[0].get_texts()]
     assert "random sets, same layers" in labels and "random sets, equal harm" not in labels
+
+
+def test_the_note_says_which_rows_are_about_what(tested):
+    relations = tested.items["relation_id"]
+    searched = tested.settings.search.relations[0]
+    items = tested.items.assign(relation_id=relations.replace({relations.iloc[0]: searched}))
+    summary = replace(tested, items=items).summary()
+    kinds = summary.groupby("relations")["estimand"].unique()
+    assert kinds["seen"].tolist() == ["these facts (one relation)"]
+    note = next(
+        line
+        for line in str(replace(tested, items=items)).splitlines()
+        if line.startswith("intervals and p_holm: ")
+    )
+    parts = note.removeprefix("intervals and p_holm: ").split("; ")
+    found = {part.split(" in rows ")[0]: part.split(" in rows ")[1].split(", ") for part in parts}
+    for row in summary.itertuples():
+        name = (
+            row.relations if summary["scheme"].nunique() == 1 else f"{row.scheme} {row.relations}"
+        )
+        assert name in found[row.estimand]
 
 
 def test_side_effects_agree_with_the_items(tested):

@@ -68,8 +68,8 @@ test-use: $(READY)  ## Documentation, examples and wheel as users have them: rea
 
 test-long: $(READY)  ## test-models, test-slow and test-use in one session, as CI runs them
 	$(PYTEST) --dist worksteal -m "packaged or slow" \
-		tests/hijacklens tests/probes tests/analyses tests/families tests/fuzz \
-		tests/test_docs.py tests/test_examples.py tests/test_packaging.py
+		tests/test_docs.py tests/test_examples.py tests/test_packaging.py \
+		tests/hijacklens tests/probes tests/analyses tests/families tests/fuzz
 
 test-ray: $(READY)  ## The tests that start a real Ray
 	$(BIN)/python -m pytest -q -m ray tests/hijacklens/workers tests/analyses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from tiny_models import FAMILIES, rough, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
+from hijacklens.models.verification import agreement_of
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.probe import HookProbe
 from hijacklens.prompts.layout import Layout
@@ -109,6 +111,8 @@ def test_what_follows_the_last_layer_is_the_models_own(name, at_once, monkeypatc
     if at_once:
         monkeypatch.setattr(logit_lens, "read_values", lambda device: at_once)
     model = load_model(copy.deepcopy(plain), tokenizer=tiny_tokenizer("llama"), device="cpu")
+    if version("transformer-lens").startswith("3.") and agreement_of(model).hooked:
+        pytest.skip("TransformerLens 3.9 does not compute what this model does, so it is refused")
     tokens = torch.tensor([[5, 9, 300, 12, 7], [8, 310, 9, 11, 6]])
     seen = logit_lens.through(model, Layout(tokens, {}), [300, 305], [310, 290])
     for row in range(2):

@@ -73,7 +73,7 @@ result.plot()
 # ## Step 3: the settings, and the costs with their intervals
 
 # %%
-result.tuning.round(2)
+result.tuning.drop(columns="model").round(2)
 
 # %%
 costs = result.costs.set_index("method").drop(columns="model")

@@ -99,9 +99,9 @@ def command(
 
     from analyses.defence import Protocol, defend
     from analyses.defence.methods import load_method
-    from analyses.defence.result import checked
+    from analyses.defence.result import check_schemes
 
-    checked(schemes, tune_scheme)
+    check_schemes(schemes, tune_scheme)
     found = [load_method(name) for name in methods]
     chosen, loaded = facts.load(), []
     for name in models:

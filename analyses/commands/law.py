@@ -264,5 +264,5 @@ def _require_same(mine: ModelIdentity, run: HijackResult) -> None:
         if this != that:
             raise InputError(
                 f"the {name.replace('_', ' ')} of {mine.name} is not that of the --run: {this} "
-                f"and {that}. Load the model as it was scored (--model, --dtype, --revision)."
+                f"and {that}. Load the same model as the run (--model, --dtype, --revision)."
             )

@@ -281,7 +281,7 @@ def defend(
     one_of_type("facts", facts, FactSet, "hl.atlas()")
     whole_number(DOSE, protocol.dose, least=1, most=MOST_SENTENCES)
     seed = whole_number("seed", protocol.seed)
-    tested, scheme = checked(schemes, protocol.tune_scheme)
+    tested, scheme = check_schemes(schemes, protocol.tune_scheme)
     if execution.engine != "local":
         raise InputError("a comparison of defences needs the engine 'local'.")
     listed: list[Any] = list(models) if isinstance(models, (list, tuple)) else [models]
@@ -331,7 +331,7 @@ def defend(
     )
 
 
-def checked(
+def check_schemes(
     schemes: str | Scheme | Sequence[str | Scheme], tune_scheme: str | Scheme
 ) -> tuple[list[Scheme], Scheme]:
     """Return the schemes that are tested, and the one that methods are tuned on.

@@ -264,7 +264,7 @@ def compare(
     """
     names = [law.name for law in laws]
     if len(set(names)) < len(names):
-        raise InputError(f"laws: every law needs a name of its own; given: {names}.")
+        raise InputError(f"laws: give every law a different name; given: {names}.")
     seed, table = whole_number("seed", seed), table.reset_index(drop=True)
     rows = [
         (*key, law.name, parameter, found.value, found.low, found.high)

@@ -73,8 +73,7 @@ class Pool:
         past = np.zeros(batch.path.shape, np.int64)  # padding may name any slot: it is masked
         written: list[tuple[int, int, int]] = []
         for i, row in enumerate(batch.rows):
-            paths = [leaves[pack.first][: WIDTH * pack.past] for pack in row]
-            slots = [slot for path in paths for slot in self.slots(path)]
+            slots = [slot for pack in row for slot in self.slots(pack.path(batch.trie))]
             past[i, : len(slots)] = slots
             own: list[int] = []
             for pack in row if keep else ():

@@ -135,6 +135,10 @@ class Pack:
     computed: int
     """How many tokens the row computes."""
 
+    def path(self, trie: Trie) -> Prefix:
+        """Return the symbols of the past."""
+        return trie.leaves[self.first][: WIDTH * self.past]
+
 
 def separate(trie: Trie) -> list[Pack]:
     """Put every leaf into a pack by itself."""
@@ -212,7 +216,7 @@ def cut(trie: Trie, costs: Costs, limits: Limits, *, cached: bool) -> list[Pack]
 
 def trunk(trie: Trie, packs: Sequence[Pack]) -> Trie:
     """Return the tree of the packs' pasts, with the prefixes that are read in it."""
-    paths = {trie.leaves[pack.first][: WIDTH * pack.past] for pack in packs if pack.past}
+    paths = {pack.path(trie) for pack in packs if pack.past}
     ids: dict[Prefix, int] = {}
     for pack in packs if paths else ():
         reads = trie.reads[trie.first_read[pack.first] : trie.first_read[pack.stop]]

@@ -90,7 +90,7 @@ class PackedRows:
         query[:, row, index] = [symbols, position, end, *seen, np.ones_like(end)]
         tokens, positions, ends, first_seen, stop_seen, real = to_device(query, device)
 
-        paths = [trie.leaves[pack.first][: WIDTH * pack.past] for row in rows for pack in row]
+        paths = [pack.path(trie) for row in rows for pack in row]
         key = np.zeros((2, len(rows), keys), dtype=np.int64)
         key[:, np.repeat(row_of_pack, past), ranges(past_from, past)] = (
             np.frombuffer(b"".join(paths), ">i8"),

@@ -286,7 +286,7 @@ def _walk(model: Any, *, code: bool = True) -> _Walk:
         walk.lines.append([name, walk.member(ALL_ATTENTION_FUNCTIONS.get(name))])
         if is_own(mask := ALL_MASK_ATTENTION_FUNCTIONS.get(name)):
             walk.lines.append(["mask", name, walk.describe(mask, f"the mask function {name}")])
-    if is_own(own := own_attention(model)):
+    if own := own_attention(model):
         walk.lines.append(["attention", walk.describe(own, "the attention function")])
     if plain is not model:
         walk.lines.append(walk.fields({"cfg": vars(model.cfg)}, "bridge"))
@@ -381,8 +381,9 @@ def attention_of(model: Any) -> str | None:
 
 
 def own_attention(model: Any) -> Any:
-    """Return the function that computes attention in the plain model, if it is registered."""
-    return ALL_ATTENTION_FUNCTIONS.get(attention_of(model) or "")
+    """Return the user's function that computes attention in the plain model, or None."""
+    function = ALL_ATTENTION_FUNCTIONS.get(attention_of(model) or "")
+    return function if is_own(function) else None
 
 
 def _name(function: Any) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError
-from hijacklens.models.computation import attention_of, computation_of, is_own, own_attention
+from hijacklens.models.computation import attention_of, computation_of, own_attention
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.devices import arithmetic
 from hijacklens.models.exclusive import held, made_for_run
@@ -147,7 +147,7 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
     idle = [(name, _idle) for name in model.hook_dict if name.startswith(last_layer)]
     reason = (
         "its attention function is not one of transformers, and hook points have eager attention"
-        if is_own(own_attention(model))
+        if own_attention(model)
         else _disagreement(
             lambda batch: _hooked_logits(model, batch, idle),
             expected,
@@ -200,7 +200,8 @@ def require_agreement(model: HookedModel, *, operation: str) -> None:
             one of the two was changed since it was loaded.
 
     Note:
-        Costs two forward passes over five tokens, once in a body of `comparing_once`.
+        Costs a description of the model, some 80 ms for 30 layers, and two forward passes over
+        five tokens; in a body of `comparing_once` or `exclusive` both are done once.
     """
     require_eval(model, operation=operation)
     if reason := agreement_of(model).hooked:
@@ -380,7 +381,7 @@ def _batch(rows: Sequence[Sequence[int]], at: Sequence[tuple[int, int]], device:
 def _implementations(model: TransformerBridge, expected: Expected) -> list[str | None]:
     """Return the implementations of attention to try in the plain modules, the fastest first."""
     inner: Any = model.original_model
-    if is_own(own_attention(model)):  # a short prompt may not show what another one does
+    if own_attention(model):  # a short prompt may not show what another one does
         return [expected.attention]
     # Fused attention does not compute soft caps.
     capped = getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None

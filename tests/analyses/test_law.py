@@ -400,7 +400,7 @@ def test_a_result_knows_its_own_laws(tmp_path):
     assert set(loaded.parameters.query("law == 'entropy'")["parameter"]) == {"a", "b"}
     with pytest.raises(hl.InputError, match=r"'entropy' \(a \+ b entropy\) is your own"):
         loaded.explain(7, law="entropy")
-    with pytest.raises(hl.InputError, match="every law needs a name of its own"):
+    with pytest.raises(hl.InputError, match="give every law a different name"):
         law.compare(table, laws=[*laws, mine], quiet=True)
     with pytest.raises(hl.InputError, match="give at least two"):
         law.compare(alone, laws=laws, quiet=True)

@@ -15,7 +15,7 @@ from hijacklens.engine import trie as module
 from hijacklens.engine.packs import Costs, Limits, Pack, apart, cut, separate, trunk
 from hijacklens.engine.rows import PackedRows
 from hijacklens.engine.trie import Trie
-from hijacklens.prompts.prefixes import WIDTH, common, prefix_of, symbols_of
+from hijacklens.prompts.prefixes import common, prefix_of, symbols_of
 
 CHEAP = Costs(pair=0.0, past=0.0, row=0.0, forward_pass=0.0)
 PREFIXES = [(1, 2, 3), (1, 2), (1, 2, 4, 5), (7,), (1, 2, 4, 6), (7,)]
@@ -115,7 +115,7 @@ def test_packs_cover_the_leaves_and_see_their_ancestors(prefixes, cached, in_row
     below = trunk(trie, packs)
     assert cached or not below.leaves
     for pack in packs:
-        path = trie.leaves[pack.first][: WIDTH * pack.past]
+        path = pack.path(trie)
         assert not path or any(leaf.startswith(path) for leaf in below.leaves)
     ordered = sorted(set(prefixes))
     read = below.reads[:, 1].tolist()

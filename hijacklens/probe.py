@@ -26,10 +26,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError, several, utf8
+from hijacklens.models.agreement import require_one_side
 from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook, hooked
 from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks
-from hijacklens.models.verification import require_one_side
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import placed_atoms
 from hijacklens.sites import numbers

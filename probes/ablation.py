@@ -26,13 +26,13 @@ from torch import Tensor
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError, choice, strict
 from hijacklens.facts.fact import FactSet
+from hijacklens.models.agreement import require_agreement, require_agreement_on
 from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookedModel,
     HookFunction,
     NamedHook,
 )
-from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.progress import bar
 from hijacklens.prompts.chat import prompt_of
@@ -263,6 +263,7 @@ def _layouts(
 ) -> Iterable[tuple[Layout, Tensor]]:
     """Yield the reference in batches, each with a mask of the tokens that are not padding."""
     if isinstance(reference, Layout):
+        require_agreement_on(model, reference.tokens[0])
         yield reference, torch.ones_like(reference.tokens, dtype=torch.bool)
         return
     if not isinstance(model, HookedLanguageModel) or model.tokenizer is None:

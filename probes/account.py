@@ -39,9 +39,9 @@ from torch import Tensor
 from hijacklens.engine.batch_size import read_values
 from hijacklens.engine.batches import TokenBatch, batches
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import require_agreement
 from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedModel, NamedHook, device_of
-from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import require_agreement
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook
-from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.prompts.correspondence import Correspondence
 from hijacklens.prompts.layout import Layout

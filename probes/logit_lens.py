@@ -38,9 +38,9 @@ from hijacklens import plots
 from hijacklens.engine.batch_size import read_values
 from hijacklens.errors import InputError, whole_number
 from hijacklens.facts.fact import Fact
+from hijacklens.models.agreement import require_agreement, require_agreement_on
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
 from hijacklens.models.identity import identify
-from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
 from hijacklens.prompts.correspondence import Unit, units
 from hijacklens.prompts.layout import Layout
@@ -100,6 +100,7 @@ def through(
             unembedding.
     """
     require_agreement(model, operation="the logit lens")
+    require_agreement_on(model, layout.tokens[0])
     rows, pos = layout.tokens.shape
     if len(plus) != rows or len(minus) != rows:
         raise InputError(f"give a token per row: {rows} rows, {len(plus)} and {len(minus)} tokens.")

@@ -24,7 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hijacklens.models.hooked import HookedLanguageModel, device_of
+from hijacklens.engine.batches import batches
+from hijacklens.models.agreement import require_agreement
+from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.probe import logits_at
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
@@ -83,7 +85,11 @@ def read_pairs(
         prompts: The prompt alone, the prompt with its context, and two answers, as tokens.
         rules: Name -> rule. A rule whose name begins with `PLACEBO` gets the prompt alone of
             another fact.
+
+    Raises:
+        InputError: The model is in training mode, or with hook points it is not the plain model.
     """
+    require_agreement(model, operation="decoding")
     order = sorted(range(len(prompts)), key=lambda i: prompts[i][0])
     found = {name: np.empty((len(prompts), 2)) for name in rules}
     for part in np.array_split(order, -(-len(order) // AT_ONCE)):
@@ -100,8 +106,9 @@ def read_pairs(
 
 def _logprobs(model: HookedLanguageModel, rows: Sequence[TokenIds]) -> LogProbs:
     """Return the log-probabilities after each row, on the CPU in float32."""
-    lengths = torch.tensor([len(row) for row in rows], device=device_of(model))
-    symbols = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], True)
-    layout = Layout.of_symbols(symbols.to(lengths.device), ())
-    at = torch.arange(len(rows), device=lengths.device)
-    return logits_at(model, layout, at, lengths - 1).float().log_softmax(-1).cpu().clone()
+    found: dict[int, Tensor] = {}
+    for batch in batches(model, rows):
+        at = torch.arange(len(batch.members), device=batch.lengths.device)
+        logits = logits_at(model, Layout.of_symbols(batch.symbols, ()), at, batch.lengths - 1)
+        found.update(zip(batch.members, logits.float().log_softmax(-1).cpu(), strict=True))
+    return torch.stack([found[i] for i in range(len(rows))])

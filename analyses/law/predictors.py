@@ -38,9 +38,9 @@ from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
 from hijacklens.files import write_whole
+from hijacklens.models.agreement import require_agreement
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, device_of
 from hijacklens.models.identity import identify
-from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
 from hijacklens.prompts.layout import Layout

@@ -12,8 +12,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from hijacklens.engine.packs import BATCH_TOKENS
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import agreement_of, require_agreement_on
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.models.verification import agreement_of
+from hijacklens.prompts.layout import TOKEN_MASK
 from hijacklens.prompts.tokens import TokenIds
 
 
@@ -72,7 +73,7 @@ def batches(
         one_length: Whether all rows of a batch must have the same length.
 
     Raises:
-        InputError: The limit is below 1.
+        InputError: The limit is below 1, or hook points change the model on the longest row.
     """
     device = device_of(model)
     size, one_length = batch_size(device, limit), one_length or needs_one_length(model)
@@ -82,7 +83,9 @@ def batches(
         count = max(1, size // width)
         count = count if most_rows is None else min(count, most_rows)
         here = [i for i in order[:count] if not one_length or len(rows[i]) == width]
-        yield TokenBatch.of(rows, here, device=device)
+        batch = TokenBatch.of(rows, here, device=device)
+        require_agreement_on(model, batch.symbols[0] & TOKEN_MASK)
+        yield batch
         order = order[len(here) :]
 
 

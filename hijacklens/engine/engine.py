@@ -39,10 +39,10 @@ from hijacklens.engine.reading import (
 from hijacklens.engine.support import cost_of_test, disagreement, support_of
 from hijacklens.engine.work import Work
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import agreement_of
 from hijacklens.models.device_memory import peak_bytes
 from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedModel, device_of, unnamed_hooks
-from hijacklens.models.verification import agreement_of
 from hijacklens.probe import Probe
 from hijacklens.prompts.tokens import TokenIds
 
@@ -91,6 +91,7 @@ def read(
         readings.accounting = Accounting.total([], "", 0.0)
         return readings
     run = Pass.of(model, options.probes, options.spans, operation="scoring")
+    run.require_agreement_on(requests.prefixes)
     switch = agreement_of(model).switch
     longer = requests.lengths > (math.inf if switch is None else switch)
     if not longer.any():

@@ -14,12 +14,17 @@ from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import separate
 from hijacklens.engine.rows import PackedRows
 from hijacklens.engine.trie import Trie
+from hijacklens.models.agreement import (
+    plain_blocks_of,
+    plain_of,
+    require_agreement,
+    require_agreement_on,
+)
 from hijacklens.models.hooked import HookedModel, device_of
 from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, logits_of
-from hijacklens.models.verification import plain_blocks_of, plain_of, require_agreement
 from hijacklens.probe import Probe, logits_at
-from hijacklens.prompts.layout import Layout
-from hijacklens.prompts.prefixes import prefix_of
+from hijacklens.prompts.layout import TOKEN_MASK, Layout
+from hijacklens.prompts.prefixes import Prefix, prefix_of, symbols_of
 from hijacklens.prompts.tokens import TokenIds
 
 
@@ -46,7 +51,7 @@ class Pass:
 
         Raises:
             InputError: The model is in training mode, or does not run as the plain model does
-                (`hijacklens.models.verification`).
+                (`hijacklens.models.agreement`).
         """
         if probes:
             require_agreement(model, operation="a probe")
@@ -57,8 +62,19 @@ class Pass:
     def after(self, prefix: TokenIds) -> Float[Tensor, " vocab"]:
         """Return log-probabilities (nats, float32) of every next token after one prefix."""
         trie = Trie.of([prefix_of(prefix)])
+        self.require_agreement_on(trie.leaves)
         batch = PackedRows.of(trie, [separate(trie)], device_of(self.model))
         return self.logits(batch)[0].float().log_softmax(-1)
+
+    def require_agreement_on(self, prefixes: Sequence[Prefix]) -> None:
+        """Refuse probes on prompts so long that hook points change the model.
+
+        Raises:
+            InputError: As above.
+        """
+        if self.probes:
+            longest = torch.tensor(symbols_of(max(prefixes, key=len)))
+            require_agreement_on(self.model, longest & TOKEN_MASK)
 
     def logits(
         self, batch: PackedRows, pool: Pool | None = None, *, keep: bool = False

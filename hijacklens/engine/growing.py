@@ -19,8 +19,8 @@ from hijacklens.engine.reading import Readings, ReadOptions, Requests, ignore
 from hijacklens.engine.support import disagreement, support_of
 from hijacklens.engine.trie import Trie
 from hijacklens.engine.work import Work
+from hijacklens.models.agreement import agreement_of
 from hijacklens.models.hooked import HookedModel
-from hijacklens.models.verification import agreement_of
 from hijacklens.prompts.tokens import TokenIds
 
 

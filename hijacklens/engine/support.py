@@ -22,9 +22,10 @@ from hijacklens.engine.key_values import Pool
 from hijacklens.engine.packs import Costs, Pack, separate, trunk
 from hijacklens.engine.rows import PackedRows
 from hijacklens.engine.trie import Trie
+from hijacklens.models.agreement import agreement_of
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.hooked import HookedModel, device_of
-from hijacklens.models.verification import agreement_of, difference, is_exact
+from hijacklens.models.verification import difference, is_exact
 
 _TESTED = "_hijacklens_tested_packs"
 _KINDS = {"full_attention", "sliding_attention"}

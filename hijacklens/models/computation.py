@@ -49,7 +49,11 @@ FRAMEWORK += ("transformers.utils", "transformers.integrations")
 
 CALLS = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
 
+ATTENTION = "_hijacklens_attention"
+"""Attribute of a plain model: the implementation of attention before it got hook points."""
+
 UNUSED = {
+    ATTENTION,  # it is described by its function
     *("_commit_hash", "_name_or_path", "name_or_path", "base_model_name_or_path", "revision"),
     *("model_name", "tokenizer_name", "tokenizer", "_tokenizer", "transformers_version"),
     *("architectures", "device", "dtype", "torch_dtype", "use_cache", "n_params", "seed"),
@@ -71,9 +75,6 @@ STATELESS = (
     *(type(threading.Lock()), type(threading.RLock()), PreTrainedTokenizerBase),
 )
 """Types of attributes that no logit depends on."""
-
-ATTENTION = "_hijacklens_attention"
-"""Attribute of a hooked model: the implementation of attention before it got hook points."""
 
 _MODULE_FIELDS = set(vars(torch.nn.Module())) - {"training"}
 
@@ -363,7 +364,12 @@ def _places(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
 
 def is_of_library(hook: Any) -> bool:
     """Return whether a function comes from a library that hooks models itself."""
-    return str(getattr(hook, "__module__", "")).partition(".")[0] in LIBRARIES
+    return package_of(hook) in LIBRARIES
+
+
+def package_of(function: Any) -> str:
+    """Return the name of the package that defines a function."""
+    return str(getattr(function, "__module__", "")).partition(".")[0]
 
 
 def is_own(function: Any) -> bool:
@@ -375,9 +381,9 @@ def is_own(function: Any) -> bool:
 
 def attention_of(model: Any) -> str | None:
     """Return the implementation of attention in the plain model; hooked modules are eager."""
-    config: Any = getattr(getattr(model, "original_model", model), "config", None)
-    name = getattr(config, "_attn_implementation", None)
-    return vars(model).get(ATTENTION, name) if name == "eager" else name
+    plain = getattr(model, "original_model", model)
+    name = getattr(getattr(plain, "config", None), "_attn_implementation", None)
+    return getattr(plain, ATTENTION, name) if name == "eager" else name
 
 
 def own_attention(model: Any) -> Any:

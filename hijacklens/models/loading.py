@@ -55,7 +55,8 @@ def load_model(
         model: A packaged model's short name (`hijacklens models` lists them), a local folder, a
             GGUF file, a hub id, or a Hugging Face model in memory. The last is wrapped in place:
             its modules get hook points and its attention becomes eager; deep-copy it first to keep
-            a plain one. A GGUF file is de-quantised once, into the cache folder.
+            a plain one. Loaded again, it gets new hook points, and the older result is refused. A
+            GGUF file is de-quantised once, into the cache folder.
         tokenizer: The tokenizer of a model in memory; other models need one only to replace theirs.
         dtype: `float32`, `bfloat16` or `float16`. A model in memory is cast to it.
         device: `cpu`, `cuda`, `cuda:1`, ...; by default the GPU if there is one.

@@ -29,11 +29,13 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PretrainedConfig
 
-from hijacklens.models.computation import is_of_library, users_hooks
+from hijacklens.models.computation import ATTENTION, is_of_library, package_of, users_hooks
 from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel
 
 _WRAPPERS = (TransformerBridge, GeneralizedComponent)
+_REMOVED = "_hijacklens_removed"
+"""Attribute of a module with hook points that was taken off its model."""
 _IN_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
@@ -61,6 +63,31 @@ def unhooked(model: HookedModel, attention: str | None = None) -> torch.nn.Modul
     for config in configs.values() if attention else ():
         config._attn_implementation = attention
     return plain
+
+
+def remove_hook_points(plain: torch.nn.Module) -> None:
+    """Take the hook points of TransformerLens off a plain model, and give it its attention again.
+
+    A hooked model over it is of no use then (`has_lost_hook_points`).
+    """
+    removed = False
+    for module in list(plain.modules()):
+        if isinstance(module, GeneralizedComponent):
+            vars(module)[_REMOVED] = removed = True
+            continue
+        module._modules |= {name: _original(child) for name, child in module._modules.items()}
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for i in [i for i, hook in hooks.items() if package_of(hook) == "transformer_lens"]:
+                del hooks[i]
+    if removed and (attention := getattr(plain, ATTENTION, None)):
+        plain.set_attn_implementation(attention)  # type: ignore[operator]
+
+
+def has_lost_hook_points(model: HookedModel) -> bool:
+    """Return whether the Hugging Face model under a hooked model was loaded again."""
+    return isinstance(model, TransformerBridge) and any(
+        _REMOVED in vars(module) for module in model.modules()
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +185,7 @@ def _without_bridges(
     module: torch.nn.Module, configs: dict[int, PretrainedConfig]
 ) -> torch.nn.Module:
     """Copy a tree of modules and its configs, sharing the weights and leaving out hook points."""
-    while isinstance(module, GeneralizedComponent):
-        module = module.original_component  # type: ignore[assignment]
+    module = _original(module)
     # Not copy.copy, which refuses parametrised modules.
     plain = type(module).__new__(type(module))
     vars(plain).update(vars(module))
@@ -181,3 +207,10 @@ def _without_bridges(
             configs[id(config)] = copy.deepcopy(config)
         plain.config = configs[id(config)]  # type: ignore[assignment]
     return plain
+
+
+def _original(module: Any) -> Any:
+    """Return the module of transformers in a module of TransformerLens."""
+    while isinstance(module, GeneralizedComponent):
+        module = module.original_component
+    return module

@@ -6,15 +6,14 @@ Therefore `load_model` reads a short and a longer prompt with the plain model be
 points (`Expected.of`), and again afterwards with the hooked model and with the plain modules under
 it (`check`). A bridge from elsewhere is checked when it is first used.
 
-The result, an `Agreement`, decides how the model runs: scores without probes come from the plain
-modules, probes are refused if the hooked model differs, and a model that looks ahead is refused.
+The result, an `Agreement`, decides how the model runs (`hijacklens.models.agreement`). A model that
+looks ahead is refused.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -27,9 +26,9 @@ from hijacklens.errors import InputError
 from hijacklens.models.computation import attention_of, computation_of, own_attention
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.devices import arithmetic
-from hijacklens.models.exclusive import held, made_for_run
-from hijacklens.models.hooked import HookedModel, device_of, hooked, require_eval
-from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, logits_of, unhooked
+from hijacklens.models.exclusive import held
+from hijacklens.models.hooked import HookedModel, device_of, hooked
+from hijacklens.models.unhooked import PlainBlocks, logits_of, unhooked
 
 TEXT = (
     "The Eiffel Tower is in the city of Paris. Do not think of Guam, said Anna in 1984. The "
@@ -47,9 +46,8 @@ RELATIVE = 1e-5
 ROUNDED = 0.25
 """The same in rounded arithmetic (16-bit dtypes, TF32, autocast). There, batches of another shape
 change the packaged models by up to 0.08."""
-_KEPT = "_hijacklens_agreement"
-_ONCE = "_hijacklens_once"
-"""Attribute of a model in a body of `comparing_once`: what was found out about it in the body."""
+KEPT = "_hijacklens_agreement"
+"""Attribute of a model: its `Agreement`."""
 
 _Batch: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Tokens [batch, pos], and the row and the position of each read."""
@@ -96,7 +94,7 @@ class Expected:
         Raises:
             InputError: The model is not causal.
         """
-        ids = _prompt(plain, tokenizer)
+        ids = prompt_of(plain, tokenizer)
         at = _read_positions(ids)
         long = _whole_pass(plain, ids)[at]
         short = _whole_pass(plain, ids[:SHORT])[-1:]
@@ -106,7 +104,8 @@ class Expected:
                 raise InputError(
                     f"this {type(plain).__name__} is not a causal language model: a later token "
                     f"changes what it predicts after an earlier one ({reason}). Check is_decoder "
-                    "and use_bidirectional_attention in its config.json, or use another model."
+                    "and use_bidirectional_attention in its config.json. If its activations are "
+                    "quantised, one scale for all tokens does this, too. Use another model."
                 )
         config = getattr(plain, "config", None)
         return cls(ids, long, short, getattr(config, "_attn_implementation", None))
@@ -134,7 +133,7 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
         plain = unhooked(model, attention_of(model))
         if plain is None:  # there is nothing to compare with
             reason = "hooks or folded weights are on the model"
-            return Agreement(plain=reason, computation=_computation(model))
+            return Agreement(plain=reason, computation=computation_of(model).digest)
         expected = Expected.of(plain, model.tokenizer)
     agreement = Agreement(plain="it is spread over several devices")
     for attention in _implementations(model, expected):
@@ -174,141 +173,17 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
         hooked=reason,
         plain_blocks=apart,
         switch=_switch(model),
-        computation=_computation(model),
+        computation=computation_of(model).digest,
     )
-    vars(model)[_KEPT] = agreement
+    vars(model)[KEPT] = agreement
     return agreement
 
 
-def agreement_of(model: HookedModel) -> Agreement:
-    """Return what the check of a model found; check it first if it computes something else now.
-
-    Raises:
-        InputError: As `check`.
-    """
-    kept: Agreement | None = vars(model).get(_KEPT)
-    if kept is None or kept.computation != _computation(model):
-        return check(model)
-    return kept
-
-
-def require_agreement(model: HookedModel, *, operation: str) -> None:
-    """Refuse a model in training mode, or one whose hook points are not on the plain computation.
-
-    Raises:
-        InputError: The model is in training mode, its hooked form differs from the plain model, or
-            one of the two was changed since it was loaded.
-
-    Note:
-        Costs a description of the model, some 80 ms for 30 layers, and two forward passes over
-        five tokens; in a body of `comparing_once` or `exclusive` both are done once.
-    """
-    require_eval(model, operation=operation)
-    if reason := agreement_of(model).hooked:
-        raise InputError(
-            f"{operation} needs hooks, and with hook points this model is not the plain one: "
-            f"{reason}. {_cure(model)} Scores without probes are right."
-        )
-    require_unchanged(model)
-
-
-def plain_of(model: HookedModel, *, operation: str) -> torch.nn.Module | None:
-    """Return the module to run without probes; None if that is the hooked model itself.
-
-    Raises:
-        InputError: As `require_agreement`.
-
-    Note:
-        Costs a copy of the modules, and for a model of whose weights TransformerLens has copies
-        (GPT-NeoX, Falcon, Phi-3, ...) two forward passes over five tokens, once in a body of
-        `comparing_once`.
-    """
-    require_eval(model, operation=operation)
-    agreement = agreement_of(model)
-    plain = None if agreement.plain else unhooked(model, agreement.attention)
-    if plain is None:
-        require_agreement(model, operation=operation)
-        return None
-    shared = {_storage(weight) for weight in plain.parameters()}
-    if any(_storage(weight) not in shared for weight in model.parameters()):
-        require_unchanged(model)
-    return plain
-
-
-def plain_blocks_of(model: HookedModel) -> PlainBlocks:
-    """Return the plain blocks that may run in layers without hooks, next to hooked ones."""
-    agreement = agreement_of(model)
-    return NO_PLAIN_BLOCKS if agreement.plain_blocks else PlainBlocks.of(model, agreement.attention)
-
-
-@contextmanager
-def comparing_once(model: HookedModel) -> Iterator[None]:
-    """Let a model be compared and described once in the body, in which it does not change.
-
-    Unlike `exclusive`, it does not keep other threads waiting.
-    """
-    if _ONCE in vars(model):
-        yield
-        return
-    vars(model)[_ONCE] = {}
-    try:
-        yield
-    finally:
-        vars(model).pop(_ONCE, None)
-
-
-def _found_once(model: Any) -> dict[Any, Any]:
-    """Return what was found out in a body of `comparing_once` or `exclusive`."""
-    once = vars(model).get(_ONCE)
-    return made_for_run(model) if once is None else once
-
-
-def _computation(model: Any) -> str:
-    """Return the digest of what a model computes."""
-    found = _found_once(model)
-    if _KEPT not in found:
-        found[_KEPT] = computation_of(model).digest
-    return found[_KEPT]
-
-
-def require_unchanged(model: HookedModel) -> None:
-    """Refuse a model whose hooked form no longer computes what its plain modules compute.
-
-    Raises:
-        InputError: They differ, for example because a weight was changed of which TransformerLens
-            has a copy.
-    """
-    found = _found_once(model)
-    agreement = agreement_of(model)
-    if _ONCE in found or agreement.plain or agreement.hooked:
-        return
-    plain = unhooked(model, agreement.attention)
-    if plain is None:
-        return
-    prompt = _prompt(plain, model.tokenizer)[:SHORT]  # type: ignore[attr-defined]
-    batch = _batch([prompt], [(0, len(prompt) - 1)], device_of(model))
-    computed = _hooked_logits(model, batch).float().log_softmax(-1)
-    if reason := _difference(computed, logits_of(plain, *batch).float().log_softmax(-1), model):
-        raise InputError(
-            "the model was changed after loading in a way that only its hooked or only its plain "
-            f"form follows: {reason}. Change the Hugging Face model first, and then load it with "
-            "hl.load_model."
-        )
-    found[_ONCE] = True
-
-
-def require_one_side(model: HookedModel, width: int, at_position: Int[Tensor, " read"]) -> None:
-    """Refuse to read a short prompt next to one that is long enough to change its positions.
-
-    Raises:
-        InputError: The rotary frequencies of the model switch between the two lengths.
-    """
-    switch = agreement_of(model).switch
-    if switch is not None and width > switch and bool((at_position < switch).any()):
-        raise InputError(
-            f"the rotary frequencies of this model switch at {switch} tokens (longrope), so "
-            "shorter and longer prompts cannot be compared in one batch. Use prompts on one side."
-        )
+def compare(model: HookedModel, plain: torch.nn.Module, prompt: Int[Tensor, " pos"]) -> str:
+    """Describe how the hooked and the plain form differ after a prompt; empty if they agree."""
+    batch = _batch([prompt.tolist()], [(0, len(prompt) - 1)], device_of(model))
+    forms = (_hooked_logits(model, batch), logits_of(plain, *batch))
+    return _difference(*(logits.float().log_softmax(-1) for logits in forms), model)
 
 
 def difference(
@@ -344,7 +219,7 @@ def _difference(one: Tensor, other: Tensor, model: Any) -> str:
     return difference(one, other, exact=is_exact(model))
 
 
-def _prompt(plain: torch.nn.Module, tokenizer: Any) -> list[int]:
+def prompt_of(plain: torch.nn.Module, tokenizer: Any) -> list[int]:
     """Return the tokens of the long prompt: a text, or numbers if it has too few tokens."""
     embedding: Any = plain.get_input_embeddings()  # type: ignore[operator]
     if not hasattr(embedding, "num_embeddings"):
@@ -461,13 +336,6 @@ def _idle(value: Any, hook: Any) -> None:
     return None
 
 
-def _storage(weight: Tensor) -> int:
-    """Return the memory of a weight; the parts of a joint matrix may be views of it."""
-    if hasattr(weight, "__tensor_flatten__"):  # quantised: its parts have memory
-        return id(weight)
-    return weight.untyped_storage().data_ptr()
-
-
 def _switch(model: TransformerBridge) -> int | None:
     """Return the length at which the frequencies of rotary embeddings switch, if they do."""
     inner: Any = model.original_model
@@ -479,14 +347,3 @@ def _switch(model: TransformerBridge) -> int | None:
         if isinstance(part, dict) and part.get("rope_type") == "longrope"
     ]
     return min(switches, default=None)
-
-
-def _cure(model: Any) -> str:
-    """Say what may be the reason that hook points change a model."""
-    parts = list(model.original_model.modules())
-    if any(type(part).__module__.startswith("peft.") for part in parts):
-        return "It has adapters: merge them (merge_and_unload) before hl.load_model."
-    return (
-        "TransformerLens may not know an option of its configuration, or a hook or method that "
-        "was put on it before loading; remove what you added, or put it into an hl.HookProbe."
-    )

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hijacklens.errors import InputError
 from hijacklens.models.computation import ATTENTION
 from hijacklens.models.identity import OWN_TOKENIZER
+from hijacklens.models.unhooked import remove_hook_points
 from hijacklens.models.verification import Expected, check
 
 
@@ -49,16 +50,34 @@ def wrap(
     `TransformerBridge.boot_transformers` is not used: for a multimodal model it also loads an image
     processor, and runs pip to install torchvision if that fails. Text needs neither.
 
-    The result is checked against the plain model (`hijacklens.models.verification`).
+    The result is checked against the plain model (`hijacklens.models.verification`). If it is
+    refused, the model is left without hook points.
 
     Raises:
         InputError: The model gives no logits or is not causal, TransformerLens does not know its
             architecture, or it cannot put hooks on this configuration of it.
     """
+    remove_hook_points(plain)  # of an earlier call
     architecture = _architecture(plain, name)
     _refuse_shared_layers(plain, name)
     plain.eval()
     expected = Expected.of(plain, tokenizer)
+    vars(plain)[ATTENTION] = expected.attention
+    try:
+        return _with_hook_points(plain, tokenizer, architecture, expected, name, dtype)
+    except Exception:
+        remove_hook_points(plain)
+        raise
+
+
+def _with_hook_points(
+    plain: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    architecture: str,
+    expected: Expected,
+    name: str,
+    dtype: torch.dtype,
+) -> TransformerBridge:
     # TransformerLens re-creates a tokenizer from its path with add_bos_token=True, unless this
     # entry says that the tokenizer has it already.
     tokenizer.init_kwargs = {"name_or_path": name, **tokenizer.init_kwargs, "add_bos_token": True}
@@ -91,7 +110,6 @@ def wrap(
     # Now `bridge.to_tokens(text)` equals `tokenizer(text)`.
     bridge.cfg.default_prepend_bos = bridge.cfg.tokenizer_prepends_bos
     vars(bridge)[OWN_TOKENIZER] = True
-    vars(bridge)[ATTENTION] = expected.attention
     bridge.eval()
     check(bridge, expected)
     object.__setattr__(bridge, "__class__", Bridge)

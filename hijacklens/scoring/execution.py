@@ -14,9 +14,9 @@ from hijacklens.engine.engine import read
 from hijacklens.engine.plan import SHARINGS, Sharing
 from hijacklens.engine.reading import Finished, Readings, ReadOptions, Requests, ignore
 from hijacklens.errors import InputError, choice, strict, whole_number
+from hijacklens.models.agreement import comparing_once
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
-from hijacklens.models.verification import comparing_once
 from hijacklens.probe import Probe
 from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
 from hijacklens.store.store import OpenStore, Store, chosen_store, open_store

@@ -25,8 +25,8 @@ from torch import Tensor
 from hijacklens import sites
 from hijacklens.errors import InputError, strict
 from hijacklens.facts.fact import Fact
+from hijacklens.models.agreement import require_agreement, require_agreement_on
 from hijacklens.models.hooked import HookedModel, device_of, hooked
-from hijacklens.models.verification import require_agreement
 from hijacklens.one_layer.spans import layout as context_layout
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, probed, spans_of
@@ -209,6 +209,7 @@ def run(
     length = int(model.cfg.n_ctx)
     if not 0 < len(ids) <= length:
         raise InputError(f"a run takes 1 to {length} tokens, not {len(ids)}.")
+    require_agreement_on(model, torch.tensor(ids))
     located_spans = {span: locate_atom(span) for span in spans}
     for span, span_positions in located_spans.items():
         if span.startswith(TEXT) and not span_positions:

@@ -27,8 +27,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.engine.batches import TokenBatch, batches
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import require_agreement
 from hijacklens.models.hooked import HookedLanguageModel, HookFunction, NamedHook, hooked
-from hijacklens.models.verification import require_agreement
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Pair, Pairs
 from probes.ablation import MeanOutputs

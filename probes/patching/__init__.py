@@ -39,9 +39,9 @@ from torch import Tensor
 from hijacklens.engine.batch_size import read_values
 from hijacklens.engine.batches import TokenBatch, batch_size, batches, needs_one_length
 from hijacklens.errors import InputError, choice, one_of_type
+from hijacklens.models.agreement import require_agreement
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
 from hijacklens.models.identity import identify
-from hijacklens.models.verification import require_agreement
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.progress import bar
 from hijacklens.prompts.correspondence import Correspondence

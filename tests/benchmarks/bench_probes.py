@@ -20,9 +20,9 @@ import pytest
 import torch
 
 import hijacklens as hl
+from hijacklens.models.agreement import plain_blocks_of
 from hijacklens.models.packaged import PACKAGED
 from hijacklens.models.unhooked import NO_PLAIN_BLOCKS
-from hijacklens.models.verification import plain_blocks_of
 from hijacklens.probe import HookProbe, logits_at
 from hijacklens.prompts.layout import Layout
 from probes import specification

@@ -15,8 +15,8 @@ import transformers as hf
 from tiny_models import rough, tiny_tokenizer
 
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import agreement_of
 from hijacklens.models.loading import load_model
-from hijacklens.models.verification import agreement_of
 from probes.account import SINGLE, Question, accounts
 
 SHAPE = {

@@ -15,8 +15,8 @@ from sample_facts import sample_facts
 from tiny_models import FAMILIES, rough, tiny_model, tiny_tokenizer
 
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import agreement_of
 from hijacklens.models.loading import load_model
-from hijacklens.models.verification import agreement_of
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.probe import HookProbe
 from hijacklens.prompts.layout import Layout

@@ -16,11 +16,12 @@ from hijacklens.engine.engine import next_token_logprobs, read
 from hijacklens.engine.forward import Pass
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import agreement_of, plain_blocks_of
 from hijacklens.models.computation import tensors_of
 from hijacklens.models.delegated import SOFTMAXES
 from hijacklens.models.loading import load_model
 from hijacklens.models.unhooked import NO_PLAIN_BLOCKS, PlainBlocks, unhooked
-from hijacklens.models.verification import agreement_of, check, plain_blocks_of
+from hijacklens.models.verification import check
 from hijacklens.probe import HookProbe
 
 SENTENCE = (11, 12, 13, 14, 15, 16)

@@ -12,15 +12,20 @@ from tiny_models import SHAPE, random_model, tiny_model, tiny_tokenizer
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hijacklens.engine.batches import batches
 from hijacklens.engine.engine import next_token_logprobs, read
 from hijacklens.engine.reading import ReadOptions
 from hijacklens.errors import InputError
-from hijacklens.models import verification
+from hijacklens.models import verification, wrapping
+from hijacklens.models.agreement import agreement_of, require_agreement
 from hijacklens.models.computation import computation_of
 from hijacklens.models.loading import load_model
-from hijacklens.models.verification import agreement_of, difference, require_agreement
+from hijacklens.models.verification import difference
 from hijacklens.probe import HookProbe
+from hijacklens.prompts.layout import Layout
 from hijacklens.scoring.execution import Execution
+from probes.ablation import mean_outputs
+from probes.logit_lens import through
 
 IDLE = HookProbe("idle", (), packs=True)
 SENTENCE = tuple(range(11, 21))
@@ -223,6 +228,63 @@ def test_attention_of_the_user_is_never_replaced(monkeypatch):
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="its attention function is not one of transformers"):
         require_agreement(model, operation="a probe")
+
+
+def test_probes_are_refused_on_prompts_that_show_a_difference_which_the_check_does_not():
+    """Methods of the user that see 60 tokens: those of Llama are lost with hook points."""
+    plain = random_model("Llama:LlamaForCausalLM", **SHAPE)
+
+    def forward(self, hidden_states, attention_mask=None, **options):
+        at = torch.arange(hidden_states.shape[1])
+        seen = (at[:, None] >= at) & (at[:, None] - at < 60)
+        mask = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[None, None]
+        return type(self).forward(self, hidden_states, attention_mask=mask, **options)
+
+    for layer in plain.model.layers:
+        layer.self_attn.forward = types.MethodType(forward, layer.self_attn)
+    long, short = (*range(11, 91),), (*range(11, 61),)
+    with torch.no_grad():
+        expected = plain(torch.tensor([long])).logits[0, -1].log_softmax(-1)
+    model = load(plain)
+    torch.testing.assert_close(next_token_logprobs(model, long), expected, atol=1e-4, rtol=0)
+    assert read(model, {short: {1}}, ReadOptions(probes=[IDLE])) == read(model, {short: {1}})
+    refused = pytest.raises(InputError, match=r"not the plain one after a prompt of 80 tokens")
+    with refused:
+        read(model, {short: {1}, long: {1}}, ReadOptions(probes=[IDLE]))
+    with refused:
+        next_token_logprobs(model, long, probes=[IDLE])
+    with refused:
+        list(batches(model, [short, long]))
+    layout = Layout.of_symbols(torch.tensor([long]), ())
+    with refused:
+        through(model, layout, [1], [2])
+    with refused:
+        mean_outputs(model, layout)
+
+
+def test_a_model_that_is_loaded_again_gets_new_hook_points(monkeypatch):
+    """Its attention is again the user's, and a load that fails leaves a plain model."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "windowed", windowed)
+    for make in (gpt2, adapter_free_neox):
+        plain = make()
+        plain.set_attn_implementation("windowed")
+        expected, modules = expected_scores(plain), [type(x) for x in plain.modules()]
+        older, model = load(plain), load(plain)
+        assert_scores(model, expected)
+        assert computation_of(model).digest == computation_of(load(copy.deepcopy(plain))).digest
+        with pytest.raises(InputError, match="was loaded again"):
+            read(older, REQUESTS)
+        with monkeypatch.context() as changed:
+            changed.setattr(wrapping, "check", lambda *_: _refuse())
+            with pytest.raises(InputError, match="refused"):
+                load(plain)
+        assert [type(x) for x in plain.modules()] == modules
+        assert plain.config._attn_implementation == "windowed"
+        assert expected_scores(plain) == expected
+
+
+def _refuse():
+    raise InputError("refused")
 
 
 def test_a_bridge_from_elsewhere_is_checked_when_it_is_used(tmp_path):

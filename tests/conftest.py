@@ -25,8 +25,10 @@ from types import FunctionType
 from typing import Any
 
 import jaxtyping
+import matplotlib
 import pytest
 from hypothesis import settings
+from matplotlib.figure import Figure
 from shared_data import SHARED
 
 _jaxtyped = jaxtyping.jaxtyped
@@ -48,6 +50,18 @@ def _checked_once(function: Any = None, **options: Any) -> Any:
 
 
 jaxtyping.jaxtyped = _checked_once
+
+# Nobody looks at the files of figures: they are small and not laid out, in a third of the time.
+_save_figure = Figure.savefig
+
+
+def _save_plainly(figure: Figure, *args: Any, **options: Any) -> None:
+    figure.set_layout_engine("none")
+    with matplotlib.rc_context({"savefig.dpi": 40, "savefig.bbox": "standard"}):
+        _save_figure(figure, *args, **options)
+
+
+Figure.savefig = _save_plainly
 
 # What imports and collection make stays to the end. Looking through it for garbage again and again
 # would take a tenth of the time.

@@ -14,14 +14,12 @@ from typing import Any
 
 import torch
 from hub_server import HubServer
-from matplotlib.figure import Figure
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hijacklens.facts.atlas import atlas
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.packaged import PACKAGED, PackagedModel
-from hijacklens.plots import STYLE
 
 LAYERS_AND_HEADS = {
     "smollm2-135m": (30, 9, 3),
@@ -145,21 +143,9 @@ class StandIns:
         # All are imported before one is patched: an import would keep the stand-in for good.
         for module in [importlib.import_module(name) for name in LOADING]:
             patch.setattr(module, "load_model", self.load)
-        # Nobody looks at the figures: they are drawn once, small, and not laid out.
-        patch.setitem(STYLE, "savefig.dpi", 40)
-        patch.setitem(STYLE, "savefig.bbox", "standard")
-        patch.setattr(Figure, "savefig", _plainly(Figure.savefig))
         patch.setenv("HIJACKLENS_COUNTERFACT", str(self.counterfact))
         for name in ("sample", "limit"):
             patch.setattr(FactSet, name, _small(getattr(FactSet, name)))
-
-
-def _plainly(save: Any) -> Any:
-    def written(self: Figure, *args: Any, **options: Any) -> None:
-        self.set_layout_engine("none")
-        save(self, *args, **options)
-
-    return written
 
 
 def _small(method: Any) -> Any:

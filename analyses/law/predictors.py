@@ -61,6 +61,8 @@ PREDICTORS = (
 )
 TEXTS = ("model", "scheme", "case_id", "relation_id", "subject", "target_true", "target_false")
 """Columns that say which fact a row is of."""
+EQUAL, ROUNDED = 0.002, 0.5
+"""Nats by which a margin may differ when it is read again, in float32 and in 16 bits."""
 MOST_READ = 64
 """Rows in a batch at most: each has the logits of the vocabulary."""
 CHUNK = 256
@@ -262,7 +264,8 @@ def measured(run: HijackResult, table: pd.DataFrame) -> pd.DataFrame:
     """Add `dose` and the measured `shift` in nats of a run: a row per fact, scheme and dose.
 
     Raises:
-        InputError: The run and the table share no fact, or the run was made with probes.
+        InputError: The run and the table share no fact, the run was made with probes, or the bare
+            margins of the two differ, so that they are not of the same weights and prompts.
     """
     if run.settings.probes:
         raise InputError(f"a law is of the model alone; this run has {run.settings.probes}.")
@@ -273,10 +276,18 @@ def measured(run: HijackResult, table: pd.DataFrame) -> pd.DataFrame:
         bare, on=keys, suffixes=("", "_bare")
     )
     rows["shift"] = rows["margin"] - rows["margin_bare"]
-    joined = table.merge(rows[[*keys, "dose", "shift"]], on=keys)
+    joined = table.merge(rows[[*keys, "dose", "shift", "margin_bare"]], on=keys)
     if joined.empty:
         raise InputError(
             "the run and the predictors have no fact in common; use the same model, facts and "
             "schemes, and a dose above 0."
         )
+    apart = (joined["prior"] - joined.pop("margin_bare")).abs().groupby(joined["model"]).max()
+    dtypes = {model.name: model.dtype for model in run.settings.models}
+    for model, most in apart.items():
+        if not most <= (EQUAL if dtypes.get(str(model)) == "float32" else ROUNDED):
+            raise InputError(
+                f"the run and the predictors of {model!r} are not of the same weights, prompts "
+                f"and targets: without a hijack their margins differ by up to {most:.2g} nats."
+            )
     return joined

@@ -5,7 +5,8 @@ digest covers the class of every module with the code of its methods and of the 
 call, the names of children, `training`, and every attribute that is a number, text, function,
 configuration or container of these. Two models with equal digests and equal tensors compute the
 same. The digest does not depend on names, on `requires_grad`, on the device, or on what a forward
-pass leaves behind.
+pass leaves behind. Of code that no package brings it also covers the values that the code refers
+to: globals, defaults, class attributes, captured variables, and what it uses of other such modules.
 
 Some changes have no key, because a function may depend on anything: hooks and replaced methods.
 They are listed in `Computation.unkeyed`. Hooks that TransformerLens, transformers and accelerate
@@ -18,13 +19,14 @@ import enum
 import hashlib
 import json
 import logging
+import sys
 import threading
 import types
 import weakref
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Any, TypeAlias
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,22 +37,31 @@ from transformers import PreTrainedTokenizerBase
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hijacklens.models.additions import (
+    ATTENTION,
+    hooks_on,
+    hooks_on_all_modules,
+    is_own,
+    own_attention,
+    replaced_methods,
+)
 from hijacklens.models.exclusive import held
-
-Described: TypeAlias = Any
-"""A value that JSON can write, the same in every process."""
-
-LIBRARIES = {"hijacklens", "transformer_lens", "transformers", "accelerate"}
-"""Packages whose own hooks do not change what a model computes."""
+from hijacklens.models.python_code import (
+    Described,
+    captured,
+    code_digest,
+    digest_of,
+    is_installed,
+    is_written,
+    module_name,
+    names_in,
+)
 
 FRAMEWORK = ("torch.nn.modules.module", "transformers.modeling_utils", "transformers.generation")
 FRAMEWORK += ("transformers.utils", "transformers.integrations")
 """Modules with large base classes, of which only the calls are hashed."""
 
 CALLS = ("forward", "__call__", "_call_impl", "_wrapped_call_impl")
-
-ATTENTION = "_hijacklens_attention"
-"""Attribute of a plain model: the implementation of attention before it got hook points."""
 
 UNUSED = {
     ATTENTION,  # it is described by its function
@@ -67,12 +78,17 @@ UNUSED = {
 }
 """Attributes and settings that do not change logits."""
 
-CACHED = ("_cached", "long_inv_freq", "_state", "_states")
+CACHED = ("_cached", "long_inv_freq")
 """Endings of the names of attributes that a forward pass fills."""
+STATES = ("_state", "_states")
+"""The same, in modules that a package brings."""
+USED = {"dtype", "torch_dtype", "seed"}
+"""Attributes that other modules may compute with, although they are in `UNUSED`."""
 
 STATELESS = (
     *(weakref.ref, logging.Logger, logging.LoggerAdapter, types.ModuleType),
     *(type(threading.Lock()), type(threading.RLock()), PreTrainedTokenizerBase),
+    *(types.MemberDescriptorType, types.GetSetDescriptorType),
 )
 """Types of attributes that no logit depends on."""
 
@@ -124,8 +140,11 @@ class _Walk:
     lines: list[Described] = field(default_factory=list)
     unkeyed: set[str] = field(default_factory=set)
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    known: dict[int, tuple[Any, Described]] = field(default_factory=dict)
+    known: dict[Any, tuple[Any, Described]] = field(default_factory=dict)
     """Id of an object -> the object, kept alive, and its description."""
+    by_value: bool = False
+    """Whether code refers to what is described: then tensors are described by their values, and
+    every name counts."""
 
     def describe(self, value: Any, where: str) -> Described:
         """Describe the value of an attribute; note what has no key."""
@@ -136,20 +155,31 @@ class _Walk:
             return self.tensor(value, where)
         if isinstance(value, (np.ndarray, np.generic)):
             return [str(value.dtype), value.shape, value.tobytes().hex()]
-        if isinstance(value, (list, tuple)):
-            return [self.describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
-        if isinstance(value, Mapping):
-            return self.fields({str(key): item for key, item in value.items()}, where)
+        if isinstance(value, (list, tuple, Mapping)):
+            if self.by_value:
+                return self.once(value, lambda: self.items(value, where))
+            return self.items(value, where)
         if isinstance(value, Set):
             return sorted(str(item) for item in value)
         if isinstance(value, (torch.dtype, torch.device, complex, bytes, range, slice, enum.Enum)):
             return None if isinstance(value, torch.device) else repr(value)
         if isinstance(value, STATELESS):
             return None
-        if id(value) not in self.known:
-            self.known[id(value)] = (value, "itself")  # ends a cycle
-            self.known[id(value)] = (value, self._describe_object(value, where))
-        return self.known[id(value)][1]
+        return self.once(value, lambda: self._describe_object(value, where))
+
+    def once(self, value: Any, describe: Callable[[], Described], key: Any = None) -> Described:
+        """Describe an object when it is first met."""
+        key = id(value) if key is None else key
+        if key not in self.known:
+            self.known[key] = (value, "itself")  # ends a cycle
+            self.known[key] = (value, describe())
+        return self.known[key][1]
+
+    def items(self, value: Any, where: str) -> Described:
+        """Describe what a container holds."""
+        if isinstance(value, Mapping):
+            return self.fields({str(key): item for key, item in value.items()}, where)
+        return [self.describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
 
     def tensor(self, value: Tensor, where: str) -> Described:
         """Note a tensor, or the parts of one that is packed; describe what is attached to it."""
@@ -159,17 +189,49 @@ class _Walk:
             names, context = flatten()
             parts = {name: self.describe(getattr(value, name), f"{where}.{name}") for name in names}
             return [parts, self.describe(context, f"{where}.context")]
+        elif self.by_value:
+            octets = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            return [str(value.dtype), value.shape, hashlib.sha256(octets.tobytes()).hexdigest()]
         else:
             self.tensors[where] = value
         return self.fields(vars(value), where)
 
-    def fields(self, values: Mapping[str, Any], where: str) -> dict[str, Described]:
+    def fields(
+        self, values: Mapping[str, Any], where: str, used: Set[str] = frozenset()
+    ) -> dict[str, Described]:
         """Describe attributes or the items of a mapping, without those that are not used."""
         return {
             name: self.describe(value, f"{where}.{name}" if where else name)
             for name, value in values.items()
-            if name not in UNUSED
+            if self.by_value or name in used or name not in UNUSED
         }
+
+    def reference(self, value: Any, names: Sequence[str], where: str) -> Described:
+        """Describe what code that no package brings refers to.
+
+        Args:
+            value: The value of a name.
+            names: The names that the code looks up, also in modules.
+            where: What it is called if it has no description.
+        """
+        if isinstance(value, types.ModuleType):
+            if is_installed(value.__name__):
+                return None
+            used = [name for name in names if name in vars(value)]
+            return self.once(
+                value,
+                lambda: [self.reference(getattr(value, x), names, f"{where}.{x}") for x in used],
+                key=(id(value), names),
+            )
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        if isinstance(value, (type, types.FunctionType)) and is_installed(value.__module__):
+            return [value.__module__, value.__qualname__]
+        before, self.by_value = self.by_value, True
+        try:
+            return self.describe(value.fget if isinstance(value, property) else value, where)
+        finally:
+            self.by_value = before
 
     def _describe_object(self, value: Any, where: str) -> Described:
         if isinstance(value, torch.nn.Module):
@@ -182,12 +244,14 @@ class _Walk:
         if isinstance(value, types.MethodType):
             return [self.describe(value.__func__, where), self.describe(value.__self__, where)]
         if isinstance(value, types.FunctionType):
-            captured = {
-                name: self.describe(cell, f"{where}.{name}") for name, cell in _captured(value)
+            held_there = {
+                name: self.describe(cell, f"{where}.{name}") for name, cell in captured(value)
             }
-            return [self.function(value), captured]
-        builtin = isinstance(value, types.BuiltinFunctionType)
-        if builtin or not (attributes := _attributes(value)):
+            return [self.function(value), held_there]
+        attributes = _attributes(value)
+        if isinstance(value, types.BuiltinFunctionType) or (
+            not attributes and is_installed(type(value).__module__)
+        ):
             if not callable(value) and not hasattr(value, "__dict__"):
                 self.unkeyed.add(f"the attribute {where}, a {type(value).__name__}")
             return [value.__module__, getattr(value, "__qualname__", type(value).__qualname__)]
@@ -200,18 +264,26 @@ class _Walk:
         """Describe a class: its name, and its methods and settings with those of its bases."""
         if not self.code:
             return None
-        if id(cls) not in self.known:
-            self.known[id(cls)] = (cls, cls.__qualname__)
+        key = ("code", id(cls))  # the object may be described as a value, too
+        if key not in self.known:
+            self.known[key] = (cls, cls.__qualname__)
             parts: list[Described] = []
             for base in cls.__mro__[:-1]:
                 module = base.__module__
                 names = CALLS if module.startswith(FRAMEWORK) else tuple(vars(base))
                 own = {name: vars(base)[name] for name in names if name in vars(base)}
-                described = {name: self.member(value) for name, value in own.items()}
+                if is_installed(module):
+                    described = {name: self.member(value) for name, value in own.items()}
+                else:
+                    described = {
+                        name: self.reference(value, (), f"{base.__qualname__}.{name}")
+                        for name, value in own.items()
+                        if name not in UNUSED - USED and is_written(name, value)
+                    }
                 kept = {name: value for name, value in described.items() if value is not None}
-                parts.append([_module_name(base), base.__qualname__, kept])
-            self.known[id(cls)] = (cls, _digest(parts))
-        return self.known[id(cls)][1]
+                parts.append([module_name(base), base.__qualname__, kept])
+            self.known[key] = (cls, digest_of(parts))
+        return self.known[key][1]
 
     def member(self, value: Any) -> Described:
         """Describe a function or number that a class or a function refers to, or return None."""
@@ -229,27 +301,39 @@ class _Walk:
         """Describe a function by its code and the functions that it calls or has captured."""
         if not self.code:
             return None
-        if id(function) not in self.known:
-            self.known[id(function)] = (function, function.__qualname__)
+        key = ("code", id(function))
+        if key not in self.known:
+            self.known[key] = (function, function.__qualname__)
             package = function.__module__.partition(".")[0] if function.__module__ else ""
             called: dict[str, Described] = {}
-            for name in _names(function.__code__):
-                other = function.__globals__.get(name)
+            names, here = names_in(function.__code__), function.__qualname__
+            known, own = function.__globals__, not is_installed(function.__module__)
+            for name in names:
+                other = known.get(name, sys.modules.get(name))
+                if own and (name in known or name in sys.modules):
+                    called[name] = self.reference(other, names, f"{here}: {name}")
                 # The functions of torch are the same in every model.
-                if isinstance(other, types.FunctionType):
+                elif isinstance(other, types.FunctionType):
                     torch_own = str(other.__module__).startswith("torch.") and package != "torch"
                     called[name] = other.__qualname__ if torch_own else self.function(other)
-            captured = {name: self.member(value) for name, value in _captured(function)}
-            defaults = [
-                repr(value) if isinstance(value, (bool, int, float, str)) else None
+            inside = {
+                name: self.reference(value, names, f"{here}: {name}") if own else self.member(value)
+                for name, value in captured(function)
+            }
+            defaults: list[Described] = [
+                self.reference(value, names, f"{here}: a default")
+                if own
+                else repr(value)
+                if isinstance(value, (bool, int, float, str))
+                else None
                 for value in (
                     *(function.__defaults__ or ()),
                     *(function.__kwdefaults__ or {}).values(),
                 )
             ]
-            code = _code_digest(function.__code__)
-            self.known[id(function)] = (function, _digest([code, called, captured, defaults]))
-        return self.known[id(function)][1]
+            code = code_digest(function.__code__)
+            self.known[key] = (function, digest_of([code, called, inside, defaults]))
+        return self.known[key][1]
 
     def module(self, module: torch.nn.Module, path: str) -> None:
         """Describe a module and its children."""
@@ -266,9 +350,17 @@ class _Walk:
         own = {name: value for name, value in vars(module).items() if name not in _MODULE_FIELDS}
         if "_hf_hook" in own:  # of accelerate, which replaces `forward` to move tensors
             own.pop("forward", None)
-        own = {name: value for name, value in own.items() if not name.endswith(CACHED)}
+        installed = is_installed(type(module).__module__)
+        filled = (*CACHED, *STATES) if installed else CACHED
+        own = {
+            name: value
+            for name, value in own.items()
+            if not name.endswith(filled)
+            and not isinstance(getattr(type(module), name, None), cached_property)
+        }
         own |= {name: passing.get(name, tensor) for name, tensor in tensors.items()}
-        self.lines.append([path, self.kind(type(module)), self.fields(own, path)])
+        used = frozenset() if installed else USED
+        self.lines.append([path, self.kind(type(module)), self.fields(own, path, used)])
         prefix = f"{path}." if path else ""
         for name, child in module._modules.items():
             if child is not None:
@@ -300,102 +392,8 @@ def _walk(model: Any, *, code: bool = True) -> _Walk:
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if id(tensor) not in walk.known:
                 walk.tensors[f"bridge.{name}"] = tensor
-    walk.unkeyed.update(hooks_on(model), _hooks_on_all_modules(), _replaced_methods(model))
+    walk.unkeyed.update(hooks_on(model), hooks_on_all_modules(), replaced_methods(model))
     return walk
-
-
-def hooks_on(model: Any) -> tuple[str, ...]:
-    """Return the hooks that the user has put on a model, one phrase each."""
-    with held(model):  # the hooks of another thread's probes are not the user's
-        return tuple(
-            f"a {kind} ({_name(hook)}) {where}"
-            for where, module in _places(model)
-            for kind, hook in users_hooks(module)
-        )
-
-
-def users_hooks(module: torch.nn.Module) -> Iterator[tuple[str, Any]]:
-    """Iterate over the hooks that the user has put on one module or hook point, with their kind."""
-    if isinstance(module, HookPoint):
-        for handle in module.fwd_hooks:
-            hook = getattr(handle, "user_hook", None)
-            if not (handle.is_permanent and is_of_library(hook)):
-                yield "hook", hook
-    for kind in ("forward_hook", "forward_pre_hook"):
-        for hook in getattr(module, f"_{kind}s").values():
-            if not is_of_library(hook):
-                yield kind, hook
-
-
-def _hooks_on_all_modules() -> list[str]:
-    everywhere = torch.nn.modules.module
-    hooks = (
-        *everywhere._global_forward_hooks.values(),
-        *everywhere._global_forward_pre_hooks.values(),
-    )
-    return [
-        f"a hook ({_name(hook)}) on all modules of torch"
-        for hook in hooks
-        if not is_of_library(hook)
-    ]
-
-
-def _replaced_methods(model: Any) -> Iterator[str]:
-    """Iterate over the methods that were replaced on one module, one phrase each."""
-    for where, module in _places(model):
-        for attribute, value in () if isinstance(module, HookPoint) else vars(module).items():
-            if (
-                isinstance(value, (types.FunctionType, types.MethodType, partial))
-                and callable(getattr(type(module), attribute, None))
-                and not is_of_library(value)
-                and "_hf_hook" not in vars(module)
-            ):
-                yield f"the replaced method {attribute} ({_name(value)}) {where}"
-
-
-def _places(model: Any) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Iterate over all modules of a model, its wrappers included, with where they are."""
-    yield "on the model", model
-    for path, module in getattr(model, "original_model", model).named_modules():
-        parts = [part for part in path.split(".") if part != "_original_component"]
-        name = module.name if isinstance(module, HookPoint) else ".".join(parts)
-        yield (f"on {name}" if name else "on the model"), module
-
-
-def is_of_library(hook: Any) -> bool:
-    """Return whether a function comes from a library that hooks models itself."""
-    return package_of(hook) in LIBRARIES
-
-
-def package_of(function: Any) -> str:
-    """Return the name of the package that defines a function."""
-    return str(getattr(function, "__module__", "")).partition(".")[0]
-
-
-def is_own(function: Any) -> bool:
-    """Return whether a function is the user's."""
-    while isinstance(function, partial):
-        function = function.func
-    return function is not None and not is_of_library(function)
-
-
-def attention_of(model: Any) -> str | None:
-    """Return the implementation of attention in the plain model; hooked modules are eager."""
-    plain = getattr(model, "original_model", model)
-    name = getattr(getattr(plain, "config", None), "_attn_implementation", None)
-    return getattr(plain, ATTENTION, name) if name == "eager" else name
-
-
-def own_attention(model: Any) -> Any:
-    """Return the user's function that computes attention in the plain model, or None."""
-    function = ALL_ATTENTION_FUNCTIONS.get(attention_of(model) or "")
-    return function if is_own(function) else None
-
-
-def _name(function: Any) -> str:
-    while isinstance(function, partial):
-        function = function.func
-    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _passing_state(module: torch.nn.Module) -> dict[str, Any]:
@@ -420,47 +418,3 @@ def _attributes(value: Any) -> dict[str, Any]:
     slots = (name for cls in type(value).__mro__ for name in vars(cls).get("__slots__", ()))
     held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
     return {**held, **getattr(value, "__dict__", {})}
-
-
-def _captured(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """Return the variables that a function has captured, with their names."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-    return [(name, cell.cell_contents) for name, cell in cells if cell != types.CellType()]
-
-
-@cache
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names that code and the functions inside it look up, sorted."""
-    inner = (
-        name
-        for const in code.co_consts
-        if isinstance(const, types.CodeType)
-        for name in _names(const)
-    )
-    return tuple(sorted({*code.co_names, *inner}))
-
-
-@cache
-def _code_digest(code: types.CodeType) -> str:
-    """Hash what code does; file and line do not count."""
-    return _digest([code.co_code.hex(), _constant(code.co_consts), code.co_names, code.co_varnames])
-
-
-def _constant(value: Any) -> Described:
-    if isinstance(value, types.CodeType):
-        return _code_digest(value)
-    if isinstance(value, tuple):
-        return [_constant(item) for item in value]
-    if isinstance(value, frozenset):
-        return sorted(repr(item) for item in value)
-    return repr(value)
-
-
-def _module_name(cls: type) -> str:
-    """Return the module of a class; code that comes with a model is in a folder named after it."""
-    name = cls.__module__
-    return name.rpartition(".")[2] if name.startswith("transformers_modules.") else name
-
-
-def _digest(value: Described) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

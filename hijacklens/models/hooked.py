@@ -15,7 +15,7 @@ import torch
 from transformer_lens.hook_points import HookPoint
 
 from hijacklens.errors import InputError, unknown
-from hijacklens.models.computation import hooks_on
+from hijacklens.models.additions import hooks_on
 from hijacklens.models.delegated import delegated_attention, edited
 from hijacklens.models.exclusive import held
 

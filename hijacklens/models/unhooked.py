@@ -29,9 +29,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformers import PretrainedConfig
 
-from hijacklens.models.computation import ATTENTION, is_of_library, package_of, users_hooks
+from hijacklens.models.additions import ATTENTION, users_hooks
 from hijacklens.models.exclusive import held
 from hijacklens.models.hooked import HookedModel
+from hijacklens.models.python_code import is_of_library, package_of
 
 _WRAPPERS = (TransformerBridge, GeneralizedComponent)
 _REMOVED = "_hijacklens_removed"

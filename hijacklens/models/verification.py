@@ -23,7 +23,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from hijacklens.errors import InputError
-from hijacklens.models.computation import attention_of, computation_of, own_attention
+from hijacklens.models.additions import attention_of, own_attention
+from hijacklens.models.computation import computation_of
 from hijacklens.models.device_memory import is_out_of_memory
 from hijacklens.models.devices import arithmetic
 from hijacklens.models.exclusive import held
@@ -182,8 +183,8 @@ def check(model: HookedModel, expected: Expected | None = None) -> Agreement:
 def compare(model: HookedModel, plain: torch.nn.Module, prompt: Int[Tensor, " pos"]) -> str:
     """Describe how the hooked and the plain form differ after a prompt; empty if they agree."""
     batch = _batch([prompt.tolist()], [(0, len(prompt) - 1)], device_of(model))
-    forms = (_hooked_logits(model, batch), logits_of(plain, *batch))
-    return _difference(*(logits.float().log_softmax(-1) for logits in forms), model)
+    one, other = _hooked_logits(model, batch), logits_of(plain, *batch)
+    return _difference(one.float().log_softmax(-1), other.float().log_softmax(-1), model)
 
 
 def difference(

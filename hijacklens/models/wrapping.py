@@ -21,7 +21,7 @@ from transformer_lens.model_bridge.sources.transformers import determine_archite
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hijacklens.errors import InputError
-from hijacklens.models.computation import ATTENTION
+from hijacklens.models.additions import ATTENTION
 from hijacklens.models.identity import OWN_TOKENIZER
 from hijacklens.models.unhooked import remove_hook_points
 from hijacklens.models.verification import Expected, check

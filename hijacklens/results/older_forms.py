@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hijacklens.errors import InputError
+
 FORM = 2
 
 MOVED = {
@@ -27,8 +29,17 @@ RENAMED = {"dim": "d_model", "way": "sharing"}
 
 
 def upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record in the present form; one that already has it is returned unchanged."""
+    """Return a record in the present form; one that already has it is returned unchanged.
+
+    Raises:
+        InputError: The form is of a later version.
+    """
     if "form" in record:
+        if record["form"] != FORM:
+            raise InputError(
+                f"the result is of form {record['form']!r}, and this version of hijacklens reads "
+                f"forms up to {FORM}. Install the version that wrote it, or a later one."
+            )
         return dict(record)
     new = {KEYS.get(key, key): value for key, value in record.items()}
     if "settings" not in new:

@@ -196,6 +196,21 @@ def test_predictors_never_read_the_hijacked_run(planted, monkeypatch):
     assert not np.allclose(found["shift"], changed["shift"])
 
 
+def test_a_run_of_other_weights_prompts_or_targets_is_not_joined(planted):
+    model, facts, run, _ = planted
+    swapped = replace(
+        facts,
+        facts=tuple(
+            replace(fact, target_true=fact.target_false, target_false=fact.target_true)
+            for fact in facts
+        ),
+    )
+    for others in (swapped, facts.with_opening("Well.")):
+        table = law.predictors(model, others, ["do-not-think"], quiet=True)
+        with pytest.raises(hl.InputError, match="not of the same weights, prompts and targets"):
+            law.measured(run, table)
+
+
 def test_predictors_are_those_of_the_plain_model(planted):
     model, facts, run, _ = planted
     table = law.predictors(model, facts, quiet=True)

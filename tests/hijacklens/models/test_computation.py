@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from functools import cache, cached_property, partial
+
 import pytest
 import torch
 from peft import LoraConfig
@@ -80,6 +84,70 @@ def test_a_change_of_one_module_shows(change):
     after = computation_of(changed)
     assert after.digest != before.digest
     assert after.unkeyed == before.unkeyed == ()
+
+
+OWN_CODE = {
+    "literal": ("", "return x * {}"),
+    "global": ("S = {}", "return x * S"),
+    "function": ("def f(x): return x * {}", "return f(x)"),
+    "method of another class": ("class F:\n def f(x): return x * {}", "return F.f(x)"),
+    "autograd": (
+        "class F(torch.autograd.Function):\n @staticmethod\n def forward(c, x): return x * {}",
+        "return F.apply(x)",
+    ),
+    "object": ("class F:\n def __call__(self, x): return x * {}\nf = F()", "return f(x)"),
+    "container": ("def f(x): return x * {}\nF = {{'f': [f]}}", "return F['f'][0](x)"),
+    "partial": ("f = partial(torch.mul, other={})", "return f(x)"),
+    "cached": ("@cache\ndef f(): return {}", "return x * f()"),
+    "default": ("def f(x, by=({},)): return x * by[0]", "return f(x)"),
+    "closure": ("def g(s):\n return lambda x: x * s[0]\nf = g([{}])", "return f(x)"),
+    "module": ("", "return helpers.f(x)"),
+    "imported": ("", "import helpers\n  return helpers.f(x)"),
+    "class attribute": ("", "return x * float(self.S)\n S = '{}'"),
+    "dict of a class": ("", "return x * self.S['seed']\n S = {{'seed': {}}}"),
+    "tensor of a class": ("", "return x * self.S\n S = torch.tensor({})"),
+    "descriptor": ("class F:\n def __get__(self, *_): return {}", "return x * self.f\n f = F()"),
+    "property": ("", "return x * self.f\n f = property(lambda self: {})"),
+    "cached property": ("", "return x * self.f\n f = cached_property(lambda self: {})"),
+}
+
+
+@pytest.mark.parametrize("kind", OWN_CODE)
+def test_all_that_own_code_refers_to_shows(kind, monkeypatch):
+    """A model that computes something else has another digest; run again, it has the same."""
+
+    def changed(factor):
+        before, body = (text.format(factor) for text in OWN_CODE[kind])
+        helpers = types.ModuleType("helpers")
+        exec(f"def f(x): return x * {factor}", vars(helpers))
+        monkeypatch.setitem(sys.modules, "helpers", helpers)
+        code = types.ModuleType("own_code")
+        vars(code).update(torch=torch, nn=nn, helpers=helpers, partial=partial)
+        vars(code).update(cache=cache, cached_property=cached_property)
+        source = f"{before}\nclass Own(nn.SiLU):\n def forward(self, x):\n  {body}\n"
+        exec(source, vars(code))
+        model = tiny_model("llama")
+        model.model.layers[0].mlp.act_fn = code.Own()
+        return computation_of(model), model(IDS).logits, computation_of(model)
+
+    first, logits, used = changed(1.0)
+    assert first == used == changed(1.0)[0]
+    second, other_logits, _ = changed(2.0)
+    assert first.digest != second.digest
+    assert first.unkeyed == second.unkeyed == ()
+    assert not torch.equal(logits, other_logits)
+
+
+def test_attributes_of_own_modules_show():
+    """Names that modules of packages give to what a pass leaves, or that change nothing there."""
+    found = []
+    for changes in ({}, {"mix_states": 2.0}, {"dtype": torch.float16}):
+        model = tiny_model("llama")
+        mlp = model.model.layers[0].mlp
+        mlp.__class__ = Louder
+        vars(mlp).update({"mix_states": 1.0, "dtype": torch.float32, **changes})
+        found.append(computation_of(model).digest)
+    assert len(set(found)) == 3
 
 
 def adapted(**settings):

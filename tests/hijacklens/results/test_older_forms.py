@@ -12,6 +12,7 @@ import pytest
 
 import hijacklens as hl
 from hijacklens import plots
+from hijacklens.errors import InputError
 from hijacklens.files import RECORD
 from hijacklens.results.older_forms import FORM, MOVED, upgraded
 
@@ -48,6 +49,12 @@ def test_there_is_a_folder_of_every_type():
     for kind in MOVED.values():
         module, name = kind.split(":")
         assert getattr(__import__(module, fromlist=[name]), name).__module__ == module
+
+
+@pytest.mark.parametrize("form", [FORM + 1, "x"])
+def test_a_record_of_a_later_form_is_refused(form):
+    with pytest.raises(InputError, match="Install the version that wrote it"):
+        upgraded({"type": "x:Y", "form": form})
 
 
 def test_a_record_in_the_present_form_is_left_alone():

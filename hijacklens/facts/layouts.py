@@ -1,15 +1,16 @@
 """The layouts of facts: how a record of each gives the fields of a `Fact`.
 
 `layouts.csv` is the registry, in the order in which layouts are tried: the fields that a record has
-(`a|b` is one of them), their names in `Fact`, and the data set with its licence and address. Other
-fields are ignored, with a note if they look misspelt. Layouts that need more than names have a
-function in `PREPARED`.
+(`a|b` is one of them), their names in `Fact`, the other fields of the data set, and the data set
+with its licence and address. A note lists all fields that are neither read nor those of the data
+set. Layouts that need more than names have a function in `PREPARED`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -42,6 +43,7 @@ class Layout:
     name: str
     fields: str
     renamed: str
+    others: str
     origin: str
 
     def __str__(self) -> str:
@@ -56,10 +58,16 @@ class Layout:
         marked = self.name not in MARKS or record.keys() & MARKS[self.name]
         return self.origin if marked else ""
 
-    def misspelt(self, record: Record) -> dict[str, str]:
-        """Return unknown field -> the field that it may mean and that the record lacks."""
-        near = {name: _nearest(name, self) for name in record if isinstance(name, str)}
-        return {name: field for name, field in near.items() if field and field not in record}
+    def unused(self, record: Record) -> dict[str, str]:
+        """Return field that is not read -> the missing field that it may mean, or an empty text."""
+        return _unused(self, tuple(record))
+
+    def sources(self, names: Collection[Any]) -> dict[str, str]:
+        """Return field of a `Fact` -> which of the fields of a record it is read from."""
+        pairs = (pair.split("=") for pair in self.renamed.split())
+        return {name: name for name in KEPT if name in names} | {
+            name: old for name, old in pairs if old in names
+        }
 
     def read(self, record: Record) -> dict[str, Any]:
         """Return the fields of a `Fact`, unchecked, and `target_true_id` and `prompt_differs`.
@@ -67,9 +75,7 @@ class Layout:
         Raises:
             InputError: A part is missing, or the subject does not occur once in the prompt.
         """
-        names = (pair.split("=") for pair in self.renamed.split())
-        fields = {name: record[name] for name in KEPT if name in record}
-        fields |= {name: record[old] for name, old in names if old in record}
+        fields = {name: record[source] for name, source in self.sources(record).items()}
         fields |= PREPARED[self.name](record) if self.name in PREPARED else {}
         if self.name in ("own", "known facts") and "template" in record:
             if missing := [name for name in ("subject", "target_true") if name not in fields]:
@@ -80,8 +86,8 @@ class Layout:
         relation = fields.pop("relation", None)  # a template, or a name, such as "capital"
         if isinstance(relation, str) and "{}" in relation:
             fields.setdefault("template", relation)
-        else:
-            fields.setdefault("relation_id", relation)
+        elif fields.get("relation_id") in (None, ""):
+            fields["relation_id"] = relation
         return fields | _slotted(fields)
 
 
@@ -91,12 +97,48 @@ def _layout_with(names: frozenset[Any]) -> Layout | None:
 
 
 @cache
-def _nearest(name: str, layout: Layout) -> str:
-    """Return the known field that is nearly called like an unknown one, or an empty text."""
-    renamed = (pair.partition("=")[2] for pair in layout.renamed.split())
-    known = {*KEPT, *layout.fields.replace("|", " ").split(), *renamed}
-    near = get_close_matches(name[:LONGEST_COMPARED], known, n=1, cutoff=0.8)
-    return near[0] if near and name not in known else ""
+def _unused(layout: Layout, names: tuple[Any, ...]) -> dict[str, str]:
+    used = {*layout.sources(names).values(), *layout.others.split()}
+    known = {*KEPT, *layout.fields.replace("|", " ").split()}
+    known |= {pair.partition("=")[0] for pair in layout.renamed.split()}
+    unused = {}
+    for name in map(str, names):
+        if name not in used:
+            near = get_close_matches(name[:LONGEST_COMPARED], known, n=1, cutoff=0.8)
+            unused[name] = near[0] if near and near[0] not in names else ""
+    return unused
+
+
+def as_registered(record: Any) -> Any:
+    """Return a record with the names of the registry: `Relation ID` is `relation_id`.
+
+    A field keeps its name if another one of the record is or may be the known field.
+    """
+    if not isinstance(record, Mapping) or not (names := _registered(tuple(record))):
+        return record
+    return {names.get(name, name): value for name, value in record.items()}
+
+
+@cache
+def _registered(names: tuple[Any, ...]) -> dict[str, str]:
+    plain = {name: _plain(name) for name in names if isinstance(name, str)}
+    alike = Counter(plain.values())
+    return {
+        name: known
+        for name, text in plain.items()
+        if alike[text] == 1 and (known := _known_names().get(text, name)) != name
+    }
+
+
+@cache
+def _known_names() -> dict[str, str]:
+    """Return plain name -> name of a field, for all fields of all layouts."""
+    texts = (f"{layout.fields} {layout.renamed} {layout.others} samples" for layout in LAYOUTS)
+    return {_plain(name): name for name in (*re.split(r"[\s=|]+", " ".join(texts)), *KEPT)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def layout_of(record: Any) -> Layout:

@@ -13,7 +13,7 @@ from typing import Any
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
 from hijacklens.facts.joining import Joining, joined
-from hijacklens.facts.layouts import LAYOUTS, UnknownLayout, layout_of
+from hijacklens.facts.layouts import LAYOUTS, UnknownLayout, as_registered, layout_of
 from hijacklens.facts.relations import (
     LANGUAGE_RELATIONS,
     country_of_language,
@@ -35,7 +35,8 @@ RECONSTRUCTED = (
 PROMPT_DIFFERS = "the template filled in is not the prompt, and the prompt is used"
 SPACE_DROPPED = "white space around a text other than the template was dropped"
 REPEATED = "no case_id is given and the fact is that of an earlier record, and is scored again"
-MISSPELT = "the field {!r} was ignored; did you mean {!r}?"
+MOST_NAMED = 12
+"""At most this many unused fields are named."""
 DRAWN = "the false target was drawn from the true targets of the relation with seed {seed}"
 
 
@@ -58,6 +59,7 @@ def facts_from_records(
     drafts: list[tuple[int, dict[str, Any]]] = []
     unread: list[tuple[int, Skipped]] = []
     origins: dict[str, None] = {}
+    unused: dict[str, str] = {}
     position, has_ids, is_counterfact = -1, False, False
     for position, record in enumerate(_flattened(records)):
         fields: Any = record
@@ -65,9 +67,9 @@ def facts_from_records(
             if isinstance(record, InputError):
                 raise record
             layout = layout_of(record)
-            fields = layout.read(record)
+            unused |= layout.unused(record)
+            fields = {**layout.read(record), "unused": layout.unused(record)}
             origins[layout.origin_of(record)] = None
-            fields["misspelt"] = layout.misspelt(record)
             has_ids |= bool(fields.get("target_true_id"))
             is_property = str(fields.get("relation_id")) in relations()
             is_counterfact |= is_property and layout.origin.startswith("CounterFact")
@@ -96,8 +98,6 @@ def facts_from_records(
         remarks[PROMPT_DIFFERS] += [fact.case_id] * fields.get("prompt_differs", False)
         remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
         remarks[DRAWN] += [fact.case_id] * fields.get("drawn", False)
-        for name, near in fields["misspelt"].items():
-            remarks.setdefault(MISSPELT.format(name, near), []).append(fact.case_id)
         same = (fact.prompt, fact.target_true, fact.target_false)
         if same in seen and not fields["numbered"]:
             remarks.setdefault(REPEATED, []).append(fact.case_id)
@@ -112,6 +112,7 @@ def facts_from_records(
         for remark, cases in remarks.items()
         if cases
     ]
+    notes += [*_alike(fact.relation_id for fact in facts.values()), *_not_used(unused)]
     return FactSet(
         tuple(facts.values()),
         name=name,
@@ -122,12 +123,33 @@ def facts_from_records(
     )
 
 
+def _alike(names: Iterable[str]) -> Iterator[str]:
+    """Yield a note for relations whose names differ in capitals only: each is a cluster."""
+    groups: dict[str, dict[str, None]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), {})[name] = None
+    for group in groups.values():
+        if len(group) > 1:
+            texts = ", ".join(map(repr, group))
+            yield f"the relations {texts} differ in capitals only and count as {len(group)}."
+
+
+def _not_used(fields: Mapping[str, str]) -> Iterator[str]:
+    """Yield one note that names the fields that were not used, if there are any."""
+    names = [
+        f"{name!r:.60}" + f" (did you mean {near!r}?)" * bool(near) for name, near in fields.items()
+    ]
+    if names:
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        yield f"not used: the field{'s'[: len(names) > 1]} {', '.join(names[:MOST_NAMED])}{more}."
+
+
 def _flattened(records: Iterable[Any]) -> Iterator[Any]:
     """Yield records; an object that holds the samples of a relation (LRE) yields one for each."""
-    for record in records:
+    for record in map(as_registered, records):
         if isinstance(record, Mapping) and {"prompt_templates", "samples"} <= record.keys():
-            shared = {name: record[name] for name in ("name", "prompt_templates") if name in record}
-            yield from ({**shared, **sample} for sample in record["samples"])
+            shared = {name: value for name, value in record.items() if name != "samples"}
+            yield from (as_registered({**shared, **sample}) for sample in record["samples"])
         else:
             yield record
 
@@ -214,8 +236,8 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         why = "the relation has no other true target to draw."
         if fields.get("others_have_one"):
             why = "other records have one, so none is drawn."
-        pairs = fields["misspelt"].items()
-        hints = [f" The field {name!r} may mean {near!r}." for name, near in pairs]
+        pairs = fields["unused"].items()
+        hints = [f" The field {name!r} may mean {near!r}." for name, near in pairs if near]
         raise InputError(f"there is no false target, and {why}{''.join(hints)}")
     checked = {name: fields[name] for name in ("case_id", *ALIASES)}
     for name in (*TEXTS, *OPTIONAL):

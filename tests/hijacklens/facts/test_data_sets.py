@@ -101,7 +101,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("typo", ["target_flase", "target_fals", "Target_false", None])
+@pytest.mark.parametrize("typo", ["target_flase", "target_fals", "Targets_false", None])
 def test_no_false_target_is_drawn_if_other_records_have_one(typo):
     """A record that lacks its false target is skipped, and a misspelt field is named."""
     third = {**OWN[0], "subject": "Silesia", "case_id": 7}
@@ -112,14 +112,34 @@ def test_no_false_target_is_drawn_if_other_records_have_one(typo):
     assert facts.skipped[0].reason.endswith("other records have one, so none is drawn." + hint)
 
 
-def test_a_misspelt_field_is_noted_with_the_nearest_name():
-    rows = [row | {"relatoin_id": "P1", "source": "a book"} for row in OWN]
-    note = facts_from_records(rows, name="toy").note
-    assert "in 2 records the field 'relatoin_id' was ignored; did you mean 'relation_id'?" in note
-    assert "source" not in note
-    # Of a field that CounterFact has next to a known one nothing is said.
+def test_one_note_names_all_unused_fields_a_misspelt_one_with_the_nearest_name():
+    rows = [OWN[0] | {"relatoin_id": "P1", "source": "a book"}, OWN[1] | {"id": 3}]
+    note = "not used: the fields 'relatoin_id' (did you mean 'relation_id'?), 'source', 'id'."
+    assert facts_from_records(rows, name="toy").note == note
+    assert facts_from_records(rows[1:], name="toy").note == "not used: the field 'id'."
+    many = facts_from_records([OWN[0] | dict.fromkeys("abcdefghijklmnop")], name="toy").note
+    assert many.endswith("'k', 'l' and 4 more.")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_of_the_other_fields_of_a_data_set_nothing_is_said(name):
+    assert "not used" not in hl.load_facts(DATA / FILES[name]).note
+    # Nor of a field that CounterFact has next to a known one.
     rows = [row | {"target_false_id": "Q1"} for row in OWN]
     assert facts_from_records(rows, name="toy").note == ""
+
+
+def test_of_two_fields_for_one_meaning_the_note_names_the_one_that_is_not_read():
+    pair = {"prompt": "She", "answer_a": "is", "answer_b": "are"}
+    facts = facts_from_records([pair | {"target_true": "was"}], name="toy")
+    assert facts[0].target_true == "is"
+    assert facts.note == "not used: the field 'target_true'."
+
+
+def test_relations_that_differ_in_capitals_only_are_noted():
+    rows = [row | {"relation_id": each} for row, each in zip(OWN, ("Ore", "ore"), strict=True)]
+    note = "the relations 'Ore', 'ore' differ in capitals only and count as 2."
+    assert facts_from_records(rows, name="toy").note == note
 
 
 def test_a_fact_that_occurs_twice_is_noted():

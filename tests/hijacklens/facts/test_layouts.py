@@ -79,6 +79,8 @@ WITHOUT_RELATION = {key: value for key, value in TRACING.items() if key != "rela
         pytest.param(FLAT_TABLE, id="target_new for target_false"),
         pytest.param({**EASYEDIT, "relation_id": "P190"}, id="EasyEdit with a relation"),
         pytest.param(OWN, id="own"),
+        pytest.param({**OWN, "relation_id": "p190 "}, id="relation id in small letters"),
+        pytest.param({**OWN, "relation_id": "", "relation": "twin city"}, id="relation by name"),
         pytest.param({**OWN, "case_id": "4"}, id="case id as text"),
         pytest.param({**OWN, "case_id": " 4 "}, id="case id as text with spaces"),
         pytest.param({**OWN, "subject": " Lyon\n"}, id="spaces around the subject"),
@@ -86,6 +88,30 @@ WITHOUT_RELATION = {key: value for key, value in TRACING.items() if key != "rela
 )
 def test_every_layout_gives_the_same_fact(record):
     assert facts_from_records([record], name="toy").facts == (LYON,)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [str.upper, str.title, lambda x: x.replace("_", ""), lambda x: f" {x.replace('_', '-')}"],
+    ids=["upper", "title", "one word", "hyphens"],
+)
+@pytest.mark.parametrize("record", [OWN, NESTED, TRACING, FLAT_TABLE], ids=lambda x: f"{len(x)}")
+def test_names_of_fields_match_whatever_their_capitals_and_separators(record, write):
+    facts = facts_from_records([{write(name): x for name, x in record.items()}], name="toy")
+    assert facts.facts == (LYON,)
+    assert "not used" not in facts.note
+
+
+def test_a_name_that_may_be_that_of_two_fields_is_not_read_but_noted():
+    row = {name: text for name, text in OWN.items() if name != "relation_id"}
+    for given in (("Relation ID", "relation-id"), ("relation_id", "Relation_ID")):
+        facts = facts_from_records(
+            [row | dict(zip(given, ("P190", "P36"), strict=True))], name="toy"
+        )
+        exact = "relation_id" in given
+        assert facts[0].relation_id == ("P190" if exact else "")
+        assert facts.note.startswith("not used: the field") and given[1] in facts.note
+        assert ("did you mean 'relation_id'?" in facts.note) == (not exact)
 
 
 def test_easyedit_names_no_relation():

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
+from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped, same_name
 from hijacklens.facts.joining import Joining, joined
 from hijacklens.facts.layouts import LAYOUTS, UnknownLayout, as_registered, layout_of
 from hijacklens.facts.relations import (
@@ -35,6 +35,7 @@ RECONSTRUCTED = (
 PROMPT_DIFFERS = "the template filled in is not the prompt, and the prompt is used"
 SPACE_DROPPED = "white space around a text other than the template was dropped"
 REPEATED = "no case_id is given and the fact is that of an earlier record, and is scored again"
+ONE_THING = "the false target is another common name of the true one"
 MOST_NAMED = 12
 """At most this many unused fields are named."""
 DRAWN = "the false target was drawn from the true targets of the relation with seed {seed}"
@@ -83,7 +84,12 @@ def facts_from_records(
     count = position + 1
     _draw_false([fields for _, fields in drafts], seed)
     facts: dict[int, Fact] = {}
-    remarks: dict[str, list[int]] = {PROMPT_DIFFERS: [], SPACE_DROPPED: [], DRAWN: []}
+    remarks: dict[str, list[int]] = {
+        PROMPT_DIFFERS: [],
+        SPACE_DROPPED: [],
+        DRAWN: [],
+        ONE_THING: [],
+    }
     seen: set[tuple[str, ...]] = set()
     for position, fields in drafts:
         try:
@@ -98,6 +104,7 @@ def facts_from_records(
         remarks[PROMPT_DIFFERS] += [fact.case_id] * fields.get("prompt_differs", False)
         remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
         remarks[DRAWN] += [fact.case_id] * fields.get("drawn", False)
+        remarks[ONE_THING] += [fact.case_id] * fact.names_one_thing(known=True)
         same = (fact.prompt, fact.target_true, fact.target_false)
         if same in seen and not fields["numbered"]:
             remarks.setdefault(REPEATED, []).append(fact.case_id)
@@ -209,7 +216,7 @@ def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
         if isinstance(draft["target_true"], str):
             pool, question = _question(draft)
             target, aliases = draft["target_true"].strip(), draft["aliases_true"]
-            names = {name.casefold() for name in (target, *aliases)}
+            names = {same_name(name) for name in (target, *aliases)}
             pools.setdefault(pool, {}).setdefault(target, (aliases, names))
             answers.setdefault((pool, question), set()).update(names)
     for draft in missing:

@@ -238,6 +238,18 @@ def test_aliases_in_any_form_are_the_same_texts(aliases):
     assert found == {tuple(alias for alias in stripped if alias != "Europe")}
 
 
+def test_a_false_target_that_the_package_knows_as_a_name_of_the_true_one_is_noted():
+    """Not refused: CounterFact has such facts (Islam and Muslim)."""
+    record = {"subject": "Bob", "template": "{} is from", "target_true": "United States"}
+    rows = [record | {"target_false": each} for each in ("Peru", "usa", "America")]
+    facts = facts_from_records(rows, name="toy")
+    assert facts.note == (
+        "in 2 records the false target is another common name of the true one (the first: case 1)."
+    )
+    row = record | {"target_true": "United States of America", "target_false": "United States"}
+    assert "in 1 records" in facts_from_records([row], name="toy").note
+
+
 def test_aliases_of_the_package_leave_the_hash_and_others_change_it():
     record = {"subject": "Dalí", "template": "{} was born in", "target_true": "Spain"}
     record |= {"target_false": "Russia"}

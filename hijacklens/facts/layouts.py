@@ -81,8 +81,8 @@ class Layout:
             if missing := [name for name in ("subject", "target_true") if name not in fields]:
                 names = ", ".join(map(repr, missing))
                 raise UnknownLayout(f"required fields are missing: {names}.")
-        else:
-            fields["subject"] = fields.get("subject") or ""
+        elif fields.get("subject") is None:
+            fields["subject"] = ""
         relation = fields.pop("relation", None)  # a template, or a name, such as "capital"
         if isinstance(relation, str) and "{}" in relation:
             fields.setdefault("template", relation)
@@ -169,8 +169,7 @@ def _slotted(fields: dict[str, Any]) -> dict[str, Any]:
     The prompt then counts, as it is the complete text. A prompt may be a template itself.
     """
     if "question" in fields:
-        questions = fields.pop("question")
-        questions = questions if isinstance(questions, list) else [questions]
+        questions = _texts("the question", fields.pop("question"))
         slotted = [_slotted({**fields, "prompt": text})["template"] for text in questions]
         return {"template": [QUESTION.format(text) for text in slotted]}
     prompt, subject, template = (
@@ -178,8 +177,12 @@ def _slotted(fields: dict[str, Any]) -> dict[str, Any]:
         fields["subject"],
         fields.get("template"),
     )
-    if not isinstance(prompt, str) or not isinstance(subject, str) or not subject.strip():
+    if prompt is None or not isinstance(subject, str) or not subject.strip():
         return {"template": template if template is not None else prompt}
+    if not isinstance(prompt, str):
+        if template is not None:
+            raise InputError(f"the prompt must be text, not {prompt!r:.60}.")
+        return {"template": prompt}
     subject = subject.strip()
     if template is None and "{}" in prompt:
         return {"template": prompt}
@@ -191,6 +194,14 @@ def _slotted(fields: dict[str, Any]) -> dict[str, Any]:
             f"{prompt!r}; it must occur once."
         )
     return {"template": prompt.replace(subject, "{}"), "prompt_differs": template is not None}
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """Return a text, or a list of texts, as a list."""
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"{name} must be text, not {value!r:.60}.")
+    return texts
 
 
 def _nested(record: Record) -> dict[str, Any]:
@@ -211,7 +222,10 @@ def _nested(record: Record) -> dict[str, Any]:
 
 def _patterns(record: Record) -> dict[str, Any]:
     """Return the patterns of ParaRel that end in the object, as templates."""
-    parts = [str(pattern).partition("[Y]") for pattern in record.get("patterns") or ()]
+    patterns = record.get("patterns")
+    if patterns not in (None, []):
+        patterns = _texts("a pattern", patterns)
+    parts = [pattern.partition("[Y]") for pattern in patterns or ()]
     templates = [
         before.rstrip().replace("[X]", "{}")
         for before, slot, after in parts
@@ -228,13 +242,14 @@ def _patterns(record: Record) -> dict[str, Any]:
 
 def _chain(record: Record) -> dict[str, Any]:
     """Return where a chain of MQuAKE begins, and its edited facts as the distractor."""
+    questions = _texts("the question", record["questions"])
     try:
         edits = [
-            f"{edit['prompt'].replace('{}', edit['subject'])} {edit['target_new']['str']}."
+            edit["prompt"].replace("{}", edit["subject"]) + " " + edit["target_new"]["str"] + "."
             for edit in record["requested_rewrite"]
         ]
         subject = record["orig"]["triples_labeled"][0][0]
-        once = all(question.count(subject) == 1 for question in record["questions"])
+        once = all(question.count(subject) == 1 for question in questions)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"a chain of MQuAKE lacks a part: {error!r}.") from None
     return {"subject": subject if once else "", "distractor": " ".join(edits)}

@@ -156,7 +156,12 @@ def _flattened(records: Iterable[Any]) -> Iterator[Any]:
     for record in map(as_registered, records):
         if isinstance(record, Mapping) and {"prompt_templates", "samples"} <= record.keys():
             shared = {name: value for name, value in record.items() if name != "samples"}
-            yield from (as_registered({**shared, **sample}) for sample in record["samples"])
+            samples = record["samples"]
+            for sample in samples if isinstance(samples, list) else [samples]:
+                if isinstance(sample, Mapping):
+                    yield as_registered({**shared, **sample})
+                else:
+                    yield InputError(f"a sample of LRE must be an object, not {sample!r:.60}.")
         else:
             yield record
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -178,6 +179,51 @@ def test_a_damaged_chain_is_listed_with_the_missing_part(tmp_path):
     (tmp_path / "chains.json").write_text(json.dumps(chains))
     (skipped,) = hl.load_facts(tmp_path / "chains.json").skipped
     assert "record 2: a chain of MQuAKE lacks a part: KeyError('triples_labeled')" in skipped.reason
+
+
+NO_TEXT = [None, math.nan, True, 3, "", " ", {"a": 1}, [None], [[]], [{}]]
+
+
+@pytest.mark.parametrize("value", [*NO_TEXT, []], ids=repr)
+def test_a_question_that_is_no_text_is_listed(value):
+    rows = {
+        "question": json.loads((DATA / FILES["NQ-Swap"]).read_text().splitlines()[0]),
+        "questions": json.loads((DATA / FILES["MQuAKE"]).read_text())[0],
+    }
+    for name, row in rows.items():
+        facts = facts_from_records([OWN[0], {**row, name: value, "case_id": 7}], name="toy")
+        assert len(facts) == 1
+        (skipped,) = facts.skipped
+        assert "the question must be text, not" in skipped.reason
+
+
+@pytest.mark.parametrize("value", NO_TEXT, ids=repr)
+def test_a_pattern_that_is_no_text_is_listed(value):
+    row = {"sub_label": "Wales", "obj_label": "Cardiff", "target_false": "Leeds"}
+    good = row | {"patterns": ["[X] is governed from [Y]."]}
+    facts = facts_from_records([good, row | {"patterns": value}], name="toy")
+    assert len(facts) == 1
+    expected = "no pattern that ends in [Y]" if value is None else "a pattern must be text, not"
+    assert expected in facts.skipped[0].reason
+
+
+@pytest.mark.parametrize("value", [None, math.nan, True, 3, "a", {"a": 1}, [None], ["a"], [[]]])
+def test_samples_that_are_no_objects_are_listed(value):
+    relation = json.loads((DATA / FILES["LRE"]).read_text())
+    bad = relation | {"samples": value}
+    facts = facts_from_records([relation, bad], name="toy")
+    assert len(facts) == 10
+    if value != {"a": 1}:  # an object is a sample, of no known layout
+        assert "a sample of LRE must be an object, not" in facts.skipped[0].reason
+        with pytest.raises(InputError, match="none of the 1 records can be used; record 1: a samp"):
+            facts_from_records([bad], name="toy")
+
+
+def test_an_edit_whose_target_is_no_text_is_listed():
+    chain = json.loads((DATA / FILES["MQuAKE"]).read_text())[0]
+    chain["requested_rewrite"][0]["target_new"]["str"] = None
+    (skipped,) = facts_from_records([OWN[0], chain], name="toy").skipped
+    assert "a chain of MQuAKE lacks a part: TypeError" in skipped.reason
 
 
 def test_a_gzipped_table_of_pairs_equals_the_plain_one(tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 from hijacklens.errors import InputError
@@ -74,7 +76,7 @@ def facts_from_records(
             has_ids |= bool(fields.get("target_true_id"))
             is_property = str(fields.get("relation_id")) in relations()
             is_counterfact |= is_property and layout.origin.startswith("CounterFact")
-            drafts += [(position, each) for each in _drafts(fields, position, paraphrases)]
+            drafts += [(position, each) for each in _drafts(fields, paraphrases)]
         except InputError as error:
             if position == 0 and isinstance(error, UnknownLayout):
                 raise InputError(f"{name}: {error} {ALLOWED}") from None
@@ -82,6 +84,7 @@ def facts_from_records(
     if position < 0:
         raise InputError(f"{name} holds no record. {ALLOWED}")
     count = position + 1
+    _number(drafts, {row.case_id for _, row in unread}, count)
     _draw_false([fields for _, fields in drafts], seed)
     facts: dict[int, Fact] = {}
     remarks: dict[str, list[int]] = {
@@ -166,13 +169,13 @@ def _flattened(records: Iterable[Any]) -> Iterator[Any]:
             yield record
 
 
-def _drafts(fields: dict[str, Any], position: int, paraphrases: bool) -> Iterator[dict[str, Any]]:
-    """Yield the fields with a case id and all aliases, once for each template.
+def _drafts(fields: dict[str, Any], paraphrases: bool) -> Iterator[dict[str, Any]]:
+    """Yield the fields with the case id, if given, and all aliases, once for each template.
 
     Of a list of targets, the first is the target and the others are its aliases.
     """
     fields["numbered"] = fields.get("case_id") is not None
-    case_id = fields["case_id"] if fields["numbered"] else position
+    case_id = fields["case_id"] if fields["numbered"] else 0
     if isinstance(case_id, str) and re.fullmatch(r"\s*-?\d{1,19}\s*", case_id):
         case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
@@ -187,6 +190,19 @@ def _drafts(fields: dict[str, Any], position: int, paraphrases: bool) -> Iterato
         fields[side], fields[name] = target, tuple(x for x in every if x not in ("", target))
     for i, template in enumerate(_listed(fields["template"])[: None if paraphrases else 1]):
         yield {**fields, "template": template, "case_id": case_id + i * PARAPHRASES}
+
+
+def _number(drafts: list[tuple[int, dict[str, Any]]], taken: set[int | None], count: int) -> None:
+    """Number records without a case id by their positions, or from `count` where an id is taken."""
+    taken |= {fields["case_id"] for _, fields in drafts if fields["numbered"]}
+    higher = itertools.count(count)
+    for position, group in itertools.groupby(drafts, key=itemgetter(0)):
+        templates = [fields for _, fields in group if not fields["numbered"]]
+        number = position
+        while not taken.isdisjoint(number + fields["case_id"] for fields in templates):
+            number = next(higher)
+        for fields in templates:
+            fields["case_id"] += number
 
 
 def _listed(value: Any) -> list[Any]:

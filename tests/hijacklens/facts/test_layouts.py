@@ -130,6 +130,28 @@ def test_without_case_ids_the_place_is_the_case_id():
 
 
 @pytest.mark.parametrize(
+    ("given", "numbers"),
+    [
+        ([None, 0, None], [3, 0, 2]),
+        ([2, None, None, 1, 4], [2, 5, 6, 1, 4]),
+        ([1_000_001, None], [1_000_001, 1]),
+        (["x", 1, None, 2], [1, 4, 2]),
+    ],
+)
+def test_a_record_without_a_case_id_gets_a_number_that_no_record_has(given, numbers):
+    records = [{**OWN, "subject": f"Lyon {i}", "case_id": case} for i, case in enumerate(given)]
+    facts = facts_from_records(records, name="toy")
+    assert [fact.case_id for fact in facts] == numbers
+
+
+def test_all_paraphrases_of_a_record_without_a_case_id_get_new_numbers():
+    two = {**OWN, "case_id": None, "template": ["{} has", "{} is in"]}
+    taken = {**OWN, "case_id": 1_000_000}
+    facts = facts_from_records([two, taken], name="toy", paraphrases=True)
+    assert [fact.case_id for fact in facts] == [2, 1_000_002, 1_000_000]
+
+
+@pytest.mark.parametrize(
     ("relation", "given", "near_true", "near_false"),
     [
         pytest.param("P1412", {}, "France", "Germany", id="filled in"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, whole_number
 
 
 def read_doses(text: str) -> tuple[int, ...]:
@@ -13,13 +13,17 @@ def read_doses(text: str) -> tuple[int, ...]:
     >>> read_doses("0-2,5")
     (0, 1, 2, 5)
     """
+    from hijacklens.prompts.prompt import DOSE, MOST_SENTENCES
+
     doses: set[int] = set()
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d{1,4})(?:-(\d{1,4}))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,99})(?:-(\d{1,99}))?\s*", part)
         if match is None or (match[2] and int(match[2]) < int(match[1])):
             raise InputError(
                 f"--doses {text!r}: {part!r} is neither a number nor a rising range. Write 0-5, "
                 "or 0,1,5."
             )
-        doses.update(range(int(match[1]), int(match[2] or match[1]) + 1))
+        first, last = int(match[1]), int(match[2] or match[1])
+        whole_number(f"--doses {text!r}: {DOSE}", last, most=MOST_SENTENCES)
+        doses.update(range(first, last + 1))
     return tuple(sorted(doses))

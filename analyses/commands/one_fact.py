@@ -65,6 +65,14 @@ class WrittenFact(PromptForm):
         if missing:
             raise InputError(f"{what} needs {' and '.join(missing)}.")
 
+    def require_two_targets(self) -> None:
+        """Refuse targets that a fact may not have."""
+        from hijacklens.facts.fact import same_name
+
+        true, false = self.target_true, self.target_false
+        if true and false and same_name(true.strip()) == same_name(false.strip()):
+            raise InputError(f"--true {true!r} and --false {false!r} name one thing; give two.")
+
     def facts(self, prompt: str) -> FactSet:
         """Return a set of the one fact. A missing target becomes a placeholder text.
 
@@ -120,6 +128,7 @@ def ask(
     """  # noqa: D301
     if scheme and sentence:
         raise InputError("give either --scheme or --sentence, not both.")
+    written.require_two_targets()
     if scheme:
         sentence = _sentence(scheme, prompt, written, output)
     loading.check(*models)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import operator
 import random
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -52,7 +53,7 @@ class Fact:
     Raises:
         InputError: The case id is not a 64-bit whole number, a text is empty or not a string, a
             target has white space around it, the template of a subject lacks `{}` or repeats it, or
-            both targets are equal.
+            one target is a name of the other: equal but for capitals, or among its aliases.
     """
 
     case_id: int
@@ -115,6 +116,23 @@ class Fact:
                 f"case {self.case_id}: the true and the false target are both "
                 f"{self.target_true!r}; they must differ."
             )
+        if self.names_one_thing():
+            raise InputError(
+                f"case {self.case_id}: the false target {self.target_false!r} is a name of the "
+                f"true target {self.target_true!r}; they must differ."
+            )
+
+    def names_one_thing(self, *, known: bool = False) -> bool:
+        """Return whether a target is among the names of the other.
+
+        Aliases that our table gives a target count only with `known`: CounterFact has such facts.
+        """
+        names = []
+        for side in ("true", "false"):
+            target, aliases = getattr(self, f"target_{side}"), getattr(self, f"aliases_{side}")
+            usual = () if known else known_aliases().get(target, ())
+            names.append({same_name(x) for x in (target, *aliases) if x not in usual})
+        return same_name(self.target_false) in names[0] or same_name(self.target_true) in names[1]
 
     @property
     def prompt(self) -> str:
@@ -364,6 +382,15 @@ class FactSet(Sequence[Fact]):
 
         rows = [{**asdict(fact), "prompt": fact.prompt} for fact in self.facts]
         return pd.DataFrame(rows, columns=[*Fact.__dataclass_fields__, "prompt"])
+
+
+def same_name(text: str) -> str:
+    """Return what names that differ in capitals or in their composition of letters share.
+
+    >>> same_name("ZU\u0308RICH") == same_name("Z\u00fcrich")
+    True
+    """
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 
 def _case_id(value: Any) -> int:

@@ -1,15 +1,16 @@
 """The layouts of facts: how a record of each gives the fields of a `Fact`.
 
 `layouts.csv` is the registry, in the order in which layouts are tried: the fields that a record has
-(`a|b` is one of them), their names in `Fact`, and the data set with its licence and address. Other
-fields are ignored, with a note if they look misspelt. Layouts that need more than names have a
-function in `PREPARED`.
+(`a|b` is one of them), their names in `Fact`, the other fields of the data set, and the data set
+with its licence and address. A note lists all fields that are neither read nor those of the data
+set. Layouts that need more than names have a function in `PREPARED`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -42,6 +43,7 @@ class Layout:
     name: str
     fields: str
     renamed: str
+    others: str
     origin: str
 
     def __str__(self) -> str:
@@ -56,10 +58,16 @@ class Layout:
         marked = self.name not in MARKS or record.keys() & MARKS[self.name]
         return self.origin if marked else ""
 
-    def misspelt(self, record: Record) -> dict[str, str]:
-        """Return unknown field -> the field that it may mean and that the record lacks."""
-        near = {name: _nearest(name, self) for name in record if isinstance(name, str)}
-        return {name: field for name, field in near.items() if field and field not in record}
+    def unused(self, record: Record) -> dict[str, str]:
+        """Return field that is not read -> the missing field that it may mean, or an empty text."""
+        return _unused(self, tuple(record))
+
+    def sources(self, names: Collection[Any]) -> dict[str, str]:
+        """Return field of a `Fact` -> which of the fields of a record it is read from."""
+        pairs = (pair.split("=") for pair in self.renamed.split())
+        return {name: name for name in KEPT if name in names} | {
+            name: old for name, old in pairs if old in names
+        }
 
     def read(self, record: Record) -> dict[str, Any]:
         """Return the fields of a `Fact`, unchecked, and `target_true_id` and `prompt_differs`.
@@ -67,21 +75,19 @@ class Layout:
         Raises:
             InputError: A part is missing, or the subject does not occur once in the prompt.
         """
-        names = (pair.split("=") for pair in self.renamed.split())
-        fields = {name: record[name] for name in KEPT if name in record}
-        fields |= {name: record[old] for name, old in names if old in record}
+        fields = {name: record[source] for name, source in self.sources(record).items()}
         fields |= PREPARED[self.name](record) if self.name in PREPARED else {}
         if self.name in ("own", "known facts") and "template" in record:
             if missing := [name for name in ("subject", "target_true") if name not in fields]:
                 names = ", ".join(map(repr, missing))
                 raise UnknownLayout(f"required fields are missing: {names}.")
-        else:
-            fields["subject"] = fields.get("subject") or ""
+        elif fields.get("subject") is None:
+            fields["subject"] = ""
         relation = fields.pop("relation", None)  # a template, or a name, such as "capital"
         if isinstance(relation, str) and "{}" in relation:
             fields.setdefault("template", relation)
-        else:
-            fields.setdefault("relation_id", relation)
+        elif fields.get("relation_id") in (None, ""):
+            fields["relation_id"] = relation
         return fields | _slotted(fields)
 
 
@@ -91,12 +97,48 @@ def _layout_with(names: frozenset[Any]) -> Layout | None:
 
 
 @cache
-def _nearest(name: str, layout: Layout) -> str:
-    """Return the known field that is nearly called like an unknown one, or an empty text."""
-    renamed = (pair.partition("=")[2] for pair in layout.renamed.split())
-    known = {*KEPT, *layout.fields.replace("|", " ").split(), *renamed}
-    near = get_close_matches(name[:LONGEST_COMPARED], known, n=1, cutoff=0.8)
-    return near[0] if near and name not in known else ""
+def _unused(layout: Layout, names: tuple[Any, ...]) -> dict[str, str]:
+    used = {*layout.sources(names).values(), *layout.others.split()}
+    known = {*KEPT, *layout.fields.replace("|", " ").split()}
+    known |= {pair.partition("=")[0] for pair in layout.renamed.split()}
+    unused = {}
+    for name in map(str, names):
+        if name not in used:
+            near = get_close_matches(name[:LONGEST_COMPARED], known, n=1, cutoff=0.8)
+            unused[name] = near[0] if near and near[0] not in names else ""
+    return unused
+
+
+def as_registered(record: Any) -> Any:
+    """Return a record with the names of the registry: `Relation ID` is `relation_id`.
+
+    A field keeps its name if another one of the record is or may be the known field.
+    """
+    if not isinstance(record, Mapping) or not (names := _registered(tuple(record))):
+        return record
+    return {names.get(name, name): value for name, value in record.items()}
+
+
+@cache
+def _registered(names: tuple[Any, ...]) -> dict[str, str]:
+    plain = {name: _plain(name) for name in names if isinstance(name, str)}
+    alike = Counter(plain.values())
+    return {
+        name: known
+        for name, text in plain.items()
+        if alike[text] == 1 and (known := _known_names().get(text, name)) != name
+    }
+
+
+@cache
+def _known_names() -> dict[str, str]:
+    """Return plain name -> name of a field, for all fields of all layouts."""
+    texts = (f"{layout.fields} {layout.renamed} {layout.others} samples" for layout in LAYOUTS)
+    return {_plain(name): name for name in (*re.split(r"[\s=|]+", " ".join(texts)), *KEPT)}
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name).casefold()
 
 
 def layout_of(record: Any) -> Layout:
@@ -127,8 +169,7 @@ def _slotted(fields: dict[str, Any]) -> dict[str, Any]:
     The prompt then counts, as it is the complete text. A prompt may be a template itself.
     """
     if "question" in fields:
-        questions = fields.pop("question")
-        questions = questions if isinstance(questions, list) else [questions]
+        questions = _texts("the question", fields.pop("question"))
         slotted = [_slotted({**fields, "prompt": text})["template"] for text in questions]
         return {"template": [QUESTION.format(text) for text in slotted]}
     prompt, subject, template = (
@@ -136,8 +177,12 @@ def _slotted(fields: dict[str, Any]) -> dict[str, Any]:
         fields["subject"],
         fields.get("template"),
     )
-    if not isinstance(prompt, str) or not isinstance(subject, str) or not subject.strip():
+    if prompt is None or not isinstance(subject, str) or not subject.strip():
         return {"template": template if template is not None else prompt}
+    if not isinstance(prompt, str):
+        if template is not None:
+            raise InputError(f"the prompt must be text, not {prompt!r:.60}.")
+        return {"template": prompt}
     subject = subject.strip()
     if template is None and "{}" in prompt:
         return {"template": prompt}
@@ -149,6 +194,14 @@ def _slotted(fields: dict[str, Any]) -> dict[str, Any]:
             f"{prompt!r}; it must occur once."
         )
     return {"template": prompt.replace(subject, "{}"), "prompt_differs": template is not None}
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    """Return a text, or a list of texts, as a list."""
+    texts = value if isinstance(value, list) else [value]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise InputError(f"{name} must be text, not {value!r:.60}.")
+    return texts
 
 
 def _nested(record: Record) -> dict[str, Any]:
@@ -169,7 +222,10 @@ def _nested(record: Record) -> dict[str, Any]:
 
 def _patterns(record: Record) -> dict[str, Any]:
     """Return the patterns of ParaRel that end in the object, as templates."""
-    parts = [str(pattern).partition("[Y]") for pattern in record.get("patterns") or ()]
+    patterns = record.get("patterns")
+    if patterns not in (None, []):
+        patterns = _texts("a pattern", patterns)
+    parts = [pattern.partition("[Y]") for pattern in patterns or ()]
     templates = [
         before.rstrip().replace("[X]", "{}")
         for before, slot, after in parts
@@ -186,13 +242,14 @@ def _patterns(record: Record) -> dict[str, Any]:
 
 def _chain(record: Record) -> dict[str, Any]:
     """Return where a chain of MQuAKE begins, and its edited facts as the distractor."""
+    questions = _texts("the question", record["questions"])
     try:
         edits = [
-            f"{edit['prompt'].replace('{}', edit['subject'])} {edit['target_new']['str']}."
+            edit["prompt"].replace("{}", edit["subject"]) + " " + edit["target_new"]["str"] + "."
             for edit in record["requested_rewrite"]
         ]
         subject = record["orig"]["triples_labeled"][0][0]
-        once = all(question.count(subject) == 1 for question in record["questions"])
+        once = all(question.count(subject) == 1 for question in questions)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise InputError(f"a chain of MQuAKE lacks a part: {error!r}.") from None
     return {"subject": subject if once else "", "distractor": " ".join(edits)}

@@ -147,7 +147,8 @@ def _text(path: Path) -> str:
 def _csv_records(text: str, path: Path, separator: str) -> Iterator[Record | InputError]:
     """Yield a record per row, or the reason why a row has none.
 
-    A comma without quotes splits a cell and moves all later ones to wrong columns.
+    A comma without quotes splits a cell and moves all later ones to wrong columns. First columns
+    without a name are the index that pandas and R write.
     """
     reader = csv.reader(io.StringIO(text), delimiter=separator)
     rows = (row for row in reader if row)
@@ -159,7 +160,9 @@ def _csv_records(text: str, path: Path, separator: str) -> Iterator[Record | Inp
                 f"facts file {str(path)!r} has several columns called {repeated[0]!r}; keep one."
             )
         named = sum(map(bool, header))
-        for row in rows:
+        index = next((i for i, name in enumerate(header) if name), 0)
+        header = header[index:]
+        for row in (row[index:] for row in rows):
             record = dict(zip(header, row, strict=False))
             unnamed = any(cell for name, cell in zip(header, row, strict=False) if not name)
             record.pop("", None)

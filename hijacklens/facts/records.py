@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from operator import itemgetter
 from typing import Any
 
 from hijacklens.errors import InputError
-from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
+from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped, same_name
 from hijacklens.facts.joining import Joining, joined
-from hijacklens.facts.layouts import LAYOUTS, UnknownLayout, layout_of
+from hijacklens.facts.layouts import LAYOUTS, UnknownLayout, as_registered, layout_of
 from hijacklens.facts.relations import (
     LANGUAGE_RELATIONS,
     country_of_language,
@@ -35,7 +37,9 @@ RECONSTRUCTED = (
 PROMPT_DIFFERS = "the template filled in is not the prompt, and the prompt is used"
 SPACE_DROPPED = "white space around a text other than the template was dropped"
 REPEATED = "no case_id is given and the fact is that of an earlier record, and is scored again"
-MISSPELT = "the field {!r} was ignored; did you mean {!r}?"
+ONE_THING = "the false target is another common name of the true one"
+MOST_NAMED = 12
+"""At most this many unused fields are named."""
 DRAWN = "the false target was drawn from the true targets of the relation with seed {seed}"
 
 
@@ -58,6 +62,7 @@ def facts_from_records(
     drafts: list[tuple[int, dict[str, Any]]] = []
     unread: list[tuple[int, Skipped]] = []
     origins: dict[str, None] = {}
+    unused: dict[str, str] = {}
     position, has_ids, is_counterfact = -1, False, False
     for position, record in enumerate(_flattened(records)):
         fields: Any = record
@@ -65,13 +70,13 @@ def facts_from_records(
             if isinstance(record, InputError):
                 raise record
             layout = layout_of(record)
-            fields = layout.read(record)
+            unused |= layout.unused(record)
+            fields = {**layout.read(record), "unused": layout.unused(record)}
             origins[layout.origin_of(record)] = None
-            fields["misspelt"] = layout.misspelt(record)
             has_ids |= bool(fields.get("target_true_id"))
             is_property = str(fields.get("relation_id")) in relations()
             is_counterfact |= is_property and layout.origin.startswith("CounterFact")
-            drafts += [(position, each) for each in _drafts(fields, position, paraphrases)]
+            drafts += [(position, each) for each in _drafts(fields, paraphrases)]
         except InputError as error:
             if position == 0 and isinstance(error, UnknownLayout):
                 raise InputError(f"{name}: {error} {ALLOWED}") from None
@@ -79,9 +84,15 @@ def facts_from_records(
     if position < 0:
         raise InputError(f"{name} holds no record. {ALLOWED}")
     count = position + 1
+    _number(drafts, {row.case_id for _, row in unread}, count)
     _draw_false([fields for _, fields in drafts], seed)
     facts: dict[int, Fact] = {}
-    remarks: dict[str, list[int]] = {PROMPT_DIFFERS: [], SPACE_DROPPED: [], DRAWN: []}
+    remarks: dict[str, list[int]] = {
+        PROMPT_DIFFERS: [],
+        SPACE_DROPPED: [],
+        DRAWN: [],
+        ONE_THING: [],
+    }
     seen: set[tuple[str, ...]] = set()
     for position, fields in drafts:
         try:
@@ -96,8 +107,7 @@ def facts_from_records(
         remarks[PROMPT_DIFFERS] += [fact.case_id] * fields.get("prompt_differs", False)
         remarks[SPACE_DROPPED] += [fact.case_id] * _lost_space(fields, fact, joining)
         remarks[DRAWN] += [fact.case_id] * fields.get("drawn", False)
-        for name, near in fields["misspelt"].items():
-            remarks.setdefault(MISSPELT.format(name, near), []).append(fact.case_id)
+        remarks[ONE_THING] += [fact.case_id] * fact.names_one_thing(known=True)
         same = (fact.prompt, fact.target_true, fact.target_false)
         if same in seen and not fields["numbered"]:
             remarks.setdefault(REPEATED, []).append(fact.case_id)
@@ -112,6 +122,7 @@ def facts_from_records(
         for remark, cases in remarks.items()
         if cases
     ]
+    notes += [*_alike(fact.relation_id for fact in facts.values()), *_not_used(unused)]
     return FactSet(
         tuple(facts.values()),
         name=name,
@@ -122,23 +133,49 @@ def facts_from_records(
     )
 
 
+def _alike(names: Iterable[str]) -> Iterator[str]:
+    """Yield a note for relations whose names differ in capitals only: each is a cluster."""
+    groups: dict[str, dict[str, None]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), {})[name] = None
+    for group in groups.values():
+        if len(group) > 1:
+            texts = ", ".join(map(repr, group))
+            yield f"the relations {texts} differ in capitals only and count as {len(group)}."
+
+
+def _not_used(fields: Mapping[str, str]) -> Iterator[str]:
+    """Yield one note that names the fields that were not used, if there are any."""
+    names = [
+        f"{name!r:.60}" + f" (did you mean {near!r}?)" * bool(near) for name, near in fields.items()
+    ]
+    if names:
+        more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+        yield f"not used: the field{'s'[: len(names) > 1]} {', '.join(names[:MOST_NAMED])}{more}."
+
+
 def _flattened(records: Iterable[Any]) -> Iterator[Any]:
     """Yield records; an object that holds the samples of a relation (LRE) yields one for each."""
-    for record in records:
+    for record in map(as_registered, records):
         if isinstance(record, Mapping) and {"prompt_templates", "samples"} <= record.keys():
-            shared = {name: record[name] for name in ("name", "prompt_templates") if name in record}
-            yield from ({**shared, **sample} for sample in record["samples"])
+            shared = {name: value for name, value in record.items() if name != "samples"}
+            samples = record["samples"]
+            for sample in samples if isinstance(samples, list) else [samples]:
+                if isinstance(sample, Mapping):
+                    yield as_registered({**shared, **sample})
+                else:
+                    yield InputError(f"a sample of LRE must be an object, not {sample!r:.60}.")
         else:
             yield record
 
 
-def _drafts(fields: dict[str, Any], position: int, paraphrases: bool) -> Iterator[dict[str, Any]]:
-    """Yield the fields with a case id and all aliases, once for each template.
+def _drafts(fields: dict[str, Any], paraphrases: bool) -> Iterator[dict[str, Any]]:
+    """Yield the fields with the case id, if given, and all aliases, once for each template.
 
     Of a list of targets, the first is the target and the others are its aliases.
     """
     fields["numbered"] = fields.get("case_id") is not None
-    case_id = fields["case_id"] if fields["numbered"] else position
+    case_id = fields["case_id"] if fields["numbered"] else 0
     if isinstance(case_id, str) and re.fullmatch(r"\s*-?\d{1,19}\s*", case_id):
         case_id = int(case_id)  # every cell of a CSV file is text
     if isinstance(case_id, bool) or not isinstance(case_id, int):
@@ -153,6 +190,19 @@ def _drafts(fields: dict[str, Any], position: int, paraphrases: bool) -> Iterato
         fields[side], fields[name] = target, tuple(x for x in every if x not in ("", target))
     for i, template in enumerate(_listed(fields["template"])[: None if paraphrases else 1]):
         yield {**fields, "template": template, "case_id": case_id + i * PARAPHRASES}
+
+
+def _number(drafts: list[tuple[int, dict[str, Any]]], taken: set[int | None], count: int) -> None:
+    """Number records without a case id by their positions, or from `count` where an id is taken."""
+    taken |= {fields["case_id"] for _, fields in drafts if fields["numbered"]}
+    higher = itertools.count(count)
+    for position, group in itertools.groupby(drafts, key=itemgetter(0)):
+        templates = [fields for _, fields in group if not fields["numbered"]]
+        number = position
+        while not taken.isdisjoint(number + fields["case_id"] for fields in templates):
+            number = next(higher)
+        for fields in templates:
+            fields["case_id"] += number
 
 
 def _listed(value: Any) -> list[Any]:
@@ -187,7 +237,7 @@ def _draw_false(drafts: list[dict[str, Any]], seed: int) -> None:
         if isinstance(draft["target_true"], str):
             pool, question = _question(draft)
             target, aliases = draft["target_true"].strip(), draft["aliases_true"]
-            names = {name.casefold() for name in (target, *aliases)}
+            names = {same_name(name) for name in (target, *aliases)}
             pools.setdefault(pool, {}).setdefault(target, (aliases, names))
             answers.setdefault((pool, question), set()).update(names)
     for draft in missing:
@@ -214,8 +264,8 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
         why = "the relation has no other true target to draw."
         if fields.get("others_have_one"):
             why = "other records have one, so none is drawn."
-        pairs = fields["misspelt"].items()
-        hints = [f" The field {name!r} may mean {near!r}." for name, near in pairs]
+        pairs = fields["unused"].items()
+        hints = [f" The field {name!r} may mean {near!r}." for name, near in pairs if near]
         raise InputError(f"there is no false target, and {why}{''.join(hints)}")
     checked = {name: fields[name] for name in ("case_id", *ALIASES)}
     for name in (*TEXTS, *OPTIONAL):

@@ -44,10 +44,13 @@ def relations() -> dict[str, Relation]:
 def relation_id(name: str, known: Container[str] = ()) -> str:
     """Return the id of a relation given by id or by name; an id in `known` is itself.
 
-    >>> relation_id("capital"), relation_id("P36"), relation_id("father")
+    >>> relation_id("Capital"), relation_id("p36"), relation_id("father")
     ('P36', 'P36', 'father')
     """
-    return name if name in known else _ids().get(name.strip().lower(), name)
+    if name in known:
+        return name
+    text = name.strip().lower()
+    return text.upper() if re.fullmatch("p[0-9]+", text) else _ids().get(text, name)
 
 
 def known_relation(name: str, known: Collection[str], what: str = "relation") -> str:

@@ -82,8 +82,8 @@ def answer(
         chat: Ask in the chat template of the model's tokenizer; the text is the query.
 
     Raises:
-        InputError: The text is empty, leaves no room in the context window, or a count is
-            negative.
+        InputError: The text is empty, leaves no room in the context window, two targets are equal,
+            or a count is negative.
 
     Note:
         Costs a forward pass over the prompt, twice, and one over each token of the continuation.
@@ -95,6 +95,8 @@ def answer(
     for target in targets:
         if not utf8("a target", target, "'Paris'").strip():
             raise InputError("a target is empty; give a word.")
+    if len({target.strip() for target in targets}) < len(targets):
+        raise InputError(f"the targets {', '.join(map(repr, targets))} are not all different.")
     require_text(model, operation="asking")
     choice("joining", joining, JOININGS)
     prompt = compose(text, joining=joining) if isinstance(text, str) else text

@@ -126,6 +126,10 @@ def test_relation_and_case_filters(folders, tmp_path):
             "did you mean 'do-not-think'",
         ),
         (["hijack", "--model", "{gpt2}", "--doses", "5-0"], "neither a number nor a rising range"),
+        (
+            ["ask", "--model", "{gpt2}", "It is in", "--true", "A", "--false", " a"],
+            "--true 'A' and --false ' a' name one thing",
+        ),
         (["hijack", "--model", "{gpt2}", "--facts", "nope.json"], "does not exist"),
         (
             ["hijack", "--model", "{gpt2}", "--relation", "P9999"],
@@ -270,6 +274,13 @@ def test_doses(text, doses):
 def test_bad_doses(text):
     with pytest.raises(InputError, match="--doses"):
         read_doses(text)
+
+
+@pytest.mark.parametrize("text", ["99999", "0-10000", "1,99999-100000"])
+def test_too_many_sentences_are_refused_as_python_does(text):
+    with pytest.raises(InputError, match=r"--doses '.*': a dose, which .* and at most 9999\."):
+        read_doses(text)
+    assert read_doses("9999") == (9999,)
 
 
 def test_template_option():

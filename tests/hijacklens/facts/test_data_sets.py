@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,7 @@ OWN = [
 ]
 
 
-@pytest.mark.parametrize("typo", ["target_flase", "target_fals", "Target_false", None])
+@pytest.mark.parametrize("typo", ["target_flase", "target_fals", "Targets_false", None])
 def test_no_false_target_is_drawn_if_other_records_have_one(typo):
     """A record that lacks its false target is skipped, and a misspelt field is named."""
     third = {**OWN[0], "subject": "Silesia", "case_id": 7}
@@ -112,14 +113,34 @@ def test_no_false_target_is_drawn_if_other_records_have_one(typo):
     assert facts.skipped[0].reason.endswith("other records have one, so none is drawn." + hint)
 
 
-def test_a_misspelt_field_is_noted_with_the_nearest_name():
-    rows = [row | {"relatoin_id": "P1", "source": "a book"} for row in OWN]
-    note = facts_from_records(rows, name="toy").note
-    assert "in 2 records the field 'relatoin_id' was ignored; did you mean 'relation_id'?" in note
-    assert "source" not in note
-    # Of a field that CounterFact has next to a known one nothing is said.
+def test_one_note_names_all_unused_fields_a_misspelt_one_with_the_nearest_name():
+    rows = [OWN[0] | {"relatoin_id": "P1", "source": "a book"}, OWN[1] | {"id": 3}]
+    note = "not used: the fields 'relatoin_id' (did you mean 'relation_id'?), 'source', 'id'."
+    assert facts_from_records(rows, name="toy").note == note
+    assert facts_from_records(rows[1:], name="toy").note == "not used: the field 'id'."
+    many = facts_from_records([OWN[0] | dict.fromkeys("abcdefghijklmnop")], name="toy").note
+    assert many.endswith("'k', 'l' and 4 more.")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_of_the_other_fields_of_a_data_set_nothing_is_said(name):
+    assert "not used" not in hl.load_facts(DATA / FILES[name]).note
+    # Nor of a field that CounterFact has next to a known one.
     rows = [row | {"target_false_id": "Q1"} for row in OWN]
     assert facts_from_records(rows, name="toy").note == ""
+
+
+def test_of_two_fields_for_one_meaning_the_note_names_the_one_that_is_not_read():
+    pair = {"prompt": "She", "answer_a": "is", "answer_b": "are"}
+    facts = facts_from_records([pair | {"target_true": "was"}], name="toy")
+    assert facts[0].target_true == "is"
+    assert facts.note == "not used: the field 'target_true'."
+
+
+def test_relations_that_differ_in_capitals_only_are_noted():
+    rows = [row | {"relation_id": each} for row, each in zip(OWN, ("Ore", "ore"), strict=True)]
+    note = "the relations 'Ore', 'ore' differ in capitals only and count as 2."
+    assert facts_from_records(rows, name="toy").note == note
 
 
 def test_a_fact_that_occurs_twice_is_noted():
@@ -158,6 +179,51 @@ def test_a_damaged_chain_is_listed_with_the_missing_part(tmp_path):
     (tmp_path / "chains.json").write_text(json.dumps(chains))
     (skipped,) = hl.load_facts(tmp_path / "chains.json").skipped
     assert "record 2: a chain of MQuAKE lacks a part: KeyError('triples_labeled')" in skipped.reason
+
+
+NO_TEXT = [None, math.nan, True, 3, "", " ", {"a": 1}, [None], [[]], [{}]]
+
+
+@pytest.mark.parametrize("value", [*NO_TEXT, []], ids=repr)
+def test_a_question_that_is_no_text_is_listed(value):
+    rows = {
+        "question": json.loads((DATA / FILES["NQ-Swap"]).read_text().splitlines()[0]),
+        "questions": json.loads((DATA / FILES["MQuAKE"]).read_text())[0],
+    }
+    for name, row in rows.items():
+        facts = facts_from_records([OWN[0], {**row, name: value, "case_id": 7}], name="toy")
+        assert len(facts) == 1
+        (skipped,) = facts.skipped
+        assert "the question must be text, not" in skipped.reason
+
+
+@pytest.mark.parametrize("value", NO_TEXT, ids=repr)
+def test_a_pattern_that_is_no_text_is_listed(value):
+    row = {"sub_label": "Wales", "obj_label": "Cardiff", "target_false": "Leeds"}
+    good = row | {"patterns": ["[X] is governed from [Y]."]}
+    facts = facts_from_records([good, row | {"patterns": value}], name="toy")
+    assert len(facts) == 1
+    expected = "no pattern that ends in [Y]" if value is None else "a pattern must be text, not"
+    assert expected in facts.skipped[0].reason
+
+
+@pytest.mark.parametrize("value", [None, math.nan, True, 3, "a", {"a": 1}, [None], ["a"], [[]]])
+def test_samples_that_are_no_objects_are_listed(value):
+    relation = json.loads((DATA / FILES["LRE"]).read_text())
+    bad = relation | {"samples": value}
+    facts = facts_from_records([relation, bad], name="toy")
+    assert len(facts) == 10
+    if value != {"a": 1}:  # an object is a sample, of no known layout
+        assert "a sample of LRE must be an object, not" in facts.skipped[0].reason
+        with pytest.raises(InputError, match="none of the 1 records can be used; record 1: a samp"):
+            facts_from_records([bad], name="toy")
+
+
+def test_an_edit_whose_target_is_no_text_is_listed():
+    chain = json.loads((DATA / FILES["MQuAKE"]).read_text())[0]
+    chain["requested_rewrite"][0]["target_new"]["str"] = None
+    (skipped,) = facts_from_records([OWN[0], chain], name="toy").skipped
+    assert "a chain of MQuAKE lacks a part: TypeError" in skipped.reason
 
 
 def test_a_gzipped_table_of_pairs_equals_the_plain_one(tmp_path):
@@ -216,6 +282,18 @@ def test_aliases_in_any_form_are_the_same_texts(aliases):
     }
     stripped = dict.fromkeys(alias.strip() for alias in aliases)
     assert found == {tuple(alias for alias in stripped if alias != "Europe")}
+
+
+def test_a_false_target_that_the_package_knows_as_a_name_of_the_true_one_is_noted():
+    """Not refused: CounterFact has such facts (Islam and Muslim)."""
+    record = {"subject": "Bob", "template": "{} is from", "target_true": "United States"}
+    rows = [record | {"target_false": each} for each in ("Peru", "usa", "America")]
+    facts = facts_from_records(rows, name="toy")
+    assert facts.note == (
+        "in 2 records the false target is another common name of the true one (the first: case 1)."
+    )
+    row = record | {"target_true": "United States of America", "target_false": "United States"}
+    assert "in 1 records" in facts_from_records([row], name="toy").note
 
 
 def test_aliases_of_the_package_leave_the_hash_and_others_change_it():

@@ -77,6 +77,12 @@ def test_prompt_is_its_parts_whatever_the_subject_holds(subject, before, after):
         pytest.param({"template": "{} and {}"}, "'{} and {}'", id="template with two {}"),
         pytest.param({"template": "{ } is"}, "exactly once", id="a space in the braces"),
         pytest.param({"target_false": "Paris"}, "are both 'Paris'", id="equal targets"),
+        pytest.param({"target_false": "PARIS"}, "'PARIS' is a name of", id="capitals"),
+        pytest.param(
+            {"target_true": "Zürich", "target_false": "Zu\u0308rich"}, "is a name", id="composed"
+        ),
+        pytest.param({"aliases_true": ("guam",)}, "'Guam' is a name of the", id="alias of true"),
+        pytest.param({"aliases_false": ("Paris",)}, "is a name of the true", id="alias of false"),
         pytest.param({"target_false": " Paris "}, "leave out the white", id="spaces"),
     ],
 )
@@ -123,10 +129,6 @@ def test_a_wrong_argument_is_one_line(changes, message):
         pytest.raises(InputError, match=r"Fact: missing a required .*'target_false'. It needs"),
     ):
         Fact(case_id=1, relation_id="", subject="", template="x", target_true="y")
-
-
-def test_targets_that_differ_in_case_are_different():
-    assert make(target_true="polish", target_false="Polish").target_false == "Polish"
 
 
 def test_facts_and_sets_cannot_be_changed():

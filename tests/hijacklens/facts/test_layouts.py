@@ -79,6 +79,8 @@ WITHOUT_RELATION = {key: value for key, value in TRACING.items() if key != "rela
         pytest.param(FLAT_TABLE, id="target_new for target_false"),
         pytest.param({**EASYEDIT, "relation_id": "P190"}, id="EasyEdit with a relation"),
         pytest.param(OWN, id="own"),
+        pytest.param({**OWN, "relation_id": "p190 "}, id="relation id in small letters"),
+        pytest.param({**OWN, "relation_id": "", "relation": "twin city"}, id="relation by name"),
         pytest.param({**OWN, "case_id": "4"}, id="case id as text"),
         pytest.param({**OWN, "case_id": " 4 "}, id="case id as text with spaces"),
         pytest.param({**OWN, "subject": " Lyon\n"}, id="spaces around the subject"),
@@ -86,6 +88,30 @@ WITHOUT_RELATION = {key: value for key, value in TRACING.items() if key != "rela
 )
 def test_every_layout_gives_the_same_fact(record):
     assert facts_from_records([record], name="toy").facts == (LYON,)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [str.upper, str.title, lambda x: x.replace("_", ""), lambda x: f" {x.replace('_', '-')}"],
+    ids=["upper", "title", "one word", "hyphens"],
+)
+@pytest.mark.parametrize("record", [OWN, NESTED, TRACING, FLAT_TABLE], ids=lambda x: f"{len(x)}")
+def test_names_of_fields_match_whatever_their_capitals_and_separators(record, write):
+    facts = facts_from_records([{write(name): x for name, x in record.items()}], name="toy")
+    assert facts.facts == (LYON,)
+    assert "not used" not in facts.note
+
+
+def test_a_name_that_may_be_that_of_two_fields_is_not_read_but_noted():
+    row = {name: text for name, text in OWN.items() if name != "relation_id"}
+    for given in (("Relation ID", "relation-id"), ("relation_id", "Relation_ID")):
+        facts = facts_from_records(
+            [row | dict(zip(given, ("P190", "P36"), strict=True))], name="toy"
+        )
+        exact = "relation_id" in given
+        assert facts[0].relation_id == ("P190" if exact else "")
+        assert facts.note.startswith("not used: the field") and given[1] in facts.note
+        assert ("did you mean 'relation_id'?" in facts.note) == (not exact)
 
 
 def test_easyedit_names_no_relation():
@@ -101,6 +127,28 @@ def test_easyedit_names_no_relation():
 def test_without_case_ids_the_place_is_the_case_id():
     records = [{k: v for k, v in OWN.items() if k != "case_id"}, {**OWN, "case_id": None}]
     assert [fact.case_id for fact in facts_from_records(records, name="toy")] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "numbers"),
+    [
+        ([None, 0, None], [3, 0, 2]),
+        ([2, None, None, 1, 4], [2, 5, 6, 1, 4]),
+        ([1_000_001, None], [1_000_001, 1]),
+        (["x", 1, None, 2], [1, 4, 2]),
+    ],
+)
+def test_a_record_without_a_case_id_gets_a_number_that_no_record_has(given, numbers):
+    records = [{**OWN, "subject": f"Lyon {i}", "case_id": case} for i, case in enumerate(given)]
+    facts = facts_from_records(records, name="toy")
+    assert [fact.case_id for fact in facts] == numbers
+
+
+def test_all_paraphrases_of_a_record_without_a_case_id_get_new_numbers():
+    two = {**OWN, "case_id": None, "template": ["{} has", "{} is in"]}
+    taken = {**OWN, "case_id": 1_000_000}
+    facts = facts_from_records([two, taken], name="toy", paraphrases=True)
+    assert [fact.case_id for fact in facts] == [2, 1_000_002, 1_000_000]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +197,13 @@ def test_a_reconstructed_counterfact_says_so(records, note):
                      id="number for a text"),
         pytest.param({**OWN, "case_id": 7, "template": "no slot"}, "exactly once", id="template"),
         pytest.param({**OWN, "case_id": 7, "target_false": "Beirut"}, "must differ", id="equal"),
+        pytest.param({**OWN, "case_id": 7, "target_false": "beirut"}, "must differ", id="capitals"),
+        pytest.param({**OWN, "case_id": 7, "aliases_true": "Berytus|Manila"},
+                     "'Manila' is a name of the true target 'Beirut'", id="false target an alias"),
+        pytest.param({**OWN, "case_id": 7, "prompt": 3}, "the prompt must be text, not 3",
+                     id="number for a prompt"),
+        pytest.param({**TRACING, "case_id": 7, "subject": 0}, "subject must be text, not 0",
+                     id="number for a subject"),
         pytest.param({**OWN, "case_id": 7, "relation_id": 190},
                      "relation_id must be text or empty, not 190", id="number for a relation"),
         pytest.param({**OWN, "case_id": 7, "near_true": ["a"]}, "near_true must be text",

@@ -44,6 +44,16 @@ def test_columns_without_a_name_hold_nothing(tmp_path):
     assert "8 cells" in facts.skipped[0].reason
 
 
+@pytest.mark.parametrize("index", ["0,", "0,x,"])
+def test_first_columns_without_a_name_are_an_index(index, tmp_path):
+    """As `to_csv` of pandas and `write.csv` of R write it."""
+    commas = "," * index.count(",")
+    facts = read(tmp_path, f"{commas}{HEADER}\n{index}{WALES}\n{index}{USA}\n")
+    assert facts == read(tmp_path, f"{HEADER}\n{WALES}\n{USA}\n")
+    assert [fact.case_id for fact in facts] == [1]
+    assert "7 cells for the 6 named columns" in facts.skipped[0].reason
+
+
 def test_two_columns_or_fields_of_one_name_are_refused(tmp_path):
     with pytest.raises(InputError, match="several columns called 'subject'"):
         read(tmp_path, f"{HEADER},subject\n{WALES},Scotland\n")

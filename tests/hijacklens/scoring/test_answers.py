@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
+from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.scoring.answers import answer
 
@@ -24,3 +25,11 @@ def test_a_completion_stops_where_generate_stops(several):
     assert len(expected) <= 3
     found = answer(load_model(plain, tokenizer=tokenizer), "The city of", tokens=12)
     assert found.completion == tokenizer.decode(expected[:-1], skip_special_tokens=True)
+
+
+def test_equal_targets_are_refused():
+    model = load_model(copy.deepcopy(tiny_model("gpt2")), tokenizer=tiny_tokenizer("gpt2"))
+    for target in ("Rome", " Rome"):
+        with pytest.raises(InputError, match="are not all different"):
+            answer(model, "The city of", targets=["Rome", target], tokens=0)
+    assert len(answer(model, "The city of", targets=["Rome", "rome"], tokens=0).targets) == 2

@@ -211,7 +211,7 @@ def load_result(folder: str | Path) -> Result:
     """
     path = named_path(folder, "folder")
     path = path if path.name == RECORD else path / RECORD
-    record = _read_record(path)
+    record = read_record(path)
     if record is None:
         raise InputError(
             f"no result in {str(folder)!r}: it has no {RECORD}. Name a folder that a run wrote "
@@ -246,7 +246,12 @@ def load_result(folder: str | Path) -> Result:
     return result
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a result, or None if there is no such file.
+
+    Raises:
+        InputError: It is not the record of a result.
+    """
     if not path.is_file():  # reading a pipe of that name would never end
         return None
     try:
@@ -318,7 +323,7 @@ def _remove_rests(folder: Path) -> None:
 
 def _list_in_record(folder: Path, paths: Sequence[Path]) -> None:
     """List all files in the outer record: what is made together is replaced together."""
-    record = _read_record(folder / RECORD)
+    record = read_record(folder / RECORD)
     if record is not None:
         names = [path.as_posix() for path in paths if path != Path(RECORD)]
         more = [name for name in names if name not in record[FILES]]
@@ -333,7 +338,7 @@ def _remove_result(folder: Path) -> None:
     record lists them.
     """
     try:
-        record = _read_record(folder / RECORD) or {}
+        record = read_record(folder / RECORD) or {}
     except InputError:
         record = {}
     (folder / RECORD).unlink(missing_ok=True)

@@ -7,13 +7,14 @@ interrupted run leaves no half-written file. Records are strict JSON.
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ MOST_ROWS = 1_000_000
 """Up to this number, rows and bytes of text are not compared with the size of their file."""
 RECORD = "result.json"
 """The file that makes a folder a result."""
+
+
+class FolderTakenError(InputError):
+    """A folder has a result, which may not be replaced."""
 
 
 def expand_home(path: str | Path) -> Path:
@@ -98,7 +103,7 @@ def check_folder(folder: str | Path, *, overwrite: bool = False) -> Path:
     """
     path = named_path(folder, "folder")
     if (path / RECORD).exists() and not overwrite:
-        raise InputError(
+        raise FolderTakenError(
             f"{str(folder)!r} already contains a result. Choose another folder, or pass "
             "overwrite=True (--overwrite on the command line) to replace it."
         )
@@ -158,6 +163,26 @@ def _unwritable(folder: str | Path, error: OSError) -> InputError:
         f"cannot write results to {str(folder)!r}: {reason}. Name another folder, in which this "
         "user may write."
     )
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of a folder, which the system releases when a process ends, however it ends.
+
+    Yield whether it is held: not if another process holds it and this one does not `wait`, and
+    not where the system or the file system has no such locks.
+    """
+    descriptor, held = None, False
+    with suppress(ImportError, OSError):
+        lock: Any = importlib.import_module("fcntl")  # Windows lacks it
+        descriptor = os.open(folder, os.O_RDONLY)
+        lock.flock(descriptor, lock.LOCK_EX | (0 if wait else lock.LOCK_NB))
+        held = True
+    try:
+        yield held
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def check_size(path: Path, count: int, unit: str, *, most_per_byte: int = 1) -> None:

@@ -20,7 +20,11 @@ from analyses.commands.options import (
 )
 from analyses.commands.screen import Output, records
 from analyses.texts import read_doses
+from hijacklens.files import RECORD, check_folder
 from probes.checks import check_size
+
+SEARCH = "search"
+"""The folder of the search, in that of the test."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,12 +133,12 @@ def command(
     test_schemes = [get_scheme(name) for name in test.schemes] or [scheme]
     doses = [search.dose] if test.doses is None else read_doses(test.doses)
     path = folder.check(run_name("heads", name, loading=loading, form=facts))
+    check_folder(path / SEARCH, overwrite=folder.overwrite)
     check_size(search.size, search.candidates)
     loading.check(name)
     all_facts = facts.load()
     searched, held_out = halves(all_facts, by=test.split, seed=facts.seed)
 
-    from hijacklens.files import RECORD
     from hijacklens.results.result import staged
     from hijacklens.scoring.pairs import pairs
     from probes import heads
@@ -154,21 +158,18 @@ def command(
         ),
         **computed,
     )
-    replaces = (path / RECORD).exists()
-    if not replaces:  # kept if the test fails
-        head_search.save(path / "search", overwrite=True)
+    if not (path / RECORD).exists():  # kept if the test fails
+        head_search.save(path / SEARCH, overwrite=folder.overwrite)
     output.show(head_search.glance(), "")
     result = head_search.test(
         held_out, schemes=test_schemes, doses=doses, random_sets=test.random_sets, **computed
     )
     with staged(path, overwrite=folder.overwrite) as place:
-        if replaces:
-            head_search.save(place / "search")
+        head_search.save(place / SEARCH)
         result.save(place)
     output.show_saved(
         path,
         result.glance(rule=rule),
-        more=["search/"],
         seed=facts.seed,
         rule=rule,
         heads=[list(head) for head in head_search.heads],

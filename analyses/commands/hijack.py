@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import click
 
@@ -24,12 +25,14 @@ from analyses.commands.options import (
 )
 from analyses.commands.screen import Output, records, say
 from hijacklens.errors import InputError, number
+from hijacklens.files import FolderTakenError
 
 if TYPE_CHECKING:
     from hijacklens.scoring.continuing import Generation
     from hijacklens.scoring.result import HijackResult
 
 
+NO_STORE = "there is no store, so the same command starts from scratch"
 ANSWERS = "answers"
 """The folder of generated answers, in that of the scores."""
 
@@ -126,23 +129,34 @@ def command(
     generating.check()
     if generating.generate and execution.engine != "local":
         raise InputError("--generate needs --engine local, since answers are generated here.")
-    path = folder.check(
-        run_name(*models, loading=loading, form=facts, probes=probes), models=models
-    )
     if execution.engine == "local":  # workers may have other folders and devices
         loading.check(*models)
     scored = facts.load()
+    asked = {
+        "models": models,
+        "loading": asdict(loading),
+        "facts": asdict(scored.record()),
+        "schemes": [asdict(scheme.record()) for scheme in schemes],
+        "doses": doses,
+        "probes": [probe.text for probe in probes],
+        "seed": facts.seed,
+        "answers": asdict(generating),
+    }
+    name = run_name(*models, loading=loading, form=facts, probes=probes)
+    path = folder.check(name, asked=asked)
     computed = execution.load()
     generation = generating.load(facts.seed)
 
+    from hijacklens.results.result import staged
     from hijacklens.scoring.generation import AnswersResult, answers
     from hijacklens.scoring.hijack import hijack
     from hijacklens.scoring.result import HijackResult
 
     result: HijackResult | None = None
     said: list[AnswersResult] = []
-    for i, name in enumerate(models, start=1):
-        with _resumable(store=not execution.no_cache):
+    judged = None
+    with _resumable(store=not execution.no_cache):
+        for i, name in enumerate(models, start=1):
             model = loading.loader(name)
             if model_probes or computed.engine == "local":
                 output.loading(name)
@@ -161,23 +175,26 @@ def command(
                 quiet=output.quiet,
             )
             result = one if result is None else HijackResult.join([result, one])
-            _save_part(result, path, requested=models, missing=models[i:])
+            if models[i:] or generating.generate:
+                part = _unfinished(result, asked=asked, missing=models[i:])
+                part.save(path, overwrite=folder.may_replace(path, asked=asked))
             if generating.generate:
                 options = {"probes": active, "generation": generation, "quiet": output.quiet}
                 said.append(answers(model, scored, one, **options))
-        del model  # before the next one is loaded
-        if models[i:]:
-            output.note(f"{labels[i - 1]} is scored; {len(models[i:])} to go")
-    assert result is not None  # click requires at least one model
-    judged = None
-    if said:
-        judged = AnswersResult.join(said, result)
-        output.show(judged.glance(rule=rule))
-        judged.save(path / ANSWERS, overwrite=True)
+            del model  # before the next one is loaded
+            if models[i:]:
+                output.note(f"{labels[i - 1]} is scored; {len(models[i:])} to go")
+        assert result is not None  # click requires at least one model
+        if said:
+            judged = AnswersResult.join(said, result)
+            output.show(judged.glance(rule=rule))
+        with staged(path, overwrite=folder.may_replace(path, asked=asked)) as place:
+            if judged:
+                judged.save(place / ANSWERS)
+            result.save(place)
     output.show_saved(
         path,
         result.glance(rule=rule),
-        more=[f"{ANSWERS}/"] if judged else [],
         answers=records(judged.summary()) if judged else None,
         seed=facts.seed,
         rule=rule,
@@ -189,31 +206,44 @@ def command(
     )
 
 
-def _save_part(
-    result: HijackResult, folder: Path, *, requested: tuple[str, ...], missing: tuple[str, ...]
-) -> None:
-    """Save the finished models, with a note of the missing ones if there are any.
+def _unfinished(
+    result: HijackResult, *, asked: Mapping[str, Any], missing: Sequence[str]
+) -> HijackResult:
+    """Return a result of the models that are scored, with a note of what is missing.
 
-    With that note, the same command resumes and may write into the folder again.
-
-    Raises:
-        OSError: The folder cannot be written, or the disk is full.
+    With that note, a command that asks for the same resumes and may write into the folder again.
     """
-    if missing:
-        note = {"asked": list(requested), "missing": list(missing)}
-        result = replace(result, settings=replace(result.settings, unfinished=note))
-    result.save(folder, overwrite=True)
+    note = {"asked": asked, "missing": list(missing)}
+    return replace(result, settings=replace(result.settings, unfinished=note))
 
 
 @contextmanager
 def _resumable(*, store: bool) -> Iterator[None]:
-    """Run the body; if it is interrupted, say what the same command will do next time."""
+    """Run the body; if it is cut short, say what the same command will do next time.
+
+    Raises:
+        InputError: Another command has put its result into the folder meanwhile.
+    """
+    from hijacklens.store.database import StoreOffWarning
     from hijacklens.store.store import chosen_store
 
-    try:
-        yield
-    except (KeyboardInterrupt, OSError):
-        kept = "finished readings are kept; the same command resumes from there"
-        lost = "there is no store, so the same command starts from scratch"
-        say(f"note: {kept if chosen_store(store) else lost}.")
-        raise
+    lost = [] if chosen_store(store) else [NO_STORE]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", StoreOffWarning)
+        show = warnings.showwarning
+
+        def watch(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, StoreOffWarning):
+                lost.append("the same command computes again what the store lacks")
+            show(message, category, *where, **more)
+
+        warnings.showwarning = watch
+        try:
+            yield
+        except (KeyboardInterrupt, OSError):
+            kept = "finished readings are kept; the same command resumes from there"
+            say(f"note: {lost[0] if lost else kept}.")
+            raise
+        except FolderTakenError as error:
+            kept = "" if lost else " Its readings are stored: with another --out it finishes soon."
+            raise InputError(f"{error} It came while this command ran.{kept}") from error

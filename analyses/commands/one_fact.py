@@ -316,7 +316,6 @@ def trace(
     output.show_saved(
         path,
         account.glance(top),
-        more=[PAGE],
         seed=seed,
         fact=asdict(account.settings.fact),
         probes=list(account.settings.probes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
@@ -15,7 +15,7 @@ from analyses.commands import names
 from analyses.commands.declarations import RenamedOption, Whole, option
 from analyses.texts import read_doses
 from hijacklens.errors import InputError
-from hijacklens.files import RECORD, check_folder, expand_home
+from hijacklens.files import RECORD, check_folder, expand_home, json_text
 
 if TYPE_CHECKING:
     from hijacklens.facts.chat import Chat
@@ -376,36 +376,39 @@ class FolderChoice:
     ] = None
     overwrite: Overwrite = False
 
-    def check(self, label: str, *, models: tuple[str, ...] = ()) -> Path:
+    def check(self, label: str, *, asked: Mapping[str, Any] | None = None) -> Path:
         """Return the folder after checking that the command may write into it.
 
         Args:
             label: Names the folder if no --out is given.
-            models: The models of a run that may have been interrupted; it is resumed.
+            asked: All settings of a run that may have been interrupted; it is resumed.
 
         Raises:
             InputError: The folder holds a result, or is a file.
         """
-        folder = self.out or self._usual(label, models)
-        unfinished = _is_unfinished(folder, models)
-        return check_folder(folder, overwrite=self.overwrite or unfinished)
+        folder = self.out or self._usual(label, asked)
+        return check_folder(folder, overwrite=self.may_replace(folder, asked=asked))
 
-    def _usual(self, label: str, models: Sequence[str]) -> Path:
+    def may_replace(self, folder: Path, *, asked: Mapping[str, Any] | None) -> bool:
+        """Return whether a result may be replaced: with --overwrite, or part of the same run."""
+        return self.overwrite or _is_unfinished(folder, asked)
+
+    def _usual(self, label: str, asked: Mapping[str, Any] | None) -> Path:
         """Return the first free or unfinished folder of the day, or with --overwrite the first."""
         first = Path("runs") / f"{date.today()}-{label}"
         numbered = (first.with_name(f"{first.name}-{count}") for count in itertools.count(2))
         return next(
             folder
             for folder in itertools.chain([first], numbered)
-            if self.overwrite or not folder.exists() or _is_unfinished(folder, models)
+            if not folder.exists() or self.may_replace(folder, asked=asked)
         )
 
 
-def _is_unfinished(folder: Path, models: Sequence[str]) -> bool:
-    """Return whether a folder holds the first part of a run on exactly these models."""
+def _is_unfinished(folder: Path, asked: Mapping[str, Any] | None) -> bool:
+    """Return whether a folder holds the first part of a run of exactly these settings."""
     try:
         record = json.loads((expand_home(folder) / RECORD).read_text(encoding="utf-8"))
-        requested = record.get("settings", record)["unfinished"]["asked"]
-        return bool(models) and requested == list(models)
+        there = record.get("settings", record)["unfinished"]["asked"]
+        return asked is not None and there == json.loads(json_text(asked))
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -19,7 +19,7 @@ import re
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,21 +54,18 @@ class Output:
             colour = sys.stdout.isatty() and colour_for_click() is None
             click.echo(drawn(*parts, colour=colour))
 
-    def show_saved(
-        self, folder: Path, glance: Glance, *, more: Sequence[str] = (), **document: Any
-    ) -> None:
+    def show_saved(self, folder: Path, glance: Glance, **document: Any) -> None:
         """Print a glance and the files of the result in a folder, or the document of --json.
 
         Args:
             folder: Holds the result.
             glance: What the result shows.
-            more: Files of the folder that are not part of the result.
             document: The document, apart from `folder` and `files`.
         """
         listed = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
         # One entry, such as `models/`, for all files of a folder.
         names = [re.sub("/.*", "/", name) for name in [*listed, RECORD]]
-        files = [*dict.fromkeys(names), *more]
+        files = [*dict.fromkeys(names)]
         written = f"written to {folder}/  ({', '.join(files)})"
         self.show(glance, written, folder=str(folder), files=files, **document)
 

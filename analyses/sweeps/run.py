@@ -30,13 +30,15 @@ from analyses.sweeps.file import ModelEntry, ScoringPlan, SweepPlan, TrainingPla
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.facts.loading import load_facts
+from hijacklens.files import RECORD
+from hijacklens.models.naming import content_of
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
 from hijacklens.one_layer.training import train
 from hijacklens.prompts.schemes import Scheme, get_scheme
 from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
-from hijacklens.results.result import Provenance, Result, load_result
+from hijacklens.results.result import Provenance, Result, load_result, read_record
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
@@ -199,8 +201,9 @@ def run_sweep(
 ) -> SweepResult:
     """Run all cells of a sweep that are not finished, and make the table of all cells.
 
-    Cells are keyed by the entries of the file and the content of the facts, not by weights. If the
-    folder of a model has new weights, choose another folder for the sweep.
+    Cells are keyed by the entries of the file, the content of the facts, and the files of the model
+    (its commit on the hub), so that a folder with new weights, another configuration or another
+    tokenizer has new cells.
 
     Args:
         plan: The file, read by `analyses.sweeps.file.load_sweep`.
@@ -211,8 +214,12 @@ def run_sweep(
         tell: Called with a line when a cell is finished or fails.
 
     Raises:
-        InputError: Facts cannot be read, there is no room for the workers, or `out` is a file.
+        InputError: Facts cannot be read, there is no room for the workers, or `out` is a file or
+            holds a result that is no sweep.
     """
+    before = read_record(out / RECORD)
+    if before and not before["type"].endswith(f":{SweepResult.__name__}"):
+        raise InputError(f"{str(out)!r} contains a result that is no sweep. Choose another folder.")
     cells = [*_scoring_cells(plan.scoring), *_training_cells(plan.training)]
     sweep = _Sweep(plan, out, execution, quiet, tell)
     unfinished = [cell for cell in cells if sweep.finished(cell) is None]
@@ -261,6 +268,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         for i, entry in enumerate(plan.facts)
         for seed in plan.seeds
     }
+    contents = {model: _content(model) for model in plan.models}
     names = dict(zip(plan.models, model_labels(plan.models), strict=True))
     cells = []
     for model, (i, entry), name, seed in product(
@@ -277,6 +285,7 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         }
         key = {
             "model": model.model_dump(),
+            "content": contents[model],
             "facts": facts.content_hash(),
             **({} if facts.joining == "auto" else {"joining": facts.joining}),
             **({"opening": facts.opening} if facts.opening else {}),
@@ -289,6 +298,13 @@ def _scoring_cells(plan: ScoringPlan | None) -> list[Cell]:
         title = f"{labels['model']}_{labels['facts']}_{name}_seed{seed}"
         cells.append(Cell("scoring", labels, key, title, (facts, scheme)))
     return cells
+
+
+def _content(model: ModelEntry) -> str:
+    try:
+        return content_of(model.source, model.revision)
+    except (InputError, OSError):  # loading it fails, too, and the cell is listed with the reason
+        return ""
 
 
 def model_labels(models: Sequence[ModelEntry]) -> list[str]:

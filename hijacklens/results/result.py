@@ -19,7 +19,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cache, partial
@@ -36,6 +36,7 @@ from hijacklens.errors import InputError
 from hijacklens.files import (
     RECORD,
     check_folder,
+    locked,
     make_folder,
     named_path,
     remove_empty,
@@ -210,7 +211,7 @@ def load_result(folder: str | Path) -> Result:
     """
     path = named_path(folder, "folder")
     path = path if path.name == RECORD else path / RECORD
-    record = _read_record(path)
+    record = read_record(path)
     if record is None:
         raise InputError(
             f"no result in {str(folder)!r}: it has no {RECORD}. Name a folder that a run wrote "
@@ -245,7 +246,12 @@ def load_result(folder: str | Path) -> Result:
     return result
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return the record of a result, or None if there is no such file.
+
+    Raises:
+        InputError: It is not the record of a result.
+    """
     if not path.is_file():  # reading a pipe of that name would never end
         return None
     try:
@@ -262,6 +268,7 @@ def staged(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     The body writes into the folder that it gets. After it, results that are replaced are removed,
     and the new files are moved, records last. If the body fails, nothing in `folder` has changed.
+    The outer record lists all files, so that results inside another one are replaced with it.
 
     Args:
         folder: The place of the result; it may contain other files, which stay.
@@ -270,28 +277,58 @@ def staged(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises:
         InputError: As `claim_folder`.
     """
-    target = check_folder(folder, overwrite=overwrite)
+    target = named_path(folder, "folder")
     made = make_folder(target, folder)
-    for rest in target.glob(f"{PART}*"):  # of a process that was killed
-        shutil.rmtree(rest, ignore_errors=True)
+    place = None
     try:
-        with TemporaryDirectory(dir=target, prefix=PART, ignore_cleanup_errors=True) as scratch:
-            yield (place := Path(scratch))
+        check_folder(folder, overwrite=overwrite)
+        with ExitStack() as own:
+            with locked(target):
+                _remove_rests(target)
+                scratch = Path(own.enter_context(_scratch(dir=target)))
+                own.enter_context(locked(scratch))  # tells others that this process lives
+            place = scratch / "new"  # not locked: a result may be staged in it
+            place.mkdir()
+            yield place
             new = [path.relative_to(place) for path in place.rglob("*") if path.is_file()]
             # Outer records last: where there is one, everything below it is complete.
             new.sort(key=lambda path: (path.name == RECORD, -len(path.parts)))
-            for path in reversed(new):
-                if path.name == RECORD:
-                    _remove_result((target / path).parent)
-            for path in new:
-                (target / path).parent.mkdir(parents=True, exist_ok=True)
-                (place / path).replace(target / path)
+            _list_in_record(place, new)
+            with locked(target):  # one at a time, so that a folder never holds parts of two results
+                check_folder(folder, overwrite=overwrite)  # another process may have been quicker
+                for path in reversed(new):
+                    if path.name == RECORD:
+                        _remove_result((target / path).parent)
+                for path in new:
+                    (target / path).parent.mkdir(parents=True, exist_ok=True)
+                    (place / path).replace(target / path)
     except BaseException as error:
         remove_empty(made)
-        if isinstance(error, OSError) and error.filename:
-            name = Path(error.filename)
-            error.filename = str(Path(*(p for p in name.parts if not p.startswith(PART))))
+        if place and isinstance(error, OSError) and error.filename:
+            with suppress(ValueError):
+                error.filename = str(target / Path(error.filename).relative_to(place))
         raise
+
+
+_scratch = partial(TemporaryDirectory, prefix=PART, ignore_cleanup_errors=True)
+
+
+def _remove_rests(folder: Path) -> None:
+    """Remove what processes that were killed have left; a living one holds the lock of its own."""
+    for rest in folder.glob(f"{PART}*"):
+        with locked(rest, wait=False) as dead:
+            if dead:
+                shutil.rmtree(rest, ignore_errors=True)
+
+
+def _list_in_record(folder: Path, paths: Sequence[Path]) -> None:
+    """List all files in the outer record: what is made together is replaced together."""
+    record = read_record(folder / RECORD)
+    if record is not None:
+        names = [path.as_posix() for path in paths if path != Path(RECORD)]
+        more = [name for name in names if name not in record[FILES]]
+        if more:
+            write_json(folder / RECORD, {**record, FILES: [*record[FILES], *more]})
 
 
 def _remove_result(folder: Path) -> None:
@@ -301,7 +338,7 @@ def _remove_result(folder: Path) -> None:
     record lists them.
     """
     try:
-        record = _read_record(folder / RECORD) or {}
+        record = read_record(folder / RECORD) or {}
     except InputError:
         record = {}
     (folder / RECORD).unlink(missing_ok=True)

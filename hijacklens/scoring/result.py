@@ -83,7 +83,8 @@ class HijackSettings:
     """Keys of the probes, in their order."""
     seed: int
     unfinished: Mapping[str, Any] | None = None
-    """For a run over several models that was cut short: the models `asked` and `missing`."""
+    """For a run that was cut short: all settings that were `asked`, and the models that are
+    `missing`; if none is, the answers are."""
 
     @property
     def title(self) -> str:

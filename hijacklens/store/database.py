@@ -65,6 +65,10 @@ class StoreWarning(UserWarning):
     """The store was damaged and set aside, or is no longer used in this run."""
 
 
+class StoreOffWarning(StoreWarning):
+    """The store is no longer used in this run."""
+
+
 class DamagedError(sqlite3.DatabaseError):
     """The file is not a store of this version, or a value in it is not the one written."""
 
@@ -148,7 +152,7 @@ class Database:
         warn(
             f"the store of finished readings {str(self.path)!r} {self.off}. This run continues "
             "without it, so its further readings are not stored for the next run.",
-            StoreWarning,
+            StoreOffWarning,
         )
 
 

@@ -40,6 +40,7 @@ from hijacklens.store.database import (
     SCHEMA,
     DamagedError,
     Database,
+    StoreOffWarning,
     StoreWarning,
     aside_from,
     transaction,
@@ -367,7 +368,7 @@ def open_store(
         warn(
             f"the store of finished readings {off}. Nothing is taken from the store or kept. "
             "Remove it; or for hooks, pass probes=[HookProbe(name, hooks)].",
-            StoreWarning,
+            StoreOffWarning,
         )
         yield OpenStore(None, None, off=off)
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -16,8 +17,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from analyses.commands.group import main
 from hijacklens.results.result import load_result
-from hijacklens.scoring import execution
-from hijacklens.store.store import Store
+from hijacklens.scoring import execution, generation
+from hijacklens.store.store import OpenStore, Store
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +163,98 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(
     pd.testing.assert_frame_equal(whole.full_summary, anew.full_summary, atol=1e-5, rtol=0)
     assert run(*words) == 2  # and now it is whole
     assert "already contains a result" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "other", [("--limit", "3"), ("--seed", "1"), ("--scheme", "think"), ("--doses", "0-2")]
+)
+def test_an_unfinished_run_is_resumed_by_the_same_settings_only(
+    other, folders, cache, tmp_path, capsys, monkeypatch
+):
+    out, models = tmp_path / "out", ("gpt2", "llama")
+    with monkeypatch.context() as patch:
+        interrupted_in_call(2, patch)
+        assert run(*command(folders, out, models=models)) == 130
+    before = (out / "result.json").read_bytes()
+    assert run(*command(folders, out, *other, models=models)) == 2
+    assert "already contains a result" in capsys.readouterr().err
+    assert (out / "result.json").read_bytes() == before
+
+
+def meanwhile(work, monkeypatch):
+    """Do something at the end of the next reading of a run."""
+    real = execution.read
+
+    def read(*given):
+        readings = real(*given)
+        monkeypatch.undo()
+        work()
+        return readings
+
+    monkeypatch.setattr(execution, "read", read)
+
+
+@pytest.mark.parametrize("models", [("gpt2",), ("gpt2", "llama")])
+def test_a_result_that_came_while_a_command_ran_is_not_replaced(
+    models, folders, tmp_path, capsys, monkeypatch
+):
+    variables = {"HIJACKLENS_STORE": str(tmp_path / "store.sqlite")}
+    monkeypatch.setattr(os, "environ", {**os.environ, **variables})
+    out = tmp_path / "out"
+    others = command(folders, out, "--scheme", "think", models=models[:1])
+    with monkeypatch.context() as patch:
+        meanwhile(lambda: run(*others), patch)
+        assert run(*command(folders, out, models=models)) == 2
+    told = capsys.readouterr().err
+    assert "already contains a result" in told
+    assert "readings are stored: with another --out it finishes soon" in told
+    assert load_result(out).settings.schemes[0].name == "think"
+    assert run(*command(folders, tmp_path / "b", models=models[:1])) == 0
+    assert load_result(tmp_path / "b").settings.models[0].readings.computed == 0
+
+
+def test_interrupted_answers_go_on(folders, cache, tmp_path, capsys, monkeypatch):
+    """The result is whole when its answers are; until then the same command may write again."""
+    words = command(folders, tmp_path / "out", "--generate", "--answer-tokens", "2")
+    real = generation.answers
+
+    def stopped(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generation, "answers", stopped)
+    assert run(*words) == 130
+    assert "the same command resumes from there" in capsys.readouterr().err
+    monkeypatch.setattr(generation, "answers", real)
+    assert load_result(tmp_path / "out").settings.unfinished["missing"] == []
+    assert run(*words) == 0
+    assert load_result(tmp_path / "out").settings.unfinished is None
+    assert load_result(tmp_path / "out").settings.models[0].readings.computed == 0
+    assert len(load_result(tmp_path / "out" / "answers").to_dataframe())
+    assert run(*words) == 2
+
+
+def test_another_result_takes_the_answers_away(folders, cache, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run(*command(folders, out, "--generate", "--answer-tokens", "2")) == 0
+    assert "answers/, result.json" in capsys.readouterr().out
+    assert run(*command(folders, out, "--overwrite", models=("llama",))) == 0
+    assert load_result(out).settings.title == "tiny-llama"
+    assert not (out / "answers").exists()
+
+
+def test_ctrl_c_after_the_store_failed_promises_nothing(
+    folders, cache, tmp_path, capsys, monkeypatch
+):
+    def full(*given):
+        raise sqlite3.OperationalError("disk is full")
+
+    monkeypatch.setattr(OpenStore, "_write", full)
+    interrupted_in_call(1, monkeypatch)
+    assert run(*command(folders, tmp_path / "out")) == 130
+    told = capsys.readouterr().err
+    assert "cannot be used (disk is full)" in told
+    assert "note: the same command computes again what the store lacks." in told
+    assert "are kept" not in told
 
 
 def test_ctrl_c_without_a_store_says_so(folders, cache, tmp_path, capsys, monkeypatch):

@@ -77,6 +77,7 @@ MISTAKES = {
     f"hijack {MODEL} --query assistant": "--query needs --chat user",
     f"hijack {MODEL} --out {{result}}": "already contains a result",
     f"hijack {MODEL} --out {{malformed}}": "cannot write results",
+    f"hijack {MODEL} --revision zzz": "has no revisions",
     "ask Rome --model ./nowhere": "does not exist",
     f"ask Rome {MODEL} --scheme foo --true a --false b": "unknown scheme",
     f"ask Rome {MODEL} --scheme think": "needs --false",

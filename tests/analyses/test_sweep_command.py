@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -123,6 +124,43 @@ def test_finished_cells_are_skipped_and_missing_ones_made_again(root, done, tmp_
     assert run(tmp_path / "s.toml", out, more) == 0  # another rule needs no other run
     assert len(calls) == 1
     assert set(pd.read_csv(out / "sweep.csv")["rule"]) == {"sum"}
+
+
+def test_a_changed_model_folder_has_new_cells(root, tmp_path):
+    """The numbers of other weights, another config or another tokenizer are never repeated."""
+    folder, out = tmp_path / "tiny-gpt2", tmp_path / "out"
+    shutil.copytree(root / "tiny-gpt2", folder)
+    text = scoring(root, "gpt2").replace(', "never-say"', "").replace(str(root / "tiny"), "{}")
+    text = text.replace("{}", str(tmp_path / "tiny")).replace("seeds = [0, 1]", "")
+
+    def cells():
+        assert run(tmp_path / "s.toml", out, text) == 0
+        return pd.read_csv(out / "sweep.csv")
+
+    first = cells()
+    assert set(cells()["cell"]) == set(first["cell"])
+    weights = folder / "model.safetensors"
+    kept = weights.read_bytes()
+    tiny_model("gpt2", seed=1).save_pretrained(folder)
+    assert weights.read_bytes() != kept
+    second = cells()
+    assert set(second["cell"]).isdisjoint(first["cell"])
+    assert list(second["mean_shift"]) != list(first["mean_shift"])
+    for name in ("config.json", "tokenizer_config.json"):
+        record = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**record, "added_here": 1}))
+        other = cells()
+        assert set(other["cell"]).isdisjoint(second["cell"])
+        second = other
+
+
+def test_another_result_is_no_place_for_a_sweep(done, tmp_path, capsys):
+    (cell,) = (done / "training").iterdir()
+    before = load_result(cell).save(tmp_path / "out") / "result.json"
+    kept = before.read_bytes()
+    assert run(tmp_path / "s.toml", tmp_path / "out", TRAINING) == 2
+    assert "contains a result that is no sweep" in capsys.readouterr().err
+    assert before.read_bytes() == kept
 
 
 def test_a_cell_that_fails_is_listed_and_the_others_go_on(root, tmp_path, capsys):

@@ -315,6 +315,8 @@ def test_a_gguf_file_gives_the_logits_of_transformers(tmp_path, monkeypatch):
         same_logits(bridge, plain, AutoTokenizer.from_pretrained(**origin))
     with pytest.raises(InputError, match=r"the file .* has no revisions"):
         load_model(tmp_path / "tiny.gguf", revision="main")
+    with pytest.raises(InputError, match=r"the folder .* has no revisions"):
+        load_model(tmp_path, revision="main")
 
 
 @pytest.mark.parametrize("files", [{}, {"tokenizer.json": "{}"}], ids=["empty", "no config"])

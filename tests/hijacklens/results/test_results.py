@@ -7,6 +7,7 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,7 +26,7 @@ from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.files import RECORD, claim_folder, write_json, write_whole
 from hijacklens.one_layer.task import ConceptTask, TaskRecord
-from hijacklens.results.result import PACKAGES, Provenance, Result, load_result
+from hijacklens.results.result import PACKAGES, Provenance, Result, load_result, staged
 from hijacklens.results.stored import NOT_STORED, Stored
 
 
@@ -149,6 +150,54 @@ def test_a_save_that_fails_changes_nothing(counts, tmp_path):
     assert names(tmp_path) == {"good"}
     assert names(tmp_path / "good") == {"items.csv", "curve.svg", "curve.png", RECORD}
     assert load_result(tmp_path / "good") == counts
+
+
+def test_what_is_made_inside_a_result_is_replaced_with_it(counts, tmp_path):
+    (tmp_path / "mine.txt").write_text("stays")
+    with staged(tmp_path) as place:
+        counts.save(place)
+        counts.save(place / "inner")
+        (place / "page.html").write_text("")
+    assert load_result(tmp_path / "inner") == counts
+    counts.save(tmp_path, overwrite=True)
+    kept = {"items.csv", "curve.svg", "curve.png", RECORD, "mine.txt"}
+    assert names(tmp_path) == kept
+    assert not (tmp_path / "inner").exists()
+
+
+def test_a_save_leaves_the_files_of_a_save_that_is_running(counts, tmp_path):
+    """Of a process that was killed, it removes them."""
+    rest = tmp_path / ".part-killed"
+    rest.mkdir()
+    with staged(tmp_path, overwrite=True) as place:
+        assert not rest.exists()
+        Counts((9,), counts.provenance).save(place)
+        counts.save(tmp_path)
+        assert load_result(tmp_path) == counts
+    assert load_result(tmp_path) == Counts((9,), counts.provenance)
+    assert names(tmp_path) == {"items.csv", "curve.svg", "curve.png", RECORD}
+
+
+def test_a_result_that_came_meanwhile_stays(counts, tmp_path):
+    with pytest.raises(InputError, match="already contains a result"), staged(tmp_path) as place:
+        Counts((9,), counts.provenance).save(place)
+        counts.save(tmp_path)
+    assert load_result(tmp_path) == counts
+
+
+def _save_often(counts, folder):
+    for _ in range(8):
+        counts.save(folder, overwrite=True)
+
+
+def test_saves_at_the_same_time_give_one_whole_result(counts, tmp_path, monkeypatch):
+    monkeypatch.setattr(Counts, "figures", {})  # Matplotlib draws in one thread
+    both = [counts, Counts(tuple(range(50)), counts.provenance)]
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(_save_often, one, tmp_path) for one in both]:
+            done.result()
+    assert load_result(tmp_path) in both
+    assert names(tmp_path) == {"items.csv", RECORD}
 
 
 FORMULAS = ["=1+1", "+1", "-1", "@A1", "\tx", "\rx", "'=1", "''-1", "'x", "x=1", "", "日本", "NA"]

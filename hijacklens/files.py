@@ -7,7 +7,6 @@ interrupted run leaves no half-written file. Records are strict JSON.
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import math
 import os
@@ -17,6 +16,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 from hijacklens.errors import InputError, is_text, shown
 
@@ -173,11 +177,11 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
     not where the system or the file system has no such locks.
     """
     descriptor, held = None, False
-    with suppress(ImportError, OSError):
-        lock: Any = importlib.import_module("fcntl")  # Windows lacks it
-        descriptor = os.open(folder, os.O_RDONLY)
-        lock.flock(descriptor, lock.LOCK_EX | (0 if wait else lock.LOCK_NB))
-        held = True
+    with suppress(OSError):
+        if fcntl is not None:
+            descriptor = os.open(folder, os.O_RDONLY)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
     try:
         yield held
     finally:

@@ -9,6 +9,7 @@ type that wrote it. A result that replaces another is first written completely n
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 import platform
@@ -51,6 +52,8 @@ from hijacklens.results.stored import read_fields, to_record, write_table, write
 PACKAGES = ("hijacklens", "transformer-lens", "torch", "transformers", "tokenizers", "numpy")
 FILES = "files"
 """Key of the names of the files in `result.json`."""
+HASHES = "sha256"
+"""Key of the hashes of the files that are read again."""
 PART = ".part-"
 """Beginning of the name of a folder with a result that is being written."""
 
@@ -182,6 +185,7 @@ class Result(Shown, ABC):
             OSError: There is no room for the files. Nothing has changed in the folder.
         """
         files = self.files()
+        read_again = [name for name in files if name not in self.derived]
         for stem, options in self.figures.items():
             from hijacklens import plots
 
@@ -198,6 +202,7 @@ class Result(Shown, ABC):
             for name, write in files.items():
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 write_whole(place / name, write)
+            record[HASHES] = {name: _hash_of(place / name) for name in read_again}
             write_json(place / RECORD, record)
         return named_path(folder, "folder")
 
@@ -230,6 +235,12 @@ def load_result(folder: str | Path) -> Result:
             f"({_version('hijacklens')}) does not have."
         )
     try:
+        for name, digest in record.get(HASHES, {}).items():
+            if _hash_of(path.parent / name) != digest:
+                raise InputError(
+                    f"{path.parent / name} is not the file that was saved with this result: it was "
+                    "changed or replaced. Run it again with --overwrite."
+                )
         result = cls.read(path.parent, upgraded(record))
         # Evaluate eagerly so that damaged files fail at load time.
         for look in (repr, cls.to_dataframe, cls.configuration):
@@ -244,6 +255,13 @@ def load_result(folder: str | Path) -> Result:
             "--overwrite."
         ) from error
     return result
+
+
+def _hash_of(path: Path) -> str:
+    """Return the SHA-256 of a file; line ends do not count in texts, since git may change them."""
+    octets = path.read_bytes()
+    text = path.suffix in (".csv", ".json")
+    return hashlib.sha256(octets.replace(b"\r\n", b"\n") if text else octets).hexdigest()
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

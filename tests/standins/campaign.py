@@ -138,9 +138,12 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         if written and isinstance(path, (str, bytes, os.PathLike)):
             _watching[-1].append((event, str(Path.cwd() / os.fsdecode(path))))
     elif event in _WRITES:
+        *_, last = arguments  # the descriptor of the folder that a path starts in, or -1
+        relative = event in ("os.remove", "os.rmdir") and last >= 0
+        start = Path(f"/proc/self/fd/{last}").readlink() if relative else Path.cwd()
         for i in _WRITES[event]:
             if isinstance(arguments[i], (str, bytes, os.PathLike)):
-                _watching[-1].append((event, str(Path.cwd() / os.fsdecode(arguments[i]))))
+                _watching[-1].append((event, str(start / os.fsdecode(arguments[i]))))
     elif event in _RUNS:
         _watching[-1].append((event, repr(arguments)[:200]))
 

@@ -105,6 +105,7 @@ def test_the_record_says_what_and_where_from(counts, tmp_path):
         "n": 3,
         "mean": None,
         "files": ["items.csv", "curve.svg", "curve.png"],
+        "sha256": {},
         "provenance": asdict(counts.provenance),
     }
     assert Provenance(**record["provenance"]) == counts.provenance
@@ -215,10 +216,26 @@ def test_no_text_of_a_csv_file_is_a_formula(many, tmp_path):
     pd.testing.assert_frame_equal(load_result(tmp_path).texts, result.texts)
 
 
+def without_hashes(folder):
+    """Make a record as earlier versions wrote it."""
+    record = json.loads((folder / RECORD).read_text())
+    del record["sha256"]
+    (folder / RECORD).write_text(json.dumps(record))
+
+
+def test_line_ends_of_texts_may_change(many, tmp_path):
+    """As git changes them."""
+    folder = many.save(tmp_path)
+    texts = folder / "texts.csv"
+    texts.write_bytes(texts.read_bytes().replace(b"\n", b"\r\n"))
+    assert load_result(folder).texts.equals(many.texts)
+
+
 def test_a_small_file_with_millions_of_rows_is_refused(many, tmp_path):
     many.save(tmp_path)
     columns = {"x": pa.array([0.0]).take(pa.array(np.zeros(2_000_000, int)))}
     pq.write_table(pa.table(columns), tmp_path / "table.parquet")
+    without_hashes(tmp_path)
     with pytest.raises(InputError, match="2,000,000 rows"):
         load_result(tmp_path)
 
@@ -310,6 +327,9 @@ def test_a_result_that_is_not_complete_is_refused(name, many, tmp_path):
 def test_a_table_without_its_columns_is_refused(many, tmp_path):
     folder = many.save(tmp_path)
     (folder / "texts.csv").write_text("title\nx\n")
+    with pytest.raises(InputError, match=r"texts\.csv is not the file that was saved"):
+        load_result(folder)
+    without_hashes(folder)
     with pytest.raises(InputError, match=r"texts\.csv lacks columns: \['name'\]"):
         load_result(folder)
 

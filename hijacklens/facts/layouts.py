@@ -69,6 +69,10 @@ class Layout:
             name: old for name, old in pairs if old in names
         }
 
+    def expected(self, names: Collection[Any]) -> set[str]:
+        """Return the fields of a record that are read, and all others of the data set."""
+        return {*self.sources(names).values(), *self.others.split()}
+
     def read(self, record: Record) -> dict[str, Any]:
         """Return the fields of a `Fact`, unchecked, and `target_true_id` and `prompt_differs`.
 
@@ -98,7 +102,7 @@ def _layout_with(names: frozenset[Any]) -> Layout | None:
 
 @cache
 def _unused(layout: Layout, names: tuple[Any, ...]) -> dict[str, str]:
-    used = {*layout.sources(names).values(), *layout.others.split()}
+    used = layout.expected(names)
     known = {*KEPT, *layout.fields.replace("|", " ").split()}
     known |= {pair.partition("=")[0] for pair in layout.renamed.split()}
     unused = {}
@@ -123,11 +127,14 @@ def as_registered(record: Any) -> Any:
 def _registered(names: tuple[Any, ...]) -> dict[str, str]:
     plain = {name: _plain(name) for name in names if isinstance(name, str)}
     alike = Counter(plain.values())
-    return {
+    found = {
         name: known
         for name, text in plain.items()
         if alike[text] == 1 and (known := _known_names().get(text, name)) != name
     }
+    after = frozenset(found.get(name, name) for name in names)
+    layout = _layout_with(after)
+    return {x: y for x, y in found.items() if layout is None or y in layout.expected(after)}
 
 
 @cache

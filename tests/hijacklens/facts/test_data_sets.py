@@ -114,10 +114,10 @@ def test_no_false_target_is_drawn_if_other_records_have_one(typo):
 
 
 def test_one_note_names_all_unused_fields_a_misspelt_one_with_the_nearest_name():
-    rows = [OWN[0] | {"relatoin_id": "P1", "source": "a book"}, OWN[1] | {"id": 3}]
-    note = "not used: the fields 'relatoin_id' (did you mean 'relation_id'?), 'source', 'id'."
+    rows = [OWN[0] | {"relatoin_id": "P1", "source": "a book"}, OWN[1] | {"ID": 3}]
+    note = "not used: the fields 'relatoin_id' (did you mean 'relation_id'?), 'source', 'ID'."
     assert facts_from_records(rows, name="toy").note == note
-    assert facts_from_records(rows[1:], name="toy").note == "not used: the field 'id'."
+    assert facts_from_records(rows[1:], name="toy").note == "not used: the field 'ID'."
     many = facts_from_records([OWN[0] | dict.fromkeys("abcdefghijklmnop")], name="toy").note
     assert many.endswith("'k', 'l' and 4 more.")
 

@@ -129,7 +129,7 @@ def command(
     from analyses import law
     from hijacklens.models.identity import identify
     from hijacklens.scoring.hijack import hijack
-    from hijacklens.store.store import chosen_store
+    from hijacklens.store.contents import chosen_store
 
     tables, left_out, title = [], [], ""
     if bits is not None:

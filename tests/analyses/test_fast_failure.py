@@ -61,6 +61,8 @@ MISTAKES = {
     f"hijack {MODEL} --case 99999": "no case 99999",
     "law --bits 3 --doses 0-1 --limit 20 --chat user": "--bits makes no use of --doses, --chat, "
     "--limit; leave that out",
+    "law --model ./nowhere": "does not exist",
+    f"law {MODEL} --revision zzz": "has no revisions",
     "law --world nowhere --scheme think": "--world makes no use of --scheme",
     "law --world nowhere": "'nowhere' holds no finished pocket world",
     f"hijack {MODEL} --limit 0": "--limit is 0; give a whole number of at least 1",
@@ -156,6 +158,7 @@ OF_TORCH = {
     f"hijack {MODEL} --device tpu": "device",
     f"hijack {MODEL} --devices 99": "cannot spread the model over 99 GPUs",
     "reproduce lemma5 --out {out} --device tpu": "device",
+    f"law {MODEL} --device tpu": "device",
     f"{TRAIN} --device tpu": "device",
     f"{TRAIN} --omega 2": "omega must lie in [0, 1]",
     f"{TRAIN} --lr -1": "lr is -1.0",

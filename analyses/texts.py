@@ -1,10 +1,14 @@
-"""Read what a user writes in short: doses."""
+"""Read what a user writes in short: doses, methods of defence."""
 
 from __future__ import annotations
 
+import csv
 import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
 
-from hijacklens.errors import InputError, whole_number
+from hijacklens.errors import InputError, choice, whole_number
 
 
 def read_doses(text: str) -> tuple[int, ...]:
@@ -27,3 +31,24 @@ def read_doses(text: str) -> tuple[int, ...]:
         whole_number(f"--doses {text!r}: {DOSE}", last, most=MOST_SENTENCES)
         doses.update(range(first, last + 1))
     return tuple(sorted(doses))
+
+
+def method_table() -> list[dict[str, str]]:
+    """Return the built-in methods of `hijacklens defend`: a row of `methods.csv` each."""
+    table = resources.files("analyses") / "defence" / "methods.csv"
+    return list(csv.DictReader(table.read_text("utf-8").splitlines()))
+
+
+def read_method(name: str, known: Iterable[str]) -> tuple[Path | None, str]:
+    """Return the name of a known method, or the file and the name of one such as `mine.py:Method`.
+
+    >>> read_method("gate", ["gate"])
+    (None, 'gate')
+    """
+    file, colon, attribute = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        return None, choice("method", name, known, "A file with one of your own: mine.py:Method.")
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise InputError(f"there is no file {file}, of the method {name}; give its path.")
+    return path, attribute

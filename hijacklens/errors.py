@@ -219,6 +219,12 @@ def number(name: str, value: Any, *, least: float | int = -math.inf) -> float:
     return result
 
 
+def fraction_margin(name: str, value: Any) -> None:
+    """Refuse, with an `InputError`, a margin of a fraction that is not between 0 and 1."""
+    if not 0 < number(name, value) < 1:
+        raise InputError(f"{name} is {shown(value)}; give a number between 0 and 1, such as 0.05.")
+
+
 def several(name: str, values: Any, example: str) -> tuple[Any, ...]:
     """Return several values as a tuple; `example` says what to write, e.g. `"[0.01, 0.001]"`.
 

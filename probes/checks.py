@@ -19,6 +19,8 @@ HEAD_AXES: Mapping[str, Literal["head", "kv_head"]] = {
     "v": "kv_head",
 }
 """The sites that are split into heads, and which heads these are."""
+MIN_FACTS = 3
+"""Intervals over one or two facts are infinite or meaningless."""
 
 
 def check_when(when: object, renormalise: bool) -> None:
@@ -41,6 +43,20 @@ def check_heads(site: str, heads: Any) -> None:
     if heads is not None and site in get_args(Site) and site not in HEAD_AXES:
         raise InputError(
             f"{site} is not split into heads; leave heads out, or use {', '.join(HEAD_AXES)}."
+        )
+
+
+def check_searched(count: int, name: str) -> None:
+    """Refuse a search for heads on too few facts.
+
+    Raises:
+        InputError: An interval over facts needs more.
+    """
+    if count < MIN_FACTS:
+        raise InputError(
+            f"{count} of the facts of {name} can be searched; intervals over facts need at least "
+            f"{MIN_FACTS} with a shift that can be measured. Give more facts, preferably 50; of "
+            "one fact, probes.logit_shift.trace(model, pairs[0]).biggest(5) names the heads."
         )
 
 

@@ -20,6 +20,7 @@ from analyses.commands.options import (
     scheme_option,
 )
 from analyses.commands.screen import Output, records
+from analyses.texts import method_table, read_method
 from hijacklens.errors import InputError
 
 
@@ -94,6 +95,8 @@ def command(
     if len(doses) != 1 or doses[0] == 0:
         raise InputError(f"--dose is {prompts.doses}; a defence is tested at one dose above 0.")
     get_scheme(tune_scheme)
+    for name in methods:
+        read_method(name, [row["name"] for row in method_table()])
     loading.check(*models)
     path = folder.check(run_name("defend", *models, loading=loading, form=facts))
 

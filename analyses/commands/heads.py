@@ -21,7 +21,7 @@ from analyses.commands.options import (
 from analyses.commands.screen import Output, records
 from analyses.texts import read_doses
 from hijacklens.files import RECORD, check_folder
-from probes.checks import check_size
+from probes.checks import check_searched, check_size
 
 SEARCH = "search"
 """The folder of the search, in that of the test."""
@@ -138,6 +138,7 @@ def command(
     loading.check(name)
     all_facts = facts.load()
     searched, held_out = halves(all_facts, by=test.split, seed=facts.seed)
+    check_searched(len(searched), all_facts.name)
 
     from hijacklens.results.result import staged
     from hijacklens.scoring.pairs import pairs

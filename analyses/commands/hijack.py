@@ -224,8 +224,8 @@ def _resumable(*, store: bool) -> Iterator[None]:
     Raises:
         InputError: Another command has put its result into the folder meanwhile.
     """
+    from hijacklens.store.contents import chosen_store
     from hijacklens.store.database import StoreOffWarning
-    from hijacklens.store.store import chosen_store
 
     lost = [] if chosen_store(store) else [NO_STORE]
     with warnings.catch_warnings():
@@ -245,5 +245,5 @@ def _resumable(*, store: bool) -> Iterator[None]:
             say(f"note: {lost[0] if lost else kept}.")
             raise
         except FolderTakenError as error:
-            kept = "" if lost else " Its readings are stored: with another --out it finishes soon."
+            kept = "" if lost else " Readings are stored: with another --out it finishes soon."
             raise InputError(f"{error} It came while this command ran.{kept}") from error

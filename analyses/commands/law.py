@@ -120,6 +120,7 @@ def command(
     if max(doses) == 0:
         raise InputError("law needs a dose above 0, such as --doses 0-1.")
     path = folder.check(run_name("law", *models or ["exact"], loading=loading, form=facts))
+    loading.check(*models)
     from hijacklens.world.trained import load_world
 
     trained = None if world is None else load_world(world)
@@ -129,7 +130,7 @@ def command(
     from analyses import law
     from hijacklens.models.identity import identify
     from hijacklens.scoring.hijack import hijack
-    from hijacklens.store.store import chosen_store
+    from hijacklens.store.contents import chosen_store
 
     tables, left_out, title = [], [], ""
     if bits is not None:

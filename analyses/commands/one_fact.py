@@ -131,13 +131,13 @@ def ask(
     written.require_two_targets()
     if scheme:
         sentence = _sentence(scheme, prompt, written, output)
+    prompts = _prompts(prompt, written, sentence, dose)
     loading.check(*models)
     targets = [target for target in (written.target_true, written.target_false) if target]
     from hijacklens.scoring.answers import answer
 
     if prompt.endswith(" "):
         output.note("the prompt ends in a space, which tokenizers usually join to the next word")
-    prompts = _prompts(prompt, written, sentence, dose)
     rows = []
     for name in models:
         output.loading(name)

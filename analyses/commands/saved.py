@@ -11,7 +11,7 @@ import click
 from analyses.commands.declarations import argument, declared, option
 from analyses.commands.options import Overwrite, Rule, out_option
 from analyses.commands.screen import Output, records
-from hijacklens.errors import InputError
+from hijacklens.errors import InputError, fraction_margin
 from hijacklens.files import RECORD, check_folder
 from hijacklens.results.glance import Grid
 
@@ -83,10 +83,12 @@ def compare(
         raise InputError(
             f"compare takes two folders, or a folder and two names; given: {len(sides)} words."
         )
+    for name, margin in (("max_rise", max_rise), ("equivalence", equivalence)):
+        if margin is not None:
+            fraction_margin(name, margin)
     if out is not None:
         check_folder(out, overwrite=overwrite)
 
-    from hijacklens.results.result import load_result
     from hijacklens.scoring import comparison
 
     if len(sides) == 2:
@@ -96,7 +98,7 @@ def compare(
         first, second = (int(side) if side.isdecimal() else side for side in sides[1:])
         if first in ("first", "sum", "mean"):
             chosen["rule"] = None
-        found = comparison.compare_within(load_result(sides[0]), first, second, chosen)
+        found = comparison.compare_within(sides[0], first, second, chosen)
     from hijacklens.scoring.matching import MODEL
 
     more = {name: pair for name, pair in found.differences.items() if name not in MODEL}
@@ -287,7 +289,7 @@ def cache() -> None:
 @declared("path", "bytes", "models", "aside")
 def info(*, output: Output) -> None:
     """Show the file, its size, and how many readings it holds of each model."""
-    from hijacklens.store.store import usual_store
+    from hijacklens.store.contents import usual_store
 
     contents = usual_store().contents()
     columns = {
@@ -327,7 +329,7 @@ def clear(
     """Delete the stored readings, or those of one model, after asking."""
     if output.as_json and not yes:
         raise InputError("--json does not ask; add --yes to delete the stored readings.")
-    from hijacklens.store.store import usual_store
+    from hijacklens.store.contents import usual_store
 
     store = usual_store()
     count = store.count(model=model)

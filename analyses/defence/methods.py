@@ -15,19 +15,17 @@ should make it work; a method helps only if it beats its placebo.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import resources
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 from analyses.defence import decoding
 from analyses.defence.interventions import Learned, Twice, scaled_heads, stream_change
 from analyses.defence.measures import BASELINES
+from analyses.texts import method_table, read_method
 from hijacklens.errors import InputError, choice, one_of_type
 from hijacklens.probe import Probe
 from hijacklens.prompts.prompt import Prompt
@@ -222,13 +220,8 @@ PARTS: dict[str, dict[str, Any]] = {
 """What the built-in methods of `methods.csv` do, with their settings and placebos."""
 
 
-def _built_in() -> dict[str, Method]:
-    text = resources.files("analyses.defence").joinpath("methods.csv").read_text("utf-8")
-    rows: Any = csv.DictReader(text.splitlines())
-    return {row["name"]: Method(**row, **PARTS[row["name"]]) for row in rows}
-
-
-METHODS = _built_in()
+_ROWS: Any = method_table()
+METHODS = {row["name"]: Method(**row, **PARTS[row["name"]]) for row in _ROWS}
 """All registered methods by name."""
 
 
@@ -267,13 +260,9 @@ def load_method(name: str | Method) -> Method:
     """
     if isinstance(name, Method):
         return name
-    file, colon, attribute = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
-        hint = "A file with one of your own: mine.py:Method."
-        return METHODS[choice("method", name, METHODS, hint)]
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise InputError(f"there is no file {file}, of the method {name}; give its path.")
+    path, attribute = read_method(name, METHODS)
+    if path is None:
+        return METHODS[attribute]
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

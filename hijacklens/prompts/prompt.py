@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
-from hijacklens.errors import whole_number
+from hijacklens.errors import InputError, whole_number
 from hijacklens.facts.fact import Fact
 from hijacklens.facts.joining import Joining, joined
 
@@ -70,7 +70,7 @@ def make_prompt(
     The prompt is the bare query by default; `opening` is a neutral text before all else.
 
     Raises:
-        InputError: The dose is negative.
+        InputError: The dose is negative, or the prompt is empty.
     """
     start = fact.template.find("{}")
     return compose(
@@ -109,6 +109,8 @@ def compose(
     dose = whole_number(DOSE, dose, most=MOST_SENTENCES)
     step = len(sentence) + 1  # the sentence and the space after it
     text = " ".join(pieces(query, sentence, dose, opening))
+    if not text.strip():
+        raise InputError("the prompt is empty; give the beginning of a sentence.")
     start = len(text) - len(query)
     first = start - dose * step
     mentions = _mentions(sentence, named) if dose else []

@@ -214,14 +214,7 @@ def load_result(folder: str | Path) -> Result:
         InputError: The folder has no readable `result.json`, it does not name a type of result, or
             the files do not fit that type.
     """
-    path = named_path(folder, "folder")
-    path = path if path.name == RECORD else path / RECORD
-    record = read_record(path)
-    if record is None:
-        raise InputError(
-            f"no result in {str(folder)!r}: it has no {RECORD}. Name a folder that a run wrote "
-            "with --out or save(); a run that was cut short has no such file."
-        )
+    path, record = record_of(folder)
     kind = str(record["type"])
     # The type is named by a file, so only our own packages are ever imported for it.
     match = re.fullmatch(r"((?:hijacklens|probes|analyses)(?:\.\w+)+):(\w+)", MOVED.get(kind, kind))
@@ -262,6 +255,23 @@ def _hash_of(path: Path) -> str:
     octets = path.read_bytes()
     text = path.suffix in (".csv", ".json")
     return hashlib.sha256(octets.replace(b"\r\n", b"\n") if text else octets).hexdigest()
+
+
+def record_of(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+    """Return the `result.json` of a folder, or that file itself, and its content.
+
+    Raises:
+        InputError: There is none, or it is not the record of a result.
+    """
+    path = named_path(folder, "folder")
+    path = path if path.name == RECORD else path / RECORD
+    record = read_record(path)
+    if record is None:
+        raise InputError(
+            f"no result in {str(folder)!r}: it has no {RECORD}. Name a folder that a run wrote "
+            "with --out or save(); a run that was cut short has no such file."
+        )
+    return path, record
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

@@ -100,8 +100,6 @@ def answer(
     require_text(model, operation="asking")
     choice("joining", joining, JOININGS)
     prompt = compose(text, joining=joining) if isinstance(text, str) else text
-    if not prompt.text.strip():
-        raise InputError("the prompt is empty; give the beginning of a sentence.")
     tokenizer = model.tokenizer
     prompt = in_chat(prompt, chat, tokenizer)
     text = prompt.text

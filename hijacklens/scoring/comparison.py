@@ -20,14 +20,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hijacklens import plots
-from hijacklens.errors import InputError, choice, number, shown, strict
+from hijacklens.errors import InputError, choice, fraction_margin, shown, strict
 from hijacklens.facts.relations import relation_title
 from hijacklens.results.exhibits import Drawing, Exhibit, Table, Text
 from hijacklens.results.glance import Glance
 from hijacklens.results.result import Provenance, Result, load_result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import matching
-from hijacklens.scoring.efficacy import RULES, Rule
+from hijacklens.scoring.efficacy import Rule
 from hijacklens.scoring.matching import AXES
 from hijacklens.scoring.printed_changes import FRACTIONS, glance_of
 from hijacklens.statistics import (
@@ -307,12 +307,6 @@ class Comparison(Result):
         return {"items": len(self.verdicts) // len(flipped), "flipped": flipped.to_dict()}
 
 
-def fraction_margin(name: str, value: Any) -> None:
-    """Refuse, with an `InputError`, a margin of a fraction that is not between 0 and 1."""
-    if not 0 < number(name, value) < 1:
-        raise InputError(f"{name} is {shown(value)}; give a number between 0 and 1, such as 0.05.")
-
-
 def _bare_once(verdicts: Any) -> Any:
     """Keep dose 0 once per model, rule and fact, as all schemes share the bare query."""
     bare = verdicts["dose"] == 0
@@ -365,8 +359,11 @@ def compare(
         InputError: A result is not one of a hijack run, a name is unknown, the runs share no
             model, scheme or dose although one has several, or they share no fact.
     """
-    results = [_hijack_run(one) for one in (reference, other)]
     restrictions = (first or {}, second or {})
+    for one, chosen in zip((reference, other), restrictions, strict=True):
+        if not isinstance(one, Result):  # both before one is loaded, which imports torch
+            matching.check_chosen(matching.values_of(one), chosen)
+    results = [_hijack_run(one) for one in (reference, other)]
     table, missing, pairs = matching.matched(results, restrictions)
     kept = [item.name for item in fields(ComparedModel)]
     models = [
@@ -388,9 +385,11 @@ def compare(
     )
 
 
-def compare_within(result: Any, first: Any, second: Any, chosen: Mapping[str, Any]) -> Comparison:
+def compare_within(
+    run: Result | str | Path, first: Any, second: Any, chosen: Mapping[str, Any]
+) -> Comparison:
     """Compare two schemes, doses, rules or models of one run (`HijackResult.compare`)."""
-    values = {axis: list(result.items[axis].unique()) for axis in AXES[:3]} | {"rule": [*RULES]}
+    values = matching.values_of(run)
     axes = [axis for axis in AXES if first in values[axis] and second in values[axis]]
     if not axes or first == second:
         have = "; ".join(f"{axis}: {', '.join(map(str, values[axis]))}" for axis in AXES)
@@ -399,15 +398,13 @@ def compare_within(result: Any, first: Any, second: Any, chosen: Mapping[str, An
             f"or models of this run. It has {have}."
         )
     restricted = {axis: value for axis, value in chosen.items() if value is not None}
+    matching.check_chosen(values, restricted)
     sides = [restricted | {axes[0]: name} for name in (first, second)]
+    result = _hijack_run(run)
     return compare(result, result, first=sides[0], second=sides[1])
 
 
 def _hijack_run(result: Result | str | Path) -> Any:
     found: Any = result if isinstance(result, Result) else load_result(result)
-    if not hasattr(found, "full_summary"):
-        raise InputError(
-            f"a {type(found).__name__} cannot be compared; give two results of hl.hijack, or the "
-            "folders that `hijacklens hijack` wrote."
-        )
+    matching.check_run(type(found).__name__)
     return found

@@ -18,8 +18,9 @@ from hijacklens.models.agreement import comparing_once
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.models.identity import ModelIdentity, identify
 from hijacklens.probe import Probe
+from hijacklens.store.contents import Store, chosen_store
 from hijacklens.store.fingerprint import Fingerprint, fingerprint_of
-from hijacklens.store.store import OpenStore, Store, chosen_store, open_store
+from hijacklens.store.store import OpenStore, open_store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine, Replicas
 

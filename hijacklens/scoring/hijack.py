@@ -27,7 +27,7 @@ from hijacklens.scoring.items import (
     skipped_table,
 )
 from hijacklens.scoring.result import HijackResult, HijackSettings, ReadingCounts, ScoredModel
-from hijacklens.store.store import Store
+from hijacklens.store.contents import Store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import Replicas
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from hijacklens.errors import InputError, unknown
-from hijacklens.results.result import Result
+from hijacklens.results.result import Result, load_result, record_of
 from hijacklens.scoring.efficacy import RULES, margins
 
 AXES = ("model", "scheme", "dose", "rule")
@@ -67,15 +68,48 @@ def matched(
     return table.reset_index(drop=True), missing, pairs
 
 
-def _long(result: Any, chosen: Mapping[str, Any]) -> pd.DataFrame:
-    """Return a row per item and rule, restricted to some models, schemes, doses or rules."""
-    items = result.items
+def values_of(run: Result | str | Path) -> dict[str, list[Any]]:
+    """Return the models, schemes, doses and rules of a run or of its folder.
+
+    Raises:
+        InputError: The folder has no run, which is seen before torch is imported to load it.
+    """
+    loaded: Any = run
+    items = loaded.items if isinstance(run, Result) else _items(run)
+    return {axis: list(items[axis].unique()) for axis in AXES[:3]} | {"rule": [*RULES]}
+
+
+def check_chosen(values: Mapping[str, Sequence[Any]], chosen: Mapping[str, Any]) -> None:
+    """Refuse restrictions that a run with these values does not have."""
     for axis, value in chosen.items():
         if axis not in AXES:
             raise unknown("restriction", axis, AXES)
-        known = RULES if axis == "rule" else list(items[axis].unique())
-        if value not in known:
-            raise unknown(axis, value, map(str, known))
+        if value not in values[axis]:
+            raise unknown(axis, value, map(str, values[axis]))
+
+
+def check_run(kind: str) -> None:
+    """Refuse a type of result, such as `HijackResult`, that is not a run."""
+    if kind != "HijackResult":
+        raise InputError(
+            f"a {kind} cannot be compared; give two results of hl.hijack, or the folders that "
+            "`hijacklens hijack` wrote."
+        )
+
+
+def _items(folder: str | Path) -> pd.DataFrame:
+    path, record = record_of(folder)
+    check_run(str(record["type"]).rpartition(":")[2])
+    try:
+        return pd.read_parquet(path.with_name("items.parquet"), columns=[*AXES[:3]])
+    except (OSError, ValueError, KeyError):  # `load_result` says what is wrong with it
+        return load_result(folder).to_dataframe()
+
+
+def _long(result: Any, chosen: Mapping[str, Any]) -> pd.DataFrame:
+    """Return a row per item and rule, restricted to some models, schemes, doses or rules."""
+    items = result.items
+    check_chosen(values_of(result), chosen)
     facts = items.drop_duplicates("case_id")[["case_id", "subject"]]
     if len(result.prompts):
         facts = facts.merge(result.prompts.drop_duplicates("case_id"), on="case_id", how="left")

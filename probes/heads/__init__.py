@@ -42,15 +42,13 @@ from hijacklens.scoring.result import HijackResult
 from hijacklens.sites import Layers, choose
 from probes import logit_shift
 from probes.ablation import Kind, ablate, mean_outputs
-from probes.checks import check_size
+from probes.checks import check_searched, check_size
 from probes.heads.gradients import gradient_attribution
 from probes.heads.held_out import Head
 from probes.heads.ranking import HeadSearch, SearchSettings
 
 Attribution: TypeAlias = Literal["gradient", "direct"]
 Strategy: TypeAlias = Literal["top", "greedy"]
-MIN_FACTS = 3
-"""Intervals over one or two facts are infinite or meaningless."""
 GRADIENT_RUNS = 3
 """The cost of attribution on the progress bar, in runs over the facts."""
 
@@ -224,12 +222,7 @@ def _usable(pairs: Pairs, base: HijackResult) -> Pairs:
     name = pairs.facts.name
     if not len(pairs):
         raise InputError(f"no fact of {name} has a shift: {pairs.skipped['reason'].iloc[-1]}.")
-    if len(pairs) < MIN_FACTS:
-        raise InputError(
-            f"{len(pairs)} of the facts of {name} have a shift that can be measured; intervals "
-            f"over facts need at least {MIN_FACTS}. Give more facts, preferably 50; of one fact, "
-            "probes.logit_shift.trace(model, pairs[0]).biggest(5) names the heads."
-        )
+    check_searched(len(pairs), name)
     return pairs
 
 

@@ -18,7 +18,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 from analyses.commands.group import main
 from hijacklens.results.result import load_result
 from hijacklens.scoring import execution, generation
-from hijacklens.store.store import OpenStore, Store
+from hijacklens.store.contents import Store
+from hijacklens.store.store import OpenStore
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,7 @@ def test_a_result_that_came_while_a_command_ran_is_not_replaced(
         assert run(*command(folders, out, models=models)) == 2
     told = capsys.readouterr().err
     assert "already contains a result" in told
-    assert "readings are stored: with another --out it finishes soon" in told
+    assert "Readings are stored: with another --out it finishes soon" in told
     assert load_result(out).settings.schemes[0].name == "think"
     assert run(*command(folders, tmp_path / "b", models=models[:1])) == 0
     assert load_result(tmp_path / "b").settings.models[0].readings.computed == 0

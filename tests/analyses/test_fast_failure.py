@@ -6,9 +6,11 @@ Every group of command lines runs in one process in which the import of those li
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 PROCESS = """
@@ -59,6 +61,8 @@ MISTAKES = {
     f"hijack {MODEL} --case 99999": "no case 99999",
     "law --bits 3 --doses 0-1 --limit 20 --chat user": "--bits makes no use of --doses, --chat, "
     "--limit; leave that out",
+    "law --model ./nowhere": "does not exist",
+    f"law {MODEL} --revision zzz": "has no revisions",
     "law --world nowhere --scheme think": "--world makes no use of --scheme",
     "law --world nowhere": "'nowhere' holds no finished pocket world",
     f"hijack {MODEL} --limit 0": "--limit is 0; give a whole number of at least 1",
@@ -81,6 +85,7 @@ MISTAKES = {
     "ask Rome --model ./nowhere": "does not exist",
     f"ask Rome {MODEL} --scheme foo --true a --false b": "unknown scheme",
     f"ask Rome {MODEL} --scheme think": "needs --false",
+    f"ask '' {MODEL}": "the prompt is empty",
     f"ask Rome {MODEL} --dose 0": "--dose is 0",
     f"ask Rome {MODEL} --tokens -1": "--tokens is -1",
     f"ask Rome {MODEL} --probe foo": "unknown kind of probe",
@@ -109,14 +114,18 @@ MISTAKES = {
     "world --out {result}": "already contains a result",
     "cache foo": "No such command",
     "cache clear --json": "add --yes",
+    "cache clear --model nowhere": "unknown model in the store 'nowhere'",
     "heads --model ./nowhere": "does not exist",
     f"heads {MODEL} --test-scheme foo": "unknown scheme",
     f"heads {MODEL} --test-doses x": "'x'",
     f"heads {MODEL} --dose 0": "--dose is 0",
     f"heads {MODEL} --size 6 --candidates 5": "cannot choose 6 heads from 5 candidates",
     f"heads {MODEL} --limit 1": "needs at least 2",
+    f"heads {MODEL} --limit 2": "1 of the facts of atlas can be searched; intervals",
     f"heads {MODEL} --out {{result}}": "already contains a result",
     "defend --model ./nowhere": "does not exist",
+    f"defend {MODEL} --method gat": "did you mean 'gate'?",
+    f"defend {MODEL} --method nowhere.py:Method": "there is no file nowhere.py",
     f"defend {MODEL} --tune-scheme foo": "unknown scheme",
     f"defend {MODEL} --dose 0-2": "one dose above 0",
     f"defend {MODEL} --scheme think --scheme think": "each once",
@@ -129,6 +138,8 @@ MISTAKES = {
     "trace --model ./nowhere --case 42": "does not exist",
     "compare {empty}": "takes two folders",
     "compare {empty} {empty} --out {result}": "already contains a result",
+    "compare {empty} {empty} --max-rise 2": "--max-rise is 2.0; give a number between 0 and 1",
+    "compare {empty} {empty} --equivalence 0": "--equivalence is 0.0",
     "report {result} --out {result}": "is a folder",
     "report {result} --out {malformed}": "already exists",
     "report {result} --out {out}/r.html": "there is no folder",
@@ -147,6 +158,7 @@ OF_TORCH = {
     f"hijack {MODEL} --device tpu": "device",
     f"hijack {MODEL} --devices 99": "cannot spread the model over 99 GPUs",
     "reproduce lemma5 --out {out} --device tpu": "device",
+    f"law {MODEL} --device tpu": "device",
     f"{TRAIN} --device tpu": "device",
     f"{TRAIN} --omega 2": "omega must lie in [0, 1]",
     f"{TRAIN} --lr -1": "lr is -1.0",
@@ -156,6 +168,12 @@ OF_RESULTS = {
     "report ./nowhere": "no result in './nowhere'",
     "report {empty}": "no result in",
     "compare ./nowhere {empty}": "no result in './nowhere'",
+    "compare {run} {empty}": "it has no result.json",
+    "compare {run} {trace}": "a TraceResult cannot be compared",
+    "compare {run} {run} --dose 7": "unknown dose 7",
+    "compare {run} {run} --scheme foo": "unknown scheme 'foo'",
+    "compare {run} think 1": "cannot compare 'think' with 1",
+    "compare {run} 0 1 --scheme foo": "unknown scheme 'foo'",
     "plan --power --like ./nowhere": "no result in 'nowhere'",
     "plan --power --change 2": "--change is 2.0",
 }
@@ -173,7 +191,12 @@ def places(tmp_path_factory):
     (root / "result" / "result.json").write_text("{}")
     (root / "malformed").with_suffix(".json").write_text("{[")
     (root / "sweep.toml").write_text('[scoring]\nmodels = ["gpt2"]\nschemes = ["thinc"]\n')
-    paths = {name: root / name for name in (*names, "out")}
+    for name, kind in {"run": "scoring.result:HijackResult", "trace": "x:TraceResult"}.items():
+        (root / name).mkdir()
+        (root / name / "result.json").write_text(json.dumps({"type": f"hijacklens.{kind}"}))
+    items = pd.DataFrame({"model": "m", "scheme": "do-not-think", "dose": [0, 1]})
+    items.to_parquet(root / "run" / "items.parquet")
+    paths = {name: root / name for name in (*names, "run", "trace", "out")}
     return {**paths, "malformed": root / "malformed.json", "sweep": root / "sweep.toml"}
 
 
@@ -187,7 +210,7 @@ def places(tmp_path_factory):
     ids=["names, files, options", "devices, one-layer settings", "results"],
 )
 def test_a_mistake_is_refused_before_large_imports(mistakes, absent, places):
-    calls = [[word.format(**places) for word in line.split()] for line in mistakes]
+    calls = [[word.format(**places) for word in shlex.split(line)] for line in mistakes]
     done = subprocess.run(
         [sys.executable, "-c", PROCESS],
         input=json.dumps([calls, absent]),

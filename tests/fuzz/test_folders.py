@@ -31,7 +31,7 @@ from hijacklens.one_layer.model import CONFIG_FILE, WEIGHTS_FILE, OneLayerTransf
 from hijacklens.one_layer.stacked_runs import StackedRuns, train_runs
 from hijacklens.results.result import load_result
 from hijacklens.scoring.comparison import compare
-from hijacklens.store.store import Store
+from hijacklens.store.contents import Store
 from probes import geometry, heads, logit_lens, logit_shift, patching
 
 JSON = st.recursive(

@@ -26,8 +26,8 @@ from hijacklens.probe import HookProbe
 from hijacklens.scoring import hijack as hijack_module
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
+from hijacklens.store.contents import Store
 from hijacklens.store.database import StoreWarning, aside_from
-from hijacklens.store.store import Store
 
 DOSES = (0, 1, 2)
 

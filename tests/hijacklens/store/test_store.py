@@ -20,13 +20,14 @@ from hijacklens.engine.reading import Reading
 from hijacklens.errors import InputError
 from hijacklens.prompts.prefixes import prefix_of
 from hijacklens.store import database
+from hijacklens.store.contents import Store, chosen_store
 from hijacklens.store.database import (
     Database,
     StoreWarning,
     aside_from,
 )
 from hijacklens.store.fingerprint import Fingerprint
-from hijacklens.store.store import OpenStore, Store, chosen_store, names_of
+from hijacklens.store.store import OpenStore, names_of
 
 FINGERPRINT = Fingerprint(
     model="tiny",

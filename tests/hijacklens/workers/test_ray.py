@@ -17,7 +17,7 @@ from hijacklens.models.packaged import PACKAGED
 from hijacklens.probe import HookProbe
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
-from hijacklens.store.store import Store
+from hijacklens.store.contents import Store
 from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine
 from probes import attention

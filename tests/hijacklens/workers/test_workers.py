@@ -27,7 +27,7 @@ from hijacklens.models.loading import load_model
 from hijacklens.probe import HookProbe
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
-from hijacklens.store.store import Store
+from hijacklens.store.contents import Store
 from hijacklens.workers import cluster
 from hijacklens.workers.cluster import Allocation, allocate, connected
 from hijacklens.workers.replica import ModelLoader

@@ -219,8 +219,8 @@ def replace_circuit(
     Note:
         List probes of attention and of values before this one. A circuit that packs costs one
         product [pos, d_head] x [d_head, d_head] per head. Any other costs [pos, d_model] x
-        [d_model, d_model] and [pos, pos] x [pos, d_model] per head, and `hook_z` then shows only
-        the part of b_V, since the rest is added after W_O.
+        [d_model, d_model] and [pos, pos] x [pos, d_model] per head. Since no z could write it, it
+        is added after W_O, and hooks on z see no output of this head.
     """
     return CircuitReplacement(**_fields(replacement, layers, heads), keep_bias=keep_bias)
 

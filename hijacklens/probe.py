@@ -18,7 +18,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -65,12 +65,28 @@ class Probe(Protocol):
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
         """Return the hooks for a forward pass over the tokens of a layout.
 
-        They act in this order, after the hooks of probes that are listed earlier.
+        They act in this order, after the hooks of probes that are listed earlier; those that are
+        `Placed` act before or after all others.
 
         Raises:
             InputError: The model lacks a layer, head, span or hook of the probe.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A hook that acts before or after those of all other probes at its hook point."""
+
+    function: HookFunction
+    place: Literal["first", "last"]
+
+    def __call__(self, value: Any, hook: Any) -> Any:
+        """Run the hook."""
+        return self.function(value, hook=hook)
+
+
+PLACES = {"first": 0, "last": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +209,7 @@ def probed(
                 if probe.key in str(error):
                     raise
                 raise InputError(f"the probe {probe.key}: {error}") from error
+        hooks.sort(key=lambda named: PLACES.get(getattr(named[1], "place", ""), 1))
         recorded = [(name, _recorded(function, name, ran)) for name, function in hooks]
         with hooked(model, recorded), plain_blocks.where_no_hook_acts(name for name, _ in hooks):
             yield model

@@ -26,7 +26,7 @@ and attended token.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,6 +47,7 @@ from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.results.glance import Glance, Grid, Shown
 from probes.anatomy import Anatomy, Norm, anatomy_of
+from probes.values import removed_biases
 from probes.values.matrices import head_matrices
 
 SINGLE = ("embedding", "position", "norm_bias", "unembed_bias", "soft_cap", "normaliser", "other")
@@ -76,7 +77,8 @@ class Account(Shown):
     attention: Float[np.ndarray, "layer head pos"]
     """By layer, query head and attended token; zero after the position that is read."""
     value_bias: Float[np.ndarray, "layer head"]
-    """b_V through a head: independent of the tokens if the attention sums to one."""
+    """b_V through a head, unless a probe of `values` removed it: independent of the tokens if the
+    attention sums to one."""
     output_bias: Float[np.ndarray, " layer"]
     """b_O, and the bias of a norm after attention."""
     mlp: Float[np.ndarray, " layer"]
@@ -231,9 +233,16 @@ class _Tally:
     """
 
     def __init__(
-        self, model: HookedModel, anatomy: Anatomy, readout: _Readout, positions: Tensor
+        self,
+        model: HookedModel,
+        anatomy: Anatomy,
+        readout: _Readout,
+        positions: Tensor,
+        removed: Collection[tuple[int, int]],
     ) -> None:
         self.model: Any = model
+        self.removed = removed
+        """Layer and key/value head of the values that have no b_V."""
         self.anatomy, self.readout, self.positions = anatomy, readout, positions
         self.values: dict[int, Tensor] = {}
         """Layer -> values, as long as a layer still reads them."""
@@ -359,6 +368,9 @@ class _Tally:
         if b_V is not None:
             bias = b_V.to(pulled).reshape(-1, W_O.shape[1])
             bias = bias.repeat_interleave(n_heads // len(bias), dim=0)
+            kept = [(form.values_of, kv) not in self.removed for kv in range(n_kv)]
+            kept = torch.tensor(kept, device=bias.device).repeat_interleave(n_heads // n_kv)
+            bias = bias * kept[:, None]
             per_head = (through_head * bias).sum(-1)
         self.notes["attention"][layer] = weight * (read - per_head[..., None])
         self.notes["value_bias"][layer] = weight.sum(-1) * per_head
@@ -435,7 +447,8 @@ def _run(
     """Account for one batch, a row for each question."""
     rows = torch.arange(len(questions), device=batch.symbols.device)
     positions = torch.tensor([question.position for question in questions], device=rows.device)
-    tally = _Tally(model, anatomy, _Readout.of(model, anatomy, questions), positions)
+    readout = _Readout.of(model, anatomy, questions)
+    tally = _Tally(model, anatomy, readout, positions, removed_biases(model, probes))
     reader = HookProbe("account", tally.hooks(), packs=True)
     layout = Layout.of_symbols(batch.symbols, spans)
     logits = logits_at(model, layout, rows, positions, probes=[*probes, reader])

@@ -10,12 +10,14 @@ rotary positions and before the norm that Gemma-3 gives them.
 
 Writing `resid_mid` changes the attention output. The hook of that name in a TransformerBridge is
 the input of the MLP's norm: writing to it would change what the MLP reads, but not the stream
-itself, to which the MLP's output is added.
+itself, to which the MLP's output is added. A model whose stream there is not the sum of `resid_pre`
+and `attn_out` is refused during the run (norms of the stream as in GPT, mixers as in Falcon-H1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, get_args
 
 from jaxtyping import Float, Int
@@ -23,8 +25,9 @@ from torch import Tensor
 
 from hijacklens.errors import InputError, choice
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
+from hijacklens.probe import Placed
 from hijacklens.sites import Heads, Layers, Sites, choose
-from probes.checks import HEAD_AXES, Site, check_heads
+from probes.checks import HEAD_AXES, Site, check_heads, rounding
 
 _HOOKS = {
     name: f"blocks.{{}}.{'attn.' if name in HEAD_AXES else ''}hook_{name}"
@@ -69,7 +72,7 @@ def reading(
     """Return a hook that passes the activations of tokens of a batch, [token, ...], to `keep`."""
 
     def hook_function(value: Tensor, hook: Any) -> None:  # [batch, pos, ...]
-        keep(value[rows.to(value.device), positions.to(value.device)])
+        keep(_at(value, (rows, positions)))
 
     return hook_name(model, site, layer), hook_function
 
@@ -93,20 +96,37 @@ def writing(
     name = hook_name(model, site, layer)
     if site != "resid_mid":
         return [(name, _put(index, values))]
-    before: list[Tensor] = []
+    at = (rows, positions)
+    seen: dict[str, Tensor] = {}
 
-    def keep_stream(stream: Tensor, hook: Any) -> None:
-        _same_width(values, stream, hook)
-        before[:] = [stream[rows.to(stream.device), positions.to(stream.device)]]
+    def keep(part: str, value: Tensor, hook: Any) -> None:
+        _same_width(values, value, hook)
+        seen[part] = _at(value, at)
 
     def complete(output: Tensor, hook: Any) -> Tensor:
-        new = values.to(output) - before[0].to(output)
-        return _put(index, new)(output, hook=hook)
+        return _put(at, values.to(output) - seen["before"].to(output))(output, hook=hook)
 
-    return [
-        (hook_name(model, "resid_pre", layer), keep_stream),
-        (hook_name(model, "attn_out", layer), complete),
+    def check(stream: Tensor, hook: Any) -> None:
+        parts = [seen[part].to(stream.device).float() for part in ("before", "output")]
+        error = _at(stream, at).float() - sum(parts)
+        if error.norm() > rounding(stream.dtype) * sum(float(part.norm()) for part in parts):
+            raise InputError(
+                f"resid_mid of this model cannot be patched: at {hook.name} the stream is not the "
+                "sum of resid_pre and attn_out, since a norm, a multiplier or a further part of "
+                "the layer comes between. Patch attn_out, resid_pre or resid_post."
+            )
+
+    attn_out = hook_name(model, "attn_out", layer)
+    return [  # other probes may change the parts, too: the sum is measured after them
+        (hook_name(model, "resid_pre", layer), Placed(partial(keep, "before"), "last")),
+        (attn_out, complete),
+        (attn_out, Placed(partial(keep, "output"), "last")),
+        (name, Placed(check, "first")),
     ]
+
+
+def _at(value: Tensor, index: tuple[Tensor, ...]) -> Tensor:
+    return value[tuple(part.to(value.device) for part in index)]
 
 
 def _put(index: tuple[Tensor, ...], values: Tensor) -> HookFunction:

@@ -74,11 +74,11 @@ class Patch:
         return False
 
     def hooks(self, model: HookedModel, layout: Layout) -> Sequence[NamedHook]:
-        """Return one hook per layer (two for `resid_mid`); none if no row is a target prompt.
+        """Return one hook per layer (four for `resid_mid`); none if no row is a target prompt.
 
         Raises:
             InputError: The model has no such layer, head or site; in the forward pass, if its
-                activations have another width.
+                activations have another width or `resid_mid` is not a sum.
         """
         sites = choose_sites(model, self.site, layers=self.layers, heads=self.heads)
         rows, positions, slots = self._tokens(layout)

@@ -22,6 +22,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, device_of, hooked
 from hijacklens.one_layer.model import OneLayerTransformer
+from probes.checks import rounding
 from probes.values.matrices import head_matrices
 
 PROBE_SIZE = 16.0
@@ -30,8 +31,6 @@ TRIED_TOKENS = 8
 """The length of the short prompt."""
 MLPS = ("mlp", "moe", "shared_mlp")
 """Parts of a block that are MLPs."""
-EQUAL, NEARLY_EQUAL = 1e-4, 0.03
-"""Relative differences up to which vectors count as equal, in float32 and in 16-bit dtypes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +213,7 @@ class _Seen:
             return hook_function
 
         names = [name for name in model.hook_dict if name.split(".")[-1] in wanted]
-        dtype = next(iter(model.parameters())).dtype
-        self.tolerance = EQUAL if dtype in (torch.float32, torch.float64) else NEARLY_EQUAL
+        self.tolerance = rounding(next(iter(model.parameters())).dtype)
         row = torch.tensor([list(tokens)], device=device_of(model))
         with torch.inference_mode(), hooked(model, [(name, keep(name)) for name in names]):
             self.logits = model(row, use_cache=False)[0].cpu().double()

@@ -50,7 +50,7 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
 from hijacklens.scoring.result import ProbedSettings
-from probes.anatomy import EQUAL, NEARLY_EQUAL
+from probes.checks import rounding
 
 TAIL = ("ln_final", "project_out")
 """The parts between the stream and the unembedding."""
@@ -145,7 +145,7 @@ def _hooks(model: HookedModel, read: Int[Tensor, " read"]) -> list[NamedHook]:
             for part in tail:
                 end = part(end)
             ends.append(end.to(value))
-        tolerance = EQUAL if value.dtype in (torch.float32, torch.float64) else NEARLY_EQUAL
+        tolerance = rounding(value.dtype)
         same = ends[-1].shape == value.shape
         if not same or (ends[-1] - value).norm() > tolerance * value.norm():
             raise _refused(model, "it does more than a norm between its layers and its unembedding")

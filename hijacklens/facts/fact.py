@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 
 ALIASES = ("aliases_true", "aliases_false")
+RECORDED = ("name", "note", "joining", "opening", "origin", "chat")
+"""What a result records of a set of facts, and how their prompts are written."""
 
 
 @strict
@@ -171,6 +173,15 @@ class FactsRecord:
     origin: str = ""
     """As in `FactSet`."""
     chat: Chat | None = None
+
+    def fact_set(self, table: pd.DataFrame) -> FactSet:
+        """Return the facts of a table (`FactSet.to_dataframe`) as the set that was recorded."""
+        rows: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
+        for row in rows:
+            row.pop("prompt", None)
+            row.update({name: tuple(row[name]) for name in ALIASES if name in row})
+        about = {name: getattr(self, name) for name in RECORDED}
+        return FactSet(tuple(Fact(**row) for row in rows), **about)
 
     @property
     def title(self) -> str:
@@ -372,8 +383,7 @@ class FactSet(Sequence[Fact]):
 
     def record(self) -> FactsRecord:
         """Return what a result records of these facts."""
-        same = ("name", "note", "joining", "opening", "origin", "chat")
-        fields = {name: getattr(self, name) for name in same}
+        fields = {name: getattr(self, name) for name in RECORDED}
         return FactsRecord(**fields, n=len(self), hash=self.content_hash())
 
     def to_dataframe(self) -> pd.DataFrame:

@@ -3,7 +3,7 @@
     attention.knock_out("last", "hijack", layers=range(6, 12))
     attention.rescale(2.0, "last", "subject", heads=[(8, 3), (9, 1)])
     attention.redirect("last", "cluster")             # the one-layer model, by the same call
-    attention.transplant(cache, source="last")        # the attention of another run
+    attention.transplant(cache, prompts=tokens)       # the attention of another run
 
 Source tokens are queries, target tokens keys; both are spans (`hijacklens.prompts.spans`). Heads
 are query heads. Probes act on these hooks, in the order in which they are listed:
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -32,11 +32,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformer_lens import ActivationCache
 
-from hijacklens.errors import InputError, choice, strict
+from hijacklens.errors import InputError, choice, several, shown, strict
 from hijacklens.models.hooked import HookedModel, NamedHook
 from hijacklens.probe import hash_of, spell
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.spans import EVERYWHERE
+from hijacklens.prompts.tokens import TokenIds
 from hijacklens.renamed import old_names, renamed
 from hijacklens.sites import Heads, Layers, choose
 from probes.attention.rows import (
@@ -162,24 +163,30 @@ def redirect(
 def transplant(
     cache: ActivationCache | Mapping[str, Tensor],
     *,
+    prompts: Sequence[Sequence[int]] | Tensor | None = None,
     source: str = EVERYWHERE,
     layers: Layers = None,
     heads: Heads = None,
 ) -> Transplant:
     """Give the source tokens the attention that they had in another run.
 
-    Its prompts must have the same length. It has either one prompt, whose attention goes to every
-    prompt, or as many prompts as are run. Prompts do not share tokens while this probe is on.
+    The attention of a run of one prompt goes to every prompt of its length. For a run of several,
+    `prompts` says which prompt gets which; any other prompt is refused. Prompts do not share tokens
+    while this probe is on.
 
     Args:
         cache: The activations of the other run, with `blocks.L.attn.hook_pattern` [batch, head,
             query, key] (or without batch) for the chosen layers.
+        prompts: For each row of the cache the complete token ids of the prompt that gets its
+            attention [batch, pos], such as the tokens of the other run itself. Prompts are known
+            by their tokens, since a run sorts them and cuts them into batches.
         source: Span of the tokens whose attention is replaced.
         layers: One layer, several, or None for all layers of the cache.
         heads: Query heads of each of these layers, or pairs (layer, head); None for all.
 
     Raises:
-        InputError: A span cannot be read, or the cache has no patterns.
+        InputError: A span cannot be read, the cache has no patterns, or `prompts` are not one for
+            each of its rows, of its length and without repetition.
     """
     source, target, layers, heads = located(source, EVERYWHERE, layers, heads)
     patterns: dict[int, Tensor] = {}
@@ -195,7 +202,38 @@ def transplant(
     pairs = isinstance(heads, tuple) and any(isinstance(head, tuple) for head in heads)
     if layers is None and not pairs:
         layers = tuple(sorted(patterns))
-    return Transplant(source, target, layers, heads, patterns)
+    return Transplant(source, target, layers, heads, patterns, _receivers(patterns, prompts))
+
+
+def _receivers(
+    patterns: Mapping[int, Tensor], prompts: Sequence[Sequence[int]] | Tensor | None
+) -> Mapping[TokenIds, int] | None:
+    """Return prompt -> row of the patterns; None if their only row goes to every prompt."""
+    sizes = {(len(pattern), pattern.shape[-1]) for pattern in patterns.values()}
+    if prompts is None and {rows for rows, _ in sizes} == {1}:
+        return None
+    form = "transplant(cache, prompts=tokens) with the token ids of each prompt"
+    if prompts is None:
+        raise InputError(
+            f"the cache is of {max(sizes)[0]} prompts; say which prompt gets which: {form}."
+        )
+    rows = prompts.tolist() if isinstance(prompts, Tensor) else prompts
+    listed = [
+        tuple(map(int, several("a prompt", ids, "[464, 3139]")))
+        for ids in several("prompts", rows, form)
+    ]
+    if sizes != {(len(listed), len(ids)) for ids in listed}:
+        held = " and ".join(
+            f"{count} prompts of {length} tokens" for count, length in sorted(sizes)
+        )
+        given = sorted({len(ids) for ids in listed})
+        raise InputError(
+            f"the cache is of {held}, and prompts are {len(listed)} of {given} tokens; give one "
+            "for each row of the cache, of the same length."
+        )
+    if len(set(listed)) < len(listed):
+        raise InputError("a prompt occurs twice in prompts; give each prompt one row of the cache.")
+    return {ids: row for row, ids in enumerate(listed)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,13 +305,16 @@ class Transplant(AttentionProbe):
     """The attention of another run; see `transplant`."""
 
     patterns: Mapping[int, Float[Tensor, "batch head query key"]]
+    rows: Mapping[TokenIds, int] | None
+    """Prompt -> row of the patterns; None: the only row goes to every prompt."""
 
     @property
     def key(self) -> str:
-        """The sites and a hash of the patterns."""
-        patterns = hash_of(*(item for pair in sorted(self.patterns.items()) for item in pair))
+        """The sites and a hash of the prompts and patterns."""
+        patterns = (item for pair in sorted(self.patterns.items()) for item in pair)
+        prompts = None if self.rows is None else sorted(self.rows.items())
         sites = {"source": self.source, "layers": self.layers, "heads": self.heads}
-        return spell("transplant", transplant, {"cache": patterns, **sites})
+        return spell("transplant", transplant, {"cache": hash_of(prompts, *patterns), **sites})
 
     @property
     def packs(self) -> bool:
@@ -284,31 +325,49 @@ class Transplant(AttentionProbe):
         """Return hooks on the pattern of every chosen layer.
 
         Raises:
-            InputError: As for all attention probes, or the other run differs in layers, heads,
-                lengths or number of prompts.
+            InputError: As for all attention probes, or the other run differs in layers, heads or
+                lengths, or lacks a prompt.
         """
         layers = choose(model, layers=self.layers, heads=self.heads).by_layer
-        length, batch = layout.key(EVERYWHERE).shape[1], len(layout.tokens)
+        length = layout.key(EVERYWHERE).shape[1]
         for layer in layers:
             if layer not in self.patterns:
                 raise InputError(
                     f"the other run has no pattern of layer {layer}; it has layers "
                     f"{sorted(self.patterns)}."
                 )
-            rows, heads, *sides = self.patterns[layer].shape
-            if rows not in (1, batch) or sides != [length, length] or heads != model.cfg.n_heads:
+            _, heads, *sides = self.patterns[layer].shape
+            if sides != [length, length] or heads != model.cfg.n_heads:
                 raise InputError(
-                    f"the other run was of {rows} prompts of {sides[-1]} tokens with {heads} "
-                    f"heads, this one is of {batch} of {length} with {model.cfg.n_heads}. Run "
-                    "one prompt, or as many as here, of the same length; for prompts that differ "
-                    "in length patch activations by span (probes.activations)."
+                    f"the other run was of prompts of {sides[-1]} tokens with {heads} heads, this "
+                    f"one is of {length} with {model.cfg.n_heads}; for prompts that differ in "
+                    "length patch activations by span (probes.activations)."
                 )
-        return AttentionProbe.hooks(self, model, layout)
+        of_batch = {layer: self.patterns[layer] for layer in layers}
+        if self.rows is None:
+            of_batch = {i: p.expand(len(layout.tokens), -1, -1, -1) for i, p in of_batch.items()}
+        else:
+            rows = _rows_of(self.rows, layout)
+            of_batch = {i: p[rows] for i, p in of_batch.items()}
+        return AttentionProbe.hooks(replace(self, patterns=of_batch), model, layout)
 
     def _at_pattern(self, rows: Rows) -> Tensor | None:
         patterns = self.patterns[rows.layer].to(rows.values)
-        prompt = rows.at_prompt if len(patterns) > 1 else torch.zeros_like(rows.at_prompt)
-        return patterns[prompt, :, rows.at_key]
+        return patterns[rows.at_prompt, :, rows.at_key]
+
+
+def _rows_of(known: Mapping[TokenIds, int], layout: Layout) -> list[int]:
+    """Return the row of each prompt of a layout."""
+    tokens = layout.tokens
+    if layout.past_tokens is not None:
+        tokens = torch.cat([layout.past_tokens, tokens], dim=1)
+    prompts = [tuple(ids) for ids in tokens.tolist()]
+    if missing := next((ids for ids in prompts if ids not in known), None):
+        raise InputError(
+            f"the prompt of tokens {shown(list(missing))} is not one of the {len(known)} that "
+            "transplant has attention for; add it to the other run and to prompts."
+        )
+    return [known[ids] for ids in prompts]
 
 
 def _target_or_all(rows: Rows) -> Bool[Tensor, "row head key"]:

@@ -6,7 +6,7 @@ set). It is positive for heads that bring the hijack about.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache, cached_property, wraps
 from typing import Annotated, Any, ClassVar, cast
@@ -18,10 +18,11 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from pydantic import TypeAdapter
 
 from hijacklens import plots
 from hijacklens.errors import InputError, choice, warn
-from hijacklens.facts.fact import ALIASES, Fact, FactSet, Skipped
+from hijacklens.facts.fact import FactSet, FactsRecord, Skipped
 from hijacklens.facts.halves import shared
 from hijacklens.models.hooked import HookedLanguageModel
 from hijacklens.progress import bar
@@ -58,18 +59,12 @@ NOTHING = "no head's effect differs from 0: use more facts"
 ARRAYS = Stored("search.npz")
 
 
-def _read_facts(table: pd.DataFrame, record: Mapping[str, Any]) -> FactSet:
-    rows: list[Any] = table.astype(object).where(table.notna(), None).to_dict("records")
-    about = record["settings"]["facts"]
-    for row in rows:
-        row.update({name: tuple(row[name]) for name in ALIASES if name in row})
-    return FactSet(tuple(Fact(**row) for row in rows), name=about["name"], note=about["note"])
-
-
 FACTS = Stored(
     "facts.parquet",
     encode=lambda facts: facts.to_dataframe().drop(columns="prompt"),
-    decode=_read_facts,
+    decode=lambda table, record: (
+        TypeAdapter(FactsRecord).validate_python(record["settings"]["facts"]).fact_set(table)
+    ),
 )
 MEANS = Stored(
     "search.npz",

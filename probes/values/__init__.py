@@ -26,7 +26,7 @@ from torch import Tensor
 
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, NamedHook
-from hijacklens.probe import spell
+from hijacklens.probe import Probe, spell
 from hijacklens.prompts.layout import Layout
 from hijacklens.renamed import old_names, renamed
 from hijacklens.sites import Heads, Layers, canonical, choose
@@ -219,10 +219,20 @@ def replace_circuit(
     Note:
         List probes of attention and of values before this one. A circuit that packs costs one
         product [pos, d_head] x [d_head, d_head] per head. Any other costs [pos, d_model] x
-        [d_model, d_model] and [pos, pos] x [pos, d_model] per head, and `hook_z` then shows only
-        the part of b_V, since the rest is added after W_O.
+        [d_model, d_model] and [pos, pos] x [pos, d_model] per head. Since no z could write it, it
+        is added after W_O, and hooks on z see no output of this head.
     """
     return CircuitReplacement(**_fields(replacement, layers, heads), keep_bias=keep_bias)
+
+
+def removed_biases(model: HookedModel, probes: Sequence[Probe]) -> set[tuple[int, int]]:
+    """Return layer and key/value head of the values from which probes, in order, remove b_V."""
+    removed: set[tuple[int, int]] = set()
+    for probe in probes:
+        if isinstance(probe, ValueReplacement) and not isinstance(probe, CircuitReplacement):
+            sites = choose(model, layers=probe.layers, heads=probe.heads, axis="kv_head")
+            removed = removed - set(sites.pairs) if probe.keep_bias else removed | set(sites.pairs)
+    return removed
 
 
 def _fields(replacement: Any, layers: Layers, heads: Heads) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
+from hijacklens.probe import Placed
 from probes.values.matrices import kv_head_of, norm_affine, value_bias
 
 INPUT, PATTERN, VALUES, WRITTEN = "the input of W_V", "the pattern", "values", "the addition"
+LEFT, MARK = "the part of z that stays", "the mark in z"
 NORM_AFTER = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 AGREEMENT = 0.03
 """Largest relative difference between a head's output and its pattern times its values, since
@@ -87,19 +89,36 @@ def circuit_hooks(
     passed: dict[str, Tensor] = {}
     kv_heads = {head: kv_head_of(model, head) for head in new}
     biases = {head: value_bias(model, layer, kv_heads[head]) for head in new} if keep_bias else {}
+    heads = list(new)
 
-    def leave_biases(z: Tensor, hook: Any) -> Tensor:  # [batch, pos, head, d_head]
+    def put_mark(z: Tensor, hook: Any) -> Tensor:  # [batch, pos, head, d_head]
         x, values, pattern = (_take(passed, name, hook) for name in (INPUT, VALUES, PATTERN))
-        z = z.clone()
         written = torch.zeros((), dtype=x.dtype, device=x.device)  # becomes [batch, pos, d_model]
-        for head, matrix in new.items():
+        left = torch.zeros_like(z[:, :, heads])
+        for i, (head, matrix) in enumerate(new.items()):
             rows = pattern[:, head].to(x)  # [batch, query, key]
             _check_output(z[:, :, head], rows @ values[:, :, kv_heads[head]].to(x), layer, head)
             written = written + rows @ (x @ matrix.to(x))
-            z[:, :, head] = 0
             if head in biases:
-                z[:, :, head] = rows.sum(-1, keepdim=True) * biases[head].to(x)
-        passed[WRITTEN] = written
+                left[:, :, i] = rows.sum(-1, keepdim=True) * biases[head].to(x)
+        # No multiple of the mark is the mark, and no z of the model is like it: so `settle`, and
+        # another circuit for this head, see every change.
+        mark = torch.where(z < 0, 1 - z, -1 - z)[:, :, heads]
+        passed.update({WRITTEN: written, LEFT: left, MARK: mark})
+        z = z.clone()
+        z[:, :, heads] = mark
+        return z
+
+    def settle(z: Tensor, hook: Any) -> Tensor:
+        left, marked = _take(passed, LEFT, hook), _take(passed, MARK, hook)
+        for i, head in enumerate(heads):
+            if not torch.equal(z[:, :, head], marked[:, :, i]):
+                raise InputError(
+                    f"replace_circuit: a later probe changes z of head {head} in layer {layer}, "
+                    "which is only a part of what the new circuit writes; leave one of them out."
+                )
+        z = z.clone()
+        z[:, :, heads] = left
         return z
 
     attn = f"blocks.{layer}.attn"
@@ -107,7 +126,8 @@ def circuit_hooks(
         _value_input(model, layer, passed),
         (f"{attn}.hook_v", _keep(passed, VALUES)),
         (f"{attn}.hook_pattern", _keep(passed, PATTERN)),
-        (f"{attn}.hook_z", leave_biases),
+        (f"{attn}.hook_z", put_mark),
+        (f"{attn}.hook_z", Placed(settle, "last")),
         *_add_to_output(model, layer, passed),
     ]
 
@@ -145,24 +165,32 @@ def _value_input(model: HookedModel, layer: int, passed: dict[str, Tensor]) -> N
 def _add_to_output(
     model: HookedModel, layer: int, passed: dict[str, Tensor]
 ) -> Sequence[NamedHook]:
-    """Return hooks that add `passed[WRITTEN]` to the attention output, before a norm after it."""
+    """Return hooks that add `passed[WRITTEN]` to the attention output, before a norm after it.
+
+    They come first, since a probe on the attention output acts on all that its heads write.
+    """
 
     def add(output: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
         return output + passed.pop(WRITTEN).to(output)
 
-    direct, norm = f"blocks.{layer}.attn.hook_out", f"blocks.{layer}.ln1_post"
-    if direct in model.hook_dict:
-        return [(direct, add)]
+    outputs = [f"blocks.{layer}.attn.o.hook_out", f"blocks.{layer}.attn.hook_out"]
+    if getattr(model.cfg, "use_attn_result", False):  # W_O is then applied head by head
+        del outputs[0]
+    if direct := next((name for name in outputs if name in model.hook_dict), None):
+        return [(direct, Placed(add, "first"))]
+    norm = f"blocks.{layer}.ln1_post"
     if f"{norm}.hook_scale" not in model.hook_dict:
-        return [(f"blocks.{layer}.hook_attn_out", add)]
+        return [(f"blocks.{layer}.hook_attn_out", Placed(add, "first"))]
 
     # This RMS norm has hooks only on its scale [batch, pos, 1] and on its result.
     def normalise_again(normalised: Tensor, hook: Any) -> Tensor:  # [batch, pos, d_model]
         output = add(normalised * passed.pop("scale"), hook)
         return output / (output.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
 
-    keep_scale = _keep(passed, "scale")
-    return [(f"{norm}.hook_scale", keep_scale), (f"{norm}.hook_normalized", normalise_again)]
+    return [
+        (f"{norm}.hook_scale", Placed(_keep(passed, "scale"), "first")),
+        (f"{norm}.hook_normalized", Placed(normalise_again, "first")),
+    ]
 
 
 def _check_output(z: Tensor, expected: Tensor, layer: int, head: int) -> None:

@@ -17,6 +17,7 @@ from hijacklens.models.loading import load_model
 from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.probe import HookProbe
+from probes import values
 from probes.account import SINGLE, Norm, Question, accounts
 
 TEXTS = ["Do not think of Guam. The Eiffel Tower is in the city of", "Rome is", "The capital of"]
@@ -193,6 +194,29 @@ def test_position_and_biases_of_gpt2():
         for layer, block in enumerate(plain.transformer.h):
             expected = opened.read(layer, block.attn.c_proj.bias.double())
             assert account.output_bias[layer] == pytest.approx(expected, abs=2e-6)
+
+
+def test_a_removed_value_bias_is_no_part():
+    """The account under the probe is that of a model whose value bias is zero."""
+    question = [Question((1, 20, 30, 40, 50, 60), position=5, plus=7, minus=9)]
+    plain = tiny_model("gpt2")
+    edited = copy.deepcopy(plain)
+    for block in edited.transformer.h:
+        block.attn.c_attn.bias.data[64:] = 0
+    models = (
+        load_model(each, tokenizer=tiny_tokenizer("gpt2"), device="cpu") for each in (plain, edited)
+    )
+    model, without = models
+    (expected,) = accounts(without, question)
+    removed = values.replace(values.scaled(1.0), keep_bias=False)
+    (account,) = accounts(model, question, probes=[removed])
+    assert not account.value_bias.any()
+    np.testing.assert_allclose(account.attention, expected.attention, atol=1e-5)
+    nothing = values.replace(values.zero(), layers=1, heads=2, keep_bias=False)
+    (account,) = accounts(model, question, probes=[nothing])
+    assert not account.attention[1, 2].any() and account.value_bias[1, 2] == 0
+    assert account.value_bias[0].all() and account.value_bias[1, [0, 1, 3]].all()
+    assert abs(account.residual) < 1e-4
 
 
 def test_the_soft_cap_is_a_separate_part():

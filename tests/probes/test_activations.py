@@ -9,7 +9,17 @@ import pytest
 import torch
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
-from tiny_models import tiny_model, tiny_tokenizer
+from tiny_models import rough, tiny_model, tiny_tokenizer
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+)
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
@@ -175,6 +185,50 @@ def test_the_patched_middle_of_a_layer_is_in_the_stream(model):
             atol=1e-5,
             rtol=0,
         )
+
+
+SIZE = {"vocab_size": 400, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32}
+NO_SUM = {
+    "OPT-350m": lambda: OPTForCausalLM(
+        OPTConfig(**SIZE, ffn_dim=64, word_embed_proj_dim=16, do_layer_norm_before=False)
+    ),
+    "GPT": lambda: OpenAIGPTLMHeadModel(
+        OpenAIGPTConfig(vocab_size=400, n_embd=32, n_layer=2, n_head=4)
+    ),
+    "BLOOM": lambda: BloomForCausalLM(
+        BloomConfig(
+            vocab_size=400, hidden_size=32, n_layer=2, n_head=4,
+            apply_residual_connection_post_layernorm=True,
+        )
+    ),
+    "Falcon-H1": lambda: FalconH1ForCausalLM(
+        FalconH1Config(
+            **SIZE, intermediate_size=64, num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4,
+            mamba_d_head=8, mamba_d_state=8, mamba_chunk_size=8,
+        )
+    ),
+}  # fmt: skip
+"""Models whose stream between attention and MLP is not `resid_pre + attn_out`."""
+
+
+@pytest.mark.parametrize("name", NO_SUM)
+def test_a_middle_that_is_no_sum_is_refused(name):
+    """The patched run is not the source run there, which it is where the stream is a sum."""
+    model = load_model(rough(NO_SUM[name]()), tokenizer=tiny_tokenizer("gpt2"), device="cpu")
+    where = Correspondence((7, 8, 9, 10), (7, 20, 21, 22), tuple((i, i) for i in range(4)))
+    made = patch(model, where, site="resid_mid", layers=1)
+    with pytest.raises(InputError, match=r"resid_mid of this model cannot be patched: at blocks.1"):
+        run(model, where.target, made)
+
+
+def test_other_probes_may_change_the_parts_of_the_middle(model):
+    """The stream is read and measured after them, whatever the order."""
+    where = Correspondence((7, 8, 9, 10), (7, 20, 21, 22), tuple((i, i) for i in range(4)))
+    middle, before = (patch(model, where, site=f"resid_{n}", layers=1) for n in ("mid", "pre"))
+    source = run(model, where.source)
+    for order in ([middle, before], [before, middle]):
+        torch.testing.assert_close(run(model, where.target, *order), source, atol=1e-4, rtol=0)
+    run(model, where.target, middle, ablate(layers=1, site="attn_out"))
 
 
 def test_patching_a_prompt_with_itself_changes_nothing(model):

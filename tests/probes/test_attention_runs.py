@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pandas as pd
 import pytest
 import torch
 from masked_huggingface import everywhere_masked
@@ -24,9 +25,16 @@ from transformers import (
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
+from hijacklens.facts.fact import Fact, FactSet
 from hijacklens.models.loading import load_model
+from hijacklens.one_layer.evaluation import HOOKED_BLOCK, answers
+from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import logits_at, probed
 from hijacklens.prompts.layout import Layout
+from hijacklens.prompts.tokens import encode
+from hijacklens.scoring.execution import Execution
+from hijacklens.scoring.hijack import hijack
 from probes.attention import knock_out, redirect, rescale, transplant
 
 
@@ -132,12 +140,57 @@ class TestTransplant:
         assert float((logits - bare)[0, -1].abs().max()) > 1e-3
         assert torch.equal(logits[0, :-1], bare[0, :-1])
 
-    def test_of_a_batch_row_by_row(self, gpt2):
-        both = [self.ids[0][0], self.ids[1][0]]
-        _, cache = run(gpt2, both)
-        swapped = {f"blocks.{i}.attn.hook_pattern": cache["pattern", i].flip(0) for i in range(2)}
-        _, changed = run(gpt2, both, [transplant(swapped)])
-        assert torch.equal(changed["pattern", 0], cache["pattern", 0].flip(0))
+    def test_prompts_are_known_by_their_tokens(self, gpt2):
+        """Of three prompts of a run, two are run in another order, each with its own attention."""
+        rows = torch.randint(5, 300, (3, 5), generator=torch.Generator().manual_seed(0))
+        _, cache = run(gpt2, rows.tolist())
+        probe = transplant(cache, prompts=rows)
+        backwards = rows.flip(0)[:2].tolist()
+        expected, own = run(gpt2, backwards)
+        logits, changed = run(gpt2, backwards, [probe])
+        assert_close(changed["pattern", 0], own["pattern", 0], atol=1e-6, rtol=0)
+        assert_close(logits, expected, atol=1e-5, rtol=0)
+        swapped = transplant(cache, prompts=rows.flip(0))
+        _, changed = run(gpt2, rows.tolist(), [swapped])
+        assert torch.equal(changed["pattern", 1], cache["pattern", 1].flip(0))
+
+    def test_own_attention_changes_no_score(self, gpt2):
+        """The engine sorts prompts and cuts them into batches of two."""
+        facts = FactSet(
+            tuple(
+                Fact(case_id=i, relation_id="", subject=subject, template="The {} is in",
+                     target_true="Rome", target_false="Guam")
+                for i, subject in enumerate(("z", "x", "cat", "a"))
+            ),
+            name="four",
+        )  # fmt: skip
+        prompts = encode(gpt2.tokenizer, [fact.prompt for fact in facts])
+        targets = encode(
+            gpt2.tokenizer, [f"{f.prompt} {t}" for f in facts for t in ("Rome", "Guam")]
+        )
+        length = len(prompts[0])
+        assert {len(ids) for ids in prompts} == {length}
+        assert {len(ids) for ids in targets} == {length + 1}
+        _, cache = run(gpt2, prompts)
+        probe = transplant(cache, prompts=prompts)
+        for size in (2 * length, 1000):
+            execution = Execution(store=False, batch_tokens=size)
+            options: dict = {"doses": [0], "execution": execution, "quiet": True}
+            bare = hijack(gpt2, facts, **options).items
+            own = hijack(gpt2, facts, probes=[probe], **options).items
+            pd.testing.assert_frame_equal(own, bare, atol=1e-4, rtol=0)
+        half = {name: cache[name][:2] for name in cache.keys() if name.endswith("hook_pattern")}  # noqa: SIM118
+        with pytest.raises(InputError, match="is not one of the 2 that transplant has"):
+            hijack(gpt2, facts, probes=[transplant(half, prompts=prompts[:2])], **options)
+
+    def test_more_contexts_than_a_block(self):
+        task = ConceptTask(bits=4, length=12)
+        model = OneLayerTransformer(OneLayerConfig(vocab=16, d_model=16, length=12))
+        tokens = task.sample(2 * HOOKED_BLOCK, torch.Generator().manual_seed(1)).tokens
+        _, cache = model.run_with_cache(tokens)
+        probe = transplant(cache, prompts=tokens)
+        got, expected = answers(model, task, probes=[probe])(tokens), answers(model, task)(tokens)
+        assert_close(got, expected, atol=1e-5, rtol=0)
 
     def test_under_a_cache_of_keys_and_values(self, gpt2):
         (ids,), (other,) = self.ids
@@ -153,7 +206,7 @@ class TestTransplant:
 
     def test_what_cannot_be_transplanted(self, gpt2):
         _, cache = run(gpt2, self.ids[0])
-        with pytest.raises(InputError, match=r"prompts of 5 tokens .* of 1 of 3"):
+        with pytest.raises(InputError, match=r"prompts of 5 tokens .* of 3 with"):
             run(gpt2, [[7, 8, 9]], [transplant(cache)])
         some = {"blocks.1.attn.hook_pattern": cache["pattern", 1][0]}
         assert transplant(some).layers == (1,)
@@ -161,12 +214,23 @@ class TestTransplant:
             run(gpt2, self.ids[0], [transplant(some, heads=[(0, 1)])])
         with pytest.raises(InputError, match=r"no pattern .* run_with_cache"):
             transplant({"blocks.0.hook_resid_pre": torch.zeros(1, 5, 32)})
+        two = {"blocks.1.attn.hook_pattern": cache["pattern", 1].repeat(2, 1, 1, 1)}
+        (ids,), (other,) = self.ids
+        with pytest.raises(InputError, match=r"of 2 prompts; say which prompt gets which: .*pro"):
+            transplant(two)
+        with pytest.raises(InputError, match=r"2 prompts of 5 tokens, and prompts are 1 of \[5\]"):
+            transplant(two, prompts=[ids])
+        with pytest.raises(InputError, match=r"prompts are 2 of \[4, 5\] tokens"):
+            transplant(two, prompts=[ids, other[:4]])
+        with pytest.raises(InputError, match="a prompt occurs twice"):
+            transplant(two, prompts=[ids, ids])
 
     def test_the_key_tells_patterns_apart(self, gpt2):
         _, one = run(gpt2, self.ids[0])
         _, other = run(gpt2, self.ids[1])
         assert transplant(one).key == transplant(one).key != transplant(other).key
         assert transplant(one).key.startswith("transplant:cache=")
+        assert transplant(one, prompts=self.ids[0]).key != transplant(one, prompts=self.ids[1]).key
         assert not transplant(one).packs
 
 

@@ -293,6 +293,20 @@ def test_a_saved_search_is_read_back(planted, tmp_path, kind):
         load_result(tmp_path / "search")
 
 
+def test_a_saved_search_asks_its_facts_as_before(planted, tmp_path):
+    facts = replace(planted_facts(), joining="none", origin="a data set", note="a note")
+    facts = facts.with_opening("Well.")
+    found = search(planted, facts[:6], candidates=2)
+    back = load_result(found.save(tmp_path / "search"))
+    assert isinstance(back, HeadSearch)
+    assert back.facts == found.facts
+    assert back.facts.opening == "Well." and back.facts.joining == "none"
+    new = replace(facts[6:], name="new")
+    tests = (each.test(new, random_sets=1, quiet=True) for each in (found, back.on(planted)))
+    first, second = (each.sets for each in tests)
+    pd.testing.assert_frame_equal(second, first)
+
+
 def test_layers_can_be_chosen(planted):
     found = search(planted, planted_facts()[:4], layers=[2], candidates=50)
     assert sorted(found.candidates) == [(2, 0), (2, 1), (2, 2), (2, 3)]

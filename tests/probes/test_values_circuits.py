@@ -29,6 +29,7 @@ from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.schemes import get_scheme
 from hijacklens.scoring.hijack import hijack
 from probes import values
+from probes.ablation import ablate
 from probes.values.replacements import MatrixSite
 
 SITES = [(0, 1), (1, 0), (1, 3)]
@@ -178,6 +179,42 @@ def test_with_replaced_values_of_the_same_head():
     expected = with_circuits(with_values(plain, values_new), new)(ids).logits
     same(run(model, ids, *probes), expected)
     assert read.gpt2
+
+
+def scaled_head(factor):
+    scale = torch.ones(4, 1)
+    scale[1] = factor
+    return HookProbe("scaled", [("blocks.1.attn.hook_z", lambda z, hook: z * scale)])
+
+
+LATER = {
+    "ablated": ablate(heads=[(1, 1)]),
+    "scaled": scaled_head(3.0),
+    "scaled to nothing": scaled_head(0.0),
+    "the circuit again": values.replace_circuit({(1, 1): draw(32, 32)}),
+    "a circuit of both matrices": values.replace_circuit(values.zero(), heads=[(1, 1)]),
+}
+
+
+@pytest.mark.parametrize("name", LATER)
+@pytest.mark.parametrize("nothing", [False, True])
+def test_later_probes_on_the_output_of_the_head_are_refused(pair, ids, name, nothing):
+    """They were without effect on what the circuit writes, which is added after z."""
+    _, model = pair
+    probe = values.replace_circuit({(1, 1): draw(32, 32)})
+    before = [values.replace(values.zero(), layers=1, keep_bias=False)] if nothing else []
+    with pytest.raises(InputError, match="replace_circuit"):
+        run(model, ids, *before, probe, LATER[name])
+
+
+def test_other_heads_and_the_attention_output_can_be_changed_in_any_order(pair, ids):
+    _, model = pair
+    probe = values.replace_circuit({(1, 1): draw(32, 32)})
+    other, output = ablate(heads=[(1, 2)]), ablate(layers=1, site="attn_out")
+    same(run(model, ids, probe, other), run(model, ids, other, probe))
+    assert (run(model, ids, probe, other) - run(model, ids, probe)).abs().max() > 1e-3
+    for order in ([probe, output], [output, probe]):
+        same(run(model, ids, *order), run(model, ids, output))
 
 
 def test_circuits_made_of_both_matrices_work_under_a_cache(pair, ids):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
+from hijacklens.facts.chat import Chat
 from hijacklens.facts.fact import Fact, FactSet, Skipped
 from hijacklens.facts.loading import load_facts
 from hijacklens.prompts.schemes import get_scheme
@@ -356,3 +357,10 @@ def test_records_that_cannot_be_read_follow_the_selection():
     assert {row.relation_id for row in kept} <= {relation, ""}
     assert skipped[3] in kept  # it may belong to any
     assert facts.where(case_ids=[facts[0].case_id]).skipped == ()
+
+
+def test_a_record_and_a_table_give_the_facts_back():
+    odd = make(3, aliases_true=("City of Light", "Paname"), near_true="France", distractor="Guam!")
+    facts = FactSet((make(2**62 + 1), odd), name="toy", note="a", joining="none", origin="a paper")
+    facts = facts.with_opening("Well.").in_chat(Chat(hijack="system", system="Be brief."))
+    assert facts.record().fact_set(facts.to_dataframe()) == facts

@@ -32,6 +32,8 @@ MLPS = ("mlp", "moe", "shared_mlp")
 """Parts of a block that are MLPs."""
 EQUAL, NEARLY_EQUAL = 1e-4, 0.03
 """Relative differences up to which vectors count as equal, in float32 and in 16-bit dtypes."""
+SURE = 0.5
+"""A factor is known if three standard errors of its fit are at most this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +218,7 @@ class _Seen:
         names = [name for name in model.hook_dict if name.split(".")[-1] in wanted]
         dtype = next(iter(model.parameters())).dtype
         self.tolerance = EQUAL if dtype in (torch.float32, torch.float64) else NEARLY_EQUAL
+        self.rounding = torch.finfo(dtype).eps
         row = torch.tensor([list(tokens)], device=device_of(model))
         with torch.inference_mode(), hooked(model, [(name, keep(name)) for name in names]):
             self.logits = model(row, use_cache=False)[0].cpu().double()
@@ -232,12 +235,36 @@ class _Seen:
         return same and bool((got - expected).norm() <= self.tolerance * expected.norm() + 1e-9)
 
     def factors(self, parts: Sequence[Tensor], whole: Tensor) -> list[float] | None:
-        """Return the numbers by which parts sum to the whole, or None if there are none."""
-        columns = torch.stack([part.flatten() for part in parts], 1)
-        found = torch.linalg.lstsq(columns, whole.flatten()[:, None]).solution[:, 0]
-        if not self.close((columns @ found).reshape(whole.shape), whole):
+        """Return the numbers by which parts sum to the whole, or None if there are none.
+
+        A number of the whole may be off by the rounding of the sum, and by the tolerance times
+        what is added to the first part. Both are small next to what is added in most coordinates,
+        though not next to the norm of a stream, in which a few coordinates can be huge.
+
+        Raises:
+            InputError: A part drowns in the rounding of the others, so any number would fit.
+        """
+        if any(part.shape != whole.shape for part in parts):
             return None
-        return [1.0 if abs(x - 1) < self.tolerance else x for x in found.tolist()]
+        size = sum((part.square().mean(-1, keepdim=True).sqrt() for part in parts[1:]), 0 * whole)
+        level = whole.square().mean(-1, keepdim=True).sqrt() * EQUAL + 1e-9
+        off = self.rounding * (parts[0].abs() + whole.abs() + level) + self.tolerance * size
+        columns = torch.stack([(part / off).flatten() for part in parts], 1)
+        found = torch.linalg.lstsq(columns, (whole / off).flatten()[:, None]).solution[:, 0]
+        errors = 3 * torch.linalg.pinv(columns.mT @ columns).diagonal().clamp(min=0).sqrt()
+        for i, part in enumerate(parts):
+            if not part.any() or abs(found[i] - 1) <= errors[i] + (self.tolerance if i else 0):
+                found[i] = 1
+        rest = columns @ found - (whole / off).flatten()
+        if not rest.square().mean() <= 1:
+            return None
+        if (errors > SURE).any():
+            raise _refused(
+                self.model,
+                "a layer adds too little to the stream to show by what factor in this dtype. Load "
+                "the model in float32",
+            )
+        return found.tolist()
 
 
 def _refused(model: Any, reason: str) -> InputError:
@@ -272,7 +299,7 @@ def _measure_heads(seen: _Seen, layers: list[LayerForm], layer: int) -> Tensor:
     ]
     for source in range(layer, -1, -1):
         for hook in ("v_norm.hook_out", "hook_v"):
-            for clip in (None, *filter(None, clips)):
+            for clip in (*filter(None, clips), None):  # a few tokens need not reach the clip
                 got = read(f"blocks.{source}.attn.{hook}", clip)
                 if got is not None and seen.close(got, z):
                     form.values, form.values_of, form.clip = hook, source, clip
@@ -307,8 +334,6 @@ def _measure_layer(
         mlps = {total: seen.values[total]}
     parts = [*heads, *mlps.values()]
     form.mlps, form.other = dict.fromkeys(mlps, 1.0), bool(mixers)
-    if seen.close(sum([*parts, *mixers], before), after):
-        return
     if found := seen.factors([before, *parts, *mixers], after):
         form.stream = found[0]
         form.attention = found[1] / found[0] if heads else 1.0
@@ -318,19 +343,16 @@ def _measure_layer(
     first, second = (f"{block}.ln{i}" for i in (1, 2))
     inside = seen.values.get(f"{first}.hook_out")
     if heads and inside is not None and seen.close(seen.only(f"{second}.hook_out"), after):
-        entered = before + heads[0], sum(mlps.values(), inside)
+        entered = [before, heads[0]], [inside, *mlps.values()]
         if all(
-            seen.close(seen.only(f"{path}.hook_in"), value)
-            for path, value in zip((first, second), entered, strict=True)
+            seen.factors(added, seen.only(f"{path}.hook_in")) == [1.0] * len(added)
+            for path, added in zip((first, second), entered, strict=True)
         ):
             norms = norm(first), norm(second)
             assert norms[0] and norms[1]
             form.post = norms[0], norms[1]
             return
-    if not mixers:
-        raise _refused(seen.model, f"no hooks of layer {layer} show all that it adds")
-    scalar = getattr(seen.model.blocks[layer].original_component, "layer_scalar", None)
-    form.stream = 1.0 if scalar is None else float(scalar)  # Gemma 4 scales the stream itself
+    raise _refused(seen.model, f"no hooks of layer {layer} show all that it adds")
 
 
 def _measure_head(seen: _Seen, result: Anatomy, stream: Tensor) -> None:

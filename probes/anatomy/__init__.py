@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,10 +23,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, device_of, hooked
 from hijacklens.one_layer.model import OneLayerTransformer
-from probes.values.matrices import head_matrices
+from probes.anatomy.matrices import head_matrices
+from probes.anatomy.norms import Norm, norm_at, some_tokens
 
-PROBE_SIZE = 16.0
-"""Large enough that a norm's epsilon is negligible (1e-5 of 256), small enough for float16."""
 TRIED_TOKENS = 8
 """The length of the short prompt."""
 MLPS = ("mlp", "moe", "shared_mlp")
@@ -34,56 +34,6 @@ EQUAL, NEARLY_EQUAL = 1e-4, 0.03
 """Relative differences up to which vectors count as equal, in float32 and in 16-bit dtypes."""
 SURE = 0.5
 """A factor is known if three standard errors of its fit are at most this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """A layer norm or RMS norm without its scale: `norm(x) = weight * (C x) / scale + bias`.
-
-    C subtracts the mean for a layer norm and is the identity for an RMS norm.
-
-    >>> norm = Norm(weight=torch.tensor([1.0, 2.0]), bias=torch.zeros(2), centred=True)
-    >>> norm.pull(torch.tensor([[3.0, 2.0]]))     # (3, 4) without its mean
-    tensor([[-0.5000,  0.5000]])
-    """
-
-    weight: Float[Tensor, " d_model"]
-    """The effective weight: 1 + w for Gemma, ones if the weight is folded into the next matrix."""
-    bias: Float[Tensor, " d_model"]
-    centred: bool
-
-    @classmethod
-    def of(cls, module: Any, width: int, like: Tensor) -> Norm:
-        """Measure what a norm module does by applying it to three vectors [1, 1, width].
-
-        This works whatever the name, offset or folding of the weight. The vectors have the dtype of
-        `like`, a tensor of the model.
-        """
-        device = next(iter(module.parameters()), like).device
-        signs = torch.ones(width, dtype=like.dtype, device=device)
-        signs[1::2] = -1
-        if width % 2:
-            signs[-3:] = signs.new_tensor([2, -1, -1])  # the mean stays zero
-        rows = torch.stack([torch.zeros_like(signs), signs, torch.ones_like(signs)]) * PROBE_SIZE
-        with torch.inference_mode():
-            bias, along, flat = (module(row[None, None])[0, 0].float() for row in rows)
-        signs = signs.float()
-        weight = (along - bias) * signs.pow(2).mean().sqrt() / signs
-        centred = bool((flat - bias).abs().max() < 0.1 * weight.abs().max())
-        return cls(weight.clone(), bias.clone(), centred)
-
-    def apply(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return `weight * (C x)`: the output times the scale, without the bias."""
-        centred = x - x.mean(-1, keepdim=True) if self.centred else x
-        return centred * self.weight.to(x.device)
-
-    def pull(self, direction: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_model"]:
-        """Map a direction on the output to the one on the input that reads the same times scale.
-
-        The norm's bias is left out.
-        """
-        weighted = direction * self.weight.to(direction.device)
-        return weighted - weighted.mean(-1, keepdim=True) if self.centred else weighted
 
 
 @dataclass(slots=True)
@@ -112,6 +62,20 @@ class LayerForm:
     """Whether further parts write to the stream."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Directions of the residual stream that the output reads, times the scales of norms."""
+
+    at_end: Float[Tensor, "read d_model"]
+    """After the last layer."""
+    before: Sequence[Float[Tensor, "read d_model"]]
+    """By layer, where attention is added."""
+    middle: Sequence[Float[Tensor, "read d_model"]]
+    """By layer, where the MLP is added."""
+    heads: Sequence[Float[Tensor, "read d_model"]]
+    """By layer, of what the heads write: before the norm that may follow attention."""
+
+
 @dataclass(slots=True)
 class Anatomy:
     """How a model makes logits."""
@@ -130,9 +94,26 @@ class Anatomy:
     hook_names: frozenset[str] = frozenset()
     """The hooks that run in a forward pass."""
 
+    def projected(self, direction: Float[Tensor, "read width"]) -> Float[Tensor, "read d_model"]:
+        """Map a direction on the input of the unembedding to one on the last norm's output."""
+        return direction if self.projection is None else direction @ self.projection.to(direction).T
 
-def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
-    """Measure a model on the first of these tokens.
+    def pulled(self, direction: Float[Tensor, "read width"]) -> Pulled:
+        """Map a direction on the input of the unembedding to those on the stream that it reads."""
+        pulled = self.projected(direction)
+        pulled = pulled if self.final is None else self.final.pull(pulled)
+        at_end, before, middle, heads = pulled, [], [], []
+        for form in reversed(self.layers):
+            middle.append(pulled if form.post is None else form.post[1].pull(pulled))
+            pulled = middle[-1] if form.post is None else form.post[0].pull(middle[-1])
+            before.append(pulled)
+            norm = form.after_attention
+            heads.append(pulled if norm is None else norm.pull(pulled))
+        return Pulled(at_end, before[::-1], middle[::-1], heads[::-1])
+
+
+def anatomy_of(model: HookedModel, tokens: Sequence[int] = ()) -> Anatomy:
+    """Measure a model on the first of these tokens, or on some of its vocabulary.
 
     Raises:
         InputError: The logits cannot be written as a sum over heads, MLPs and further parts.
@@ -140,17 +121,8 @@ def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
     Note:
         Costs a forward pass over at most eight tokens.
     """
-    like = next(iter(model.parameters())).new_empty(0, device=device_of(model))
+    norm = partial(norm_at, model)
     names, n_layers = frozenset(model.hook_dict), int(model.cfg.n_layers)
-
-    def norm(path: str) -> Norm | None:
-        if not {f"{path}.hook_scale", f"{path}.hook_out"} & names:
-            return None
-        part: Any = model
-        for name in path.split("."):
-            part = part[int(name)] if name.isdigit() else getattr(part, name)
-        return Norm.of(part, int(model.cfg.d_model), like)
-
     soft_cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
     attention_only = bool(getattr(model.cfg, "attn_only", False))
     layers = [
@@ -168,7 +140,7 @@ def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
                 raise _refused(model, f"layer {i} has no hook {name!r}")
         result.residual = not isinstance(model, OneLayerTransformer)
         return result
-    seen = _Seen(model, tokens[:TRIED_TOKENS])
+    seen = _Seen(model, tokens[:TRIED_TOKENS] or some_tokens(model, TRIED_TOKENS))
     result.hook_names = frozenset(seen.ran)
     streams = [seen.only(f"blocks.{i}.hook_in") for i in range(n_layers)]
     ends = [f"blocks.{n_layers - 1}.hook_out"]

@@ -33,6 +33,7 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens.errors import InputError, choice
+from hijacklens.models.exclusive import exclusive
 from hijacklens.models.hooked import HookedModel, require_eval, vocabulary_of
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
@@ -274,13 +275,16 @@ class DirectPath:
 
     model: Any
     anatomy: Anatomy
+    before: Mapping[int, Norm | None]
+    """Layer with heads -> the norm before its attention; None if there is none."""
 
     @classmethod
     def of(cls, model: HookedModel) -> DirectPath:
         """Return the direct path of any hooked model.
 
         Raises:
-            InputError: Hooks do not show how the model makes logits, or it norms the stream itself.
+            InputError: Hooks do not show how the model makes logits or what W_V reads, or it norms
+                the stream itself.
         """
         anatomy = anatomy_of(model)
         if any(form.post for form in anatomy.layers):
@@ -288,12 +292,10 @@ class DirectPath:
                 f"{model.cfg.model_name!r} has norms of the residual stream itself, so no direct "
                 "path leads from a head to the logits. Use another model for the memory fit."
             )
-        return cls(model, anatomy)
-
-    def before(self, layer: int) -> Norm | None:
-        """Return the norm before the attention of a layer, if it has one."""
-        path = norm_before_attention(self.model, layer)
-        return None if path is None else norm_at(self.model, path)
+        attending = [layer for layer, form in enumerate(anatomy.layers) if form.attends]
+        with exclusive(model):
+            paths = {layer: norm_before_attention(model, layer) for layer in attending}
+        return cls(model, anatomy, {i: path and norm_at(model, path) for i, path in paths.items()})
 
     def read(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
         """Return x: what a head reads of each token.
@@ -303,7 +305,7 @@ class DirectPath:
         """
         _check_tokens(tokens, vocabulary_of(self.model), "W_E")
         x = _double(embedded(self.model, list(tokens)))
-        first = self.before(self._first)
+        first = self._first
         if first is None:
             return x
         if first.centred:
@@ -311,9 +313,9 @@ class DirectPath:
         return x / x.square().mean(-1, keepdim=True).sqrt()
 
     @property
-    def _first(self) -> int:
-        """The first layer with heads, whose norm is of the kind of all layers' norms."""
-        return next(i for i, form in enumerate(self.anatomy.layers) if form.attends)
+    def _first(self) -> Norm | None:
+        """The norm of the first layer with heads, of whose kind all others are."""
+        return next(iter(self.before.values()))
 
     def write(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
         """Return y: the direction of a head's output that raises each token's logit.
@@ -341,7 +343,7 @@ class DirectPath:
             )
         circuit = ov_circuit(self.model, layer, head)
         A, B = _double(circuit.A), _double(circuit.B)
-        norm, first = self.before(layer), self.before(self._first)
+        norm, first = self.before.get(layer), self._first
         if (norm and norm.centred) != (first and first.centred):
             raise InputError(
                 f"layer {layer} of {self.model.cfg.model_name!r} reads the residual stream through "

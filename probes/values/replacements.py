@@ -391,8 +391,10 @@ def _pairs(pairs: Tensor, site: MatrixSite) -> Tensor:
             f"model knows 0 to {vocab - 1}."
         )
     device = site.current.device
-    cues = _cues(site, pairs[:, 0]).to(device)  # [pair, d_model]
-    answers = _answers(site, pairs[:, 1]).to(device)
+    made, name = made_for_run(model), ("vectors", site.layer, hash_of(pairs))
+    if name not in made:
+        made[name] = _cues(site, pairs[:, 0]), _answers(site, pairs[:, 1])
+    cues, answers = (vectors.to(device) for vectors in made[name])  # [pair, d_model]
     if site.kind == "circuit":
         return cues.mT @ answers
     outputs = torch.cat(

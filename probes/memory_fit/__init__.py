@@ -295,7 +295,8 @@ class DirectPath:
         attending = [layer for layer, form in enumerate(anatomy.layers) if form.attends]
         with exclusive(model):
             paths = {layer: norm_before_attention(model, layer) for layer in attending}
-        return cls(model, anatomy, {i: path and norm_at(model, path) for i, path in paths.items()})
+        norms = {i: None if path is None else norm_at(model, path) for i, path in paths.items()}
+        return cls(model, anatomy, norms)
 
     def read(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
         """Return x: what a head reads of each token.

@@ -46,9 +46,10 @@ from hijacklens.probe import HookProbe, Probe, check_probes, logits_at
 from hijacklens.prompts.layout import Layout
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.results.glance import Glance, Grid, Shown
-from probes.anatomy import Anatomy, Norm, anatomy_of
+from probes.anatomy import Anatomy, Pulled, anatomy_of
+from probes.anatomy.matrices import head_matrices
+from probes.anatomy.norms import Norm
 from probes.values import removed_biases
-from probes.values.matrices import head_matrices
 
 SINGLE = ("embedding", "position", "norm_bias", "unembed_bias", "soft_cap", "normaliser", "other")
 """The parts that belong to no layer, and `other`: what layers add to the stream that is neither a
@@ -185,12 +186,7 @@ class _Readout:
     columns: Float[Tensor, "2 read width"]
     """Columns of W_U for plus and minus, zeros without minus."""
     biases: Float[Tensor, "2 read"]
-    at_end: Float[Tensor, "read d_model"]
-    """The direction of the stream after the last layer that is read."""
-    before: Sequence[Float[Tensor, "read d_model"]]
-    """Layer -> the direction of the stream that is read where attention is added to it."""
-    middle: Sequence[Float[Tensor, "read d_model"]]
-    """Layer -> the same where the MLP is added."""
+    directions: Pulled
     norm_bias: Float[Tensor, " read"]
     """What the final norm's bias adds to the difference."""
 
@@ -208,22 +204,10 @@ class _Readout:
             biases = torch.zeros_like(counts)
             if b_U is not None:
                 biases = b_U[tokens.to(b_U.device)].to(device, dtype) * counts
-            pulled = columns[0] - columns[1]
-            if anatomy.projection is not None:
-                pulled = pulled @ anatomy.projection.to(pulled).T
-            norm_bias = torch.zeros_like(biases[0])
+            read, norm_bias = columns[0] - columns[1], torch.zeros_like(biases[0])
             if anatomy.final is not None:
-                norm_bias = pulled @ anatomy.final.bias.to(device, dtype)
-                pulled = anatomy.final.pull(pulled)
-            at_end, before, middle = pulled, [], []
-            for form in reversed(anatomy.layers):
-                if form.post is not None:
-                    middle.append(form.post[1].pull(pulled))
-                    pulled = form.post[0].pull(middle[-1])
-                else:
-                    middle.append(pulled)
-                before.append(pulled)
-            return cls(columns, biases, at_end, before[::-1], middle[::-1], norm_bias)
+                norm_bias = anatomy.projected(read) @ anatomy.final.bias.to(device, dtype)
+            return cls(columns, biases, anatomy.pulled(read), norm_bias)
 
 
 class _Tally:
@@ -252,7 +236,7 @@ class _Tally:
 
     def hooks(self) -> list[NamedHook]:
         """Return the hooks that record the numbers, as far as this model has them."""
-        layers, before = self.anatomy.layers, self.readout.before
+        layers, before = self.anatomy.layers, self.readout.directions.before
         hooks: list[NamedHook] = [
             ("hook_pos_embed", partial(self._project, "position", 0, before[0])),
             ("blocks.0.hook_resid_pre", partial(self._project, "embedding", 0, before[0])),
@@ -260,7 +244,7 @@ class _Tally:
             ("unembed.hook_in", self._normed),
         ]
         if any(form.other for form in layers):
-            end = partial(self._project, "stream", len(layers), self.readout.at_end)
+            end = partial(self._project, "stream", len(layers), self.readout.directions.at_end)
             hooks.append((self.anatomy.stream_end, end))
         for layer, form in enumerate(layers):
             block, direction = f"blocks.{layer}", before[layer]
@@ -274,8 +258,9 @@ class _Tally:
                 ]
                 norm = form.after_attention
                 hooks += self._scales(f"{block}.ln1_post", norm, "attention_scale", layer)
+            middle = self.readout.directions.middle[layer]
             for i, name in enumerate(form.mlps):
-                mlp = partial(self._project, f"mlp {i}", layer, self.readout.middle[layer])
+                mlp = partial(self._project, f"mlp {i}", layer, middle)
                 hooks.append((name, mlp))
             if form.post is not None:
                 for name, norm in zip(("ln1", "ln2"), form.post, strict=True):
@@ -349,9 +334,8 @@ class _Tally:
         v = self.values[form.values_of]
         if not any(other.values_of == form.values_of for other in self.anatomy.layers[layer + 1 :]):
             del self.values[form.values_of]
-        pulled = self.readout.before[layer].to(v.device)
+        pulled = self.readout.directions.heads[layer].to(v.device)
         weight = waiting["pattern"].to(pulled)
-        pulled = pulled if form.after_attention is None else form.after_attention.pull(pulled)
         W_O, b_O = head_matrices(self.model, layer, "O")
         b_V = head_matrices(self.model, layer, "V")[1] if form.values == "hook_v" else None
         W_O = W_O.to(v.device, pulled.dtype)  # [head, d_head, d_model]
@@ -381,6 +365,7 @@ class _Tally:
     def parts(self, normaliser: Float[Tensor, " read"]) -> dict[str, np.ndarray]:
         """Return the parts of `Account` [read, ...] in float64, divided by the norms' scales."""
         readout, layers = self.readout, self.anatomy.layers
+        to = readout.directions
 
         def note(name: str, layer: int = 0, missing: float = 0.0, shape: Any = ()) -> np.ndarray:
             value = self.notes[name].get(layer)
@@ -399,9 +384,9 @@ class _Tally:
             after, middle, shift = down, down / form.stream, 0.0
             down = middle
             if form.post is not None:
-                ends = (readout.middle[layer], readout.at_end)
+                ends = (to.middle[layer], to.at_end)
                 if layer + 1 < len(layers):
-                    ends = (readout.middle[layer], readout.before[layer + 1])
+                    ends = (to.middle[layer], to.before[layer + 1])
                 middle = after * note("ln2", layer)
                 down = middle * note("ln1", layer)
                 shift = bias(form.post[0], ends[0]) / middle + bias(form.post[1], ends[1]) / after
@@ -409,7 +394,7 @@ class _Tally:
             for name, shape in shapes.items():
                 stacks[name].append((note(name, layer, shape=shape).T / scale).T)
             if form.after_attention is not None:  # its bias is added after its scale
-                shift = bias(form.after_attention, readout.before[layer]) * form.attention / down
+                shift = bias(form.after_attention, to.before[layer]) * form.attention / down
             stacks["output_bias"][-1] += shift
             mlp = sum(note(f"mlp {i}", layer) * x for i, x in enumerate(form.mlps.values()))
             stacks["mlp"].append(mlp / middle)

@@ -27,7 +27,8 @@ from hijacklens.errors import InputError, choice
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
 from hijacklens.probe import Placed
 from hijacklens.sites import Heads, Layers, Sites, choose
-from probes.checks import HEAD_AXES, Site, check_heads, rounding
+from probes.checks import HEAD_AXES, Site, check_heads
+from probes.rounding import rounding
 
 _HOOKS = {
     name: f"blocks.{{}}.{'attn.' if name in HEAD_AXES else ''}hook_{name}"

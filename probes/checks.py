@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias, get_args
 
-import torch
-
 from hijacklens.errors import InputError, choice, number, whole_number
 
 When: TypeAlias = Literal["before", "after"]
@@ -75,8 +73,3 @@ def check_size(size: int, candidates: int) -> tuple[int, int]:
             "number of candidates."
         )
     return size, candidates
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """Return the relative difference up to which vectors of a dtype count as equal."""
-    return 1e-4 if dtype in (torch.float32, torch.float64) else 0.03

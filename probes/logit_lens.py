@@ -50,7 +50,7 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.pairs import Pair, Pairs, only, takes_facts
 from hijacklens.scoring.result import ProbedSettings
-from probes.checks import rounding
+from probes.rounding import rounding
 
 TAIL = ("ln_final", "project_out")
 """The parts between the stream and the unembedding."""

@@ -30,7 +30,7 @@ from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.pairs import pairs
 from probes import ablation, activations, attention, logit_shift, values
-from probes.values.matrices import kv_head_of
+from probes.anatomy.matrices import kv_head_of
 
 State: TypeAlias = Literal["equal", "refused", "unbalanced", "wrong", "obscure", "unchecked"]
 CELLS = {

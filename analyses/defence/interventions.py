@@ -29,8 +29,8 @@ from hijacklens.scoring.pairs import Pairs
 from hijacklens.sites import choose
 from probes import heads, logit_shift, values
 from probes.activation_sites import hook_name, reading
+from probes.anatomy.matrices import value_matrix
 from probes.heads.held_out import Head, draw
-from probes.values.matrices import value_matrix
 from probes.values.replacements import Replacement
 
 HeadKind = Literal["carriers", "writers", "keepers"]

@@ -14,13 +14,15 @@ alone, which ends before the query begins. Targets are read by their first token
     copying                         what heads would write to the margin, if each attended to the
                                     mention as to the subject in the bare run (values of the
                                     sentence alone); copying_all: if each attended to the mention
-                                    alone; both in standard deviations over the facts of a scheme
+                                    alone; both without the scales of norms and in standard
+                                    deviations over the facts of a scheme
     attention                       mean attention to the subject in the bare run
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -49,7 +51,8 @@ from hijacklens.scoring.pairs import SAME_FIRST_TOKEN, Pair, Pairs, pairs
 from hijacklens.scoring.result import HijackResult
 from hijacklens.store.fingerprint import fingerprint_of
 from probes.anatomy import anatomy_of
-from probes.values.matrices import head_matrices, kv_head_of
+from probes.anatomy.matrices import head_matrices, kv_head_of
+from probes.anatomy.norms import embedded
 
 SIDES = ("true", "false")
 AFTER = ("logp_true", "logp_false", "rank_true", "rank_false", "prior", "entropy", "top_logprob")
@@ -175,26 +178,37 @@ def _of_pairs(model: Any, chosen: Sequence[Pair]) -> pd.DataFrame:
     bare, attention = _read(
         model, [(p.bare.ids, p.bare.positions("subject")) for p in chosen], answers,
         [f"blocks.{i}.attn.hook_pattern" for i, _ in layers],
-        lambda value, last, at: value[:, last, list(at)].sum(-1),
+        lambda hook, value, last, at: value[:, last, list(at)].sum(-1),
     )  # fmt: skip
+    clips = {f"blocks.{form.values_of}.attn.{form.values}": form.clip for _, form in layers}
+
+    def at_mention(hook: str, value: Tensor, last: int, at: Sequence[int]) -> Tensor:
+        clip = clips[hook]
+        value = value if clip is None else value.clamp(-clip, clip)
+        return value[list(at)].mean(0) if at else 0 * value[0]
+
     sentence, values = _read(
         model, list(zip(alone, mentions, strict=True)), answers,
-        [f"blocks.{form.values_of}.attn.{form.values}" for _, form in layers],
-        lambda value, last, at: value[list(at)].mean(0) if at else 0 * value[0],
+        [f"blocks.{form.values_of}.attn.{form.values}" for _, form in layers], at_mention,
     )  # fmt: skip
-    W_E, W_U = (matrix.detach().float().cpu() for matrix in (model.W_E, model.W_U))
-    readout = W_U.T[answers]
-    if anatomy.final is not None:
-        readout = torch.stack([anatomy.final.pull(readout[:, i]) for i in range(2)], 1)
+    W_U = model.W_U.detach().float().cpu()
+    of_answers = [anatomy.pulled(W_U.T[answers[:, i]]) for i in range(2)]
+    readout = torch.stack([pulled.at_end for pulled in of_answers], 1)
     written = []
     for (i, form), value in zip(layers, values, strict=True):
-        to, W_O = readout[:, 1] - readout[:, 0], head_matrices(model, i, "O")[0].float().cpu()
-        to = form.after_attention.pull(to) if form.after_attention else to
+        true, false = (pulled.heads[i] for pulled in of_answers)
+        to, W_O = false - true, head_matrices(model, i, "O")[0].float().cpu()
         if value.shape[1] < len(W_O):
             value = value[:, [kv_head_of(model, head) for head in range(len(W_O))]]
-        written.append((value * torch.einsum("rd,hvd->rhv", to, W_O)).sum(-1) * form.attention)
+        factor = form.attention * math.prod(later.stream for later in anatomy.layers[i:])
+        written.append((value * torch.einsum("rd,hvd->rhv", to, W_O)).sum(-1) * factor)
     named = [[ids[i] for i in at] for ids, at in zip(alone, mentions, strict=True)]
-    mention = torch.stack([W_E[ids].mean(0) if ids else 0 * W_E[0] for ids in named])
+    tokens = sorted({token for ids in named for token in ids}) or [0]
+    row = {token: i for i, token in enumerate(tokens)}
+    stream = embedded(model, tokens).cpu()
+    mention = torch.stack(
+        [stream[[row[token] for token in ids]].mean(0) if ids else 0 * stream[0] for ids in named]
+    )
     columns: dict[str, Any] = {
         **bare,
         "tokens_query": [len(p.bare.positions("query")) for p in chosen],
@@ -208,7 +222,7 @@ def _of_pairs(model: Any, chosen: Sequence[Pair]) -> pd.DataFrame:
         columns |= {
             f"sentence_{side}": sentence[f"logp_{side}"],
             f"tokens_{side}": [len(getattr(p.items[0], side)) for p in chosen],
-            f"id_{side}": torch.log1p(answers[:, i]) / np.log(len(W_E)),
+            f"id_{side}": torch.log1p(answers[:, i]) / np.log(len(model.W_E)),
             f"similarity_{side}": cosine_similarity(mention, readout[:, i]),
         }
     return pd.DataFrame({name: np.asarray(columns[name], float) for name in PREDICTORS})
@@ -219,8 +233,8 @@ def _read(
 ) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Return what follows each prompt (token ids, positions), and what hooks show there.
 
-    This is `after` for the last token, and for each hook `reduce(value, last, positions)`. Equal
-    prompts are read once.
+    This is `after` for the last token, and for each hook `reduce(hook, value, last, positions)`.
+    Equal prompts are read once.
     """
     rows_of: dict[Any, list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -236,7 +250,7 @@ def _read(
             prompt = distinct[batch.members[row]]
             own, shown = (
                 rows_of[prompt],
-                [reduce(seen[of][row], last[row], prompt[1]) for of in hooks],
+                [reduce(of, seen[of][row], last[row], prompt[1]) for of in hooks],
             )
             columns = after(logprobs.expand(len(own), -1), answers[own])
             for i, *values in zip(own, *columns.values(), strict=True):

@@ -54,7 +54,7 @@ class Run:
     tokens: tuple[str, ...]
     """Tokens as text, special tokens by name, tokens of the concept task by number."""
     patterns: Float[np.ndarray, "layer head query key"]
-    """Attention, with the probes on, in float32."""
+    """Attention, with the probes on, in float32; NaN in layers without attention (hybrids)."""
     text: str
     """The prompt; empty for a context of the one-layer model."""
     probes: tuple[str, ...]
@@ -88,15 +88,16 @@ class Run:
 
         Args:
             heads: Heads of the chosen layers, or pairs (layer, head); None for all.
-            layers: One layer, several, or None for all.
+            layers: One layer, several, or None for all. Layers without attention are left out.
             heading: Text above the view; by default it names layers, heads and probes.
             names: A name per head instead of `L3 H5`, in the order of the heads.
             folded: Start folded on a page.
 
         Raises:
-            InputError: The model has no such layer or head, or names and heads differ in number.
+            InputError: The model has no such layer or head, none of the layers has attention, or
+                names and heads differ in number.
         """
-        pairs = sites.pairs(*self.patterns.shape[:2], layers=layers, heads=heads)
+        pairs = self._chosen(layers, heads)
         if names is None:
             names = [f"L{layer} H{head}" for layer, head in pairs]
         patterns = self.patterns[[layer for layer, _ in pairs], [head for _, head in pairs]]
@@ -125,7 +126,7 @@ class Run:
         Raises:
             InputError: The run has no such span, layer or head.
         """
-        pairs = sites.pairs(*self.patterns.shape[:2], layers=layers, heads=heads)
+        pairs = self._chosen(layers, heads)
         rows = self.positions(source)
         if not rows:
             raise InputError(f"no token is in the span {source!r} here; name another.")
@@ -142,13 +143,23 @@ class Run:
         """View the tokens coloured by your own numbers; see `coloured_tokens`."""
         return coloured_tokens(heading, self.tokens, values)
 
+    def _chosen(self, layers: Layers, heads: Heads) -> list[tuple[int, int]]:
+        """Return the chosen pairs (layer, head) of the layers that have attention."""
+        pairs = sites.pairs(*self.patterns.shape[:2], layers=layers, heads=heads)
+        attending = with_attention(self.patterns)
+        if chosen := [pair for pair in pairs if pair[0] in attending]:
+            return chosen
+        raise InputError(
+            f"there is attention in the layers {sites.numbers(attending)} alone; choose of these."
+        )
+
     def _of(self, pairs: Sequence[tuple[int, int]]) -> str:
         """Describe heads and probes, for a heading."""
         layers = sorted({layer for layer, _ in pairs})
-        n_layers, n_heads = self.patterns.shape[:2]
+        n_heads = self.patterns.shape[1]
         if len(pairs) == 1:
             said = f", layer {layers[0]} head {pairs[0][1]}"
-        elif len(pairs) == n_layers * n_heads:
+        elif len(pairs) == len(with_attention(self.patterns)) * n_heads:
             said = ", all heads"
         elif len(layers) == 1:
             said = f", layer {layers[0]}"
@@ -159,6 +170,11 @@ class Run:
         else:
             said = f", {len(pairs)} heads"
         return said + "".join(f", {key}" for key in self.probes)
+
+
+def with_attention(patterns: Float[np.ndarray, "layer head query key"]) -> list[int]:
+    """Return the layers that have attention: those without have NaN for patterns."""
+    return np.flatnonzero(~np.isnan(patterns).all((1, 2, 3))).tolist()
 
 
 @strict
@@ -186,7 +202,8 @@ def run(
 
     Raises:
         InputError: The input does not suit the model, is empty or too long, a scheme cannot serve
-            the fact, a probe names a span that is missing, or the model is in training mode.
+            the fact, a probe names a span that is missing, or the model is in training mode or
+            shows no attention.
 
     Note:
         Costs one forward pass, and memory for layers x heads x pos x pos numbers.
@@ -315,13 +332,17 @@ def _patterns(
     def keep(layer: int, pattern: Tensor, hook: Any) -> None:
         patterns[layer] = pattern[0].detach().float().cpu()
 
-    layers = range(int(model.cfg.n_layers))
+    layers, names = range(int(model.cfg.n_layers)), model.hook_dict
     reading = [(f"blocks.{i}.attn.hook_pattern", partial(keep, i)) for i in layers]
-    if "unembed.hook_in" in model.hook_dict:
+    reading = [(name, hook) for name, hook in reading if name in names]
+    if not reading:
+        raise InputError(f"no hook of {model.cfg.model_name!r} shows attention.")
+    if "unembed.hook_in" in names:
         zero = torch.zeros(1, dtype=torch.long, device=layout.tokens.device)
         reader = HookProbe(READING, reading, packs=True)
         logits_at(model, layout, zero, zero, probes=[*probes, reader])
     else:  # a HookedTransformer
         with torch.inference_mode(), probed(model, probes, layout), hooked(model, reading):
             model(layout.tokens, return_type=None)
-    return torch.stack([patterns[i] for i in layers])
+    none = torch.full_like(next(iter(patterns.values())), torch.nan)
+    return torch.stack([patterns.get(i, none) for i in layers])

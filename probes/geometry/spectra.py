@@ -152,7 +152,7 @@ def spectrum(
 
     Args:
         model: Models, or matrices of any kind (also a FactoredMatrix, such as the OV circuits of
-            `probes.values.matrices.ov_circuit`): see `probes.named_models`.
+            `probes.anatomy.matrices.ov_circuit`): see `probes.named_models`.
         matrix: The matrix of a model: `"W_E"`, or the `"W_V"` of a one-layer model. Given matrices
             are treated as this one.
         task: For W_E, the task of its tokens: equation 5.2 is then fitted for the predictions. A
@@ -276,6 +276,6 @@ def _only_value_matrix(model: Any) -> Any:
     if not isinstance(weights, Tensor) or weights.shape[:2] != (1, 1):
         raise InputError(
             f"{type(model).__name__} does not have exactly one W_V. Give the matrices themselves "
-            "under names: {'8.3': probes.values.matrices.value_matrix(model, 8, 3), ...}."
+            "under names: {'8.3': probes.anatomy.matrices.value_matrix(model, 8, 3), ...}."
         )
     return weights[0, 0]

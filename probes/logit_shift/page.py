@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from hijacklens import views
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedLanguageModel
@@ -47,6 +49,7 @@ def save_attention_page(
             folded=True,
         )
         for layer, heads in enumerate(() if account.patterns is None else account.patterns)
+        if not np.isnan(heads).all()  # hybrids have layers without attention
     ]
     views.save_page(
         [*account.attention_views(top=top), *layers],

@@ -39,6 +39,7 @@ from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.result import ProbedSettings
+from hijacklens.views.runs import with_attention
 from probes.account import SINGLE, Account
 from probes.logit_shift.figures import READING, VALUES, heat_map
 
@@ -127,7 +128,8 @@ class ShiftAccount(Result):
     patterns: Annotated[
         Float[np.ndarray, "layer head query key"] | None, Stored("patterns.npz")
     ] = None
-    """Attention in the hijacked prompt; see `probes.logit_shift.page.with_patterns`."""
+    """Attention in the hijacked prompt, NaN in layers without attention; see
+    `probes.logit_shift.page.with_patterns`."""
 
     figures: ClassVar = {
         "token_layer": {"by": ("token", "layer")},
@@ -220,7 +222,11 @@ class ShiftAccount(Result):
             raise InputError(f"top counts heads and cannot be {top}; give 1 or more.")
         if self.patterns is None:
             raise InputError("the account has no attention patterns; see with_patterns(...).")
-        by_head, target = self.by_head, self.settings.fact.target_false
+        by_head: Any = self.by_head
+        by_head = by_head[
+            by_head.index.get_level_values("layer").isin(with_attention(self.patterns))
+        ]
+        target = self.settings.fact.target_false
         largest = by_head.sort_values(key=abs, ascending=False, kind="stable").index[:top]
         # Heads that carry the hijack come before those that work against it.
         layers, heads = zip(*sorted(largest, key=lambda head: -by_head[head]), strict=True)

@@ -33,7 +33,8 @@ from torch import Tensor
 from transformer_lens import FactoredMatrix
 
 from hijacklens.errors import InputError, choice
-from hijacklens.models.hooked import HookedModel, require_eval
+from hijacklens.models.exclusive import exclusive
+from hijacklens.models.hooked import HookedModel, require_eval, vocabulary_of
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.progress import bar
@@ -41,13 +42,14 @@ from hijacklens.renamed import renamed
 from hijacklens.results.result import Provenance
 from hijacklens.sites import Heads, Layers, choose
 from probes import named_models
-from probes.account import Norm
+from probes.anatomy import Anatomy, anatomy_of
+from probes.anatomy.matrices import is_latent, ov_circuit
+from probes.anatomy.norms import Norm, embedded, norm_at, norm_before_attention
 from probes.memory_fit import associations
 from probes.memory_fit.associations import Associations
 from probes.memory_fit.outer_products import STATISTICS, Control, Factors, Memory, spectrum_length
 from probes.memory_fit.result import COLUMNS, MemoryFit, MemoryFitSettings
 from probes.named_models import Models
-from probes.values.matrices import is_latent, ov_circuit
 
 Scaling: TypeAlias = Literal["model", "unit"]
 """Vectors with their lengths in the model, or each scaled to length 1."""
@@ -260,7 +262,8 @@ class DirectPath:
     A head that attends only to token s, and whose input is the embedding of s alone, writes x_s W.
     It adds x_s W y_o / scale to the logit of o, relative to the average token of the vocabulary:
 
-        x_s = C E(s) / rms      direction of the embedding; C subtracts the mean for a layer norm
+        x_s = C E(s) / rms      direction of the embedding; C subtracts the mean for a layer norm;
+                                E(s) itself if no norm comes before attention (OLMo 2)
         W   = C diag(w1) W_V W_O diag(w2) C
                                 w1: the norm before attention, w2: one after it (Gemma-2 and -3)
         y_o = C diag(wf) (W_U(o) - mean over the vocabulary)
@@ -271,27 +274,29 @@ class DirectPath:
     """
 
     model: Any
-    before: tuple[Norm | None, ...]
-    """Layer -> the norm before attention; None if the layer has no such norm."""
-    after: tuple[Norm | None, ...]
-    """Layer -> the norm on the output of attention; None if the layer has no such norm."""
-    final: Norm | None
+    anatomy: Anatomy
+    before: Mapping[int, Norm | None]
+    """Layer with heads -> the norm before its attention; None if there is none."""
 
     @classmethod
     def of(cls, model: HookedModel) -> DirectPath:
-        """Return the direct path of any hooked model."""
-        hooks, like = model.hook_dict, next(iter(model.parameters()))
-        modules: Any = model
+        """Return the direct path of any hooked model.
 
-        def norm(path: str) -> Norm | None:
-            if f"{path}.hook_scale" not in hooks:
-                return None
-            return Norm.of(modules.get_submodule(path), int(model.cfg.d_model), like)
-
-        blocks = [f"blocks.{layer}" for layer in range(int(model.cfg.n_layers))]
-        before = tuple(norm(f"{block}.ln1") for block in blocks)
-        after = tuple(norm(f"{block}.ln1_post") for block in blocks)
-        return cls(model, before, after, norm("ln_final"))
+        Raises:
+            InputError: Hooks do not show how the model makes logits or what W_V reads, or it norms
+                the stream itself.
+        """
+        anatomy = anatomy_of(model)
+        if any(form.post for form in anatomy.layers):
+            raise InputError(
+                f"{model.cfg.model_name!r} has norms of the residual stream itself, so no direct "
+                "path leads from a head to the logits. Use another model for the memory fit."
+            )
+        attending = [layer for layer, form in enumerate(anatomy.layers) if form.attends]
+        with exclusive(model):
+            paths = {layer: norm_before_attention(model, layer) for layer in attending}
+        norms = {i: None if path is None else norm_at(model, path) for i, path in paths.items()}
+        return cls(model, anatomy, norms)
 
     def read(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
         """Return x: what a head reads of each token.
@@ -299,15 +304,19 @@ class DirectPath:
         Raises:
             InputError: The model does not have such a token.
         """
-        W_E = self.model.W_E
-        _check_tokens(tokens, len(W_E), "W_E")
-        x = _double(W_E[list(tokens)])
-        first = self.before[0]
+        _check_tokens(tokens, vocabulary_of(self.model), "W_E")
+        x = _double(embedded(self.model, list(tokens)))
+        first = self._first
         if first is None:
             return x
         if first.centred:
             x = x - x.mean(-1, keepdim=True)
         return x / x.square().mean(-1, keepdim=True).sqrt()
+
+    @property
+    def _first(self) -> Norm | None:
+        """The norm of the first layer with heads, of whose kind all others are."""
+        return next(iter(self.before.values()))
 
     def write(self, tokens: Sequence[int]) -> Float64[Tensor, "token d_model"]:
         """Return y: the direction of a head's output that raises each token's logit.
@@ -320,7 +329,7 @@ class DirectPath:
         y = _double(W_U[:, list(tokens)].T)
         if not isinstance(self.model, OneLayerTransformer):
             y = y - _double(W_U.detach().float().mean(1))
-        return y if self.final is None else self.final.pull(y).double()
+        return self.anatomy.pulled(y).at_end.double()
 
     def circuit(self, layer: int, head: int) -> Factors:
         """Return W of a query head, as factors [d_model, d_head] and [d_head, d_model].
@@ -335,12 +344,18 @@ class DirectPath:
             )
         circuit = ov_circuit(self.model, layer, head)
         A, B = _double(circuit.A), _double(circuit.B)
-        if (norm := self.before[layer]) is not None:
+        norm, first = self.before.get(layer), self._first
+        if (norm and norm.centred) != (first and first.centred):
+            raise InputError(
+                f"layer {layer} of {self.model.cfg.model_name!r} reads the residual stream through "
+                "another kind of norm than its first layer; choose layers=... of one kind."
+            )
+        if norm is not None:
             A = _double(norm.weight)[:, None] * A
             A = A - A.mean(0) if norm.centred else A
-        if (norm := self.after[layer]) is not None:
+        if (norm := self.anatomy.layers[layer].after_attention) is not None:
             B = B * _double(norm.weight)
-        if self.final is not None and self.final.centred:
+        if self.anatomy.final is not None and self.anatomy.final.centred:
             B = B - B.mean(1, keepdim=True)
         return A, B
 

@@ -11,8 +11,8 @@ Under grouped-query attention a W_V belongs to a key/value head, which several q
 `replace` counts heads among the `kv_head`s. An OV circuit belongs to one query head, so
 `replace_circuit` counts heads among the `head`s and does not change others that share the W_V.
 
-Matrices act on row vectors, on what the model feeds to W_V (`probes.values.matrices`). The bias b_V
-stays unless `keep_bias=False`; after `fold_value_biases` it is part of b_O, which always stays.
+Matrices act on row vectors, on what the model feeds to W_V (`probes.anatomy.matrices`). The bias
+b_V stays unless `keep_bias=False`; after `fold_value_biases` it is part of b_O, which always stays.
 Replacing a W_V equals editing the weights, but nothing in the model is written to.
 """
 

@@ -18,11 +18,11 @@ from torch import Tensor
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, HookFunction, NamedHook
 from hijacklens.probe import Placed
-from probes.values.matrices import kv_head_of, norm_affine, value_bias
+from probes.anatomy.matrices import kv_head_of, value_bias
+from probes.anatomy.norms import NORM_AFTER, norm_at
 
 INPUT, PATTERN, VALUES, WRITTEN = "the input of W_V", "the pattern", "values", "the addition"
 LEFT, MARK = "the part of z that stays", "the mark in z"
-NORM_AFTER = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 AGREEMENT = 0.03
 """Largest relative difference between a head's output and its pattern times its values, since
 bfloat16 rounds."""
@@ -154,12 +154,12 @@ def _value_input(model: HookedModel, layer: int, passed: dict[str, Tensor]) -> N
             "value probes do not support the HookedTransformer of OLMo 2 and 3, whose first norm "
             "follows attention; load the model with hijacklens.load_model."
         )
-    blocks: Any = getattr(model, "blocks", None)
     normalised = f"blocks.{layer}.ln1.hook_normalized"
-    if normalised not in model.hook_dict:
+    norm = norm_at(model, f"blocks.{layer}.ln1")
+    if norm is None or normalised not in model.hook_dict:
         return f"blocks.{layer}.hook_resid_pre", _keep(passed, INPUT)  # a model without norms
-    weight, bias = norm_affine(model, blocks[layer].ln1)
-    return normalised, _keep(passed, INPUT, lambda x: x.to(weight.dtype) * weight + bias)
+    dtype = next(iter(model.parameters())).dtype
+    return normalised, _keep(passed, INPUT, lambda x: (x * norm.weight + norm.bias).to(dtype))
 
 
 def _add_to_output(

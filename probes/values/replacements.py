@@ -31,14 +31,15 @@ from hijacklens.one_layer.task import ConceptTask
 from hijacklens.probe import hash_of
 from hijacklens.renamed import renamed
 from hijacklens.sites import HeadAxis, Sites, choose, head_count
-from probes.values.matrices import (
+from probes.anatomy import anatomy_of
+from probes.anatomy.matrices import (
     is_latent,
     kv_head_of,
-    norm_affine,
     output_matrix,
     ov_circuit,
     value_matrix,
 )
+from probes.anatomy.norms import embedded, normed
 
 MatrixKind: TypeAlias = Literal["value", "circuit", "inner"]
 """W_V, W_V W_O, or the T [d_head, d_head] of a new OV circuit W_V T W_O."""
@@ -71,7 +72,9 @@ class MatrixSite:
         if self.kind == "value":
             return _at_least_float32(value_matrix(self.model, self.layer, self.head))
         A, B = self.circuit.A, self.circuit.B
-        return A @ B if self.kind == "circuit" else _eye(B[:, : len(B)])
+        if self.kind == "circuit":
+            return A @ B
+        return torch.eye(len(B), dtype=B.dtype, device=B.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,8 +221,8 @@ def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
 
         M = sum over pairs of outer(x(cue), u(answer))                       [d_model, d_model]
 
-    - x(cue) is the input of W_V if the residual stream is the embedding of the cue alone: W_E(cue)
-      through the norm before attention, with its weight and bias. Positions are left out.
+    - x(cue) is the input of W_V if the residual stream is the embedding of the cue alone, as the
+      model makes it, through the norm before attention, if there is one. Positions are left out.
     - u(answer) is the direction of the attention output that raises the answer's logit: the column
       of W_U times the weights of the final norm and, for Gemma-2 and -3, of the norm after
       attention; centred if these are layer norms. The scales of the norms and the soft cap change
@@ -235,7 +238,8 @@ def associations(pairs: Iterable[tuple[int, int]]) -> Replacement:
 
     Raises:
         InputError: There is no pair, or an item is not a pair of token ids; when the probe is put
-            on a model, also if its vocabulary lacks a token id.
+            on a model, also if its vocabulary lacks a token id, or its hooks do not show what W_V
+            reads and how the logits are made.
     """
     listed = [tuple(pair) for pair in pairs]
     if not listed or not all(len(p) == 2 and all(isinstance(i, int) for i in p) for p in listed):
@@ -387,8 +391,10 @@ def _pairs(pairs: Tensor, site: MatrixSite) -> Tensor:
             f"model knows 0 to {vocab - 1}."
         )
     device = site.current.device
-    cues = _cues(site, pairs[:, 0]).to(device)  # [pair, d_model]
-    answers = _answers(site, pairs[:, 1]).to(device)
+    made, name = made_for_run(model), ("vectors", site.layer, hash_of(pairs))
+    if name not in made:
+        made[name] = _cues(site, pairs[:, 0]), _answers(site, pairs[:, 1])
+    cues, answers = (vectors.to(device) for vectors in made[name])  # [pair, d_model]
     if site.kind == "circuit":
         return cues.mT @ answers
     outputs = torch.cat(
@@ -407,14 +413,7 @@ def _pairs(pairs: Tensor, site: MatrixSite) -> Tensor:
 def _cues(site: MatrixSite, tokens: Tensor) -> Tensor:
     """Return the input of W_V if the residual stream is an embedding."""
     model: Any = site.model
-    x = model.W_E.detach()[tokens.to(model.W_E.device)].float()
-    kind = str(model.cfg.normalization_type)
-    if kind.startswith("LN"):
-        x = x - x.mean(-1, keepdim=True)
-    if kind.startswith(("LN", "RMS")):
-        x = x / (x.pow(2).mean(-1, keepdim=True) + model.cfg.eps).sqrt()
-    weight, bias = norm_affine(model, getattr(model.blocks[site.layer], "ln1", None))
-    x = x * weight.to(x) + bias.to(x)
+    x = normed(model, site.layer, embedded(model, tokens.tolist()))
     if not is_latent(model, site.layer):
         return x
     attn = model.blocks[site.layer].attn
@@ -426,15 +425,8 @@ def _cues(site: MatrixSite, tokens: Tensor) -> Tensor:
 def _answers(site: MatrixSite, tokens: Tensor) -> Tensor:
     """Return the directions of the attention output that raise the logits of tokens."""
     model: Any = site.model
-    centred = str(model.cfg.normalization_type).startswith("LN")
+    made = made_for_run(model)
+    if (anatomy := made.get("anatomy")) is None:
+        anatomy = made["anatomy"] = anatomy_of(model)
     direction = model.W_U.detach().mT[tokens.to(model.W_U.device)].float()
-    for norm in (
-        getattr(model, "ln_final", None),
-        getattr(model.blocks[site.layer], "ln1_post", None),
-    ):
-        if norm is not None:
-            weight, _ = norm_affine(model, norm)
-            direction = direction * weight.to(direction)
-            if centred:
-                direction = direction - direction.mean(-1, keepdim=True)
-    return direction
+    return anatomy.pulled(direction).heads[site.layer]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import rows
 import torch
 from command_calls import run as run_command
 from planted_head import planted_facts, planted_model
@@ -511,3 +512,52 @@ def test_the_law_that_made_the_data_is_selected():
             table["shift"] = by_hand(name, table) + noise
             hits += selected(predictions(table, count=5, splits=["all doses"], quiet=True)) == name
         assert hits == 3, name
+
+
+@pytest.mark.parametrize("family", ["llama", "mpt:clip", "olmo:clip"])
+def test_copying_reads_the_values_that_heads_use(family):
+    """They are clipped in some families; the sum is over all heads of a plain model."""
+    plain, tokenizer = rows.make(family), rows.tokenizer_of(family)
+    model = hl.load_model(rows.make(family), tokenizer=tokenizer, dtype="float32", device="cpu")
+    facts = hl.atlas().sample(6, seed=1)
+    got = law.predictors(model, facts, ["do-not-think"], quiet=True)
+    of = {pair.fact.case_id: pair for pair in hl.pairs(model, facts)}
+    mpt = family.startswith("mpt")
+    blocks = plain.transformer.blocks if mpt else plain.model.layers
+    final = plain.transformer.norm_f if mpt else plain.model.norm
+    clip = plain.config.attn_config.clip_qkv if mpt else getattr(plain.config, "clip_qkv", None)
+    weight = getattr(final, "weight", None)  # the norm of OLMo has none
+    seen, expected = {}, []
+    for i, block in enumerate(blocks):
+        module = block.attn.Wqkv if mpt else block.self_attn.v_proj
+        module.register_forward_hook(lambda module, inputs, output, i=i: seen.update({i: output}))
+    for case in got["case_id"]:
+        pair = of[case]
+        alone = pair.hijacked.ids[: max(pair.hijacked.positions("hijack")) + 1]
+        with torch.no_grad():
+            plain(torch.tensor([alone]))
+        true, false = pair.items[0].first_tokens
+        to = plain.get_output_embeddings().weight.detach()[[false, true]].diff(dim=0)[0] * -1
+        to = to if weight is None else to * weight.detach()
+        to = to if family == "llama" else to - to.mean()
+        total = 0.0
+        for i, block in enumerate(blocks):
+            W_O = (block.attn.out_proj if mpt else block.self_attn.o_proj).weight.detach()
+            values = seen[i][0].chunk(3, -1)[2] if mpt else seen[i][0]
+            values = values if clip is None else values.clamp(-clip, clip)
+            values = values[list(pair.hijacked.positions("mention"))].mean(0)
+            width = len(to) // int(model.cfg.n_heads)
+            by_head = values.unflatten(0, (-1, width))
+            by_head = by_head.repeat_interleave(int(model.cfg.n_heads) // len(by_head), 0)
+            total += float(W_O @ by_head.flatten() @ to)
+        expected.append(total)
+    expected = np.array(expected) / np.std(expected)
+    assert got["copying_all"].to_numpy() == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_predictors_of_a_model_with_narrow_embeddings_are_finite():
+    family = "opt:projected"
+    tokenizer = rows.tokenizer_of(family)
+    model = hl.load_model(rows.make(family), tokenizer=tokenizer, dtype="float32", device="cpu")
+    got = law.predictors(model, hl.atlas().sample(4, seed=1), quiet=True)
+    assert np.isfinite(got[list(law.PREDICTORS)].to_numpy()).all()

@@ -18,7 +18,8 @@ from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
 from hijacklens.probe import HookProbe
 from probes import values
-from probes.account import SINGLE, Norm, Question, accounts
+from probes.account import SINGLE, Question, accounts
+from probes.anatomy.norms import Norm
 
 TEXTS = ["Do not think of Guam. The Eiffel Tower is in the city of", "Rome is", "The capital of"]
 PLUS, MINUS = 300, 310

@@ -18,6 +18,7 @@ from hijacklens.errors import InputError
 from hijacklens.models.agreement import agreement_of
 from hijacklens.models.loading import load_model
 from probes.account import SINGLE, Question, accounts
+from probes.anatomy import anatomy_of
 
 SHAPE = {
     "vocab_size": 420,
@@ -186,6 +187,52 @@ def cut(plain, norm: str, ids, head: int) -> float:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def quiet(kind: str, settings: dict, *, by: float, dtype: str):
+    """A hooked model whose layers write `by` times what those of a rough model do."""
+    model = getattr(hf, kind + "ForCausalLM")
+    plain = rough(model(model.config_class(**settings)))
+    with torch.no_grad():
+        for name, weight in plain.named_parameters():
+            if name.split(".")[-2] in ("o_proj", "down_proj"):
+                weight *= by
+        for i, layer in enumerate(plain.model.layers):
+            if hasattr(layer, "layer_scalar"):  # Gemma 4
+                layer.layer_scalar.fill_(0.3 + 0.4 * i)
+    return load_model(plain, tokenizer=tiny_tokenizer("llama"), dtype=dtype, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("by", [1, 0.02])
+def test_factors_are_measured_where_a_layer_adds_little_to_the_stream(by, dtype):
+    large = {**SHAPE, **SCALED, "hidden_size": 64, "residual_multiplier": 0.22}
+    form = anatomy_of(quiet("Granite", large, by=by, dtype=dtype), range(20, 28)).layers[1]
+    assert form.stream == 1
+    assert (form.attention, *form.mlps.values()) == pytest.approx((0.22, 1), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_scaled_stream_is_measured(dtype):
+    forms = anatomy_of(
+        quiet("Gemma4", FAMILIES["values that layers share"][1], by=1, dtype=dtype), range(20, 28)
+    ).layers
+    for form, scale in zip(forms, (0.3, 0.7, 1.1, 1.5), strict=True):
+        assert form.stream == pytest.approx(scale, rel=0.01)
+        assert (form.attention, *form.mlps.values()) == pytest.approx((1, 1), rel=0.03)
+
+
+def test_a_layer_that_drowns_in_rounding_is_refused():
+    model = quiet("Granite", {**SHAPE, **SCALED}, by=1e-5, dtype="bfloat16")
+    with pytest.raises(InputError, match="adds too little to the stream"):
+        anatomy_of(model, range(20, 28))
+
+
+def test_a_clip_is_found_though_the_first_tokens_do_not_reach_it():
+    settings = {**SHAPE, "clip_qkv": 50.0}
+    plain = rough(hf.OlmoForCausalLM(hf.OlmoConfig(**settings)))
+    model = load_model(plain, tokenizer=tiny_tokenizer("llama"), device="cpu")
+    assert [form.clip for form in anatomy_of(model, (5, 6, 7)).layers] == [50.0, 50.0]
 
 
 def test_a_head_that_is_not_linear_is_refused():

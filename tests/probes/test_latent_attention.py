@@ -20,7 +20,7 @@ from hijacklens.models.loading import load_model
 from hijacklens.prompts.layout import Layout
 from probes import values
 from probes.ablation import ablate, mean_outputs
-from probes.values.matrices import ov_circuit, value_matrix
+from probes.anatomy.matrices import ov_circuit, value_matrix
 
 IDS = ids_of("llama")
 HEADS, WIDTH, KEYS, LATENT = 4, 6, 8, 12

@@ -8,18 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import rows
 from browser import Visit, chromium
 from bs4 import BeautifulSoup
 from sample_facts import sample_facts
 from tiny_models import tiny_model, tiny_tokenizer
 
 import hijacklens as hl
+from hijacklens import views
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
 from hijacklens.results.result import load_result
 from hijacklens.scoring.pairs import pairs
 from hijacklens.views import visible
 from hijacklens.views.page import bundle
+from hijacklens.views.runs import with_attention
 from probes.logit_shift import average, trace
 from probes.logit_shift.page import save_attention_page, with_patterns
 
@@ -113,3 +116,26 @@ def test_views_run_under_the_policy_and_tokens_are_text(account, tmp_path):
         saved = pd.read_csv(waiting.value.path(), keep_default_na=False, na_values={"layer": ""})
         assert saved["shift"].sum() == pytest.approx(account.table["shift"].sum())
         assert visit.said == [] and visit.asked == []
+
+
+@pytest.mark.parametrize("family", ["jamba", "qwen3_next", "lfm2", "granitemoehybrid:rope"])
+def test_a_hybrid_shows_the_layers_that_have_attention(family, tmp_path):
+    tokenizer = rows.tokenizer_of(family)
+    hybrid = load_model(rows.make(family), tokenizer=tokenizer, dtype="float32", device="cpu")
+    pair = next(p for p in pairs(hybrid, sample_facts()) if not p.same_first_token)
+    account = with_patterns(hybrid, trace(hybrid, pair))
+    assert with_attention(account.patterns) == [1]
+    np.testing.assert_allclose(account.patterns[1].sum(-1), 1, atol=1e-5)
+    path = tmp_path / "page.html"
+    save_attention_page(hybrid, account, path)
+    text = path.read_text(encoding="utf-8")
+    assert "Layer 1" in text and "Layer 0" not in text and "L0 H" not in text
+    found = load_result(account.save(tmp_path / "trace"))
+    np.testing.assert_array_equal(found.patterns, account.patterns)
+
+    run = views.run(hybrid, "Rome is the capital of")
+    heads = run.heads()
+    assert len(heads.props["attention"]) == run.patterns.shape[1] and "all heads" in heads.heading
+    assert sum(run.attended().props["values"]) == pytest.approx(1, abs=1e-3)
+    with pytest.raises(InputError, match="in the layers 1 alone"):
+        run.heads(layers=0)

@@ -83,7 +83,7 @@ def test_a_memory_written_into_a_head_is_found_there(family):
     # The norms' weights are in the path's circuit: divide them out of what is written.
     A, B = left[:, :rank] * values[:rank], right[:rank]
     block = model.blocks[1]
-    before, after = path.before[1], path.after[1]
+    before, after = path.before[1], path.anatomy.layers[1].after_attention
     A = A / before.weight.double()[:, None]
     B = B if after is None else B / after.weight.double()
     with torch.no_grad():

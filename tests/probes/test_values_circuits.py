@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from edited_values import (
     PlainValues,
     draw,
@@ -19,7 +20,7 @@ from edited_values import (
 )
 from plain_huggingface import PlainScorer
 from sample_facts import sample_facts
-from tiny_models import FAMILIES, tiny_model
+from tiny_models import FAMILIES, rough, tiny_model
 
 from hijacklens.errors import InputError
 from hijacklens.facts.fact import FactSet
@@ -254,3 +255,17 @@ def test_hooks_come_off_when_the_order_is_wrong(pair, ids):
     with pytest.raises(InputError), probed(model, [probe], layout), hooked(model, [double]):
         model(ids)
     assert torch.equal(run(model, ids), before)
+
+
+@pytest.mark.parametrize("name", ["zero", "scaled", "low rank"])
+def test_heads_may_be_wider_than_the_stream(name):
+    config = transformers.LlamaConfig(
+        vocab_size=420, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=32,
+    )  # fmt: skip
+    model = load(rough(transformers.LlamaForCausalLM(config)), "llama")
+    site, of = MatrixSite(model, 1, 0, "inner"), MatrixSite(model, 1, 0, "circuit")
+    made = {"zero": values.zero(), "scaled": values.scaled(0.5), "low rank": values.low_rank(2)}
+    got = of.circuit.A @ made[name].matrix(site) @ of.circuit.B
+    torch.testing.assert_close(got, made[name].matrix(of), atol=1e-4, rtol=1e-3)
+    run(model, ids_of("llama"), values.replace_circuit(made[name], heads=[(1, 0)]))

@@ -20,7 +20,7 @@ from hijacklens.one_layer.training import train
 from hijacklens.probe import probed
 from hijacklens.prompts.layout import Layout
 from probes import values
-from probes.values.matrices import (
+from probes.anatomy.matrices import (
     attention_norm_weight,
     ov_circuit,
     value_bias,

@@ -30,12 +30,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens import FactoredMatrix
-from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel
 from hijacklens.sites import choose, head_count
+from probes.anatomy.norms import norm_at, norm_before_attention
 
 NEARLY = 0.02
 """Largest relative difference between a linear module and its measured matrix (bfloat16)."""
@@ -107,35 +107,18 @@ def ov_circuit(model: HookedModel, layer: int, head: int) -> FactoredMatrix:
 
 
 def attention_norm_weight(model: HookedModel, layer: int) -> Float[Tensor, " d_model"]:
-    """Return the factors of the norm before attention (1 + w for Gemma).
+    """Return the factors of the norm before attention (1 + w for Gemma), as measured.
 
-    They are ones if they were folded into the matrices or the model has no norm.
+    They are ones if they were folded into the matrices or no norm comes before attention.
 
     Raises:
-        InputError: The model has no such layer.
+        InputError: The model has no such layer, or what its W_V reads is not known.
     """
     choose(model, heads=[(layer, 0)], axis="head")
-    weight, _ = norm_affine(model, getattr(_block(model, layer), "ln1", None))
-    return weight
-
-
-def norm_affine(
-    model: HookedModel, norm: Any
-) -> tuple[Float[Tensor, " d_model"], Float[Tensor, " d_model"]]:
-    """Return weight and bias of a norm module, which computes `normalised * weight + bias`.
-
-    They are ones and zeros if the module is None, has no weights, or had them folded.
-    """
-    weight, bias = getattr(norm, "w", None), getattr(norm, "b", None)
-    like = next(iter(model.parameters())) if weight is None else weight
-    if weight is None:
-        weight = like.new_ones(int(model.cfg.d_model))
-    elif isinstance(model, TransformerBridge) and getattr(model.cfg, "rmsnorm_uses_offset", False):
-        # Gemma's files hold w for a norm that multiplies by 1 + w. A HookedTransformer adds the 1
-        # when it is made; a bridge shows the w of the file.
-        weight = weight.float().add(1).to(weight.dtype)
-    bias = like.new_zeros(weight.shape) if bias is None else bias
-    return weight.detach(), bias.detach()
+    path = norm_before_attention(model, layer)
+    norm = None if path is None else norm_at(model, path)
+    like = next(iter(model.parameters()))
+    return like.new_ones(int(model.cfg.d_model)) if norm is None else norm.weight.to(like.dtype)
 
 
 def _block(model: HookedModel, layer: int) -> Any:

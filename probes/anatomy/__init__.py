@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,65 +23,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.errors import InputError
 from hijacklens.models.hooked import HookedModel, device_of, hooked
 from hijacklens.one_layer.model import OneLayerTransformer
-from probes.checks import rounding
-from probes.values.matrices import head_matrices
+from probes.anatomy.matrices import head_matrices
+from probes.anatomy.norms import Norm, norm_at, some_tokens
+from probes.rounding import EQUAL, rounding
 
-PROBE_SIZE = 16.0
-"""Large enough that a norm's epsilon is negligible (1e-5 of 256), small enough for float16."""
 TRIED_TOKENS = 8
 """The length of the short prompt."""
 MLPS = ("mlp", "moe", "shared_mlp")
 """Parts of a block that are MLPs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """A layer norm or RMS norm without its scale: `norm(x) = weight * (C x) / scale + bias`.
-
-    C subtracts the mean for a layer norm and is the identity for an RMS norm.
-
-    >>> norm = Norm(weight=torch.tensor([1.0, 2.0]), bias=torch.zeros(2), centred=True)
-    >>> norm.pull(torch.tensor([[3.0, 2.0]]))     # (3, 4) without its mean
-    tensor([[-0.5000,  0.5000]])
-    """
-
-    weight: Float[Tensor, " d_model"]
-    """The effective weight: 1 + w for Gemma, ones if the weight is folded into the next matrix."""
-    bias: Float[Tensor, " d_model"]
-    centred: bool
-
-    @classmethod
-    def of(cls, module: Any, width: int, like: Tensor) -> Norm:
-        """Measure what a norm module does by applying it to three vectors [1, 1, width].
-
-        This works whatever the name, offset or folding of the weight. The vectors have the dtype of
-        `like`, a tensor of the model.
-        """
-        device = next(iter(module.parameters()), like).device
-        signs = torch.ones(width, dtype=like.dtype, device=device)
-        signs[1::2] = -1
-        if width % 2:
-            signs[-3:] = signs.new_tensor([2, -1, -1])  # the mean stays zero
-        rows = torch.stack([torch.zeros_like(signs), signs, torch.ones_like(signs)]) * PROBE_SIZE
-        with torch.inference_mode():
-            bias, along, flat = (module(row[None, None])[0, 0].float() for row in rows)
-        signs = signs.float()
-        weight = (along - bias) * signs.pow(2).mean().sqrt() / signs
-        centred = bool((flat - bias).abs().max() < 0.1 * weight.abs().max())
-        return cls(weight.clone(), bias.clone(), centred)
-
-    def apply(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
-        """Return `weight * (C x)`: the output times the scale, without the bias."""
-        centred = x - x.mean(-1, keepdim=True) if self.centred else x
-        return centred * self.weight.to(x.device)
-
-    def pull(self, direction: Float[Tensor, "read d_model"]) -> Float[Tensor, "read d_model"]:
-        """Map a direction on the output to the one on the input that reads the same times scale.
-
-        The norm's bias is left out.
-        """
-        weighted = direction * self.weight.to(direction.device)
-        return weighted - weighted.mean(-1, keepdim=True) if self.centred else weighted
+SURE = 0.5
+"""A factor is known if three standard errors of its fit are at most this."""
 
 
 @dataclass(slots=True)
@@ -109,6 +61,20 @@ class LayerForm:
     """Whether further parts write to the stream."""
 
 
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """Directions of the residual stream that the output reads, times the scales of norms."""
+
+    at_end: Float[Tensor, "read d_model"]
+    """After the last layer."""
+    before: Sequence[Float[Tensor, "read d_model"]]
+    """By layer, where attention is added."""
+    middle: Sequence[Float[Tensor, "read d_model"]]
+    """By layer, where the MLP is added."""
+    heads: Sequence[Float[Tensor, "read d_model"]]
+    """By layer, of what the heads write: before the norm that may follow attention."""
+
+
 @dataclass(slots=True)
 class Anatomy:
     """How a model makes logits."""
@@ -127,9 +93,26 @@ class Anatomy:
     hook_names: frozenset[str] = frozenset()
     """The hooks that run in a forward pass."""
 
+    def projected(self, direction: Float[Tensor, "read width"]) -> Float[Tensor, "read d_model"]:
+        """Map a direction on the input of the unembedding to one on the last norm's output."""
+        return direction if self.projection is None else direction @ self.projection.to(direction).T
 
-def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
-    """Measure a model on the first of these tokens.
+    def pulled(self, direction: Float[Tensor, "read width"]) -> Pulled:
+        """Map a direction on the input of the unembedding to those on the stream that it reads."""
+        pulled = self.projected(direction)
+        pulled = pulled if self.final is None else self.final.pull(pulled)
+        at_end, before, middle, heads = pulled, [], [], []
+        for form in reversed(self.layers):
+            middle.append(pulled if form.post is None else form.post[1].pull(pulled))
+            pulled = middle[-1] if form.post is None else form.post[0].pull(middle[-1])
+            before.append(pulled)
+            norm = form.after_attention
+            heads.append(pulled if norm is None else norm.pull(pulled))
+        return Pulled(at_end, before[::-1], middle[::-1], heads[::-1])
+
+
+def anatomy_of(model: HookedModel, tokens: Sequence[int] = ()) -> Anatomy:
+    """Measure a model on the first of these tokens, or on some of its vocabulary.
 
     Raises:
         InputError: The logits cannot be written as a sum over heads, MLPs and further parts.
@@ -137,17 +120,8 @@ def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
     Note:
         Costs a forward pass over at most eight tokens.
     """
-    like = next(iter(model.parameters())).new_empty(0, device=device_of(model))
+    norm = partial(norm_at, model)
     names, n_layers = frozenset(model.hook_dict), int(model.cfg.n_layers)
-
-    def norm(path: str) -> Norm | None:
-        if not {f"{path}.hook_scale", f"{path}.hook_out"} & names:
-            return None
-        part: Any = model
-        for name in path.split("."):
-            part = part[int(name)] if name.isdigit() else getattr(part, name)
-        return Norm.of(part, int(model.cfg.d_model), like)
-
     soft_cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0)
     attention_only = bool(getattr(model.cfg, "attn_only", False))
     layers = [
@@ -165,7 +139,7 @@ def anatomy_of(model: HookedModel, tokens: Sequence[int]) -> Anatomy:
                 raise _refused(model, f"layer {i} has no hook {name!r}")
         result.residual = not isinstance(model, OneLayerTransformer)
         return result
-    seen = _Seen(model, tokens[:TRIED_TOKENS])
+    seen = _Seen(model, tokens[:TRIED_TOKENS] or some_tokens(model, TRIED_TOKENS))
     result.hook_names = frozenset(seen.ran)
     streams = [seen.only(f"blocks.{i}.hook_in") for i in range(n_layers)]
     ends = [f"blocks.{n_layers - 1}.hook_out"]
@@ -213,7 +187,9 @@ class _Seen:
             return hook_function
 
         names = [name for name in model.hook_dict if name.split(".")[-1] in wanted]
-        self.tolerance = rounding(next(iter(model.parameters())).dtype)
+        dtype = next(iter(model.parameters())).dtype
+        self.tolerance = rounding(dtype)
+        self.rounding = torch.finfo(dtype).eps
         row = torch.tensor([list(tokens)], device=device_of(model))
         with torch.inference_mode(), hooked(model, [(name, keep(name)) for name in names]):
             self.logits = model(row, use_cache=False)[0].cpu().double()
@@ -230,12 +206,36 @@ class _Seen:
         return same and bool((got - expected).norm() <= self.tolerance * expected.norm() + 1e-9)
 
     def factors(self, parts: Sequence[Tensor], whole: Tensor) -> list[float] | None:
-        """Return the numbers by which parts sum to the whole, or None if there are none."""
-        columns = torch.stack([part.flatten() for part in parts], 1)
-        found = torch.linalg.lstsq(columns, whole.flatten()[:, None]).solution[:, 0]
-        if not self.close((columns @ found).reshape(whole.shape), whole):
+        """Return the numbers by which parts sum to the whole, or None if there are none.
+
+        A number of the whole may be off by the rounding of the sum, and by the tolerance times
+        what is added to the first part. Both are small next to what is added in most coordinates,
+        though not next to the norm of a stream, in which a few coordinates can be huge.
+
+        Raises:
+            InputError: A part drowns in the rounding of the others, so any number would fit.
+        """
+        if any(part.shape != whole.shape for part in parts):
             return None
-        return [1.0 if abs(x - 1) < self.tolerance else x for x in found.tolist()]
+        size = sum((part.square().mean(-1, keepdim=True).sqrt() for part in parts[1:]), 0 * whole)
+        level = whole.square().mean(-1, keepdim=True).sqrt() * EQUAL + 1e-9
+        off = self.rounding * (parts[0].abs() + whole.abs() + level) + self.tolerance * size
+        columns = torch.stack([(part / off).flatten() for part in parts], 1)
+        found = torch.linalg.lstsq(columns, (whole / off).flatten()[:, None]).solution[:, 0]
+        errors = 3 * torch.linalg.pinv(columns.mT @ columns).diagonal().clamp(min=0).sqrt()
+        for i, part in enumerate(parts):
+            if not part.any() or abs(found[i] - 1) <= errors[i] + (self.tolerance if i else 0):
+                found[i] = 1
+        rest = columns @ found - (whole / off).flatten()
+        if not rest.square().mean() <= 1:
+            return None
+        if (errors > SURE).any():
+            raise _refused(
+                self.model,
+                "a layer adds too little to the stream to show by what factor in this dtype. Load "
+                "the model in float32",
+            )
+        return found.tolist()
 
 
 def _refused(model: Any, reason: str) -> InputError:
@@ -270,7 +270,7 @@ def _measure_heads(seen: _Seen, layers: list[LayerForm], layer: int) -> Tensor:
     ]
     for source in range(layer, -1, -1):
         for hook in ("v_norm.hook_out", "hook_v"):
-            for clip in (None, *filter(None, clips)):
+            for clip in (*filter(None, clips), None):  # a few tokens need not reach the clip
                 got = read(f"blocks.{source}.attn.{hook}", clip)
                 if got is not None and seen.close(got, z):
                     form.values, form.values_of, form.clip = hook, source, clip
@@ -305,8 +305,6 @@ def _measure_layer(
         mlps = {total: seen.values[total]}
     parts = [*heads, *mlps.values()]
     form.mlps, form.other = dict.fromkeys(mlps, 1.0), bool(mixers)
-    if seen.close(sum([*parts, *mixers], before), after):
-        return
     if found := seen.factors([before, *parts, *mixers], after):
         form.stream = found[0]
         form.attention = found[1] / found[0] if heads else 1.0
@@ -316,19 +314,16 @@ def _measure_layer(
     first, second = (f"{block}.ln{i}" for i in (1, 2))
     inside = seen.values.get(f"{first}.hook_out")
     if heads and inside is not None and seen.close(seen.only(f"{second}.hook_out"), after):
-        entered = before + heads[0], sum(mlps.values(), inside)
+        entered = [before, heads[0]], [inside, *mlps.values()]
         if all(
-            seen.close(seen.only(f"{path}.hook_in"), value)
-            for path, value in zip((first, second), entered, strict=True)
+            seen.factors(added, seen.only(f"{path}.hook_in")) == [1.0] * len(added)
+            for path, added in zip((first, second), entered, strict=True)
         ):
             norms = norm(first), norm(second)
             assert norms[0] and norms[1]
             form.post = norms[0], norms[1]
             return
-    if not mixers:
-        raise _refused(seen.model, f"no hooks of layer {layer} show all that it adds")
-    scalar = getattr(seen.model.blocks[layer].original_component, "layer_scalar", None)
-    form.stream = 1.0 if scalar is None else float(scalar)  # Gemma 4 scales the stream itself
+    raise _refused(seen.model, f"no hooks of layer {layer} show all that it adds")
 
 
 def _measure_head(seen: _Seen, result: Anatomy, stream: Tensor) -> None:

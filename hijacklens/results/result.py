@@ -229,9 +229,10 @@ def load_result(folder: str | Path) -> Result:
         )
     try:
         for name, digest in record.get(HASHES, {}).items():
-            if _hash_of(path.parent / name) != digest:
+            file = path.parent / name
+            if file.is_file() and _hash_of(file) != digest:
                 raise InputError(
-                    f"{path.parent / name} is not the file that was saved with this result: it was "
+                    f"{file} is not the file that was saved with this result: it was "
                     "changed or replaced. Run it again with --overwrite."
                 )
         result = cls.read(path.parent, upgraded(record))

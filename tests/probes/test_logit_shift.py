@@ -195,7 +195,7 @@ def test_results_are_saved_and_loaded(gpt2, tmp_path):
     assert repr(found) == repr(averaged)
     for folder, file in (("one", "account.parquet"), ("many", "parts.npz")):
         (tmp_path / folder / file).write_bytes(b"no")
-        with pytest.raises(InputError, match="is not complete"):
+        with pytest.raises(InputError, match=f"{file} is not the file that was saved"):
             load_result(tmp_path / folder)
 
 

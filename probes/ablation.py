@@ -27,6 +27,7 @@ from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError, choice, strict
 from hijacklens.facts.fact import FactSet
 from hijacklens.models.agreement import require_agreement, require_agreement_on
+from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import (
     HookedLanguageModel,
     HookedModel,
@@ -171,6 +172,7 @@ def ablate(
 
 
 @strict
+@exclusively
 def mean_outputs(
     model: HookedModel,
     reference: FactSet | Sequence[Prompt | LocatedPrompt] | Layout,

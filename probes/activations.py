@@ -28,6 +28,7 @@ from torch import Tensor
 from hijacklens.engine.batches import batches
 from hijacklens.errors import InputError
 from hijacklens.models.agreement import require_agreement
+from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook
 from hijacklens.probe import HookProbe, hash_of, logits_at, spell
 from hijacklens.prompts.correspondence import Correspondence
@@ -115,6 +116,7 @@ class Patch:
         return torch.tensor(patched, dtype=torch.long).reshape(-1, 3).T
 
 
+@exclusively
 def patch(
     model: HookedModel,
     correspondences: Correspondence | Sequence[Correspondence],

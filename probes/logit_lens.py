@@ -39,6 +39,7 @@ from hijacklens.engine.batch_size import read_values
 from hijacklens.errors import InputError, whole_number
 from hijacklens.facts.fact import Fact
 from hijacklens.models.agreement import require_agreement, require_agreement_on
+from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
 from hijacklens.models.identity import identify
 from hijacklens.probe import HookProbe, Probe, check_probes, logits_at, spans_of
@@ -81,6 +82,7 @@ class Depths(Shown):
         return Glance(f"{batch} prompts, {depths} depths, {pos} positions", steps=steps)
 
 
+@exclusively
 def through(
     model: HookedModel,
     layout: Layout,

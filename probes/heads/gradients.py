@@ -28,6 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from hijacklens.engine.batches import TokenBatch, batches
 from hijacklens.errors import InputError
 from hijacklens.models.agreement import require_agreement
+from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedLanguageModel, HookFunction, NamedHook, hooked
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Pair, Pairs
@@ -49,6 +50,7 @@ class _Row(NamedTuple):
     """1 for a hijacked prompt, -1 for a bare one."""
 
 
+@exclusively
 def gradient_attribution(
     model: HookedLanguageModel,
     pairs: Pairs,

@@ -40,6 +40,7 @@ from hijacklens.engine.batch_size import read_values
 from hijacklens.engine.batches import TokenBatch, batch_size, batches, needs_one_length
 from hijacklens.errors import InputError, choice, one_of_type
 from hijacklens.models.agreement import require_agreement
+from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedLanguageModel, HookedModel, NamedHook, device_of
 from hijacklens.models.identity import identify
 from hijacklens.probe import HookProbe, logits_at
@@ -129,6 +130,7 @@ class ByHead:
 
 
 @takes_facts
+@exclusively
 def sweep(
     model: HookedLanguageModel,
     pairs: Pairs,

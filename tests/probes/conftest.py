@@ -1,4 +1,7 @@
-"""Tiny models that many tests of probes run on. They are loaded once: no test changes them."""
+"""Tiny models that many tests of probes run on. They are loaded once: no test changes them.
+
+So they are also compared and described once for a file of tests, which takes longer than a probe.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 from edited_values import ids_of
 from tiny_models import FAMILIES, tiny_model, tiny_tokenizer
 
+from hijacklens.models.agreement import comparing_once
 from hijacklens.models.loading import load_model
 
 
@@ -33,12 +37,14 @@ def pair(family):
 
 @pytest.fixture(scope="module")
 def model(pair):
-    return pair[1]
+    with comparing_once(pair[1]):
+        yield pair[1]
 
 
 @pytest.fixture(scope="module")
 def gpt2():
-    return loaded("gpt2")[1]
+    with comparing_once(model := loaded("gpt2")[1]):
+        yield model
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import torch
 from plain_huggingface import PlainScorer
@@ -23,6 +24,7 @@ from transformers import (
 from type_checks import unchecked
 
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import comparing_once
 from hijacklens.models.loading import load_model
 from hijacklens.one_layer import spans
 from hijacklens.one_layer.model import OneLayerConfig, OneLayerTransformer
@@ -416,13 +418,12 @@ def test_the_same_as_transformer_lens_where_prompts_are_equally_long(which, site
         _, cache = model.run_with_cache(torch.tensor([source]))
         theirs = {**whole, **by_head}[site](model, torch.tensor([target]), cache, metric)
     every = tuple((i, i) for i in range(5))
-    for layer in range(2):
-        for index in range(theirs.shape[1]):
+    with comparing_once(model):
+        for layer, index in np.ndindex(*theirs.shape):
             pairs = (every[index],) if site in whole else every
             heads = None if site in whole else index
-            made = patch(
-                model, Correspondence(source, target, pairs), site=site, layers=layer, heads=heads
-            )
+            where = Correspondence(source, target, pairs)
+            made = patch(model, where, site=site, layers=layer, heads=heads)
             ours = metric(run(model, target, made)[None])
             assert float(ours) == pytest.approx(float(theirs[layer, index]), abs=1e-5)
 

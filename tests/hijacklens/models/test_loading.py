@@ -565,6 +565,7 @@ def test_an_embedding_of_unknown_size_is_refused():
         load_model(plain, tokenizer=tiny_tokenizer("llama"))
 
 
+@pytest.mark.slow
 def test_a_model_that_compiles_itself_gives_its_own_numbers():
     tokenizer, compiled = tiny_tokenizer("llama"), tiny_model("llama")
     compiled.compile(backend="eager")

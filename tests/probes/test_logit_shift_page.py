@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 import hijacklens as hl
 from hijacklens import views
 from hijacklens.errors import InputError
+from hijacklens.models.agreement import agreement_of
 from hijacklens.models.loading import load_model
 from hijacklens.results.result import load_result
 from hijacklens.scoring.pairs import pairs
@@ -122,6 +124,8 @@ def test_views_run_under_the_policy_and_tokens_are_text(account, tmp_path):
 def test_a_hybrid_shows_the_layers_that_have_attention(family, tmp_path):
     tokenizer = rows.tokenizer_of(family)
     hybrid = load_model(rows.make(family), tokenizer=tokenizer, dtype="float32", device="cpu")
+    if version("transformer-lens").startswith("3.") and agreement_of(hybrid).hooked:
+        pytest.skip("TransformerLens 3.9 does not compute what this model does, so it is refused")
     pair = next(p for p in pairs(hybrid, sample_facts()) if not p.same_first_token)
     account = with_patterns(hybrid, trace(hybrid, pair))
     assert with_attention(account.patterns) == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.metadata import version
 
 import pytest
 import rows
@@ -101,6 +102,10 @@ def test_memories_of_a_head_are_those_of_the_plain_model(family):
     to = up * final * after
     to = to - to.mean(-1, keepdim=True) if family == "bloom" else to
     made = values.associations(zip(IDS, answers, strict=True))
+    if version("transformer-lens").startswith("3.") and family in ("exaone4", "olmo2"):
+        with pytest.raises(InputError, match="cannot be accounted for"):
+            made.matrix(MatrixSite(model, 0, 0, "circuit"))
+        return
     got = made.matrix(MatrixSite(model, 0, 0, "circuit"))
     torch.testing.assert_close(got, x.T @ to[answers], atol=1e-4, rtol=1e-4)
 

@@ -5,8 +5,8 @@ digest covers the class of every module with the code of its methods and of the 
 call, the names of children, `training`, and every attribute that is a number, text, function,
 configuration or container of these. Two models with equal digests and equal tensors compute the
 same. The digest does not depend on names, on `requires_grad`, on the device, or on what a forward
-pass leaves behind. Of code that no package brings it also covers the values that the code refers
-to: globals, defaults, class attributes, captured variables, and what it uses of other such modules.
+pass leaves. For code from no installed package it also covers the values that the code refers to:
+globals, defaults, class attributes, captured variables, and what it uses of other such modules.
 
 Some changes have no key, because a function may depend on anything: hooks and replaced methods.
 They are listed in `Computation.unkeyed`. Hooks that TransformerLens, transformers and accelerate
@@ -81,7 +81,7 @@ UNUSED = {
 CACHED = ("_cached", "long_inv_freq")
 """Endings of the names of attributes that a forward pass fills."""
 STATES = ("_state", "_states")
-"""The same, in modules that a package brings."""
+"""The same, in modules of installed packages."""
 USED = {"dtype", "torch_dtype", "seed"}
 """Attributes that other modules may compute with, although they are in `UNUSED`."""
 
@@ -207,7 +207,7 @@ class _Walk:
         }
 
     def reference(self, value: Any, names: Sequence[str], where: str) -> Described:
-        """Describe what code that no package brings refers to.
+        """Describe what code from no installed package refers to.
 
         Args:
             value: The value of a name.

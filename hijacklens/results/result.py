@@ -343,7 +343,7 @@ _scratch = partial(TemporaryDirectory, prefix=PART, ignore_cleanup_errors=True)
 
 
 def _remove_rests(folder: Path) -> None:
-    """Remove what processes that were killed have left; a living one holds the lock of its own."""
+    """Remove folders of killed processes; a running process holds a lock on its folder."""
     for rest in folder.glob(f"{PART}*"):
         with locked(rest, wait=False) as dead:
             if dead:

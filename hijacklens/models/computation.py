@@ -5,7 +5,7 @@ digest covers the class of every module with the code of its methods and of the 
 call, the names of children, `training`, and every attribute that is a number, text, function,
 configuration or container of these. Two models with equal digests and equal tensors compute the
 same. The digest does not depend on names, on `requires_grad`, on the device, or on what a forward
-pass leaves. For code from no installed package it also covers the values that the code refers to:
+pass stores. For code from no installed package it also covers the values that the code refers to:
 globals, defaults, class attributes, captured variables, and what it uses of other such modules.
 
 Some changes have no key, because a function may depend on anything: hooks and replaced methods.

@@ -26,7 +26,7 @@ NORM_AFTER = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 """Architectures in whose HookedTransformer the first norm follows attention."""
 INPUTS = ("v", "kv_a_proj_with_mqa")
 """Parts of attention that read what values are made of."""
-EQUAL, SAME = 1e-3, 0.02
+SAME_SUM, SAME = 1e-3, 0.02
 """Largest relative difference of equal activations: of the same sum, and of different ones in
 bfloat16."""
 ROWS = 128
@@ -174,7 +174,7 @@ def embedded(model: HookedModel, tokens: Sequence[int]) -> Float[Tensor, "token 
         with torch.no_grad(), hooked(model, wanted), suppress(_Stopped):
             model(rows)
         stream, alone = seen["stream"], seen["embedded"]
-        if not _same(stream[:, 1], stream[:, 0], up_to=EQUAL):
+        if not _same(stream[:, 1], stream[:, 0], up_to=SAME_SUM):
             added = stream - alone if stream.shape == alone.shape else stream
             if not _same(alone + added[:1], stream):
                 raise InputError(

@@ -221,12 +221,14 @@ class _Seen:
         level = whole.square().mean(-1, keepdim=True).sqrt() * EQUAL + 1e-9
         off = self.rounding * (parts[0].abs() + whole.abs() + level) + self.tolerance * size
         columns = torch.stack([(part / off).flatten() for part in parts], 1)
-        found = torch.linalg.lstsq(columns, (whole / off).flatten()[:, None]).solution[:, 0]
+        target = (whole / off).flatten()
+        # The default driver can return zeros where a column is zero (pytorch/pytorch#187411).
+        found = torch.linalg.lstsq(columns, target[:, None], driver="gelsd").solution[:, 0]
         errors = 3 * torch.linalg.pinv(columns.mT @ columns).diagonal().clamp(min=0).sqrt()
         for i, part in enumerate(parts):
             if not part.any() or abs(found[i] - 1) <= errors[i] + (self.tolerance if i else 0):
                 found[i] = 1
-        rest = columns @ found - (whole / off).flatten()
+        rest = columns @ found - target
         if not rest.square().mean() <= 1:
             return None
         if (errors > SURE).any():

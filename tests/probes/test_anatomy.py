@@ -189,13 +189,16 @@ def cut(plain, norm: str, ids, head: int) -> float:
             handle.remove()
 
 
-def quiet(kind: str, settings: dict, *, by: float, dtype: str):
-    """A hooked model whose layers write `by` times what those of a rough model do."""
+WRITERS = ("o_proj", "down_proj")
+
+
+def quiet(kind: str, settings: dict, *, by: float, dtype: str, writers=WRITERS):
+    """A hooked model whose writers write `by` times what those of a rough model do."""
     model = getattr(hf, kind + "ForCausalLM")
     plain = rough(model(model.config_class(**settings)))
     with torch.no_grad():
         for name, weight in plain.named_parameters():
-            if name.split(".")[-2] in ("o_proj", "down_proj"):
+            if name.split(".")[-2] in writers:
                 weight *= by
         for i, layer in enumerate(plain.model.layers):
             if hasattr(layer, "layer_scalar"):  # Gemma 4
@@ -220,6 +223,17 @@ def test_a_scaled_stream_is_measured(dtype):
     for form, scale in zip(forms, (0.3, 0.7, 1.1, 1.5), strict=True):
         assert form.stream == pytest.approx(scale, rel=0.01)
         assert (form.attention, *form.mlps.values()) == pytest.approx((1, 1), rel=0.03)
+
+
+def test_heads_that_write_nothing_have_a_factor_whatever_memory_held_before():
+    model = quiet("Granite", {**SHAPE, **SCALED}, by=0, dtype="float32", writers=WRITERS[:1])
+    torch.use_deterministic_algorithms(True)  # fills new memory with the largest integers
+    try:
+        forms = anatomy_of(model, range(20, 28)).layers
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for form in forms:
+        assert (form.stream, form.attention, *form.mlps.values()) == (1, 1, 1)
 
 
 def test_a_layer_that_drowns_in_rounding_is_refused():

@@ -19,7 +19,7 @@ from hijacklens.models.wrapping import require_split_heads
 
 HeadAxis: TypeAlias = Literal["head", "kv_head"]
 Layers: TypeAlias = int | Iterable[int] | None
-"""One layer, several, or None for all."""
+"""One layer, several, or None for all that have what is probed."""
 Heads: TypeAlias = int | Iterable[int | tuple[int, int]] | None
 """Numbers are heads of every chosen layer (all by default): `[1, 2]`. Pairs (layer, head) choose
 the layers too: `[(1, 2)]`. None is all heads. `(1, 2)` without layers could mean both: refused."""
@@ -46,17 +46,38 @@ def head_count(model: HookedModel, axis: HeadAxis) -> int:
 
 
 def choose(
-    model: HookedModel, *, layers: Layers = None, heads: Heads = None, axis: HeadAxis = "head"
+    model: HookedModel,
+    *,
+    layers: Layers = None,
+    heads: Heads = None,
+    axis: HeadAxis = "head",
+    hook: str = "attn.hook_z",
 ) -> Sites:
     """Choose heads of a model, counted among query heads or key/value heads.
 
+    All layers are all that have a hook, by default that of heads: in hybrids (Jamba, Qwen3-Next)
+    some layers have none.
+
     Raises:
-        InputError: The model has no such layer or head, the choice is empty, or both pairs and
-            layers are given.
+        InputError: The model has no such layer or head, a layer without the hook is named, no layer
+            has it, the choice is empty, or both pairs and layers are given.
     """
     require_split_heads(model)
     counts = int(model.cfg.n_layers), head_count(model, axis)
-    return Sites(tuple(sorted(set(pairs(*counts, layers=layers, heads=heads, axis=axis)))))
+    chosen = sorted(set(pairs(*counts, layers=layers, heads=heads, axis=axis)))
+    hooks = model.hook_dict  # a bridge builds this mapping on every access
+    having = [layer for layer in range(counts[0]) if f"blocks.{layer}.{hook}" in hooks]
+    without = [layer for layer, _ in chosen if layer not in having]
+    named = layers is not None or isinstance(canonical(layers, heads)[1], tuple)
+    if without and (named or not having):
+        name = model.cfg.model_name
+        if not having:
+            raise InputError(f"TransformerLens shows no {hook} of {name!r} in any layer.")
+        raise InputError(
+            f"layer {without[0]} of {name!r} has no {hook}, as layers without attention heads; "
+            f"layers that have it: {numbers(having)}."
+        )
+    return Sites(tuple(site for site in chosen if site[0] in having))
 
 
 def pairs(

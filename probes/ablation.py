@@ -42,8 +42,8 @@ from hijacklens.prompts.prompt import Prompt
 from hijacklens.prompts.spans import EVERYWHERE, check_span, placed_atoms
 from hijacklens.prompts.tokens import LocatedPrompt, locate
 from hijacklens.results.glance import Glance, Shown
-from hijacklens.sites import Heads, Layers, canonical, choose
-from probes.activation_sites import hook_name
+from hijacklens.sites import Heads, Layers, canonical
+from probes.activation_sites import choose_sites, hook_name
 from probes.checks import check_heads
 
 OutputSite: TypeAlias = Literal["z", "attn_out", "mlp_out"]
@@ -61,7 +61,8 @@ class MeanOutputs(Shown):
     count: int
     """The number of these tokens."""
     values: Float[Tensor, "layer ... width"]
-    """[layer, head, d_head] for `z`, [layer, d_model] otherwise; float32, on the CPU."""
+    """[layer, head, d_head] for `z`, [layer, d_model] otherwise; float32, on the CPU. NaN for a
+    layer without such an output (hybrids)."""
 
     @property
     def hash(self) -> str:
@@ -115,13 +116,13 @@ class Ablation:
         """
         tokens = layout.query(self.span)  # [batch, pos]
         named: list[NamedHook] = []
-        for layer, heads in choose(model, layers=self.layers, heads=self.heads).by_layer.items():
-            name = hook_name(model, self.site, layer, allowed=SITES)
+        chosen = choose_sites(model, self.site, layers=self.layers, heads=self.heads, allowed=SITES)
+        for layer, heads in chosen.by_layer.items():
             mask = None
             if self.site == "z":
                 mask = torch.isin(torch.arange(int(model.cfg.n_heads)), torch.tensor(heads))
             mean = self.means and (self.means, layer, int(model.cfg.n_layers))
-            named.append((name, _replace(tokens, mask, mean)))
+            named.append((hook_name(self.site, layer), _replace(tokens, mask, mean)))
         return named
 
 
@@ -202,8 +203,7 @@ def mean_outputs(
         Costs one forward pass over the prompts. Sums are kept in float64.
     """
     require_agreement(model, operation="the mean of outputs")
-    choice("site", site, SITES)
-    n_layers = int(model.cfg.n_layers)
+    layers = choose_sites(model, site, allowed=SITES).by_layer
     totals: dict[int, Tensor] = {}
     count = 0
 
@@ -216,10 +216,7 @@ def mean_outputs(
         for layout, real in _layouts(model, reference, span, batch_tokens):
             tokens = layout.query(span) & real
             count += int(tokens.sum())
-            hooks = [
-                (hook_name(model, site, layer, allowed=SITES), partial(add, layer, tokens))
-                for layer in range(n_layers)
-            ]
+            hooks = [(hook_name(site, layer), partial(add, layer, tokens)) for layer in layers]
             first = torch.zeros(1, dtype=torch.long, device=real.device)
             logits_at(model, layout, first, first, probes=[HookProbe("mean", hooks)])
             progress.update(len(real))
@@ -229,7 +226,9 @@ def mean_outputs(
         )
     if len({total.shape for total in totals.values()}) > 1:
         raise InputError(f"{site} is of another size in each layer of this model; it has no means.")
-    values = torch.stack([totals[layer] for layer in range(n_layers)]) / count
+    absent = torch.full_like(next(iter(totals.values())), torch.nan)
+    sums = [totals.get(layer, absent) for layer in range(int(model.cfg.n_layers))]
+    values = torch.stack(sums) / count
     return MeanOutputs(site, span, count, values.float())
 
 

@@ -30,40 +30,40 @@ from hijacklens.sites import Heads, Layers, Sites, choose
 from probes.checks import HEAD_AXES, Site, check_heads
 from probes.rounding import rounding
 
-_HOOKS = {
-    name: f"blocks.{{}}.{'attn.' if name in HEAD_AXES else ''}hook_{name}"
-    for name in get_args(Site)
-}
+_HOOKS = {name: f"{'attn.' if name in HEAD_AXES else ''}hook_{name}" for name in get_args(Site)}
 
 
-def hook_name(
-    model: HookedModel, site: Site, layer: int, *, allowed: Iterable[str] = get_args(Site)
-) -> str:
-    """Return the hook at which a site is read.
-
-    Raises:
-        InputError: The site is not allowed, or the model does not have it (the one-layer model
-            has no MLP).
-    """
-    choice("site", site, allowed)
-    hooks = model.hook_dict  # a bridge builds this mapping on every access
-    known = [name for name in allowed if _HOOKS[name].format(layer) in hooks]
-    choice("site of this model", site, known)
-    return _HOOKS[site].format(layer)
+def hook_name(site: Site, layer: int) -> str:
+    """Return the hook at which a site is read."""
+    return f"blocks.{layer}.{_HOOKS[site]}"
 
 
-def choose_sites(model: HookedModel, site: Site, *, layers: Layers, heads: Heads) -> Sites:
+def choose_sites(
+    model: HookedModel,
+    site: Site,
+    *,
+    layers: Layers = None,
+    heads: Heads = None,
+    allowed: Iterable[Site] = get_args(Site),
+) -> Sites:
     """Choose layers and heads of a site: query heads for `z` and `q`, key/value heads for the rest.
 
+    All layers are all that have the site.
+
     Raises:
-        InputError: As for `check_heads`, or the model has no such layer or head.
+        InputError: As for `check_heads`; the site is not allowed, or the model does not have it
+            (the one-layer model has no MLP), or has no such layer or head.
     """
+    choice("site", site, allowed)
     check_heads(site, heads)
-    return choose(model, layers=layers, heads=heads, axis=HEAD_AXES.get(site, "head"))
+    hooks, n_layers = model.hook_dict, int(model.cfg.n_layers)
+    known = [x for x in allowed if any(hook_name(x, i) in hooks for i in range(n_layers))]
+    choice("site of this model", site, known)
+    axis = HEAD_AXES.get(site, "head")
+    return choose(model, layers=layers, heads=heads, axis=axis, hook=_HOOKS[site])
 
 
 def reading(
-    model: HookedModel,
     site: Site,
     layer: int,
     rows: Int[Tensor, " token"],
@@ -75,11 +75,10 @@ def reading(
     def hook_function(value: Tensor, hook: Any) -> None:  # [batch, pos, ...]
         keep(_at(value, (rows, positions)))
 
-    return hook_name(model, site, layer), hook_function
+    return hook_name(site, layer), hook_function
 
 
 def writing(
-    model: HookedModel,
     site: Site,
     layer: int,
     rows: Int[Tensor, ...],
@@ -94,7 +93,7 @@ def writing(
     also by a head, and values are [token, d_head]. All three may be arrays that broadcast.
     """
     index = (rows, positions) if heads is None else (rows, positions, heads)
-    name = hook_name(model, site, layer)
+    name = hook_name(site, layer)
     if site != "resid_mid":
         return [(name, _put(index, values))]
     at = (rows, positions)
@@ -117,9 +116,9 @@ def writing(
                 "the layer comes between. Patch attn_out, resid_pre or resid_post."
             )
 
-    attn_out = hook_name(model, "attn_out", layer)
+    attn_out = hook_name("attn_out", layer)
     return [  # other probes may change the parts, too: the sum is measured after them
-        (hook_name(model, "resid_pre", layer), Placed(partial(keep, "before"), "last")),
+        (hook_name("resid_pre", layer), Placed(partial(keep, "before"), "last")),
         (attn_out, complete),
         (attn_out, Placed(partial(keep, "output"), "last")),
         (name, Placed(check, "first")),

@@ -92,9 +92,9 @@ class Patch:
             new = self.values[layer][slots]
             if self.site in HEAD_AXES:
                 at, heads = (rows[:, None], positions[:, None]), torch.tensor(of_layer)
-                named += writing(model, self.site, layer, *at, new, heads=heads)
+                named += writing(self.site, layer, *at, new, heads=heads)
             else:
-                named += writing(model, self.site, layer, rows, positions, new)
+                named += writing(self.site, layer, rows, positions, new)
         return named
 
     def _tokens(self, layout: Layout) -> Int[Tensor, "3 token"]:
@@ -174,9 +174,7 @@ def patch(
         if not tokens:
             continue
         rows, positions, slots = torch.tensor(tokens).T
-        reads = [
-            reading(model, site, at, rows, positions, partial(keep, at, slots)) for at in sites
-        ]
+        reads = [reading(site, at, rows, positions, partial(keep, at, slots)) for at in sites]
         first = torch.zeros_like(batch.lengths[:1])
         recorder = HookProbe("source run", reads)
         logits_at(model, Layout(batch.symbols, {}), first, first, probes=[recorder])

@@ -58,7 +58,7 @@ def stream_change(
 
     what = "remove" if remove else "add"
     key = f"{what}-direction:{'+'.join(map(str, layers))},{hash_of(vector)}"
-    hooks = [(hook_name(model, "resid_post", layer), hook_function) for layer in layers]
+    hooks = [(hook_name("resid_post", layer), hook_function) for layer in layers]
     return HookProbe(key, hooks, packs=True)
 
 
@@ -117,7 +117,7 @@ def _head_hooks(
         return hook_function
 
     chosen = choose(model, heads=tuple(factors)).by_layer
-    return [(hook_name(model, "z", n), hook_of(n, list(heads))) for n, heads in chosen.items()]
+    return [(hook_name("z", n), hook_of(n, list(heads))) for n, heads in chosen.items()]
 
 
 class Learned:
@@ -237,7 +237,7 @@ def mean_stream(
     for batch in batches(model, prompts):
         rows = torch.arange(len(batch.members), device=batch.symbols.device)
         last = batch.lengths - 1
-        hooks = [reading(model, "resid_post", n, rows, last, add(n)) for n in layers]
+        hooks = [reading("resid_post", n, rows, last, add(n)) for n in layers]
         layout = Layout.of_symbols(batch.symbols, ())
         logits_at(model, layout, rows[:1], last[:1], probes=[HookProbe("streams", hooks)])
     return torch.stack([total[layer] for layer in layers]).float().clone() / len(prompts)

@@ -42,6 +42,7 @@ from hijacklens.renamed import old_names, renamed
 from hijacklens.sites import Heads, Layers, choose
 from probes.attention.rows import (
     LARGEST_SCORE,
+    PATTERN,
     AttentionProbe,
     Rows,
     keep_only,
@@ -328,7 +329,7 @@ class Transplant(AttentionProbe):
             InputError: As for all attention probes, or the other run differs in layers, heads or
                 lengths, or lacks a prompt.
         """
-        layers = choose(model, layers=self.layers, heads=self.heads).by_layer
+        layers = choose(model, layers=self.layers, heads=self.heads, hook=PATTERN).by_layer
         length = layout.key(EVERYWHERE).shape[1]
         for layer in layers:
             if layer not in self.patterns:

@@ -7,7 +7,7 @@ as one tensor, before the softmax (scores) or after it (weights), and return it 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -25,6 +25,8 @@ from hijacklens.sites import Heads, Layers, canonical, choose
 LARGEST_SCORE = 2.0**13
 """Scores below minus this belong to hidden keys: masks add -inf, finfo.min or -1e9. Scores of
 visible keys are some dozens, and no edit takes one beyond this bound in either direction."""
+PATTERN = "attn.hook_pattern"
+"""The hook that a layer needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,49 +86,29 @@ class AttentionProbe:
             InputError: The model has no such layer or head, or the layout has no such span. In
                 the forward pass: the layout is of other tokens, or the attention is not eager.
         """
-        sites = choose(model, layers=self.layers, heads=self.heads).by_layer
+        sites = choose(model, layers=self.layers, heads=self.heads, hook=PATTERN).by_layer
         prompts, queries = layout.query(self.source).nonzero(as_tuple=True)
         targets = layout.key(self.target)[prompts]
         if not bool(targets.any()):
             return []
         hooks: list[NamedHook] = []
         names = model.hook_dict  # a bridge builds this mapping on every access
-        for layer, heads in _with_heads(model, sites, names, every=self._every_layer).items():
+        for layer, heads in sites.items():
             acts = torch.isin(torch.arange(int(model.cfg.n_heads)), torch.tensor(heads))[:, None]
             edited = _Layer(self, layer, acts, prompts, queries, targets, layout)
             hooks += [
                 (f"blocks.{layer}.attn.hook_attn_scores", edited.on_scores),
-                (f"blocks.{layer}.attn.hook_pattern", edited.on_pattern),
+                (f"blocks.{layer}.{PATTERN}", edited.on_pattern),
             ]
             if (output := f"blocks.{layer}.hook_attn_out") in names:
                 hooks.append((output, edited.on_output))
         return hooks
-
-    @property
-    def _every_layer(self) -> bool:
-        """Whether no layer was named."""
-        named = isinstance(self.heads, tuple) and any(isinstance(h, tuple) for h in self.heads)
-        return self.layers is None and not named
 
     def _at_scores(self, rows: Rows) -> Tensor | None:
         """Return new scores [row, head, key]; None leaves them as they are."""
 
     def _at_pattern(self, rows: Rows) -> Tensor | None:
         """Return new weights [row, head, key]; None leaves them as they are."""
-
-
-def _with_heads(
-    model: HookedModel, sites: Mapping[int, Sequence[int]], names: Container[str], *, every: bool
-) -> Mapping[int, Sequence[int]]:
-    """Return the layers that attend, since hybrids (Jamba) have others; refuse those if named."""
-    attend = {i: h for i, h in sites.items() if f"blocks.{i}.attn.hook_pattern" in names}
-    if attend and (every or len(attend) == len(sites)):
-        return attend
-    without = sorted(set(sites) - set(attend))
-    raise InputError(
-        f"layer {without[0]} of {model.cfg.model_name!r} has no attention heads whose pattern "
-        f"TransformerLens shows; layers that have are {sorted(attend) or 'none'}."
-    )
 
 
 def located(

@@ -167,6 +167,10 @@ def search(
                 advance=lambda fraction: progress.update(fraction * GRADIENT_RUNS),
             )
 
+        missing = np.full(by_head.shape[1:], np.nan)  # layers of hybrids that have no heads
+        missing[tuple(np.transpose(choose(model).pairs))] = 0
+        by_head = by_head + missing
+
         def carried(heads: Sequence[Head]) -> Float[np.ndarray, " fact"]:
             ablated = score(ablate(heads=heads, kind=method.kind, means=means))
             progress.update(1)

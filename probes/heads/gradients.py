@@ -32,6 +32,7 @@ from hijacklens.models.exclusive import exclusively
 from hijacklens.models.hooked import HookedLanguageModel, HookFunction, NamedHook, hooked
 from hijacklens.prompts.tokens import TokenIds
 from hijacklens.scoring.pairs import Pair, Pairs
+from hijacklens.sites import choose
 from probes.ablation import MeanOutputs
 
 GRADIENT_TOKENS = 1_024
@@ -73,8 +74,7 @@ def gradient_attribution(
         advance: Called after each batch with its fraction of the work.
     """
     require_agreement(model, operation="attribution")
-    n_layers, n_heads = int(model.cfg.n_layers), int(model.cfg.n_heads)
-    carried = np.zeros((len(pairs), n_layers, n_heads))
+    carried = np.zeros((len(pairs), int(model.cfg.n_layers), int(model.cfg.n_heads)))
     rows = [row for i, pair in enumerate(pairs) for row in _rows(i, pair)]
     limit = min(GRADIENT_TOKENS, batch_tokens or GRADIENT_TOKENS)
     if any(parameter.is_inference() for parameter in model.parameters()):
@@ -106,9 +106,10 @@ def _effects(
 ) -> Float[np.ndarray, "batch layer head"]:
     """Return `dD/dz . (z - a)` of every row and head, summed over tokens.
 
-    Padding adds nothing, since D does not depend on what follows the last token.
+    Padding adds nothing, since D does not depend on what follows the last token. Heads that do not
+    exist (hybrids) have no effect.
     """
-    n_layers = int(model.cfg.n_layers)
+    layers = list(choose(model).by_layer)
     outputs: dict[int, Tensor] = {}
     nudges: dict[int, Tensor] = {}
 
@@ -126,17 +127,17 @@ def _effects(
         return residual[torch.arange(len(last), device=last.device), last][None]
 
     hooks: list[NamedHook] = [("unembed.hook_in", keep_last)]
-    hooks += [(f"blocks.{layer}.attn.hook_z", watch(layer)) for layer in range(n_layers)]
+    hooks += [(f"blocks.{layer}.attn.hook_z", watch(layer)) for layer in layers]
     forward = {"use_cache": False} if isinstance(model, TransformerBridge) else {}
     with torch.enable_grad(), hooked(model, hooks):
         logprobs = model(batch.symbols, **forward)[0].float().log_softmax(-1)  # [batch, vocab]
         reads = [(i, token, sign) for i, row in enumerate(rows) for token, sign in row.reads]
         at_row, token, sign = torch.tensor(reads, device=logprobs.device).T
         difference = (logprobs[at_row, token] * sign).sum()
-        gradients = torch.autograd.grad(difference, [nudges[i] for i in range(n_layers)])
-    effects = []
-    for layer, gradient in enumerate(gradients):
+        gradients = torch.autograd.grad(difference, [nudges[i] for i in layers])
+    effects = np.zeros((len(rows), int(model.cfg.n_layers), int(model.cfg.n_heads)))
+    for layer, gradient in zip(layers, gradients, strict=True):
         z = outputs[layer].float()
         mean = 0.0 if means is None else means.values[layer].to(z.device)
-        effects.append((gradient.float() * (z - mean)).sum((1, 3)).cpu())  # [batch, head]
-    return torch.stack(effects, dim=1).double().numpy()
+        effects[:, layer] = (gradient.float() * (z - mean)).sum((1, 3)).cpu()  # [batch, head]
+    return effects

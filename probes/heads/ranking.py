@@ -134,7 +134,8 @@ class HeadSearch(Result):
     shift: Annotated[Float[np.ndarray, " fact"], ARRAYS]
     """The logit shift of each with no head ablated, in logits."""
     attribution: Annotated[Float[np.ndarray, "fact layer head"], ARRAYS]
-    """How much of the shift each query head carries by attribution, in logits."""
+    """How much of the shift each query head carries by attribution, in logits; NaN in a layer of a
+    hybrid that has no heads."""
     candidates: tuple[Head, ...]
     """The heads ablated one by one, by falling mean attribution."""
     carried: Annotated[Float[np.ndarray, "fact candidate"], ARRAYS]
@@ -164,7 +165,7 @@ class HeadSearch(Result):
         """The table that `to_dataframe` copies."""
         mean = self.attribution.mean(0)
         index = pd.MultiIndex.from_product([range(n) for n in mean.shape], names=["layer", "head"])
-        table = pd.DataFrame({"attribution": mean.ravel()}, index=index)
+        table = pd.DataFrame({"attribution": mean.ravel()}, index=index).dropna()
         # A reverse scheme shifts towards the true target, and so do the heads that carry it.
         carrying = table["attribution"] * (-1 if self.settings.scheme.direction == "reverse" else 1)
         table["rank"] = carrying.rank(ascending=False, method="first").astype(int)

@@ -56,8 +56,8 @@ from hijacklens.scoring.pairs import (
     Pairs,
     takes_facts,
 )
-from hijacklens.sites import Heads, Layers, choose
-from probes.activation_sites import HEAD_AXES, Site, hook_name, reading, writing
+from hijacklens.sites import Heads, Layers
+from probes.activation_sites import HEAD_AXES, Site, choose_sites, reading, writing
 from probes.patching.result import PATCH_COLUMNS, PatchingSettings, PatchingSweep
 
 DEFAULT_SPANS = ("query", "subject", "last")
@@ -101,7 +101,7 @@ class BySpan:
         spans = dict.fromkeys([self.spans] if isinstance(self.spans, str) else self.spans)
         if not spans:
             raise InputError("name at least one span to patch, such as 'query' or 'last'.")
-        layers = choose(model, layers=self.layers).by_layer
+        layers = choose_sites(model, self.site, layers=self.layers).by_layer
         return "span", [Cell(layer, span, None) for layer in layers for span in spans]
 
 
@@ -124,9 +124,8 @@ class ByHead:
             raise InputError(
                 f"{self.site!r} is not split into heads; use one of {', '.join(HEAD_AXES)}."
             )
-        axis = HEAD_AXES[self.site]
-        sites = choose(model, layers=self.layers, heads=self.heads, axis=axis)
-        return axis, [Cell(layer, self.span, head) for layer, head in sites.pairs]
+        sites = choose_sites(model, self.site, layers=self.layers, heads=self.heads)
+        return HEAD_AXES[self.site], [Cell(layer, self.span, head) for layer, head in sites.pairs]
 
 
 @takes_facts
@@ -162,8 +161,6 @@ def sweep(
     axis, cells = patches.cells(model)
     layers = list(dict.fromkeys(cell.layer for cell in cells))
     spans = list(dict.fromkeys(cell.span for cell in cells))
-    for layer in layers:
-        hook_name(model, patches.site, layer)
     cases, usable = _make_cases(pairs, spans, direction)
     usable.require("patched")
     total = len(cases) * len(cells)
@@ -285,9 +282,7 @@ def run(
         stored: dict[int, Tensor] = {}  # layer -> activations of all tokens that correspond
         at = [(row, i) for row, case in enumerate(here) for i, _ in case.where.pairs]
         rows, positions = torch.tensor(at).T
-        reads = [
-            reading(model, site, i, rows, positions, partial(stored.__setitem__, i)) for i in layers
-        ]
+        reads = [reading(site, i, rows, positions, partial(stored.__setitem__, i)) for i in layers]
         differences[members, 0] = _differences(model, sources, here, reads)[0]
         differences[members, 1] = _differences(model, targets, here, [])[0]
         at_once = max(1, min(size // targets.symbols.shape[1], most_rows) // len(here))
@@ -342,5 +337,5 @@ def _writes(
         whole = cells[0].head is None
         values = stored[layer][slots] if whole else stored[layer][slots, heads]
         of_heads = None if whole else heads
-        hooks += writing(model, site, layer, rows, positions, values, heads=of_heads)
+        hooks += writing(site, layer, rows, positions, values, heads=of_heads)
     return hooks

@@ -10,7 +10,10 @@ from type_checks import unchecked
 from hijacklens import sites
 from hijacklens.errors import InputError
 
-MODEL = SimpleNamespace(cfg=SimpleNamespace(n_layers=3, n_heads=4, n_key_value_heads=2))
+MODEL = SimpleNamespace(
+    cfg=SimpleNamespace(n_layers=3, n_heads=4, n_key_value_heads=2),
+    hook_dict={f"blocks.{layer}.attn.hook_z": None for layer in range(3)},
+)
 CHOICES = {
     "heads of layers": ({"layers": range(1, 3), "heads": [0]}, ((1, 0), (2, 0))),
     "pairs": ({"heads": [(2, 1), (0, 3), (2, 1)]}, ((0, 3), (2, 1))),

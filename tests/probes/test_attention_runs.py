@@ -15,8 +15,6 @@ from transformers import (
     GPTJForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
-    JambaConfig,
-    JambaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     XGLMConfig,
@@ -384,21 +382,6 @@ def test_attention_that_transformers_computes_is_edited(family):
         expected = plain(torch.tensor([ids])).logits
         assert_close(model(torch.tensor([ids])), expected, atol=1e-5, rtol=0)
     assert {name: list(point.fwd_hooks) for name, point in model.hook_dict.items()} == before
-
-
-def test_layers_without_heads():
-    """Jamba attends in some layers only."""
-    size = {"hidden_size": 32, "intermediate_size": 64, "mamba_d_state": 8, "mamba_dt_rank": 4}
-    layers = {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1}
-    config = JambaConfig(**{**SHAPE, **size, **layers}, num_key_value_heads=2, num_experts=2)
-    model = load_model(
-        rough(JambaForCausalLM(config)), tokenizer=tiny_tokenizer("gpt2"), device="cpu"
-    )
-    masks = spans({"last": [(0, 3)], "far": [(0, 1)]}, (1, 4))
-    _, cache = run(model, [[7, 8, 9, 10]], [knock_out("last", "far")], masks)
-    assert not cache["pattern", 1][0, :, 3, 1].any() and cache["pattern", 1][0, :, 2, 1].all()
-    with pytest.raises(InputError, match=r"layer 0 of .* has no attention heads.* are \[1\]"):
-        knock_out("last", "far", layers=[0, 1]).hooks(model, Layout(torch.ones(1, 4).long(), masks))
 
 
 def test_a_hooked_transformer_of_transformer_lens_3():

@@ -194,8 +194,8 @@ def _auc(rows: pd.DataFrame, influence: np.ndarray) -> Estimate:
 def differences(table: pd.DataFrame) -> pd.DataFrame:
     """Return a row per cell, measure and pair of laws: `other` minus `reference`.
 
-    Columns: the `difference` with its paired 95% interval clustered by relation, and `p`, corrected
-    by Holm over the pairs of a cell and measure.
+    Columns: the `difference` with its paired 95% interval clustered by relation, within what it can
+    be, and `p`, corrected by Holm over the pairs of a cell and measure.
     """
     found: list[dict[str, Any]] = []
     for key, rows in _cells(table, CELL):
@@ -203,9 +203,10 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
         values = {law: influences(part) for law, part in parts.items()}
         relation = next(iter(parts.values()))["relation_id"].to_numpy()
         pairs = list(combinations(rows["law"].unique(), 2))
-        for measure in ("r2", "auc", "brier") if pairs else ():
+        for measure, most in (("r2", np.inf), ("auc", 1.0), ("brier", 1.0)) if pairs else ():
             changes = [
-                clustered(values[b][measure] - values[a][measure], relation) for a, b in pairs
+                clustered(values[b][measure] - values[a][measure], relation).within(-most, most)
+                for a, b in pairs
             ]
             corrected = adjust(
                 np.nan_to_num([each.p for each in changes], nan=1.0), correction="holm"

@@ -72,7 +72,10 @@ def choose(
     if without and (named or not having):
         name = model.cfg.model_name
         if not having:
-            raise InputError(f"TransformerLens shows no {hook} of {name!r} in any layer.")
+            raise InputError(
+                f"no layer of {name!r} has {hook}, since it has no attention heads or "
+                "TransformerLens does not show them."
+            )
         raise InputError(
             f"layer {without[0]} of {name!r} has no {hook}, as layers without attention heads; "
             f"layers that have it: {numbers(having)}."

@@ -78,7 +78,7 @@ def test_a_layer_without_heads_is_refused_by_its_number(model, probe):
 
 
 def test_a_model_without_heads_is_refused():
-    with pytest.raises(InputError, match="of 'MambaForCausalLM' in any layer"):
+    with pytest.raises(InputError, match="no layer of 'MambaForCausalLM' has attn"):
         replace(zero()).hooks(subject("mamba").load(), Layout(IDS, {}))
 
 

@@ -46,6 +46,8 @@ from hijacklens.statistics import (
 SIDES = {"reference": "first", "other": "second"}
 MEASURES = (*FRACTIONS, "margin", "shift")
 Cluster = Literal["relation", "subject", "target_false", "template"]
+ROUNDING = 2e-4
+"""Nats by which margins differ when nothing changed: a score is right to within 1e-4."""
 UNMATCHED: dict[str, Any] = dict.fromkeys(("only_in", "model", "case_id", "scheme", "reason"), str)
 UNMATCHED["case_id"] = "Int64"
 
@@ -117,9 +119,11 @@ class Comparison(Result):
         """Return the mean change of a measure over some rows of `verdicts`.
 
         Without `by` the estimate is about these facts, with `("relation",)` about relations like
-        these. A saved comparison that lacks a clustering counts as one cluster.
+        these. A saved comparison that lacks a clustering counts as one cluster. A change of nats
+        that rounding can make counts as none.
         """
         changes = _values(rows, measure, "other") - _values(rows, measure)
+        changes[np.abs(changes) <= ROUNDING] = 0.0
         clusters = _labels(rows, by)
         if measure in FRACTIONS:
             return clustered_change(changes, *clusters, least_icc=USUAL_ICC, only_if_few=True)
@@ -330,8 +334,10 @@ def _values(rows: pd.DataFrame, measure: str, side: str = "reference") -> np.nda
 
 
 def _measures(rows: pd.DataFrame) -> tuple[str, ...]:
-    """Return the measures; the shift only where it differs from the margin and is not 0."""
-    bare = "bare_other" in rows and (rows["bare_reference"] != rows["bare_other"]).any()
+    """Return the measures; the shift only where its change differs from the margin's."""
+    bare = "bare_other" in rows and (
+        (rows["bare_reference"] - rows["bare_other"]).abs().gt(ROUNDING).any()
+    )
     shifted = bare and any(_values(rows, "shift", side).any() for side in SIDES)
     return MEASURES if shifted else MEASURES[:3]
 

@@ -176,7 +176,8 @@ class Comparison(Result):
         """Return a row per model, scheme, dose, rule and measure: the change and its tests.
 
         Measures: `efficacy` and `retention` (fractions), `margin` and `shift` (nats; the shift is
-        the margin minus that of the bare query, so it is left out if both bare queries are equal).
+        the margin minus that of the bare query, so it is left out if both bare queries are equal
+        up to rounding).
 
         Args:
             by: The clusters of the second claim: `relation`, `subject`, `target_false` or
@@ -242,8 +243,10 @@ class Comparison(Result):
         """
         rows = self._of_rule(rule)
         choice("measure", measure, _measures(rows))
-        cells: Any = rows.groupby(list(AXES[:3]), sort=False)
-        bars = [(", ".join(map(str, key)), cell, True) for key, cell in cells]
+        cells: Any = _bare_once(rows).groupby(list(AXES[:3]), sort=False)
+        bars = [
+            (f"{model}, {scheme}, dose {dose}", cell, True) for (model, scheme, dose), cell in cells
+        ]
         if len(bars) == 1:
             relations = rows.groupby("relation") if "relation" in rows else ()
             bars = [(relation_title(str(name)), part, False) for name, part in relations]
@@ -263,6 +266,8 @@ class Comparison(Result):
             ax.set_yticks(range(len(bars)), texts)
             ax.invert_yaxis()
             unit = "fraction of facts" if measure in FRACTIONS else "nats"
+            compared = "->" in (used := str(rows["rule"].iloc[0]))  # the title says it
+            unit += "" if compared else f"; rule: {used}"
             ax.set_xlabel(f"change of {measure} ({unit})\nthick: these facts; thin: relations")
             ax.set_title(plots.escape(" -> ".join(self.labels.values())), fontsize=9)
         return figure

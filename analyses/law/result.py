@@ -201,6 +201,8 @@ class LawResult(Result):
         cells = self._new(self.laws).groupby(["model", "scheme"], sort=False)
         tested = self._new(self.predictions)[["case_id", "relation_id"]].nunique()
         notes = ["R2 of the shift; the others of flips among known facts; intervals over relations"]
+        if len(doses := set(self.predictions["dose"])) > 1:
+            notes.append(f"all at dose {min(doses)}; .laws and laws.csv have the other doses")
         if len(self.skipped):
             notes.append(
                 f"skipped: {len(self.skipped)} pairs of fact and scheme (.skipped, skipped.csv); "

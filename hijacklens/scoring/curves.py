@@ -79,14 +79,22 @@ def curves(
     panels = list(table[panel].unique())
     counts: Any = table.groupby(line, sort=False)["n"].unique()
     labels = {name: f"{name} (n = {', '.join(map(str, n))})" for name, n in counts.items()}
-    with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with plots.canvas(rows, columns, share_y=True) as (figure, axes):
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        axes = axes[: len(panels)]
         for ax, title in zip(axes, panels, strict=True):
-            rows = table.loc[table[panel] == title]
-            dose_curves(ax, rows, line=line, labels=labels, measure=measure)
-            ax.set(title=plots.escape(title), xlabel="dose (hijacking sentences)")
+            dose_curves(
+                ax, table.loc[table[panel] == title], line=line, labels=labels, measure=measure
+            )
+            ax.set_title(plots.escape(title))
             ax.set_xticks(sorted(table["dose"].unique()))
+            ax.yaxis.label.set_fontsize(9)
         name, interval, _ = MEASURES[measure]
-        axes[0].set_ylabel(f"{name}\n(rule: {rule}; {BAND.format(interval)})", fontsize=9)
+        said = f"{name}\n(rule: {rule}; {BAND.format(interval)})"
+        plots.label_outer(axes, x="dose (hijacking sentences)", y=said)
         plots.legend_below(figure, axes)
         say_probes(figure, probes)
     return figure

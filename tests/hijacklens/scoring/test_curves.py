@@ -86,6 +86,13 @@ def test_panels_by_relation_name_every_model_and_the_rule():
     assert counts == [("model", "facts"), *[("alpha", "10")] * 3, *[("beta", "8")] * 3]
 
 
+def test_panels_of_many_models_are_two_in_a_row():
+    figure = made_up_run(models=("a", "b", "c")).plot()
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", ""]
+    assert [bool(ax.get_ylabel()) for ax in figure.axes[:3]] == [True, False, True]
+    assert figure.get_figwidth() < 11
+
+
 def test_figures_name_the_probes():
     run = made_up_run(models=("a",), schemes=("think",))
     run = replace(run, settings=replace(run.settings, probes=("ablate:heads=$0", "b")))

@@ -368,6 +368,7 @@ def test_the_comparison_over_schemes_and_models_explains_facts():
     later = pd.concat([table, table.assign(dose=4)], ignore_index=True)
     later = law.compare(later, laws=laws[:1], folds=3, quiet=True)
     assert "all at dose 1; .laws and laws.csv have the other doses" in str(later)
+    assert later.plot()._suptitle.get_text() == "all at dose 1"
 
 
 @pytest.mark.slow

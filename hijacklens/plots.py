@@ -6,6 +6,7 @@ Functions return the matplotlib figure and show nothing. The colours are the eig
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,12 +58,27 @@ STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hijacklens",  # equal figures give equal files
 }
+HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Characters that a reader could not see or that would reverse the text around them: control
+characters, writing directions, line ends, broken code points. `report/data.js` has the same."""
 NO_GLYPH = (
     "no installed font has some letters of a figure, which are boxes in pictures; SVG files have "
     "the text. Install a font with them, such as Noto Sans CJK"
 )
 # matplotlib's own warnings, one for each letter; `warn_of_boxes` warns once.
 warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from")
+
+
+class _Page(Figure):
+    """A figure that is saved in our style: complete, however long its texts are."""
+
+    def savefig(self, *arguments: Any, **options: Any) -> None:
+        """Save the figure, as `Figure.savefig`."""
+        with plt.rc_context(STYLE):
+            super().savefig(*arguments, **options)
 
 
 class FigureWarning(UserWarning):
@@ -115,6 +131,7 @@ def canvas(
             columns,
             figsize=(width * columns, height * rows),
             squeeze=False,
+            FigureClass=_Page,
             sharey=share_y,
             layout="constrained",
         )
@@ -158,7 +175,8 @@ def heat_map(
     Args:
         ax: The axes to draw on.
         values: The numbers, [row, column]; cells that are not finite stay blank.
-        rows: Labels of the rows. Beyond `MOST_LABELS` only some numbers are labelled.
+        rows: Labels of the rows. Beyond `MOST_LABELS` only some whole numbers are labelled, and
+            all texts.
         columns: Labels of the columns.
         label: What the colours mean.
         limit: The number with the darkest colour; by default the largest in size.
@@ -171,19 +189,28 @@ def heat_map(
     bar = figure.colorbar(ax.imshow(values, **image), ax=ax, label=escape(label))
     bar.outline.set_visible(False)
     ax.grid(visible=False)
-    for axis, names in ((ax.yaxis, list(map(str, rows))), (ax.xaxis, list(map(str, columns)))):
+    for axis, names in ((ax.yaxis, list(rows)), (ax.xaxis, list(columns))):
         step = -(-len(names) // MOST_LABELS)
-        ticks = [i for i, name in enumerate(names) if i % step == 0 or not name.isdigit()]
-        axis.set_ticks(ticks, [escape(names[i]) for i in ticks])
+        ticks = [i for i, name in enumerate(names) if i % step == 0 or isinstance(name, str)]
+        axis.set_ticks(ticks, [escape(str(names[i]).replace("\n", "↵")) for i in ticks])
 
 
 def escape(text: str) -> str:
     r"""Escape `$`, which would begin mathematics, and a leading `_`, which legends leave out.
 
-    >>> escape("US$"), escape("_edited")
-    ('US\\$', ' _edited')
+    Hidden characters are written out; an SVG file with a control character cannot be opened.
+
+    >>> escape("US$"), escape("_edited"), escape("a\x00")
+    ('US\\$', ' _edited', 'a⟨U+0000⟩')
     """
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+    return (" " if text.startswith("_") else "") + visible(text).replace("$", r"\$")
+
+
+def visible(text: str) -> str:
+    """Write out the hidden characters of a text, except line ends."""
+    return HIDDEN.sub(
+        lambda found: found[0] if found[0] == "\n" else f"⟨U+{ord(found[0]):04X}⟩", text
+    )
 
 
 def label_outer(axes: Sequence[Axes], *, x: str, y: str) -> None:
@@ -291,6 +318,4 @@ def _letters(font: str) -> frozenset[int]:
 
 def write(figure: Figure, path: Path) -> None:
     """Save a figure in the format of its file ending; equal figures give equal files."""
-    metadata = {"Date": None} if path.suffix == ".svg" else None
-    with plt.rc_context(STYLE):
-        figure.savefig(path, metadata=metadata)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

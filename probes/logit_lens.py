@@ -221,8 +221,8 @@ class LogitLens(Result):
             lines.xaxis.set_major_locator(MaxNLocator(integer=True))
             lines.set_xlabel("after layer (-1: before the first)")
             lines.set_ylabel(plots.escape(f"{what}\nat the last token"))
-            title = f"{self.settings.model.name}, {self.settings.scheme.name}"
-            lines.set_title(plots.escape(title))
+            title = f"{self.settings.title}, {self.settings.scheme.name}"
+            figure.suptitle(plots.escape(title))
             plots.legend_below(figure, [lines], columns=6)
             # With tied embeddings a target's own embedding would dominate the colour scale.
             values = grid.to_numpy()

@@ -36,7 +36,12 @@ def draw(rows: pd.DataFrame, what: str, law: str) -> Figure:
     form, height, x, y = {
         "laws": (_laws, 2.6, "R² on new relations\n95% intervals, relations like these", ""),
         "predicted": (_predicted, 3.1, "shift predicted by {} (nats)", "measured shift (nats)"),
-        "calibration": (_calibration, 3.1, "probability of a flip by {}", "fraction that flips"),
+        "calibration": (
+            _calibration,
+            3.1,
+            "probability of a flip by {}",
+            "fraction that flips\n95% Wilson, these facts",
+        ),
         "residuals": (
             _residuals,
             5.2,

@@ -164,7 +164,16 @@ class LawResult(Result):
         """
         choice("what", what, plots.TITLES)
         rows = self._new(self.laws) if what == "laws" else self._of_law(law)
-        return plots.draw(rows, what, law or self.best())
+        figure = plots.draw(rows, what, law or self.best())
+        if self._dose:
+            figure.suptitle(self._dose, fontsize=9)
+        return figure
+
+    @property
+    def _dose(self) -> str:
+        """The dose that figures and the glance are about, if there are others."""
+        doses = set(self.predictions["dose"])
+        return f"all at dose {min(doses)}" if len(doses) > 1 else ""
 
     def exhibits(self) -> list[Exhibit]:
         """The figures, the table of laws, their differences and parameters, and surprises."""
@@ -201,6 +210,8 @@ class LawResult(Result):
         cells = self._new(self.laws).groupby(["model", "scheme"], sort=False)
         tested = self._new(self.predictions)[["case_id", "relation_id"]].nunique()
         notes = ["R2 of the shift; the others of flips among known facts; intervals over relations"]
+        if self._dose:
+            notes.append(f"{self._dose}; .laws and laws.csv have the other doses")
         if len(self.skipped):
             notes.append(
                 f"skipped: {len(self.skipped)} pairs of fact and scheme (.skipped, skipped.csv); "

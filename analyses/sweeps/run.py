@@ -40,6 +40,7 @@ from hijacklens.renamed import renamed
 from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result, load_result, read_record
 from hijacklens.results.stored import Stored
+from hijacklens.scoring.curves import say_probes
 from hijacklens.scoring.execution import Execution
 from hijacklens.scoring.hijack import hijack
 from hijacklens.scoring.result import HijackResult
@@ -48,7 +49,7 @@ from hijacklens.workers.replica import ModelLoader
 from hijacklens.workers.workers import RayEngine
 from probes.specification import parse
 
-LINES = {"scoring": ["model", "scheme"], "training": ["bits", "dim", "freeze"]}
+LINES = {"scoring": ["model", "scheme"], "training": ["bits", "length", "dim", "freeze"]}
 """Kind -> columns of the table that a line of its panel is for."""
 
 _WHOLE = ("seed", "dose", "n", "ties", "bits", "length", "dim", "d_attn", "steps", "batch", "seeds")
@@ -102,7 +103,13 @@ class SweepResult(Result):
                 else:
                     ax.set_xscale("log")
             plots.legend_below(figure, axes)
+            say_probes(figure, self._probes)
         return figure
+
+    @property
+    def _probes(self) -> Sequence[str]:
+        """The probes of the scoring cells, as in the sweep file."""
+        return (self.settings.sweep.get("scoring") or {}).get("probes") or ()
 
     def glance(self) -> Glance:
         """The number of cells, and the range of the main measure of each kind."""
@@ -111,6 +118,7 @@ class SweepResult(Result):
             measure = "efficacy" if kind == "scoring" else "accuracy"
             ends = {"low": cells[measure].min(), "high": cells[measure].max()}
             rows.append({"kind": kind, "n": cells["cell"].nunique(), "of": measure, **ends})
+        changed = f" · scored with {', '.join(self._probes)}" if self._probes else ""
         columns = {
             "kind": "{kind}",
             "cells": "{n:d}",
@@ -118,7 +126,7 @@ class SweepResult(Result):
             "from ... to": "{low:fraction} to {high:fraction}",
         }
         return Glance(
-            f"{len(self.settings.cells)} cells, {len(self.failed)} of them failed",
+            f"{len(self.settings.cells)} cells, {len(self.failed)} of them failed{changed}",
             (Grid.of(rows, columns),) if rows else (),
             steps=("to_dataframe()", "failed", "plot()"),
         )
@@ -131,9 +139,9 @@ class SweepResult(Result):
 def _label(values: Any) -> str:
     if isinstance(values[0], str):
         return " · ".join(map(str, values))
-    bits, d_model, freeze = values
+    bits, length, d_model, freeze = values
     frozen = f", {freeze} frozen" if isinstance(freeze, str) and freeze else ""
-    return f"m = {bits:g}, d = {d_model:g}{frozen}"
+    return f"m = {bits:g}, L = {length:g}, d = {d_model:g}{frozen}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,8 @@ class TrainingResult(Result):
         for i, (lr, of_lr) in enumerate(self.curves.groupby("lr", sort=False)):
             colour, _ = plots.series(i)
             loss = of_lr.pivot(index="step", columns="seed", values="loss")
-            axes.plot(loss.index, loss.mean(axis=1), color=colour, label=f"lr {lr:g}")
+            mark = "o" if len(loss) == 1 else None  # a line of one point is not seen
+            axes.plot(loss.index, loss.mean(axis=1), marker=mark, color=colour, label=f"lr {lr:g}")
             axes.fill_between(
                 loss.index, loss.min(axis=1), loss.max(axis=1), color=colour, alpha=0.2, lw=0
             )

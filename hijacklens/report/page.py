@@ -20,7 +20,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -28,6 +27,7 @@ from hijacklens import plots
 from hijacklens.files import json_text
 from hijacklens.report.tables import links, pack, table_part
 from hijacklens.results.exhibits import Drawing, Exhibit, Facts, Table, Views
+from hijacklens.results.glance import singular
 from hijacklens.results.result import Result
 from hijacklens.views.page import bundle, fragment, templates, visible
 
@@ -57,10 +57,12 @@ def page(entries: Sequence[Entry], *, title: str) -> str:
             parts = [_part(exhibit, next(keys)) for exhibit in result.exhibits()]
         # A JSON text inside JSON, in ASCII and without a tag that could end the script element.
         record = json_text({**result.configuration(), "provenance": asdict(provenance)})
+        glance = result.glance()
         results.append(
             {
                 "heading": _heading(entry),
-                "glance": result.glance(),
+                "glance": glance,
+                "lines": [singular(line) for line in (glance.what, *glance.notes)],
                 "made": day(provenance.created),
                 "folder": entry.folder,
                 "parts": parts,
@@ -114,8 +116,7 @@ def _part(exhibit: Exhibit, key: str) -> dict[str, Any]:
 def _image(figure: Figure) -> dict[str, Any]:
     """Return a figure as an image, in which nothing can run and whose style stays inside."""
     buffer = BytesIO()
-    with matplotlib.rc_context(plots.STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     # XML must not hold control characters; a token may.
     svg = visible(buffer.getvalue().decode(), keep="\n\r\t")
     # Margins are cut, so the drawing is not as wide as the figure.
@@ -132,7 +133,8 @@ def description(figure: Figure) -> str:
         words = [ax.get_title(), " against ".join(axis for axis in axes if axis)]
         panels.append(": ".join(word.replace("\n", " ") for word in words if word))
     panels += [", ".join(t.get_text() for t in legend.get_texts()) for legend in figure.legends]
-    return "Figure. " + "; ".join(panel for panel in panels if panel)
+    # As a reader sees it, without the escape of `plots.escape`.
+    return "Figure. " + "; ".join(panel for panel in panels if panel).replace(r"\$", "$")
 
 
 def day(created: str) -> str:

@@ -123,6 +123,7 @@ class Facts:
     """`items.parquet` of a hijack run."""
     prompts: pd.DataFrame
     """`prompts.parquet` of the same run; may be empty."""
+    note: str = ""
 
 
 Exhibit: TypeAlias = Text | Drawing | Table | Views | Facts

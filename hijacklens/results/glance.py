@@ -39,7 +39,10 @@ NUMBER = re.compile(r"\{\w+:(?:[^{}]*[dfgeG%,]|fraction|signed)\}")
 
 UNBOUNDED = re.compile(r"\[[^],]*-inf, \+?inf\]")
 """An interval that excludes nothing."""
-ONE = re.compile(r"(?<![\d.,])1 (fact|pair|set|head|relation|layer|prompt|token|reading|row)s\b")
+ONE = re.compile(
+    r"(?<![\d.,])1 (fact|pair|set|head|relation|layer|prompt|token|reading|row|model|answer|cell"
+    r"|cluster|distance|step|test|hijacking sentence)s\b"
+)
 
 
 class Title(str):

@@ -46,6 +46,8 @@ from hijacklens.statistics import (
 SIDES = {"reference": "first", "other": "second"}
 MEASURES = (*FRACTIONS, "margin", "shift")
 Cluster = Literal["relation", "subject", "target_false", "template"]
+ROUNDING = 2e-4
+"""Nats by which margins differ when nothing changed: a score is right to within 1e-4."""
 UNMATCHED: dict[str, Any] = dict.fromkeys(("only_in", "model", "case_id", "scheme", "reason"), str)
 UNMATCHED["case_id"] = "Int64"
 
@@ -117,9 +119,11 @@ class Comparison(Result):
         """Return the mean change of a measure over some rows of `verdicts`.
 
         Without `by` the estimate is about these facts, with `("relation",)` about relations like
-        these. A saved comparison that lacks a clustering counts as one cluster.
+        these. A saved comparison that lacks a clustering counts as one cluster. A change of nats
+        that rounding can make counts as none.
         """
         changes = _values(rows, measure, "other") - _values(rows, measure)
+        changes[np.abs(changes) <= ROUNDING] = 0.0
         clusters = _labels(rows, by)
         if measure in FRACTIONS:
             return clustered_change(changes, *clusters, least_icc=USUAL_ICC, only_if_few=True)
@@ -172,7 +176,8 @@ class Comparison(Result):
         """Return a row per model, scheme, dose, rule and measure: the change and its tests.
 
         Measures: `efficacy` and `retention` (fractions), `margin` and `shift` (nats; the shift is
-        the margin minus that of the bare query, so it is left out if both bare queries are equal).
+        the margin minus that of the bare query, so it is left out if both bare queries are equal
+        up to rounding).
 
         Args:
             by: The clusters of the second claim: `relation`, `subject`, `target_false` or
@@ -238,8 +243,10 @@ class Comparison(Result):
         """
         rows = self._of_rule(rule)
         choice("measure", measure, _measures(rows))
-        cells: Any = rows.groupby(list(AXES[:3]), sort=False)
-        bars = [(", ".join(map(str, key)), cell, True) for key, cell in cells]
+        cells: Any = _bare_once(rows).groupby(list(AXES[:3]), sort=False)
+        bars = [
+            (f"{model}, {scheme}, dose {dose}", cell, True) for (model, scheme, dose), cell in cells
+        ]
         if len(bars) == 1:
             relations = rows.groupby("relation") if "relation" in rows else ()
             bars = [(relation_title(str(name)), part, False) for name, part in relations]
@@ -259,6 +266,8 @@ class Comparison(Result):
             ax.set_yticks(range(len(bars)), texts)
             ax.invert_yaxis()
             unit = "fraction of facts" if measure in FRACTIONS else "nats"
+            compared = "->" in (used := str(rows["rule"].iloc[0]))  # the title says it
+            unit += "" if compared else f"; rule: {used}"
             ax.set_xlabel(f"change of {measure} ({unit})\nthick: these facts; thin: relations")
             ax.set_title(plots.escape(" -> ".join(self.labels.values())), fontsize=9)
         return figure
@@ -330,8 +339,10 @@ def _values(rows: pd.DataFrame, measure: str, side: str = "reference") -> np.nda
 
 
 def _measures(rows: pd.DataFrame) -> tuple[str, ...]:
-    """Return the measures; the shift only where it differs from the margin and is not 0."""
-    bare = "bare_other" in rows and (rows["bare_reference"] != rows["bare_other"]).any()
+    """Return the measures; the shift only where its change differs from the margin's."""
+    bare = "bare_other" in rows and (
+        (rows["bare_reference"] - rows["bare_other"]).abs().gt(ROUNDING).any()
+    )
     shifted = bare and any(_values(rows, "shift", side).any() for side in SIDES)
     return MEASURES if shifted else MEASURES[:3]
 

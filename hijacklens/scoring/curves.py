@@ -6,7 +6,7 @@ All tables are rows of `summary.csv` under one rule, for one set of facts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -71,25 +71,46 @@ def dose_curves(
         ax.set_ylim(-0.03, 1.03)
 
 
-def curves(table: pd.DataFrame, rule: str, measure: str = "efficacy") -> Figure:
+def curves(
+    table: pd.DataFrame, rule: str, measure: str = "efficacy", *, probes: Sequence[str] = ()
+) -> Figure:
     """Draw a panel per model with a line per scheme, or one panel if there is one scheme."""
     panel, line = ("model", "scheme") if table["scheme"].nunique() > 1 else ("scheme", "model")
     panels = list(table[panel].unique())
     counts: Any = table.groupby(line, sort=False)["n"].unique()
     labels = {name: f"{name} (n = {', '.join(map(str, n))})" for name, n in counts.items()}
-    with plots.canvas(1, len(panels), share_y=True) as (figure, axes):
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with plots.canvas(rows, columns, share_y=True) as (figure, axes):
+        for ax in axes[len(panels) :]:
+            ax.set_axis_off()
+        axes = axes[: len(panels)]
         for ax, title in zip(axes, panels, strict=True):
-            rows = table.loc[table[panel] == title]
-            dose_curves(ax, rows, line=line, labels=labels, measure=measure)
-            ax.set(title=plots.escape(title), xlabel="dose (hijacking sentences)")
+            dose_curves(
+                ax, table.loc[table[panel] == title], line=line, labels=labels, measure=measure
+            )
+            ax.set_title(plots.escape(title))
             ax.set_xticks(sorted(table["dose"].unique()))
+            ax.yaxis.label.set_fontsize(9)
         name, interval, _ = MEASURES[measure]
-        axes[0].set_ylabel(f"{name}\n(rule: {rule}; {BAND.format(interval)})", fontsize=9)
+        said = f"{name}\n(rule: {rule}; {BAND.format(interval)})"
+        plots.label_outer(axes, x="dose (hijacking sentences)", y=said)
         plots.legend_below(figure, axes)
+        say_probes(figure, probes)
     return figure
 
 
-def relation_curves(table: pd.DataFrame) -> Figure:
+def say_probes(figure: Figure, probes: Sequence[str]) -> None:
+    """Say above a figure which probes changed the models."""
+    for line in _changed(probes):
+        figure.suptitle(plots.escape(line), fontsize=9)
+
+
+def _changed(probes: Sequence[str]) -> list[str]:
+    return [f"with {', '.join(probes)}"] if probes else []
+
+
+def relation_curves(table: pd.DataFrame, rule: str, *, probes: Sequence[str] = ()) -> Figure:
     """Draw a small panel for each relation, in the order of the property numbers."""
     ids = sorted(table["relation"].unique(), key=property_number)
     names = {name: name for name in table["model"].unique()}
@@ -109,18 +130,18 @@ def relation_curves(table: pd.DataFrame) -> Figure:
             ax.tick_params(labelsize=7)
         for ax in axes[len(ids) :]:
             ax.set_axis_off()
-        figure.supxlabel("dose (hijacking sentences)", fontsize=9)
-        name, interval, _ = MEASURES["efficacy"]
-        figure.supylabel(f"{name} ({BAND.format(interval)})", fontsize=9)
+        plots.label_outer(axes[: len(ids)], x="dose", y="efficacy")
         if len(names) > 1:
-            entries = axes[0].get_legend_handles_labels()
-            figure.legend(
-                *entries, loc="outside upper center", ncols=min(len(names), 4), fontsize=8
-            )
+            plots.legend_below(figure, axes)
+        name, interval, _ = MEASURES["efficacy"]
+        title = f"{name} (rule: {rule}; {BAND.format(interval)})"
+        figure.suptitle(plots.escape("\n".join([title, *_changed(probes)])), fontsize=9)
     return figure
 
 
-def drawings(summaries: Mapping[str, pd.DataFrame]) -> Iterator[Drawing]:
+def drawings(
+    summaries: Mapping[str, pd.DataFrame], *, probes: Sequence[str] = ()
+) -> Iterator[Drawing]:
     """Yield the curves under each rule, a few models at a time; only the first rule is unfolded."""
     for rule, table in summaries.items():
         models = list(table["model"].unique())
@@ -131,7 +152,7 @@ def drawings(summaries: Mapping[str, pd.DataFrame]) -> Iterator[Drawing]:
             yield Drawing(
                 f"Efficacy by dose, rule {rule}"
                 + (f" ({', '.join(names)})" if len(models) > count else ""),
-                curves(part, rule),
+                curves(part, rule, probes=probes),
                 alt=_in_words(part, rule),
                 folded=rule != next(iter(summaries)),
             )

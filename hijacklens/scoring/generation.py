@@ -11,6 +11,7 @@ A verdict compares two targets; a model may say neither. `answers` generates fro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
@@ -31,6 +32,7 @@ from hijacklens.results.glance import Glance, Grid
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.continuing import Generation, write
+from hijacklens.scoring.curves import say_probes
 from hijacklens.scoring.efficacy import RULES, Rule, margin
 from hijacklens.scoring.judging import JUDGEMENTS, judge
 from hijacklens.scoring.result import HijackResult, HijackSettings
@@ -124,6 +126,7 @@ class AnswersResult(Result):
                 ax.set_title(plots.escape(model), fontsize=9)
             handles, names = axes[0].get_legend_handles_labels()
             figure.legend(handles, names, loc="outside lower center", ncols=len(JUDGEMENTS))
+            say_probes(figure, self.settings.scored.probes)
         return figure
 
     def exhibits(self) -> list[Exhibit]:
@@ -154,6 +157,10 @@ class AnswersResult(Result):
             "agree": "{agree:fraction} [{clustered_low:fraction}, {clustered_high:fraction}] of "
             "{decided:d}",
         }
+        about = "intervals: 95%, about relations like these"
+        if table["false_low"].isna().all():
+            columns = {name: re.sub(r" \[.*\]", "", form) for name, form in columns.items()}
+            about = "one relation: these facts say nothing about relations like these"
         made = self.settings.generation
         how = f"drawn at temperature {made.temperature:g}" if made.temperature else "greedy"
         return Glance(
@@ -161,8 +168,8 @@ class AnswersResult(Result):
             f"{len(self.answers)} answers, {how}, at most {made.tokens} tokens",
             (Grid.of(table, columns),),
             (
-                "intervals: 95%, about relations like these; agree: the fraction of the answers "
-                "that name a target which name the one of the verdict",
+                f"{about}; agree: the fraction of the answers that name a target which name the "
+                "one of the verdict",
             ),
             ("summary()", "agreement(by_relation=True)", "answers", "plot()"),
         )

@@ -20,7 +20,7 @@ from hijacklens.models.identity import ModelIdentity
 from hijacklens.prompts.schemes import SchemeRecord
 from hijacklens.prompts.wordings import PROMPT_COLUMNS
 from hijacklens.results.exhibits import Exhibit, Facts, Table, Text
-from hijacklens.results.glance import Glance, Grid, named
+from hijacklens.results.glance import Glance, Grid, named, singular
 from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring import efficacy
@@ -247,7 +247,8 @@ class HijackResult(Result):
         """
         choice("rule", rule, RULES)
         choice("measure", measure, MEASURES)
-        return curves(efficacy.about_these_facts(self.items, rule, measure), rule, measure)
+        table = efficacy.about_these_facts(self.items, rule, measure)
+        return curves(table, rule, measure, probes=self.settings.probes)
 
     def plot_relations(self, *, scheme: str | None = None, rule: Rule = "first") -> Figure:
         """Draw efficacy against dose, a panel for each relation and a line for each model.
@@ -261,7 +262,8 @@ class HijackResult(Result):
         if chosen["scheme"] not in schemes:
             raise unknown("scheme", scheme, schemes)
         table = self._rows(chosen)
-        return relation_curves(table[table["relation"] != ALL])
+        of_relations = table[table["relation"] != ALL]
+        return relation_curves(of_relations, rule, probes=self.settings.probes)
 
     def _rows(self, chosen: Mapping[str, Any]) -> Any:
         """Return the rows of the complete summary with some values."""
@@ -272,7 +274,9 @@ class HijackResult(Result):
         """The run in words, curves, summary, facts that flip, how rules differ, skipped facts."""
         exhibits: list[Exhibit] = [
             _in_words(self),
-            *drawings({rule: self.summary(rule=rule) for rule in RULES}),
+            *drawings(
+                {rule: self.summary(rule=rule) for rule in RULES}, probes=self.settings.probes
+            ),
             Table(
                 "Efficacy and retention",
                 self.full_summary.assign(
@@ -284,7 +288,7 @@ class HijackResult(Result):
                 chosen={"rule": RULES[0], "relation": ALL, "facts": ALL},
                 labels=LABELS,
             ),
-            Facts("Facts before and after", self.items, self.prompts),
+            Facts("Facts before and after", self.items, self.prompts, _around(self.settings.facts)),
             Table(
                 "How often the rules differ",
                 self.disagreement(),
@@ -345,7 +349,8 @@ class HijackResult(Result):
         many = bool((table["clusters"] > 1).any())
         columns = {
             **({"model": "{model}"} if len(models) > 1 else {}),
-            **({"scheme": "{scheme}", "facts": "{n:d}"} if len(schemes) > 1 else {}),
+            **({"scheme": "{scheme}"} if len(schemes) > 1 else {}),
+            **({"facts": "{n:d}"} if len(schemes) > 1 or table["n"].nunique() > 1 else {}),
             "dose": "{dose:d}",
             "efficacy": "{efficacy:fraction} [{efficacy_low:fraction}, {efficacy_high:fraction}]",
             **({"relations like these": RELATIONS_LIKE_THESE} if many else {}),
@@ -412,15 +417,21 @@ class HijackResult(Result):
             yield f"{model.name}: {model.engine.summary()}"
 
 
+def _around(facts: FactsRecord) -> str:
+    """Say what the prompts have besides sentences and queries."""
+    around = [f"begins with {facts.opening!r}"] * bool(facts.opening)
+    around += [f"is in a {facts.chat.title}"] if facts.chat else []
+    return f"Every prompt {' and '.join(around)}, which is not shown." if around else ""
+
+
 def _in_words(result: HijackResult) -> Text:
     """Describe the run, its hijacking sentences, and what the numbers mean."""
     settings = result.settings
     models = ", ".join(model.name for model in settings.models)
     doses = ", ".join(str(dose) for dose in settings.doses if dose)
-    paragraphs = [
-        f"{models} completed {result.items['case_id'].nunique()} facts of {settings.facts.title}, "
-        f"bare (dose 0) and after {doses} hijacking sentences (the dose)."
-    ]
+    count = singular(f"{result.items['case_id'].nunique()} facts")
+    hijacked = singular(f" and after {doses} hijacking sentences (the dose)") if doses else ""
+    paragraphs = [f"{models} completed {count} of {settings.facts.title}, bare (dose 0){hijacked}."]
     if settings.probes:
         paragraphs.append(f"Probes changed the models: {', '.join(settings.probes)}.")
     if settings.facts.note:

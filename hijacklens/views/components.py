@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.views.figures import NEGATIVE, POSITIVE
 from hijacklens.views.sheet import View
@@ -22,7 +23,7 @@ LETTERS = str.maketrans("<>\n", "\u2039\u203a↵")
 
 def visible(token: str) -> str:
     """Return a token as visible text: angle brackets would be read as markup, as in `<s>`."""
-    text = token.translate(LETTERS)
+    text = plots.visible(token).translate(LETTERS)
     return text if text.strip() else text.replace(" ", "␣") or "∅"
 
 

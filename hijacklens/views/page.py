@@ -19,14 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hijacklens.files import write_text
+from hijacklens.plots import HIDDEN
 from hijacklens.results.exhibits import View
-
-HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
-"""Characters that a reader could not see or that would reverse the text around them: control
-characters, writing directions, line ends, broken code points. `report/data.js` has the same."""
 
 
 @cache

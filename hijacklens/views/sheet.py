@@ -110,7 +110,7 @@ class Sheet:
         pictures = []
         for view in [view for view in self.views if not view.folded] or self.views[:1]:
             buffer = io.BytesIO()
-            figures.draw(view).savefig(buffer, format="png", dpi=80, bbox_inches="tight")
+            figures.draw(view).savefig(buffer, format="png", dpi=80)
             pictures.append(Image.open(buffer).convert("RGB"))
         width, height = max(p.width for p in pictures), sum(p.height for p in pictures)
         column, top = Image.new("RGB", (width, height), "white"), 0

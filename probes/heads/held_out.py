@@ -172,7 +172,7 @@ class HeadTest(Result):
         settings = self.settings
         count = self.items["case_id"].nunique()
         title = (
-            f"{settings.models[0].name} · {settings.facts.title}, {count} facts · "
+            f"{settings.title} · {settings.facts.title}, {count} facts · "
             f"without heads {settings.heads} · rule {rule}"
         )
         margin = efficacy.margin(self.items, rule)
@@ -224,8 +224,8 @@ class HeadTest(Result):
             )
         elif settings.layer_sets and settings.layer_sets < FEW_SETS:
             notes.append(
-                f"only {settings.layer_sets} sets have as many heads in the same layers, so their "
-                f"p is at least {1 / (settings.layer_sets + 1):.2g} however many are asked for"
+                f"sets with as many heads in the same layers: {settings.layer_sets} in all, so "
+                f"their p is at least {1 / (settings.layer_sets + 1):.2g}, however many are drawn"
             )
         harm = self.sets.loc[self.sets["kind"] == "harm"]
         if len(harm):

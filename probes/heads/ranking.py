@@ -240,7 +240,7 @@ class HeadSearch(Result):
         """Draw attribution by layer and head, and the largest exact effects with intervals."""
         settings = self.settings
         title = (
-            f"{settings.model.name} · {settings.facts.title}, {len(self.facts)} facts · "
+            f"{settings.title} · {settings.facts.title}, {len(self.facts)} facts · "
             f"{settings.scheme.name}, dose {settings.dose} · mean shift {self.shift.mean():+.2f}"
         )
         axis, table, values = AXES[settings.attribution], self.table, self.attribution.mean(0)

@@ -133,7 +133,7 @@ class AverageShift(Result):
             by,
             label="mean part of the shift\n(logits; red: towards the false target)",
             title=(
-                f"{self.settings.model.name} · {self.settings.facts.title}, "
+                f"{self.settings.title} · {self.settings.facts.title}, "
                 f"{len(self.facts)} facts\n{self.settings.scheme.name}, dose "
                 f"{self.settings.dose}: mean shift {self.shift.value:+.2f}"
             ),

@@ -61,10 +61,8 @@ def heat_map(table: pd.DataFrame, by: Sequence[str], *, label: str, title: str) 
     extra = extra[(extra != 0).any(axis=1)]
     parts: Any = table.loc[table["layer"].isna()].groupby("kind", sort=False)["shift"].sum()
     loose = [f"{kind} {part:+.2f}" for kind, part in parts.items() if abs(part) >= LEAST]
-    note = f"in no layer: {', '.join(loose)}"
-    if not loose:
-        note = f"{' and '.join(parts.index)}: below {LEAST}" if len(parts) else ""
-    names = [*map(str, grid.index), *extra.index]
+    note = f"in no layer: {', '.join(loose) or f'all below {LEAST}'}" if len(parts) else ""
+    names = [*grid.index, *extra.index]
     values = np.vstack([grid.fillna(0.0).to_numpy(float), extra.to_numpy(float)])
     sideways = by[0] == "layer"
     values = values.T if sideways else values

@@ -55,7 +55,7 @@ def save_attention_page(
         [*account.attention_views(top=top), *layers],
         Path(path),
         title=(
-            f"{settings.model.name}: {fact.target_false!r} against "
+            f"{settings.title}: {fact.target_false!r} against "
             f"{fact.target_true!r}, {settings.scheme.name}, dose {settings.dose}"
         ),
         note=(

@@ -205,7 +205,7 @@ class ShiftAccount(Result):
             by,
             label=f"part of the shift (logits; red: towards {fact.target_false!r})",
             title=(
-                f"{self.settings.model.name}: {fact.target_false!r} against "
+                f"{self.settings.title}: {fact.target_false!r} against "
                 f"{fact.target_true!r}\n{self.settings.scheme.name}, dose "
                 f"{self.settings.dose}: {self.bare:+.2f} → {self.hijacked:+.2f}, "
                 f"shift {self.shift:+.2f}"
@@ -257,7 +257,7 @@ class ShiftAccount(Result):
         """The prompts, both maps, the attention of the heads that wrote most, and the parts."""
         fact = self.settings.fact
         query = (
-            f"“{self.settings.prompt.text}” was given to {self.settings.model.name}. Logit "
+            f"“{self.settings.prompt.text}” was given to {self.settings.title}. Logit "
             f"{fact.target_false!r} - {fact.target_true!r} is {self.bare:+.3f} on the bare "
             f"query and {self.hijacked:+.3f} here: a shift of {self.shift:+.3f}, of which the "
             f"parts leave {self.residual:.1e}."

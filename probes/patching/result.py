@@ -28,13 +28,14 @@ from hijacklens.results.result import Provenance, Result
 from hijacklens.results.stored import Stored
 from hijacklens.scoring.items import SkippedTable
 from hijacklens.scoring.result import PairSettings
-from hijacklens.statistics import clustered_ratio, independent
+from hijacklens.statistics import LEAST_WHOLE, clustered_ratio, independent
 
 CELL, NUMBERS = ["layer", "span", "head"], ["clean", "hijacked", "patched"]
 PATCH_COLUMNS = ("case_id", "relation_id", "subject", *CELL, *NUMBERS, "unmatched")
 MOST_COLUMNS = 12
 """Up to this many columns, the number is written in each cell."""
 BOLD = "bold: the corrected 95% interval excludes 0"
+NO_FRACTION = f"no fraction: hijacking raises the mean difference by less than {LEAST_WHOLE} logits"
 COLUMN_NAMES = {"span": "span", "head": "query head", "kv_head": "key/value head"}
 
 Value = Literal["share", "logits"]
@@ -144,6 +145,7 @@ class PatchingSweep(Result):
                 _write_numbers(ax, grid, bold)
             ax.set(xlabel=COLUMN_NAMES[axis], ylabel="layer")
             title = self._title() + (f"\n{BOLD}" if bold.any() and narrow else "")
+            title += f"\n{NO_FRACTION}" if shown.isna().any() else ""
             figure.suptitle(plots.escape(title), fontsize=9)
         return figure
 
@@ -160,7 +162,10 @@ class PatchingSweep(Result):
                 ax.set_ylim(values.min() - room, values.max() + room)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             ax.set(xlabel="layer", ylabel=label)
+            ax.set_xlim(table["layer"].min() - 0.5, table["layer"].max() + 0.5)
             corrected = "\nband: corrected 95% interval" if band else ""
+            if table["shown"].isna().any():
+                corrected = f"\n{NO_FRACTION}"
             figure.suptitle(plots.escape(self._title() + corrected), fontsize=9)
         return figure
 
@@ -171,7 +176,7 @@ class PatchingSweep(Result):
         means = self.patches[["clean", "hijacked"]].mean()
         at = f" at {settings.spans[0]}" if len(settings.spans) == 1 else ""
         return (
-            f"{settings.model.name}: {settings.site}{at}, {into}\n"
+            f"{settings.title}: {settings.site}{at}, {into}\n"
             f"{settings.scheme.name}, dose {settings.dose}, {n} facts\n"
             f"o_ - o*: {means['clean']:+.2f} clean, {means['hijacked']:+.2f} hijacked"
         )
@@ -203,7 +208,10 @@ class PatchingSweep(Result):
             f"{settings.direction} · {settings.scheme.name}, dose {settings.dose} · "
             f"{self.patches['case_id'].nunique()} facts, {len(self.skipped)} skipped",
             (Grid.of(largest, columns, title=f"largest of {len(table)} patches"),),
-            (f"intervals: {estimand}, corrected for {len(table)} patches",),
+            (
+                f"intervals: {estimand}, corrected for {len(table)} patches",
+                *([NO_FRACTION] if table["share"].isna().any() else []),
+            ),
         )
 
 

@@ -364,7 +364,11 @@ def test_the_comparison_over_schemes_and_models_explains_facts():
     with pytest.raises(hl.InputError, match="case 999"):
         result.explain(999)
     assert len(result.surprises(count=3)) == 9
-    assert "saturation" in str(result)
+    assert "saturation" in str(result) and "all at dose" not in str(result)
+    later = pd.concat([table, table.assign(dose=4)], ignore_index=True)
+    later = law.compare(later, laws=laws[:1], folds=3, quiet=True)
+    assert "all at dose 1; .laws and laws.csv have the other doses" in str(later)
+    assert later.plot()._suptitle.get_text() == "all at dose 1"
 
 
 @pytest.mark.slow

@@ -16,9 +16,10 @@ from tiny_models import tiny_model, tiny_tokenizer
 from analyses.commands.group import main
 from analyses.sweeps import run as sweep_module
 from analyses.sweeps.file import load_sweep, read_sweep
+from analyses.sweeps.run import SweepResult, SweepSettings
 from hijacklens.errors import InputError
 from hijacklens.models.loading import load_model
-from hijacklens.results.result import load_result
+from hijacklens.results.result import Provenance, load_result
 from hijacklens.scoring.hijack import hijack
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
@@ -188,6 +189,31 @@ def test_two_models_of_one_name_keep_their_own_lines(root, tmp_path):
     assert list(result.table["model"].unique()) == ["runA/checkpoint-500", "runB/checkpoint-500"]
     (legend,) = result.plot().legends
     assert len(legend.get_texts()) == 2
+
+
+def test_the_figure_keeps_lengths_apart_and_names_the_probes():
+    scored = [
+        {"kind": "scoring", "cell": "a", "model": "m", "scheme": "s", "dose": dose, "efficacy": 0.1}
+        for dose in (0, 1)
+    ]
+    trained = [
+        {"kind": "training", "cell": f"L{length}", "bits": 5, "length": length, "dim": 16}
+        | {"freeze": "", "lr": 0.01, "accuracy": length / 100}
+        for length in (16, 64)
+    ]
+    result = SweepResult(
+        table=pd.DataFrame([*scored, *trained]),
+        failed=pd.DataFrame(columns=["cell", "reason"]),
+        settings=SweepSettings(sweep={"scoring": {"probes": ["ablate:heads=0"]}}, cells=("a",)),
+        provenance=Provenance.now(),
+    )
+    figure = result.plot()
+    lines = [list(line.get_ydata()) for line in figure.axes[1].get_lines()]
+    assert lines == [[0.16], [0.64]]
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["m · s", "m = 5, L = 16, d = 16", "m = 5, L = 64, d = 16"]
+    assert "with ablate:heads=0" in figure._suptitle.get_text()
+    assert "scored with ablate:heads=0" in str(result)
 
 
 def test_interrupted_it_goes_on(root, done, tmp_path, monkeypatch):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from xml.etree import ElementTree
 
+import matplotlib
+import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
+from matplotlib.figure import Figure
 
 from hijacklens import plots
 
@@ -24,6 +28,30 @@ def test_lines_of_one_colour_differ_in_marker_and_dash():
     first, again = plots.line(1), plots.line(1 + len(plots.COLOURS))
     assert first["color"] == again["color"]
     assert first["marker"] != again["marker"] and first["linestyle"] != again["linestyle"]
+
+
+def test_every_token_of_a_map_has_a_label_on_one_line():
+    """A digit is a token as any other; of layers only some have a label."""
+    tokens = ["\n\n", *map(str, range(29))]
+    with plots.canvas() as (_, (ax,)):
+        plots.heat_map(ax, np.eye(30), rows=tokens, columns=range(30), label="")
+    names = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert names == ["↵↵", *tokens[1:]]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == [*map(str, range(0, 30, 2))]
+
+
+def test_figures_are_saved_complete_and_can_be_opened(tmp_path, monkeypatch):
+    """An SVG file with a control character is refused by every reader."""
+    with plots.canvas() as (figure, (ax,)):
+        ax.set_title(plots.escape("a\x07b\n\u202ec"))
+    plots.write(figure, tmp_path / "a.svg")
+    texts = ElementTree.parse(tmp_path / "a.svg").getroot().itertext()
+    assert "a⟨U+0007⟩b" in "".join(texts)
+    boxes = []
+    save = lambda *given, **options: boxes.append(matplotlib.rcParams["savefig.bbox"])  # noqa: E731
+    monkeypatch.setattr(Figure, "savefig", save)
+    figure.savefig(tmp_path / "b.png")  # as readers do, with a legend that is wider than the figure
+    assert boxes == ["tight"]
 
 
 def drawn(name: str, path: Path, font: str = "") -> list[warnings.WarningMessage]:

@@ -118,7 +118,7 @@ def test_random_sets(tested):
     assert sorted(drawn) == ["1.0", "1.1", "1.3"]
     assert not any("1.2" in heads.split("+") for heads in sets["heads"].iloc[2:])
     assert tested.settings.layer_sets == 3
-    assert "only 3 sets have as many heads in the same layers" in str(tested)
+    assert "sets with as many heads in the same layers: 3 in all" in str(tested)
     assert "layers: 3 random, in the same layers;" in str(tested)
 
 

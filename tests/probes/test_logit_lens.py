@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -198,6 +199,8 @@ def test_the_figure_shows_the_dose_that_is_asked_for(gpt2):
             rows.sort_values(["position", "layer"])["difference"],
         )
         assert [line.get_label() for line in lines.get_lines()[:2]] == ["dose 0", "dose 1"]
+    probed = replace(lens, settings=replace(lens.settings, probes=("ablate:heads=0",)))
+    assert "with ablate:heads=0, " in probed.plot()._suptitle.get_text()
     with pytest.raises(InputError, match="dose 3 was not read; there are 0, 1"):
         lens.plot(dose=3)
 

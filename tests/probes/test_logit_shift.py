@@ -155,6 +155,9 @@ def test_a_map_shows_everything_that_layers_wrote(gpt2, by):
     assert float(image.sum()) == pytest.approx(shown, abs=1e-6)
     assert image.shape[by.index("layer")] == 2
     assert figure.axes[0].get_ylabel() == by[0]
+    # Probes change what is drawn.
+    probed = replace(trace, settings=replace(trace.settings, probes=("ablate:heads=0",)))
+    assert "with ablate:heads=0: " in probed.plot(by=by).axes[0].get_title()
 
 
 def test_maps_by_anything_else_are_refused(gpt2):

@@ -257,6 +257,11 @@ def test_without_a_shift_there_is_no_share(tmp_path):
     flat = PatchingSweep(patches, result.skipped, result.settings, result.provenance)
     assert flat.summary()["share"].isna().all()
     flat.save(tmp_path / "flat")  # the figure is drawn all the same
+    single = patches[patches["span"] == "last"]
+    line = PatchingSweep(single, result.skipped, result.settings, result.provenance).plot()
+    for said in (str(flat), flat.plot()._suptitle.get_text(), line._suptitle.get_text()):
+        assert "no fraction: hijacking raises the mean difference by less than 0.05" in said
+    assert "no fraction" not in str(result) + result.plot()._suptitle.get_text()
 
 
 def test_at_the_input_a_patch_changes_nothing(model, family):

@@ -70,6 +70,8 @@ class TestResult:
         labels = [axes.get_ylabel() for axes in figure.axes]
         assert labels == ["training loss (nats)\nmean, range of seeds", "accuracy"]
         assert any("Bayes" in text.get_text() for text in figure.legends[0].get_texts())
+        first = replace(trained, curves=curves[curves["step"] == 1]).plot().axes[0]
+        assert {line.get_marker() for line in first.get_lines()[:2]} == {"o"}  # a point is seen
 
 
 class TestReplacement:

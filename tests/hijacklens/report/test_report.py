@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from hijack_runs import made_up_run
 from hostile import HOSTILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sample_facts import sample_facts
 
 import hijacklens as hl
 from hijacklens import plots
 from hijacklens.errors import InputError
 from hijacklens.facts.relations import relation_title
+from hijacklens.report.page import description
 from hijacklens.report.tables import links, number, pack, table_part
 from hijacklens.results.exhibits import Drawing, Table
 from hijacklens.results.result import Provenance, Result
@@ -155,6 +157,23 @@ def test_headings_step_down_one_at_a_time_and_ids_are_unique(page):
     for table in page.find_all("table"):
         assert table.caption.text
         assert all(head["scope"] == "col" for head in table.thead.find_all("th"))
+
+
+def test_what_is_said_of_a_run_is_on_the_page(tmp_path):
+    """The notes of the command, counts of one, what is around the prompts, and names with `$`."""
+    run = made_up_run(models=("US$",), schemes=("think",), facts=tuple(sample_facts()[:1]))
+    settings = replace(run.settings, facts=replace(run.settings.facts, opening="Well."))
+    path = hl.write_report(replace(run, settings=settings), out=tmp_path / "one.html")
+    page = BeautifulSoup(path.read_text(encoding="utf-8"), "html.parser")
+    assert "after 'Well.', 1 fact · think" in page.find("p", class_="what").text
+    assert "one relation: these facts say nothing about relations like these" in page.text
+    facts = section(page, "Facts before and after").text
+    assert "Every prompt begins with 'Well.', which is not shown." in facts
+    assert plots_in(run)[0].startswith("Figure. think: efficacy") and "US$ (n" in plots_in(run)[0]
+
+
+def plots_in(result):
+    return [description(part.figure) for part in result.exhibits() if isinstance(part, Drawing)]
 
 
 def test_several_results_share_a_page(run, tmp_path):

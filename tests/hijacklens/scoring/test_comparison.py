@@ -137,6 +137,31 @@ def test_p_is_corrected_over_the_printed_tests(two_schemes):
     assert "relations like these: 95% t interval over" in shown
 
 
+def test_the_forest_plot_has_the_rows_of_the_table(two_schemes):
+    """The bare query once, then each scheme at its dose; the rule is named."""
+    found = compare(two_schemes, with_margins(two_schemes, [1.0] * 10))
+    (ax,) = found.plot(rule="mean").axes
+    rows = found.changes().query("rule == 'mean' and measure == 'efficacy'")
+    labels = [tick.get_text() for tick in ax.get_yticklabels()]
+    assert labels == [f"alpha, {row.scheme}, dose {row.dose} (10)" for row in rows.itertuples()]
+    assert labels[0] == "alpha, bare, dose 0 (10)" and len(labels) == 3
+    points = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
+    assert points == pytest.approx(list(rows["change"]))
+    assert "(fraction of facts; rule: mean)" in ax.get_xlabel()
+
+
+def test_rounding_is_no_change(two_schemes):
+    """A probe that does not touch the bare query changes its margin by rounding alone."""
+    items = two_schemes.items
+    noise = np.random.default_rng(0).uniform(0, 1e-5, len(items))
+    again = replace(two_schemes, items=items.assign(first_false=items["first_false"] + noise))
+    assert "shift" not in list(compare(two_schemes, again).changes()["measure"])
+    found = compare(two_schemes, again, first={"rule": "first"}, second={"rule": "first"})
+    margins = found.changes().query("measure == 'margin'")
+    assert (margins[["change", "facts_low", "facts_high"]] == 0).all(axis=None)
+    assert (margins["facts_p"] == 1).all()
+
+
 @pytest.mark.parametrize(
     ("first", "second", "axis"),
     [("alpha", "beta", "model"), (1, 2, "dose"), ("first", "mean", "rule"), ("a", "b", "scheme")],

@@ -74,6 +74,40 @@ def test_names_of_users_are_shown_as_they_are():
     assert r"US\$_in_C\$" in figure.axes[0].get_title()
 
 
+def test_panels_by_relation_name_every_model_and_the_rule():
+    """Model beta has no fact of the first relation."""
+    run = made_up_run(schemes=("think",))
+    items = run.items[(run.items["model"] != "beta") | (run.items["relation_id"] != "P36")]
+    figure = replace(run, items=items).plot_relations(rule="mean")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha", "beta"]
+    assert "rule: mean; band: 95% Wilson" in figure._suptitle.get_text()
+    shown = str(replace(run, items=items)).splitlines()[1:8]
+    counts = [(line.split()[0], line.split()[1]) for line in shown]  # and their facts
+    assert counts == [("model", "facts"), *[("alpha", "10")] * 3, *[("beta", "8")] * 3]
+
+
+def test_panels_of_many_models_are_two_in_a_row():
+    figure = made_up_run(models=("a", "b", "c")).plot()
+    assert [ax.get_title() for ax in figure.axes] == ["a", "b", "c", ""]
+    assert [bool(ax.get_ylabel()) for ax in figure.axes[:3]] == [True, False, True]
+    assert figure.get_figwidth() < 11
+
+
+def test_figures_name_the_probes():
+    run = made_up_run(models=("a",), schemes=("think",))
+    run = replace(run, settings=replace(run.settings, probes=("ablate:heads=$0", "b")))
+    figures = [run.plot(), run.plot_relations(), run.exhibits()[1].figure]
+    for figure in figures:
+        assert r"with ablate:heads=\$0, b" in figure._suptitle.get_text()
+
+
+def test_a_run_of_the_bare_query_alone_is_said_in_words():
+    run = made_up_run(schemes=("think",), doses=(0,))
+    alone = replace(run, items=run.items[run.items["case_id"] == 0])
+    (words,) = alone.exhibits()[0].paragraphs
+    assert words == "alpha, beta completed 1 fact of sample, bare (dose 0)."
+
+
 def test_a_scheme_is_named_where_there_are_several(result):
     with pytest.raises(InputError, match="do-not-think"):
         result.plot_relations()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,6 +70,9 @@ def test_verdicts_agree_with_the_run_and_a_saved_result_loads(run, tmp_path):
     assert isinstance(loaded, AnswersResult)
     assert loaded.answers.equals(said.answers)
     assert str(loaded) == str(said)
+    one = said.answers["relation_id"] == said.answers["relation_id"].iloc[0]
+    alone = str(replace(said, answers=said.answers[one]))
+    assert "[" not in alone and "nothing about relations like these" in alone
     table = loaded.agreement(by_relation=True)
     assert set(table["relation_id"]) == set(items["relation_id"])
     assert table["n"].sum() == 3 * len(said.answers)

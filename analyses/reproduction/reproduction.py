@@ -151,7 +151,7 @@ def reproduce(
         scale=size,
         settings=settings,
         table=table,
-        outcomes=analysis.judge(table, size),
+        outcomes=analysis.judge(table, size, settings),
         digest=digest,
         seconds=round(time.monotonic() - start, 1),
         **asked_of(name, bench),

@@ -123,7 +123,7 @@ def test_the_committed_ledger_is_generated_from_the_committed_results():
 def test_committed_tables_give_the_committed_outcomes(name):
     held = hl.load_result(LEDGER / name)
     again, none = (
-        held.analysis.judge(held.table, held.scale),
+        held.analysis.judge(held.table, held.scale, held.settings),
         dict.fromkeys(("value", "low", "high"), 0.0),
     )
     for was, now in zip(held.outcomes, again, strict=True):

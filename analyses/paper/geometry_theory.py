@@ -36,6 +36,7 @@ from analyses.reproduction.check import above, below, exact, lowest, near
 from analyses.reproduction.drawing import WILSON, draw_errors, draw_panels, sideways
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
+from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.embeddings import hamming_geometry
@@ -66,6 +67,13 @@ class GeometryGrid:
     omega: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.slopes) <= 0 or min(self.ratios) < 0:
+            raise InputError(
+                f"slopes are {self.slopes} and ratios {self.ratios}; equation 5.2 has slopes above "
+                "0 and ratios of at least 0."
+            )
+
 
 def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
     """Return the exact margin and the measured error for each task, geometry and length.
@@ -76,6 +84,9 @@ def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
     `walsh_gap` compares the logits of the Walsh formula with the matrix product G A G p;
     `model_gap` compares those of the model's matrices with it. Both are the largest difference,
     relative to the spread of the logits.
+
+    Raises:
+        InputError: No geometry has embeddings.
     """
     rows = []
     geometries = product(settings.tasks, settings.slopes, settings.offsets, settings.ratios)
@@ -113,6 +124,8 @@ def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
             sized = ConceptTask(bits=bits, omega=settings.omega, beta=beta, length=length)
             error = measured_error(model, sized, settings, tolerance=tolerance)
             rows.append({**row, "length": length, **error})
+    if not any(row["feasible"] for row in rows):
+        raise InputError("none of these geometries has embeddings; give larger offsets.")
     return pd.DataFrame(rows)
 
 

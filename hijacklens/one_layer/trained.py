@@ -64,8 +64,8 @@ class TrainingResult(Result):
         `seed, lr`; `accuracy` with its 95% Wilson interval `accuracy_low, accuracy_high`;
         `bayes_accuracy`, the accuracy of the exact posterior on the same contexts;
         `constructed_accuracy`, the accuracy with the memory of equation 5.1, made from its W_E
-        and scaled to the norm of W_V, in place of W_V (NaN if no token has a Hamming-1 neighbour
-        in its support); `loss`, the model's cross-entropy in nats.
+        and scaled to the norm of W_V, in place of W_V (NaN if that memory is zero, as without
+        Hamming-1 neighbours in the support); `loss`, the model's cross-entropy in nats.
         """
         return self.table.copy()
 
@@ -150,7 +150,7 @@ class TrainingResult(Result):
         """Accuracy by learning rate and seed, compared with the Bayes rule and equation 5.1."""
         columns = {
             "lr": "{lr:g}",
-            "seed": "{seed:g}",
+            "seed": "{seed:d}",
             "accuracy": "{accuracy:fraction} [{accuracy_low:fraction}, {accuracy_high:fraction}]",
             "Bayes": "{bayes_accuracy:fraction}",
             "eq. 5.1": "{constructed_accuracy:fraction}",
@@ -273,10 +273,10 @@ def _with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTrans
     weights = model.weights()
     with torch.no_grad():
         try:
-            value = memory.constructed(weights.W_E, task)
-        except InputError:  # no token has a neighbour at Hamming distance 1
+            value = memory.matched(memory.constructed(weights.W_E, task), weights.W_V)
+        except InputError:  # no token has a neighbour at Hamming distance 1, or embeddings are 0
             return None
-        return model.with_value(memory.matched(value, weights.W_V))
+        return model.with_value(value)
 
 
 def _table(keys: Sequence[tuple[int, float]], scores: Mapping[Any, Score]) -> pd.DataFrame:

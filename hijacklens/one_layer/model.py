@@ -274,9 +274,10 @@ class OneLayerTransformer(HookedRootModule):
         return OneLayerWeights(W_E=self.W_E, W_Q=head.W_Q[0], W_K=head.W_K[0], W_V=head.W_V[0])
 
     def with_value(self, W_V: Float[Tensor, "d_model d_model"]) -> OneLayerTransformer:
-        """Return a copy of the model with another value matrix."""
-        weights = replace(self.weights(), W_V=W_V.to(self.W_E))
-        return self.from_weights(weights, length=self.config.length, freeze=self.config.freeze)
+        """Return a copy of the model with another value matrix and the same configuration."""
+        model = OneLayerTransformer(self.config).to(self.W_E.device)
+        model.fill(replace(self.weights(), W_V=W_V.to(self.W_E)), source="with_value")
+        return model
 
     def run_with_cache(
         self, *args: Any, return_cache_object: bool = True, **kwargs: Any

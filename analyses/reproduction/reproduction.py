@@ -93,7 +93,7 @@ class Reproduction(Result):
             f"{entry.id} · {entry.reference} · {entry.title} "
             f"(scale {self.scale}{changed}, {self.seconds:.0f} s{drawn})",
             (Grid.of(map(asdict, self.outcomes), columns),),
-            tuple(f"{check.state}: {check.remark}" for check in self.outcomes if check.remark),
+            tuple(dict.fromkeys(f"{c.state}: {c.remark}" for c in self.outcomes if c.remark)),
             ("checks", "to_dataframe()", "plot()", "save(folder)"),
         )
 

@@ -118,6 +118,7 @@ def test_the_anchor_gap_is_in_standard_errors():
         ("theorem1", {"bits": [3]}, ("at m = 5, omega = 1", "every accuracy is within")),
         ("theorem1", {"bits": [5], "beta": 2.0}, ("at m = 5, omega = 1", "every accuracy is")),
         ("theorem1", {"lengths": [32]}, ("the error falls from",)),
+        ("theorem1", {"omegas": [1.0]}, ("the Chernoff information is",)),
         ("theorem4", {"tasks": [[5, 0.5]]}, ("margin of the Walsh", "at beta = 1", "if ")),
         ("lemma6", {"lengths": [1]}, ("without alpha",)),
     ],

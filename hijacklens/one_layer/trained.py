@@ -157,6 +157,10 @@ class TrainingResult(Result):
             "loss (nats)": "{loss:.3f}",
         }
         seeds = named([str(seed) for seed in self.recipe.seeds], most=5)
+        failed = int(self.table["loss"].isna().sum())
+        diverged = (
+            f"{failed} of {len(self.table)} runs diverged (no loss): use a lower learning rate"
+        )
         return Glance(
             f"{self._title()} · seeds {seeds}, {self.recipe.steps} steps",
             (Grid.of(self.table, columns),),
@@ -164,6 +168,7 @@ class TrainingResult(Result):
                 "Bayes: the best rule on the same contexts; eq. 5.1: the model with that memory "
                 "as its W_V",
                 f"best learning rate, by mean accuracy over the seeds: {self.best_learning_rate:g}",
+                *([diverged] if failed else []),
             ),
             ("summary()", "best()", "accuracy(probes=[...])", "plot()", "save(folder)"),
         )

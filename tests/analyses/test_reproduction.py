@@ -191,6 +191,9 @@ def test_settings_are_changed_by_name(tmp_path):
     assert "--set 'bits=[3, 4]'`" in (tmp_path / "README.md").read_text()
     refused = run("lemma5", "--out", tmp_path, "--set", "bits=3,4")
     assert "'bits=3,4' is not NAME=JSON" in str(refused.exception)
+    both = run("lemma5", "lemma6", "--out", tmp_path / "both", "--set", "slopes=[1]")
+    assert "unknown setting 'slopes'" in str(both.exception)
+    assert not (tmp_path / "both").exists()  # nothing ran before
 
 
 def test_a_repeated_check_counts_once_and_its_ledger_names_the_first(tmp_path):

@@ -136,6 +136,7 @@ class TestOptions:
         assert math.isnan(table["loss"][0])
         assert table["accuracy"][0] == 0.0
         assert result.best_learning_rate == 0.01
+        assert "\n1 of 2 runs diverged (no loss): use a lower learning rate\n" in str(result)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

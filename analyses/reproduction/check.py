@@ -124,7 +124,7 @@ class Check:
         )
         state, remark = "open", self.remark
         if measured is NOTHING:
-            remark = "with these settings the table has nothing that the claim is about"
+            remark = "the table has nothing that the claim is about"
         elif not known:
             anchored = ", ".join(f"{name} = {value}" for name, value in self.known_at.items())
             remark = f"the anchor is known for {anchored} only"

@@ -202,6 +202,14 @@ def _trained_gain(table: Any, d_model: Any) -> Any:
     return paired(table[table.dim == d_model], "accuracy", ["bits", "seed"], condition=ends)
 
 
+def _fall_above_vocab(table: Any) -> Any:
+    """Return the gain at the smallest d minus 4 times that at the largest, if it is above V."""
+    least, most = table.dim.min(), table.dim.max()
+    above_vocab: Any = table[(2**table.bits < most) & (least < most)]
+    gains = [_trained_gain(above_vocab, d_model) for d_model in (least, most)]
+    return mean(gains[0] - 4 * gains[1], "bits")
+
+
 def _by_seed(table: Any, column: str) -> list[Any]:
     """Return one interval per m for a column that has one number per seed."""
     return every(table.groupby(["bits", "seed"])[column].first(), "bits")
@@ -324,9 +332,7 @@ ANALYSES = (
             ),
             above(
                 "at the largest d, above V, the gain is under a quarter of that, on average over m",
-                lambda t: mean(
-                    _trained_gain(t, t.dim.min()) - 4 * _trained_gain(t, t.dim.max()), "bits"
-                ),
+                _fall_above_vocab,
                 0.0,
                 scales=("full",),
                 remark="the quick scale has one m only",

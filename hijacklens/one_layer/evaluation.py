@@ -29,7 +29,7 @@ from hijacklens.errors import InputError, whole_number
 from hijacklens.models.exclusive import exclusive
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.spans import layout
-from hijacklens.one_layer.task import ConceptTask, Contexts, token_counts
+from hijacklens.one_layer.task import ConceptTask, Contexts, check_tokens, token_counts
 from hijacklens.probe import Probe, check_probes, logits_at, spans_of
 from hijacklens.statistics import Interval, fraction
 
@@ -66,8 +66,10 @@ class BayesRule:
         """Return the log posterior in nats, float64; -inf for labels that cannot give the context.
 
         Raises:
-            InputError: No label of the task can give one of the contexts.
+            InputError: No label of the task can give one of the contexts, or a token is none of
+                the task's.
         """
+        check_tokens("Bayes rule", tokens, self.task.vocab)
         counts = token_counts(tokens[:, :-1], self.task.vocab, dtype=torch.float64)
         scores = counts @ self._log_noisy
         if self._impossible is not None:  # apart from the sum, since 0 * -inf is not 0

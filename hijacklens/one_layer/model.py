@@ -35,6 +35,7 @@ from hijacklens.one_layer.architecture import (
     OneLayerConfig,
     OneLayerWeights,
 )
+from hijacklens.one_layer.task import check_tokens
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -379,11 +380,6 @@ class OneLayerTransformer(HookedRootModule):
                 old.copy_(new)
 
     def _check(self, tokens: Tensor) -> None:
-        # A negative id would silently count from the end of the embedding.
         if tokens.shape[-1] == 0:
             raise InputError("one-layer model: the contexts are empty; give at least one token.")
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab:
-            raise InputError(
-                f"one-layer model: token ids run from {int(tokens.min())} to {int(tokens.max())}; "
-                f"this model knows 0 to {self.config.vocab - 1}."
-            )
+        check_tokens("one-layer model", tokens, self.config.vocab)

@@ -46,6 +46,13 @@ def bayes_accuracy(task, **contexts):
 
 
 class TestPosterior:
+    @pytest.mark.parametrize(("token", "run"), [(-1, "-1 to 1"), (4, "0 to 4")])
+    def test_tokens_of_another_task_are_refused(self, token, run):
+        with pytest.raises(
+            InputError, match=f"Bayes rule: token ids run from {run}; it knows 0 to 3"
+        ):
+            BayesRule(ConceptTask(bits=2, length=3))(torch.tensor([[0, 1, token]]))
+
     @pytest.mark.parametrize("task", SMALL, ids=repr)
     def test_is_that_of_every_context(self, task):
         contexts, likelihood = likelihoods(task)

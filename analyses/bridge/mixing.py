@@ -19,7 +19,7 @@ from analyses.bridge.sides import LANGUAGE, ONE_LAYER, OURS, Sides, facts_of
 from analyses.paper.context_mixing import WAYS, MixingSettings, mixed
 from analyses.paper.hijack_curves import RISES, CurveSettings, curves, moves, verdicts
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import FEW, above, lowest, mean, near
+from analyses.reproduction.check import FEW, above, lowest, mean, near, paired
 from analyses.reproduction.drawing import OVER_SEEDS, WILSON, draw_intervals, draw_means
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
@@ -161,12 +161,14 @@ ANALYSES = (
         checks=(
             above(
                 "one-layer: efficacy grows by .5 from rate 0 to 1",
-                lambda t: mean(_curve(t).loc[1.0] - _curve(t).loc[0.0]),
+                lambda t: mean(
+                    paired(_one_layer(t, "trained"), "wins", ["seed"], share=(1.0, 0.0))
+                ),
                 0.5,
             ),
             near(
                 "one-layer: efficacy at rate .5 is one half, as the two labels are alike",
-                lambda t: mean(_curve(t).loc[0.5]),
+                lambda t: mean(_one_layer(t, "trained").query("share == 0.5").wins),
                 0.5,
                 0.05,
             ),

@@ -112,15 +112,19 @@ def command(
 
     facts = load_facts(source) if source else None
 
+    from analyses.reproduction.analysis import get_analysis
     from analyses.reproduction.check import scale_named
     from analyses.reproduction.ledger import write_ledger
     from analyses.reproduction.reproduction import Reproduction, reproduce
+    from analyses.reproduction.settings import change
     from analyses.reproduction.workbench import DEFAULT_MODELS, Workbench
     from hijacklens.files import RECORD, expand_home, write_text
     from hijacklens.results.result import load_result
 
     root, size = expand_home(out), scale_named(scale)
     changed = dict(map(_setting, changes))
+    for name in ids:  # refused now, not after the analyses before it
+        change(get_analysis(name).settings[size], changed)
     bench = Workbench(
         folder=expand_home(work) if work else root / "work",
         models=models or DEFAULT_MODELS,

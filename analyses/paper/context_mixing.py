@@ -30,7 +30,7 @@ from analyses.reproduction.settings import (
 )
 from analyses.reproduction.workbench import Workbench
 from hijacklens.one_layer import memory
-from hijacklens.one_layer.evaluation import BayesRule, answers, hits
+from hijacklens.one_layer.evaluation import BayesRule, answers, hits, rounding
 from hijacklens.one_layer.model import OneLayerTransformer
 
 WAYS = ("trained", "constructed", "Bayes")
@@ -74,7 +74,8 @@ def mixed(settings: MixingSettings, bench: Workbench) -> pd.DataFrame:
                     first = float(hits(scores, contexts.first).mean())
                     second = float(hits(scores, contexts.second).mean())
                     pair = scores.gather(1, torch.stack([contexts.first, contexts.second], 1))
-                    ahead = (pair[:, 1] - pair[:, 0]).sign()
+                    ahead = pair[:, 1] - pair[:, 0]
+                    ahead = ahead.sign().masked_fill(ahead.abs() <= rounding(scores)[:, 0], 0)
                     rows.append(
                         {
                             "bits": bits,
@@ -200,7 +201,7 @@ def _mixing_gap(table: Any) -> Any:
 def _gap(means: Any, anchors: Any) -> Any:
     """Return the largest gap between a mean and its anchor, over the anchors that have one."""
     gaps = [abs(means[key] - anchor) for key, anchor in anchors.items() if key in means.index]
-    return exact(max(gaps, default=math.nan))
+    return highest(list(map(exact, gaps)))
 
 
 def _gain(table: Any) -> Any:
@@ -246,6 +247,7 @@ ANALYSES = (
                 "cover (largest gap)",
                 _mixing_gap,
                 0.025,
+                known_at={"omega": 0.5, "beta": 1.0, "length": 256, "mix_last": True},
                 origin="identity",
             ),
         ),
@@ -279,6 +281,7 @@ ANALYSES = (
                 "the Bayes rule is as accurate as the anchors of 7.2 (largest gap)",
                 lambda t: _gap(t.groupby(["bits", "length"]).bayes.mean(), BAYES_ANCHORS),
                 0.015,
+                known_at={"omega": 0.5, "beta": 1.0},
                 origin="identity",
             ),
         ),

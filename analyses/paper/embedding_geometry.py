@@ -29,6 +29,7 @@ from analyses.reproduction.settings import (
 )
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
+from hijacklens.errors import InputError
 from hijacklens.one_layer.trained import TrainingResult
 from probes import geometry
 from probes.geometry.spectra import spectrum
@@ -40,6 +41,12 @@ class GeometrySettings(WidthSettings):
 
     identity: bool = False
     """Whether W_V is frozen at the identity."""
+
+    def __post_init__(self) -> None:
+        if len(self.bits) != len(self.d_models):
+            raise InputError(
+                f"bits are {self.bits} and d_models {self.d_models}; give one width for each m."
+            )
 
 
 def trained_against_frozen(settings: WidthSettings, bench: Workbench) -> pd.DataFrame:
@@ -85,7 +92,12 @@ def spectra(settings: GeometrySettings, bench: Workbench) -> pd.DataFrame:
 
     By section 7.3 of the reference page the Gram matrix of equation 5.2 has m equal eigenvalues
     above its bulk; the eigenvalue of the constant function depends on b and is unrestricted.
+
+    Raises:
+        InputError: The settings have several m.
     """
+    if len(settings.bits) > 1:
+        raise InputError(f"bits are {settings.bits}; a figure of spectra has one m.")
     gap = ["ratio", "top_share", "bit_share", "predicted_ratio_squeezed"]
     parts = []
     for result, columns in _results(settings, bench):
@@ -188,6 +200,14 @@ def _trained_gain(table: Any, d_model: Any) -> Any:
     """Return the trained minus the frozen accuracy at one d, per m and seed."""
     ends = ("trained", "frozen")
     return paired(table[table.dim == d_model], "accuracy", ["bits", "seed"], condition=ends)
+
+
+def _fall_above_vocab(table: Any) -> Any:
+    """Return the gain at the smallest d minus 4 times that at the largest, if it is above V."""
+    least, most = table.dim.min(), table.dim.max()
+    above_vocab: Any = table[(2**table.bits < most) & (least < most)]
+    gains = [_trained_gain(above_vocab, d_model) for d_model in (least, most)]
+    return mean(gains[0] - 4 * gains[1], "bits")
 
 
 def _by_seed(table: Any, column: str) -> list[Any]:
@@ -312,9 +332,7 @@ ANALYSES = (
             ),
             above(
                 "at the largest d, above V, the gain is under a quarter of that, on average over m",
-                lambda t: mean(
-                    _trained_gain(t, t.dim.min()) - 4 * _trained_gain(t, t.dim.max()), "bits"
-                ),
+                _fall_above_vocab,
                 0.0,
                 scales=("full",),
                 remark="the quick scale has one m only",

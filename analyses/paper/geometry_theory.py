@@ -32,10 +32,11 @@ from torch import Tensor
 from analyses.paper.constructed_error import highest_error, lowest_error, measured_error
 from analyses.paper.lemmas import gram_matrix
 from analyses.reproduction.analysis import Analysis
-from analyses.reproduction.check import above, below, exact, near
+from analyses.reproduction.check import above, below, exact, lowest, near
 from analyses.reproduction.drawing import WILSON, draw_errors, draw_panels, sideways
 from analyses.reproduction.settings import scales
 from analyses.reproduction.workbench import Workbench
+from hijacklens.errors import InputError
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.architecture import OneLayerWeights
 from hijacklens.one_layer.embeddings import hamming_geometry
@@ -66,6 +67,13 @@ class GeometryGrid:
     omega: float = 1.0
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if min(self.slopes) <= 0 or min(self.ratios) < 0:
+            raise InputError(
+                f"slopes are {self.slopes} and ratios {self.ratios}; equation 5.2 has slopes above "
+                "0 and ratios of at least 0."
+            )
+
 
 def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
     """Return the exact margin and the measured error for each task, geometry and length.
@@ -76,6 +84,9 @@ def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
     `walsh_gap` compares the logits of the Walsh formula with the matrix product G A G p;
     `model_gap` compares those of the model's matrices with it. Both are the largest difference,
     relative to the spread of the logits.
+
+    Raises:
+        InputError: No geometry has embeddings.
     """
     rows = []
     geometries = product(settings.tasks, settings.slopes, settings.offsets, settings.ratios)
@@ -113,6 +124,8 @@ def error_by_geometry(settings: GeometryGrid, bench: Workbench) -> pd.DataFrame:
             sized = ConceptTask(bits=bits, omega=settings.omega, beta=beta, length=length)
             error = measured_error(model, sized, settings, tolerance=tolerance)
             rows.append({**row, "length": length, **error})
+    if not any(row["feasible"] for row in rows):
+        raise InputError("none of these geometries has embeddings; give larger offsets.")
     return pd.DataFrame(rows)
 
 
@@ -186,7 +199,7 @@ def _spread(table: Any, column: str, by: list[str]) -> Interval:
 def _anchored(table: Any, bits: int) -> Interval:
     """Return the margin at (a, b, b0) = (.1, .5, 1), beta = 1."""
     rows = table.query("bits == @bits and beta == 1 and a == 0.1 and b == 0.5 and ratio == 5")
-    return exact(rows.margin.min())
+    return lowest(list(map(exact, rows.margin)))
 
 
 ANALYSES = (
@@ -226,6 +239,7 @@ ANALYSES = (
                     lambda t, bits=bits: _anchored(t, bits),
                     margin,
                     tolerance,
+                    known_at={"omega": 1.0},
                 )
                 for bits, margin, tolerance in ((7, 1.515, 0.001), (5, 0.3354, 0.0005))
             ),
@@ -241,7 +255,7 @@ ANALYSES = (
             ),
             above(
                 "at beta = 1 every geometry has a margin above 0 (smallest margin / a^2)",
-                lambda t: exact(t[t.beta == 1].scaled_margin.min()),
+                lambda t: lowest(list(map(exact, t[t.beta == 1].scaled_margin))),
                 0.0,
             ),
             below(

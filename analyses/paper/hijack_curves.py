@@ -314,8 +314,7 @@ def moves(
         for column, entry in (only or {}).items():
             rows = rows[rows[column] == entry]
         changes = [change for rule in rules for change in dose_change(verdicts(rows, rule), *doses)]
-        # If nothing was scored there is no number, and no claim holds.
-        return (lowest if up else highest)(changes or [mean([])])
+        return (lowest if up else highest)(changes)
 
     make = above if up else below
     return make(f"{claim}, in every model (paired; {about})", measure, 0.0, **more)

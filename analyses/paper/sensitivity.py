@@ -30,6 +30,7 @@ from analyses.reproduction.drawing import BOUND, OVER_SEEDS
 from analyses.reproduction.settings import RecipeSettings, identity_value, names_of, scales
 from analyses.reproduction.workbench import Workbench
 from hijacklens import plots
+from hijacklens.errors import choice, whole_number
 from hijacklens.one_layer import memory
 from hijacklens.one_layer.recipe import Recipe
 from probes import geometry
@@ -85,10 +86,15 @@ class SensitivitySettings(RecipeSettings):
     contexts: int = 512
     """Contexts on which attention is measured."""
 
+    def __post_init__(self) -> None:
+        for name in self.variants:
+            choice("variant", name, CHANGES)
+
     def changed(self, factors: Mapping[str, float]) -> tuple[SensitivitySettings, Recipe]:
         """Return the settings and the recipe with some of them multiplied by a factor."""
         sizes = {name: getattr(self, name) for name in SIZES}
         settings = replace(self, **_times(sizes, factors))
+        whole_number("d_model", settings.d_model, least=1)
         options = {
             "d_attn": settings.d_model,
             "init_scale": settings.d_model**-0.5,

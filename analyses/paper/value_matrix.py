@@ -144,8 +144,8 @@ def _gain(table: Any) -> Any:
 
 def _gain_at_short(table: Any) -> Interval:
     """Return the gain at the shortest L minus that at the longest, over m."""
-    gain = _gain(table).unstack("length")
-    return mean(gain[table.length.min()] - gain[table.length.max()], "bits")
+    gain, ends = _gain(table).rename("gain").reset_index(), (table.length.min(), table.length.max())
+    return mean(paired(gain, "gain", ["bits", "seed"], length=ends), "bits")
 
 
 def _cost(table: Any, name: str) -> Any:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -32,7 +32,8 @@ Origin: TypeAlias = Literal["paper", "identity", "own"]
 """Where a claim comes from: the paper states it or implies it; it is exact, so that it tests our
 code or a theorem that is proved; or it is ours."""
 State: TypeAlias = Literal["pass", "fail", "open"]
-"""`open` means that the claim is not decided at this scale; the check says why."""
+"""`open` means that the claim is not decided at this scale, or with these settings; the check says
+why."""
 
 
 def scale_named(name: str) -> Scale:
@@ -53,6 +54,10 @@ FEW: Mapping[str, Any] = {
     "remark": "undecided with the few facts of this scale",
 }
 """Options of a direction for which the facts of the quick scale may be too few."""
+
+NOTHING = Interval(math.nan, math.nan, math.nan)
+"""What a measure returns if the table has no rows that its claim is about: the claim is open. A
+number that is computed and is not finite is another object, and fails."""
 
 Measure: TypeAlias = Callable[[Any], Interval]
 """A function from the table of an analysis (a DataFrame) to a number with its interval."""
@@ -89,6 +94,8 @@ class Check:
     """The scales at which the claim is decided."""
     remark: str = ""
     """Why the claim is open at the other scales."""
+    known_at: Mapping[str, Any] = field(default_factory=dict)
+    """Settings for which the anchor is known. With others the claim is open."""
     few: bool = False
     """Whether the other scales only have fewer facts: there the claim is open while its interval
     has values on both sides of the bound."""
@@ -102,17 +109,27 @@ class Check:
             return f"{self.bound:.4g} ± {self.tolerance:.2g}"
         return f"{'>' if self.kind == 'above' else '<'} {self.bound:.4g}"
 
-    def judge(self, table: pd.DataFrame, scale: Scale) -> Outcome:
-        """Measure the claim on a table. A value that is not finite never passes."""
+    def judge(self, table: pd.DataFrame, scale: Scale, settings: Any = None) -> Outcome:
+        """Measure the claim on a table, made with `settings`.
+
+        A value that is not finite never passes.
+        """
         measured = self.measure(table)
         # Tables hold NumPy numbers; outcomes are saved as JSON.
         interval = Interval(*map(float, (measured.value, measured.low, measured.high)))
         holds = self._holds(interval)
         decided = holds or (interval.low > self.bound or interval.high < self.bound)
-        if scale in self.scales or (self.few and decided):
-            state: State = "pass" if holds else "fail"
-        else:
-            state = "open"
+        known = settings is None or all(
+            getattr(settings, name) == value for name, value in self.known_at.items()
+        )
+        state, remark = "open", self.remark
+        if measured is NOTHING:
+            remark = "the table has nothing that the claim is about"
+        elif not known:
+            anchored = ", ".join(f"{name} = {value}" for name, value in self.known_at.items())
+            remark = f"the anchor is known for {anchored} only"
+        elif scale in self.scales or (self.few and decided):
+            state, remark = "pass" if holds else "fail", ""
         return Outcome(
             claim=self.claim,
             value=interval.value,
@@ -120,14 +137,14 @@ class Check:
             high=interval.high,
             allowed=self.allowed,
             state=state,
-            remark=self.remark if state == "open" else "",
+            remark=remark,
         )
 
     def _holds(self, measured: Interval) -> bool:
-        if not all(map(math.isfinite, (measured.value, measured.low, measured.high))):
-            return False
         if self.kind == "near":
             return abs(measured.value - self.bound) <= self.tolerance
+        if not all(map(math.isfinite, (measured.value, measured.low, measured.high))):
+            return False
         return measured.low > self.bound if self.kind == "above" else measured.high < self.bound
 
 
@@ -149,13 +166,16 @@ def near(claim: str, measure: Measure, anchor: float, tolerance: float, **more: 
 
 
 def lowest(intervals: list[Interval]) -> Interval:
-    """Return the interval with the lowest lower end, which decides a claim about all of them."""
-    return min(intervals, key=lambda interval: interval.low)
+    """Return the interval with the lowest lower end, which decides a claim about all of them.
+
+    An end that is no number comes first; without intervals there is `NOTHING`.
+    """
+    return min(intervals, key=lambda each: (each.low == each.low, each.low), default=NOTHING)
 
 
 def highest(intervals: list[Interval]) -> Interval:
-    """Return the interval with the highest upper end, which decides a claim about all of them."""
-    return max(intervals, key=lambda interval: interval.high)
+    """Return the interval with the highest upper end, as `lowest` does for the lower one."""
+    return max(intervals, key=lambda each: (each.high != each.high, each.high), default=NOTHING)
 
 
 def every(values: Any, by: Any, clusters: Any = None) -> list[Interval]:
@@ -171,14 +191,17 @@ def paired(table: pd.DataFrame, value: str, by: list[str], **ends: tuple[Any, An
         value: The column that is compared.
         by: The columns that identify a run.
         **ends: The column of the condition, with its two entries: the value at the first minus the
-            value at the second, NaN for a run that lacks one of them.
+            value at the second, NaN for a run that lacks one of them. Nothing is compared if the
+            entries are equal, or no run has one of them.
 
     >>> table = pd.DataFrame({"seed": [0, 0], "W_V": ["trained", "fixed"], "accuracy": [0.75, 0.5]})
     >>> paired(table, "accuracy", ["seed"], W_V=("trained", "fixed")).tolist()
     [0.25]
     """
     ((column, (first, second)),) = ends.items()
-    wide = table.pivot(index=by, columns=column, values=value).reindex(columns=[first, second])
+    wide = table.pivot(index=by, columns=column, values=value)
+    if first == second or first not in wide or second not in wide:
+        return pd.Series(index=wide.index[:0], dtype=float)
     return wide[first] - wide[second]
 
 
@@ -194,7 +217,7 @@ def mean(values: Any, by: Any = None) -> Interval:
     """
     numbers = np.asarray(values, dtype=float)
     if not len(numbers):
-        return Interval(math.nan, -math.inf, math.inf)
+        return NOTHING
     clusters = () if by is None else (values.groupby(by).ngroup().to_numpy(),)
     found = clustered(numbers, *clusters)
     return Interval(found.value, found.low, found.high)

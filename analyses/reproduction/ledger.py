@@ -42,7 +42,7 @@ arXiv 2406.18400) as one command with a number and a tolerance. This page is gen
 `hijacklens reproduce`; do not edit it. The paper's own numbers are not known to us as text: a check
 is a direction that the paper states or an exact anchor that we derived. A direction passes when the
 whole 95% interval lies on its side, an anchor when the estimate lies within the tolerance. `open`
-means that a claim is not decided at this scale.
+means that a claim is not decided at this scale or with these settings.
 
 The packaged language models are 4-bit versions of two models that the paper does not use, and the
 atlas is our own set of facts. One-layer models have the paper's seeds and sizes where they are

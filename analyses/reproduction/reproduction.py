@@ -7,9 +7,10 @@ True
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeAlias
 
@@ -76,6 +77,12 @@ class Reproduction(Result):
         """The checks with their numbers; remarks say why a check is open."""
         entry, seed = self.analysis.entry, self.provenance.seed
         drawn = f", seed {seed}" if seed is not None else ""
+        default = self.analysis.settings[self.scale]
+        changed = "".join(
+            f", {each.name} {json.dumps(value)}"
+            for each in fields(default)
+            if (value := getattr(self.settings, each.name)) != getattr(default, each.name)
+        )
         columns = {
             STATE: "{state}",
             "claim": "{claim}",
@@ -84,9 +91,9 @@ class Reproduction(Result):
         }
         return Glance(
             f"{entry.id} · {entry.reference} · {entry.title} "
-            f"(scale {self.scale}, {self.seconds:.0f} s{drawn})",
+            f"(scale {self.scale}{changed}, {self.seconds:.0f} s{drawn})",
             (Grid.of(map(asdict, self.outcomes), columns),),
-            tuple(f"{check.state}: {check.remark}" for check in self.outcomes if check.remark),
+            tuple(dict.fromkeys(f"{c.state}: {c.remark}" for c in self.outcomes if c.remark)),
             ("checks", "to_dataframe()", "plot()", "save(folder)"),
         )
 
@@ -151,7 +158,7 @@ def reproduce(
         scale=size,
         settings=settings,
         table=table,
-        outcomes=analysis.judge(table, size),
+        outcomes=analysis.judge(table, size, settings),
         digest=digest,
         seconds=round(time.monotonic() - start, 1),
         **asked_of(name, bench),

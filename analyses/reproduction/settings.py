@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from analyses.reproduction.check import Scale
 from analyses.reproduction.workbench import Workbench
-from hijacklens.errors import unknown
+from hijacklens.errors import InputError, shown, unknown
 from hijacklens.one_layer.recipe import Recipe
 from hijacklens.one_layer.task import ConceptTask
 from hijacklens.one_layer.trained import TrainingResult
@@ -134,14 +137,25 @@ def change(settings: Any, changes: Mapping[str, Any]) -> Any:
     Lists become tuples.
 
     Raises:
-        InputError: There is no such setting.
+        InputError: There is no such setting, or a value is of another type than the setting's, an
+            empty list, or no seed.
     """
     changes = with_new_names(changes, RENAMED)
+    types = get_type_hints(type(settings))
     names = {item.name for item in fields(settings)}
-    for name in changes:
+    values = {}
+    for name, value in changes.items():
         if name not in names:
             raise unknown("setting", name, names)
-    return replace(settings, **{name: _tuple(value) for name, value in changes.items()})
+        try:
+            values[name] = TypeAdapter(types[name]).validate_python(_tuple(value), strict=True)
+            usable = values[name] != () and (name != "seeds" or values[name] >= 1)
+        except ValidationError:
+            usable = False
+        if not usable:
+            default = json.dumps(getattr(settings, name))
+            raise InputError(f"{name} is {shown(value)}; give a value such as {default}.")
+    return replace(settings, **values)
 
 
 def _tuple(value: Any) -> Any:

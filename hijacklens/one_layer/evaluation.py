@@ -8,9 +8,10 @@ in nats: the last token counts as informative, the others as noisy (reference pa
 Positions do not matter, so the sum is a product of token counts with the table of log p: batch V^2
 operations, O(batch V) memory for any L. No rule is right more often than the largest posterior.
 
-The answer to a context is the token of the largest score; scores within `tolerance` of the largest
-share it. Where n tokens tie, `"split"` gives the context 1/n of a hit if the label is one of them
-(the expectation of a fair draw), and `"label"` a full hit, which is the reading of Lemma 2.
+The answer to a context is the token of the largest score; scores within `tolerance` of the largest,
+by default within rounding of it, share it. Where n tokens tie, `"split"` gives the context 1/n of a
+hit if the label is one of them (the expectation of a fair draw), and `"label"` a full hit, which is
+the reading of Lemma 2.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hijacklens.errors import InputError, whole_number
 from hijacklens.models.exclusive import exclusive
 from hijacklens.one_layer.model import OneLayerTransformer
 from hijacklens.one_layer.spans import layout
-from hijacklens.one_layer.task import ConceptTask, Contexts, token_counts
+from hijacklens.one_layer.task import ConceptTask, Contexts, check_tokens, token_counts
 from hijacklens.probe import Probe, check_probes, logits_at, spans_of
 from hijacklens.statistics import Interval, fraction
 
@@ -41,14 +42,15 @@ BLOCK = 4096
 """Contexts that `evaluate` scores at a time, which bounds its device memory."""
 HOOKED_BLOCK = 256
 """Contexts that go through hooks at a time: their patterns are [batch, pos, pos]."""
-TIE_NATS = 1e-9
-"""Log posteriors this close are equal: they are sums of the same terms, in another order."""
+ROUNDING = 64
+"""Scores that differ by so many roundings of the largest are equal. Log posteriors are sums of the
+same terms in another order (up to 36 roundings), logits of constructed memories often tie (12)."""
 
 
 class BayesRule:
     """The exact log posterior of a task as a function of tokens on `device`; V x V tables.
 
-    With `accuracy` it is the best of any rule: `accuracy(rule, task, ..., tolerance=TIE_NATS)`.
+    With `accuracy` it is the best of any rule: `accuracy(rule, task, ...)`.
     """
 
     def __init__(self, task: ConceptTask, *, device: torch.device | str | None = None) -> None:
@@ -64,8 +66,10 @@ class BayesRule:
         """Return the log posterior in nats, float64; -inf for labels that cannot give the context.
 
         Raises:
-            InputError: No label of the task can give one of the contexts.
+            InputError: No label of the task can give one of the contexts, or a token is none of
+                the task's.
         """
+        check_tokens("Bayes rule", tokens, self.task.vocab)
         counts = token_counts(tokens[:, :-1], self.task.vocab, dtype=torch.float64)
         scores = counts @ self._log_noisy
         if self._impossible is not None:  # apart from the sum, since 0 * -inf is not 0
@@ -87,16 +91,23 @@ def hits(
     labels: Int[Tensor, "*axes batch"],
     *,
     ties: Ties = "split",
-    tolerance: float = 0.0,
+    tolerance: float | None = None,
 ) -> Float[Tensor, "*axes batch"]:
     """Return whether the label has the largest score: 1, 0, or a fraction for a tie, in float64.
 
-    Scores up to `tolerance` below the largest tie with it; `ties` is explained in the module
-    docstring. A row with a NaN counts as wrong.
+    Scores up to `tolerance` below the largest tie with it, None for `rounding`; `ties` is explained
+    in the module docstring. A row with a NaN counts as wrong.
     """
-    tied = scores >= scores.amax(-1, keepdim=True) - tolerance
+    within = rounding(scores) if tolerance is None else tolerance
+    tied = scores >= scores.amax(-1, keepdim=True) - within
     hit = tied.gather(-1, labels[..., None])[..., 0].double()
     return hit if ties == "label" else hit / tied.sum(-1).clamp(min=1)
+
+
+def rounding(scores: Float[Tensor, "*axes vocab"]) -> Float[Tensor, "*axes 1"]:
+    """Return up to which difference the scores of a row are equal: `ROUNDING` of the largest."""
+    size = scores.abs().masked_fill(~scores.isfinite(), 0).amax(-1, keepdim=True)
+    return ROUNDING * torch.finfo(scores.dtype).eps * size
 
 
 @torch.no_grad()
@@ -107,7 +118,7 @@ def accuracy(
     contexts_count: int,
     generator: torch.Generator,
     ties: Ties = "split",
-    tolerance: float = 0.0,
+    tolerance: float | None = None,
 ) -> Interval:
     """Return the fraction of fresh contexts on which the largest score is the label's.
 
@@ -168,8 +179,7 @@ def evaluate(
     for contexts in _fresh(task, generator, count, BLOCK):
         for name, scores_of in answerers.items():
             scores = scores_of(contexts.tokens)
-            # The tolerance is for log posteriors, whose ties are sums in another order.
-            right[name] += float(hits(scores, contexts.labels, tolerance=TIE_NATS).sum())
+            right[name] += float(hits(scores, contexts.labels).sum())
             loss[name] += float(cross_entropy(scores, contexts.labels, reduction="sum"))
     # The ends are those of the nearest whole number of right answers.
     return {

@@ -35,6 +35,7 @@ from hijacklens.one_layer.architecture import (
     OneLayerConfig,
     OneLayerWeights,
 )
+from hijacklens.one_layer.task import check_tokens
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -274,9 +275,10 @@ class OneLayerTransformer(HookedRootModule):
         return OneLayerWeights(W_E=self.W_E, W_Q=head.W_Q[0], W_K=head.W_K[0], W_V=head.W_V[0])
 
     def with_value(self, W_V: Float[Tensor, "d_model d_model"]) -> OneLayerTransformer:
-        """Return a copy of the model with another value matrix."""
-        weights = replace(self.weights(), W_V=W_V.to(self.W_E))
-        return self.from_weights(weights, length=self.config.length, freeze=self.config.freeze)
+        """Return a copy of the model with another value matrix and the same configuration."""
+        model = OneLayerTransformer(self.config).to(self.W_E.device)
+        model.fill(replace(self.weights(), W_V=W_V.to(self.W_E)), source="with_value")
+        return model
 
     def run_with_cache(
         self, *args: Any, return_cache_object: bool = True, **kwargs: Any
@@ -378,11 +380,6 @@ class OneLayerTransformer(HookedRootModule):
                 old.copy_(new)
 
     def _check(self, tokens: Tensor) -> None:
-        # A negative id would silently count from the end of the embedding.
         if tokens.shape[-1] == 0:
             raise InputError("one-layer model: the contexts are empty; give at least one token.")
-        if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.config.vocab:
-            raise InputError(
-                f"one-layer model: token ids run from {int(tokens.min())} to {int(tokens.max())}; "
-                f"this model knows 0 to {self.config.vocab - 1}."
-            )
+        check_tokens("one-layer model", tokens, self.config.vocab)

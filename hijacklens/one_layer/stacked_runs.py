@@ -6,8 +6,9 @@ stacked along a leading axis, each step is one batched product for all (`fast_pa
 Seeds, learning rates, frozen parts, the start of W_V, and the task itself (omega, beta, support,
 context length) may differ from run to run.
 
-A run's result does not depend on the runs it is stacked with. Its start and its contexts come from
-its seed alone. Runs of one seed on one task therefore see the same contexts, also with different
+A run's result does not depend on the runs it is stacked with, up to rounding: products of several
+runs add in another order than those of one. Its start and its contexts come from its seed alone.
+Runs of one seed on one task therefore see the same contexts, also with different
 learning rates or frozen parts. Their comparison is paired, and the contexts are drawn once.
 
     contexts of 1..64 steps --log_counts--> ContextBatch --loss_and_gradients--> AdamW on the stack

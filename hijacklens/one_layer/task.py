@@ -314,6 +314,20 @@ def token_counts(
     return counts.scatter_add_(1, tokens.long(), one.expand(tokens.shape))
 
 
+def check_tokens(what: str, tokens: Int[Tensor, "*axes"], vocab: int) -> None:
+    """Refuse token ids that a model or rule with `vocab` tokens does not have.
+
+    Raises:
+        InputError: An id is below 0 or too large.
+    """
+    # A negative id would silently count from the end of a table.
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab:
+        raise InputError(
+            f"{what}: token ids run from {int(tokens.min())} to {int(tokens.max())}; it knows "
+            f"0 to {vocab - 1}."
+        )
+
+
 def _check_draw(batch: int, generator: torch.Generator, device: torch.device | str | None) -> None:
     whole_number("batch", batch, least=1)
     expected, actual = torch.device(device or generator.device), generator.device

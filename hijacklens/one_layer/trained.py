@@ -64,8 +64,8 @@ class TrainingResult(Result):
         `seed, lr`; `accuracy` with its 95% Wilson interval `accuracy_low, accuracy_high`;
         `bayes_accuracy`, the accuracy of the exact posterior on the same contexts;
         `constructed_accuracy`, the accuracy with the memory of equation 5.1, made from its W_E
-        and scaled to the norm of W_V, in place of W_V (NaN if no token has a Hamming-1 neighbour
-        in its support); `loss`, the model's cross-entropy in nats.
+        and scaled to the norm of W_V, in place of W_V (NaN if that memory is zero, as without
+        Hamming-1 neighbours in the support); `loss`, the model's cross-entropy in nats.
         """
         return self.table.copy()
 
@@ -150,13 +150,17 @@ class TrainingResult(Result):
         """Accuracy by learning rate and seed, compared with the Bayes rule and equation 5.1."""
         columns = {
             "lr": "{lr:g}",
-            "seed": "{seed:g}",
+            "seed": "{seed:d}",
             "accuracy": "{accuracy:fraction} [{accuracy_low:fraction}, {accuracy_high:fraction}]",
             "Bayes": "{bayes_accuracy:fraction}",
             "eq. 5.1": "{constructed_accuracy:fraction}",
             "loss (nats)": "{loss:.3f}",
         }
         seeds = named([str(seed) for seed in self.recipe.seeds], most=5)
+        failed = int(self.table["loss"].isna().sum())
+        diverged = (
+            f"{failed} of {len(self.table)} runs diverged (no loss): use a lower learning rate"
+        )
         return Glance(
             f"{self._title()} · seeds {seeds}, {self.recipe.steps} steps",
             (Grid.of(self.table, columns),),
@@ -164,6 +168,7 @@ class TrainingResult(Result):
                 "Bayes: the best rule on the same contexts; eq. 5.1: the model with that memory "
                 "as its W_V",
                 f"best learning rate, by mean accuracy over the seeds: {self.best_learning_rate:g}",
+                *([diverged] if failed else []),
             ),
             ("summary()", "best()", "accuracy(probes=[...])", "plot()", "save(folder)"),
         )
@@ -274,10 +279,10 @@ def _with_memory(model: OneLayerTransformer, task: ConceptTask) -> OneLayerTrans
     weights = model.weights()
     with torch.no_grad():
         try:
-            value = memory.constructed(weights.W_E, task)
-        except InputError:  # no token has a neighbour at Hamming distance 1
+            value = memory.matched(memory.constructed(weights.W_E, task), weights.W_V)
+        except InputError:  # no token has a neighbour at Hamming distance 1, or embeddings are 0
             return None
-        return model.with_value(memory.matched(value, weights.W_V))
+        return model.with_value(value)
 
 
 def _table(keys: Sequence[tuple[int, float]], scores: Mapping[Any, Score]) -> pd.DataFrame:

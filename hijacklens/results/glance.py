@@ -77,7 +77,8 @@ class Grid:
         records = rows.to_dict("records") if hasattr(rows, "to_dict") else rows
         cells = (
             tuple(
-                UNBOUNDED.sub("[too few facts]", _FORMS.vformat(form, (), each)) for form in forms
+                UNBOUNDED.sub("[too few for an interval]", _FORMS.vformat(form, (), each))
+                for form in forms
             )
             for each in records
         )

@@ -149,9 +149,9 @@ def redirect(
 
     With `uniform` every target token gets the same weight; with `proportional` the weights of the
     model are scaled up, that is, everything else is knocked out. The attention of a source token
-    that sees no target token does not change. The target `cluster` gives exactly the attention
-    that the trained one-layer model has (figures C.7 and C.8). The other arguments are those of
-    `knock_out`.
+    that sees no target token does not change. The target `cluster` takes the attention of figures
+    C.7 and C.8 to its limit: trained one-layer models put most of it, not all, on the cluster. The
+    other arguments are those of `knock_out`.
 
     Raises:
         InputError: A span cannot be read, or `split` is unknown.

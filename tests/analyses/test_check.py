@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from analyses.reproduction.check import FEW, above, below, exact, mean, near
+from analyses.reproduction.check import (
+    FEW,
+    above,
+    below,
+    exact,
+    highest,
+    lowest,
+    mean,
+    near,
+    paired,
+)
 from hijacklens.statistics import Interval
 
 TABLE = pd.DataFrame({"x": [1.0, 2.0, 3.0]})
@@ -27,6 +38,8 @@ CASES = {
     "not near, though the interval holds it": (near("c", fixed(0.3, 0, 1), 0.25, 0.02), "fail"),
     "no number": (above("c", fixed(math.nan, 1, 2), 0.0), "fail"),
     "no interval": (above("c", fixed(1, -math.inf, math.inf), 0.0), "fail"),
+    "near, of a single m": (near("c", fixed(0.26, -math.inf, math.inf), 0.25, 0.02), "pass"),
+    "near no number": (near("c", fixed(math.nan, 0, 1), 0.25, 0.02), "fail"),
     "few facts, undecided": (above("c", fixed(1, -1, 3), 0.0, **FEW), "open"),
     "few facts, decided for": (above("c", fixed(1, 0.1, 3), 0.0, **FEW), "pass"),
     "few facts, decided against": (above("c", fixed(-1, -2, -0.1), 0.0, **FEW), "fail"),
@@ -59,7 +72,29 @@ def test_a_mean_over_cells_counts_each_cell_once():
 
 def test_a_single_value_cannot_decide_a_direction():
     assert above("c", lambda t: mean([5.0]), 0.0).judge(TABLE, "quick").state == "fail"
-    assert math.isnan(mean([]).value)
+
+
+def test_a_claim_about_nothing_is_open():
+    """Rows that are missing decide nothing; a number that is computed and is not finite fails."""
+    none = paired(TABLE.assign(run=[0, 1, 2], way="a"), "x", ["run"], way=("a", "b"))
+    equal = paired(TABLE.assign(run=[0, 1, 2], way="a"), "x", ["run"], way=("a", "a"))
+    for measured in (mean([]), lowest([]), highest([]), mean(none), *map(mean, [equal])):
+        outcome = above("c", lambda t, measured=measured: measured, 0.0).judge(TABLE, "full")
+        assert outcome.state == "open"
+        assert "nothing that the claim is about" in outcome.remark
+    broken = [exact(1.0), exact(math.nan), exact(2.0)]
+    for measured in (lowest(broken), highest(broken), mean([math.nan, 1.0])):
+        assert above("c", lambda t, m=measured: m, 0.0).judge(TABLE, "full").state == "fail"
+
+
+def test_an_anchor_is_open_where_it_is_not_known():
+    check = near("c", fixed(0.3, 0.3, 0.3), 0.25, 0.02, known_at={"beta": 1.0})
+    assert check.judge(TABLE, "full", SimpleNamespace(beta=1.0)).state == "fail"
+    elsewhere = check.judge(TABLE, "full", SimpleNamespace(beta=2.0))
+    assert (elsewhere.state, elsewhere.remark) == (
+        "open",
+        "the anchor is known for beta = 1.0 only",
+    )
 
 
 def test_equal_values_are_their_own_interval():

@@ -123,7 +123,7 @@ def test_the_committed_ledger_is_generated_from_the_committed_results():
 def test_committed_tables_give_the_committed_outcomes(name):
     held = hl.load_result(LEDGER / name)
     again, none = (
-        held.analysis.judge(held.table, held.scale),
+        held.analysis.judge(held.table, held.scale, held.settings),
         dict.fromkeys(("value", "low", "high"), 0.0),
     )
     for was, now in zip(held.outcomes, again, strict=True):
@@ -185,10 +185,15 @@ def test_another_scale_in_the_folder_is_refused(tmp_path):
 def test_settings_are_changed_by_name(tmp_path):
     """The ledger prints the command, and the same command resumes."""
     for _ in range(2):
-        assert run("lemma5", "--out", tmp_path, "--set", "bits=[3,4]").exit_code == 0
+        shown = run("lemma5", "--out", tmp_path, "--set", "bits=[3,4]")
+        assert shown.exit_code == 0
+        assert "(scale quick, bits [3, 4], " in shown.output
     assert "--set 'bits=[3, 4]'`" in (tmp_path / "README.md").read_text()
     refused = run("lemma5", "--out", tmp_path, "--set", "bits=3,4")
     assert "'bits=3,4' is not NAME=JSON" in str(refused.exception)
+    both = run("lemma5", "lemma6", "--out", tmp_path / "both", "--set", "slopes=[1]")
+    assert "unknown setting 'slopes'" in str(both.exception)
+    assert not (tmp_path / "both").exists()  # nothing ran before
 
 
 def test_a_repeated_check_counts_once_and_its_ledger_names_the_first(tmp_path):
@@ -304,6 +309,23 @@ def test_models_and_facts_are_recorded_and_results_of_others_refused(tmp_path, t
     assert hl.load_result(tmp_path / "figb4").provenance == held.provenance
 
 
-def test_wrong_settings_are_refused():
-    with pytest.raises(InputError, match="unknown setting 'bit'; did you mean 'bits'"):
-        reproduce("lemma5", changes={"bit": (3,)})
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("lemma5", {"bit": (3,)}, "unknown setting 'bit'; did you mean 'bits'"),
+        ("lemma5", {"bits": 3}, r"bits is 3; give a value such as \[3, 5, 7\]"),
+        ("lemma5", {"bits": []}, r"bits is \[\]; give a value such as"),
+        ("lemma2", {"seed": "x"}, "seed is 'x'; give a value such as 0"),
+        ("lemma6", {"seeds": 0}, "seeds is 0; give a value such as 2"),
+        ("theorem4", {"tasks": [3, 1.0]}, r"tasks is \[3, 1.0\]; give a value such as"),
+        ("theorem4", {"slopes": [0.0]}, "equation 5.2 has slopes above 0"),
+        ("theorem4", {"offsets": [-5.0]}, "none of these geometries has embeddings"),
+        ("fig3b", {"bits": [3, 4], "d_models": [4]}, "give one width for each m"),
+        ("figc9", {"bits": [3, 4], "d_models": [8, 8]}, "a figure of spectra has one m"),
+        ("sensitivity", {"variants": ["L x 3"]}, "unknown variant 'L x 3'"),
+    ],
+)
+def test_wrong_settings_are_refused(name, changes, message):
+    """Before anything is trained."""
+    with pytest.raises(InputError, match=message):
+        reproduce(name, changes=changes)

@@ -10,15 +10,15 @@ import torch
 from draws import seeded, theorem_1_scores, upward
 
 from hijacklens.errors import InputError
-from hijacklens.one_layer import evaluation
+from hijacklens.one_layer import evaluation, memory
 from hijacklens.one_layer.evaluation import (
-    TIE_NATS,
     BayesRule,
     accuracy,
     evaluate,
     hits,
 )
-from hijacklens.one_layer.task import ConceptTask
+from hijacklens.one_layer.model import OneLayerTransformer
+from hijacklens.one_layer.task import ConceptTask, token_counts
 
 
 def likelihoods(task: ConceptTask) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,10 +42,17 @@ SMALL = [
 
 def bayes_accuracy(task, **contexts):
     """The accuracy of the best rule, with ties split evenly."""
-    return accuracy(BayesRule(task), task, **contexts, tolerance=TIE_NATS)
+    return accuracy(BayesRule(task), task, **contexts)
 
 
 class TestPosterior:
+    @pytest.mark.parametrize(("token", "run"), [(-1, "-1 to 1"), (4, "0 to 4")])
+    def test_tokens_of_another_task_are_refused(self, token, run):
+        with pytest.raises(
+            InputError, match=f"Bayes rule: token ids run from {run}; it knows 0 to 3"
+        ):
+            BayesRule(ConceptTask(bits=2, length=3))(torch.tensor([[0, 1, token]]))
+
     @pytest.mark.parametrize("task", SMALL, ids=repr)
     def test_is_that_of_every_context(self, task):
         contexts, likelihood = likelihoods(task)
@@ -107,6 +114,19 @@ class TestHits:
         scores, label = torch.tensor([[1.0, 1.0 + 1e-4, 0.0]]), torch.tensor([0])
         assert hits(scores, label).item() == 0
         assert hits(scores, label, tolerance=1e-3).item() == 0.5
+
+    @pytest.mark.parametrize("length", [8, 30, 100])
+    def test_rounding_does_not_break_the_ties_of_equation_5_1(self, length):
+        """The model's float32 logits against the whole numbers that they are, at any length."""
+        task = ConceptTask(bits=6, length=length)
+        contexts = task.sample(4000, seeded())
+        counts = token_counts(contexts.tokens, task.vocab, dtype=torch.float64)
+        exact = counts @ (task.hamming() == 1).double()
+        model = OneLayerTransformer.from_weights(memory.theorem_1(task))
+        found = hits(model.last_logits(contexts.tokens), contexts.labels)
+        assert torch.equal(found, hits(exact, contexts.labels, tolerance=0.0))
+        small = 1e-6 * model.last_logits(contexts.tokens)
+        assert torch.equal(found, hits(small, contexts.labels))
 
     def test_leading_axes(self):
         scores = torch.randn(2, 3, 7, 5, generator=seeded())

@@ -98,18 +98,22 @@ class TestReplacement:
         trained.accuracy(torch.zeros(8, 8))
         assert torch.equal(trained.models[0].W_V, before)
 
-    def test_without_near_neighbours_there_is_no_construction(self) -> None:
+    @pytest.mark.parametrize("start", [None, 0.0], ids=["no near neighbours", "embeddings of 0"])
+    def test_where_equation_5_1_is_zero_there_is_no_construction(self, start) -> None:
         apart = ConceptTask(bits=3, length=8, support=lambda a, b: (a ^ b) == 7)
-        result = train(apart, **{**QUICK, "steps": 2})
+        task = apart if start is None else TASK
+        result = train(task, **{**QUICK, "steps": 2}, init_scale=start)
         assert result.summary()["constructed_accuracy"].isna().all()
         assert result.configuration()["means_at_best_learning_rate"]["accuracy"] >= 0
 
 
 class TestOptions:
     def test_seeds_can_be_named(self) -> None:
-        result = train(TASK, **{**QUICK, "steps": 2, "seeds": (7, 3)}, learning_rates=[0.1])
-        assert result.summary()["seed"].tolist() == [7, 3]
-        assert [model.config.seed for model in result.models] == [7, 3]
+        seeds = [7, 1_234_567]
+        result = train(TASK, **{**QUICK, "steps": 2, "seeds": seeds}, learning_rates=[0.1])
+        assert result.summary()["seed"].tolist() == seeds
+        assert [model.config.seed for model in result.models] == seeds
+        assert "\n0.1  1234567  " in str(result)
 
     def test_settings_replace_those_of_a_recipe(self, trained: TrainingResult) -> None:
         recipe = replace(trained.recipe, steps=1, evaluation=10)
@@ -134,6 +138,7 @@ class TestOptions:
         assert math.isnan(table["loss"][0])
         assert table["accuracy"][0] == 0.0
         assert result.best_learning_rate == 0.01
+        assert "\n1 of 2 runs diverged (no loss): use a lower learning rate\n" in str(result)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

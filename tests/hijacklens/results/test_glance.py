@@ -78,7 +78,7 @@ def test_details_are_for_commands_and_an_endless_interval_is_put_in_words():
     rows = [{"value": 0.25, "low": float("-inf"), "high": float("inf")}]
     grid = Grid.of(rows, {"change": "{value:+.3f} [{low:+.3f}, {high:+.3f}]"})
     glance = Glance("one", (grid,), notes=("of 1 facts",), details=("seed 0",))
-    assert drawn(glance) == "one\nchange\n+0.250 [too few facts]\nof 1 fact\nseed 0"
+    assert drawn(glance) == "one\nchange\n+0.250 [too few for an interval]\nof 1 fact\nseed 0"
     assert "seed" not in drawn(*glance.parts("One")) + glance.html("One")
 
 

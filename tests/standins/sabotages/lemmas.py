@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from analyses.paper import lemmas
 from sabotages import Sabotage
 
-GRAM_MATRIX = lemmas.gram_matrix
+GRAM_MATRIX, GAPS = lemmas.gram_matrix, lemmas._gradient_gaps
 
 
 def gram_matrix(change):
@@ -29,6 +29,14 @@ def double_loss(monkeypatch):
         return 2 * cross_entropy(logits, labels, reduction=reduction)
 
     monkeypatch.setattr(lemmas, "cross_entropy", broken)
+
+
+def alpha_in_both(monkeypatch):
+    def broken(model, contexts):
+        gap, _ = GAPS(model, contexts)
+        return gap, gap
+
+    monkeypatch.setattr(lemmas, "_gradient_gaps", broken)
 
 
 SABOTAGES = (
@@ -58,8 +66,8 @@ SABOTAGES = (
     ),
     Sabotage(
         analysis="lemma6",
-        how="contexts in which no token repeats",
+        how="alpha in the second term of both readings",
         claims=("without alpha in its second term",),
-        changes={"lengths": (1,)},
+        patch=alpha_in_both,
     ),
 )

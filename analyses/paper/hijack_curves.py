@@ -269,7 +269,7 @@ def dose_change(verdicts: Any, start: int, end: int) -> list[Interval]:
         end: The dose from whose efficacy it is subtracted.
 
     Returns:
-        Mean differences in -1..1 with their 95% intervals; NaN if one of the doses was not run.
+        Mean differences in -1..1 with their 95% intervals; none if a dose was not run at all.
     """
     keys = ["model", "scheme", "relation", "relation_id", "case_id"]
     ids = verdicts.get("relation_id", verdicts["relation"])  # earlier tables lack it

@@ -43,10 +43,15 @@ class Analysis:
         """Reference, title, question and cost."""
         return CATALOGUE[self.id]
 
-    def judge(self, table: pd.DataFrame, scale: Scale, settings: Any) -> tuple[Outcome, ...]:
-        """Judge all checks on a table that was made with these settings."""
+    def judge(
+        self, table: pd.DataFrame, scale: Scale, settings: Any, *, own: bool = False
+    ) -> tuple[Outcome, ...]:
+        """Judge all checks, as `Check.judge`."""
         return tuple(
-            replace(check.judge(table, scale, settings), origin=check.origin or self.entry.origin)
+            replace(
+                check.judge(table, scale, settings, own=own),
+                origin=check.origin or self.entry.origin,
+            )
             for check in self.checks
         )
 

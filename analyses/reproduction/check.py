@@ -56,8 +56,8 @@ FEW: Mapping[str, Any] = {
 """Options of a direction for which the facts of the quick scale may be too few."""
 
 NOTHING = Interval(math.nan, math.nan, math.nan)
-"""What a measure returns if the table has no rows that its claim is about: the claim is open. A
-number that is computed and is not finite is another object, and fails."""
+"""What a measure returns if the table has no rows that its claim is about. A number that was
+computed and is not finite is another object."""
 
 Measure: TypeAlias = Callable[[Any], Interval]
 """A function from the table of an analysis (a DataFrame) to a number with its interval."""
@@ -109,10 +109,13 @@ class Check:
             return f"{self.bound:.4g} ± {self.tolerance:.2g}"
         return f"{'>' if self.kind == 'above' else '<'} {self.bound:.4g}"
 
-    def judge(self, table: pd.DataFrame, scale: Scale, settings: Any = None) -> Outcome:
-        """Measure the claim on a table, made with `settings`.
+    def judge(
+        self, table: pd.DataFrame, scale: Scale, settings: Any = None, *, own: bool = False
+    ) -> Outcome:
+        """Measure the claim on a table that was made with `settings`.
 
-        A value that is not finite never passes.
+        A value that is not finite never passes. `own` says that settings, models or facts are not
+        those of the scale. Only then may the table have nothing that a claim is about.
         """
         measured = self.measure(table)
         # Tables hold NumPy numbers; outcomes are saved as JSON.
@@ -123,7 +126,7 @@ class Check:
             getattr(settings, name) == value for name, value in self.known_at.items()
         )
         state, remark = "open", self.remark
-        if measured is NOTHING:
+        if measured is NOTHING and own:
             remark = "the table has nothing that the claim is about"
         elif not known:
             anchored = ", ".join(f"{name} = {value}" for name, value in self.known_at.items())

@@ -153,12 +153,14 @@ def reproduce(
     provenance, digest = Provenance.now(seed=_first_seed(settings)), analysis.digest(settings)
     start = time.monotonic()
     table = analysis.run(settings, bench)
+    own = settings != analysis.settings[size] or bench.facts is not None
+    own = own or bench.models != DEFAULT_MODELS
     return Reproduction(
         analysis=analysis,
         scale=size,
         settings=settings,
         table=table,
-        outcomes=analysis.judge(table, size, settings),
+        outcomes=analysis.judge(table, size, settings, own=own),
         digest=digest,
         seconds=round(time.monotonic() - start, 1),
         **asked_of(name, bench),

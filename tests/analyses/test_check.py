@@ -75,11 +75,14 @@ def test_a_single_value_cannot_decide_a_direction():
 
 
 def test_a_claim_about_nothing_is_open():
-    """Rows that are missing decide nothing; a number that is computed and is not finite fails."""
+    """Rows that own settings leave out decide nothing; a number that is not finite fails, and so
+    does a table of ours without what it is made for."""
     none = paired(TABLE.assign(run=[0, 1, 2], way="a"), "x", ["run"], way=("a", "b"))
     equal = paired(TABLE.assign(run=[0, 1, 2], way="a"), "x", ["run"], way=("a", "a"))
     for measured in (mean([]), lowest([]), highest([]), mean(none), *map(mean, [equal])):
-        outcome = above("c", lambda t, measured=measured: measured, 0.0).judge(TABLE, "full")
+        check = above("c", lambda t, measured=measured: measured, 0.0)
+        assert check.judge(TABLE, "full").state == "fail"
+        outcome = check.judge(TABLE, "full", own=True)
         assert outcome.state == "open"
         assert "nothing that the claim is about" in outcome.remark
     broken = [exact(1.0), exact(math.nan), exact(2.0)]

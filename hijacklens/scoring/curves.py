@@ -134,7 +134,8 @@ def relation_curves(table: pd.DataFrame, rule: str, *, probes: Sequence[str] = (
         if len(names) > 1:
             plots.legend_below(figure, axes)
         name, interval, _ = MEASURES["efficacy"]
-        title = f"{name} (rule: {rule}; {BAND.format(interval)})"
+        of = " · ".join([*(names if len(names) == 1 else ()), *table["scheme"].unique()])
+        title = f"{of}\n{name} (rule: {rule}; {BAND.format(interval)})"
         figure.suptitle(plots.escape("\n".join([title, *_changed(probes)])), fontsize=9)
     return figure
 

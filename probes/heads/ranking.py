@@ -246,11 +246,12 @@ class HeadSearch(Result):
         axis, table, values = AXES[settings.attribution], self.table, self.attribution.mean(0)
         tested = table.dropna(subset="carried").sort_values("carried", ascending=False)
         with plots.canvas(1, 2, width=5.6, height=max(3.6, 0.15 * len(values))) as (figure, axes):
-            layers, heads = map(range, values.shape)
-            label = f"{axis} (logits)"
+            layers = [i for i, row in enumerate(values) if np.isfinite(row).any()]
+            values, heads, label = values[layers], range(values.shape[1]), f"{axis} (logits)"
             plots.heat_map(axes[0], values, rows=layers, columns=heads, label=label, cmap="PuOr_r")
             for layer, head in self.heads:
-                frame = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, linewidth=1.6)
+                corner = (head - 0.5, layers.index(layer) - 0.5)
+                frame = Rectangle(corner, 1, 1, fill=False, linewidth=1.6)
                 axes[0].add_patch(frame)
             axes[0].set(xlabel="head", ylabel="layer")
             axes[0].set_title("attribution; chosen heads framed", fontsize=9)

@@ -80,6 +80,7 @@ def test_panels_by_relation_name_every_model_and_the_rule():
     items = run.items[(run.items["model"] != "beta") | (run.items["relation_id"] != "P36")]
     figure = replace(run, items=items).plot_relations(rule="mean")
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["alpha", "beta"]
+    assert figure._suptitle.get_text().startswith("think\nefficacy: fraction with false > true (")
     assert "rule: mean; band: 95% Wilson" in figure._suptitle.get_text()
     shown = str(replace(run, items=items)).splitlines()[1:8]
     counts = [(line.split()[0], line.split()[1]) for line in shown]  # and their facts

@@ -154,19 +154,19 @@ def drawings(
                 f"Efficacy by dose, rule {rule}"
                 + (f" ({', '.join(names)})" if len(models) > count else ""),
                 curves(part, rule, probes=probes),
-                alt=_in_words(part, rule),
+                alt=_in_words(part, rule, probes),
                 folded=rule != next(iter(summaries)),
             )
 
 
-def _in_words(summary: pd.DataFrame, rule: str) -> str:
+def _in_words(summary: pd.DataFrame, rule: str, probes: Sequence[str]) -> str:
     """Describe the curves by the efficacy at the lowest and the highest dose."""
     lines = []
     ordered: Any = summary.sort_values("dose", kind="stable")
     for (model, scheme), rows in ordered.groupby(["model", "scheme"], sort=False):
         words = [f"{rows['efficacy'].iloc[i]:.3f} at dose {rows['dose'].iloc[i]}" for i in (0, -1)]
-        lines.append(f"{model}, {scheme}: {' to '.join(words)}")
+        lines.append(f"{model}, {scheme}: {' to '.join(dict.fromkeys(words))}")
     return (
-        f"Curves of efficacy (rule {rule}) against dose with 95% intervals. {'; '.join(lines)}. "
-        "The table below has all values."
+        f"{', '.join(['Curves of efficacy', *_changed(probes)])} (rule {rule}) against dose with "
+        f"95% intervals. {'; '.join(lines)}. The table below has all values."
     )

@@ -97,15 +97,17 @@ def test_panels_of_many_models_are_two_in_a_row():
 def test_figures_name_the_probes():
     run = made_up_run(models=("a",), schemes=("think",))
     run = replace(run, settings=replace(run.settings, probes=("ablate:heads=$0", "b")))
-    figures = [run.plot(), run.plot_relations(), run.exhibits()[1].figure]
-    for figure in figures:
+    drawing = run.exhibits()[1]
+    assert "Curves of efficacy, with ablate:heads=$0, b (rule" in drawing.alt
+    for figure in (run.plot(), run.plot_relations(), drawing.figure):
         assert r"with ablate:heads=\$0, b" in figure._suptitle.get_text()
 
 
 def test_a_run_of_the_bare_query_alone_is_said_in_words():
     run = made_up_run(schemes=("think",), doses=(0,))
     alone = replace(run, items=run.items[run.items["case_id"] == 0])
-    (words,) = alone.exhibits()[0].paragraphs
+    (words,), drawing = alone.exhibits()[0].paragraphs, alone.exhibits()[1]
+    assert drawing.alt.count("at dose 0") == 2  # once for each model
     assert words == "alpha, beta completed 1 fact of sample, bare (dose 0)."
 
 

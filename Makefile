@@ -122,7 +122,7 @@ reproduce-models reproduce-theory: reproduce-%: $(READY)
 	$(BIN)/python tests/standins/known_failures.py runs/reproduction-$* docs/reproduction $$ids
 
 families: $(READY)  ## Compare tiny models of all families with plain ones; write docs/reference/families.md
-	PYTHONPATH=tests/standins HF_HUB_OFFLINE=1 HIJACKLENS_STORE=off PIP_NO_INDEX=1 \
+	PYTHONPATH=.:tests/standins HF_HUB_OFFLINE=1 HIJACKLENS_STORE=off PIP_NO_INDEX=1 \
 		OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/families/run.py
 
 coverage-table: $(READY)  ## Simulate the coverage of all intervals; write docs/reference/numbers.md

@@ -77,8 +77,7 @@ def choose(
                 "TransformerLens does not show them."
             )
         raise InputError(
-            f"layer {without[0]} of {name!r} has no {hook}, as layers without attention heads; "
-            f"layers that have it: {numbers(having)}."
+            f"layer {without[0]} of {name!r} has no {hook}; layers that have it: {numbers(having)}."
         )
     return Sites(tuple(site for site in chosen if site[0] in having))
 

@@ -276,7 +276,7 @@ class OneLayerTransformer(HookedRootModule):
 
     def with_value(self, W_V: Float[Tensor, "d_model d_model"]) -> OneLayerTransformer:
         """Return a copy of the model with another value matrix and the same configuration."""
-        model = OneLayerTransformer(self.config).to(self.W_E.device)
+        model = OneLayerTransformer(self.config).to(self.W_E)
         model.fill(replace(self.weights(), W_V=W_V.to(self.W_E)), source="with_value")
         return model
 

@@ -325,6 +325,7 @@ def test_another_value_matrix_leaves_the_model_alone() -> None:
     assert torch.equal(other.W_V[0, 0], new)
     assert other.config == model.config  # results name a model by its seed
     assert torch.equal(model(tokens), before)
+    assert model.double().with_value(new.double()).W_E.dtype == torch.float64
 
 
 class TestFiles:

@@ -72,7 +72,7 @@ NO_GLYPH = (
 warnings.filterwarnings("ignore", message=r"Glyph \d+ .*missing from")
 
 
-class _Page(Figure):
+class _StyledFigure(Figure):
     """A figure that is saved in our style: complete, however long its texts are."""
 
     def savefig(self, *arguments: Any, **options: Any) -> None:
@@ -131,7 +131,7 @@ def canvas(
             columns,
             figsize=(width * columns, height * rows),
             squeeze=False,
-            FigureClass=_Page,
+            FigureClass=_StyledFigure,
             sharey=share_y,
             layout="constrained",
         )
@@ -207,7 +207,10 @@ def escape(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Write out the hidden characters of a text, except line ends."""
+    """Write out the hidden characters of a text, except line ends.
+
+    By numbers, since fonts of figures lack the signs of control characters that pages show.
+    """
     return HIDDEN.sub(
         lambda found: found[0] if found[0] == "\n" else f"⟨U+{ord(found[0]):04X}⟩", text
     )

@@ -63,21 +63,21 @@ def choose(
             has it, the choice is empty, or both pairs and layers are given.
     """
     require_split_heads(model)
-    counts = int(model.cfg.n_layers), head_count(model, axis)
-    chosen = sorted(set(pairs(*counts, layers=layers, heads=heads, axis=axis)))
+    layers, heads = canonical(layers, heads)
+    n_layers, n_heads = int(model.cfg.n_layers), head_count(model, axis)
+    chosen = sorted(set(pairs(n_layers, n_heads, layers=layers, heads=heads, axis=axis)))
     hooks = model.hook_dict  # a bridge builds this mapping on every access
-    having = [layer for layer in range(counts[0]) if f"blocks.{layer}.{hook}" in hooks]
-    without = [layer for layer, _ in chosen if layer not in having]
-    named = layers is not None or isinstance(canonical(layers, heads)[1], tuple)
-    if without and (named or not having):
-        name = model.cfg.model_name
-        if not having:
-            raise InputError(
-                f"no layer of {name!r} has {hook}, since it has no attention heads or "
-                "TransformerLens does not show them."
-            )
+    having = [layer for layer in range(n_layers) if f"blocks.{layer}.{hook}" in hooks]
+    if not having:
         raise InputError(
-            f"layer {without[0]} of {name!r} has no {hook}; layers that have it: {numbers(having)}."
+            f"no layer of {model.cfg.model_name!r} has {hook}, since it has no attention heads or "
+            "TransformerLens does not show them."
+        )
+    without = [layer for layer, _ in chosen if layer not in having]
+    if without and (layers is not None or isinstance(heads, tuple)):
+        raise InputError(
+            f"layer {without[0]} of {model.cfg.model_name!r} has no {hook}; layers that have it: "
+            f"{numbers(having)}."
         )
     return Sites(tuple(site for site in chosen if site[0] in having))
 

@@ -44,6 +44,18 @@ def test_choices(name):
         assert sites.choose(MODEL, **asked).pairs == pairs
 
 
+@pytest.mark.parametrize("heads", [[(1, 0)], iter([(1, 0)])])
+def test_a_layer_of_a_hybrid_without_heads_is_refused_by_name_only(heads):
+    hooks = {"blocks.0.attn.hook_z": None}
+    hybrid = SimpleNamespace(
+        cfg=SimpleNamespace(**vars(MODEL.cfg), model_name="x"), hook_dict=hooks
+    )
+    with unchecked():
+        assert sites.choose(hybrid, heads=[3]).pairs == ((0, 3),)
+        with pytest.raises(InputError, match=r"layer 1 of 'x' has no attn\.hook_z; .* it: 0"):
+            sites.choose(hybrid, heads=heads)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_choices(name):
     asked, message = WRONG[name]
